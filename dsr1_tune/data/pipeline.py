@@ -1,0 +1,195 @@
+"""The steps in order: read, rules, duplicates → what is kept, what fell out and why; and the files that say so."""
+
+from __future__ import annotations
+
+import json
+import random
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from dsr1_tune.config import Data
+from dsr1_tune.data import rules
+from dsr1_tune.data.dedup import Seen
+from dsr1_tune.data.read import open_files
+from dsr1_tune.data.record import DAMAGE, Drop, Record, Row
+from dsr1_tune.data.report import Report
+from dsr1_tune.errors import DataError
+from dsr1_tune.whole import whole_file
+
+MAX_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What a data file turned out to be, and how many rows it has."""
+
+    file: str
+    layout: str
+    encoding: str
+    format: str
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What came of the data files: the rows kept, the rows dropped, and the files they stand in. Nothing is lost."""
+
+    rows: tuple[Row, ...]
+    drops: tuple[Drop, ...]
+    files: tuple[FileFacts, ...]
+
+    def __post_init__(self) -> None:
+        num_rows = sum(file.num_rows for file in self.files)
+        assert len(self.rows) + len(self.drops) == num_rows, "rows in = kept + dropped"
+
+    @property
+    def records(self) -> tuple[Record, ...]:
+        """The kept rows that have an answer to learn."""
+        return tuple(row for row in self.rows if isinstance(row, Record))
+
+    @property
+    def damage(self) -> tuple[Drop, ...]:
+        """The drops after which a file holds further rows that nobody could read."""
+        return tuple(drop for drop in self.drops if drop.code in DAMAGE)
+
+    def with_drops(self, drops: Iterable[Drop]) -> Prepared:
+        """The same, less the kept rows that a later step drops: `Drop(...).at(row.place, "encode", row.row)`."""
+        drops = tuple(drops)
+        places = {drop.place for drop in drops}
+        rows = tuple(row for row in self.rows if row.place not in places)
+        return replace(self, rows=rows, drops=self.drops + drops)
+
+
+def examine(data: Data) -> Prepared:
+    """Read everything; keep what passes the rules and was not seen before. Raises DataError where unreadable."""
+    rows: list[Row] = []
+    drops: list[Drop] = []
+    files: list[FileFacts] = []
+    seen = Seen()
+    for reading in open_files(data.files, data.map):
+        num_before = len(rows) + len(drops)
+        for item in reading.rows:
+            outcome = item if isinstance(item, Drop) else _judge(item, data, seen)
+            if isinstance(outcome, Drop):
+                drops.append(outcome)
+            else:
+                rows.append(outcome)
+        source = reading.source
+        num_rows = len(rows) + len(drops) - num_before
+        files.append(FileFacts(str(source.path), source.layout, source.encoding, reading.format, num_rows))
+    return Prepared(tuple(rows), tuple(drops), tuple(files))
+
+
+def _judge(row: Row, data: Data, seen: Seen) -> Row | Drop:
+    """The steps after reading, cheap ones first; the first that objects decides."""
+    outcome = rules.not_empty(row)
+    if not isinstance(outcome, Drop):
+        outcome = rules.long_enough(row, data.min_question_chars, data.min_answer_chars)
+    if isinstance(outcome, Drop):
+        return outcome.at(row.place, "rules", row.row)
+    outcome = seen.first_time(row)
+    return outcome.at(row.place, "duplicates", row.row) if isinstance(outcome, Drop) else outcome
+
+
+def prepare(data: Data) -> Prepared:
+    """The records to train on: `examine`, and only rows with an answer.
+
+    Raises DataError for a damaged file (unless allowed), and where nothing is left to learn from.
+    """
+    prepared = examine(data)
+    if prepared.damage and not data.allow_damaged:
+        broken = [f"{drop.place}: {drop.detail}" for drop in prepared.damage]
+        if len(broken) > MAX_NAMED:
+            broken = [*broken[:MAX_NAMED], f"and {len(broken) - MAX_NAMED} more such places"]
+        hint = (
+            "mend the file: rows beyond that place may be lost; or train on the "
+            f"{len(prepared.records)} that could be read with --set data.allow_damaged=true"
+        )
+        raise DataError("\n".join(broken), hint=hint)
+    if prepared.rows and not prepared.records:
+        kinds = _listed(Counter(type(row).__name__.lower() for row in prepared.rows))
+        hint = "supervised training needs questions with answers: add them, or name the columns with --map"
+        raise DataError(f"{_names(prepared)}: no row has an answer to learn ({kinds} rows)", hint=hint)
+    prepared = prepared.with_drops(
+        Drop("not_supervised", f"a {type(row).__name__.lower()} row", "keep it in a file of its own").at(
+            row.place, "selection", row.row
+        )
+        for row in prepared.rows
+        if not isinstance(row, Record)
+    )
+    if not prepared.records:
+        reasons = _listed(Counter(drop.code for drop in prepared.drops))
+        first = prepared.drops[0]
+        message = f"{_names(prepared)}: none of the {len(prepared.drops)} rows can be used ({reasons}); the first: "
+        hint = f"{first.fix}; see every row with: dsr1-tune data check {shlex.join(f.file for f in prepared.files)}"
+        raise DataError(f"{message}{first.place}: {first.detail}", hint=hint)
+    return prepared
+
+
+def _names(prepared: Prepared) -> str:
+    return ", ".join(file.file for file in prepared.files)
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{number} {name}" for name, number in counts.most_common())
+
+
+def split(records: Sequence[Record], eval_share: float, seed: int) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+    """(to train on, held out), both in the order of `records`; the same seed draws the same records.
+
+    At least one is held out where there are two and the share is above 0, and at least one is trained on.
+    """
+    num_held_out = 0
+    if eval_share > 0 and len(records) > 1:
+        num_held_out = min(max(1, round(len(records) * eval_share)), len(records) - 1)
+    drawn = set(random.Random(seed).sample(range(len(records)), num_held_out))
+    train = tuple(record for number, record in enumerate(records) if number not in drawn)
+    return train, tuple(records[number] for number in sorted(drawn))
+
+
+def write(prepared: Prepared, folder: Path, held_out: Sequence[Record] = ()) -> None:
+    """Leave `train.jsonl`, `eval.jsonl` (the `held_out` records), `rejected.jsonl` and `report.json` in the folder."""
+    places = {record.place for record in held_out}
+    train = [record for record in prepared.records if record.place not in places]
+    _write_lines(folder / "train.jsonl", map(_as_messages, train))
+    _write_lines(folder / "eval.jsonl", map(_as_messages, held_out))
+    write_rejects(prepared.drops, folder / "rejected.jsonl")
+    summary = Report.of(prepared).summary()
+    with whole_file(folder / "report.json", binary=True) as file:
+        file.write(orjson.dumps(summary, option=orjson.OPT_INDENT_2) + b"\n")
+
+
+def write_rejects(drops: Iterable[Drop], path: Path) -> None:
+    """One line per dropped row: where it stands, what is wrong, how to mend it, and the whole row as it was."""
+    _write_lines(path, ({**drop.as_json(), "row": drop.row} for drop in drops))
+
+
+def _as_messages(record: Record) -> dict[str, Any]:
+    """OpenAI's messages format, with where the record came from."""
+    place = record.place
+    return {
+        "messages": [{"role": message.role, "content": message.content} for message in record.messages],
+        **({"tools": record.tools} if record.tools else {}),
+        "source": {"file": place.file, "line": place.line, "index": place.index},
+    }
+
+
+def _write_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
+    with whole_file(path, binary=True) as file:
+        for value in values:
+            file.write(_dumps(value) + b"\n")
+
+
+def _dumps(value: dict[str, Any]) -> bytes:
+    """JSON in one line, whatever the row holds."""
+    try:
+        return orjson.dumps(value, default=str)
+    except orjson.JSONEncodeError:
+        # Lone surrogates, numbers beyond 64 bits, deep nesting; the standard library writes what it has read.
+        return json.dumps(value, default=str).encode()

@@ -1,0 +1,154 @@
+"""The nouns that flow through the data stage: Message, Record, Preference, Prompt, and Drop for what falls out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+CODES: dict[str, str] = {
+    # reading
+    "not_an_object": "the row is a number, a text or a list, not an object with named fields",
+    "unknown_fields": "none of the row's fields is a question or an answer",
+    "missing_field": "a field that the row needs is not there",
+    "ambiguous_fields": "several fields could be the question, or the answer",
+    "null_value": "a field that the row needs is null",
+    "wrong_type": "a field holds something else than text, or than a list of turns",
+    "unknown_role": "a turn is said by a role that is not known",
+    "turn_order": "the turns do not alternate as a conversation does",
+    "no_assistant": "the conversation does not end with the assistant's answer",
+    "bad_encoding": "the text holds bytes or characters that are no text",
+    "too_large": "a field is far longer than anything that can be learned from",
+    "nested_too_deep": "lists and objects are nested too deeply to be read",
+    "json_malformed": "the line is not JSON; the lines around it are read",
+    "json_damaged": "the JSON array is broken at this element",
+    "json_truncated": "the file ends in the middle of a row, or before its closing bracket",
+    "csv_malformed": "the line has other columns than the header, or misplaced quotes",
+    "csv_truncated": "a quote is opened here and never closed; it swallows the rest of the file",
+    # rules
+    "empty_question": "a question is blank",
+    "empty_answer": "an answer is blank",
+    "question_too_short": "the question is shorter than min_question_chars",
+    "answer_too_short": "the answer is shorter than min_answer_chars",
+    # duplicates
+    "exact_duplicate": "the same conversation stands earlier",
+    # selection and encoding
+    "not_supervised": "a preference or prompt-only row, where a question with its answer is needed",
+    "template_refused": "the model's chat template refuses the conversation",
+    "nothing_to_learn": "the model's chat template leaves nothing of the answer",
+    "too_long": "the conversation has more tokens than max_tokens",
+}
+"""Every code a Drop can carry, and what it means. Codes are stable: scripts may rely on them."""
+
+DAMAGE = frozenset({"json_damaged", "json_truncated", "csv_truncated"})
+"""Codes after which a file holds an unknown number of further rows that nobody could read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a row stands: its file, the line on which it starts (from 1) and its index among the rows (from 0).
+
+    Parquet has no lines; there the line is the number of the row, from 1.
+    """
+
+    file: str
+    line: int
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; `path` is where its text stands in the row it was read from."""
+
+    role: Role
+    content: str
+    path: str = field(default="$", compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A conversation to learn from; its last message is the assistant's.
+
+    `tools` is the JSON text of the functions the assistant may call, if any; `row` is the row as it was read.
+    """
+
+    messages: tuple[Message, ...]
+    place: Place
+    tools: str = ""
+    row: Any = field(default=None, compare=False, repr=False)
+
+    @property
+    def question(self) -> str:
+        """The last thing the user said before the final answer."""
+        return next((m.content for m in reversed(self.messages[:-1]) if m.role == "user"), "")
+
+    @property
+    def answer(self) -> str:
+        """The final answer."""
+        return self.messages[-1].content
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A prompt with a better and a worse answer, for reward models and DPO."""
+
+    prompt: tuple[Message, ...]
+    chosen: Message
+    rejected: Message
+    place: Place
+    tools: str = ""
+    row: Any = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt without an answer to learn, for PPO and GRPO; `answer` is the checkable result where there is one."""
+
+    messages: tuple[Message, ...]
+    answer: str | None
+    place: Place
+    tools: str = ""
+    row: Any = field(default=None, compare=False, repr=False)
+
+
+Row = Record | Preference | Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A row that cannot be used, and how to mend it.
+
+    `code` is one of CODES; `path` is the JSON path inside the row (`$.messages[1].content`); `row` is the row as it
+    was read, or its raw text where it could not be parsed. A rule fills in what is wrong; the pipeline adds where
+    with `at`.
+    """
+
+    code: str
+    detail: str
+    fix: str = ""
+    path: str = "$"
+    stage: str = ""
+    place: Place | None = None
+    row: Any = None
+
+    def at(self, place: Place, stage: str, row: Any) -> Drop:
+        """The same drop, with where it happened and what fell out."""
+        return replace(self, place=place, stage=stage, row=row)
+
+    def as_json(self) -> dict[str, Any]:
+        """What is wrong and where, without the row, as plain JSON values."""
+        place = self.place
+        return {
+            "file": place.file if place else None,
+            "line": place.line if place else None,
+            "index": place.index if place else None,
+            "stage": self.stage,
+            "code": self.code,
+            "path": self.path,
+            "detail": self.detail,
+            "fix": self.fix,
+        }

@@ -1,0 +1,181 @@
+"""What became of the data: counts per file and reason, and every bad row with its mend; as tables and as JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dsr1_tune.data.charset import CERTAIN
+from dsr1_tune.data.record import CODES, DAMAGE, Drop
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from dsr1_tune.data.pipeline import FileFacts, Prepared
+
+MAX_ROWS_SHOWN = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class FileLine:
+    """One file's outcome."""
+
+    facts: FileFacts
+    num_kept: int
+    num_dropped: int
+    is_damaged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CodeLine:
+    """One reason's outcome, with the first row that it hit."""
+
+    code: str
+    num_rows: int
+    example: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The outcome of a data stage."""
+
+    files: tuple[FileLine, ...]
+    codes: tuple[CodeLine, ...]
+    kinds: dict[str, int]
+    drops: tuple[Drop, ...]
+
+    @classmethod
+    def of(cls, prepared: Prepared) -> Report:
+        """Count what was kept and dropped."""
+        kept = Counter(row.place.file for row in prepared.rows)
+        dropped = Counter(drop.place.file for drop in prepared.drops if drop.place)
+        damaged = {drop.place.file for drop in prepared.damage if drop.place}
+        files = [FileLine(f, kept[f.file], dropped[f.file], f.file in damaged) for f in prepared.files]
+        examples: dict[str, str] = {}
+        for drop in prepared.drops:
+            examples.setdefault(drop.code, str(drop.place))
+        counts = Counter(drop.code for drop in prepared.drops)
+        codes = [CodeLine(code, number, examples[code]) for code, number in counts.most_common()]
+        kinds = dict(Counter(type(row).__name__.lower() for row in prepared.rows))
+        return cls(tuple(files), tuple(codes), kinds, prepared.drops)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows read, good and bad."""
+        return sum(line.facts.num_rows for line in self.files)
+
+    @property
+    def num_kept(self) -> int:
+        """Rows that are fit to learn from."""
+        return sum(line.num_kept for line in self.files)
+
+    def summary(self) -> dict[str, Any]:
+        """The counts as plain JSON values."""
+        return {
+            "num_rows": self.num_rows,
+            "num_kept": self.num_kept,
+            "num_dropped": len(self.drops),
+            "kept": self.kinds,
+            "dropped": {line.code: line.num_rows for line in self.codes},
+            "files": [
+                {
+                    "file": line.facts.file,
+                    "layout": line.facts.layout,
+                    "encoding": line.facts.encoding,
+                    "format": line.facts.format,
+                    "num_rows": line.facts.num_rows,
+                    "num_kept": line.num_kept,
+                    "num_dropped": line.num_dropped,
+                    "is_damaged": line.is_damaged,
+                }
+                for line in self.files
+            ],
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """The counts and every bad row as plain JSON values."""
+        return {**self.summary(), "bad_rows": [drop.as_json() for drop in self.drops]}
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the report: files, reasons, then every bad row."""
+    console.print(_files_table(report))
+    if not report.drops:
+        return
+    console.print(_codes_table(report))
+    shown = report.drops[:MAX_ROWS_SHOWN]
+    for line in report.files:
+        of_file = [drop for drop in shown if drop.place and drop.place.file == line.facts.file]
+        if of_file:
+            console.print(_rows_table(line.facts.file, of_file))
+    if len(shown) < len(report.drops):
+        console.print(f"... and {len(report.drops) - len(shown):,} more bad rows.")
+
+
+def _files_table(report: Report) -> Table:
+    table = _table("Files")
+    for name in ("file", "format"):
+        table.add_column(name, overflow="fold")
+    for name in ("rows", "kept", "dropped"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for line in report.files:
+        facts = line.facts
+        encoding = f", {facts.encoding}" if facts.encoding not in ("", "utf-8") else ""
+        encoding += "" if facts.encoding in CERTAIN else " (a guess)"
+        damaged = "; damaged: rows may be lost" if line.is_damaged else ""
+        what = f"{facts.layout}{encoding}: {facts.format or 'no known format'}{damaged}"
+        counts = (f"{number:,}" for number in (facts.num_rows, line.num_kept, line.num_dropped))
+        table.add_row(_plain(facts.file), _plain(what), *counts)
+    if len(report.files) > 1:
+        table.add_section()
+        table.add_row("together", "", f"{report.num_rows:,}", f"{report.num_kept:,}", f"{len(report.drops):,}")
+    return table
+
+
+def _codes_table(report: Report) -> Table:
+    table = _table("Why rows are dropped")
+    table.add_column("rows", justify="right", no_wrap=True)
+    table.add_column("code", no_wrap=True)
+    table.add_column("meaning; the first such row", overflow="fold")
+    for line in report.codes:
+        meaning = _plain(f"{CODES.get(line.code, '')}\n")
+        table.add_row(f"{line.num_rows:,}", line.code, meaning.append(_plain(line.example, "dim")))
+    return table
+
+
+def _rows_table(file: str, drops: list[Drop]) -> Table:
+    """All bad rows of one file; the mend stands below what is wrong, so that it also fits a narrow terminal."""
+    table = _table(f"Bad rows of {file}")
+    table.add_column("line", justify="right", no_wrap=True)
+    table.add_column("row", justify="right", no_wrap=True)
+    table.add_column("code, place in the row", overflow="fold")
+    table.add_column("what is wrong, how to mend it", overflow="fold", ratio=1)
+    for drop in drops:
+        assert drop.place
+        color = "red" if drop.code in DAMAGE else "yellow"
+        where = _plain(drop.code, color)
+        if drop.path != "$":
+            where.append("\n").append(_plain(drop.path))
+        what = _plain(drop.detail)
+        if drop.fix:
+            what.append("\n").append(_plain(f"→ {drop.fix}", "dim"))
+        table.add_row(str(drop.place.line), str(drop.place.index), where, what)
+    return table
+
+
+def _table(title: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(title=_plain(title, "bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+
+
+def _plain(text: str, style: str = "") -> Text:
+    """Text from the data as it is: no markup, and nothing that moves the terminal's cursor."""
+    from rich.text import Text
+
+    seen = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return Text(seen, style=style)
