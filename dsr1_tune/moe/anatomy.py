@@ -1,0 +1,111 @@
+"""Where a mixture of experts keeps its parts: the only file that knows how architectures name them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+Part = Literal[
+    "attention", "dense_ffn", "shared_experts", "routed_experts", "router", "embeddings", "norms", "other"
+]
+PARTS: tuple[Part, ...] = (
+    "attention", "dense_ffn", "shared_experts", "routed_experts", "router", "embeddings", "norms", "other"
+)  # fmt: skip
+
+_ATTENTION = {"self_attn", "attention", "attn", "linear_attn", "self_attention", "mamba", "mixer"}
+_FEED_FORWARD = {"mlp", "feed_forward", "ffn", "block_sparse_moe", "shared_mlp"}
+_SHARED = re.compile(r"shared_(expert|experts|mlp)$")
+# What PEFT inserts into the names of the model that it wraps.
+_PEFT = re.compile(r"^base_model\.model\.|\.base_layer(?=\.|$)")
+
+
+@dataclass(frozen=True)
+class ExpertBlock:
+    """The routed experts of one layer, held by transformers in two fused parameters.
+
+    `gate_up_proj` is (E, 2I, D) and `down_proj` (E, D, I); where `is_transposed`, (E, D, 2I) and (E, I, D).
+    """
+
+    name: str
+    module: nn.Module
+
+    @property
+    def num_experts(self) -> int:
+        """E, the number of routed experts."""
+        return int(self.module.down_proj.shape[0])
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the fused weights, the outermost product last."""
+        return tuple(name for name in ("gate_up_proj", "up_proj", "down_proj") if _is_fused(self.module, name))
+
+
+def find_experts(model: nn.Module) -> list[ExpertBlock]:
+    """Every block of fused routed experts, from the first layer to the last; empty for a dense model."""
+    return [
+        ExpertBlock(name, module)
+        for name, module in model.named_modules()
+        if hasattr(module, "is_transposed") and _is_fused(module, "down_proj")
+    ]
+
+
+def find_linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear, Part]]:
+    """Every nn.Linear with its full name and the part it belongs to."""
+    part_of = Anatomy(model)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            yield name, module, part_of(f"{name}.weight")
+
+
+class Anatomy:
+    """Tells to which part of the model a parameter belongs: `Anatomy(model)("model.layers.0.mlp.up_proj.weight")`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._experts = {plain_name(block.name) for block in find_experts(model)}
+        self._blocks = {name.rpartition(".")[0] for name in self._experts}
+        self._embeddings = {
+            plain_name(name)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Embedding) or name.endswith("lm_head")
+        }
+        self._norms = {
+            plain_name(name) for name, module in model.named_modules() if "norm" in type(module).__name__.lower()
+        }
+
+    def __call__(self, parameter: str) -> Part:
+        """The part that `parameter` (a full name, with or without PEFT's insertions) belongs to."""
+        module = re.sub(r"\.lora_\w+(\..*)?$", "", plain_name(parameter) + ".")
+        owners = {module[: dot.start()] for dot in re.finditer(r"\.|$", module)}
+        if owners & self._experts:
+            return "routed_experts"
+        if owners & self._embeddings:
+            return "embeddings"
+        if owners & self._norms:
+            return "norms"
+        block = next(iter(owners & self._blocks), None)
+        if block is not None and not self._in_attention(module):
+            inside = module[len(block) + 1 :].split(".")[0]
+            return "shared_experts" if _SHARED.match(inside) else "router"
+        if self._in_attention(module):
+            return "attention"
+        if set(module.split(".")) & _FEED_FORWARD:
+            return "dense_ffn"
+        return "other"
+
+    @staticmethod
+    def _in_attention(module: str) -> bool:
+        return bool(set(module.split(".")) & _ATTENTION)
+
+
+def plain_name(name: str) -> str:
+    """A module's or parameter's name as the base model has it, without PEFT's insertions."""
+    return _PEFT.sub("", name)
+
+
+def _is_fused(module: nn.Module, name: str) -> bool:
+    weight = getattr(module, name, None)
+    return isinstance(weight, nn.Parameter) and weight.dim() == 3

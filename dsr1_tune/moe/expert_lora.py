@@ -1,0 +1,413 @@
+"""Low-rank updates on fused routed experts, applied by grouped products without ever forming the update.
+
+PEFT's ParamWrapper builds W + s·B·A for all experts on every forward and keeps it for the backward. Here the same
+parameters, owned by the same ParamWrapper (so adapters save and load as ordinary PEFT ones), are applied to the routed
+rows: sort them by expert, then `y = x Wᵀ + s (x Aᵀ) Bᵀ` group by group. One autograd function spans the whole layer,
+saves its input, one activation and two slivers of width R, and gives every gradient by grouped products.
+
+Letters: T tokens, E experts, K chosen per token, S = T·K routed rows, D model width, I expert width, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import ParamWrapper
+from torch import Tensor, nn
+from torch.nn import functional
+
+GateFunction = Callable[[Tensor], Tensor]
+
+
+def use_grouped_products(model: nn.Module) -> int:
+    """Apply the LoRA on fused experts and on wrapped linear weights without forming it; returns how many layers do.
+
+    Call it after PEFT has added or loaded the adapter. Layers it does not know are left to PEFT's own way, which is
+    slow but right.
+    """
+    wrappers = {name: module for name, module in model.named_modules() if type(module) is ParamWrapper}
+    switched = 0
+    for name, wrapper in wrappers.items():
+        base = wrapper.get_base_layer()
+        inside_another = name.endswith(".base_layer") and name.removesuffix(".base_layer") in wrappers
+        if isinstance(base, nn.Linear) and wrapper.parameter_name == "weight":
+            wrapper.__class__ = LinearParamLora
+            switched += 1
+        elif not inside_another and _is_known_layout(base):
+            wrapper.__class__ = GroupedExpertLora
+            switched += 1
+    return switched
+
+
+def _is_known_layout(experts: nn.Module) -> bool:
+    """Fused experts as transformers' `use_experts_implementation` declares them, without a norm behind each expert."""
+    return hasattr(experts, "is_transposed") and not getattr(experts, "has_post_expert_norm", False)
+
+
+class LinearParamLora(ParamWrapper):
+    """PEFT's wrapper of a linear layer's weight, applied as `x Wᵀ + s (x Aᵀ) Bᵀ`."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Any leading shape, last dimension the layer's input width."""
+        adapter = _single_active(self)
+        if adapter is None or args or kwargs:
+            return super().forward(x, *args, **kwargs)
+        lora_a, lora_b = self.lora_A[adapter], self.lora_B[adapter]
+        update = lora_b(lora_a(x.to(lora_a.weight.dtype)))
+        y = self.base_layer(x)
+        return y + (update * self.scaling[adapter]).to(y.dtype)
+
+
+class GroupedExpertLora(ParamWrapper):
+    """PEFT's (outermost) wrapper of a fused experts module, applied by grouped products."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """`x` (T, D) with the router's choice (T, K) and weights (T, K), as every fused experts module takes them."""
+        adapter = _single_active(self)
+        experts = self.get_base_layer()
+        if adapter is None or kwargs or len(args) != 2 or getattr(experts, "_is_expert_parallel", False):
+            return super().forward(x, *args, **kwargs)
+        index_TK, weight_TK = args
+        updates: dict[str, _Factors] = {}
+        wrapper: nn.Module = self
+        while isinstance(wrapper, ParamWrapper):
+            updates[wrapper.parameter_name] = _Factors(
+                wrapper.lora_A[adapter].weight, wrapper.lora_B[adapter].weight, wrapper.scaling[adapter]
+            )
+            wrapper = wrapper.base_layer
+        return apply_experts(experts, x, index_TK, weight_TK, updates)
+
+
+def _single_active(wrapper: ParamWrapper) -> str | None:
+    """The one adapter to apply to every parameter of this layer, or None where PEFT's own way must decide."""
+    adapters = wrapper.active_adapters
+    if wrapper.disable_adapters or wrapper.merged or len(adapters) != 1:
+        return None
+    layer: nn.Module = wrapper
+    while isinstance(layer, ParamWrapper):
+        if adapters[0] not in layer.lora_A or layer.merged:
+            return None
+        layer = layer.base_layer
+    return str(adapters[0])
+
+
+@dataclass(frozen=True)
+class _Factors:
+    """LoRA's two factors as PEFT packs them for E experts: A (E·R, in) expert-major, B (out, R·E) rank-major."""
+
+    packed_a: Tensor
+    packed_b: Tensor
+    scale: float
+
+
+def apply_experts(
+    experts: nn.Module, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor, updates: dict[str, _Factors]
+) -> Tensor:
+    """The experts' output (T, D) for the router's choice, with low-rank updates on the named fused weights."""
+    up_name = "gate_up_proj" if experts.has_gate else "up_proj"
+    up, down = updates.get(up_name), updates.get("down_proj")
+    layer = _Layer(
+        gate=experts._apply_gate if experts.has_gate else experts.act_fn,
+        is_transposed=experts.is_transposed,
+        up_bias=getattr(experts, f"{up_name}_bias", None),
+        down_bias=experts.down_proj_bias if experts.has_bias else None,
+        up_scale=up.scale if up else 0.0,
+        down_scale=down.scale if down else 0.0,
+    )
+    out_TD: Tensor = _ExpertsWithUpdates.apply(
+        layer,
+        x_TD,
+        index_TK,
+        weight_TK,
+        getattr(experts, up_name),
+        experts.down_proj,
+        up.packed_a if up else None,
+        up.packed_b if up else None,
+        down.packed_a if down else None,
+        down.packed_b if down else None,
+    )
+    return out_TD
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What a layer of experts does besides its products."""
+
+    gate: GateFunction
+    is_transposed: bool
+    up_bias: Tensor | None
+    down_bias: Tensor | None
+    up_scale: float
+    down_scale: float
+
+
+class _ExpertsWithUpdates(torch.autograd.Function):
+    """Dispatch → up product → gate → down product → combine, frozen weights, trainable low-rank factors."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        layer: _Layer,
+        x_TD: Tensor,
+        index_TK: Tensor,
+        weight_TK: Tensor,
+        up: Tensor,
+        down: Tensor,
+        up_a: Tensor | None,
+        up_b: Tensor | None,
+        down_a: Tensor | None,
+        down_b: Tensor | None,
+    ) -> Tensor:
+        rows = _Rows.sort(index_TK, num_experts=down.shape[0])
+        up_lora = _Unpacked.of(up_a, up_b, layer.up_scale, up)
+        down_lora = _Unpacked.of(down_a, down_b, layer.down_scale, down)
+
+        x_PD = x_TD.to(up.dtype).index_select(0, rows.token_P)
+        g, h_up = rows.linear(x_PD, _as_out_in(up, layer), up_lora)
+        if layer.up_bias is not None:
+            g.add_(layer.up_bias.index_select(0, rows.expert_P))
+        a = layer.gate(g)
+        y_PD, h_down = rows.linear(a, _as_out_in(down, layer), down_lora)
+        if layer.down_bias is not None:
+            y_PD.add_(layer.down_bias.index_select(0, rows.expert_P))
+
+        ctx.layer, ctx.rows = layer, rows
+        ctx.save_for_backward(x_TD, weight_TK, up, down, up_a, up_b, down_a, down_b, g, h_up, h_down)
+        return rows.combine(y_PD, weight_TK).to(x_TD.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        dout_TD = grads[0]
+        x_TD, weight_TK, up, down, up_a, up_b, down_a, down_b, g, h_up, h_down = ctx.saved_tensors
+        layer: _Layer = ctx.layer
+        rows: _Rows = ctx.rows
+        up_lora = _Unpacked.of(up_a, up_b, layer.up_scale, up)
+        down_lora = _Unpacked.of(down_a, down_b, layer.down_scale, down)
+
+        # The activation is cheap to compute again; keeping it would cost S·I numbers.
+        with torch.enable_grad():
+            g_leaf = g.detach().requires_grad_()
+            a_graph = layer.gate(g_leaf)
+        a = a_graph.detach()
+
+        # The gate weight scales whole rows, so the products run on unscaled rows and the weight comes in on the
+        # narrow side; the weight's own gradient is then <dy W, a> and the layer's output need not be kept.
+        dy_PD = dout_TD.to(down.dtype).index_select(0, rows.token_P)
+        weight_P1 = rows.pad_weights(weight_TK.to(down.dtype))
+        da, d_down_a, d_down_b = rows.linear_backward(dy_PD, a, h_down, _as_out_in(down, layer), down_lora, weight_P1)
+        dweight_P = (da * a).sum(-1)
+        if layer.down_bias is not None:
+            dweight_P += (dy_PD * layer.down_bias.index_select(0, rows.expert_P)).sum(-1)
+        del dy_PD
+        dg = torch.autograd.grad(a_graph, g_leaf, da.mul_(weight_P1))[0]
+        del da, a, a_graph, g_leaf
+
+        x_PD = x_TD.to(up.dtype).index_select(0, rows.token_P) if up_lora else None
+        dx_PD, d_up_a, d_up_b = rows.linear_backward(dg, x_PD, h_up, _as_out_in(up, layer), up_lora)
+        dx_TD = rows.sum_back(dx_PD).to(x_TD.dtype) if ctx.needs_input_grad[1] else None
+        dweight_TK = rows.as_chosen(dweight_P).view_as(weight_TK).to(weight_TK.dtype)
+        return (
+            None,
+            dx_TD,
+            None,
+            dweight_TK if ctx.needs_input_grad[3] else None,
+            None,
+            None,
+            _like(d_up_a, up_a),
+            _like(d_up_b, up_b),
+            _like(d_down_a, down_a),
+            _like(d_down_b, down_b),
+        )
+
+
+def _as_out_in(weight: Tensor, layer: _Layer) -> Tensor:
+    """The fused weight as (E, out, in), whichever way the family stores it."""
+    return weight.transpose(1, 2) if layer.is_transposed else weight
+
+
+def _like(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+    return None if gradient is None or parameter is None else gradient.to(parameter.dtype)
+
+
+@dataclass(frozen=True)
+class _Unpacked:
+    """LoRA's factors per expert, in the weight's dtype: a (E, R, in), bt (E, R, out), which may be a strided view."""
+
+    a: Tensor
+    bt: Tensor
+    scale: float
+
+    @classmethod
+    def of(cls, packed_a: Tensor | None, packed_b: Tensor | None, scale: float, weight: Tensor) -> _Unpacked | None:
+        if packed_a is None or packed_b is None:
+            return None
+        num_experts = weight.shape[0]
+        a = packed_a.to(weight.dtype).view(num_experts, -1, packed_a.shape[-1])
+        # A plain 2-D transpose: far cheaper than gathering (E, out, R), and its rows are contiguous for BLAS.
+        bt = packed_b.to(weight.dtype).t().contiguous().view(-1, num_experts, packed_b.shape[0])
+        return cls(a, bt.transpose(0, 1), scale)
+
+    def pick(self, expert_N: Tensor) -> _Unpacked:
+        """The factors of each tile's expert: (N, R, in) and (N, R, out)."""
+        return _Unpacked(self.a.index_select(0, expert_N), self.bt.index_select(0, expert_N), self.scale)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The S routed rows in order of their experts, and the grouped products over them.
+
+    On a CPU thousands of narrow products, one an expert, cost more in overhead than in arithmetic. So each expert's
+    rows start on a tile of `tile` rows there (P ≥ S rows in all, the ones between are padding with gate weight 0), the
+    wide products of the frozen weights run expert by expert over the real rows, and the narrow ones of the update run
+    as one batched product over the N tiles. On a GPU the tile is 1 row and all of them are grouped products.
+    """
+
+    token_P: Tensor
+    expert_P: Tensor
+    position_S: Tensor
+    offsets_E: Tensor
+    num_chosen: int
+    tile: int
+    expert_N: Tensor
+    spans: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def sort(cls, index_TK: Tensor, num_experts: int) -> _Rows:
+        expert_S, order_S = index_TK.reshape(-1).sort(stable=True)
+        counts_E = torch.zeros(num_experts, dtype=torch.int64, device=order_S.device)
+        counts_E.scatter_add_(0, expert_S, torch.ones_like(expert_S))
+        offsets_E = counts_E.cumsum(0)
+        token_S = order_S // index_TK.shape[-1]
+        arange_S = torch.arange(order_S.numel(), device=order_S.device)
+        if index_TK.device.type != "cpu":
+            position_S = torch.empty_like(order_S)
+            position_S[order_S] = arange_S
+            return cls(
+                token_S, expert_S, position_S, offsets_E.to(torch.int32), index_TK.shape[-1], 1, expert_S, ()
+            )
+        tile = _tile_rows(order_S.numel() / num_experts)
+        tiles_E = (counts_E + tile - 1) // tile
+        starts_E = (tiles_E.cumsum(0) - tiles_E) * tile
+        expert_N = torch.repeat_interleave(tiles_E)
+        padded_S = arange_S + (starts_E - offsets_E + counts_E).index_select(0, expert_S)
+        token_P = torch.zeros(expert_N.numel() * tile, dtype=token_S.dtype)
+        token_P[padded_S] = token_S
+        position_S = torch.empty_like(order_S)
+        position_S[order_S] = padded_S
+        spans = tuple(zip(starts_E.tolist(), counts_E.tolist(), strict=True))
+        return cls(
+            token_P,
+            expert_N.repeat_interleave(tile),
+            position_S,
+            offsets_E.to(torch.int32),
+            index_TK.shape[-1],
+            tile,
+            expert_N,
+            spans,
+        )
+
+    def pad_weights(self, weight_TK: Tensor) -> Tensor:
+        """The gate weight of each row, 0 for padding: (T, K) → (P, 1)."""
+        weight_P = weight_TK.new_zeros(self.token_P.numel())
+        weight_P[self.position_S] = weight_TK.reshape(-1)
+        return weight_P.unsqueeze(1)
+
+    def as_chosen(self, value_P: Tensor) -> Tensor:
+        """(P, ...) in order of the experts → (S, ...) as the router chose, padding left out."""
+        return value_P.index_select(0, self.position_S)
+
+    def combine(self, y_PD: Tensor, weight_TK: Tensor) -> Tensor:
+        """Sum each token's K rows by their weights: (P, D) → (T, D)."""
+        y_TKD = self.as_chosen(y_PD).view(-1, self.num_chosen, y_PD.shape[-1])
+        return torch.bmm(weight_TK.to(y_PD.dtype).unsqueeze(1), y_TKD).squeeze(1)
+
+    def sum_back(self, dx_PD: Tensor) -> Tensor:
+        """Sum each token's K rows: (P, D) → (T, D)."""
+        return self.as_chosen(dx_PD).view(-1, self.num_chosen, dx_PD.shape[-1]).sum(1)
+
+    def linear(self, x: Tensor, weight: Tensor, lora: _Unpacked | None) -> tuple[Tensor, Tensor | None]:
+        """`y = x Wᵀ + s (x Aᵀ) Bᵀ` and `h = x Aᵀ`: x (P, in), W (E, out, in) → (P, out), (P, R)."""
+        y = self._by_expert(x, weight.transpose(1, 2))
+        if lora is None:
+            return y, None
+        if not self.spans:
+            h = functional.grouped_mm(x, lora.a.transpose(1, 2), offs=self.offsets_E)
+            return y.add_(functional.grouped_mm(h, lora.bt, offs=self.offsets_E), alpha=lora.scale), h
+        lora = self._tiled(lora)
+        h = torch.bmm(self._tiles(x), lora.a.transpose(1, 2))
+        self._tiles(y).baddbmm_(h, lora.bt, alpha=lora.scale)
+        return y, h.view(-1, h.shape[-1])
+
+    def linear_backward(
+        self,
+        dy: Tensor,
+        x: Tensor | None,
+        h: Tensor | None,
+        weight: Tensor,
+        lora: _Unpacked | None,
+        weight_P1: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Gradients of `linear` with respect to x, A and B, the latter two packed as PEFT packs them.
+
+        With `weight_P1`, dy is taken before the rows' gate weights: dA and dB get them, dx is returned without.
+        """
+        dx = self._by_expert(dy, weight)
+        if lora is None or x is None or h is None:
+            return dx, None, None
+        if not self.spans:
+            dh = functional.grouped_mm(dy, lora.bt.transpose(1, 2), offs=self.offsets_E)
+            dx.add_(functional.grouped_mm(dh, lora.a, offs=self.offsets_E), alpha=lora.scale)
+            h, dh = _weighted(h, weight_P1), _weighted(dh, weight_P1)
+            da = functional.grouped_mm(dh.t(), x, offs=self.offsets_E)
+            dbt = functional.grouped_mm(h.t(), dy, offs=self.offsets_E)
+        else:
+            tiled = self._tiled(lora)
+            dy_tiles = self._tiles(dy)
+            dh = torch.bmm(dy_tiles, tiled.bt.transpose(1, 2))
+            self._tiles(dx).baddbmm_(dh, tiled.a, alpha=lora.scale)
+            h, dh = _weighted(h, weight_P1), _weighted(dh.view_as(h), weight_P1)
+            da = self._sum_tiles(torch.bmm(self._tiles(dh).transpose(1, 2), self._tiles(x)))
+            dbt = self._sum_tiles(torch.bmm(self._tiles(h).transpose(1, 2), dy_tiles))
+        # PEFT's packing: A (E·R, in) is expert-major, B (out, R·E) rank-major.
+        packed_a = da.mul_(lora.scale).reshape(-1, da.shape[-1])
+        packed_b = dbt.mul_(lora.scale).transpose(0, 1).reshape(-1, dbt.shape[-1]).t()
+        return dx, packed_a, packed_b
+
+    def _by_expert(self, x: Tensor, weight: Tensor) -> Tensor:
+        """Each expert's rows times its matrix: x (P, in), weight (E, in, out) → (P, out), padding rows 0."""
+        if not self.spans:
+            return functional.grouped_mm(x, weight, offs=self.offsets_E)
+        y = x.new_zeros(x.shape[0], weight.shape[-1])
+        for (start, count), matrix in zip(self.spans, weight.unbind(), strict=True):
+            if count:
+                torch.mm(x.narrow(0, start, count), matrix, out=y.narrow(0, start, count))
+        return y
+
+    def _tiles(self, rows: Tensor) -> Tensor:
+        """(P, width) → (N, tile, width), a view."""
+        return rows.view(-1, self.tile, rows.shape[-1])
+
+    def _one_tile_each(self, num_experts: int) -> bool:
+        return self.expert_N.numel() == num_experts and all(count for _, count in self.spans)
+
+    def _tiled(self, lora: _Unpacked) -> _Unpacked:
+        return lora if self._one_tile_each(lora.a.shape[0]) else lora.pick(self.expert_N)
+
+    def _sum_tiles(self, per_tile: Tensor) -> Tensor:
+        """(N, R, width) → (E, R, width)."""
+        num_experts = len(self.spans)
+        if self._one_tile_each(num_experts):
+            return per_tile
+        return per_tile.new_zeros(num_experts, *per_tile.shape[1:]).index_add_(0, self.expert_N, per_tile)
+
+
+def _tile_rows(mean_rows: float) -> int:
+    """Rows of a tile: most experts fit into one, in steps that suit vector units; measured, not derived."""
+    return min(max(8 * round(1.5 * mean_rows / 8), 8), 64)
+
+
+def _weighted(rows: Tensor, weight_P1: Tensor | None) -> Tensor:
+    return rows if weight_P1 is None else rows * weight_P1
