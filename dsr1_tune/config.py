@@ -23,6 +23,12 @@ class Noun(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_default(cls, value: Any) -> Any:
+        """A YAML section of which every line is commented out leaves the defaults."""
+        return {} if value is None else value
+
 
 class Data(Noun):
     """What to learn from, and which rows are worth it."""
@@ -94,7 +100,7 @@ class Schedule(Noun):
     """Recompute activations in the backward pass to save memory."""
     save_steps: Count = 50
     """A checkpoint every so many optimizer steps, the last two are kept."""
-    seed: Annotated[int, Field(ge=0)] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Seeds the split, the order, the adapter and everything else drawn at random."""
 
 
@@ -129,7 +135,7 @@ def load_config(
     tree: dict[str, Any] = _read_yaml(file) if file else {}
     for dotted, value in (flags or {}).items():
         if value is not None:
-            _put(tree, dotted, value, said=f"--{dotted.split('.')[-1]}")
+            _put(tree, dotted, value, said=dotted)
     for text in sets:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
@@ -146,30 +152,36 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}", hint="give --config an existing YAML file")
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _NOT_YAML as error:
         raise ConfigError(f"{file}: is not YAML: {error}", hint="see examples/medical/lora.yaml") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{file}: holds no settings", hint="see examples/medical/lora.yaml")
     return tree
 
 
+# ValueError: bytes that are no text, or a date such as 2024-13-45.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
 def _put(tree: dict[str, Any], dotted: str, value: Any, said: str) -> None:
     """Set one dotted name in a nested dict."""
     *groups, leaf = dotted.split(".")
     for group in groups:
-        tree = tree.setdefault(group, {})
+        if tree.get(group) is None:
+            tree[group] = {}
+        tree = tree[group]
         if not isinstance(tree, dict):
-            raise ConfigError(f"{said}: {group} is a value, it has no {leaf}", hint="see --help for the names")
+            raise ConfigError(f"{said}: {group} is a value, it has no {leaf}", hint=_SEE_SETTINGS)
     tree[leaf] = value
 
 
 def _parse_value(text: str) -> Any:
-    """`32` → 32, `true` → True, `[a, b]` → a list, `2e-4` → 0.0002: YAML, and the floats YAML 1.1 misses."""
+    """`32` → 32, `'32'` → a text, `[a, b]` → a list, `2e-4` → 0.0002: YAML, and the floats YAML 1.1 misses."""
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except _NOT_YAML:
         return text
-    if isinstance(value, str):
+    if value == text.strip():  # not in quotes
         try:
             return float(value)
         except ValueError:
@@ -183,17 +195,22 @@ def _all_problems(error: ValidationError, file: Path | None) -> str:
     lines = []
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"]) or "settings"
-        said = "there is no such setting" if problem["type"] == "extra_forbidden" else problem["msg"]
+        said = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            said = "there is no such setting"
         given = "" if problem["type"] == "extra_forbidden" else f" (given: {problem['input']!r})"
         lines.append(f"{name}: {said}{given}")
     return where + "; ".join(lines)
+
+
+_SEE_SETTINGS = "`dsr1-tune settings` lists names, meanings and defaults"
 
 
 def _known_names(kind: type[Noun], error: ValidationError) -> str:
     """The names that exist where an unknown one was given."""
     unknown = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
     if not unknown:
-        return "correct the value; `dsr1-tune settings` lists names, meanings and defaults"
+        return f"correct the value; {_SEE_SETTINGS}"
     *groups, _ = unknown[0]
     for group in groups:
         field = kind.model_fields.get(str(group))

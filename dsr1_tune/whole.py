@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -24,8 +25,10 @@ def whole_file(path: Path, binary: bool = False) -> Iterator[IO[Any]]:
             os.fsync(file.fileno())
         part.chmod(0o666 & ~_umask())
         part.replace(path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a failed write does not say of itself where
         raise
 
 
@@ -36,15 +39,43 @@ def whole_folder(path: Path) -> Iterator[Path]:
     part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
     try:
         yield part
-        part.chmod(0o777 & ~_umask())
-        old = path.with_name(f".{path.name}.{os.getpid()}.old")
-        if path.exists():
-            path.replace(old)
-        part.replace(path)
-        shutil.rmtree(old, ignore_errors=True)
+        _give_usual_permissions(part)
+        _replace_folder(part, path)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def _give_usual_permissions(folder: Path) -> None:
+    """Temporary folders, and the files that safetensors writes, are readable by their owner alone."""
+    mask = _umask()
+    for place in (folder, *folder.rglob("*")):
+        place.chmod((0o777 if place.is_dir() else 0o666) & ~mask)
+
+
+def _replace_folder(part: Path, path: Path) -> None:
+    """Move `part` to `path`; an older folder there goes, and stays if that fails."""
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    if path.exists():
+        path.replace(old)
+    try:
+        part.replace(path)
+    except BaseException:
+        if old.exists():
+            old.replace(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a failed write, by whatever library, means that there is no room left."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return any(words in str(error) for words in _DISK_FULL)
+
+
+# What safetensors and torch.save say, who do not raise OSError.
+_DISK_FULL = ("os error 28", "os error 122", "PytorchStreamWriter", "unexpected pos")
 
 
 def _umask() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -83,6 +83,11 @@ def render(record: Record, tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
     def shown(count: int, prompt: bool = False) -> str:
         return _shown(record, count, prompt, tokenizer)
 
+    def with_answer(position: int, content: str) -> str:
+        answer = replace(record.messages[position], content=content)
+        other = replace(record, messages=(*record.messages[:position], answer))
+        return _shown(other, position + 1, False, tokenizer)
+
     whole = shown(len(record.messages))
     spans = []
     for position, message in enumerate(record.messages):
@@ -91,8 +96,14 @@ def render(record: Record, tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
         through = whole if position == len(record.messages) - 1 else shown(position + 1)
         if position == 0 or not whole.startswith(through):
             continue
+        if message.content.strip() not in through and through == with_answer(position, ""):
+            continue  # an answer of thoughts alone, which the template removes
         # Where the prompt holds more than the finished turn (an opened <think>, say), learn from where they part.
-        first = _common_prefix(shown(position, prompt=True), through)
+        asked = shown(position, prompt=True)
+        first = _common_prefix(asked, through)
+        if first < len(asked):
+            # The two may part late: "<think>" and an answer's "<table>" begin alike.
+            first = min(first, _common_prefix(with_answer(position, "\ufffc"), through))
         end = first + len(through[first:].rstrip())
         if end > first:
             spans.append((first, end))

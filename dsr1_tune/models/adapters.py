@@ -5,7 +5,7 @@ The coverage audit tells what is trained before the first step; the gradient che
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ def add_lora(model: nn.Module, adapter: Adapter) -> PeftModel:
     return peft_model
 
 
-def _targets(model: nn.Module, groups: Iterable[Group]) -> tuple[list[str], list[str]]:
+def _targets(model: nn.Module, groups: Collection[Group]) -> tuple[list[str], list[str]]:
     """PEFT's `target_modules` and `target_parameters` for the groups: the shortest names that hit nothing else."""
     blocks = find_experts(model)
     linears = list(find_linears(model))

@@ -9,9 +9,7 @@ from typing import Literal
 
 from torch import nn
 
-Part = Literal[
-    "attention", "dense_ffn", "shared_experts", "routed_experts", "router", "embeddings", "norms", "other"
-]
+Part = Literal["attention", "dense_ffn", "shared_experts", "routed_experts", "router", "embeddings", "norms", "other"]
 PARTS: tuple[Part, ...] = (
     "attention", "dense_ffn", "shared_experts", "routed_experts", "router", "embeddings", "norms", "other"
 )  # fmt: skip
@@ -87,9 +85,13 @@ class Anatomy:
         if owners & self._norms:
             return "norms"
         block = next(iter(owners & self._blocks), None)
-        if block is not None and not self._in_attention(module):
+        if block is not None:
             inside = module[len(block) + 1 :].split(".")[0]
-            return "shared_experts" if _SHARED.match(inside) else "router"
+            if _SHARED.match(inside):
+                return "shared_experts"
+            # Where experts stand right in the layer (Gemma 4), attention and the dense part are their neighbours.
+            if inside not in _ATTENTION | _FEED_FORWARD:
+                return "router"
         if self._in_attention(module):
             return "attention"
         if set(module.split(".")) & _FEED_FORWARD:

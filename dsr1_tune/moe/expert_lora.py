@@ -11,7 +11,7 @@ Letters: T tokens, E experts, K chosen per token, S = T·K routed rows, D model 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,11 +28,13 @@ def use_grouped_products(model: nn.Module) -> int:
     Call it after PEFT has added or loaded the adapter. Layers it does not know are left to PEFT's own way, which is
     slow but right.
     """
-    wrappers = {name: module for name, module in model.named_modules() if type(module) is ParamWrapper}
+    wrappers = {name: module for name, module in model.named_modules() if isinstance(module, ParamWrapper)}
     switched = 0
     for name, wrapper in wrappers.items():
         base = wrapper.get_base_layer()
         inside_another = name.endswith(".base_layer") and name.removesuffix(".base_layer") in wrappers
+        if type(wrapper) is not ParamWrapper:  # switched before
+            continue
         if isinstance(base, nn.Linear) and wrapper.parameter_name == "weight":
             wrapper.__class__ = LinearParamLora
             switched += 1
@@ -68,7 +70,9 @@ class GroupedExpertLora(ParamWrapper):
         """`x` (T, D) with the router's choice (T, K) and weights (T, K), as every fused experts module takes them."""
         adapter = _single_active(self)
         experts = self.get_base_layer()
-        if adapter is None or kwargs or len(args) != 2 or getattr(experts, "_is_expert_parallel", False):
+        is_known = len(args) == 2 and not kwargs and not getattr(experts, "_is_expert_parallel", False)
+        is_trained = any(weight.requires_grad for weight in experts.parameters(recurse=False))
+        if adapter is None or not is_known or is_trained:
             return super().forward(x, *args, **kwargs)
         index_TK, weight_TK = args
         updates: dict[str, _Factors] = {}
@@ -79,6 +83,10 @@ class GroupedExpertLora(ParamWrapper):
             )
             wrapper = wrapper.base_layer
         return apply_experts(experts, x, index_TK, weight_TK, updates)
+
+
+# PEFT knows its wrappers by this name when it adds a further adapter.
+LinearParamLora.__name__ = GroupedExpertLora.__name__ = ParamWrapper.__name__
 
 
 def _single_active(wrapper: ParamWrapper) -> str | None:
@@ -117,18 +125,20 @@ def apply_experts(
         up_scale=up.scale if up else 0.0,
         down_scale=down.scale if down else 0.0,
     )
-    out_TD: Tensor = _ExpertsWithUpdates.apply(
-        layer,
-        x_TD,
-        index_TK,
-        weight_TK,
-        getattr(experts, up_name),
-        experts.down_proj,
-        up.packed_a if up else None,
-        up.packed_b if up else None,
-        down.packed_a if down else None,
-        down.packed_b if down else None,
-    )
+    # In the weights' own dtype, as transformers' experts compute under autocast too.
+    with torch.autocast(x_TD.device.type, enabled=False):
+        out_TD: Tensor = _ExpertsWithUpdates.apply(
+            layer,
+            x_TD,
+            index_TK,
+            weight_TK,
+            getattr(experts, up_name),
+            experts.down_proj,
+            up.packed_a if up else None,
+            up.packed_b if up else None,
+            down.packed_a if down else None,
+            down.packed_b if down else None,
+        )
     return out_TD
 
 
@@ -162,8 +172,8 @@ class _ExpertsWithUpdates(torch.autograd.Function):
         down_b: Tensor | None,
     ) -> Tensor:
         rows = _Rows.sort(index_TK, num_experts=down.shape[0])
-        up_lora = _Unpacked.of(up_a, up_b, layer.up_scale, up)
-        down_lora = _Unpacked.of(down_a, down_b, layer.down_scale, down)
+        up_lora = _Unpacked.of(up_a, up_b, layer.up_scale, up, rows)
+        down_lora = _Unpacked.of(down_a, down_b, layer.down_scale, down, rows)
 
         x_PD = x_TD.to(up.dtype).index_select(0, rows.token_P)
         g, h_up = rows.linear(x_PD, _as_out_in(up, layer), up_lora)
@@ -184,8 +194,8 @@ class _ExpertsWithUpdates(torch.autograd.Function):
         x_TD, weight_TK, up, down, up_a, up_b, down_a, down_b, g, h_up, h_down = ctx.saved_tensors
         layer: _Layer = ctx.layer
         rows: _Rows = ctx.rows
-        up_lora = _Unpacked.of(up_a, up_b, layer.up_scale, up)
-        down_lora = _Unpacked.of(down_a, down_b, layer.down_scale, down)
+        up_lora = _Unpacked.of(up_a, up_b, layer.up_scale, up, rows)
+        down_lora = _Unpacked.of(down_a, down_b, layer.down_scale, down, rows)
 
         # The activation is cheap to compute again; keeping it would cost S·I numbers.
         with torch.enable_grad():
@@ -234,25 +244,36 @@ def _like(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
 
 @dataclass(frozen=True)
 class _Unpacked:
-    """LoRA's factors per expert, in the weight's dtype: a (E, R, in), bt (E, R, out), which may be a strided view."""
+    """LoRA's factors per expert, in the weight's dtype: a (E, R, in), bt (E, R, out), which may be a strided view.
+
+    `rank` is the adapter's own; R is larger where the rows' grouped products need it, and the rows added are 0.
+    """
 
     a: Tensor
     bt: Tensor
     scale: float
+    rank: int
 
     @classmethod
-    def of(cls, packed_a: Tensor | None, packed_b: Tensor | None, scale: float, weight: Tensor) -> _Unpacked | None:
+    def of(
+        cls, packed_a: Tensor | None, packed_b: Tensor | None, scale: float, weight: Tensor, rows: _Rows
+    ) -> _Unpacked | None:
         if packed_a is None or packed_b is None:
             return None
         num_experts = weight.shape[0]
         a = packed_a.to(weight.dtype).view(num_experts, -1, packed_a.shape[-1])
         # A plain 2-D transpose: far cheaper than gathering (E, out, R), and its rows are contiguous for BLAS.
         bt = packed_b.to(weight.dtype).t().contiguous().view(-1, num_experts, packed_b.shape[0])
-        return cls(a, bt.transpose(0, 1), scale)
+        rank = a.shape[1]
+        missing = rows.pad_rank(rank, weight.element_size()) - rank
+        if missing:
+            a = functional.pad(a, (0, 0, 0, missing))
+            bt = functional.pad(bt, (0, 0, 0, 0, 0, missing))
+        return cls(a, bt.transpose(0, 1), scale, rank)
 
     def pick(self, expert_N: Tensor) -> _Unpacked:
         """The factors of each tile's expert: (N, R, in) and (N, R, out)."""
-        return _Unpacked(self.a.index_select(0, expert_N), self.bt.index_select(0, expert_N), self.scale)
+        return replace(self, a=self.a.index_select(0, expert_N), bt=self.bt.index_select(0, expert_N))
 
 
 @dataclass(frozen=True)
@@ -285,9 +306,7 @@ class _Rows:
         if index_TK.device.type != "cpu":
             position_S = torch.empty_like(order_S)
             position_S[order_S] = arange_S
-            return cls(
-                token_S, expert_S, position_S, offsets_E.to(torch.int32), index_TK.shape[-1], 1, expert_S, ()
-            )
+            return cls(token_S, expert_S, position_S, offsets_E.to(torch.int32), index_TK.shape[-1], 1, expert_S, ())
         tile = _tile_rows(order_S.numel() / num_experts)
         tiles_E = (counts_E + tile - 1) // tile
         starts_E = (tiles_E.cumsum(0) - tiles_E) * tile
@@ -308,6 +327,10 @@ class _Rows:
             expert_N,
             spans,
         )
+
+    def pad_rank(self, rank: int, itemsize: int) -> int:
+        """The smallest width ≥ `rank` of the update that the products take: a GPU's want whole 16 bytes a row."""
+        return rank if self.spans else -(-rank * itemsize // 16) * 16 // itemsize
 
     def pad_weights(self, weight_TK: Tensor) -> Tensor:
         """The gate weight of each row, 0 for padding: (T, K) → (P, 1)."""
@@ -361,8 +384,8 @@ class _Rows:
             dh = functional.grouped_mm(dy, lora.bt.transpose(1, 2), offs=self.offsets_E)
             dx.add_(functional.grouped_mm(dh, lora.a, offs=self.offsets_E), alpha=lora.scale)
             h, dh = _weighted(h, weight_P1), _weighted(dh, weight_P1)
-            da = functional.grouped_mm(dh.t(), x, offs=self.offsets_E)
-            dbt = functional.grouped_mm(h.t(), dy, offs=self.offsets_E)
+            da = self._outer_by_expert(dh, x)[:, : lora.rank]
+            dbt = self._outer_by_expert(h, dy)[:, : lora.rank]
         else:
             tiled = self._tiled(lora)
             dy_tiles = self._tiles(dy)
@@ -385,6 +408,13 @@ class _Rows:
             if count:
                 torch.mm(x.narrow(0, start, count), matrix, out=y.narrow(0, start, count))
         return y
+
+    def _outer_by_expert(self, h: Tensor, x: Tensor) -> Tensor:
+        """Each expert's hᵀ x by grouped products: (P, R) and (P, in) → (E, R, in)."""
+        outer = functional.grouped_mm(h.t(), x, offs=self.offsets_E)
+        # Not every GPU writes the zeros of an expert without rows.
+        is_empty_E = self.offsets_E.diff(prepend=self.offsets_E.new_zeros(1)) == 0
+        return outer.masked_fill_(is_empty_E.view(-1, 1, 1), 0.0)
 
     def _tiles(self, rows: Tensor) -> Tensor:
         """(P, width) → (N, tile, width), a view."""

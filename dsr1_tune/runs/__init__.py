@@ -1,0 +1,1 @@
+"""The run folder, and what watches and reports a run."""

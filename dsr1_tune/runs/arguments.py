@@ -1,0 +1,43 @@
+"""Our schedule as TRL's arguments."""
+
+from __future__ import annotations
+
+import torch
+from trl import SFTConfig
+
+from dsr1_tune.config import Schedule
+from dsr1_tune.runs.folder import RunFolder
+
+
+def to_arguments(schedule: Schedule, folder: RunFolder, dtype: torch.dtype) -> SFTConfig:
+    """TRL's SFTConfig for `schedule`, for a model whose weights are held in `dtype`."""
+    return SFTConfig(
+        output_dir=str(folder.checkpoints),
+        num_train_epochs=schedule.epochs,
+        max_steps=schedule.max_steps or -1,
+        per_device_train_batch_size=schedule.batch_size,
+        gradient_accumulation_steps=schedule.accumulate,
+        learning_rate=schedule.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=schedule.warmup_share,
+        weight_decay=schedule.weight_decay,
+        max_grad_norm=schedule.max_grad_norm,
+        activation_checkpointing=schedule.gradient_checkpointing,
+        gradient_checkpointing=None,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        use_cpu=not torch.cuda.is_available(),
+        seed=schedule.seed,
+        data_seed=schedule.seed,
+        save_steps=schedule.save_steps,
+        save_total_limit=2,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        # The records come encoded and labelled; none is truncated.
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )

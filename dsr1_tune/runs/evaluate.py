@@ -1,0 +1,123 @@
+"""How good a model is on records that it never trained on: loss, perplexity, and answers to look at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from dsr1_tune.data.encode import IGNORED, Example, prompt_text
+from dsr1_tune.data.record import Record
+
+MAX_BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Mean loss over the tokens that assistants say in the held-out records, in nats per token."""
+
+    loss: float
+    num_tokens: int
+    num_records: int
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> HeldOut:
+        """The inverse of `as_json`."""
+        return cls(value["loss"], value["num_tokens"], value["num_records"])
+
+    @property
+    def perplexity(self) -> float:
+        """e to the loss; infinite where that overflows."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    def as_json(self) -> dict[str, Any]:
+        """For eval.json."""
+        return {**asdict(self), "perplexity": self.perplexity}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A held-out question, what the model says, and what the record says."""
+
+    question: str
+    answer: str
+    reference: str
+
+
+@torch.no_grad()
+def held_out_loss(
+    model: Any, examples: Sequence[Example], pad_token: int, advance: Callable[[int], None] = lambda count: None
+) -> HeldOut:
+    """The mean loss of `examples` under `model`, every learned token weighing the same; `advance` counts records."""
+    was_training = model.training
+    model.eval()
+    total, num_tokens = 0.0, 0
+    for batch in _batches(examples):
+        length = max(len(example.input_ids) for example in batch)
+        ids = torch.full((len(batch), length), pad_token)
+        labels = torch.full((len(batch), length), IGNORED)
+        mask = torch.zeros((len(batch), length), dtype=torch.long)
+        for row, example in enumerate(batch):
+            ids[row, : len(example.input_ids)] = torch.tensor(example.input_ids)
+            labels[row, : len(example.labels)] = torch.tensor(example.labels)
+            mask[row, : len(example.input_ids)] = 1
+        logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits
+        is_learned = labels[:, 1:] != IGNORED
+        wanted = labels[:, 1:][is_learned].to(model.device)
+        losses = torch.nn.functional.cross_entropy(
+            logits[:, :-1][is_learned.to(model.device)].float(), wanted, reduction="sum"
+        )
+        total += float(losses)
+        num_tokens += wanted.numel()
+        advance(len(batch))
+    model.train(was_training)
+    return HeldOut(total / num_tokens, num_tokens, len(examples))
+
+
+def _batches(examples: Sequence[Example]) -> Iterator[list[Example]]:
+    """Examples of like length together, at most MAX_BATCH_TOKENS a batch with padding (or one example)."""
+    batch: list[Example] = []
+    for example in sorted(examples, key=lambda example: len(example.input_ids)):
+        if batch and (len(batch) + 1) * len(example.input_ids) > MAX_BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(example)
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def sample_answers(
+    model: Any,
+    tokenizer: Any,
+    records: Sequence[Record],
+    max_new_tokens: int,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[Sample]:
+    """The model's greedy answer to each record's last question, with the earlier turns before it."""
+    was_training = model.training
+    model.eval()
+    # Caching is off in training; an answer without it would take a full pass per token.
+    use_cache, model.config.use_cache = model.config.use_cache, True
+    samples = []
+    for record in records:
+        text = prompt_text(record, tokenizer)
+        inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(model.device)
+        output = model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        samples.append(Sample(record.question, answer.strip(), record.answer))
+        advance(1)
+    model.config.use_cache = use_cache
+    model.train(was_training)
+    return samples

@@ -1,0 +1,211 @@
+"""The run folder: the names of everything a run writes, its manifest, and where it can go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dsr1_tune.config import LoraRun
+from dsr1_tune.errors import RunError
+from dsr1_tune.whole import whole_file
+
+RUNNING, INTERRUPTED, FAILED, FINISHED = "running", "interrupted", "failed", "finished"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder; every stage finds what it needs by these names.
+
+    manifest.json    config, data hashes, versions, base, seeds, timings, metrics, and how the run stands
+    data/            train.jsonl, eval.jsonl, rejected.jsonl, report.json
+    checkpoints/     what --resume goes on from
+    train_log.jsonl  one line per optimizer step
+    tensorboard/     the same for TensorBoard
+    adapter/         PEFT's adapter with tokenizer and chat template
+    eval.json        held-out loss, perplexity and sample answers, before and after
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, config: LoraRun, command: str) -> RunFolder:
+        """Make the folder `config.out` names, or a new one under runs/; raises RunError where a run already stands."""
+        folder = cls(config.out or _new_name(config))
+        if folder.manifest_file.exists():
+            status = folder.manifest().get("status")
+            hint = "choose another --out"
+            if status != FINISHED:
+                hint = f"go on with: dsr1-tune {command} --resume {folder.path}; or choose another --out"
+            raise RunError(f"{folder.path}: already holds a run ({status})", hint=hint)
+        if folder.path.is_dir() and any(folder.path.iterdir()):
+            raise RunError(f"{folder.path}: is not empty and holds no run", hint="choose another --out")
+        if folder.path.exists() and not folder.path.is_dir():
+            raise RunError(f"{folder.path}: is a file", hint="choose another --out")
+        folder.path.mkdir(parents=True, exist_ok=True)
+        folder.update(status=RUNNING, command=command, started=_now(), config=_config_as_json(config))
+        return folder
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunFolder:
+        """The folder of a run that is to go on; raises RunError if there is none, or it is finished."""
+        folder = cls(path)
+        if not folder.manifest_file.is_file():
+            raise RunError(f"{path}: holds no run (no manifest.json)", hint="give --resume the folder of a run")
+        if folder.manifest().get("status") == FINISHED:
+            raise RunError(f"{path}: this run is finished", hint=f"talk to it with: dsr1-tune chat {path}")
+        return folder
+
+    @property
+    def manifest_file(self) -> Path:
+        """manifest.json."""
+        return self.path / "manifest.json"
+
+    @property
+    def data(self) -> Path:
+        """Kept, held-out and rejected rows, and the report."""
+        return self.path / "data"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the trainer keeps its state."""
+        return self.path / "checkpoints"
+
+    @property
+    def log_file(self) -> Path:
+        """train_log.jsonl."""
+        return self.path / "train_log.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def adapter(self) -> Path:
+        """The finished adapter."""
+        return self.path / "adapter"
+
+    @property
+    def eval_file(self) -> Path:
+        """eval.json."""
+        return self.path / "eval.json"
+
+    def manifest(self) -> dict[str, Any]:
+        """What manifest.json holds; raises RunError if it is damaged."""
+        return _read_json(self.manifest_file)
+
+    def update(self, **facts: Any) -> None:
+        """Add facts to the manifest, or replace them; None removes one."""
+        known = self.manifest() if self.manifest_file.exists() else {}
+        facts = {**known, **facts}
+        _write_json(self.manifest_file, {name: fact for name, fact in facts.items() if fact is not None})
+
+    def close(self, status: str, **facts: Any) -> None:
+        """Say in the manifest how the run ended."""
+        self.update(status=status, ended=_now(), **facts)
+
+    def config(self) -> LoraRun:
+        """The config that the run was started with; raises RunError if the manifest has none that is valid."""
+        try:
+            return LoraRun.model_validate(self.manifest()["config"])
+        except (KeyError, ValidationError) as error:
+            raise RunError(
+                f"{self.manifest_file}: has no valid config: {' '.join(str(error).split())}",
+                hint="it is damaged or of another version; start a new run",
+            ) from None
+
+    def evaluation(self) -> dict[str, Any]:
+        """What eval.json holds so far."""
+        return _read_json(self.eval_file) if self.eval_file.exists() else {}
+
+    def write_evaluation(self, **facts: Any) -> None:
+        """Add facts to eval.json."""
+        _write_json(self.eval_file, {**self.evaluation(), **facts})
+
+    def mark_whole(self, step: int) -> None:
+        """Note that the checkpoint of this step is completely written."""
+        with whole_file(self._checkpoint(step) / _WHOLE) as file:
+            file.write("")
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest checkpoint that was completely written, if any."""
+        return max((mark.parent for mark in self.checkpoints.glob(f"checkpoint-*/{_WHOLE}")), key=step_of, default=None)
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"checkpoint-{step}"
+
+    def check_data(self, hashes: Mapping[str, str]) -> None:
+        """Raise RunError if the data files are no longer those that the run began with."""
+        for name, known in self.manifest().get("data_sha256", {}).items():
+            if hashes.get(name) != known:
+                raise RunError(
+                    f"{name}: has changed since the run began, so the held-out records would not be the same",
+                    hint="restore the file, or start a new run",
+                )
+
+
+_WHOLE = ".whole"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step after which a checkpoint was written, from its name."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def hash_files(files: tuple[Path, ...]) -> dict[str, str]:
+    """SHA-256 of each file, by its absolute path; empty for one that is gone, or is no file (a pipe has no end)."""
+    return {str(path.absolute()): _hash(path) for path in files}
+
+
+def _hash(path: Path) -> str:
+    try:
+        if not path.is_file():
+            return ""
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+def _config_as_json(config: LoraRun) -> dict[str, Any]:
+    """The config with absolute paths, so that the run can go on from any folder."""
+    tree: dict[str, Any] = config.model_dump(mode="json")
+    tree["data"]["files"] = [str(path.absolute()) for path in config.data.files]
+    if config.base.model and Path(config.base.model).expanduser().exists():
+        tree["base"]["model"] = str(Path(config.base.model).expanduser().absolute())
+    return tree
+
+
+def _new_name(config: LoraRun) -> Path:
+    """runs/<data>-<date>-<time>, and a number behind it should that exist."""
+    stem = config.data.files[0].name.split(".")[0] if config.data.files else "run"
+    name = Path("runs") / f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    candidates = [name, *(name.with_name(f"{name.name}-{number}") for number in range(2, 100))]
+    return next(candidate for candidate in candidates if not candidate.exists())
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read: {error}", hint="this run is damaged; start a new one") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: is not an object", hint="this run is damaged; start a new one")
+    return value
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    with whole_file(path) as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")

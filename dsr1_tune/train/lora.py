@@ -1,0 +1,325 @@
+"""`lora`: train low-rank updates on attention, dense layers, shared and routed experts of a frozen base."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from rich.console import Console
+from torch.utils.data import Sampler
+from torch.utils.tensorboard import SummaryWriter
+from transformers import PrinterCallback, set_seed
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
+from trl import SFTTrainer
+
+from dsr1_tune.config import LoraRun, Schedule
+from dsr1_tune.data.encode import Example, encode_all
+from dsr1_tune.data.pipeline import Prepared, prepare, split, write
+from dsr1_tune.errors import DataError, ModelError, RunError
+from dsr1_tune.models import embedded
+from dsr1_tune.models.adapters import PartCoverage, add_lora, audit, load_plain_adapter
+from dsr1_tune.models.load import Loaded, Located, load_located, locate
+from dsr1_tune.runs.arguments import to_arguments
+from dsr1_tune.runs.callbacks import GracefulStop, GradientCheck, ProgressBar, TrainLog, WholeCheckpoints
+from dsr1_tune.runs.environment import package_versions
+from dsr1_tune.runs.evaluate import HeldOut, Sample, held_out_loss, sample_answers
+from dsr1_tune.runs.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFolder, hash_files, step_of
+from dsr1_tune.runs.narrator import Narrator, quiet_libraries
+from dsr1_tune.whole import is_disk_full, whole_folder
+
+# In 16 bits plain PEFT rounds the sum of weight and update, which the grouped products never form.
+RELOAD_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+
+
+def run(config: LoraRun, resume: Path | None = None, console: Console | None = None) -> RunFolder:
+    """Train LoRA as `config` says, or go on with the run in `resume`; returns the folder with adapter and reports.
+
+    Raises TuneError for everything the user can mend, before weights are loaded where that is possible, and
+    KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
+    """
+    quiet_libraries()
+    narrator = Narrator(console or Console())
+    folder = RunFolder.reopen(resume) if resume else None
+    config = folder.config() if folder else config
+    hashes = hash_files(config.data.files)
+    if folder:
+        folder.check_data(hashes)
+    if config.base.model is None:
+        narrator.say(f"No --model given: this is {embedded.DESCRIPTION}.")
+    base = locate(config.base, narrator.say)
+    data = _prepare(config, base.tokenizer)
+    folder = folder or RunFolder.create(config, "lora")
+    with _accounted(folder, narrator):
+        folder.update(
+            status=RUNNING,
+            ended=None,
+            error=None,
+            data_sha256=hashes,
+            base={"name": base.name, "revision": base.revision, "folder": str(base.folder.absolute())},
+            versions=package_versions(),
+            seed=config.schedule.seed,
+        )
+        narrator.stage("Data")
+        narrator.data(data.prepared, len(data.train), len(data.held_out))
+        write(data.prepared, folder.data, [example.record for example in data.held_out])
+        result = _train(config, base, data, folder, narrator)
+        # Only now, with the trained model gone, is there room for a second copy of the base.
+        gc.collect()
+        with _timed(folder, "check_adapter"):
+            reloaded = _check_adapter(config, base, data, folder, result)
+        folder.close(FINISHED, metrics=result.as_json() | {"reloaded_loss": reloaded})
+        narrator.stage("Result")
+        if result.before and data.held_out:
+            narrator.before_and_after(result.before, result.after)
+        narrator.answers(result.answers_before, result.answers_after)
+        narrator.say(f"\nLoaded afresh with plain PEFT, the adapter gives the loss {reloaded:.4f}: the same.")
+        narrator.where(folder.path)
+    return folder
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The cleaned and encoded records, split."""
+
+    prepared: Prepared
+    train: list[Example]
+    held_out: list[Example]
+
+    @property
+    def probe(self) -> list[Example]:
+        """What the trained model is checked on: the held-out records, or a few others where none are held out."""
+        return self.held_out or self.train[:8]
+
+
+def _prepare(config: LoraRun, tokenizer: Any) -> _Data:
+    """Check, clean, encode, split. Raises DataError if nothing is left to train on."""
+    prepared = prepare(config.data)
+    examples, drops = encode_all(prepared.records, tokenizer, config.schedule.max_tokens)
+    if not examples:
+        raise DataError(
+            f"none of the {len(drops)} records can be trained on; the first: {drops[0].place}: {drops[0].detail}",
+            hint=drops[0].fix,
+        )
+    prepared = prepared.with_drops(drops)
+    train, held_out = split(prepared.records, config.data.eval_share, config.schedule.seed)
+    by_place = {example.record.place: example for example in examples}
+    return _Data(prepared, [by_place[r.place] for r in train], [by_place[r.place] for r in held_out])
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What the run came to."""
+
+    before: HeldOut
+    after: HeldOut
+    answers_before: list[Sample]
+    answers_after: list[Sample]
+    coverage: list[PartCoverage]
+    num_steps: int
+
+    def as_json(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {
+            "loss_before": self.before.loss,
+            "loss_after": self.after.loss,
+            "num_steps": self.num_steps,
+            "coverage": [asdict(line) for line in self.coverage],
+        }
+
+
+def _train(config: LoraRun, base: Located, data: _Data, folder: RunFolder, narrator: Narrator) -> _Result:
+    """Load, look, train, save, look again."""
+    narrator.stage("Model")
+    with _timed(folder, "load"):
+        loaded = load_located(base, config.base.dtype, for_training=True)
+    set_seed(config.schedule.seed)
+    model = add_lora(loaded.model, config.adapter)
+    coverage = audit(model)
+    narrator.coverage(coverage)
+
+    narrator.stage("Before training")
+    earlier = folder.evaluation()
+    if "before" in earlier:
+        before = HeldOut.from_json(earlier["before"])
+        answers_before = [Sample(**sample) for sample in earlier["answers_before"]]
+        narrator.say(f"held-out loss {before.loss:.4f}, as measured when the run began")
+    else:
+        with _timed(folder, "evaluate_before"):
+            before, answers_before = _evaluate(model, loaded, data, config, narrator)
+        folder.write_evaluation(before=before.as_json(), answers_before=[asdict(s) for s in answers_before])
+
+    narrator.stage("Training")
+    with _timed(folder, "train"):
+        num_steps = _fit(model, loaded, data.train, config.schedule, folder, narrator)
+    with whole_folder(folder.adapter) as part:
+        model.save_pretrained(str(part), save_embedding_layers=False)
+        loaded.tokenizer.save_pretrained(str(part))
+
+    narrator.stage("After training")
+    with _timed(folder, "evaluate_after"):
+        after, answers_after = _evaluate(model, loaded, data, config, narrator)
+    folder.write_evaluation(after=after.as_json(), answers_after=[asdict(s) for s in answers_after])
+    if not math.isfinite(after.loss):
+        raise ModelError(
+            "the trained model's held-out loss is not a number",
+            hint=f"lower schedule.learning_rate; {folder.log_file} shows where the loss went wrong",
+        )
+    return _Result(before, after, answers_before, answers_after, coverage, num_steps)
+
+
+def _evaluate(
+    model: PeftModel, loaded: Loaded, data: _Data, config: LoraRun, narrator: Narrator
+) -> tuple[HeldOut, list[Sample]]:
+    """Held-out loss, and answers to a few held-out questions."""
+    with narrator.counting("evaluating", len(data.probe)) as advance:
+        held_out = held_out_loss(model, data.probe, loaded.tokenizer.pad_token_id, advance)
+    narrator.say(f"held-out loss {held_out.loss:.4f} (perplexity {held_out.perplexity:.2f})")
+    asked = [example.record for example in data.probe[: config.samples]]
+    with narrator.counting("answering", len(asked)) as advance:
+        answers = sample_answers(model, loaded.tokenizer, asked, config.sample_tokens, advance)
+    return held_out, answers
+
+
+def _fit(
+    model: PeftModel,
+    loaded: Loaded,
+    train: Sequence[Example],
+    schedule: Schedule,
+    folder: RunFolder,
+    narrator: Narrator,
+) -> int:
+    """Run TRL's SFTTrainer, from the latest checkpoint where there is one; returns the number of optimizer steps."""
+    stop = GracefulStop(narrator.say)
+    bar = ProgressBar(narrator.console)
+    checkpoint = folder.latest_checkpoint()
+    # TensorBoard forgets the steps that are done again.
+    writer = SummaryWriter(str(folder.tensorboard), purge_step=step_of(checkpoint) + 1 if checkpoint else 0)
+    trainer = _Trainer(
+        model=model,
+        args=to_arguments(schedule, folder, loaded.model.dtype),
+        train_dataset=Dataset.from_dict(
+            {"input_ids": [e.input_ids for e in train], "labels": [e.labels for e in train]}
+        ),
+        processing_class=loaded.tokenizer,
+        callbacks=[
+            GradientCheck(),
+            TrainLog(folder),
+            stop,
+            WholeCheckpoints(folder),
+            bar,
+            TensorBoardCallback(writer),
+        ],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if checkpoint:
+        narrator.say(f"going on from {checkpoint}")
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            "the GPU's memory is not enough for a training step",
+            hint="lower schedule.batch_size (and raise schedule.accumulate), schedule.max_tokens or adapter.rank",
+        ) from error
+    finally:
+        bar.close()
+        stop.give_back()
+        writer.close()
+    if stop.was_asked and trainer.state.global_step < trainer.state.max_steps:
+        raise KeyboardInterrupt
+    num_steps = int(trainer.state.global_step)
+    trainer.accelerator.free_memory()
+    return num_steps
+
+
+class _Trainer(SFTTrainer):
+    """TRL's trainer with batches of like length, in an order that depends on seed and epoch alone."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        lengths = [len(ids) for ids in (train_dataset or self.train_dataset)["input_ids"]]
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthGrouped(lengths, batch, self.args.seed)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Going on from its very last step, in the middle of an epoch, the trainer would take one more.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
+
+class LengthGrouped(Sampler[int]):
+    """Random order in which records of like length share a batch; the same for the same seed and epoch.
+
+    transformers' own sampler draws from the global generator, so that a resumed run would see another order.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self._lengths = lengths
+        self._batch_size = batch_size
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer when an epoch begins."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        yield from get_length_grouped_indices(self._lengths, self._batch_size, generator=generator)
+
+
+def _check_adapter(config: LoraRun, base: Located, data: _Data, folder: RunFolder, result: _Result) -> float:
+    """The loss of base and saved adapter, both loaded afresh, by PEFT alone; raises ModelError if it is another."""
+    loaded = load_located(base, config.base.dtype)
+    tolerance = RELOAD_TOLERANCE[loaded.model.dtype]
+    model = load_plain_adapter(loaded.model, folder.adapter)
+    loss = held_out_loss(model, data.probe, loaded.tokenizer.pad_token_id).loss
+    if not abs(loss - result.after.loss) <= tolerance:
+        raise ModelError(
+            f"{folder.adapter}: loaded afresh, the adapter gives the held-out loss {loss:.4f}, "
+            f"but the trained model had {result.after.loss:.4f}",
+            hint="do not use this adapter, and please report it with the model's name",
+        )
+    return loss
+
+
+@contextmanager
+def _timed(folder: RunFolder, stage: str) -> Iterator[None]:
+    """Note in the manifest how many seconds a stage took, over all the times that the run went on."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds = folder.manifest().get("seconds", {})
+        folder.update(seconds={**seconds, stage: round(seconds.get(stage, 0) + time.perf_counter() - start, 3)})
+
+
+@contextmanager
+def _accounted(folder: RunFolder, narrator: Narrator) -> Iterator[None]:
+    """However the run ends, its manifest says so; an interrupted one tells how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        folder.close(INTERRUPTED)
+        narrator.say(f"\nStopped. Go on with: dsr1-tune lora --resume {folder.path}")
+        raise
+    except Exception as error:
+        with suppress(OSError):  # a full disk must not hide what went wrong
+            folder.close(FAILED, error=f"{type(error).__name__}: {error}")
+        if is_disk_full(error):
+            raise RunError(
+                f"{folder.path}: no room is left on its disk",
+                hint=f"free some space and go on with: dsr1-tune lora --resume {folder.path}",
+            ) from error
+        raise
