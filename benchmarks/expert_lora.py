@@ -1,4 +1,4 @@
-"""Tokens per second and peak memory of one training step with LoRA on routed experts: ours, stock TRL + PEFT, the limit.
+"""Tokens per second and peak memory of a training step with LoRA on routed experts: ours, stock TRL + PEFT, the limit.
 
 The limit is the same model, batch and adapters with the routed experts frozen and without an update: the base's own
 products, through transformers' own experts code. Each contender lives in a process of its own, so that its peak memory

