@@ -1,0 +1,507 @@
+"""Bases load as they are, and what cannot be used is refused early, saying where and what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from dsr1_tune.config import Adapter, Base
+from dsr1_tune.errors import ModelError
+from dsr1_tune.models import embedded, hub, load
+from dsr1_tune.models.adapters import add_lora
+from dsr1_tune.models.memory import Memory, main_memory
+
+IDS = torch.arange(2, 40)[None]
+
+
+def locate(folder: Path | str, **settings: Any) -> load.Located:
+    return load.locate(Base(model=str(folder), **settings))
+
+
+def edit_json(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    tree = json.loads(file.read_text())
+    change(tree)
+    file.write_text(json.dumps(tree))
+
+
+# --- what loads ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "qwen3_moe", "llama"])
+@torch.no_grad()
+def test_a_folder_loads_as_it_was_saved(tiny_model: Any, family: str) -> None:
+    folder = tiny_model(family)
+    loaded = load.load(Base(model=str(folder)))
+    want = AutoModelForCausalLM.from_pretrained(folder)(IDS).logits
+    assert torch.equal(loaded.model(IDS).logits, want)
+    assert (loaded.name, loaded.revision) == (str(folder), None)
+    assert loaded.tokenizer.chat_template
+    assert not loaded.model.training
+    assert loaded.model.config.use_cache
+
+
+def test_for_training_without_cache_and_in_the_dtype_asked_for(tiny_model: Any) -> None:
+    located = locate(tiny_model())
+    loaded = load.load_located(located, dtype="bfloat16", for_training=True)
+    assert loaded.model.training
+    assert not loaded.model.config.use_cache
+    assert loaded.model.dtype == torch.bfloat16
+    # A rounded correction bias would change which experts are chosen.
+    assert loaded.model.model.layers[1].mlp.gate.e_score_correction_bias.dtype == torch.float32
+
+
+def test_several_weight_files(tiny_model: Any) -> None:
+    folder = tiny_model()
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder / "cut", max_shard_size="200KB")
+    for file in folder.glob("token*"):
+        shutil.copy(file, folder / "cut")
+    shutil.copy(folder / "chat_template.jinja", folder / "cut")
+    located = locate(folder / "cut")
+    assert len(load.weight_files(located.folder)) > 2
+    load.load_located(located)
+    next(iter(sorted((folder / "cut").glob("*.safetensors")))).unlink()
+    with pytest.raises(ModelError, match="weight files are missing"):
+        locate(folder / "cut")
+
+
+@pytest.mark.parametrize("name", [None, "embedded"])
+def test_without_a_name_it_is_the_embedded_base(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch, name: str | None
+) -> None:
+    folder = tiny_model()
+    monkeypatch.setattr(embedded, "ensure", lambda progress=None: folder)
+    located = load.locate(Base(model=name))
+    assert (located.name, located.revision, located.repo_id) == ("embedded", folder.name, None)
+
+
+def test_a_damaged_embedded_base_is_to_be_rebuilt(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_model()
+    truncated(folder)
+    monkeypatch.setattr(embedded, "ensure", lambda progress=None: folder)
+    with pytest.raises(ModelError, match="is damaged") as caught:
+        load.locate(Base())
+    assert "dsr1-tune base --rebuild" in caught.value.hint
+    with pytest.raises(ModelError, match="is damaged") as caught:
+        embedded.sizes(folder)
+    assert "dsr1-tune base --rebuild" in caught.value.hint
+
+
+def test_a_base_can_be_loaded_twice(tiny_model: Any) -> None:
+    located = locate(tiny_model())
+    load.load_located(located, dtype="bfloat16", for_training=True)
+    loaded = load.load_located(located)
+    assert loaded.model.dtype == torch.float32
+    assert loaded.model.config.use_cache
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(tiny_model: Any) -> None:
+    folder = tiny_model()
+    edit_json(folder / "tokenizer_config.json", lambda tree: tree.pop("pad_token"))
+    tokenizer = locate(folder).tokenizer
+    assert tokenizer.pad_token == tokenizer.eos_token
+
+
+def test_auto_is_float32_on_a_cpu() -> None:
+    assert load.pick_dtype("auto", torch.device("cpu")) == torch.float32
+    assert load.pick_dtype("float16", torch.device("cpu")) == torch.float16
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def broken_config(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "deepse')
+
+
+def list_config(folder: Path) -> None:
+    (folder / "config.json").write_text("[1, 2]")
+
+
+def binary_config(folder: Path) -> None:
+    (folder / "config.json").write_bytes(b"\xff\xfe\x00")
+
+
+def no_type(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda tree: tree.pop("model_type"))
+
+
+def unknown_type(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda tree: tree.update(model_type="zebra", auto_map={"AutoConfig": "z.Z"}))
+
+
+def wrong_value(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda tree: tree.update(hidden_size="wide"))
+
+
+def not_causal(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda tree: tree.update(model_type="clip"))
+
+
+def quantised(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda tree: tree.update(quantization_config={"quant_method": "fp8"}))
+
+
+def no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def pickled(folder: Path) -> None:
+    no_weights(folder)
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+def only_gguf(folder: Path) -> None:
+    no_weights(folder)
+    (folder / "model.Q4_1.gguf").write_bytes(b"GGUF")
+
+
+def truncated(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def empty_file(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"")
+
+
+def not_safetensors(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+def broken_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text("{}")
+
+
+def no_tokenizer(folder: Path) -> None:
+    for file in folder.glob("token*"):
+        file.unlink()
+
+
+def broken_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "Zebra"}}')
+
+
+def no_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says", "mend"),
+    [
+        (no_config, r"has no config\.json; it holds .*model\.safetensors", "give a folder"),
+        (broken_config, r"config\.json: cannot be read", "copy"),
+        (list_config, "holds no JSON object", "copy"),
+        (binary_config, r"config\.json: cannot be read", "copy"),
+        (no_type, "names no model_type", "copy"),
+        (unknown_type, "transformers cannot use it", "without the code that comes with it"),
+        (wrong_value, "transformers cannot use it", "choose a model"),
+        (not_causal, "is a clip, which is no causal language model", "give a folder"),
+        (quantised, r"stored quantised \(fp8\)", "bfloat16"),
+        (no_weights, "has no weights", "give a folder"),
+        (pickled, r"only as \.bin", "convert it to safetensors"),
+        (only_gguf, r"only as \.gguf", "give a folder"),
+        (truncated, r"model\.safetensors: is damaged", "copy or download"),
+        (empty_file, r"model\.safetensors: is damaged", "copy or download"),
+        (not_safetensors, r"model\.safetensors: is damaged", "copy or download"),
+        (broken_index, "lists no weights", "copy"),
+        (no_tokenizer, "has no tokenizer that can be read", r"tokenizer\.json"),
+        (broken_tokenizer, "has no tokenizer that can be read", r"tokenizer\.json"),
+        (no_template, "has no chat template", "chat or instruct variant"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_a_spoilt_folder_is_refused_before_loading(
+    tiny_model: Any, spoil: Callable[[Path], None], says: str, mend: str
+) -> None:
+    folder = tiny_model()
+    spoil(folder)
+    with pytest.raises(ModelError, match=says) as caught:
+        locate(folder)
+    assert str(folder) in caught.value.message
+    assert mend.replace("\\", "") in caught.value.hint
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "qwen3_moe"])
+def test_weights_of_another_shape_are_refused(tiny_model: Any, family: str) -> None:
+    folder = tiny_model(family)
+    edit_json(folder / "config.json", lambda tree: tree.update(moe_intermediate_size=32))
+    with pytest.raises(ModelError, match="weights are of other shapes than its config") as caught:
+        load.load_located(locate(folder))
+    assert "do not belong to its config.json" in caught.value.hint
+
+
+def test_missing_weights_are_refused_not_drawn_at_random(tiny_model: Any) -> None:
+    file = tiny_model() / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.layers.1.self_attn.o_proj.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 weights are missing, such as model\.layers\.1\.self_attn\.o_proj"):
+        load.load_located(locate(file.parent))
+
+
+def test_one_missing_expert_is_refused(tiny_model: Any) -> None:
+    file = tiny_model() / "model.safetensors"
+    weights = load_file(file)
+    del weights["model.layers.1.mlp.experts.2.up_proj.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="some experts are missing"):
+        load.load_located(locate(file.parent))
+
+
+def test_weights_without_a_place_are_told(tiny_model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    file = tiny_model() / "model.safetensors"
+    save_file({**load_file(file), "model.layers.1.surplus": torch.ones(1)}, file, metadata={"format": "pt"})
+    load.load_located(locate(file.parent))
+    assert "1 stored weights have no place in the model, such as model.layers.1.surplus" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["./nothing", "/no/such/folder", "~/none", "a/b/c", "two words", "back\\slash"])
+def test_a_path_that_is_not_there(name: str) -> None:
+    with pytest.raises(ModelError, match="there is no such folder"):
+        locate(name)
+
+
+def test_a_file_is_no_model_folder(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(ModelError, match="is not a folder"):
+        locate(tmp_path / "notes.txt")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match="is a GGUF file"):
+        locate(tmp_path / "model.gguf")
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"has no config\.json; it holds nothing"):
+        locate(tmp_path)
+
+
+def test_what_does_not_fit_is_refused(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "main_memory", lambda: Memory(total=10**6, free=10**5))
+    with pytest.raises(ModelError, match="GiB as float32, cpu has") as caught:
+        locate(tiny_model())
+    assert "base.dtype=bfloat16" in caught.value.hint
+
+
+# --- the Hub ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No network, and an empty Hub cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def test_offline_a_hub_id_fails_at_once(offline: None) -> None:
+    with pytest.raises(ModelError, match="not in the local cache, and the Hub cannot be reached") as caught:
+        locate("somebody/some-model")
+    assert "HF_HUB_OFFLINE" in caught.value.hint
+
+
+def fake_response(status: int) -> Any:
+    from types import SimpleNamespace
+
+    return SimpleNamespace(status_code=status, headers={}, request=SimpleNamespace(url="", method="GET"), text="")
+
+
+@pytest.mark.parametrize(
+    ("error", "says", "mend"),
+    [
+        ("GatedRepoError", "only approved accounts", "accept its terms"),
+        ("RepositoryNotFoundError", "neither a folder here nor a public model", "hf auth login"),
+        ("RevisionNotFoundError", "has no revision 'v9'", "commits"),
+        ("HfHubHTTPError", "the Hub does not give it: boom", "try again later"),
+    ],
+)
+def test_what_the_hub_refuses_is_explained(monkeypatch: pytest.MonkeyPatch, error: str, says: str, mend: str) -> None:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise getattr(errors, error)("boom\nmore", response=fake_response(403))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(ModelError, match=says) as caught:
+        locate("somebody/some-model", revision="v9")
+    assert mend in caught.value.hint
+
+
+@pytest.fixture
+def on_hub(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model on the Hub under somebody/tiny: its small files come first, its weights when they are asked for."""
+    folder = tiny_model()
+    kept = folder.rename(folder.with_name("remote"))
+    folder.mkdir()
+
+    def fetch(repo_id: str, revision: str | None = None, patterns: Any = hub.DESCRIPTIVE) -> tuple[Path, str]:
+        assert repo_id == "somebody/tiny"
+        for pattern in patterns:
+            for file in kept.glob(pattern):
+                shutil.copy(file, folder)
+        return folder, "c0ffee"
+
+    monkeypatch.setattr(hub, "fetch", fetch)
+    monkeypatch.setattr(
+        hub, "file_sizes", lambda repo_id, commit: {file.name: file.stat().st_size for file in kept.iterdir()}
+    )
+    return kept
+
+
+def test_weights_are_fetched_only_when_loaded(on_hub: Path) -> None:
+    located = load.locate(Base(model="somebody/tiny"))
+    assert (located.name, located.revision, located.repo_id) == ("somebody/tiny", "c0ffee", "somebody/tiny")
+    assert not list(located.folder.glob("*.safetensors"))
+    loaded = load.load_located(located)
+    assert loaded.revision == "c0ffee"
+    assert load.locate(Base(model="somebody/tiny")).folder == located.folder
+
+
+def test_pickles_on_the_hub_are_refused_before_downloading(on_hub: Path) -> None:
+    (on_hub / "model.safetensors").rename(on_hub / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"has no model\.safetensors on the Hub, only pickled weights"):
+        load.locate(Base(model="somebody/tiny"))
+
+
+def test_weights_on_the_hub_are_weighed_before_downloading(on_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "file_sizes", lambda *_: {"model.safetensors": 10**13})
+    with pytest.raises(ModelError, match=r"2500\.0 B weights need"):
+        load.locate(Base(model="somebody/tiny"))
+
+
+def test_weights_that_are_only_on_the_hub_offline(on_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "file_sizes", lambda *_: None)
+    with pytest.raises(ModelError, match="weights are not in the local cache"):
+        load.locate(Base(model="somebody/tiny"))
+
+
+# --- adapters --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tiny_model: Any, tmp_path: Path) -> tuple[Path, torch.Tensor]:
+    """A run folder with an adapter over a tiny model, and the logits that the two give."""
+    folder = tiny_model()
+    model = add_lora(load.load(Base(model=str(folder))).model, Adapter(rank=2))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(str(tmp_path / "run" / "adapter"))
+    with torch.no_grad():
+        return tmp_path / "run", model.eval()(IDS).logits
+
+
+@pytest.mark.parametrize("part", ["", "adapter"], ids=["run folder", "adapter folder"])
+@torch.no_grad()
+def test_an_adapter_goes_onto_its_base(run: tuple[Path, torch.Tensor], part: str) -> None:
+    folder, want = run
+    loaded = load.load_with_adapter(folder / part)
+    torch.testing.assert_close(loaded.model(IDS).logits, want, rtol=1e-5, atol=1e-5)
+    assert "over" in loaded.name
+    assert not loaded.model.training
+
+
+@torch.no_grad()
+def test_without_an_adapter_it_is_the_base(tiny_model: Any) -> None:
+    folder = tiny_model()
+    assert load.load_with_adapter(folder).name == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "model"),
+    [
+        ({"name": "somebody/tiny", "revision": "c0ffee", "folder": "/cache/tiny"}, "somebody/tiny"),
+        ({"name": "models/tiny", "revision": None, "folder": "/home/me/models/tiny"}, "/home/me/models/tiny"),
+        ({"name": "embedded", "revision": "recipe1", "folder": "/cache/tiny"}, None),
+    ],
+    ids=["hub", "folder", "embedded"],
+)
+def test_the_manifest_knows_the_base_better(
+    run: tuple[Path, torch.Tensor], recorded: dict[str, str | None], model: str | None
+) -> None:
+    folder, _ = run
+    (folder / "manifest.json").write_text(json.dumps({"base": recorded}))
+    base = load.base_of(folder / "adapter")
+    assert (base.model, base.revision) == (model, recorded["revision"] if model == "somebody/tiny" else None)
+
+
+def test_a_run_that_is_not_finished_has_no_adapter(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ModelError, match="has no finished adapter") as caught:
+        load.load_with_adapter(tmp_path)
+    assert f"--resume {tmp_path}" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["embedded", f"/elsewhere/{embedded.FOLDER_PREFIX}wheel-1"])
+def test_an_adapter_over_the_embedded_base_finds_it_wherever_it_is(run: tuple[Path, torch.Tensor], name: str) -> None:
+    folder, _ = run
+    edit_json(folder / "adapter/adapter_config.json", lambda tree: tree.update(base_model_name_or_path=name))
+    assert load.base_of(folder / "adapter") == Base()
+
+
+def test_an_adapter_is_no_base(run: tuple[Path, torch.Tensor]) -> None:
+    folder, _ = run
+    for place in (folder, folder / "adapter"):
+        with pytest.raises(ModelError, match="is an adapter, not a base model") as caught:
+            locate(place)
+        assert str(folder.parent / "model") in caught.value.hint
+
+
+@pytest.mark.parametrize("changes", [{"num_hidden_layers": 3}, {"n_routed_experts": 8}, {"hidden_size": 128}], ids=str)
+def test_an_adapter_of_another_base_is_refused(
+    run: tuple[Path, torch.Tensor], tiny_model: Any, changes: dict[str, int]
+) -> None:
+    folder, _ = run
+    other = tiny_model(name="other", **changes)
+    edit_json(folder / "adapter/adapter_config.json", lambda tree: tree.update(base_model_name_or_path=str(other)))
+    with pytest.raises(ModelError, match="does not go onto"):
+        load.load_with_adapter(folder)
+
+
+def test_an_adapter_that_lacks_a_weight_is_refused(run: tuple[Path, torch.Tensor]) -> None:
+    file = run[0] / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    weights.pop(sorted(weights)[0])
+    save_file(weights, file)
+    with pytest.raises(ModelError, match="1 weights do not match"):
+        load.load_with_adapter(run[0])
+
+
+def test_a_damaged_adapter_is_refused(run: tuple[Path, torch.Tensor]) -> None:
+    file = run[0] / "adapter" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(ModelError, match="does not go onto"):
+        load.load_with_adapter(run[0])
+    file.rename(file.with_suffix(".bin"))
+    with pytest.raises(ModelError, match=r"has no adapter_model\.safetensors"):
+        load.load_with_adapter(run[0])
+    (run[0] / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="does not say which base"):
+        load.load_with_adapter(run[0])
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_containers_limit_counts(tmp_path: Path) -> None:
+    assert main_memory(tmp_path).free > 0
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 100\n")
+    assert main_memory(tmp_path) == Memory(total=1000, free=400)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert main_memory(tmp_path).total > 1000

@@ -1,0 +1,255 @@
+"""A conversation remembers, stops, fits into the context; the loop around it works typed and piped."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dsr1_tune.config import Base
+from dsr1_tune.errors import ModelError
+from dsr1_tune.models import load
+from dsr1_tune.serve.chat import Conversation, obey, talk, typed_lines
+
+
+@pytest.fixture
+def loaded(tiny_model: Any) -> load.Loaded:
+    """A model that babbles bytes."""
+    return load.load(Base(model=str(tiny_model("qwen3_moe"))))
+
+
+def test_an_answer_streams_and_is_the_greedy_one(loaded: load.Loaded) -> None:
+    conversation, pieces = Conversation(loaded, max_new_tokens=12), list[str]()
+    answer = conversation.ask("hello", pieces.append)
+    assert answer == "".join(pieces).strip()
+    prompt = loaded.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hello"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    tokens = loaded.model.generate(**prompt, max_new_tokens=12, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    assert loaded.tokenizer.decode(tokens, skip_special_tokens=True).strip() == answer
+
+
+def test_temperature_draws(loaded: load.Loaded) -> None:
+    answers = set()
+    for seed in range(5):
+        torch.manual_seed(seed)
+        answers.add(Conversation(loaded, max_new_tokens=8, temperature=2.0).ask("hello", lambda text: None))
+    assert len(answers) > 1
+
+
+class Told:
+    """Stands in for a tokenizer's template: keeps what it was given."""
+
+    def __init__(self, loaded: load.Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.turns: list[list[dict[str, str]]] = []
+        encode = loaded.tokenizer.apply_chat_template
+
+        def keep(turns: list[dict[str, str]], **settings: Any) -> Any:
+            self.turns.append([dict(turn) for turn in turns])
+            return encode(turns, **settings)
+
+        monkeypatch.setattr(loaded.tokenizer, "apply_chat_template", keep)
+
+
+def test_it_remembers_until_told_to_forget(loaded: load.Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, conversation = Told(loaded, monkeypatch), Conversation(loaded, max_new_tokens=4)
+    answer = conversation.ask("one", lambda text: None)
+    conversation.ask("two", lambda text: None)
+    assert [turn["content"] for turn in told.turns[-1]] == ["one", answer, "two"]
+    conversation.system = "be brief"
+    conversation.forget()
+    conversation.ask("three", lambda text: None)
+    assert told.turns[-1] == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "three"}]
+
+
+def test_the_oldest_is_forgotten_where_the_context_ends(loaded: load.Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    told, conversation = Told(loaded, monkeypatch), Conversation(loaded, max_new_tokens=4)
+    for letter in "abc":
+        conversation.ask(letter * 180, lambda text: None)
+    assert [turn["content"][0] for turn in told.turns[-1] if turn["role"] == "user"] == ["b", "c"]
+    assert len(conversation.turns) == 4
+
+
+def test_a_question_longer_than_the_context_is_refused(loaded: load.Loaded) -> None:
+    conversation = Conversation(loaded, max_new_tokens=12)
+    with pytest.raises(ModelError, match="500 fit before an answer of 12") as caught:
+        conversation.ask("x" * 1000, lambda text: None)
+    assert "--max-new-tokens" in caught.value.hint
+    assert conversation.turns == []
+
+
+def test_what_the_template_refuses_is_explained(loaded: load.Loaded) -> None:
+    loaded.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(ModelError, match="System role not supported"):
+        Conversation(loaded).ask("hello", lambda text: None)
+
+
+def test_ctrl_c_keeps_what_was_said(loaded: load.Loaded) -> None:
+    conversation, whole = Conversation(loaded, max_new_tokens=12), Conversation(loaded, max_new_tokens=12)
+    steps: list[int] = []
+
+    def interrupt(*_: Any) -> None:
+        steps.append(len(steps))
+        if len(steps) == 7:
+            raise KeyboardInterrupt
+
+    hook = loaded.model.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        conversation.ask("hello", lambda text: None)
+    hook.remove()
+    question, answer = conversation.turns
+    assert question["content"] == "hello"
+    assert answer["content"]
+    assert whole.ask("hello", lambda text: None).startswith(answer["content"].rstrip("\ufffd"))
+    conversation.ask("again", lambda text: None)
+    assert len(conversation.turns) == 4
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+class Parrot:
+    """A conversation that needs no model."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.system = ""
+        self.forgot = 0
+
+    def ask(self, question: str, say: Any) -> str:
+        if question == "interrupt":
+            raise KeyboardInterrupt
+        if question == "too long":
+            raise ModelError("too long", hint="shorten it")
+        self.asked.append(question)
+        say(question.upper())
+        return question.upper()
+
+    def forget(self) -> None:
+        self.forgot += 1
+
+
+def talk_to_parrot(lines: list[str], is_interactive: bool = False) -> tuple[Parrot, str, str]:
+    parrot, said, noted = Parrot(), list[str](), list[str]()
+    talk(parrot, lines, said.append, noted.append, is_interactive)  # type: ignore[arg-type]
+    return parrot, "".join(said), "\n".join(noted)
+
+
+def test_every_line_is_a_question_and_only_answers_are_said() -> None:
+    parrot, said, noted = talk_to_parrot(["one\n", "\n", "  two \n", "/new\n", "/quit\n", "three\n"])
+    assert parrot.asked == ["one", "two"]
+    assert said == "ONE\nTWO\n"
+    assert noted == "started again"
+
+
+def test_commands() -> None:
+    parrot, noted = Parrot(), list[str]()
+    assert obey(parrot, "/system  be brief ", noted.append)  # type: ignore[arg-type]
+    assert parrot.system == "be brief"
+    assert obey(parrot, "/system", noted.append)  # type: ignore[arg-type]
+    assert parrot.system == ""
+    assert obey(parrot, "/new", noted.append)  # type: ignore[arg-type]
+    assert parrot.forgot == 1
+    assert obey(parrot, "/dance", noted.append)  # type: ignore[arg-type]
+    assert "there is no /dance" in noted[-1]
+    assert "/quit" in noted[-1]
+    assert not obey(parrot, "/quit", noted.append)  # type: ignore[arg-type]
+
+
+def test_typed_mistakes_and_ctrl_c_do_not_end_the_talk() -> None:
+    parrot, said, noted = talk_to_parrot(["interrupt", "too long", "one"], is_interactive=True)
+    assert parrot.asked == ["one"]
+    assert said == "ONE\n"
+    assert "[stopped]" in noted
+    assert "too long\nhint: shorten it" in noted
+
+
+@pytest.mark.parametrize(("line", "error"), [("interrupt", KeyboardInterrupt), ("too long", ModelError)])
+def test_piped_they_do(line: str, error: type[BaseException]) -> None:
+    with pytest.raises(error):
+        talk_to_parrot([line, "one"])
+
+
+def test_typing_ends_with_ctrl_d_not_with_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed: Iterator[Any] = iter(["one", KeyboardInterrupt, "two", EOFError])
+
+    def type_next(prompt: str) -> str:
+        event = next(typed)
+        if isinstance(event, str):
+            return event
+        raise event
+
+    monkeypatch.setattr(builtins, "input", type_next)
+    noted: list[str] = []
+    assert list(typed_lines(noted.append)) == ["one", "two"]
+    assert "Ctrl-D" in noted[0]
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def run_chat(*arguments: str, stdin: str = "") -> Any:
+    from typer.testing import CliRunner
+
+    from dsr1_tune.cli import app
+
+    return CliRunner().invoke(app, ["chat", *arguments], input=stdin)
+
+
+def test_one_question(tiny_model: Any) -> None:
+    result = run_chat(str(tiny_model()), "--prompt", "hello", "--max-new-tokens", "5")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith("\n")
+    assert result.stderr == ""
+
+
+def test_through_a_pipe_with_odd_bytes(tiny_model: Any) -> None:
+    folder = tiny_model()
+    alone = run_chat(str(folder), "-p", "hello", "--max-new-tokens", "5")
+    piped = run_chat(str(folder), "--max-new-tokens", "5", stdin="hello\n\n/new\nhello\n")
+    assert piped.exit_code == 0, piped.output
+    assert piped.stdout == alone.stdout * 2
+    assert piped.stderr == "started again\n"
+
+
+def test_a_run_folder(tiny_model: Any, tmp_path: Path) -> None:
+    from dsr1_tune.config import Adapter
+    from dsr1_tune.models.adapters import add_lora
+
+    model = add_lora(load.load(Base(model=str(tiny_model()))).model, Adapter(rank=2))
+    model.save_pretrained(str(tmp_path / "run" / "adapter"))
+    result = run_chat(str(tmp_path / "run"), "-p", "hello", "--max-new-tokens", "5")
+    assert result.exit_code == 0, result.output
+
+
+def test_what_it_is_is_said_without_a_model(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dsr1_tune.models import embedded
+
+    folder = tiny_model()
+    monkeypatch.setattr(embedded, "ensure", lambda progress=None: folder)
+    result = run_chat("-p", "hello", "--max-new-tokens", "2")
+    assert "SmolLM2-135M-Instruct" in result.stderr
+    assert "SmolLM2" not in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [["/no/such/model"], ["--prompt", " "]], ids=["no model", "no question"])
+def test_mistakes_are_errors_of_the_user(arguments: list[str]) -> None:
+    from dsr1_tune.errors import TuneError
+
+    result = run_chat(*arguments)
+    assert isinstance(result.exception, TuneError)
+    assert result.exception.hint
+
+
+def test_stdin_of_another_encoding_does_not_end_the_talk(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    from dsr1_tune.cli.chat import chat
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("é\n".encode("latin-1")), encoding="utf-8"))
+    chat(str(tiny_model()), prompt=None, max_new_tokens=2, temperature=0.0)
