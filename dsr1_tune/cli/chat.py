@@ -9,9 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from dsr1_tune.runs.narrator import quiet_libraries
-
-    quiet_libraries()
     from dsr1_tune.models.load import Loaded
 
 
@@ -53,12 +50,10 @@ def chat(
 
 
 def _load(model: str | None) -> Loaded:
-    from transformers.utils import logging
-
     from dsr1_tune.models.load import load_with_adapter
+    from dsr1_tune.runs.narrator import quiet_libraries
 
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+    quiet_libraries()
     return load_with_adapter(model, progress=_note)
 
 
