@@ -54,10 +54,12 @@ def run(config: LoraRun, resume: Path | None = None, console: Console | None = N
     hashes = hash_files(config.data.files)
     if folder:
         folder.check_data(hashes)
+    # Before the base, which may first have to be built: it is what most often needs mending.
+    prepared = prepare(config.data)
     if config.base.model is None:
         narrator.say(f"No --model given: this is {embedded.DESCRIPTION}.")
     base = locate(config.base, narrator.say)
-    data = _prepare(config, base.tokenizer)
+    data = _encode_and_split(prepared, base.tokenizer, config)
     folder = folder or RunFolder.create(config, "lora")
     with _accounted(folder, narrator):
         folder.update(
@@ -101,9 +103,8 @@ class _Data:
         return self.held_out or self.train[:8]
 
 
-def _prepare(config: LoraRun, tokenizer: Any) -> _Data:
-    """Check, clean, encode, split. Raises DataError if nothing is left to train on."""
-    prepared = prepare(config.data)
+def _encode_and_split(prepared: Prepared, tokenizer: Any, config: LoraRun) -> _Data:
+    """What is to be trained on, and what is held out. Raises DataError if nothing is left."""
     examples, drops = encode_all(prepared.records, tokenizer, config.schedule.max_tokens)
     if not examples:
         raise DataError(

@@ -1,0 +1,170 @@
+"""The run folder: made once, reopened until it is finished, and never trusted blindly."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from dsr1_tune.config import Base, Data, LoraRun, Schedule
+from dsr1_tune.errors import RunError
+from dsr1_tune.runs.folder import FAILED, FINISHED, INTERRUPTED, RunFolder, hash_files, step_of
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def made(out: str = "run") -> RunFolder:
+    return RunFolder.create(LoraRun(out=Path(out)), "lora")
+
+
+def with_checkpoints(folder: RunFolder, *steps: int) -> RunFolder:
+    for step in steps:
+        (folder.checkpoints / f"checkpoint-{step}").mkdir(parents=True)
+        folder.mark_whole(step)
+    return folder
+
+
+def test_a_new_folder_says_what_runs_in_it() -> None:
+    folder = made("deep/run")
+    manifest = folder.manifest()
+    assert (manifest["status"], manifest["command"]) == ("running", "lora")
+    assert manifest["started"].endswith("+00:00")
+    assert folder.config() == LoraRun(out=Path("deep/run"))
+
+
+def test_an_empty_folder_may_be_used() -> None:
+    Path("run").mkdir()
+    assert made().manifest_file.exists()
+
+
+def test_what_it_may_not_be_made_of() -> None:
+    Path("notes").mkdir()
+    Path("notes/a.txt").touch()
+    Path("file").touch()
+    with pytest.raises(RunError, match="notes: is not empty"):
+        made("notes")
+    with pytest.raises(RunError, match="file: is a file") as caught:
+        made("file")
+    assert "--out" in caught.value.hint
+    with pytest.raises(NotADirectoryError):
+        made("file/run")
+    made()
+    with pytest.raises(RunError, match=r"already holds a run \(running\)") as caught:
+        made()
+    assert "dsr1-tune lora --resume run" in caught.value.hint
+    RunFolder(Path("run")).close(FINISHED)
+    with pytest.raises(RunError, match=r"already holds a run \(finished\)") as caught:
+        made()
+    assert "--resume" not in caught.value.hint
+
+
+def test_without_out_it_is_named_after_the_data_and_the_time() -> None:
+    config = LoraRun(data=Data(files=(Path("in/medical.v2.json"),)))
+    folders = [RunFolder.create(config, "lora").path for _ in range(3)]
+    assert len(set(folders)) == 3
+    assert all(folder.parent == Path("runs") and folder.name.startswith("medical-2") for folder in folders)
+
+
+def test_the_config_goes_on_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("model").mkdir()
+    config = LoraRun(
+        data=Data(files=(Path("a.json"),)), base=Base(model="model"), schedule=Schedule(seed=7), out=Path("run")
+    )
+    folder = RunFolder(RunFolder.create(config, "lora").path.absolute())
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    read = folder.config()
+    assert read.data.files == (tmp_path / "a.json",)
+    assert read.base.model == str(tmp_path / "model")
+    assert read.schedule == config.schedule
+
+
+def test_a_hub_id_is_no_path() -> None:
+    config = LoraRun(base=Base(model="deepseek-ai/DeepSeek-V2-Lite-Chat"), out=Path("run"))
+    assert RunFolder.create(config, "lora").config().base == config.base
+
+
+@pytest.mark.parametrize("status", [INTERRUPTED, FAILED])
+def test_what_is_not_finished_can_be_reopened(status: str) -> None:
+    made().close(status)
+    assert RunFolder.reopen(Path("run")).manifest()["status"] == status
+
+
+def test_what_cannot_be_reopened() -> None:
+    with pytest.raises(RunError, match="holds no run"):
+        RunFolder.reopen(Path("nowhere"))
+    made().close(FINISHED)
+    with pytest.raises(RunError, match="is finished"):
+        RunFolder.reopen(Path("run"))
+
+
+@pytest.mark.parametrize("text", ["", '{"status": "run', "[1, 2]", "null", "\udcff"])
+def test_a_damaged_manifest_is_an_error_with_its_name(text: str) -> None:
+    made().manifest_file.write_bytes(text.encode(errors="surrogateescape"))
+    for step in (lambda: RunFolder.reopen(Path("run")), made):
+        with pytest.raises(RunError, match=r"manifest\.json: ") as caught:
+            step()
+        assert "start a new one" in caught.value.hint
+
+
+@pytest.mark.parametrize("config", [None, 5, {"no_such": 1}, {"schedule": {"seed": "x"}}])
+def test_a_manifest_without_a_valid_config_is_an_error(config: object) -> None:
+    folder = made()
+    folder.manifest_file.write_text(json.dumps({"status": "interrupted", **({"config": config} if config else {})}))
+    with pytest.raises(RunError, match=r"manifest\.json: has no valid config"):
+        folder.config()
+
+
+def test_facts_are_added_replaced_and_removed() -> None:
+    folder = made()
+    folder.update(error="bad", seed=1)
+    folder.update(error=None, seed=2)
+    manifest = folder.manifest()
+    assert "error" not in manifest and manifest["seed"] == 2 and manifest["status"] == "running"
+    folder.close(FINISHED, metrics={"loss": 1.0})
+    assert folder.manifest()["metrics"] == {"loss": 1.0} and folder.manifest()["ended"]
+
+
+def test_the_evaluation_grows() -> None:
+    folder = made()
+    assert folder.evaluation() == {}
+    folder.write_evaluation(before=1)
+    folder.write_evaluation(after=2)
+    assert folder.evaluation() == {"before": 1, "after": 2}
+
+
+def test_the_latest_checkpoint_is_the_highest_whole_one() -> None:
+    folder = made()
+    assert folder.latest_checkpoint() is None
+    with_checkpoints(folder, 9, 100, 20)
+    (folder.checkpoints / "checkpoint-200").mkdir()
+    latest = folder.latest_checkpoint()
+    assert latest == folder.checkpoints / "checkpoint-100"
+    assert step_of(latest) == 100
+
+
+def test_hashes() -> None:
+    Path("a.json").write_text("[]")
+    assert hash_files((Path("a.json"),)) == {str(Path("a.json").absolute()): hashlib.sha256(b"[]").hexdigest()}
+
+
+def test_what_is_no_file_has_no_hash() -> None:
+    os.mkfifo("pipe")  # reading it would wait for ever
+    Path("folder").mkdir()
+    assert set(hash_files((Path("pipe"), Path("folder"), Path("gone"), Path("x" * 5000))).values()) == {""}
+
+
+def test_changed_data_is_noticed() -> None:
+    folder = made()
+    folder.check_data({"a.json": "1"})
+    folder.update(data_sha256={"a.json": "1", "b.json": "2"})
+    folder.check_data({"a.json": "1", "b.json": "2"})
+    for hashes in ({"a.json": "1", "b.json": "3"}, {"a.json": "1"}):
+        with pytest.raises(RunError, match=r"b\.json: has changed"):
+            folder.check_data(hashes)
