@@ -68,8 +68,8 @@ def locate(base: Base, progress: Callable[[str], None] | None = None) -> Located
     if base.model in (None, embedded.NAME):
         folder = embedded.ensure(progress)
         name, revision = embedded.NAME, folder.name
-    elif Path(base.model).expanduser().exists():
-        folder = Path(base.model).expanduser()
+    elif local_path(base.model).exists():
+        folder = local_path(base.model)
         name, revision = str(folder), None
     elif _is_path(base.model):
         raise ModelError(f"{base.model}: there is no such folder", hint=f"give {_EXAMPLE}")
@@ -161,6 +161,11 @@ def load_with_adapter(path: str | Path | None, progress: Callable[[str], None] |
 
 
 # --- where to put it, and in which numbers ---------------------------------------------------------------------------
+
+
+def local_path(name: str) -> Path:
+    """`name` as a path here, ~ meaning home; one that names an unknown user (~nobody) stays as it is."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 - pathlib's raises for an unknown user
 
 
 def pick_device() -> torch.device:
@@ -375,7 +380,7 @@ def find_adapter(path: str | Path | None) -> Path | None:
     """The PEFT adapter folder that `path` is, or holds as a run folder does under adapter/; else None."""
     if path is None:
         return None
-    folder = Path(path).expanduser()
+    folder = local_path(str(path))
     return next((place for place in (folder, folder / "adapter") if (place / "adapter_config.json").is_file()), None)
 
 

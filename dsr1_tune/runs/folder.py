@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from dsr1_tune.config import LoraRun
 from dsr1_tune.errors import RunError
+from dsr1_tune.models.load import local_path
 from dsr1_tune.whole import whole_file
 
 RUNNING, INTERRUPTED, FAILED, FINISHED = "running", "interrupted", "failed", "finished"
@@ -35,8 +36,11 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, config: LoraRun, command: str) -> RunFolder:
-        """Make the folder `config.out` names, or a new one under runs/; raises RunError where a run already stands."""
+    def vacant(cls, config: LoraRun, command: str) -> RunFolder:
+        """The folder that `config.out` names, or a new one under runs/; writes nothing yet.
+
+        Raises RunError where a run already stands, or something else.
+        """
         folder = cls(config.out or _new_name(config))
         if folder.manifest_file.exists():
             status = folder.manifest().get("status")
@@ -48,9 +52,12 @@ class RunFolder:
             raise RunError(f"{folder.path}: is not empty and holds no run", hint="choose another --out")
         if folder.path.exists() and not folder.path.is_dir():
             raise RunError(f"{folder.path}: is a file", hint="choose another --out")
-        folder.path.mkdir(parents=True, exist_ok=True)
-        folder.update(status=RUNNING, command=command, started=_now(), config=_config_as_json(config))
         return folder
+
+    def begin(self, config: LoraRun, command: str) -> None:
+        """Make the folder and its manifest."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.update(status=RUNNING, command=command, started=_now(), config=_config_as_json(config))
 
     @classmethod
     def reopen(cls, path: Path) -> RunFolder:
@@ -178,8 +185,8 @@ def _config_as_json(config: LoraRun) -> dict[str, Any]:
     """The config with absolute paths, so that the run can go on from any folder."""
     tree: dict[str, Any] = config.model_dump(mode="json")
     tree["data"]["files"] = [str(path.absolute()) for path in config.data.files]
-    if config.base.model and Path(config.base.model).expanduser().exists():
-        tree["base"]["model"] = str(Path(config.base.model).expanduser().absolute())
+    if config.base.model and local_path(config.base.model).exists():
+        tree["base"]["model"] = str(local_path(config.base.model).absolute())
     return tree
 
 

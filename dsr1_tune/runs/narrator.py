@@ -98,10 +98,11 @@ class Narrator:
             task = bar.add_task(what, total=total)
             yield lambda count: bar.advance(task, count)
 
-    def before_and_after(self, before: HeldOut, after: HeldOut) -> None:
-        """The held-out loss of the base and of the trained model."""
+    def before_and_after(self, before: HeldOut, after: HeldOut, are_held_out: bool) -> None:
+        """The loss of the base and of the trained model on the same records."""
+        what = "Held-out loss" if are_held_out else "Loss on training records"
         table = Table(
-            title=f"Held-out loss ({after.num_records:,} records, {after.num_tokens:,} tokens)",
+            title=f"{what} ({after.num_records:,} records, {after.num_tokens:,} tokens)",
             title_justify="left",
             title_style="bold",
             box=box.SIMPLE_HEAD,

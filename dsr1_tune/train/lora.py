@@ -49,10 +49,10 @@ def run(config: LoraRun, resume: Path | None = None, console: Console | None = N
     """
     quiet_libraries()
     narrator = Narrator(console or Console())
-    folder = RunFolder.reopen(resume) if resume else None
-    config = folder.config() if folder else config
+    folder = RunFolder.reopen(resume) if resume else RunFolder.vacant(config, "lora")
+    config = folder.config() if resume else config
     hashes = hash_files(config.data.files)
-    if folder:
+    if resume:
         folder.check_data(hashes)
     # Before the base, which may first have to be built: it is what most often needs mending.
     prepared = prepare(config.data)
@@ -60,7 +60,8 @@ def run(config: LoraRun, resume: Path | None = None, console: Console | None = N
         narrator.say(f"No --model given: this is {embedded.DESCRIPTION}.")
     base = locate(config.base, narrator.say)
     data = _encode_and_split(prepared, base.tokenizer, config)
-    folder = folder or RunFolder.create(config, "lora")
+    if not resume:
+        folder.begin(config, "lora")
     with _accounted(folder, narrator):
         folder.update(
             status=RUNNING,
@@ -81,8 +82,7 @@ def run(config: LoraRun, resume: Path | None = None, console: Console | None = N
             reloaded = _check_adapter(config, base, data, folder, result)
         folder.close(FINISHED, metrics=result.as_json() | {"reloaded_loss": reloaded})
         narrator.stage("Result")
-        if result.before and data.held_out:
-            narrator.before_and_after(result.before, result.after)
+        narrator.before_and_after(result.before, result.after, are_held_out=bool(data.held_out))
         narrator.answers(result.answers_before, result.answers_after)
         narrator.say(f"\nLoaded afresh with plain PEFT, the adapter gives the loss {reloaded:.4f}: the same.")
         narrator.where(folder.path)
@@ -101,6 +101,13 @@ class _Data:
     def probe(self) -> list[Example]:
         """What the trained model is checked on: the held-out records, or a few others where none are held out."""
         return self.held_out or self.train[:8]
+
+    @property
+    def probe_name(self) -> str:
+        """What the probe is, for people."""
+        if self.held_out:
+            return f"{len(self.held_out):,} held-out records"
+        return f"{len(self.probe):,} of the training records, as none are held out"
 
 
 def _encode_and_split(prepared: Prepared, tokenizer: Any, config: LoraRun) -> _Data:
@@ -153,11 +160,13 @@ def _train(config: LoraRun, base: Located, data: _Data, folder: RunFolder, narra
     if "before" in earlier:
         before = HeldOut.from_json(earlier["before"])
         answers_before = [Sample(**sample) for sample in earlier["answers_before"]]
-        narrator.say(f"held-out loss {before.loss:.4f}, as measured when the run began")
+        narrator.say(f"loss {before.loss:.4f}, as measured when the run began")
     else:
         with _timed(folder, "evaluate_before"):
             before, answers_before = _evaluate(model, loaded, data, config, narrator)
-        folder.write_evaluation(before=before.as_json(), answers_before=[asdict(s) for s in answers_before])
+        folder.write_evaluation(
+            on=data.probe_name, before=before.as_json(), answers_before=[asdict(s) for s in answers_before]
+        )
 
     narrator.stage("Training")
     with _timed(folder, "train"):
@@ -184,7 +193,7 @@ def _evaluate(
     """Held-out loss, and answers to a few held-out questions."""
     with narrator.counting("evaluating", len(data.probe)) as advance:
         held_out = held_out_loss(model, data.probe, loaded.tokenizer.pad_token_id, advance)
-    narrator.say(f"held-out loss {held_out.loss:.4f} (perplexity {held_out.perplexity:.2f})")
+    narrator.say(f"loss {held_out.loss:.4f} (perplexity {held_out.perplexity:.2f}) on {data.probe_name}")
     asked = [example.record for example in data.probe[: config.samples]]
     with narrator.counting("answering", len(asked)) as advance:
         answers = sample_answers(model, loaded.tokenizer, asked, config.sample_tokens, advance)

@@ -19,8 +19,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def begun(config: LoraRun) -> RunFolder:
+    folder = RunFolder.vacant(config, "lora")
+    folder.begin(config, "lora")
+    return folder
+
+
 def made(out: str = "run") -> RunFolder:
-    return RunFolder.create(LoraRun(out=Path(out)), "lora")
+    return begun(LoraRun(out=Path(out)))
 
 
 def with_checkpoints(folder: RunFolder, *steps: int) -> RunFolder:
@@ -66,7 +72,7 @@ def test_what_it_may_not_be_made_of() -> None:
 
 def test_without_out_it_is_named_after_the_data_and_the_time() -> None:
     config = LoraRun(data=Data(files=(Path("in/medical.v2.json"),)))
-    folders = [RunFolder.create(config, "lora").path for _ in range(3)]
+    folders = [begun(config).path for _ in range(3)]
     assert len(set(folders)) == 3
     assert all(folder.parent == Path("runs") and folder.name.startswith("medical-2") for folder in folders)
 
@@ -76,7 +82,7 @@ def test_the_config_goes_on_from_any_folder(tmp_path: Path, monkeypatch: pytest.
     config = LoraRun(
         data=Data(files=(Path("a.json"),)), base=Base(model="model"), schedule=Schedule(seed=7), out=Path("run")
     )
-    folder = RunFolder(RunFolder.create(config, "lora").path.absolute())
+    folder = RunFolder(begun(config).path.absolute())
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     read = folder.config()
@@ -87,7 +93,7 @@ def test_the_config_goes_on_from_any_folder(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_hub_id_is_no_path() -> None:
     config = LoraRun(base=Base(model="deepseek-ai/DeepSeek-V2-Lite-Chat"), out=Path("run"))
-    assert RunFolder.create(config, "lora").config().base == config.base
+    assert begun(config).config().base == config.base
 
 
 @pytest.mark.parametrize("status", [INTERRUPTED, FAILED])
