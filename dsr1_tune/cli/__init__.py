@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import sys
 
 import typer
@@ -30,6 +31,8 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line; errors a user can mend are printed with their hint, any other keeps its traceback."""
+    # It warns, when PEFT imports it, of a kernel that nothing here uses.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         app()
     except TuneError as error:

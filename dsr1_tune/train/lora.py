@@ -15,12 +15,9 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from rich.console import Console
-from torch.utils.data import Sampler
 from torch.utils.tensorboard import SummaryWriter
 from transformers import PrinterCallback, set_seed
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_pt_utils import get_length_grouped_indices
-from trl import SFTTrainer
 
 from dsr1_tune.config import LoraRun, Schedule
 from dsr1_tune.data.encode import Example, encode_all
@@ -35,6 +32,7 @@ from dsr1_tune.runs.environment import package_versions
 from dsr1_tune.runs.evaluate import HeldOut, Sample, held_out_loss, sample_answers
 from dsr1_tune.runs.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFolder, hash_files, step_of
 from dsr1_tune.runs.narrator import Narrator, quiet_libraries
+from dsr1_tune.runs.trainer import ResumableTrainer
 from dsr1_tune.whole import is_disk_full, whole_folder
 
 # In 16 bits plain PEFT rounds the sum of weight and update, which the grouped products never form.
@@ -214,7 +212,7 @@ def _fit(
     checkpoint = folder.latest_checkpoint()
     # TensorBoard forgets the steps that are done again.
     writer = SummaryWriter(str(folder.tensorboard), purge_step=step_of(checkpoint) + 1 if checkpoint else 0)
-    trainer = _Trainer(
+    trainer = ResumableTrainer(
         model=model,
         args=to_arguments(schedule, folder, loaded.model.dtype),
         train_dataset=Dataset.from_dict(
@@ -249,44 +247,6 @@ def _fit(
     num_steps = int(trainer.state.global_step)
     trainer.accelerator.free_memory()
     return num_steps
-
-
-class _Trainer(SFTTrainer):
-    """TRL's trainer with batches of like length, in an order that depends on seed and epoch alone."""
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        lengths = [len(ids) for ids in (train_dataset or self.train_dataset)["input_ids"]]
-        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGrouped(lengths, batch, self.args.seed)
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # Going on from its very last step, in the middle of an epoch, the trainer would take one more.
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(*args, **kwargs)
-
-
-class LengthGrouped(Sampler[int]):
-    """Random order in which records of like length share a batch; the same for the same seed and epoch.
-
-    transformers' own sampler draws from the global generator, so that a resumed run would see another order.
-    """
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
-        self._lengths = lengths
-        self._batch_size = batch_size
-        self._seed = seed
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer when an epoch begins."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self._lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed + self._epoch)
-        yield from get_length_grouped_indices(self._lengths, self._batch_size, generator=generator)
 
 
 def _check_adapter(config: LoraRun, base: Located, data: _Data, folder: RunFolder, result: _Result) -> float:

@@ -29,6 +29,7 @@ from dsr1_tune.data.encode import encode_all
 from dsr1_tune.data.pipeline import prepare
 from dsr1_tune.errors import ModelError, RunError, TuneError
 from dsr1_tune.moe.anatomy import Anatomy
+from dsr1_tune.runs import trainer
 from dsr1_tune.runs.evaluate import held_out_loss
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.train import lora
@@ -129,7 +130,7 @@ def done(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> Watc
     batches: list[dict[str, torch.Tensor]] = []
     models: list[PeftModel] = []
     told = Told()
-    train, wrap = lora.SFTTrainer.training_step, lora.add_lora
+    train, wrap = trainer.SFTTrainer.training_step, lora.add_lora
 
     def step(self: Any, model: Any, inputs: dict[str, torch.Tensor], *rest: Any) -> Any:
         batches.append({name: inputs[name].clone() for name in ("input_ids", "labels", "attention_mask")})
@@ -140,7 +141,7 @@ def done(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> Watc
         return models[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lora.SFTTrainer, "training_step", step)
+        patch.setattr(trainer.SFTTrainer, "training_step", step)
         patch.setattr(lora, "add_lora", add)
         folder = go(configure(tmp_path_factory.mktemp("runs") / "done"), told=told)
     return Watched(folder, batches, models[0], told.text)
@@ -151,7 +152,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None
     """at_step(3, do): in the middle of the third step of this test's next run, `do` happens."""
 
     def arrange(step: int, do: Callable[[], None]) -> None:
-        train = lora.SFTTrainer.training_step
+        train = trainer.SFTTrainer.training_step
 
         def disturbed(self: Any, *given: Any) -> Any:
             if self.state.global_step == step - 1:
@@ -159,7 +160,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None
                 do()
             return train(self, *given)
 
-        monkeypatch.setattr(lora.SFTTrainer, "training_step", disturbed)
+        monkeypatch.setattr(trainer.SFTTrainer, "training_step", disturbed)
 
     return arrange
 
@@ -392,13 +393,13 @@ def test_gradient_checkpointing_changes_no_number(configure: Configure, done: Wa
 def test_accumulated_batches_are_one_batch(
     configure: Configure, done: Watched, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    group, sizes = lora.LengthGrouped, list[int]()
+    group, sizes = trainer.LengthGrouped, list[int]()
 
-    def watched(lengths: list[int], batch_size: int, seed: int) -> lora.LengthGrouped:
+    def watched(lengths: list[int], batch_size: int, seed: int) -> trainer.LengthGrouped:
         sizes.append(batch_size)
         return group(lengths, batch_size, seed)
 
-    monkeypatch.setattr(lora, "LengthGrouped", watched)
+    monkeypatch.setattr(trainer, "LengthGrouped", watched)
     folder = go(configure(tmp_path / "run", batch_size=2, accumulate=4, samples=0))
     assert sizes == [8]
     losses, others = ([line["loss"] for line in log_of(path)] for path in (folder.path, done.path))
@@ -409,7 +410,7 @@ def test_each_epoch_has_its_own_order_of_like_lengths() -> None:
     lengths = [10 * (number % 7) for number in range(280)]
     orders = []
     for epoch in (0, 1, 0):
-        sampler = lora.LengthGrouped(lengths, batch_size=8, seed=3)
+        sampler = trainer.LengthGrouped(lengths, batch_size=8, seed=3)
         sampler.set_epoch(epoch)
         orders.append(list(sampler))
     assert orders[0] == orders[2] != orders[1]
