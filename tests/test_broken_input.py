@@ -245,7 +245,7 @@ CHECKED = [
     Case(
         "rejects over the data",
         "data check a.json --rejects a.json",
-        "is one of the data files",
+        "would be written over this data file",
         "another name",
         {"a.json": "[1]"},
     ),

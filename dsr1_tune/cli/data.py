@@ -43,11 +43,12 @@ def check(
     from dsr1_tune.data.report import Report, show
 
     settings = Data(files=tuple(files), map=parse_mapping(map_ or []))
-    _must_not_overwrite(rejects, files)
+    target = rejects or _default_rejects(files[0])
+    _must_not_overwrite(target, files)
     with Console(stderr=True).status("reading ..."):
         prepared = examine(settings)
     report = Report.of(prepared)
-    written = _write_rejects(prepared.drops, rejects or _default_rejects(files[0])) if prepared.drops else None
+    written = _write_rejects(prepared.drops, target) if prepared.drops else None
     if as_json:
         _print_json({**report.as_json(), "rejects": str(written) if written else None})
     else:
@@ -66,11 +67,13 @@ def _default_rejects(file: Path) -> Path:
     return Path(f"{Path(file.name.removesuffix('.gz')).stem}.rejects.jsonl")
 
 
-def _must_not_overwrite(rejects: Path | None, files: list[Path]) -> None:
+def _must_not_overwrite(rejects: Path, files: list[Path]) -> None:
     from dsr1_tune.errors import DataError
 
-    if rejects and rejects.resolve() in {file.resolve() for file in files}:
-        raise DataError(f"--rejects {rejects}: is one of the data files", hint="choose another name")
+    if rejects.resolve() in {file.resolve() for file in files}:
+        raise DataError(
+            f"{rejects}: the bad rows would be written over this data file", hint="choose another name with --rejects"
+        )
 
 
 def _write_rejects(drops: tuple[Drop, ...], path: Path) -> Path:

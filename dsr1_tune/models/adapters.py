@@ -5,6 +5,7 @@ The coverage audit tells what is trained before the first step; the gradient che
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -113,18 +114,24 @@ def audit(model: nn.Module) -> list[PartCoverage]:
     return [PartCoverage(part, base[part], adapted[part], trained[part], frozen[part]) for part in PARTS if base[part]]
 
 
-def check_gradients(model: nn.Module) -> None:
-    """After the first backward pass: raise ModelError if a part that is trained received no gradient, or a bad one."""
+def check_gradients(model: nn.Module, may_overflow: bool = False) -> bool:
+    """After a backward pass: raise ModelError if a part that is trained received no gradient, or a bad one.
+
+    With `may_overflow`, as float16's loss scaling does in its first steps, an infinite gradient raises nothing and
+    False is returned: look again after the next step.
+    """
     part_of = Anatomy(model)
     largest: dict[Part, float] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             part = part_of(name)
             size = 0.0 if parameter.grad is None else float(parameter.grad.detach().abs().max())
-            if size != size or size == float("inf"):
+            if not math.isfinite(size):
+                if may_overflow:
+                    return False
                 raise ModelError(
                     f"the first gradient of {plain_name(name)} is not finite",
-                    hint="lower schedule.learning_rate, or choose base.dtype=float32 or bfloat16 instead of float16",
+                    hint="the base or its numbers are at fault: try --set base.dtype=float32",
                 )
             largest[part] = max(largest.get(part, 0.0), size)
     idle = sorted(part for part, size in largest.items() if size == 0.0)
@@ -134,6 +141,7 @@ def check_gradients(model: nn.Module) -> None:
             "the run would train nothing there",
             hint="leave them out with --set adapter.groups=[...], and please report the model's architecture",
         )
+    return True
 
 
 def count_trained(coverage: Iterable[PartCoverage]) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dsr1_tune.errors import ModelError
+from dsr1_tune.whole import is_disk_full
 
 TIMEOUT_SECONDS = 10.0
 # What describes a model; never code, never weights.
@@ -22,6 +23,7 @@ def fetch(repo_id: str, revision: str | None = None, patterns: Sequence[str] = D
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
+        HTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -56,6 +58,13 @@ def fetch(repo_id: str, revision: str | None = None, patterns: Sequence[str] = D
         raise ModelError(
             f"{repo_id}: the Hub does not give it: {_first_line(error)}",
             hint="try again later; if it says 401 or 403 run: hf auth login",
+        ) from error
+    except (HTTPError, OSError) as error:
+        if is_disk_full(error):
+            raise
+        raise ModelError(
+            f"{repo_id}: the download broke off: {_first_line(error)}",
+            hint="run the same command again: it goes on where it stopped",
         ) from error
     return folder, folder.name
 

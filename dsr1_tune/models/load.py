@@ -424,7 +424,7 @@ def base_of(adapter: Path) -> Base:
         if isinstance(base, dict) and isinstance(base.get("name"), str):
             # A folder has no revision, and may have been named from another working directory.
             name = base["name"] if base.get("revision") else str(base.get("folder") or base["name"])
-            return _base(name, base.get("revision"))
+            return _base(name, base.get("revision"), _dtype_in(manifest))
     config = _read_json(adapter / "adapter_config.json")
     name = config.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
@@ -432,11 +432,19 @@ def base_of(adapter: Path) -> Base:
     return _base(name, config.get("revision"))
 
 
-def _base(name: str, revision: str | None) -> Base:
+def _dtype_in(manifest: Path) -> Any:
+    """The number format that a run held its base in; "auto" where the manifest does not say."""
+    config = _read_json(manifest).get("config")
+    base = config.get("base") if isinstance(config, dict) else None
+    said = base.get("dtype") if isinstance(base, dict) else None
+    return said if said in ("float32", "bfloat16", "float16") else "auto"
+
+
+def _base(name: str, revision: str | None, dtype: Any = "auto") -> Base:
     """A base by the name it was recorded under; the embedded base may lie in another cache by now."""
     if Path(name).name.startswith(embedded.FOLDER_PREFIX) or name == embedded.NAME:
-        return Base()
-    return Base(model=name, revision=None if Path(name).exists() else revision)
+        return Base(dtype=dtype)
+    return Base(model=name, revision=None if Path(name).exists() else revision, dtype=dtype)
 
 
 def _gist(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from dsr1_tune.runs.folder import RunFolder
 
 def to_arguments(schedule: Schedule, folder: RunFolder, dtype: torch.dtype) -> SFTConfig:
     """TRL's SFTConfig for `schedule`, for a model whose weights are held in `dtype`."""
-    return SFTConfig(
+    arguments = SFTConfig(
         output_dir=str(folder.checkpoints),
         num_train_epochs=schedule.epochs,
         max_steps=schedule.max_steps or -1,
@@ -41,3 +41,7 @@ def to_arguments(schedule: Schedule, folder: RunFolder, dtype: torch.dtype) -> S
         dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    if arguments.n_gpu > 1:
+        # One process trains on one GPU; transformers would split each batch over all it sees (nn.DataParallel).
+        arguments._n_gpu = 1
+    return arguments

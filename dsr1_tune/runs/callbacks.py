@@ -28,8 +28,7 @@ class GradientCheck(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Look once, when gradients are complete and not yet used."""
         if not self._is_done:
-            check_gradients(model)
-            self._is_done = True
+            self._is_done = check_gradients(model, may_overflow=args.fp16)
 
 
 class TrainLog(TrainerCallback):
@@ -48,7 +47,7 @@ class TrainLog(TrainerCallback):
             log.writelines(line for line in lines if _step_of(line) <= state.global_step)
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """One line per optimizer step; the trainer's closing summary goes into the manifest instead."""
+        """One line per optimizer step; `seconds` counts from when this process began to train."""
         if not logs or "loss" not in logs:
             return
         numbers = {

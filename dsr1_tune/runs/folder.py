@@ -152,10 +152,20 @@ class RunFolder:
         """Raise RunError if the data files are no longer those that the run began with."""
         for name, known in self.manifest().get("data_sha256", {}).items():
             if hashes.get(name) != known:
+                what = "has changed since the run began" if hashes.get(name) else "is no longer there"
                 raise RunError(
-                    f"{name}: has changed since the run began, so the held-out records would not be the same",
+                    f"{name}: {what}, so the held-out records would not be the same",
                     hint="restore the file, or start a new run",
                 )
+
+    def check_base(self, name: str, revision: str | None) -> None:
+        """Raise RunError if the base is no longer the one that the run began with."""
+        known = self.manifest().get("base", {})
+        if known and (known.get("name"), known.get("revision")) != (name, revision):
+            raise RunError(
+                f"the base is now {name} ({revision}), but the run began on {known['name']} ({known['revision']})",
+                hint="restore that base, or start a new run",
+            )
 
 
 _WHOLE = ".whole"

@@ -56,7 +56,13 @@ def run(config: LoraRun, resume: Path | None = None, console: Console | None = N
     prepared = prepare(config.data)
     if config.base.model is None:
         narrator.say(f"No --model given: this is {embedded.DESCRIPTION}.")
-    base = locate(config.base, narrator.say)
+    # A Hub id's branch may have moved on since the run began; the commit has not.
+    begun_on = folder.manifest().get("base", {}) if resume else {}
+    base = locate(
+        config.base.model_copy(update={"revision": begun_on.get("revision", config.base.revision)}), narrator.say
+    )
+    if resume:
+        folder.check_base(base.name, base.revision)
     data = _encode_and_split(prepared, base.tokenizer, config)
     if not resume:
         folder.begin(config, "lora")
@@ -76,14 +82,16 @@ def run(config: LoraRun, resume: Path | None = None, console: Console | None = N
         result = _train(config, base, data, folder, narrator)
         # Only now, with the trained model gone, is there room for a second copy of the base.
         gc.collect()
+        narrator.stage("Checking the saved adapter")
         with _timed(folder, "check_adapter"):
-            reloaded = _check_adapter(config, base, data, folder, result)
+            reloaded = _check_adapter(config, base, data, folder, result, narrator)
         folder.close(FINISHED, metrics=result.as_json() | {"reloaded_loss": reloaded})
-        narrator.stage("Result")
-        narrator.before_and_after(result.before, result.after, are_held_out=bool(data.held_out))
-        narrator.answers(result.answers_before, result.answers_after)
-        narrator.say(f"\nLoaded afresh with plain PEFT, the adapter gives the loss {reloaded:.4f}: the same.")
-        narrator.where(folder.path)
+    narrator.stage("Result")
+    narrator.before_and_after(result.before, result.after, are_held_out=bool(data.held_out))
+    narrator.answers(result.answers_before, result.answers_after)
+    gap = abs(reloaded - result.after.loss)
+    narrator.say(f"\nLoaded afresh with plain PEFT, the adapter gives the loss {reloaded:.4f} (difference {gap:.1e}).")
+    narrator.where(folder.path)
     return folder
 
 
@@ -169,6 +177,9 @@ def _train(config: LoraRun, base: Located, data: _Data, folder: RunFolder, narra
     narrator.stage("Training")
     with _timed(folder, "train"):
         num_steps = _fit(model, loaded, data.train, config.schedule, folder, narrator)
+    # By the name that others know it by: the cache folder it was loaded from is this machine's alone.
+    model.active_peft_config.base_model_name_or_path = base.name
+    model.active_peft_config.revision = base.revision if base.repo_id else None
     with whole_folder(folder.adapter) as part:
         model.save_pretrained(str(part), save_embedding_layers=False)
         loaded.tokenizer.save_pretrained(str(part))
@@ -242,19 +253,22 @@ def _fit(
         bar.close()
         stop.give_back()
         writer.close()
-    if stop.was_asked and trainer.state.global_step < trainer.state.max_steps:
+    if stop.was_asked:
         raise KeyboardInterrupt
     num_steps = int(trainer.state.global_step)
     trainer.accelerator.free_memory()
     return num_steps
 
 
-def _check_adapter(config: LoraRun, base: Located, data: _Data, folder: RunFolder, result: _Result) -> float:
+def _check_adapter(
+    config: LoraRun, base: Located, data: _Data, folder: RunFolder, result: _Result, narrator: Narrator
+) -> float:
     """The loss of base and saved adapter, both loaded afresh, by PEFT alone; raises ModelError if it is another."""
     loaded = load_located(base, config.base.dtype)
     tolerance = RELOAD_TOLERANCE[loaded.model.dtype]
     model = load_plain_adapter(loaded.model, folder.adapter)
-    loss = held_out_loss(model, data.probe, loaded.tokenizer.pad_token_id).loss
+    with narrator.counting("evaluating", len(data.probe)) as advance:
+        loss = held_out_loss(model, data.probe, loaded.tokenizer.pad_token_id, advance).loss
     if not abs(loss - result.after.loss) <= tolerance:
         raise ModelError(
             f"{folder.adapter}: loaded afresh, the adapter gives the held-out loss {loss:.4f}, "

@@ -77,7 +77,7 @@ def test_map():
         (["missing.json"], "no such file"),
         (["good.json", "--map", "answer=reply"], "no row has such a field"),
         (["good.json", "--map", "answer"], "not of the form"),
-        (["good.json", "--rejects", "good.json"], "is one of the data files"),
+        (["good.json", "--rejects", "good.json"], "would be written over this data file"),
         (["empty.json"], "is empty"),
     ],
 )
@@ -106,3 +106,14 @@ def test_rejects_that_cannot_be_written_do_not_hide_the_report():
 def test_help_without_arguments():
     result = CliRunner().invoke(app, [])
     assert "check" in result.output
+
+
+def test_a_second_file_of_the_default_name_is_not_overwritten(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.json").write_text('[{"input": "Q", "output": ""}]')
+    mended = '{"input": "Q", "output": "A"}\n'
+    (tmp_path / "a.rejects.jsonl").write_text(mended)
+    result = CliRunner().invoke(app, ["check", "a.json", "a.rejects.jsonl"])
+    assert isinstance(result.exception, TuneError)
+    assert "--rejects" in result.exception.hint
+    assert (tmp_path / "a.rejects.jsonl").read_text() == mended

@@ -279,6 +279,14 @@ def test_experts_that_ignore_their_update_are_found_out(model_of: Any) -> None:
         check_gradients(model)
 
 
+def test_under_loss_scaling_an_overflow_is_no_verdict(model_of: Any) -> None:
+    model = add_lora(model_of("deepseek_v3"), Adapter())
+    backward(model)
+    assert check_gradients(model, may_overflow=True)
+    lora_of(model, "attention")[-1].grad.view(-1)[7] = math.inf
+    assert not check_gradients(model, may_overflow=True)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("group", ["attention", "routed_experts"])
 def test_one_gradient_that_is_no_number_is_named(model_of: Any, group: Group, bad: float) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import HTTPError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -339,6 +340,19 @@ def test_what_the_hub_refuses_is_explained(monkeypatch: pytest.MonkeyPatch, erro
     with pytest.raises(ModelError, match=says) as caught:
         locate("somebody/some-model", revision="v9")
     assert mend in caught.value.hint
+
+
+@pytest.mark.parametrize("error", [OSError("consistency check failed"), HTTPError("timed out")])
+def test_a_download_that_breaks_off_can_go_on(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    import huggingface_hub
+
+    def break_off(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", break_off)
+    with pytest.raises(ModelError, match=f"some-model: the download broke off: {error}") as caught:
+        locate("somebody/some-model")
+    assert "goes on where it stopped" in caught.value.hint
 
 
 @pytest.fixture

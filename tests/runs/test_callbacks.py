@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -137,10 +138,18 @@ def test_the_signals_are_given_back_at_the_end() -> None:
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
 
 
-def test_gradients_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    checked: list[Any] = []
-    monkeypatch.setattr(callbacks, "check_gradients", checked.append)
+@pytest.mark.parametrize(("outcomes", "num_looks"), [([True], 1), ([False, False, True], 3)])
+def test_gradients_are_checked_until_they_are_fine(
+    monkeypatch: pytest.MonkeyPatch, outcomes: list[bool], num_looks: int
+) -> None:
+    looks: list[tuple[Any, bool]] = []
+
+    def look(model: Any, may_overflow: bool) -> bool:
+        looks.append((model, may_overflow))
+        return outcomes[len(looks) - 1]
+
+    monkeypatch.setattr(callbacks, "check_gradients", look)
     check, model = GradientCheck(), nn.Linear(1, 1)
-    for step in range(3):
-        check.on_pre_optimizer_step(None, at(step), None, model=model)
-    assert checked == [model]
+    for step in range(5):
+        check.on_pre_optimizer_step(SimpleNamespace(fp16=True), at(step), None, model=model)
+    assert looks == [(model, True)] * num_looks

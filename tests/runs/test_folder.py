@@ -171,6 +171,17 @@ def test_changed_data_is_noticed() -> None:
     folder.check_data({"a.json": "1"})
     folder.update(data_sha256={"a.json": "1", "b.json": "2"})
     folder.check_data({"a.json": "1", "b.json": "2"})
-    for hashes in ({"a.json": "1", "b.json": "3"}, {"a.json": "1"}):
-        with pytest.raises(RunError, match=r"b\.json: has changed"):
-            folder.check_data(hashes)
+    with pytest.raises(RunError, match=r"b\.json: has changed"):
+        folder.check_data({"a.json": "1", "b.json": "3"})
+    with pytest.raises(RunError, match=r"b\.json: is no longer there"):
+        folder.check_data({"a.json": "1", "b.json": ""})
+
+
+def test_another_base_is_noticed() -> None:
+    folder = made()
+    folder.check_base("org/model", "1a2b")
+    folder.update(base={"name": "org/model", "revision": "1a2b"})
+    folder.check_base("org/model", "1a2b")
+    for name, revision in (("org/model", "3c4d"), ("org/other", "1a2b"), ("org/model", None)):
+        with pytest.raises(RunError, match="the run began on org/model \\(1a2b\\)"):
+            folder.check_base(name, revision)

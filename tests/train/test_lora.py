@@ -278,7 +278,12 @@ def test_the_terminal_shows_the_run(done: Watched) -> None:
     text = done.text
     parts = ("What is trained", "Before training", "step 8/8", "After training", "Held-out loss (3 records")
     assert sorted(parts, key=text.index) == list(parts)
-    assert "the same" in text and f"dsr1-tune chat {done.path}" in text
+    assert "Loaded afresh with plain PEFT" in text and f"dsr1-tune chat {done.path}" in text
+
+
+def test_the_adapter_names_its_base_as_the_run_does(done: Watched) -> None:
+    config = json.loads((done.folder.adapter / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == done.folder.manifest()["base"]["name"]
 
 
 def test_files_are_for_whom_the_umask_says(done: Watched) -> None:
