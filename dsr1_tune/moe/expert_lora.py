@@ -303,8 +303,8 @@ class _Rows:
         offsets_E = counts_E.cumsum(0)
         token_S = order_S // index_TK.shape[-1]
         arange_S = torch.arange(order_S.numel(), device=order_S.device)
+        position_S = torch.empty_like(order_S)
         if index_TK.device.type != "cpu":
-            position_S = torch.empty_like(order_S)
             position_S[order_S] = arange_S
             return cls(token_S, expert_S, position_S, offsets_E.to(torch.int32), index_TK.shape[-1], 1, expert_S, ())
         tile = _tile_rows(order_S.numel() / num_experts)
@@ -314,7 +314,6 @@ class _Rows:
         padded_S = arange_S + (starts_E - offsets_E + counts_E).index_select(0, expert_S)
         token_P = torch.zeros(expert_N.numel() * tile, dtype=token_S.dtype)
         token_P[padded_S] = token_S
-        position_S = torch.empty_like(order_S)
         position_S[order_S] = padded_S
         spans = tuple(zip(starts_E.tolist(), counts_E.tolist(), strict=True))
         return cls(
@@ -420,18 +419,19 @@ class _Rows:
         """(P, width) → (N, tile, width), a view."""
         return rows.view(-1, self.tile, rows.shape[-1])
 
-    def _one_tile_each(self, num_experts: int) -> bool:
-        return self.expert_N.numel() == num_experts and all(count for _, count in self.spans)
+    @property
+    def _is_one_tile_each(self) -> bool:
+        """Whether tiles and experts are the same thing, so that nothing needs to be picked or summed."""
+        return self.expert_N.numel() == len(self.spans) and all(count for _, count in self.spans)
 
     def _tiled(self, lora: _Unpacked) -> _Unpacked:
-        return lora if self._one_tile_each(lora.a.shape[0]) else lora.pick(self.expert_N)
+        return lora if self._is_one_tile_each else lora.pick(self.expert_N)
 
     def _sum_tiles(self, per_tile: Tensor) -> Tensor:
         """(N, R, width) → (E, R, width)."""
-        num_experts = len(self.spans)
-        if self._one_tile_each(num_experts):
+        if self._is_one_tile_each:
             return per_tile
-        return per_tile.new_zeros(num_experts, *per_tile.shape[1:]).index_add_(0, self.expert_N, per_tile)
+        return per_tile.new_zeros(len(self.spans), *per_tile.shape[1:]).index_add_(0, self.expert_N, per_tile)
 
 
 def _tile_rows(mean_rows: float) -> int:

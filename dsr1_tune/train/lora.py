@@ -56,16 +56,12 @@ def run(config: LoraRun, resume: Path | None = None, console: Console | None = N
     prepared = prepare(config.data)
     if config.base.model is None:
         narrator.say(f"No --model given: this is {embedded.DESCRIPTION}.")
-    # A Hub id's branch may have moved on since the run began; the commit has not.
-    begun_on = folder.manifest().get("base", {}) if resume else {}
-    base = locate(
-        config.base.model_copy(update={"revision": begun_on.get("revision", config.base.revision)}), narrator.say
-    )
+    base = locate(config.base, narrator.say)
     if resume:
         folder.check_base(base.name, base.revision)
     data = _encode_and_split(prepared, base.tokenizer, config)
     if not resume:
-        folder.begin(config, "lora")
+        folder.begin(_pinned(config, base), "lora")
     with _accounted(folder, narrator):
         folder.update(
             status=RUNNING,
@@ -93,6 +89,13 @@ def run(config: LoraRun, resume: Path | None = None, console: Console | None = N
     narrator.say(f"\nLoaded afresh with plain PEFT, the adapter gives the loss {reloaded:.4f} (difference {gap:.1e}).")
     narrator.where(folder.path)
     return folder
+
+
+def _pinned(config: LoraRun, base: Located) -> LoraRun:
+    """The config with the commit that a Hub id stood for: its branch may have moved on when the run is resumed."""
+    if base.repo_id is None:
+        return config
+    return config.model_copy(update={"base": config.base.model_copy(update={"revision": base.revision})})
 
 
 @dataclass(frozen=True)

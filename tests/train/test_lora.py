@@ -11,7 +11,7 @@ import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -757,3 +757,13 @@ def test_all_that_can_be_refused_is_refused_before_weights_are_read(
         with pytest.raises(TuneError):
             go(configure(**{"out": tmp_path / "run", **changes}))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_hub_id_is_pinned_to_the_commit_it_stood_for(configure: Configure, tmp_path: Path) -> None:
+    config = configure(tmp_path / "run")
+    here = lora.locate(config.base)
+    assert lora._pinned(config, here) == config
+    on_hub = replace(here, name="org/model", repo_id="org/model", revision="1a2b")
+    asked = config.model_copy(update={"base": Base(model="org/model", revision="main", dtype="bfloat16")})
+    assert lora._pinned(asked, on_hub).base == Base(model="org/model", revision="1a2b", dtype="bfloat16")
+    assert lora._pinned(asked, on_hub).schedule == config.schedule
