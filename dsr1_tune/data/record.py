@@ -31,9 +31,40 @@ CODES: dict[str, str] = {
     "empty_answer": "an answer is blank",
     "question_too_short": "the question is shorter than min_question_chars",
     "answer_too_short": "the answer is shorter than min_answer_chars",
+    "question_too_long": "the question is longer than max_chars",
+    "answer_too_long": "the answer is longer than max_chars",
+    "placeholder_answer": "the answer is a stand-in such as TODO, N/A or 无",
+    "answer_repeats_question": "the answer is the question again",
+    "answer_restates_question": "the answer says the question in other words, and nothing more",
+    "repeated_text": "the text goes round in circles",
+    "repeated_lines": "the same lines stand again and again",
+    "odd_characters": "the text is mostly signs that are no language, code or formula",
+    "mojibake": "the text was decoded in a wrong encoding, and cannot be mended",
+    "replacement_character": "the text holds U+FFFD, where characters were lost",
+    "html_markup": "the text holds the markup of a web page",
+    "boilerplate": "the answer is a web page's navigation, cookie or copyright text",
+    "refusal": "the answer refuses, or speaks as an AI language model",
+    "truncated_answer": "the answer breaks off in the middle of a sentence",
+    "wrong_language": "the answer is in another language than the question, which asks for none",
+    "advertisement": "the answer advertises: links, contact numbers, calls to buy",
+    "blocked_word": "the row holds a word of your list",
+    "custom_rule": "a rule of your own objects",
+    # said of rows that are kept
+    "template_placeholder": "the text holds a placeholder such as {{name}}",
+    "flattened_turns": "several turns stood in one text with tags such as <user>: and <bot>:, and were told apart",
+    # personal data
+    "personal_data": "the row holds personal data",
     # duplicates
-    "exact_duplicate": "the same conversation stands earlier",
+    "exact_duplicate": "the same conversation stands elsewhere",
+    "near_duplicate": "nearly the same conversation stands elsewhere",
+    "contradictory_answer": "the same question has another short answer elsewhere",
+    "contaminated": "the row holds a row of the evaluation files",
+    # judge
+    "not_fluent": "a small language model finds the answer no natural text",
+    "unhelped_answer": "the question makes the answer no likelier to a small language model",
+    "answer_does_not_fit": "a small model finds that the answer belongs to another question",
     # selection and encoding
+    "not_drawn": "the file counts for less than 1, and this row was not drawn",
     "not_supervised": "a preference or prompt-only row, where a question with its answer is needed",
     "template_refused": "the model's chat template refuses the conversation",
     "nothing_to_learn": "the model's chat template leaves nothing of the answer",
@@ -152,3 +183,15 @@ class Drop:
             "detail": self.detail,
             "fix": self.fix,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What became of a row in one step: the row, perhaps mended, or a Drop; and what is odd about a row that is kept.
+
+    `notes` are remarks in the form of Drops; `mended` names what was repaired, such as "encoding".
+    """
+
+    row: Row | Drop
+    notes: tuple[Drop, ...] = ()
+    mended: tuple[str, ...] = ()
