@@ -104,13 +104,15 @@ class Message:
 class Record:
     """A conversation to learn from; its last message is the assistant's.
 
-    `tools` is the JSON text of the functions the assistant may call, if any; `row` is the row as it was read.
+    `tools` is the JSON text of the functions the assistant may call, if any; `row` is the row as it was read; `notes`
+    say what is odd about a row that can be used all the same.
     """
 
     messages: tuple[Message, ...]
     place: Place
     tools: str = ""
     row: Any = field(default=None, compare=False, repr=False)
+    notes: tuple[Drop, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def question(self) -> str:
