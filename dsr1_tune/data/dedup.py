@@ -1,10 +1,90 @@
-"""Seen before?  Exact duplicates over whole conversations; the first one stays."""
+"""Seen before?  Exact duplicates, near-duplicates, contradictions: which row stands for which."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from hashlib import blake2b
 
+import numpy as np
+import numpy.typing as npt
+
+from dsr1_tune.config import Dedup
+from dsr1_tune.data.merge import contradictions, group_alike, merge_exact, merge_near, preference_order
+from dsr1_tune.data.near import Lookup, Pairs, Verified, likely_pairs, verify
+from dsr1_tune.data.output import turns_of
 from dsr1_tune.data.record import Drop, Message, Place, Preference, Prompt, Row
+from dsr1_tune.data.shingles import Hashes, Ints
+from dsr1_tune.data.spill import Spill
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Copies:
+    """For each row (N): the row that stands for it, itself if it stays; and how similar it is to it.
+
+    `contradicted` are rows with a row that answers the same question otherwise. Rows with the same number in `alike`
+    must not be separated by a split.
+    """
+
+    stands_for: Ints
+    similarity: npt.NDArray[np.float32]
+    contradicted: dict[int, int]
+    alike: Ints
+
+
+def find_copies(spill: Spill, dedup: Dedup, boilerplate: Hashes, say: Say) -> Copies:
+    """Exact duplicates first, then contradictions, then near-duplicates among what is left."""
+    prints = spill.prints
+    everyone = np.arange(spill.num_rows)
+    rank = preference_order(prints.answer_chars, dedup.keep)
+    leader = merge_exact(np.concatenate((prints.question, prints.answer, spill.kinds[:, None]), axis=1), rank)
+    rows = np.flatnonzero(leader == everyone)
+    contradicted = contradictions(prints, rows[spill.kinds[rows] == 0]) if dedup.contradictions else {}
+    is_contradicted = np.isin(leader, list(contradicted))
+    close = _near_pairs(spill, rows[~is_contradicted[rows]], dedup, boilerplate, say)
+    alike = group_alike(prints.question, np.concatenate((close.pairs, _joined(leader))))
+    stands_for = leader if dedup.exact or dedup.near else everyone
+    similarity = np.ones(spill.num_rows, np.float32)
+    if dedup.near:
+
+        def compare(pairs: Pairs) -> Verified:
+            return _verify(spill, pairs, dedup.similarity, boilerplate)
+
+        best = everyone.copy()
+        for one in merge_near(close, rank, compare):
+            best[one.row], similarity[one.row] = one.kept, one.similarity
+        # The exact copies of a row go where it goes.
+        stands_for, similarity = best[leader], similarity[leader]
+    stands_for = np.where(is_contradicted, everyone, stands_for)
+    others = {int(row): contradicted[int(leader[row])] for row in np.flatnonzero(is_contradicted)}
+    return Copies(stands_for, similarity, others, alike)
+
+
+def _joined(stands_for: Ints) -> Pairs:
+    """Each row that another one stands for, with that one."""
+    moved = np.flatnonzero(stands_for != np.arange(len(stands_for)))
+    return np.stack((stands_for[moved], moved), axis=1)
+
+
+def _near_pairs(spill: Spill, rows: Ints, dedup: Dedup, boilerplate: Hashes, say: Say) -> Verified:
+    """The near-duplicates among `rows`; found even if they are not merged, so that a split keeps them together."""
+    pairs = likely_pairs(spill.bands, spill.sketches, rows, dedup.similarity)
+    # Only rows of the same kind say the same.
+    pairs = pairs[spill.kinds[pairs[:, 0]] == spill.kinds[pairs[:, 1]]]
+    say(f"comparing {len(pairs):,} pairs that may be near-duplicates")
+    return _verify(spill, pairs, dedup.similarity, boilerplate)
+
+
+def _verify(spill: Spill, pairs: Pairs, similarity: float, boilerplate: Hashes) -> Verified:
+    def turns(rows: Ints) -> list[list[tuple[str, str]]]:
+        return [turns_of(output) for output in spill.outputs(rows)]
+
+    parts = list(verify(pairs, turns, similarity, Lookup(boilerplate)))
+    if not parts:
+        return Verified(np.zeros((0, 2), np.int64), np.zeros(0))
+    return Verified(np.concatenate([p.pairs for p in parts]), np.concatenate([p.similarity for p in parts]))
 
 
 class Seen:

@@ -7,7 +7,9 @@ import difflib
 import gzip
 import io
 import json
+import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from typing import IO, Literal, TextIO, cast
 from dsr1_tune.data import charset, json_rows
 from dsr1_tune.data.json_rows import Raw
 from dsr1_tune.data.record import Drop, Place
+from dsr1_tune.data.strangers import ROWS, stranger_text
 from dsr1_tune.errors import DataError
 
 Layout = Literal["JSON", "JSON lines", "CSV", "Parquet"]
@@ -26,9 +29,11 @@ ACCEPTED = "JSON, JSON lines (both also as .gz), CSV, TSV and Parquet are read"
 ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".gz")
 HEAD_CHARS = 1 << 16
 MAX_CELL_CHARS = 1 << 28
+UTF8 = ("utf-8", "utf-8-sig")
 
 _GZIP = b"\x1f\x8b"
 _PARQUET = b"PAR1"
+_JSON_START = re.compile(r"""\{\s*(?:["'}]|$)|\[\s*(?:[\[{"'\]tfn-]|\d+\s*[,\].\n]|$)""")
 _FOREIGN = {
     b"PK\x03\x04": ("a zip archive or an Excel workbook", "unpack it, or save the sheet as CSV (UTF-8)"),
     b"\xd0\xcf\x11\xe0": ("an old Excel or Word file", "save the sheet as CSV (UTF-8)"),
@@ -54,9 +59,9 @@ class Source:
 
 def identify(path: Path) -> Source:
     """Find out how a file is laid out and encoded, by its content before its name. Raises DataError."""
-    with _said_plainly(path):
+    with said_plainly(path):
         _must_be_a_file(path)
-    with _said_plainly(path), _open_bytes(path) as stream:
+    with said_plainly(path), _open_bytes(path) as stream:
         head = stream.read(16)
         if head.startswith(_PARQUET) or (path.suffix == ".parquet" and head):
             return Source(path, "Parquet")
@@ -75,17 +80,26 @@ def identify(path: Path) -> Source:
 def raw_rows(source: Source) -> Iterator[Raw | Drop]:
     """Every row of the file in order; one that cannot be parsed is a Drop. Raises DataError where reading fails."""
     file = str(source.path)
-    with _said_plainly(source.path):
+    with said_plainly(source.path):
         if source.layout == "Parquet":
             yield from _parquet_rows(source.path)
             return
-        with _open_text(source.path, source.encoding) as stream:
-            if source.layout == "JSON":
-                yield from json_rows.document(stream, file)
-            elif source.layout == "JSON lines":
+        if source.layout == "JSON lines" and source.encoding in UTF8:
+            with _open_bytes(source.path) as stream:
                 yield from json_rows.lines(stream, file)
+            return
+        with _open_text(source.path, source.encoding) as text:
+            if source.layout == "JSON":
+                yield from json_rows.document(text, file)
+            elif source.layout == "JSON lines":
+                yield from json_rows.lines(text, file)
             else:
-                yield from _csv_rows(stream, file, source.delimiter)
+                yield from _csv_rows(text, file, source.delimiter)
+
+
+def is_plain_lines(source: Source) -> bool:
+    """Whether any line feed can be sought out and read on from: JSON lines in UTF-8, not packed."""
+    return source.layout == "JSON lines" and source.encoding in UTF8 and not _is_packed(source.path)
 
 
 def _must_be_a_file(path: Path) -> None:
@@ -107,8 +121,8 @@ def _must_be_a_file(path: Path) -> None:
 
 
 @contextmanager
-def _said_plainly(path: Path) -> Iterator[None]:
-    """What goes wrong below, said about the file."""
+def said_plainly(path: Path) -> Iterator[None]:
+    """What goes wrong below with reading the file, said as a DataError."""
     try:
         yield
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
@@ -126,9 +140,12 @@ def _said_plainly(path: Path) -> Iterator[None]:
 
 
 def _open_bytes(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path, "rb") if _is_packed(path) else path.open("rb"))
+
+
+def _is_packed(path: Path) -> bool:
     with path.open("rb") as file:
-        is_packed = file.read(2) == _GZIP
-    return cast(IO[bytes], gzip.open(path, "rb") if is_packed else path.open("rb"))
+        return file.read(2) == _GZIP
 
 
 def _open_text(path: Path, encoding: str) -> TextIO:
@@ -146,20 +163,25 @@ def _by_content(path: Path, encoding: str, head: str) -> Source:
         raise DataError(f"{path}: is {what}", hint=ACCEPTED)
     name = path.name.removesuffix(".gz")
     is_named_lines = name.endswith((".jsonl", ".ndjson"))
-    if _is_lines(text, is_named_lines, is_cut=len(head) == HEAD_CHARS):
-        return Source(path, "JSON lines", encoding)
-    if text[0] in "[{":
-        return Source(path, "JSON", encoding)
-    delimiter = "\t" if name.endswith(".tsv") else _delimiter(text)
-    if name.endswith((".csv", ".tsv")) or (delimiter and not is_named_lines and not name.endswith(".json")):
-        return Source(path, "CSV", encoding, delimiter or ",")
-    raise DataError(f"{path}: {_looks_like(text)}", hint=ACCEPTED)
+    is_named_table = name.endswith((".csv", ".tsv"))
+    stranger = "" if is_named_table or _JSON_START.match(text) else stranger_text(text, Path(name).suffix.lower())
+    if not stranger or stranger == "prose":
+        if _is_lines(text, is_named_lines, is_cut=len(head) == HEAD_CHARS):
+            return Source(path, "JSON lines", encoding)
+        if text[0] in "[{":
+            return Source(path, "JSON", encoding)
+        delimiter = "\t" if name.endswith(".tsv") else _delimiter(text)
+        if is_named_table or (delimiter and not is_named_lines and not name.endswith(".json")):
+            return Source(path, "CSV", encoding, delimiter or ",")
+    raise DataError(f"{path}: {_looks_like(text, stranger)}", hint=f"{ROWS}; {ACCEPTED}")
 
 
 def _foreign_text(text: str) -> str:
     start = text[:200].lower()
     if start.startswith(("<!doctype html", "<html")) or "<head" in start:
         return "an HTML page, not data; was a download link answered with a web page?"
+    if start.startswith("{\\rtf"):
+        return "an RTF document"
     if start.startswith("<?xml"):
         return "XML"
     if start.startswith("version https://git-lfs"):
@@ -193,16 +215,27 @@ def _parses(text: str) -> bool:
 
 def _delimiter(text: str) -> str:
     """What separates the columns of the first line, or "" where it is no header: a few short names."""
-    header = text.split("\n", 1)[0]
+    header = text.split("\n", 1)[0].strip()
     delimiter = max(",\t;|", key=header.count)
-    cells = header.split(delimiter)
-    return delimiter if len(cells) > 1 and all(0 < len(cell.strip()) <= 40 for cell in cells) else ""
+    cells = [cell.strip() for cell in header.split(delimiter)]
+    is_sentence = header.endswith((".", "!", "?", "。", "！", "？", "…"))
+    are_names = all(0 < len(cell) <= 40 and len(cell.split()) <= 4 for cell in cells)
+    return delimiter if len(cells) > 1 and are_names and not is_sentence else ""
 
 
-def _looks_like(text: str) -> str:
+def _looks_like(text: str, stranger: str) -> str:
     if _parses(text):
         return f"holds a single value, {text.strip()[:40]}, not rows"
-    return f"is not JSON, and not a table: it begins with {text[:40]!r}"
+    what = f"looks like {stranger}; " if stranger else ""
+    return f"{what}is not JSON, and not a table: it begins with {text[:40]!r}"
+
+
+def is_one_object(source: Source) -> bool:
+    """Whether a JSON file begins with an object rather than with a list of rows."""
+    if source.layout != "JSON":
+        return False
+    with said_plainly(source.path), _open_text(source.path, source.encoding) as stream:
+        return stream.read(HEAD_CHARS).lstrip("\ufeff \t\r\n").startswith("{")
 
 
 def _csv_rows(stream: TextIO, file: str, delimiter: str) -> Iterator[Raw | Drop]:
@@ -226,7 +259,7 @@ def _csv_rows(stream: TextIO, file: str, delimiter: str) -> Iterator[Raw | Drop]
         if not any(cell.strip() for cell in cells):
             continue
         if header is None:
-            header = [cell.strip("\ufeff \t") for cell in cells]
+            header = _header(cells, file)
             continue
         place = Place(file, line, next(numbers))
         while len(cells) > len(header) and not cells[-1].strip():
@@ -237,6 +270,15 @@ def _csv_rows(stream: TextIO, file: str, delimiter: str) -> Iterator[Raw | Drop]
             yield Drop("csv_malformed", detail, fix).at(place, "read", "".join(taken))
         else:
             yield Raw(dict(zip(header, cells, strict=True)), place)
+
+
+def _header(cells: list[str], file: str) -> list[str]:
+    """The columns' names; DataError where two are the same, of which one would be lost."""
+    names = [cell.strip("\ufeff \t") for cell in cells]
+    twice = [repr(name) for name, times in Counter(names).items() if name and times > 1]
+    if twice:
+        raise DataError(f"{file}: several columns are named {' and '.join(twice)}", hint="give each a name of its own")
+    return names
 
 
 def _noting(lines: Iterable[str], taken: list[str]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -67,9 +67,9 @@ def parse_mapping(texts: Sequence[str]) -> dict[str, str]:
     return mapping
 
 
-def check_mapping(mapping: Mapping[str, str]) -> None:
-    """ConfigError where a mapping uses a name that is not one of ours."""
-    for ours, column in mapping.items():
+def check_mapping(mapping: Mapping[str, str] | None) -> Names:
+    """A mapping as Names; ConfigError where it uses a name that is not one of ours."""
+    for ours, column in (mapping or {}).items():
         if ours not in OUR_NAMES:
             near = difflib.get_close_matches(ours, OUR_NAMES, n=1)
             known = f"did you mean {near[0]}={column}? " if near else ""
@@ -77,6 +77,7 @@ def check_mapping(mapping: Mapping[str, str]) -> None:
                 f"--map {ours}={column}: there is no name {ours!r}",
                 hint=f"{known}our name comes first; the names are {', '.join(OUR_NAMES)}",
             )
+    return tuple((mapping or {}).items())
 
 
 @lru_cache(maxsize=4096)
@@ -102,7 +103,7 @@ def shape_of(columns: tuple[str, ...], names: Names = ()) -> Shape | Drop:
         return replace(shape, question=asked, turns="" if asked else turns)
     if turns and not finder.maps("question", "prompt", "answer"):
         name = "ShareGPT" if turns.lower().startswith("conversation") else "messages"
-        return replace(shape, name=name, turns=turns)
+        return replace(shape, name=name, turns=turns, result=finder.first("", _RESULTS))
     if isinstance(question, Drop):
         return question
     if isinstance(answer, Drop):
@@ -190,7 +191,7 @@ class _Columns:
         return name if name in self.columns else self.by_name.get(name.strip().lower(), "")
 
 
-def unseen(names: Names, columns: set[str]) -> list[tuple[str, str]]:
+def unseen(names: Names, columns: Collection[str]) -> list[tuple[str, str]]:
     """The (ours, column) pairs whose column, or one of its `+` parts, no row has."""
     known = {column.strip().lower() for column in columns}
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator
 from itertools import count
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import orjson
 
@@ -17,46 +17,70 @@ BLOCK_CHARS = 1 << 20
 MAX_DEPTH = 200
 WRAPPERS = frozenset({"data", "instances", "rows", "examples", "records"})
 
+
+def _number(digits: str) -> int | float:
+    """An integer as orjson reads it: beyond 64 bits as a float, while one can hold it."""
+    number = int(digits)
+    return number if -(2**63) <= number < 2**64 or math.isinf(float(digits)) else float(digits)
+
+
 # Not strict: a raw tab or line break inside a string is read as what it plainly is.
-_DECODER = json.JSONDecoder(strict=False)
+_DECODER = json.JSONDecoder(strict=False, parse_int=_number)
 _BLANKS = re.compile(r"[ \t\r\n\ufeff]*")
+_SEAM = re.compile(r'\}\s*,\s*\{\s*"[^"\\]*"\s*:')
+_BLANK_LINE = re.compile(rb"(?:[ \t\r\n]|\xef\xbb\xbf)*")
 _BARE_WORD = re.compile(r'[^,\[\]{}"]+')
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+_CONTAINERS = (dict, list)
 _PUNCTUATION_FIX = "look for a missing or unescaped quote, comma or bracket there"
 _NUMBER_FIX = "write the number as text, in quotes"
 
 
-@dataclass(frozen=True, slots=True)
-class Raw:
+class Raw(NamedTuple):
     """A row as it stands in the file, before anyone asks what it means."""
 
     value: Any
     place: Place
 
 
-def lines(stream: TextIO, file: str) -> Iterator[Raw | Drop]:
-    """One JSON value per line; a line that is none becomes a Drop and the next one is read."""
-    numbers = count()
-    for line_number, line in enumerate(stream, 1):
-        # A byte order mark stands inside a file that was made by joining others.
-        text = line.strip(" \t\r\n\ufeff")
-        if not text:
-            continue
-        place = Place(file, line_number, next(numbers))
+def lines(stream: Iterable[bytes | str], file: str, first_line: int = 1, first_index: int = 0) -> Iterator[Raw | Drop]:
+    """One JSON value per line; a line that is none becomes a Drop and the next one is read.
+
+    UTF-8 is best given as bytes: the parser takes it as it is. Each line still has its "\n".
+    """
+    index = first_index
+    for line_number, line in enumerate(stream, first_line):
         try:
-            value = orjson.loads(text)
+            # Blanks around the value are the parser's to skip.
+            value = orjson.loads(line)
         except orjson.JSONDecodeError:
-            yield _line_slowly(text, place, is_last=not line.endswith("\n"))
+            text = _stripped(line)
+            if not text:
+                continue
+            yield _line_slowly(text, Place(file, line_number, index), is_last=line[-1:] not in ("\n", b"\n"))
         else:
-            yield _too_deep(text, place) if _is_deep(text, 0, len(text)) else Raw(value, place)
+            place = Place(file, line_number, index)
+            yield _too_deep(_stripped(line), place) if _is_deep(value) else Raw(value, place)
+        index += 1
+
+
+def is_row(line: bytes) -> bool:
+    """Whether `lines` makes a row of this line: anything but blanks and byte order marks."""
+    return _BLANK_LINE.fullmatch(line) is None
+
+
+def _stripped(line: bytes | str) -> str:
+    """The line as text, without what is blank. Bytes that do not decode become lone surrogates."""
+    text = line if isinstance(line, str) else line.decode("utf-8", "surrogateescape")
+    # A byte order mark stands inside a file that was made by joining others.
+    return text.strip(" \t\r\n\ufeff")
 
 
 def _line_slowly(text: str, place: Place, is_last: bool) -> Raw | Drop:
-    """The standard library reads what orjson will not (NaN, lone surrogates, raw tabs), and names the column."""
+    """Read what orjson will not (NaN, lone surrogates, raw tabs) with the standard library, which names the column."""
     try:
-        # A comma after a row is left over from an array; nothing is lost by it.
-        value = json.loads(text.removesuffix(","), strict=False)
-        return _too_deep(text, place) if _is_deep(text, 0, len(text)) else Raw(value, place)
+        value = _parsed(text)
+        return _too_deep(text, place) if _is_deep(value) else Raw(value, place)
     except RecursionError:
         return _too_deep(text, place)
     except json.JSONDecodeError as error:
@@ -69,6 +93,14 @@ def _line_slowly(text: str, place: Place, is_last: bool) -> Raw | Drop:
         return Drop("json_malformed", detail, fix).at(place, "read", text)
     except ValueError as error:
         return Drop("json_malformed", str(error), _NUMBER_FIX).at(place, "read", text)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        # A comma after a row is left over from an array; nothing is lost by it.
+        return _DECODER.decode(text.removesuffix(","))
 
 
 def document(stream: TextIO, file: str) -> Iterator[Raw | Drop]:
@@ -109,6 +141,8 @@ def _elements(window: Window, file: str, numbers: Iterator[int]) -> Generator[Ra
                 return False
         else:
             yield Raw(value, place)
+            for line, row in window.alike():
+                yield Raw(row, Place(file, line, next(numbers)))
     window.step()
     return True
 
@@ -124,6 +158,8 @@ def _object(window: Window, file: str, numbers: Iterator[int]) -> Iterator[Raw |
             if character == ",":
                 window.step()
                 continue
+            if character != '"':
+                raise json.JSONDecodeError("Expecting a field's name in double quotes", window.text, window.position)
             key = window.value()
             window.step_over(":")
             if key in WRAPPERS and window.peek() == "[":
@@ -176,17 +212,12 @@ def _too_deep(raw: str, place: Place) -> Drop:
     return Drop("nested_too_deep", f"lists or objects more than {MAX_DEPTH} levels deep", fix).at(place, "read", raw)
 
 
-def _is_deep(text: str, start: int, end: int) -> bool:
-    """Whether the JSON between these positions is nested deeper than rows are, or than they could be written again."""
-    if text.count("[", start, end) + text.count("{", start, end) <= MAX_DEPTH:
+def _is_deep(value: Any, levels: int = MAX_DEPTH) -> bool:
+    """Whether the value is nested deeper than rows are, or than they could be written again."""
+    if type(value) not in _CONTAINERS:
         return False
-    depth = 0
-    for match in _STRING_OR_BRACKET.finditer(text, start, end):
-        token = match.group()
-        depth += (token in "[{") - (token in "]}")
-        if depth > MAX_DEPTH:
-            return True
-    return False
+    inside = [item for item in (value.values() if type(value) is dict else value) if type(item) in _CONTAINERS]
+    return levels == 0 or (bool(inside) and any(_is_deep(item, levels - 1) for item in inside))
 
 
 class Window:
@@ -198,6 +229,8 @@ class Window:
         self.line = 1
         self._stream = stream
         self._has_ended = False
+        self._seam = ""
+        self._reach = 0
 
     def peek(self) -> str:
         """The next character that is not blank, or "" at the end of the file."""
@@ -236,10 +269,39 @@ class Window:
             # A number at the window's edge may have further digits.
             if end == len(self.text) and self._read_on():
                 continue
-            if _is_deep(self.text, self.position, end):
+            if _is_deep(value):
                 raise RecursionError
+            self._note_seam(end)
             self._move(end)
             return value
+
+    def _note_seam(self, end: int) -> None:
+        """What stands between the object that ends here and the next one probably stands between the others too."""
+        match = _SEAM.match(self.text, end - 1)
+        self._seam = match.group() if match else ""
+        self._reach = 4096 + 4 * (end - self.position)
+
+    def alike(self) -> Iterator[tuple[int, Any]]:
+        """The objects behind the value just read, each with its line, as far as they follow each other as it did.
+
+        Guessing where an object ends cannot mislead: it is over at its last bracket, so that what is a whole object
+        up to some place does not go on behind it. On any doubt this stops, and `value` has a closer look.
+        """
+        text, seam = self.text, self._seam
+        to_next = seam.find("{")
+        start = self.position - 1 + to_next
+        while seam and (end := text.find(seam, start, start + self._reach) + 1):
+            try:
+                row = orjson.loads(text[start:end])
+            except orjson.JSONDecodeError:
+                return
+            if _is_deep(row):
+                return
+            line = self.line + text.count("\n", self.position, start)
+            self.line = line + text.count("\n", start, end)
+            self.position = end
+            yield line, row
+            start = end - 1 + to_next
 
     def skip_value(self) -> str:
         """Move behind the value that begins here by matching brackets; to the end of the file if they lie."""

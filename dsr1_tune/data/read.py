@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
-from dsr1_tune.data.files import Source, identify, raw_rows
+from dsr1_tune.data.files import Source, identify, is_one_object, raw_rows
 from dsr1_tune.data.formats import Names, Shape, check_mapping, shape_of, unseen
 from dsr1_tune.data.json_rows import Raw
 from dsr1_tune.data.record import Drop, Prompt, Row
-from dsr1_tune.data.rows import interpret
+from dsr1_tune.data.rows import Interpreter, Learned
+from dsr1_tune.data.strangers import ROWS, stranger_object, stranger_rows, stranger_text
 from dsr1_tune.errors import DataError
 
 HEAD_ROWS = 100
@@ -20,11 +21,15 @@ HEAD_ROWS = 100
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One file being read: what it turned out to be, and its rows to come."""
+    """One file being read: what it turned out to be, and its rows to come.
+
+    `formats` counts the rows by format, as they are read: more than one name means that formats are mixed.
+    """
 
     source: Source
     format: str
     rows: Iterator[Row | Drop]
+    formats: Counter[str] = field(default_factory=Counter)
 
 
 def read(files: Sequence[Path], mapping: Mapping[str, str] | None = None) -> Iterator[Row | Drop]:
@@ -38,19 +43,26 @@ def read(files: Sequence[Path], mapping: Mapping[str, str] | None = None) -> Ite
 
 def open_files(files: Sequence[Path], mapping: Mapping[str, str] | None = None) -> Iterator[Reading]:
     """Each file in turn; all of them are looked at before the first is read. Consume one before asking for the next."""
-    mapping = mapping or {}
-    check_mapping(mapping)
-    names: Names = tuple(mapping.items())
     columns: set[str] = set()
-    for source in _identify_all(files):
-        yield _open(source, names, columns)
-    if missing := unseen(names, columns):
+    names = check_mapping(mapping)
+    for source in identify_all(files):
+        learned, raws = learn(source, names)
+        interpreter = Interpreter(learned)
+        rows = (raw if isinstance(raw, Drop) else interpreter(raw) for raw in raws)
+        yield Reading(source, learned.format, rows, interpreter.formats)
+        columns |= interpreter.columns
+    check_columns(mapping, columns)
+
+
+def check_columns(mapping: Mapping[str, str] | None, columns: Collection[str]) -> None:
+    """DataError where a mapped column is none of `columns`, which are those of all rows of all files."""
+    if missing := unseen(tuple((mapping or {}).items()), columns):
         said = ", ".join(f"{ours}={column}" for ours, column in missing)
         known = ", ".join(sorted(columns)) or "none"
         raise DataError(f"--map {said}: no row has such a field", hint=f"the fields are: {known}")
 
 
-def _identify_all(files: Sequence[Path]) -> list[Source]:
+def identify_all(files: Sequence[Path]) -> list[Source]:
     """All the files, or one error that says what is wrong with each."""
     if not files:
         raise DataError("no data file is given", hint="name one, for example --data medical.json")
@@ -72,27 +84,42 @@ def _identify_all(files: Sequence[Path]) -> list[Source]:
     return sources
 
 
-def _open(source: Source, names: Names, columns: set[str]) -> Reading:
-    """Look at the first rows to learn what the file's rows are like, then read them all."""
-    raws = _noting_columns(raw_rows(source), columns)
+def learn(source: Source, names: Names) -> tuple[Learned, Iterator[Raw | Drop]]:
+    """What the first rows of a file say about all of them; and all the rows.
+
+    Raises DataError for a file without rows, for a table without the right columns and for what is no data set.
+    """
+    raws = raw_rows(source)
     head = list(islice(raws, HEAD_ROWS))
     if not head:
         raise DataError(f"{source.path}: holds no rows", hint="write rows into it, or leave the file out")
+    interpreter = Interpreter(Learned(names))
+    outcomes = [interpreter(raw) for raw in head if isinstance(raw, Raw)]
+    if not interpreter.formats:
+        _refuse_strangers(source, head, names)
     usual = _usual_shape(head, names)
-    if source.layout in ("CSV", "Parquet"):
-        _must_have_columns(source, head, usual, names)
-    prompts = _are_prompts(head, names)
-    kind = "" if usual is None else "prompts" if prompts else usual.name
-    rows = (raw if isinstance(raw, Drop) else interpret(raw, names, usual, prompts) for raw in chain(head, raws))
-    return Reading(source, kind, rows)
+    if source.layout in ("CSV", "Parquet") and not interpreter.formats:
+        _must_have_columns(source, head, names)
+    formats = [name for name, _ in interpreter.formats.most_common(1)]
+    if _are_prompts(outcomes):
+        return Learned(names, usual, True, "prompts"), chain(head, raws)
+    return Learned(names, usual, False, *formats), chain(head, raws)
 
 
-def _noting_columns(raws: Iterator[Raw | Drop], columns: set[str]) -> Iterator[Raw | Drop]:
-    """The same rows; the names of their fields are added to `columns`."""
-    for raw in raws:
-        if isinstance(raw, Raw) and isinstance(raw.value, dict):
-            columns.update(raw.value)
-        yield raw
+def _refuse_strangers(source: Source, head: Sequence[Raw | Drop], names: Names) -> None:
+    """DataError for a file of which no row is a question or an answer, if it is plain what it is instead."""
+    values = [raw.value for raw in head if isinstance(raw, Raw)]
+    if len(head) == len(values) == 1 and isinstance(values[0], dict) and is_one_object(source):
+        shape = shape_of(tuple(values[0]), names)
+        if isinstance(shape, Drop) and shape.code == "unknown_fields":
+            what, mend = stranger_object(values[0])
+            raise DataError(f"{source.path}: is {what}", hint=mend)
+    if what := stranger_rows(values) if values else stranger_text(_unreadable(head), ""):
+        raise DataError(f"{source.path}: looks like {what}, not questions and answers", hint=ROWS)
+
+
+def _unreadable(head: Sequence[Raw | Drop]) -> str:
+    return "\n".join(str(raw.row) for raw in head if isinstance(raw, Drop))
 
 
 def _usual_shape(head: Sequence[Raw | Drop], names: Names) -> Shape | None:
@@ -106,17 +133,16 @@ def _usual_shape(head: Sequence[Raw | Drop], names: Names) -> Shape | None:
     return shapes.most_common(1)[0][0] if shapes else None
 
 
-def _are_prompts(head: Sequence[Raw | Drop], names: Names) -> bool:
+def _are_prompts(outcomes: Sequence[Row | Drop]) -> bool:
     """Whether most of the first rows have a question only: then a row without an answer is no mistake."""
-    outcomes = [interpret(raw, names) for raw in head if isinstance(raw, Raw)]
     usable = [outcome for outcome in outcomes if not isinstance(outcome, Drop)]
     return sum(isinstance(outcome, Prompt) for outcome in usable) > len(usable) / 2
 
 
-def _must_have_columns(source: Source, head: Sequence[Raw | Drop], usual: Shape | None, names: Names) -> None:
+def _must_have_columns(source: Source, head: Sequence[Raw | Drop], names: Names) -> None:
     """A table has the same columns in every row, so that wrong ones are the file's fault, not the rows'."""
     first = next((raw.value for raw in head if isinstance(raw, Raw)), None)
-    if usual is not None or first is None:
+    if first is None:
         return
     why = shape_of(tuple(first), names)
     if isinstance(why, Drop):

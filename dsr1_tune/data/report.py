@@ -115,6 +115,75 @@ def show(report: Report, console: Console) -> None:
         console.print(f"... and {len(report.drops) - len(shown):,} more bad rows.")
 
 
+def show_facts(facts: dict[str, Any], console: Console) -> None:
+    """Print what `data clean` did, from its report.json: files, the way of the rows, reasons, personal data."""
+    console.print(_cleaned_files(facts))
+    console.print(_funnel(facts))
+    if facts["dropped"]:
+        console.print(_reasons(facts))
+    if facts["noted"] or facts["mended"]:
+        console.print(_remarks(facts))
+    found = facts["personal_data"]["kinds"]
+    if found:
+        listed = ", ".join(f"{kind} {count['num_found']:,} in {count['num_rows']:,} rows" for kind, count in found.items())
+        done = {"count": "only counted; --privacy redact takes it out", "redact": "redacted", "drop": "dropped"}
+        console.print(_plain(f"Personal data ({done.get(facts['personal_data']['action'], '')}): {listed}."))
+    kept, rows, split = facts["num_kept"], facts["num_rows"], facts["split"]
+    text = f"{kept:,} of {rows:,} rows are kept ({facts['utilisation']:.1%}): {split['num_train']:,} to train on"
+    console.print(_plain(f"{text}, {split['num_eval']:,} held out.", "bold"))
+
+
+def _cleaned_files(facts: dict[str, Any]) -> Table:
+    table = _table("Files")
+    for name in ("file", "format"):
+        table.add_column(name, overflow="fold")
+    for name in ("rows", "kept", "merged or dropped"):
+        table.add_column(name, justify="right")
+    for file in facts["files"]:
+        formats = ", ".join(f"{name} {number:,}" for name, number in file["formats"].items())
+        format = f"mixed: {formats}" if len(file["formats"]) > 1 else file["format"] or "no known format"
+        weight = "" if file["weight"] == 1 else f"; counts {file['weight']:g} times"
+        what = f"{file['layout']}: {format}{weight}{'; damaged: rows may be lost' if file['is_damaged'] else ''}"
+        counts = (f"{file[name]:,}" for name in ("num_rows", "num_kept", "num_dropped"))
+        table.add_row(_plain(file["file"]), _plain(what), *counts)
+    return table
+
+
+def _funnel(facts: dict[str, Any]) -> Table:
+    table = _table("The way of the rows")
+    table.add_column("after", no_wrap=True)
+    for name in ("rows", "less"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in facts["stages"]:
+        less = stage["num_in"] - stage["num_out"]
+        table.add_row(stage["stage"], f"{stage['num_out']:,}", f"{less:,}" if less else "")
+    return table
+
+
+def _reasons(facts: dict[str, Any]) -> Table:
+    table = _table("Why rows are merged or dropped")
+    table.add_column("rows", justify="right", no_wrap=True)
+    table.add_column("code", no_wrap=True)
+    table.add_column("meaning; the first such row", overflow="fold")
+    for code, number in facts["dropped"].items():
+        meaning = _plain(CODES.get(code, ""))
+        for example in facts["examples"].get(code, ())[:1]:
+            meaning.append(_plain(f"\n{example['file']}:{example['line']}: {example['detail']}", "dim"))
+        table.add_row(f"{number:,}", code, meaning)
+    return table
+
+
+def _remarks(facts: dict[str, Any]) -> Table:
+    table = _table("Remarks on rows that are kept")
+    table.add_column("rows", justify="right", no_wrap=True)
+    table.add_column("what", overflow="fold")
+    for code, number in facts["noted"].items():
+        table.add_row(f"{number:,}", _plain(f"{code}: {CODES.get(code, '')}"))
+    for name, number in facts["mended"].items():
+        table.add_row(f"{number:,}", _plain(f"mended: {name.replace('_', ' ')}"))
+    return table
+
+
 def _files_table(report: Report) -> Table:
     table = _table("Files")
     for name in ("file", "format"):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from numbers import Number
+from types import NoneType
 from typing import Any
 
 import orjson
@@ -12,10 +15,13 @@ import orjson
 from dsr1_tune.data.formats import Names, Shape, shape_of
 from dsr1_tune.data.json_rows import Raw
 from dsr1_tune.data.record import Drop, Message, Place, Preference, Prompt, Record, Role, Row
+from dsr1_tune.data.tagged import Dialogue, begins_tagged, tell_apart
 
 MAX_FIELD_CHARS = 1_000_000
 # Beyond this a float has lost digits, or was never finite.
 MAX_EXACT = 1e15
+MAX_PLANS = 4096
+TAGGED_TEXT = "tagged text"
 
 _ROLES: dict[str, Role] = {
     **dict.fromkeys(("user", "human"), "user"),
@@ -34,45 +40,139 @@ _EXAMPLE = 'write each row as {"input": "the question", "output": "the answer"}'
 
 
 class Unusable(Exception):
-    """Carries the Drop from the depth of a row to `interpret`."""
+    """Carries the Drop from the depth of a row to the Interpreter."""
 
     def __init__(self, code: str, detail: str, fix: str, path: str = "$") -> None:
         super().__init__(code)
         self.drop = Drop(code, detail, fix, path)
 
 
-def interpret(raw: Raw, names: Names, usual: Shape | None = None, prompts: bool = True) -> Row | Drop:
-    """What the row says. `usual` is the shape of the file's other rows, to say what this one lacks; with `prompts` a
-    row without an answer is a Prompt, else a mistake.
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What the first rows of a file taught about all of them.
+
+    `usual` is the shape that most rows have, to say what another one lacks; with `prompts` a row without an answer is
+    a Prompt, else a mistake; `format` is the most frequent format's name.
     """
-    try:
-        return _interpret(raw.value, raw.place, names, usual, prompts)
-    except Unusable as bad:
-        return bad.drop.at(raw.place, "read", raw.value)
+
+    names: Names = ()
+    usual: Shape | None = None
+    prompts: bool = True
+    format: str = ""
 
 
-def _interpret(value: Any, place: Place, names: Names, usual: Shape | None, prompts: bool) -> Row:
-    if not isinstance(value, dict):
-        raise Unusable("not_an_object", f"{_kind(value)}, not an object with named fields", _EXAMPLE)
-    shape = _shape(value, names, usual, prompts)
-    tools = _tools(value, shape)
+class Interpreter:
+    """Says what each row of a file means; counts the rows by format, and notes the names of their fields."""
+
+    def __init__(self, learned: Learned) -> None:
+        self.formats: Counter[str] = Counter()
+        self.columns: set[str] = set()
+        self._learned = learned
+        self._plans: dict[tuple[Any, ...], _Plan] = {}
+
+    def __call__(self, raw: Raw) -> Row | Drop:
+        """The row; or a Drop that says what is wrong with it."""
+        row, place = raw
+        try:
+            if not isinstance(row, dict):
+                raise Unusable("not_an_object", f"{_kind(row)}, not an object with named fields", _EXAMPLE)
+            # Rows with the same fields of the same types are alike: what is found out for one holds for all.
+            like = (*row, *map(type, row.values()))
+            plan = self._plans.get(like) or self._plan(like, row)
+            if plan.texts and (record := _plain_record(row, plan, place)):
+                self.formats[plan.shape.name] += 1
+                return record
+            self.formats[_format(row, plan.shape)] += 1
+            return _carefully(row, plan.shape, place, self._learned.prompts)
+        except Unusable as bad:
+            return bad.drop.at(place, "read", row)
+
+    def _plan(self, like: tuple[Any, ...], row: dict[str, Any]) -> _Plan:
+        self.columns.update(row)
+        shape = _shape(row, self._learned)
+        plan = _Plan.of(shape, row)
+        # A float may be null (NaN), and a tagged text is recognised by what it says: those are looked at one by one.
+        if float not in like and shape.name != TAGGED_TEXT:
+            if len(self._plans) >= MAX_PLANS:
+                self._plans.clear()
+            self._plans[like] = plan
+        return plan
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How rows with certain fields of certain types are read.
+
+    `texts` names the fields of a plain question and answer, the answer's last, if that is all there is to such rows;
+    `blank` those that must be empty for it.
+    """
+
+    shape: Shape
+    texts: tuple[str, ...] = ()
+    blank: tuple[str, ...] = ()
+    paths: tuple[str, str] = ("", "")
+
+    @classmethod
+    def of(cls, shape: Shape, row: dict[str, Any]) -> _Plan:
+        texts = (*shape.question, shape.answer)
+        is_forum = len(texts) > 2 and texts[0].lower() == "title"
+        is_plain = not (shape.turns or shape.chosen or is_forum) and bool(shape.question and shape.answer)
+        blank = tuple(name for name in (shape.system, shape.history, shape.tools) if name)
+        # An empty list is no history and no tools, but a mistake for a system prompt.
+        may_be_blank = all(isinstance(row[name], (str, list, NoneType)) for name in blank) and not (
+            shape.system and isinstance(row[shape.system], list)
+        )
+        if not is_plain or not may_be_blank or any(type(row[name]) is not str for name in texts):
+            return cls(shape)
+        return cls(shape, texts, blank, (_path(texts[0]), _path(shape.answer)))
+
+
+def _plain_record(row: dict[str, Any], plan: _Plan, place: Place) -> Record | None:
+    """The record, if nothing about the row needs care; what `_carefully` makes of it, in a third of the time."""
+    texts = [row[name] for name in plan.texts]
+    answer = texts.pop()
+    question = asked = "\n".join(texts)
+    if len(texts) > 1 and not all(map(str.strip, texts)):
+        question = "\n".join([text for text in texts if text.strip()])
+    needs_care = (
+        begins_tagged(question)
+        or not (_is_sound(asked) and _is_sound(answer))
+        or (plan.blank and any(row[name] for name in plan.blank))
+    )
+    if needs_care:
+        return None
+    path, answer_path = plan.paths
+    return Record((Message("user", question, path), Message("assistant", answer, answer_path)), place, "", row)
+
+
+def _carefully(row: dict[str, Any], shape: Shape, place: Place, prompts: bool) -> Row:
+    """The row of any shape; raises Unusable."""
+    tools = _tools(row, shape)
     if shape.chosen:
-        return _preference(value, shape, tools, place)
-    messages = _conversation(value, shape)
-    if shape.answer:
-        messages += _spoken(value[shape.answer], "assistant", _path(shape.answer))
+        return _preference(row, shape, tools, place)
+    notes: list[Drop] = []
+    messages = _conversation(row, shape, notes)
     _check_order(messages)
     if messages[-1].role == "assistant":
-        return Record(messages, place, tools, value)
+        return Record(messages, place, tools, row, tuple(note.at(place, "read", row) for note in notes))
     if not prompts:
         fix = "add the answer, or remove the last turn"
         raise Unusable("no_assistant", f"it ends with the {messages[-1].role}'s turn", fix, messages[-1].path)
-    result = _text(value[shape.result], _path(shape.result)) if shape.result else None
-    return Prompt(messages, result, place, tools, value)
+    result = _text(row[shape.result], _path(shape.result)) if shape.result else None
+    return Prompt(messages, result, place, tools, row)
 
 
-def _shape(row: dict[str, Any], names: Names, usual: Shape | None, prompts: bool) -> Shape:
+def _format(row: dict[str, Any], shape: Shape) -> str:
+    """The shape's name, but for turns in pairs, which only their content tells from ShareGPT's."""
+    turns = row[shape.turns] if shape.turns and not shape.chosen else None
+    if isinstance(turns, list) and turns and isinstance(turns[0], dict) and _pair_shape(turns[0]):
+        return "pairs"
+    return shape.name
+
+
+def _shape(row: dict[str, Any], learned: Learned) -> Shape:
     """The shape of the row's filled fields: tables made of several formats fill the others' columns with null."""
+    names, prompts = learned.names, learned.prompts
     filled = tuple(name for name, value in row.items() if not _is_null(value))
     shape = shape_of(filled, names)
     if len(filled) < len(row) and (isinstance(shape, Drop) or shape.is_prompt):
@@ -81,7 +181,9 @@ def _shape(row: dict[str, Any], names: Names, usual: Shape | None, prompts: bool
             # The right columns are there and hold null; whoever reads them will say which.
             return whole
     if isinstance(shape, Drop) or (shape.is_prompt and not prompts):
-        _compare(row, usual)
+        if isinstance(row.get("text"), str) and isinstance(tell_apart(row["text"], has_answer=False), Dialogue):
+            return Shape(TAGGED_TEXT, turns="text")
+        _compare(row, learned.usual)
         if isinstance(shape, Drop):
             raise Unusable(shape.code, shape.detail, shape.fix, shape.path)
         has = ", ".join(shape.question)
@@ -103,9 +205,9 @@ def _compare(row: dict[str, Any], usual: Shape | None) -> None:
         raise Unusable("missing_field", detail, fix, _path(lacking[0]))
 
 
-def _conversation(row: dict[str, Any], shape: Shape) -> tuple[Message, ...]:
-    """System prompt, history and question: all that comes before the answer, and of turns the answer too."""
-    spoken = _turns(row[shape.turns], _path(shape.turns)) if shape.turns else _question(row, shape)
+def _conversation(row: dict[str, Any], shape: Shape, notes: list[Drop]) -> tuple[Message, ...]:
+    """All that is said: system prompt, history, question and answer, or the turns; remarks are added to `notes`."""
+    spoken = _told(row[shape.turns], _path(shape.turns), notes) if shape.turns else _asked(row, shape, notes)
     messages = _history(row, shape) + spoken
     if not shape.system or _is_null(row[shape.system]):
         return messages
@@ -116,6 +218,40 @@ def _conversation(row: dict[str, Any], shape: Shape) -> tuple[Message, ...]:
         fix = "keep one of them"
         raise Unusable("turn_order", f"{shape.system!r} and the first turn are two system prompts", fix, system.path)
     return (system, *messages)
+
+
+def _told(value: Any, path: str, notes: list[Drop]) -> tuple[Message, ...]:
+    """A list of turns, or one text in which tags tell them apart."""
+    if not isinstance(value, str) or not begins_tagged(value):
+        return _turns(value, path)
+    dialogue = tell_apart(_sound(value, path), has_answer=False)
+    if isinstance(dialogue, Drop):
+        raise Unusable("wrong_type", dialogue.detail, dialogue.fix, path)
+    if dialogue is None:
+        return _turns(value, path)
+    notes.append(replace(dialogue.note, path=path))
+    return _as_messages(dialogue, path)
+
+
+def _as_messages(dialogue: Dialogue, path: str) -> tuple[Message, ...]:
+    return tuple(Message(role, text, path) for role, text in dialogue.turns)
+
+
+def _asked(row: dict[str, Any], shape: Shape, notes: list[Drop]) -> tuple[Message, ...]:
+    """The question with its answer, if there is one; a question with tags in it may be several turns."""
+    question = _question(row, shape)
+    answer = _spoken(row[shape.answer], "assistant", _path(shape.answer)) if shape.answer else ()
+    if len(question) > 1 or question[0].role != "user":
+        return question + answer
+    (asked,) = question
+    dialogue = tell_apart(asked.content, has_answer=True)
+    if isinstance(dialogue, Drop):
+        notes.append(replace(dialogue, path=asked.path))
+    if not isinstance(dialogue, Dialogue):
+        return question + answer
+    notes.append(replace(dialogue.note, path=asked.path))
+    turns = _as_messages(dialogue, asked.path)
+    return turns + tuple(replace(message, content=dialogue.unmarked(message.content)) for message in answer)
 
 
 def _question(row: dict[str, Any], shape: Shape) -> tuple[Message, ...]:
@@ -132,14 +268,16 @@ def _question(row: dict[str, Any], shape: Shape) -> tuple[Message, ...]:
 
 
 def _history(row: dict[str, Any], shape: Shape) -> tuple[Message, ...]:
-    """`[["question", "answer"], ...]`: what was said before."""
+    """`[["question", "answer"], ...]`, or turns: what was said before."""
     if not shape.history or not row[shape.history] or _is_null(row[shape.history]):
         return ()
     path = _path(shape.history)
-    pairs = _list(row[shape.history], path)
     messages: list[Message] = []
-    for number, pair in enumerate(pairs):
+    for number, pair in enumerate(_list(row[shape.history], path)):
         at = f"{path}[{number}]"
+        if isinstance(pair, dict):
+            messages += _turn(pair, at)
+            continue
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise Unusable("wrong_type", f"{_kind(pair)}, not a pair", "write [question, answer]", at)
         messages.append(Message("user", _text(pair[0], f"{at}[0]"), f"{at}[0]"))
@@ -149,12 +287,13 @@ def _history(row: dict[str, Any], shape: Shape) -> tuple[Message, ...]:
 
 def _preference(row: dict[str, Any], shape: Shape, tools: str, place: Place) -> Preference:
     """A prompt with two answers; where no column holds the prompt, it is what both answers' conversations share."""
-    chosen = _spoken(row[shape.chosen], "assistant", _path(shape.chosen))
-    rejected = _spoken(row[shape.rejected], "assistant", _path(shape.rejected))
-    prompt = _conversation(row, shape) if shape.turns or shape.question else chosen[:-1]
+    has_prompt = bool(shape.turns or shape.question)
+    chosen = _answered(row[shape.chosen], _path(shape.chosen), has_prompt)
+    rejected = _answered(row[shape.rejected], _path(shape.rejected), has_prompt)
+    prompt = _conversation(row, shape, []) if has_prompt else chosen[:-1]
     if not prompt:
         raise Unusable("missing_field", "has chosen and rejected, but no prompt", "add the prompt", "$.prompt")
-    if not (shape.turns or shape.question) and prompt != rejected[:-1]:
+    if not has_prompt and prompt != rejected[:-1]:
         fix = "both must answer the same conversation"
         raise Unusable("turn_order", "chosen and rejected answer different conversations", fix, rejected[0].path)
     for answer in (chosen[-1], rejected[-1]):
@@ -163,6 +302,15 @@ def _preference(row: dict[str, Any], shape: Shape, tools: str, place: Place) -> 
             raise Unusable("no_assistant", f"the {answer.role} says this answer", fix, answer.path)
         _check_order((*prompt, answer))
     return Preference(prompt, chosen[-1], rejected[-1], place, tools, row)
+
+
+def _answered(value: Any, path: str, has_prompt: bool) -> tuple[Message, ...]:
+    """One of a preference's answers; where nothing else holds the prompt, with the conversation before it."""
+    spoken = _spoken(value, "assistant", path)
+    if has_prompt or not isinstance(value, str):
+        return spoken
+    dialogue = tell_apart(value, has_answer=False)
+    return _as_messages(dialogue, path) if isinstance(dialogue, Dialogue) else spoken
 
 
 def _tools(row: dict[str, Any], shape: Shape) -> str:
@@ -176,7 +324,7 @@ def _tools(row: dict[str, Any], shape: Shape) -> str:
 def _spoken(value: Any, role: Role, path: str) -> tuple[Message, ...]:
     """Text said by `role`, or whole turns, or one turn."""
     if isinstance(value, dict) and _key(value, "role", "from"):
-        return (_turn(value, path),)
+        return _turn(value, path)
     if isinstance(value, list) and value and isinstance(value[0], dict) and _key(value[0], "role", "from"):
         return _turns(value, path)
     return (Message(role, _text(value, path), path),)
@@ -186,16 +334,18 @@ def _turns(value: Any, path: str) -> tuple[Message, ...]:
     turns = _list(value, path)
     if not turns:
         raise Unusable("no_assistant", "the conversation has no turns", "add a question and its answer", path)
-    return tuple(_turn(turn, f"{path}[{number}]") for number, turn in enumerate(turns))
+    return tuple(message for number, turn in enumerate(turns) for message in _turn(turn, f"{path}[{number}]"))
 
 
-def _turn(turn: Any, path: str) -> Message:
-    """`{role, content}` or `{from, value}`."""
+def _turn(turn: Any, path: str) -> tuple[Message, ...]:
+    """`{role, content}` or `{from, value}`; or question and answer in one object, `{human, assistant}`."""
     if not isinstance(turn, dict):
         fix = 'write {"role": "user", "content": ...}'
         raise Unusable("wrong_type", f"{_kind(turn)}, not a turn", fix, path)
     role_key, text_key = _key(turn, "role", "from"), _key(turn, "content", "value", "text")
     if not role_key:
+        if pair := _pair_shape(turn):
+            return _pair(turn, pair, path)
         listed = ", ".join(map(str, turn)) or "nothing"
         fix = 'write {"role": "user", "content": ...}, or from and value'
         raise Unusable("missing_field", f"a turn with {listed}, but no role", fix, path)
@@ -206,10 +356,27 @@ def _turn(turn: Any, path: str) -> Message:
         raise Unusable("unknown_role", f"the role {_short(said_by)} is not known", fix, f"{path}.{role_key}")
     calls = turn.get("tool_calls")
     if calls and isinstance(calls, list) and not (text_key and turn[text_key]):
-        return Message(role, _called(calls, f"{path}.tool_calls"), f"{path}.tool_calls")
+        return (Message(role, _called(calls, f"{path}.tool_calls"), f"{path}.tool_calls"),)
     if not text_key:
         raise Unusable("missing_field", f"a turn of the {role} without content", "add its content", path)
-    return Message(role, _text(turn[text_key], f"{path}.{text_key}"), f"{path}.{text_key}")
+    return (Message(role, _text(turn[text_key], f"{path}.{text_key}"), f"{path}.{text_key}"),)
+
+
+def _pair_shape(turn: dict[str, Any]) -> Shape | None:
+    """The shape of a turn that is a small row of its own: question and answer, perhaps with system prompt and input."""
+    if "role" in turn or "from" in turn:
+        return None
+    shape = shape_of(tuple(turn))
+    return shape if isinstance(shape, Shape) and shape.question and shape.answer else None
+
+
+def _pair(turn: dict[str, Any], shape: Shape, path: str) -> tuple[Message, ...]:
+    try:
+        messages = _conversation(turn, replace(shape, history="", tools=""), [])
+    except Unusable as bad:
+        drop = bad.drop
+        raise Unusable(drop.code, drop.detail, drop.fix, path + drop.path.removeprefix("$")) from None
+    return tuple(replace(message, path=path + message.path.removeprefix("$")) for message in messages)
 
 
 def _called(calls: list[Any], path: str) -> str:
@@ -261,24 +428,34 @@ def _part(part: dict[str, Any], path: str) -> str:
     return _text(part[key], f"{path}.{key}")
 
 
+def _is_sound(text: str) -> bool:
+    """Whether this is a text that can be written and learned: no lone surrogates, no NUL, no megabytes."""
+    if len(text) > MAX_FIELD_CHARS or "\0" in text:
+        return False
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _sound(text: str, path: str) -> str:
-    """The text itself, if it is one: no lone surrogates, no NUL, no megabytes."""
+    """The text itself, if it is one; else what is wrong with it."""
+    if _is_sound(text):
+        return text
     if len(text) > MAX_FIELD_CHARS:
         detail = f"{len(text):,} characters in one field, more than {MAX_FIELD_CHARS:,}"
         raise Unusable("too_large", detail, "split it; was a whole file put into one field?", path)
     if "\0" in text:
         raise Unusable("bad_encoding", f"a NUL (character {text.index(chr(0)) + 1})", "remove it", path)
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            odd = ord(text[error.start])
-            # The reader turns a byte that does not decode into this range.
-            is_byte = 0xDC80 <= odd <= 0xDCFF
-            what = f"the byte 0x{odd - 0xDC00:02X}" if is_byte else f"half a character, U+{odd:04X},"
-            fix = "save the file as UTF-8, or mend the text there"
-            raise Unusable("bad_encoding", f"{what} is no text (character {error.start + 1})", fix, path) from None
-    return text
+    start = next(number for number, character in enumerate(text) if "\ud800" <= character <= "\udfff")
+    odd = ord(text[start])
+    # The reader turns a byte that does not decode into the second range.
+    what = f"the byte 0x{odd - 0xDC00:02X}" if 0xDC80 <= odd <= 0xDCFF else f"half a character, U+{odd:04X},"
+    fix = "save the file as UTF-8, or mend the text there"
+    raise Unusable("bad_encoding", f"{what} is no text (character {start + 1})", fix, path)
 
 
 def _list(value: Any, path: str) -> list[Any]:

@@ -1,19 +1,30 @@
-"""Is a row worth learning from?  Small pure functions: a row → the row, or a Drop with the reason."""
+"""Is a row worth learning from?  Small pure functions: a row → the row, or a Drop with the reason.
+
+The rules stand in the modules `rules_*`; each takes a row and the settings of its name in `rules_settings`, and looks
+at a Record, at a Preference by its prompt and chosen answer, and, where it asks about questions, at a Prompt. The
+Checker runs those of a pack in order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
-from dsr1_tune.data.record import Drop, Message, Preference, Prompt, Record, Row
-
-# Zero-width characters and the byte order mark: they print nothing, and str.strip leaves them.
-_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad"
+from dsr1_tune.data import rules_answers, rules_language, rules_repetition, rules_signs, rules_truncation, rules_words
+from dsr1_tune.data.packs import Custom, Pack, Rules, function_of
+from dsr1_tune.data.record import CODES, Checked, Drop, Message, Preference, Prompt, Record, Row
+from dsr1_tune.data.rules_facts import quoted, visible
+from dsr1_tune.data.rules_settings import BlockedWord, Rule
+from dsr1_tune.errors import DataError
 
 
 def not_empty(row: Row) -> Row | Drop:
     """Drop a conversation in which a question or an answer is blank."""
     for message in _messages(row):
-        if message.role in ("user", "assistant") and not _visible(message.content):
+        if message.role in ("user", "assistant") and not visible(message.content):
             name = "question" if message.role == "user" else "answer"
             return Drop(f"empty_{name}", f"the {name} is blank", f"write the {name}, or remove the row", message.path)
     return row
@@ -27,17 +38,13 @@ def long_enough(row: Row, min_question_chars: int, min_answer_chars: int) -> Row
     if not isinstance(row, Record):
         return row
     for name, text, least in (("question", row.question, min_question_chars), ("answer", row.answer, min_answer_chars)):
-        length = len(_visible(text))
+        length = len(visible(text))
         if length < least:
             role = "user" if name == "question" else "assistant"
             path = next(message.path for message in reversed(row.messages) if message.role == role)
             fix = f"write more, or lower min_{name}_chars"
             return Drop(f"{name}_too_short", f"{length} characters, fewer than {least}: {text.strip()!r}", fix, path)
     return row
-
-
-def _visible(text: str) -> str:
-    return text.strip().strip(_INVISIBLE).strip()
 
 
 def _messages(row: Row) -> Iterator[Message]:
@@ -50,3 +57,112 @@ def _messages(row: Row) -> Iterator[Message]:
             yield from row.prompt
             yield row.chosen
             yield row.rejected
+
+
+_FUNCTIONS: dict[str, Callable[..., Row | Drop]] = {
+    "encoding": rules_signs.encoding,
+    "lengths": rules_answers.lengths,
+    "placeholder_answer": rules_answers.placeholder_answer,
+    "replacement_character": rules_signs.replacement_character,
+    "repeated_turn": rules_repetition.repeated_turn,
+    "html_markup": rules_signs.html_markup,
+    "odd_characters": rules_signs.odd_characters,
+    "answer_repeats_question": rules_answers.answer_repeats_question,
+    "truncated_answer": rules_truncation.truncated_answer,
+    "refusal": rules_words.refusal,
+    "answer_restates_question": rules_answers.answer_restates_question,
+    "repeated_lines": rules_repetition.repeated_lines,
+    "repeated_text": rules_repetition.repeated_text,
+    "wrong_language": rules_language.wrong_language,
+    "advertisement": rules_words.advertisement,
+    "boilerplate": rules_words.boilerplate,
+    "blocked_word": rules_words.blocked_word,
+    "template_placeholder": rules_signs.template_placeholder,
+}
+# Those that ask about questions; a Prompt has no answer for the others.
+_OF_QUESTIONS = frozenset(
+    ["encoding", "lengths", "replacement_character", "odd_characters", "blocked_word", "template_placeholder"]
+)
+
+
+class Checker:
+    """Runs a pack's rules over rows. A process builds its own from the Pack."""
+
+    def __init__(self, pack: Pack) -> None:
+        self.pack = pack
+        self._steps: list[tuple[str, bool, bool, Callable[..., Row | Drop], Any]] = []
+        for name in Rules.model_fields:
+            rule: Rule = getattr(pack.rules, name)
+            if rule.action == "off" or (isinstance(rule, BlockedWord) and not rule.words):
+                continue
+            self._steps.append((name, rule.action == "warn", name in _OF_QUESTIONS, _FUNCTIONS[name], rule))
+        for custom in pack.custom:
+            if custom.action != "off":
+                step = partial(_ask_custom, function_of(custom.call))
+                self._steps.append((custom.title, custom.action == "warn", False, step, custom))
+
+    def check(self, row: Row) -> Checked:
+        """The row, perhaps mended, or the Drop of the first rule that objects; and remarks of those that only warn.
+
+        Of a preference, prompt and chosen answer are looked at; of a prompt only what is asked. Raises DataError where
+        a rule of the user's own fails.
+        """
+        notes: list[Drop] = []
+        mended: list[str] = []
+        is_prompt = isinstance(row, Prompt)
+        for name, warns, of_questions, function, rule in self._steps:
+            if is_prompt and not of_questions:
+                continue
+            outcome = function(row, rule)
+            if outcome is row:
+                continue
+            if isinstance(outcome, Drop):
+                if not warns:
+                    return Checked(outcome, tuple(notes), tuple(mended))
+                notes.append(outcome)
+            else:
+                row = outcome
+                mended.append(name)
+        return Checked(row, tuple(notes), tuple(mended))
+
+
+def _ask_custom(function: Callable[[Record], Any], row: Record | Preference, custom: Custom) -> Row | Drop:
+    """What the user's own function says of the row: the same or a mended one, or a Drop."""
+    record = row
+    if isinstance(row, Preference):
+        record = Record((*row.prompt, row.chosen), row.place, row.tools, row.row)
+    assert isinstance(record, Record)
+    try:
+        said = function(record)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise DataError(
+            f"{row.place}: the rule {custom.title} fails on this row: {type(error).__name__}: {error} "
+            f"({place.filename}:{place.lineno})",
+            hint=f"correct {custom.call}, or set its action to off",
+        ) from error
+    path = record.messages[-1].path
+    match said:
+        case None | True:
+            return row
+        case False:
+            return Drop("custom_rule", f"{custom.title} objects", f"see {custom.call}", path)
+        case str():
+            return Drop("custom_rule", f"{custom.title}: {said}", f"see {custom.call}", path)
+        case Drop():
+            return (
+                said if said.code in CODES else replace(said, code="custom_rule", detail=f"{said.code}: {said.detail}")
+            )
+        case Record():
+            return row if said == record else _as_row(said, row)
+    raise DataError(
+        f"{row.place}: the rule {custom.title} returns {quoted(repr(said))}",
+        hint=f"let {custom.call} return the Record, a Drop, True or None where all is well, False or a text if not",
+    )
+
+
+def _as_row(record: Record, row: Record | Preference) -> Row:
+    """A mended record as the kind of row it came from, at the same place."""
+    if isinstance(row, Preference):
+        return replace(row, prompt=record.messages[:-1], chosen=record.messages[-1])
+    return replace(record, place=row.place, row=row.row)

@@ -6,9 +6,12 @@ import json
 
 import pytest
 
+from dsr1_tune.data import rows
 from dsr1_tune.data.formats import parse_mapping
+from dsr1_tune.data.json_rows import Raw
 from dsr1_tune.data.read import open_files, read
-from dsr1_tune.data.record import Drop, Preference, Prompt, Record
+from dsr1_tune.data.record import Drop, Place, Preference, Prompt, Record
+from dsr1_tune.data.rows import Interpreter, Learned
 from dsr1_tune.errors import ConfigError, DataError
 
 USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
@@ -98,6 +101,55 @@ def test_sharegpt_with_tools(write):
     assert record.tools == '[{"name": "f"}]'
 
 
+@pytest.mark.parametrize(
+    ("asked", "answered"),
+    [
+        ("human", "assistant"),
+        ("user", "bot"),
+        ("user", "assistant"),
+        ("question", "answer"),
+        ("prompt", "response"),
+        ("instruction", "output"),
+        ("input", "output"),
+        ("Human", "Assistant"),
+        ("q", "a"),
+        ("问", "答"),
+    ],
+)
+def test_pairs_in_one_object(write, asked, answered):
+    """Firefly's turns: question and answer in one object."""
+    pairs = [{asked: "q1", answered: "a1"}, {asked: "q2", answered: "a2"}]
+    rows = [{"conversation_id": 1, "category": "Brainstorming", "conversation": pairs, "dataset": "moss"}]
+    (reading,) = open_files([write("a.json", rows)])
+    (record,) = reading.rows
+    assert said(record) == [("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2")]
+    assert [message.path for message in record.messages[2:]] == [
+        f"$.conversation[1].{asked}",
+        f"$.conversation[1].{answered}",
+    ]
+    assert (reading.format, reading.formats) == ("pairs", {"pairs": 1})
+
+
+def test_pairs_with_system_prompt_and_input(write):
+    pairs = [{"system": "S", "instruction": "I", "input": "X", "output": "a1"}, {"human": "q2", "assistant": "a2"}]
+    (record,) = read([write("a.json", [{"conversation": pairs}])])
+    turns = [("system", "S"), ("user", "I\nX"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2")]
+    assert said(record) == turns
+
+
+def test_history_of_turns_and_pairs(write):
+    history = [["q1", "a1"], {"role": "user", "content": "q2"}, {"role": "assistant", "content": "a2"}]
+    row = {"instruction": "Q", "output": "A", "history": [*history, {"human": "q3", "assistant": "a3"}]}
+    (record,) = read([write("a.json", [row])])
+    assert [text for _, text in said(record)] == ["q1", "a1", "q2", "a2", "q3", "a3", "Q", "A"]
+
+
+def test_what_is_wrong_in_a_pair_is_named_at_its_place(write):
+    pairs = [{"human": "q1", "assistant": "a1"}, {"human": "q2", "assistant": None}]
+    (drop,) = read([write("a.json", [{"conversation": pairs}])])
+    assert (drop.code, drop.path) == ("null_value", "$.conversation[1].assistant")
+
+
 def test_openai_tool_calls_become_their_json(write):
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
     turns = [USER, call, {"role": "tool", "content": "21"}, ASSISTANT]
@@ -154,11 +206,61 @@ def test_a_row_without_answer_is_a_prompt_only_among_prompts(write):
     assert isinstance(record, Record)
 
 
-def test_other_accepted_formats_in_one_file_are_read(write):
-    rows = [{"input": "Q", "output": "A"}] * 2 + [{"messages": [USER, ASSISTANT]}, {"instruction": "Q", "output": "A"}]
-    (reading,) = open_files([write("a.json", rows)])
-    assert reading.format == "question-answer"
+def test_mixed_formats_are_read_and_counted(write):
+    mixed = [{"input": "Q", "output": "A"}] * 2 + [
+        {"messages": [USER, ASSISTANT]},
+        {"instruction": "Q", "output": "A"},
+        {"conversation": [{"human": "Q", "assistant": "A"}]},
+        {"prompt": "Q", "chosen": "A", "rejected": "B"},
+        {"input": "Q", "output": None},
+        {"foo": 1},
+        42,
+    ]
+    (reading,) = open_files([write("a.json", mixed)])
+    assert (reading.format, reading.formats) == ("question-answer", {})
+    outcomes = list(reading.rows)
+    assert all(not isinstance(row, Drop) for row in outcomes[:6])
+    # Of three rows no format is known, or it is known and the row is bad.
+    assert reading.formats == {"question-answer": 3, "messages": 1, "Alpaca": 1, "pairs": 1, "preference": 1}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "I", "input": "X", "output": "A"},
+        {"instruction": "I", "input": " ", "output": "A", "system": "", "history": [], "tools": ""},
+        {"instruction": "I", "input": "X", "output": "A", "system": None, "history": None, "tools": None},
+        {"instruction": "", "input": "", "output": ""},
+        {"instruction": "I", "output": "A", "system": []},
+        {"instruction": "I", "output": "A", "tools": False},
+        {"instruction": "I", "output": "A", "tools": "[]"},
+        {"instruction": "I", "output": "A", "other": 1.5},
+        {"instruction": "I", "output": "A", "other": float("nan")},
+        {"instruction": "I", "output": "\0"},
+        {"instruction": "\ud800", "output": "A"},
+        {"instruction": " " * 1_000_001, "input": "X", "output": "A"},
+        {"title": "T", "ask": "无", "answer": "A"},
+        {"instruction": "<user>: Q <bot>: R <user>: S", "output": "A"},
+    ],
+    ids=lambda row: str(row)[:80],
+)
+def test_the_quick_way_reads_as_the_careful_one(row, monkeypatch):
+    def outcomes():
+        interpreter = Interpreter(Learned(prompts=False))
+        some = [interpreter(Raw(row, Place("a", 1, 0))) for _ in range(2)]
+        return [repr((type(o), o, [m.path for m in getattr(o, "messages", ())])) for o in some], interpreter.formats
+
+    expected = outcomes()
+    monkeypatch.setattr(rows, "_plain_record", lambda *_: None)
+    assert outcomes() == expected
+
+
+def test_as_many_kinds_of_rows_as_one_likes(write, monkeypatch):
+    monkeypatch.setattr(rows, "MAX_PLANS", 3)
+    many = [{"input": "Q", "output": "A", f"column {number}": 1} for number in range(20)]
+    (reading,) = open_files([write("a.json", many)])
     assert all(isinstance(row, Record) for row in reading.rows)
+    assert reading.formats == {"question-answer": 20}
 
 
 @pytest.mark.parametrize(("value", "text"), [(42, "42"), (1.5, "1.5"), (True, "true"), (["B"], "B")])

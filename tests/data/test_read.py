@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from itertools import islice
 
 import pytest
 
 from dsr1_tune.data import json_rows
+from dsr1_tune.data.portions import portions
 from dsr1_tune.data.read import open_files, read
 from dsr1_tune.data.record import Drop, Record
+from dsr1_tune.errors import DataError
 
 ROW = {"input": "问", "output": "答"}
 ROWS = [{"input": f"问题 {number}", "output": f"回答 {number}"} for number in range(3)]
@@ -185,6 +188,63 @@ def test_arrays_are_walked_in_small_blocks(write, monkeypatch):
     assert len(expected) == 15
 
 
+def test_alike_rows_of_an_array_are_read_as_any_others(write, monkeypatch):
+    """Rows that follow each other alike take a short cut; what comes out is the same, down to the places."""
+    row = {"input": "Q", "output": "A"}
+    tricky = [
+        row,
+        {"input": '"},\n {"input": "', "output": "}, {"},
+        {"input": "Q", "output": {"input": 1}, "more": [{"input": 2}, {"input": 3}]},
+        row,
+        {"other": 1, "input": "Q", "output": "A"},
+        row,
+        row,
+        {"input": "Q", "output": 2**64},
+        {"input": "Q", "output": float("inf")},
+        {"input": "\ud800", "output": "A"},
+        [row, row],
+        row,
+        {"input": "Q", "output": [[[0] * 3] * 3]},
+        None,
+        row,
+        row,
+    ]
+    files = [write(f"{indent}.json", json.dumps(tricky * 3, indent=indent)) for indent in (None, 0, 2)]
+    files.append(write("odd.json", dumps(tricky[:2] * 4).replace("}, {", "}\n\n , \r\n{")))
+    files.append(write("deep.json", json.dumps([row, row, {**row, "x": json.loads("[" * 250 + "]" * 250)}, row, row])))
+    files.append(write("broken.json", json.dumps([row] * 9).replace('"A"}', '"A}', 4).replace('"A}', '"A"}', 3)))
+
+    def outcomes():
+        return [(type(o), repr(o), repr(o.row)) for file in files for o in read([file])]
+
+    quickly = outcomes()
+    monkeypatch.setattr(json_rows.Window, "alike", lambda self: iter(()))
+    assert outcomes() == quickly
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "wrapped.json"])
+def test_a_large_file_takes_little_memory(tmp_path, name):
+    """60 MB are walked in blocks of 1 MB."""
+    path = tmp_path / name
+    with path.open("w", encoding="utf-8") as file:
+        before, between, after = {"a.json": ("[", ",\n", "]"), "a.jsonl": ("", "\n", "")}.get(
+            name, ('{"data": [', ",", "]}")
+        )
+        rows = [json.dumps({"input": "Q", "output": "A" * 10_000})] * 600
+        file.write(before + between.join(rows))
+        for _ in range(9):
+            file.write(between + between.join(rows))
+        file.write(after)
+    assert path.stat().st_size > 6e7
+    for walk in (lambda: read([path]), lambda: portions([path], max_bytes=1 << 20)):
+        tracemalloc.start()
+        number = sum(getattr(item, "num_rows", 1) for item in walk())
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert number == 6000
+        assert peak < 12e6
+
+
 def test_reading_is_lazy(write):
     file = write("a.jsonl", "".join(json.dumps(ROW) + "\n" for _ in range(500)) + "{")
     assert len(list(islice(read([file]), 3))) == 3
@@ -196,6 +256,25 @@ def test_csv_rows_with_other_columns(write):
     assert answers(rows) == ["a", "csv_malformed", "csv_malformed", "a", "csv_malformed", "a"]
     assert places(rows) == [(2, 0), (3, 1), (4, 2), (5, 3), (6, 4), (8, 5)]
     assert rows[1].row == "q,a,x\n"
+
+
+def test_columns_of_the_same_name_are_not_merged(write):
+    with pytest.raises(DataError, match=r"a\.csv: several columns are named 'output'"):
+        list(read([write("a.csv", "input,output,output,,\nq,a,b,,\n")]))
+    (row,) = read([write("b.csv", "input,output,,\nq,a,,\n")])
+    assert answers([row]) == ["a"]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_huge_numbers(write, name):
+    """Beyond 64 bits a number is not exact in any layout; one with 5000 digits is not read at all."""
+    numbers = [2**63, 2**64 - 1, 2**64, -(2**63) - 1, 10**400]
+    lines = [f'{{"input": "Q", "output": {number}}}' for number in [*map(str, numbers), "1" * 5000, "1e999", "0"]]
+    content = "\n".join(lines) if name == "a.jsonl" else "[" + ",\n".join(lines) + "]"
+    rows = list(read([write(name, content)]))
+    damaged = "json_malformed" if name == "a.jsonl" else "json_damaged"
+    whole = [str(2**63), str(2**64 - 1)]
+    assert answers(rows) == [*whole, "wrong_type", "wrong_type", str(10**400), damaged, "wrong_type", "0"]
 
 
 def test_a_quote_that_never_closes_is_damage(write):

@@ -1,0 +1,267 @@
+"""`data clean`: data files → rows worth learning from, held-out rows, rejected rows and a report of it all.
+
+The story: cut the files into portions; scan each (read, rules, personal data, contamination) in one of some worker
+processes; merge duplicates; let a small model judge what is left; split; write. Every row ends in exactly one place.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from dsr1_tune import __version__
+from dsr1_tune.config import CleanRun
+from dsr1_tune.data import near, shingles
+from dsr1_tune.data.contamination import Evaluation
+from dsr1_tune.data.dedup import Copies, find_copies
+from dsr1_tune.data.facts import CountTokens, gather_facts, settings_of
+from dsr1_tune.data.files import Source
+from dsr1_tune.data.languages import LANGUAGES
+from dsr1_tune.data.outcome import Fate, Outcome, write_groups, write_rows
+from dsr1_tune.data.output import answer_of, as_output, question_of, turns_of
+from dsr1_tune.data.packs import Pack, load_pack
+from dsr1_tune.data.portions import Portion, check_columns, cut, open_sources, read_portion
+from dsr1_tune.data.record import Drop
+from dsr1_tune.data.report_html import render
+from dsr1_tune.data.scan import Settings
+from dsr1_tune.data.shingles import Flags, Hashes, Ints
+from dsr1_tune.data.spill import Spill
+from dsr1_tune.data.split import Stratum, count_strata, hold_out, length_bands
+from dsr1_tune.data.workers import scan_all
+from dsr1_tune.errors import ConfigError, RunError
+from dsr1_tune.whole import whole_folder
+
+LEARNED_ROWS = 5000
+"""So many rows at the start of each file show which preambles its rows share."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A finished folder and what its report.json says."""
+
+    folder: Path
+    facts: dict[str, Any]
+
+
+def run(config: CleanRun, say: Say = lambda text: None, count_tokens: CountTokens | None = None) -> Cleaned:
+    """Clean the files as `config` says and leave a folder of results; go on where a killed run stopped.
+
+    `count_tokens` measures texts with the tokenizer of `config.base`. Raises TuneError for what the user can mend.
+    """
+    pack = load_pack(config.rules)
+    sources = open_sources(config.data.files, config.data.map)
+    out = vacant(config)
+    with _workplace(config, out, sources) as work:
+        say("reading")
+        portions = cut(sources, config.data.map)
+        settings = _learn(config, pack, sources)
+        scanned = _Progress(say)
+        files = scan_all(portions, settings, work, num_workers(config), config.engine, scanned.one_more)
+        spill = Spill(work, files)
+        check_columns(config.data.map, _columns(spill))
+        say(f"looking for duplicates among {spill.num_rows:,} rows")
+        copies = find_copies(spill, config.dedup, settings.boilerplate, say)
+        fates = _fates(spill, copies)
+        judged, judge_facts = _judge(config, spill, fates, say)
+        outcome, strata = _split(config, spill, copies, fates, judged)
+        say("writing")
+        with whole_folder(out) as folder:
+            write_rows(outcome, folder)
+            groups = write_groups(outcome, folder / "duplicates.jsonl")
+            facts = gather_facts(
+                config, sources, outcome, strata, groups, judge_facts, settings.privacy_action, count_tokens
+            )
+            (folder / "report.json").write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2) + b"\n")
+            (folder / "report.html").write_text(render(facts, _language(config, facts)), encoding="utf-8")
+    return Cleaned(out, facts)
+
+
+def vacant(config: CleanRun) -> Path:
+    """The folder to write; RunError where it holds something else than an earlier result."""
+    first = config.data.files[0].name.removesuffix(".gz")
+    out = config.out or Path("clean") / Path(first).stem
+    if out.is_file():
+        raise RunError(f"{out}: is a file", hint="name a folder with --out")
+    if out.is_dir() and any(out.iterdir()) and not (out / "report.json").exists():
+        raise RunError(f"{out}: is in use: it holds no earlier result of this command", hint="name another --out")
+    inside = [str(file) for file in config.data.files if out.resolve() in file.resolve().parents]
+    if inside:
+        raise RunError(f"{out}: holds the data file {inside[0]}, and would be replaced", hint="name another --out")
+    return out
+
+
+def num_workers(config: CleanRun) -> int:
+    """How many processes share the work."""
+    return config.workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _workplace:
+    """The folder beside `out` in which the portions' outcomes wait; what a killed run left there is used again.
+
+    It is removed at the end, and kept where the run is stopped.
+    """
+
+    def __init__(self, config: CleanRun, out: Path, sources: Sequence[Source]) -> None:
+        self._path = out.with_name(f".{out.name}.work")
+        self._mark = orjson.dumps(
+            {
+                "version": __version__,
+                "settings": settings_of(config),
+                "files": [_identity(path) for path in _files(config)],
+            }
+        )
+
+    def __enter__(self) -> Path:
+        mark = self._path / "mark.json"
+        if not (mark.exists() and mark.read_bytes() == self._mark):
+            shutil.rmtree(self._path, ignore_errors=True)
+            self._path.mkdir(parents=True)
+            mark.write_bytes(self._mark)
+        return self._path
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None:
+            shutil.rmtree(self._path, ignore_errors=True)
+
+
+def _files(config: CleanRun) -> list[Path]:
+    rules = [Path(config.rules)] if Path(config.rules).is_file() else []
+    return [*config.data.files, *config.dedup.against, *rules]
+
+
+def _identity(path: Path) -> list[Any]:
+    """What changes when a file does."""
+    found = path.stat()
+    return [str(path.resolve()), found.st_size, found.st_mtime_ns]
+
+
+def _learn(config: CleanRun, pack: Pack, sources: Sequence[Source]) -> Settings:
+    """What the scan needs to know beforehand: the evaluation questions, and which preambles rows share."""
+    dedup = config.dedup
+    evaluation = Evaluation.of(dedup.against, config.data.map, dedup.containment) if dedup.against else None
+    looks_near = dedup.near or config.data.eval_share > 0
+    parts = [_boilerplate(source, config) for source in sources] if looks_near else []
+    action = config.privacy.action or pack.privacy or "count"
+    boilerplate: Hashes = np.unique(np.concatenate([np.zeros(0, np.uint64), *parts]))
+    return Settings(pack, action, config.privacy.kinds, looks_near, boilerplate, evaluation)
+
+
+def _boilerplate(source: Source, config: CleanRun) -> Hashes:
+    """The n-grams that many of the first rows of a file share."""
+    turns: list[list[tuple[str, str]]] = []
+    for portion in cut([source], config.data.map):
+        rows, _ = read_portion(portion)
+        turns += [turns_of(as_output(row)) for row in rows[: LEARNED_ROWS - len(turns)] if not isinstance(row, Drop)]
+        if len(turns) >= LEARNED_ROWS:
+            break
+    return near.boilerplate_of(shingles.grams(shingles.tokens(shingles.normalise(turns))))
+
+
+class _Progress:
+    """Says how many portions are done."""
+
+    def __init__(self, say: Say) -> None:
+        self._say, self._num_done = say, 0
+
+    def one_more(self, portion: Portion) -> None:
+        """Another portion is on disk."""
+        self._num_done += 1
+        self._say(f"reading {portion.source.path}: {self._num_done} portions done")
+
+
+def _columns(spill: Spill) -> set[str]:
+    return {column for block in spill.blocks for column in block.counts.columns}
+
+
+def _fates(spill: Spill, copies: Copies) -> np.ndarray:
+    """Each row's fate (N) as far as the duplicates decide it."""
+    fates = np.full(spill.num_rows, Fate.TRAIN, np.uint8)
+    is_merged = copies.stands_for != np.arange(spill.num_rows)
+    fates[is_merged] = np.where(copies.similarity[is_merged] < 1, Fate.NEAR, Fate.EXACT)
+    fates[list(copies.contradicted)] = Fate.CONTRADICTED
+    return fates
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Question and answer of the rows that are left, read when asked for."""
+
+    spill: Spill
+    rows: Ints
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def texts(self, indices: Sequence[int]) -> list[tuple[str, str]]:
+        """The texts of these rows, in the order asked for."""
+        asked = self.rows[np.asarray(indices, np.int64)]
+        needed, places = np.unique(asked, return_inverse=True)
+        outputs = self.spill.outputs(needed)
+        return [(question_of(outputs[n]), answer_of(outputs[n])) for n in places.tolist()]
+
+    def languages(self) -> list[str]:
+        """The language of each row."""
+        return [LANGUAGES[code] for code in self.spill.languages[self.rows].tolist()]
+
+
+def _judge(
+    config: CleanRun, spill: Spill, fates: np.ndarray, say: Say
+) -> tuple[dict[int, Drop], dict[str, Any] | None]:
+    """What a small model objects to, where it is asked; marks those rows in `fates`."""
+    if not config.judge.on:
+        return {}, None
+    from dsr1_tune.data.judge import judge
+
+    rows = np.flatnonzero((fates == Fate.TRAIN) & (spill.kinds == 0))
+    cache = (config.out or Path("clean")).parent / ".judge-cache"
+    judgement = judge(_Pairs(spill, rows), config.judge, cache, config.seed, say)
+    drops = {int(rows[number]): drop for number, drop in judgement.drops.items()}
+    fates[list(drops)] = Fate.JUDGED
+    return drops, {**judgement.facts, "num_dropped": len(drops)}
+
+
+def _split(
+    config: CleanRun, spill: Spill, copies: Copies, fates: np.ndarray, judged: dict[int, Drop]
+) -> tuple[Outcome, list[Stratum]]:
+    """Draw the rows of files that count for less than 1, and hold some out."""
+    weights = np.concatenate([np.full(b.num_rows, config.data.weight(b.file)) for b in spill.blocks])
+    whole, part = np.divmod(weights, 1)
+    draw = shingles.mixed(np.arange(spill.num_rows).astype(np.uint64) + shingles.mixed(np.array([config.seed], np.uint64)))
+    times = whole + (draw.astype(np.float64) / 2**64 < part)
+    fates[(fates == Fate.TRAIN) & (times == 0)] = Fate.NOT_DRAWN
+    kept = np.flatnonzero(fates == Fate.TRAIN)
+    names, strata = _strata(spill, kept)
+    held_out: Flags = hold_out(strata, copies.alike[kept], config.data.eval_share, config.seed)
+    fates[kept[held_out]] = Fate.EVAL
+    outcome = Outcome(spill, fates, times.astype(np.uint8), copies, judged)
+    return outcome, count_strata(names, strata, ~held_out, held_out)
+
+
+def _strata(spill: Spill, rows: Ints) -> tuple[list[str], Ints]:
+    """Rows of the same file, language and length: the names, and each row's number among them."""
+    prints = spill.prints
+    lengths = length_bands((prints.question_chars + prints.answer_chars)[rows])
+    files = list(dict.fromkeys(block.file for block in spill.blocks))
+    number = {file: place for place, file in enumerate(files)}
+    by_block = np.repeat([number[block.file] for block in spill.blocks], [block.num_rows for block in spill.blocks])
+    keys = (by_block[rows].astype(np.int64) * len(LANGUAGES) + spill.languages[rows]) * 3 + lengths
+    found, strata = np.unique(keys, return_inverse=True)
+    sizes = ("short", "middle", "long")
+    names = [f"{files[k // 3 // len(LANGUAGES)]}, {LANGUAGES[k // 3 % len(LANGUAGES)]}, {sizes[k % 3]}" for k in found]
+    return names, strata
+
+
+def _language(config: CleanRun, facts: dict[str, Any]) -> str:
+    """The language of the report: the data's, if nothing is said."""
+    if config.language != "auto":
+        return config.language
+    return "zh" if next(iter(facts["languages"]), "") == "zh" else "en"

@@ -1,0 +1,133 @@
+"""Which rows are copies, and which copy stays?  Exact, near and contradictory rows, found on arrays of hashes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dsr1_tune.data.near import Pairs, Verified
+from dsr1_tune.data.shingles import Hashes, Ints, Prints
+
+SHORT_ANSWER_CHARS = 30
+MIN_ASKED_CHARS = 6
+MAX_ROUNDS = 20
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A row that another one stands for: exactly (similarity 1), or nearly."""
+
+    row: int
+    kept: int
+    kind: str
+    similarity: float
+
+
+def preference_order(answer_chars: Ints, keep: str) -> Ints:
+    """Each row's rank (N); the lowest stays: better is the longer answer, then the earlier row."""
+    numbers = np.arange(len(answer_chars))
+    order = np.lexsort((numbers, -answer_chars)) if keep == "better" else numbers
+    rank = np.empty(len(order), np.int64)
+    rank[order] = numbers
+    return rank
+
+
+def merge_exact(prints: Hashes, rank: Ints) -> Ints:
+    """For each row (N) the one that stands for it, itself if it stays; `prints` (N, 4) are equal for equal rows."""
+    _, group = np.unique(_as_one(prints), return_inverse=True)
+    best = np.full(int(group.max(initial=-1)) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(best, group, rank)
+    leader = np.argsort(rank)[best[group]] if len(rank) else rank
+    # Two different rows whose combined hashes happen to agree both stay.
+    return np.where((prints[leader] == prints).all(axis=1), leader, np.arange(len(rank)))
+
+
+def contradictions(prints: Prints, rows: Ints) -> dict[int, int]:
+    """Those of `rows` whose question another row answers otherwise, with one such row; both answers are short.
+
+    Questions of a word or two ("go on", "thanks") are no questions that could be answered wrongly.
+    """
+    fits = (prints.answer_chars[rows] <= SHORT_ANSWER_CHARS) & (prints.question_chars[rows] >= MIN_ASKED_CHARS)
+    rows = rows[fits]
+    _, group, counts = np.unique(_as_one(prints.question[rows]), return_inverse=True, return_counts=True)
+    is_shared = counts[group] > 1
+    rows, group = rows[is_shared], group[is_shared]
+    order = np.argsort(group, kind="stable")
+    found: dict[int, int] = {}
+    for members in np.split(rows[order], np.flatnonzero(np.diff(group[order])) + 1):
+        if len(np.unique(_as_one(prints.answer[members]))) > 1:
+            first, other = int(members[0]), int(members[1])
+            found.update({int(row): other if row == first else first for row in members})
+    return found
+
+
+def merge_near(verified: Verified, rank: Ints, compare: Callable[[Pairs], Verified]) -> list[Merged]:
+    """Let the best row of each cluster stand for those that are similar to it, then the best of the rest, and so on.
+
+    A chain of small changes is no reason to merge its ends: every row is similar to the one that stands for it.
+    `compare` verifies further pairs.
+    """
+    similar = {(int(a), int(b)): float(s) for (a, b), s in zip(verified.pairs, verified.similarity, strict=True)}
+    merged: list[Merged] = []
+    clusters = [sorted(cluster, key=lambda row: int(rank[row])) for cluster in _clusters(verified.pairs)]
+    for _ in range(MAX_ROUNDS):
+        pairs = [(min(best, row), max(best, row)) for best, *others in clusters for row in others]
+        unknown = [pair for pair in pairs if pair not in similar]
+        if unknown:
+            similar.update(dict.fromkeys(unknown, 0.0))
+            further = compare(np.array(unknown, np.int64))
+            found = zip(further.pairs.tolist(), further.similarity.tolist(), strict=True)
+            similar.update({(a, b): value for (a, b), value in found})
+        left = []
+        for best, *others in clusters:
+            rest = []
+            for row in others:
+                value = similar[(min(best, row), max(best, row))]
+                if value > 0:
+                    merged.append(Merged(row, best, "near", value))
+                else:
+                    rest.append(row)
+            if len(rest) > 1:
+                left.append(rest)
+        clusters = left
+        if not clusters:
+            break
+    return merged
+
+
+def _clusters(pairs: Pairs) -> list[list[int]]:
+    """The connected rows."""
+    parent: dict[int, int] = {}
+
+    def root(row: int) -> int:
+        while parent.setdefault(row, row) != row:
+            parent[row] = parent[parent[row]]
+            row = parent[row]
+        return row
+
+    for a, b in pairs.tolist():
+        parent[max(root(a), root(b))] = min(root(a), root(b))
+    clusters: dict[int, list[int]] = defaultdict(list)
+    for row in sorted(parent):
+        clusters[root(row)].append(row)
+    return list(clusters.values())
+
+
+def group_alike(questions: Hashes, pairs: Pairs) -> Ints:
+    """A number per row (N): the same for rows with the same question, and for rows that `pairs` join."""
+    _, first, group = np.unique(_as_one(questions), return_index=True, return_inverse=True)
+    leader = first[group]
+    moved = {row: cluster[0] for cluster in _clusters(leader[pairs]) for row in cluster}
+    return np.array([moved.get(row, row) for row in leader.tolist()], np.int64) if moved else leader
+
+
+def _as_one(hashes: Hashes) -> Hashes:
+    """The columns of hashes (N, k) as one value each; among 2,000,000 rows two agree by chance once in 10,000,000."""
+    total = np.zeros(len(hashes), np.uint64)
+    for column in hashes.T:
+        total = (total ^ column) * np.uint64(0x9E3779B97F4A7C15)
+        total ^= total >> np.uint64(29)
+    return total

@@ -1,0 +1,193 @@
+"""What the rules ask about a row's texts, computed once: bytes, classes of characters, who said what."""
+
+from __future__ import annotations
+
+import re
+
+from dsr1_tune.data.record import Message, Preference, Prompt, Record, Row
+
+# Dear checks look at the beginning and the end of a text that is longer than twice this.
+LONG = 10_000
+
+_CONTINUATION = bytes(range(0x80, 0xC0))
+
+
+def _classes() -> bytes:
+    """The class of every byte that begins a character in UTF-8; ASCII signs stand for themselves."""
+    table = bytearray(range(256))
+    for codes, mark in (
+        (range(0x20), b"\x01"),  # control characters
+        (b"\t\n\r\x0b\x0c", b" "),
+        (b"\x7f", b"\x01"),
+        (b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz", b"a"),
+        (b"0123456789", b"0"),
+        (b"\xc2\xe2\xee\xf1\xf2\xf3\xf4", b"s"),  # ©, “, arrows, mathematics, private use
+        (range(0xC3, 0xCC), b"l"),  # Latin with accents
+        (b"\xcc\xcd\xce\xcf", b"g"),  # Greek
+        (range(0xD0, 0xD4), b"c"),  # Cyrillic
+        (range(0xD4, 0xE2), b"o"),  # Hebrew, Arabic, Indic, Thai, Georgian, Amharic, Cherokee, Vietnamese, ...
+        (b"\xe2", b"s"),
+        (b"\xe3", b"k"),  # kana, and the Chinese full stop
+        (range(0xE4, 0xEA), b"h"),  # Han
+        (range(0xEA, 0xEE), b"y"),  # Hangul, Yi
+        (b"\xef", b"f"),  # full-width signs
+        (b"\xf0", b"e"),  # emoji, rare Han
+    ):
+        for code in codes:
+            table[code] = mark[0]
+    return bytes(table)
+
+
+_CLASSES = _classes()
+_NO_SIGNS = b"a0 lgcokhy"
+
+
+def phrases(text: str) -> list[str]:
+    """The phrases of a list written with | and line breaks."""
+    return [phrase.strip() for line in text.splitlines() for phrase in line.split("|") if phrase.strip()]
+
+
+class Text:
+    """One message's text in the forms that are quick to search.
+
+    `data` is its UTF-8, `low` the same with small ASCII letters. `shape` has a byte per character: a Latin letter, 0 digit, h Han, k kana or Chinese full
+    stop, y Hangul, c Cyrillic, g Greek, l accented Latin, o other scripts, s f e signs, \\x01 control, ASCII signs
+    themselves; `signs` is the shape without letters, digits and spaces.
+    """
+
+    __slots__ = ("content", "data", "low", "message", "num_han", "num_latin", "shape", "signs")
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        self.content = content = message.content
+        self.data = data = content.encode("utf-8", "surrogatepass")
+        self.low = data.lower()
+        self.shape = shape = data.translate(_CLASSES, _CONTINUATION)
+        self.signs = shape.translate(None, _NO_SIGNS)
+        self.num_han = shape.count(b"h")
+        self.num_latin = shape.count(b"a")
+
+    @property
+    def is_han(self) -> bool:
+        """Whether most letters are Han, which has no spaces between words."""
+        return self.num_han * 4 > self.num_latin
+
+
+class View:
+    """A row as the rules see it: the last question, and the assistant's answers with the final one last.
+
+    Of a preference, the answer is the chosen one; a prompt has none. `checked` are questions and answers, without
+    instructions and the results of tools.
+    """
+
+    __slots__ = ("_asked", "answer", "answers", "checked", "question", "row", "texts")
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        messages = (*row.prompt, row.chosen) if isinstance(row, Preference) else row.messages
+        self.texts = texts = [Text(message) for message in messages]
+        if len(texts) == 2 and messages[0].role == "user" and messages[1].role == "assistant":
+            self.question: Text | None = texts[0]
+            self.answers, self.checked = texts[1:], texts
+        else:
+            self.answers = [text for text in texts if text.message.role == "assistant"]
+            self.checked = [text for text in texts if text.message.role in ("user", "assistant")]
+            self.question = next((text for text in reversed(texts) if text.message.role == "user"), None)
+        self.answer = self.answers[-1] if self.answers and not isinstance(row, Prompt) else None
+        self._asked: str | None = None
+
+    @property
+    def asked(self) -> str:
+        """All that user and system say, in lower case: what the conversation is about."""
+        if self._asked is None:
+            said = (text.content for text in self.texts if text.message.role in ("user", "system"))
+            self._asked = "\n".join(said).lower()
+        return self._asked
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether the assistant may call functions."""
+        row = self.row
+        return bool(row.tools) or any(text.message.role == "tool" for text in self.texts)
+
+
+_last: View | None = None
+
+
+def view(row: Row) -> View:
+    """The row's view. One row goes through rule after rule, so the last view is kept until another row comes."""
+    global _last
+    last = _last
+    if last is None or last.row is not row:
+        _last = last = View(row)
+    return last
+
+
+def with_texts(row: Row, contents: list[str]) -> Row:
+    """The same row with other texts, in the order of the view's texts; a preference's rejected answer stays."""
+    messages = (*row.prompt, row.chosen) if isinstance(row, Preference) else row.messages
+    changed = tuple(
+        message if message.content == content else Message(message.role, content, message.path)
+        for message, content in zip(messages, contents, strict=True)
+    )
+    match row:
+        case Preference():
+            return Preference(changed[:-1], changed[-1], row.rejected, row.place, row.tools, row.row)
+        case Prompt():
+            return Prompt(changed, row.answer, row.place, row.tools, row.row)
+        case Record():
+            return Record(changed, row.place, row.tools, row.row, row.notes)
+
+
+# Zero-width characters and the byte order mark: they print nothing, and str.strip leaves them.
+_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad"
+
+
+def visible(text: str) -> str:
+    """The text without spaces and invisible characters around it."""
+    return text.strip().strip(_INVISIBLE).strip()
+
+
+def quoted(text: str, most: int = 60) -> str:
+    """The text as short evidence: on one line, its middle left out where it is long."""
+    if len(text) > 4 * most:
+        text = text[: 2 * most] + text[-2 * most :]
+    text = " ".join(text.split())
+    if len(text) > most:
+        text = f"{text[: most * 2 // 3]} … {text[-most // 3 :]}"
+    return repr(text)
+
+
+def ends(content: str) -> str:
+    """A long text's beginning and end, a short text itself."""
+    return content if len(content) <= 2 * LONG else f"{content[:LONG]}\n{content[-LONG:]}"
+
+
+WORD = re.compile(r"[^\W_]+")
+HAN_RUN = re.compile(r"[\u3400-\u9fff]+")
+
+_WORDLESS = re.compile(r"[\W_]+")
+_LABEL = re.compile(r"^\s*(?:question|q|prompt|instruction|answer|a|问题|问|题目|回答|答案|答)\s*[:：]\s*", re.I)
+
+
+def bare(text: str) -> str:
+    """The text without case, labels such as `Q:`, punctuation and spaces: equal where only those differ."""
+    return _WORDLESS.sub("", _LABEL.sub("", text).casefold())
+
+
+_CODE_LINE = re.compile(
+    r"^\s*(?:def |class |import |from \w+ import|return\b|for \(|if \(|while \(|#include|public |private |static |"
+    r"function\b|const |let |var |select\b.+\bfrom\b|</?\w|@\w+|\}|\w+\(.*\);?$|[\w.\[\]]+ ?[-+*/]?= ?\S)",
+    re.I | re.M,
+)
+
+
+def looks_like_code(text: Text) -> bool:
+    """Whether the text is a program, a formula or data rather than prose."""
+    head = text.content.lstrip()[:1]
+    if b"```" in text.data or head in "{[<" or b"\\frac" in text.data or b"\\begin" in text.data:
+        return True
+    code_signs = len(text.signs.translate(None, b"!\"'(),-.:?sfe%&*#_"))
+    if code_signs * 25 > len(text.shape):
+        return True
+    return len(_CODE_LINE.findall(text.content[:LONG])) >= 2

@@ -1,0 +1,140 @@
+"""Rules about what stands there again and again: phrases, lines, turns."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from itertools import groupby
+
+from dsr1_tune.data.record import Drop, Row
+from dsr1_tune.data.rules_facts import WORD, Text, View, bare, ends, looks_like_code, quoted, view
+from dsr1_tune.data.rules_settings import RepeatedLines, RepeatedText, RepeatedTurn
+
+
+def repeated_text(row: Row, rule: RepeatedText) -> Row | Drop:
+    """Drop an answer that goes round in circles; of very long answers, beginning and end are looked at."""
+    seen = view(row)
+    for text in seen.answers:
+        if len(text.content) < rule.min_chars:
+            continue
+        content = ends(text.content)
+        why = _said_twice(content) or _goes_in_circles(content, text, rule, seen)
+        if why:
+            fix = "cut the repetition, or raise repeated_text.max_share or max_run"
+            return Drop("repeated_text", why, fix, text.message.path)
+    return row
+
+
+def _said_twice(content: str) -> str:
+    """Whether the second half is the first again."""
+    again = content.find(content[:16], len(content) // 2 - 2)
+    if again < 20 or bare(content[:again]) != bare(content[again:]):
+        return ""
+    return f"all of it stands there twice: {quoted(content[:again])}"
+
+
+def _goes_in_circles(content: str, text: Text, rule: RepeatedText, seen: View) -> str:
+    """Why the answer is too repetitive, or nothing.
+
+    Samples from five places are looked for: a text in circles cannot hide from them. Only where some stand there
+    again and again is the whole text looked at.
+    """
+    width = 6 if text.is_han else 12
+    length = len(content)
+    often = []
+    for at in (length - width - 2, length * 3 // 4, length // 2, length // 3, length // 6):
+        sample = content[at : at + width]
+        if content.count(sample) > 2:
+            often.append(sample)
+    if not often:
+        return ""
+    unit, num_times = max((_run(content, sample) for sample in often), key=lambda run: len(run[0]) * run[1])
+    why = ""
+    if num_times >= rule.max_run and 5 * len(unit) * num_times > length and sum(map(str.isalpha, unit)) > 1:
+        why = f"{quoted(unit)} {num_times} times in a row"
+    share = 0.0
+    if why or len(often) > 2:
+        share, gram, count = _share_said_before(content, text.is_han)
+        if share > rule.max_share:
+            why = why or f"{share:.0%} of it stood there before, {quoted(gram)} {count} times"
+    if not why or looks_like_code(text):
+        return ""
+    return "" if share < 0.85 and _REPEATS_BY_NATURE.search(seen.asked) else why
+
+
+def _run(content: str, sample: str) -> tuple[str, int]:
+    """The unit that begins with the sample, and how often it stands there in a row."""
+    start = content.find(sample)
+    period = content.find(sample, start + 1) - start
+    unit = content[start : start + period]
+    if not 0 < period <= _LONGEST_UNIT:
+        return "", 0
+    num_times, at = 0, start
+    while content.startswith(unit, at):
+        num_times, at = num_times + 1, at + period
+    return unit, num_times
+
+
+_LONGEST_UNIT = 300
+
+
+def _share_said_before(content: str, is_han: bool) -> tuple[float, str, int]:
+    """(share of n-grams that stood there before, the commonest, how often): of 8 characters in Chinese, else 4 words."""
+    if is_han:
+        joined = "".join(WORD.findall(content))
+        grams = [joined[i : i + 8] for i in range(len(joined) - 7)]
+    else:
+        words = WORD.findall(content.lower())
+        grams = [" ".join(words[i : i + 4]) for i in range(len(words) - 3)]
+    if not grams:
+        return 0.0, "", 0
+    times = Counter(grams)
+    gram, count = times.most_common(1)[0]
+    return 1 - len(times) / len(grams), gram, count
+
+
+_REPEATS_BY_NATURE = re.compile(
+    r"\bsong|lyric|poem|\brap\b|chant|mantra|nursery|chorus|repeat|\btimes\b|refrain|haiku|"
+    r"歌|诗|词|童谣|口号|重复|遍|\d+ ?次|绕口令|说唱"
+)
+
+
+def repeated_lines(row: Row, rule: RepeatedLines) -> Row | Drop:
+    """Drop an answer in which lines of prose stand again and again; code, tables and choruses are fine."""
+    seen = view(row)
+    for text in seen.answers:
+        if text.data.count(b"\n") < rule.max_run - 1:
+            continue
+        lines = [line for line in text.content.split("\n") if len(line) > 3]
+        if len(lines) - len(set(lines)) < 2 or looks_like_code(text):
+            continue
+        why = _again_and_again(lines, rule, _REPEATS_BY_NATURE.search(seen.asked) is not None)
+        if why:
+            fix = "cut the repetition, or raise repeated_lines.max_share"
+            return Drop("repeated_lines", why, fix, text.message.path)
+    return row
+
+
+def _again_and_again(lines: list[str], rule: RepeatedLines, creative: bool) -> str:
+    """Why the lines are too repetitive, or nothing."""
+    times = Counter(lines)
+    again = sum((count - 1) * len(line) for line, count in times.items())
+    if again > (0.8 if creative else rule.max_share) * sum(map(len, lines)):
+        line, count = times.most_common(1)[0]
+        return f"{quoted(line)} stands there {count} times"
+    for line, same in groupby(lines):
+        num_same = sum(1 for _ in same)
+        if num_same >= (2 * rule.max_run if creative else rule.max_run) and sum(map(str.isalpha, line)) > 3:
+            return f"{quoted(line)} {num_same} times in a row"
+    return ""
+
+
+def repeated_turn(row: Row, rule: RepeatedTurn) -> Row | Drop:
+    """Drop a conversation in which the same question gets the same answer twice in a row."""
+    texts = view(row).texts
+    for i in range(len(texts) - 3):  # a question, its answer, and both again
+        question, answer = texts[i].message, texts[i + 1].message
+        if question.role == "user" and question == texts[i + 2].message and answer == texts[i + 3].message:
+            fix = "remove one of the two turns"
+            return Drop("repeated_turn", f"said twice: {quoted(question.content)}", fix, texts[i + 2].message.path)
+    return row

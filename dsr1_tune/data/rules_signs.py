@@ -1,0 +1,221 @@
+"""Rules about characters: broken encodings, signs that are no language, markup, placeholders."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+
+from dsr1_tune.data.record import Drop, Row
+from dsr1_tune.data.rules_facts import Text, View, ends, quoted, view, with_texts
+from dsr1_tune.data.rules_settings import (
+    Encoding,
+    HtmlMarkup,
+    OddCharacters,
+    ReplacementCharacter,
+    TemplatePlaceholder,
+)
+
+
+def encoding(row: Row, rule: Encoding) -> Row | Drop:
+    """Mend text decoded in a wrong encoding; drop the row where it cannot be mended."""
+    seen = view(row)
+    mended: list[str] | None = None
+    for number, text in enumerate(seen.texts):
+        if not _may_be_mojibake(text) or _ABOUT_ENCODINGS.search(seen.asked):
+            continue
+        content = _mend(text.content) if rule.repair else text.content
+        evidence = _mojibake_in(content)
+        if evidence:
+            detail = f"decoded in a wrong encoding: {quoted(evidence)}"
+            return Drop("mojibake", detail, "convert the source to UTF-8 again", text.message.path)
+        if content != text.content:
+            mended = mended or [other.content for other in seen.texts]
+            mended[number] = content
+    return with_texts(row, mended) if mended else row
+
+
+# UTF-8 decoded as GBK turns ，。的 and quotation marks into these; they are next to unknown in real Chinese. The last
+# are what U+FFFD and fresh memory look like in GBK.
+_GBK_MARKS = "锛銆鐨鈥锟烫屯"
+_GBK_MARK = re.compile("[锛銆鐨鈥].{0,60}[锛銆鐨鈥]|锟斤拷|烫烫烫|屯屯屯", re.S)
+# A UTF-8 lead byte and a continuation byte, both decoded as Latin-1 or Windows-1252.
+_LATIN_PAIR = re.compile(
+    "[\u00c2-\u00f4][\u0080-\u00bf\u20ac\u201a\u0192\u201e\u2026\u2020\u2021\u02c6\u2030\u0160\u2039\u0152\u017d\u2018\u2019"
+    "\u201c\u201d\u2022\u2013\u2014\u02dc\u2122\u0161\u203a\u0153\u017e\u0178]"
+)
+_LATIN_RUN = re.compile("[\u00a1-\u00ff]{4}")
+_ABOUT_ENCODINGS = re.compile(r"encod|mojibake|utf-?8|unicode|latin-?1|gbk|编码|乱码|字符集|锟斤拷")
+
+
+def _may_be_mojibake(text: Text) -> bool:
+    data, content = text.data, text.content
+    if (
+        b"\xc3" in data
+        and (b"\xc2" in data or b"\xe2" in data or b"\xc5" in data)
+        and (_LATIN_PAIR.search(content) or _LATIN_RUN.search(content))
+    ):
+        return True
+    if b"\xc2" in data and _LATIN_PAIR.search(content):
+        return True
+    if text.num_han:
+        for mark in _GBK_MARKS:
+            if mark in content:
+                return _GBK_MARK.search(content) is not None
+    return False
+
+
+def _mend(content: str) -> str:
+    """The text as it was meant, where that is certain; else the text."""
+    import ftfy
+    from ftfy.badness import badness
+
+    if _GBK_MARK.search(content):
+        return _recoded(content, "gb18030", "utf-8")
+    fixed = ftfy.fix_encoding(content)
+    if fixed != content and badness(fixed) < badness(content):
+        return fixed
+    if sum(map(len, _LATIN_RUN.findall(content))) * 2 > len(content):
+        meant = _recoded(content, "latin-1", "gb18030")
+        if sum("\u4e00" <= char <= "\u9fff" for char in meant) * 2 > len(meant):
+            return meant
+    return content
+
+
+def _recoded(content: str, wrong: str, right: str) -> str:
+    try:
+        return content.encode(wrong).decode(right)
+    except UnicodeError:
+        return content
+
+
+def _mojibake_in(content: str) -> str:
+    """The surroundings of what is still broken, or nothing."""
+    from ftfy.badness import is_bad
+
+    found = _GBK_MARK.search(content)
+    if found is None and is_bad(content):
+        found = _LATIN_PAIR.search(content) or _LATIN_RUN.search(content)
+    return content[max(0, found.start() - 10) : found.start() + 30] if found else ""
+
+
+def replacement_character(row: Row, rule: ReplacementCharacter) -> Row | Drop:
+    """Drop a row in which characters were lost: they became U+FFFD."""
+    seen = view(row)
+    count, first = 0, None
+    for text in seen.texts:
+        if b"f" in text.signs and b"\xef\xbf\xbd" in text.data:
+            count += text.content.count("\ufffd")
+            first = first or text
+    if first is None or count <= rule.max_count or "fffd" in seen.asked or "replacement character" in seen.asked:
+        return row
+    at = first.content.index("\ufffd")
+    detail = f"{count} lost characters, the first at {quoted(first.content[max(0, at - 15) : at + 15])}"
+    fix = "take the text from its source again, or raise replacement_character.max_count"
+    return Drop("replacement_character", detail, fix, first.message.path)
+
+
+def odd_characters(row: Row, rule: OddCharacters) -> Row | Drop:
+    """Drop a row whose question or answer is mostly signs or holds control characters; every script is a language."""
+    seen = view(row)
+    for text in seen.checked:
+        num_signs = len(text.signs)
+        suspicious = num_signs * 10 > len(text.shape) * 3 and len(text.shape) >= rule.min_chars
+        if suspicious or b"\x01" in text.signs or b"\xee" in text.data:
+            why = _oddness(text, rule, seen)
+            if why:
+                fix = "clean the text, or raise odd_characters.max_share"
+                return Drop("odd_characters", f"{why}: {quoted(text.content)}", fix, text.message.path)
+    return row
+
+
+def _oddness(text: Text, rule: OddCharacters, seen: View) -> str:
+    """What is odd about the characters, or nothing."""
+    kinds = Counter(map(_kind, ends(text.content)))
+    total = sum(kinds.values()) - kinds["space"]
+    if kinds["control"] >= max(3, rule.max_control_share * total) or kinds["unassigned"] > 0.05 * total:
+        return f"{kinds['control'] + kinds['unassigned']} control or private characters"
+    if (
+        total < rule.min_chars
+        or b"```" in text.data
+        or _ASKS_FOR_SIGNS.search(seen.asked)
+        or _IS_DATA.match(text.content)
+    ):
+        return ""
+    if kinds["sign"] > rule.max_share * total and not _ONLY_MATHS.fullmatch(text.content):
+        return f"{kinds['sign'] * 100 // total} % of it are signs"
+    if kinds["rare sign"] > 0.3 * total:
+        return f"{kinds['rare sign'] * 100 // total} % of it are rare signs"
+    return ""
+
+
+def _kind(char: str) -> str:
+    category = unicodedata.category(char)
+    match category[0]:
+        case "L" | "M" | "N":
+            return "letter"
+        case "Z":
+            return "space"
+        case "P":
+            return "sign"
+        case "S":
+            return "rare sign" if char > "\x7f" and category == "So" else "sign"
+    if category == "Cc":
+        return "space" if char in "\t\n\r\x0b\x0c" else "control"
+    return "space" if category == "Cf" else "unassigned"
+
+
+_ASKS_FOR_SIGNS = re.compile(
+    r"emoji|emoticon|ascii|symbol|morse|braille|pattern|draw|\bart\b|regex|regular expression|punctuat|code|program|"
+    r"function|html|css|json|xml|sql|python|java|script|latex|formula|equation|calculat|bracket|parenthes|sudoku|chess|"
+    r"表情|颜文字|符号|图案|画|正则|标点|代码|程序|函数|脚本|公式|方程|计算|编程|括号|棋|莫尔斯|摩斯|盲文"
+)
+_IS_DATA = re.compile(r"\s*(?:[\[{]\s*[\"\[{\d]|\||\$|\\[\[(a-z])")
+_ONLY_MATHS = re.compile(r"[\d\s+\-*/=^().,<>≤≥×÷%!?？a-z]*\d[\d\s+\-*/=^().,<>≤≥×÷%!?？a-z]*", re.I)
+
+
+def html_markup(row: Row, rule: HtmlMarkup) -> Row | Drop:
+    """Drop an answer with the markup of a web page, unless the conversation is about markup or code."""
+    seen = view(row)
+    for text in seen.answers:
+        if b"<" not in text.signs and b"&" not in text.signs:
+            continue
+        found = _TAG.findall(_CODE_SPAN.sub(" ", ends(text.content)))
+        if len(found) > rule.max_tags and not _ABOUT_MARKUP.search(seen.asked):
+            shown = ", ".join(dict.fromkeys(found))
+            fix = "take the text out of its markup, or raise html_markup.max_tags"
+            detail = f"{len(found)} tags of a web page: {quoted(shown)}"
+            return Drop("html_markup", detail, fix, text.message.path)
+    return row
+
+
+_CODE_SPAN = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.S)
+_NAMES = (
+    "a|abbr|article|aside|b|blockquote|body|button|caption|center|code|col|dd|div|dl|dt|em|figure|font|footer|form|h[1-6]|"
+    "head|header|html|i|iframe|img|input|label|li|link|main|meta|nav|ol|option|p|pre|script|section|select|small|span|strong|"
+    "style|sub|sup|table|tbody|td|textarea|tfoot|th|thead|title|tr|u|ul|video"
+)
+_TAG = re.compile(
+    rf"</(?:{_NAMES})\s*>|<(?:{_NAMES})\s+[\w-]+\s*=[^<>]{{0,300}}>|<(?:br|hr|p|div|span|li|ul|ol|tr|td|table|strong|em|html|body)"
+    r"\s*/?>|<!DOCTYPE[^>]*>|<!--.{0,300}?-->|&(?:nbsp|lt|gt|amp|quot|ldquo|rdquo|mdash|hellip|middot|#\d{2,5}|#x[0-9a-f]{2,4});",
+    re.I | re.S,
+)
+_ABOUT_MARKUP = re.compile(
+    r"html|xml|svg|markup|\btags?\b|css|web ?page|web ?site|web ?app|front-?end|javascript|react|vue|php|jsp|markdown|"
+    r"code|program|script|<\w+|标签|网页|网站|前端|代码|程序|页面|编程|脚本|富文本"
+)
+
+
+def template_placeholder(row: Row, rule: TemplatePlaceholder) -> Row | Drop:
+    """Say that a text holds a placeholder such as {{name}}, which may be meant to be filled in."""
+    for text in view(row).texts:
+        if b"{" in text.signs and b"{{" in text.data and text.message.role != "tool":
+            names = list(dict.fromkeys(_PLACEHOLDER.findall(text.content)))
+            if names:
+                detail = f"holds {', '.join(names[:5])}"
+                fix = "fill it in, or leave it where it is meant"
+                return Drop("template_placeholder", detail, fix, text.message.path)
+    return row
+
+
+_PLACEHOLDER = re.compile(r"\{\{\s*[^\W\d][\w .-]{0,40}\}\}")

@@ -1,0 +1,205 @@
+"""One portion of a data file: read, rules, personal data, contamination → what is kept, what fell out, and its hashes.
+
+This is the part that worker processes share: a portion's outcome depends on the portion and the settings alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dsr1_tune.data.contamination import Evaluation
+from dsr1_tune.data.languages import language_codes
+from dsr1_tune.data.near import Lookup, own_words
+from dsr1_tune.data.output import Turns, answer_of, as_output, dumps, question_of, turns_of
+from dsr1_tune.data.packs import Pack
+from dsr1_tune.data.portions import Portion, read_portion
+from dsr1_tune.data.privacy import Guard
+from dsr1_tune.data.record import Checked, Drop, Row
+from dsr1_tune.data.rules import Checker, not_empty
+from dsr1_tune.data.shingles import Hashes, Prints, Text, Tokens, bands, fingerprints, grams, normalise, signatures, tokens
+
+MAX_EXAMPLES = 3
+MAX_EXAMPLE_CHARS = 300
+KINDS = ("Record", "Preference", "Prompt")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a worker needs to know; small enough to be sent to each."""
+
+    pack: Pack
+    privacy_action: str
+    privacy_kinds: tuple[str, ...]
+    near: bool
+    boilerplate: Hashes
+    evaluation: Evaluation | None
+
+
+@dataclass
+class Counts:
+    """What is counted on the way; of the portions' counts the sum is reported."""
+
+    num_rows: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    stages: Counter[str] = field(default_factory=Counter)
+    noted: Counter[str] = field(default_factory=Counter)
+    mended: Counter[str] = field(default_factory=Counter)
+    formats: Counter[str] = field(default_factory=Counter)
+    columns: Counter[str] = field(default_factory=Counter)
+    personal: Counter[str] = field(default_factory=Counter)
+    personal_rows: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def count_drop(self, drop: Drop) -> None:
+        """One more row that fell out."""
+        self.dropped[drop.code] += 1
+        self.stages[drop.stage] += 1
+
+    def add(self, other: Counts) -> None:
+        """Another portion's counts."""
+        for name, value in vars(other).items():
+            if isinstance(value, Counter):
+                getattr(self, name).update(value)
+        self.num_rows += other.num_rows
+        for code, examples in other.examples.items():
+            some = self.examples.setdefault(code, [])
+            some += examples[: MAX_EXAMPLES - len(some)]
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """The outcome of one portion: N kept rows, D dropped ones.
+
+    `rows` and `raws` are the kept rows as they will be written and as they were read, `drops` the dropped ones'
+    lines for rejected.jsonl; `numbers` and `drop_numbers` are their indices in the file, `lines` their lines.
+    """
+
+    rows: list[bytes]
+    raws: list[bytes]
+    numbers: npt.NDArray[np.int64]
+    lines: npt.NDArray[np.int64]
+    kinds: npt.NDArray[np.uint8]
+    languages: npt.NDArray[np.uint8]
+    prints: Prints
+    sketches: npt.NDArray[np.uint8]
+    bands: Hashes
+    drops: list[bytes]
+    drop_numbers: npt.NDArray[np.int64]
+    counts: Counts
+
+
+class Scanner:
+    """The steps with everything they look up, made once per process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._checker = Checker(settings.pack)
+        self._guard = Guard(settings.privacy_kinds, settings.privacy_action)
+        self._boilerplate = Lookup(settings.boilerplate)
+        self._evaluation = settings.evaluation
+        self._near = settings.near
+
+    def scan(self, portion: Portion) -> Scanned:
+        """Read and judge every row of the portion, one by one; then hash the kept ones all at once."""
+        read, facts = read_portion(portion)
+        counts = Counts(len(read), formats=Counter(facts.formats), columns=Counter(facts.columns))
+        drops: list[Drop] = []
+        kept: list[Row] = []
+        for item in read:
+            outcome = item if isinstance(item, Drop) else self._check(item, counts)
+            if isinstance(outcome, Drop):
+                drops.append(outcome)
+            else:
+                kept.append(outcome)
+        outputs = [as_output(row) for row in kept]
+        turns = [turns_of(output) for output in outputs]
+        text, found = _taken_apart(turns)
+        if self._evaluation and kept:
+            held = self._evaluation.find(text, found)
+            if held:
+                drops += [drop.at(kept[n].place, "contamination", kept[n].row) for n, drop in held.items()]
+                left = [n for n in range(len(kept)) if n not in held]
+                kept, outputs, turns = ([some[n] for n in left] for some in (kept, outputs, turns))
+                text, found = _taken_apart(turns)
+        drops.sort(key=lambda drop: drop.place.index if drop.place else 0)
+        for drop in drops:
+            counts.count_drop(drop)
+            add_example(counts.examples, drop)
+        sketches, in_bands = self._hashes(found)
+        return Scanned(
+            rows=[dumps(output) for output in outputs],
+            raws=[dumps(row.row) for row in kept],
+            numbers=np.array([row.place.index for row in kept], np.int64),
+            lines=np.array([row.place.line for row in kept], np.int64),
+            kinds=np.array([KINDS.index(type(row).__name__) for row in kept], np.uint8),
+            languages=language_codes(found),
+            prints=fingerprints(text),
+            sketches=sketches,
+            bands=in_bands,
+            drops=[reject(drop, dumps(drop.row)) for drop in drops],
+            drop_numbers=np.array([drop.place.index if drop.place else 0 for drop in drops], np.int64),
+            counts=counts,
+        )
+
+    def _check(self, row: Row, counts: Counts) -> Row | Drop:
+        """Rules, then personal data; the first that objects decides."""
+        notes = list(getattr(row, "notes", ()))
+        filled = not_empty(row)
+        checked = Checked(filled) if isinstance(filled, Drop) else self._checker.check(row)
+        if isinstance(checked.row, Drop):
+            return checked.row.at(row.place, "rules", row.row)
+        guarded, found = self._guard.check(checked.row)
+        counts.personal.update(found)
+        counts.personal_rows.update(found.keys())
+        if isinstance(guarded.row, Drop):
+            return guarded.row.at(row.place, "privacy", row.row)
+        self._remark(row, (*notes, *checked.notes, *guarded.notes), checked, guarded, counts)
+        return guarded.row
+
+    def _remark(self, row: Row, notes: Sequence[Drop], checked: Checked, guarded: Checked, counts: Counts) -> None:
+        """Count what is odd about a kept row, and what was mended in it."""
+        for code in {note.code for note in notes}:
+            counts.noted[code] += 1
+        for note in notes:
+            add_example(counts.examples, note.at(row.place, "note", row.row))
+        counts.mended.update({*checked.mended, *guarded.mended})
+
+    def _hashes(self, found: Tokens) -> tuple[npt.NDArray[np.uint8], Hashes]:
+        """A byte of each MinHash value, to estimate similarity by, and the bands."""
+        if not self._near:
+            num_rows = len(found.bounds) - 1
+            return np.zeros((num_rows, 0), np.uint8), np.zeros((0, num_rows), np.uint64)
+        pieces = grams(found)
+        signs = signatures(pieces.only(own_words(pieces, self._boilerplate)))
+        return signs.astype(np.uint8), bands(signs)
+
+
+def _taken_apart(turns: Sequence[Turns]) -> tuple[Text, Tokens]:
+    text = normalise(turns)
+    return text, tokens(text)
+
+
+def reject(drop: Drop, raw: bytes) -> bytes:
+    """A line of rejected.jsonl: where the row stands, what is wrong, how to mend it, and the whole row as it was."""
+    return dumps(drop.as_json())[:-1] + b',"row":' + raw + b"}"
+
+
+def add_example(examples: dict[str, list[dict[str, Any]]], drop: Drop, output: dict[str, Any] | None = None) -> None:
+    """Keep the first few rows of every code for the report; `output` is the row where it could be read."""
+    some = examples.setdefault(drop.code, [])
+    if len(some) >= MAX_EXAMPLES:
+        return
+    where = drop.as_json()
+    if output:
+        question, answer = question_of(output), answer_of(output)
+    else:
+        question, answer = dumps(drop.row).decode(errors="replace"), ""
+    some.append(
+        {name: where[name] for name in ("file", "line", "index", "path", "detail")}
+        | {"question": question[:MAX_EXAMPLE_CHARS], "answer": answer[:MAX_EXAMPLE_CHARS]}
+    )
