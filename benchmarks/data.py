@@ -11,10 +11,10 @@ Runs on Linux. With --repeats every contender runs so many times, in turn, and t
     python benchmarks/data.py --data-juicer-result dj.json --repeats 3     # its figures from that earlier run
     python benchmarks/data.py --rows 200000 2000000 --workers 2            # does memory grow with the rows?
 
-VENV is a virtual environment with data-juicer: `python3.11 -m venv VENV`, `VENV/bin/pip install torch==2.13.0` (a build
-for the CPU), then `VENV/bin/pip install py-data-juicer==1.6.1 aiohttp scipy`. A first run on a few rows, not timed, lets
-it install what else it wants. It gets the rows with question, context and answer already joined to the one text field it
-looks at.
+VENV is a virtual environment with data-juicer: `python3.11 -m venv VENV`, `VENV/bin/pip install torch==2.13.0` (a
+build for the CPU), then `VENV/bin/pip install py-data-juicer==1.6.1 aiohttp scipy`. A first run on a few rows, not
+timed, lets it install what else it wants. It gets the rows with question, context and answer already joined to the one
+text field it looks at.
 """
 
 from __future__ import annotations
@@ -275,6 +275,8 @@ def run(command: Sequence[str], out: Path) -> Cost:
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}\nexit code {process.returncode}\n{log.read_text()[-4000:]}")
     peak, private = (max(column) for column in zip(*peaks, strict=True))
+    # Too short for a look, or a peak between two looks: the kernel remembers the largest single process.
+    peak = max(peak, used.ru_maxrss * 1024 / 1e6)
     return Cost(round(wall, 2), round(used.ru_utime + used.ru_stime, 2), round(peak, 1), round(private, 1))
 
 

@@ -1,8 +1,8 @@
 """Do the rules and the search for duplicates find what is wrong, and leave alone what is right?
 
 A labelled set is made from public files (drawn with a seed, screened by eye: see SCREENED), from faults put into other
-rows of theirs (faults.py) and from rows that look odd and are fine (fine_rows.py). `dsr1-tune data clean` is run on it as
-a user would, and what it rejected is held against the labels.
+rows of theirs (faults.py) and from rows that look odd and are fine (fine_rows.py). `dsr1-tune data clean` is run on it
+as a user would, and what it rejected is held against the labels.
 
     python benchmarks/data_quality.py                  # the labelled set: a table by kind, and every mistake
     python benchmarks/data_quality.py --gpteacher      # against the author's own thinning of a file at similarity 0.9
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -71,7 +72,10 @@ def main() -> None:
             ok = utilisation(args.real, folder)
         else:
             rows = labelled_set(args.real, args.seed)
-            judged = [*evaluate(rows, folder / "all"), *evaluate(length_set(args.real, args.seed), folder / "lengths", LENGTHS)]
+            judged = [
+                *evaluate(rows, folder / "all"),
+                *evaluate(length_set(args.real, args.seed), folder / "lengths", LENGTHS),
+            ]
             ok = show(judged, merges(rows, folder / "all"), args.misses)
     sys.exit(0 if ok else 1)
 
@@ -79,13 +83,32 @@ def main() -> None:
 # The rows, drawn ----------------------------------------------------------------------------------------------------
 
 DRAWN = {
-    "alpaca_en": 330, "v1_sft": 90, "alpaca_zh": 480, "llama_data": 460, "law": 130, "cmtmedqa": 260, "liver_cancer": 150,
-    "gpteacher": 170, "glaive": 90, "dpo_en": 50,
-}  # fmt: skip
-"""Clean rows from each file; what is left of a file gets the faults."""
+    "v1_sft": 90,
+    "alpaca_en": 330,
+    "alpaca_zh": 480,
+    "llama_data": 460,
+    "law": 130,
+    "cmtmedqa": 260,
+    "liver_cancer": 150,
+    "gpteacher": 170,
+    "glaive": 90,
+    "dpo_en": 50,
+    "example": 0,
+}
+"""Clean rows from each file, in this order."""
 
-SPARED = {"llama_data": 640, "cmtmedqa": 340, "gpteacher": 80, "liver_cancer": 0, "law": 90, "glaive": 0}
-"""At most so many rows of a file get faults; all that are left where a file is not named."""
+SPARED = {
+    "v1_sft": 999,
+    "alpaca_en": 999,
+    "alpaca_zh": 999,
+    "llama_data": 640,
+    "law": 90,
+    "cmtmedqa": 340,
+    "gpteacher": 80,
+    "dpo_en": 999,
+    "example": 999,
+}
+"""At most so many further rows of a file get faults."""
 
 SCREENED = {
     "refuses, or speaks as an AI": (
@@ -94,12 +117,13 @@ SCREENED = {
         "4c63e545 516ed7f5 527ef32a 5422fe79 57ff9ee6 5e958565 63e8a7bf 64b89e0f 652c8481 72a67754 76996262 7d26927d "
         "80336607 83424b99 84205c57 848bb54b 8af2a2fc 8d696d33 987cf281 a148d6c9 a8da71d3 ab3bceee b028a34e b349a9d3 "
         "b4a57ee9 bc5e2236 bde4e9a2 c80040d2 c9cefecb cb2e1684 cb98a9a4 d10868a1 d4b4a9a3 d4f6da06 d8f076cb d9ce81f4 "
+        "e199f1d4 f7026dfb e6906440 dbeb5cb1 aa12d91e 92006e18 2ea60315 "
         "df09adfb df70f6fb e02341d2 e5fa4c51 ed4aefc6 ee7bc69c ef20af2b fb621f53 fc90f107 fca81e4c"
     ),
     "asks for an input that is missing": (
         "00d570fd 130852e1 17e0a007 18744d79 201ca551 21123e44 2e35ae3c 3c9f701e 40c89c74 6379473e 73a9a8a7 73fc7839 "
         "76ce4595 8946d029 92dd7bee 94ae84dc 99d1ad88 a572ba83 a8a7c7c7 b1c880fd b586206b be7b6fc4 cf4ee6e6 d41c6d6e "
-        "d4c9e707 dfe7dac3 e397777f fc67ed76 b6bf9cde"
+        "c5f37961 29e0dd40 ee0f7359 a36511a8 c5a33510 77442600 619f10c0 d4c9e707 dfe7dac3 e397777f fc67ed76 b6bf9cde"
     ),
     "breaks off": (
         "027283b7 04a4de04 126e1320 20004da0 31d94dd4 3e42e4b4 3fc5be12 485dc4d5 5954194e 84bed8ff 85e1593a 9e64245c "
@@ -135,10 +159,12 @@ class Labelled:
     good: str = ""
 
 
-def labelled_set(real: Path, seed: int = SEED, each: int = 32) -> list[Labelled]:
+def labelled_set(
+    real: Path, seed: int = SEED, each: int = 32, drawn: dict[str, int] = DRAWN, spared: dict[str, int] = SPARED
+) -> list[Labelled]:
     """Clean rows, rows with faults (`each` of a kind and language) and fine rows, shuffled; the same for a seed."""
     rng = random.Random(seed)
-    clean, hosts = draw(real, rng)
+    clean, hosts = draw(real, rng, drawn, spared)
     rows = [Labelled(talk, "clean", False) for talk in clean]
     rows += faulty_rows(hosts, rng, each)
     rows += [Labelled(talk, name, False) for name, talk in fine_rows(rng)]
@@ -146,18 +172,19 @@ def labelled_set(real: Path, seed: int = SEED, each: int = 32) -> list[Labelled]
     return rows
 
 
-def draw(real: Path, rng: random.Random) -> tuple[list[Talk], dict[str, list[Talk]]]:
+def draw(
+    real: Path, rng: random.Random, drawn: dict[str, int] = DRAWN, spared: dict[str, int] = SPARED
+) -> tuple[list[Talk], dict[str, list[Talk]]]:
     """Clean rows, and by language the rows that may be spoilt; no two of all are nearly the same."""
     clean: list[Talk] = []
     hosts: dict[str, list[Talk]] = {language: [] for language in LANGUAGES}
     seen = Seen()
-    for source, talks in real_rows(real).items():
-        good = [talk for talk in talks if not screened_out(talk)]
+    for source, num in drawn.items():
+        good = [talk for talk in real_rows(real, source) if not screened_out(talk)]
         rng.shuffle(good)
-        good = [talk for talk in good if seen.adds(talk)]
-        clean += good[: DRAWN.get(source, 0)]
-        spare = good[DRAWN.get(source, 0) :]
-        for talk in spare[: SPARED.get(source, len(spare))]:
+        fresh = (talk for talk in good if seen.adds(talk))
+        clean += itertools.islice(fresh, num)
+        for talk in itertools.islice(fresh, spared.get(source, 0)):
             if len(talk.text) < 6000:
                 hosts[talk.language].append(talk)
     for language in LANGUAGES:
@@ -213,22 +240,12 @@ def plain(text: str) -> str:
 # Reading, on its own: the yardstick does not use what it measures -----------------------------------------------------
 
 
-def real_rows(real: Path) -> dict[str, list[Talk]]:
-    """Every file's rows; a file that is not there has none."""
-    here = REPOSITORY / "examples" / "medical" / "medical.json"
-    return {
-        "v1_sft": _rows(real / "LLaMA-Factory" / "v1_sft_demo.jsonl", "v1_sft", _from_messages),
-        "alpaca_en": _rows(real / "LLaMA-Factory" / "alpaca_en_demo.json", "alpaca_en", _from_alpaca),
-        "alpaca_zh": _rows(real / "LLaMA-Factory" / "alpaca_zh_demo.json", "alpaca_zh", _from_alpaca),
-        "llama_data": _rows(real / "Huatuo" / "llama_data.json", "llama_data", _from_alpaca),
-        "law": _rows(real / "DISC-LawLLM" / "qa_short_answer.json", "law", _from_alpaca),
-        "cmtmedqa": _rows(real / "Zhongjing" / "CMtMedQA_test.json", "cmtmedqa", _from_alpaca),
-        "liver_cancer": _rows(real / "Huatuo" / "liver_cancer.json", "liver_cancer", _from_alpaca),
-        "gpteacher": _rows(real / "GPTeacher" / "toolformer-similarity-0.9-dataset.json", "gpteacher", _from_alpaca),
-        "glaive": _rows(real / "LLaMA-Factory" / "glaive_toolcall_zh_demo.json", "glaive", _from_sharegpt),
-        "dpo_en": _rows(real / "LLaMA-Factory" / "dpo_en_demo.json", "dpo_en", _from_sharegpt),
-        "example": _rows(here, "example", _from_alpaca),
-    }
+def real_rows(real: Path, source: str) -> list[Talk]:
+    """A file's rows; none if it is not there."""
+    if source == "example":
+        return _rows(REPOSITORY / "examples" / "medical" / "medical.json", source, _from_alpaca)
+    name, convert = _FILES[source]
+    return _rows(real / name, source, convert)
 
 
 def _rows(path: Path, source: str, convert: Any) -> list[Talk]:
@@ -269,6 +286,20 @@ def _from_sharegpt(row: dict[str, Any]) -> tuple[list[tuple[str, str]], str]:
     return turns, row.get("tools") or ""
 
 
+_FILES: dict[str, tuple[str, Any]] = {
+    "v1_sft": ("LLaMA-Factory/v1_sft_demo.jsonl", _from_messages),
+    "alpaca_en": ("LLaMA-Factory/alpaca_en_demo.json", _from_alpaca),
+    "alpaca_zh": ("LLaMA-Factory/alpaca_zh_demo.json", _from_alpaca),
+    "llama_data": ("Huatuo/llama_data.json", _from_alpaca),
+    "law": ("DISC-LawLLM/qa_short_answer.json", _from_alpaca),
+    "cmtmedqa": ("Zhongjing/CMtMedQA_test.json", _from_alpaca),
+    "liver_cancer": ("Huatuo/liver_cancer.json", _from_alpaca),
+    "gpteacher": ("GPTeacher/toolformer-similarity-0.9-dataset.json", _from_alpaca),
+    "glaive": ("LLaMA-Factory/glaive_toolcall_zh_demo.json", _from_sharegpt),
+    "dpo_en": ("LLaMA-Factory/dpo_en_demo.json", _from_sharegpt),
+}
+
+
 def _language(text: str) -> str:
     return "zh" if len(re.findall(r"[\u4e00-\u9fff]", text)) * 5 >= len(text) else "en"
 
@@ -297,9 +328,16 @@ def faulty_rows(hosts: dict[str, list[Talk]], rng: random.Random, each: int) -> 
 
 
 _CHOOSY = (
-    "truncated", "repeated lines", "text in circles", "wrong language", "HTML left in", "mojibake, mendable", "turn order",
-    "answer restates the question", "answer repeats the question",
-)  # fmt: skip
+    "truncated",
+    "repeated lines",
+    "text in circles",
+    "wrong language",
+    "HTML left in",
+    "mojibake, mendable",
+    "turn order",
+    "answer restates the question",
+    "answer repeats the question",
+)
 
 
 def _spoilt(
@@ -321,12 +359,9 @@ def _spoilt(
             return
 
 
-def _copies(
-    choice: list[Talk], free: list[Talk], language: str, rng: random.Random, each: int
-) -> Iterator[Labelled]:
+def _copies(choice: list[Talk], free: list[Talk], language: str, rng: random.Random, each: int) -> Iterator[Labelled]:
     """Rows with a copy or two: exact but for their form, and nearly the same."""
-    for n in range(each):
-        talk = choice[n]
+    for n, talk in enumerate(choice[:each]):
         which = n % len(EXACT[language])
         copy = EXACT[language][which](talk, rng)
         if talk in free:
@@ -361,7 +396,9 @@ def length_set(real: Path, seed: int, each: int = 20) -> list[Labelled]:
         at = iter(hosts[language])
         for code in ("question_too_short", "answer_too_short", "question_too_long", "answer_too_long"):
             for _ in range(each):
-                talk = next(talk for talk in at if len(talk.text) < 1500 and len(talk.turns) == 2 and len(talk.answer) > 20)
+                talk = next(
+                    talk for talk in at if len(talk.text) < 1500 and len(talk.turns) == 2 and len(talk.answer) > 20
+                )
                 spoilt = length_faults(talk, rng)[code]
                 rows.append(Labelled(spoilt, code.replace("_", " "), True, codes=frozenset({code})))
         for _ in range(each):
@@ -386,7 +423,9 @@ class Judged:
 
     @property
     def is_found(self) -> bool:
-        """Dropped, or mended where that is as good."""
+        """Dropped, or mended where that is as good; mended only, where a repair is known to bring the text back."""
+        if "mended" in self.row.codes:
+            return self.is_mended
         return bool(self.code) if not self.row.good else bool(self.code) or self.is_mended
 
     @property
@@ -529,7 +568,11 @@ def show(judged: Sequence[Judged], merged: dict[tuple[str, str], Merges], misses
 
 
 def _faults_table(judged: Sequence[Judged]) -> Iterator[tuple[str, bool]]:
-    print(f"\n| fault (floor {FOUND_FLOOR:.0%}) | rows | found | with the right code | en | zh | codes given |\n" + "|---" * 7 + "|")
+    print(
+        f"\n| fault (floor {FOUND_FLOOR:.0%}) | rows | found | with the right code | en | zh | codes given |\n"
+        + "|---" * 7
+        + "|"
+    )
     by_kind: dict[str, list[Judged]] = defaultdict(list)
     for one in judged:
         if one.row.is_faulty and one.row.kind not in COPIES:
@@ -540,14 +583,15 @@ def _faults_table(judged: Sequence[Judged]) -> Iterator[tuple[str, bool]]:
         codes = Counter(one.code or ("mended" if one.row.good and one.is_mended else "kept") for one in ones)
         listed = ", ".join(f"{code} {n}" for code, n in codes.most_common(4))
         right = share(one.is_right for one in ones)
-        print(f"| {name} | {len(ones)} | {found:.1%} | {right:.1%} | {by_language[0]:.0%} | {by_language[1]:.0%} | {listed} |")
+        print(
+            f"| {name} | {len(ones)} | {found:.1%} | {right:.1%} "
+            f"| {by_language[0]:.0%} | {by_language[1]:.0%} | {listed} |"
+        )
         if name not in KINDS or KINDS[name].floor:
             yield name, found >= FOUND_FLOOR
 
 
-def _copies_table(
-    judged: Sequence[Judged], merged: dict[tuple[str, str], Merges]
-) -> Iterator[tuple[str, bool]]:
+def _copies_table(judged: Sequence[Judged], merged: dict[tuple[str, str], Merges]) -> Iterator[tuple[str, bool]]:
     print("\n| copies | groups | rows to merge | recall | merges | precision |\n" + "|---" * 6 + "|")
     for kind, short in zip(COPIES, ("exact", "near"), strict=True):
         for language in LANGUAGES:
@@ -580,7 +624,11 @@ def _groups(judged: Sequence[Judged], kind: str, language: str) -> dict[str, lis
 
 
 def _fine_table(judged: Sequence[Judged]) -> Iterator[tuple[str, bool]]:
-    print(f"\n| fine rows (at most {FALSE_FLOOR:.0%} dropped) | rows | dropped | share | codes given |\n" + "|---" * 5 + "|")
+    print(
+        f"\n| fine rows (at most {FALSE_FLOOR:.0%} dropped) | rows | dropped | share | codes given |\n"
+        + "|---" * 5
+        + "|"
+    )
     by_kind: dict[str, list[Judged]] = defaultdict(list)
     for one in judged:
         if not one.row.is_faulty:
@@ -627,8 +675,13 @@ def _show_mistakes(judged: Sequence[Judged], merged: dict[tuple[str, str], Merge
                     said = "; ".join(f"{one.row.variant}: {one.code} ({one.detail[:80]})" for one in ones)
                     print(f"- {kind}, {language}: {said}\n  {excerpt(ones[0].row.talk)}")
     print("\n## Dropped, though fine")
-    for one in sorted((one for one in judged if one.code and not one.row.is_faulty), key=lambda one: (one.row.kind, one.code)):
-        print(f"- {one.row.kind} ({one.row.talk.source}, {one.row.talk.language}) {one.code}: {one.detail[:110]}\n  {excerpt(one.row.talk)}")
+    for one in sorted(
+        (one for one in judged if one.code and not one.row.is_faulty), key=lambda one: (one.row.kind, one.code)
+    ):
+        print(
+            f"- {one.row.kind} ({one.row.talk.source}, {one.row.talk.language}) {one.code}: {one.detail[:110]}\n"
+            f"  {excerpt(one.row.talk)}"
+        )
     print("\n## Merged, though different")
     for (kind, language), counts in sorted(merged.items()):
         for alike, row, kept in counts.wrong:
@@ -666,8 +719,12 @@ def gpteacher(real: Path, folder: Path, sample: int) -> bool:
             left[_key(row)] -= 1
         else:
             removed.append(number)
-    print(f"{len(rows)} rows; the author removed {len(removed)}; {sum(left.values())} rows of the thinned file are new\n")
-    print("| similarity | we remove | both | only the author | only we | of ours, the author's too |\n" + "|---" * 6 + "|")
+    print(
+        f"{len(rows)} rows; the author removed {len(removed)}; {sum(left.values())} rows of the thinned file are new\n"
+    )
+    print(
+        "| similarity | we remove | both | only the author | only we | of ours, the author's too |\n" + "|---" * 6 + "|"
+    )
     ours: dict[int, tuple[int, float]] = {}
     for similarity in (0.9, 0.8, 0.7):
         out = folder / f"gpteacher-{similarity}"
@@ -682,7 +739,8 @@ def gpteacher(real: Path, folder: Path, sample: int) -> bool:
     rng = random.Random(SEED)
     grams = [shingles(_said(row)) for row in rows]
     print(f"\n## Only the author removed ({sample} drawn), with the nearest other row")
-    for number in sorted(rng.sample(sorted(set(removed) - set(ours)), sample)):
+    theirs = sorted(set(removed) - set(ours))
+    for number in sorted(rng.sample(theirs, min(sample, len(theirs)))):
         alike, near = max((jaccard(grams[number], other), i) for i, other in enumerate(grams) if i != number)
         print(f"- {alike:.2f}\n  {_said(rows[number])[-220:]!r}\n  {_said(rows[near])[-220:]!r}")
     print(f"\n## Only we removed ({sample} drawn), with the row that we kept")
@@ -718,9 +776,15 @@ def _merged_indices(out: Path, file: Path) -> dict[int, tuple[int, float]]:
 # How much is kept -----------------------------------------------------------------------------------------------------
 
 WELL_KEPT = (
-    "alpaca_en_demo.json", "alpaca_zh_demo.json", "v1_sft_demo.jsonl", "llama_data.json", "CMtMedQA_test.json",
-    "qa_short_answer.json", "liver_cancer.json", "toolformer-similarity-0.9-dataset.json",
-)  # fmt: skip
+    "alpaca_en_demo.json",
+    "alpaca_zh_demo.json",
+    "v1_sft_demo.jsonl",
+    "llama_data.json",
+    "CMtMedQA_test.json",
+    "qa_short_answer.json",
+    "liver_cancer.json",
+    "toolformer-similarity-0.9-dataset.json",
+)
 """Files that somebody looked after; the others are samples of something, or messy on purpose."""
 
 
@@ -740,7 +804,10 @@ def utilisation(real: Path, folder: Path) -> bool:
         well_kept = path.name in WELL_KEPT
         ok &= of_unmerged >= KEPT_FLOOR or not well_kept
         name = f"**{path.name}**" if well_kept else path.name
-        print(f"| {name} | {rows} | {kept} | {merged} | {codes.total()} | {kept / max(1, rows):.1%} | {of_unmerged:.1%} | {reasons} |")
+        print(
+            f"| {name} | {rows} | {kept} | {merged} | {codes.total()} "
+            f"| {kept / max(1, rows):.1%} | {of_unmerged:.1%} | {reasons} |"
+        )
     return ok
 
 

@@ -141,9 +141,23 @@ def is_prose(text: str) -> bool:
 # Empty and stand-in answers -----------------------------------------------------------------------------------------
 
 BLANKS = (
-    "", "   ", "\n\n", "\t", "\u00a0", "\u3000\u3000", "\u200b", "\ufeff", "\u2060\u200d", "\u00ad", "\u200b\n\u200b",
-    " \r\n ", "\u3164", "\u2800\u2800", "\u180e", "\u200e\u200f",
-)  # fmt: skip
+    "",
+    "   ",
+    "\n\n",
+    "\t",
+    "\u00a0",
+    "\u3000\u3000",
+    "\u200b",
+    "\ufeff",
+    "\u2060\u200d",
+    "\u00ad",
+    "\u200b\n\u200b",
+    " \r\n ",
+    "\u3164",
+    "\u2800\u2800",
+    "\u180e",
+    "\u200e\u200f",
+)
 
 EMPTY = Kind(frozenset({"empty_answer", "null_value"}), say(*BLANKS), say(*BLANKS))
 
@@ -154,19 +168,78 @@ EMPTY_QUESTION = Kind(frozenset({"empty_question", "null_value"}), _BLANKED, _BL
 PLACEHOLDER = Kind(
     frozenset({"placeholder_answer"}),
     say(
-        "TODO", "N/A", "n/a", "TBD", "To be added.", "...", "[answer]", "<answer>", "Insert answer here", "Coming soon!",
+        "TODO",
+        "N/A",
+        "n/a",
+        "TBD",
+        "To be added.",
+        "...",
+        "[answer]",
+        "<answer>",
+        "Insert answer here",
+        "Coming soon!",
         "Lorem ipsum dolor sit amet, consectetur adipiscing elit, sed do eiusmod tempor incididunt ut labore.",
-        "null", "None", "undefined", "NaN", "#N/A", "xxxx", "-", "[Your answer here]", "{{answer}}", "TODO: write this",
-        "(no answer)", "placeholder", "Answer goes here.", "to be determined", "FIXME", "<placeholder>", "#REF!",
-        "Same as above.", "Write your response here...", "???", "test test test", "(blank)", "Not available",
+        "null",
+        "None",
+        "undefined",
+        "NaN",
+        "#N/A",
+        "xxxx",
+        "-",
+        "[Your answer here]",
+        "{{answer}}",
+        "TODO: write this",
+        "(no answer)",
+        "placeholder",
+        "Answer goes here.",
+        "to be determined",
+        "FIXME",
+        "<placeholder>",
+        "#REF!",
+        "Same as above.",
+        "Write your response here...",
+        "???",
+        "test test test",
+        "(blank)",
+        "Not available",
     ),
     say(
-        "无", "待补充", "暂无", "略", "待定", "TODO", "N/A", "……", "此处填写答案", "答案待补充。", "【待填写】", "(空)",
-        "暂无回答", "同上", "暂无数据", "请在此输入回答", "null", "XXX", "待更新…", "［答案］", "——", "（此处省略）",
-        "无内容", "待完善", "未填写", "这里是答案", "回答内容", "占位符", "none", "测试测试", "答：", "详见附件",
-        "未完待续", "没有内容",
+        "无",
+        "待补充",
+        "暂无",
+        "略",
+        "待定",
+        "TODO",
+        "N/A",
+        "……",
+        "此处填写答案",
+        "答案待补充。",
+        "【待填写】",
+        "(空)",
+        "暂无回答",
+        "同上",
+        "暂无数据",
+        "请在此输入回答",
+        "null",
+        "XXX",
+        "待更新…",
+        "［答案］",
+        "——",
+        "（此处省略）",
+        "无内容",
+        "待完善",
+        "未填写",
+        "这里是答案",
+        "回答内容",
+        "占位符",
+        "none",
+        "测试测试",
+        "答：",
+        "详见附件",
+        "未完待续",
+        "没有内容",
     ),
-)  # fmt: skip
+)
 
 
 # The answer is the question again -----------------------------------------------------------------------------------
@@ -179,7 +252,9 @@ def _full_width(text: str) -> str:
 def _asks_for_no_copy(talk: Talk) -> bool:
     """Not a task whose right answer may be the text that was given."""
     return len(talk.question) >= 8 and not re.search(
-        _THANKS.pattern + r"|repeat|correct|edit|rewrite|punctuat|translat|grammar|spell|sentence|重复|改正|修改|翻译|校对|转录|改写|句子",
+        _THANKS.pattern
+        + "|repeat|correct|edit|rewrite|punctuat|translat|grammar|spell|sentence"
+        + "|重复|改正|修改|翻译|校对|转录|改写|句子",
         talk.question,
         re.I,
     )
@@ -244,29 +319,49 @@ RESTATES = Kind(
     frozenset({"answer_restates_question", "answer_repeats_question"}),
     (
         *say(
-            'You asked: "{q}".', "You are asking: {q}.", "The question is: {q}.", "So your question is: {q}?",
-            "What you want to know is this: {q}.", "I understand that you would like to know: {q}.",
+            'You asked: "{q}".',
+            "You are asking: {q}.",
+            "The question is: {q}.",
+            "So your question is: {q}?",
+            "What you want to know is this: {q}.",
+            "I understand that you would like to know: {q}.",
             "Your request is the following: {q}. That is the request.",
-            'Thank you for your question about "{q}".', "This question asks: {q}.",
-            "Let me restate your question: {q}.", "Sure! You want me to do this: {q}.",
-            "The user wants the following: {q}.", "OK, {q}. That is a good question.",
+            'Thank you for your question about "{q}".',
+            "This question asks: {q}.",
+            "Let me restate your question: {q}.",
+            "Sure! You want me to do this: {q}.",
+            "The user wants the following: {q}.",
+            "OK, {q}. That is a good question.",
         ),
         _inverted(r"what (?:are|is) (the .{8,80}?)\?", r"\1."),
-        _inverted(r"((?:describe|explain|list|name|write|create|generate|give|suggest|identify) .{8,90}?)\.?",
-                  r"You want me to \1."),
+        _inverted(
+            r"((?:describe|explain|list|name|write|create|generate|give|suggest|identify) .{8,90}?)\.?",
+            r"You want me to \1.",
+        ),
         _inverted(r"how (?:can|do|would) (?:i|you|we) (.{8,80}?)\?", r"How to \1."),
     ),
     (
         *say(
-            "您问的是“{q}”。", "您想了解的是：{q}。", "这个问题是关于“{q}”的。", "你的问题是：{q}？", "关于“{q}”这个问题。",
-            "您的问题我已经收到：{q}。", "我明白了，您想知道{q}。", "感谢您的提问：“{q}”。", "这道题问的是{q}。",
-            "{q}，这是一个很多人都关心的问题。", "好的，您希望我回答的是：{q}。", "用户想知道：{q}。",
+            "您问的是“{q}”。",
+            "您想了解的是：{q}。",
+            "这个问题是关于“{q}”的。",
+            "你的问题是：{q}？",
+            "关于“{q}”这个问题。",
+            "您的问题我已经收到：{q}。",
+            "我明白了，您想知道{q}。",
+            "感谢您的提问：“{q}”。",
+            "这道题问的是{q}。",
+            "{q}，这是一个很多人都关心的问题。",
+            "好的，您希望我回答的是：{q}。",
+            "用户想知道：{q}。",
         ),
         _inverted(r"(.{4,50}?)(?:是什么|有哪些|是啥)[？?。]?", r"\1。"),
-        _inverted(r"(.{4,60}?)(?:怎么办|如何治疗|怎么治疗|该如何治疗|应该如何治疗|该怎么治疗)[？?。]?", r"\1该怎么办呢？"),
+        _inverted(
+            r"(.{4,60}?)(?:怎么办|如何治疗|怎么治疗|该如何治疗|应该如何治疗|该怎么治疗)[？?。]?", r"\1该怎么办呢？"
+        ),
         _inverted(r"((?:解释|描述|列出|写|给出|生成|创建|分析|提供).{4,60}?)[。？]?", r"您希望我\1。"),
     ),
-)  # fmt: skip
+)
 
 
 # Circles ------------------------------------------------------------------------------------------------------------
@@ -393,8 +488,17 @@ def _from_ranges(*ranges: tuple[int, int]) -> str:
     return "".join(chr(code) for low, high in ranges for code in range(low, high) if chr(code).isprintable())
 
 
-_SCRIPTS = _from_ranges((0x370, 0x3FF), (0x5D0, 0x5EB), (0x905, 0x939), (0xE01, 0xE2F), (0x10A0, 0x10C5),
-                        (0x1200, 0x1240), (0x13A0, 0x13F0), (0x3041, 0x3090), (0xAC00, 0xAD00))  # fmt: skip
+_SCRIPTS = _from_ranges(
+    (0x370, 0x3FF),
+    (0x5D0, 0x5EB),
+    (0x905, 0x939),
+    (0xE01, 0xE2F),
+    (0x10A0, 0x10C5),
+    (0x1200, 0x1240),
+    (0x13A0, 0x13F0),
+    (0x3041, 0x3090),
+    (0xAC00, 0xAD00),
+)
 
 
 def _in_the_middle(garbage: Callable[[str, random.Random], str | None]) -> Callable[[str, random.Random], str | None]:
@@ -764,7 +868,7 @@ BOILERPLATE = Kind(
             "来源：互联网 编辑：小编 发布时间：202{d}-0{d}-1{d} 浏览：{d}{d}{d}次 【打印】【关闭】",
         ),
     ),
-)  # fmt: skip
+)
 
 
 # Refusals -----------------------------------------------------------------------------------------------------------
@@ -845,7 +949,7 @@ def _cut(least: float, most: float, at: str = "word") -> Callable[[str, random.R
             place = text.rfind(" ", 0, place)
         head = text[:place].rstrip()
         rest = text[place:].lstrip()
-        inside = rest[:1] not in ".!?。！？" and head and re.search(r"[\w\u4e00-\u9fff]$", head)
+        inside = rest[:1] not in ".!?。！？" and head and re.search(r"[A-Za-z\u4e00-\u9fff]$", head)
         return head if inside and len(head) > 30 else None
 
     return edit
@@ -967,19 +1071,24 @@ ADVERTISEMENT = Kind(
     (
         *say(
             "Buy now at http://www.best-pills-{d}{d}.com and get 50% off! Call 1-800-555-0{d}{d}{d} today!!!",
-            "Visit www.cheap-loans{d}.net for the best rates. Limited time offer! Call us toll-free: (888) 555-01{d}{d}.",
+            "Visit www.cheap-loans{d}.net for the best rates. Limited time offer! Call us toll-free: "
+            "(888) 555-01{d}{d}.",
             "Click here >>> http://bit.ly/3x{d}y{d}z to earn $5,000 a week working from home! Sign up free!",
             "Contact Dr. Ogun on WhatsApp +1 (202) 555-01{d}{d} for a permanent cure. 100% guaranteed, order today.",
             "Follow us on Telegram @fastcash{d}{d}{d} and claim your free bonus. Hurry, only {d} places left!",
-            "Our company offers top quality products at factory price. For orders e-mail sales{d}@bestfactory.com or call "
+            "Our company offers top quality products at factory price. For orders e-mail sales{d}@bestfactory."
+            "com or call "
             "+86 138 0013 80{d}{d}.",
             "Get your FREE trial at https://www.super-slim{d}.shop! Use code SAVE{d}0 at checkout. Order now!",
         ),
         *around(
-            "{a}\n\nFor more help call 1-800-555-0{d}{d}{d} or visit http://www.health-deals{d}.com - order now and save "
+            "{a}\n\nFor more help call 1-800-555-0{d}{d}{d} or visit http://www.health-deals{d}.com "
+            "- order now and save "
             "30%!",
-            "{a} >>> Special offer! Buy one get one free at www.discount-meds{d}{d}.com. WhatsApp: +1 202 555 01{d}{d} <<<",
-            "LIMITED OFFER: visit https://promo{d}{d}.shop and use coupon HEALTH{d}0!\n{a}\nCall now: (888) 555-01{d}{d}",
+            "{a} >>> Special offer! Buy one get one free at www.discount-meds{d}{d}.com. WhatsApp: "
+            "+1 202 555 01{d}{d} <<<",
+            "LIMITED OFFER: visit https://promo{d}{d}.shop and use coupon HEALTH{d}0!\n{a}\nCall "
+            "now: (888) 555-01{d}{d}",
         ),
     ),
     (
@@ -999,7 +1108,7 @@ ADVERTISEMENT = Kind(
             "【限时优惠】扫码加客服微信 kf{d}{d}{d}{d} 领红包！{a}（推广：官网 http://www.tuiguang{d}.com）",
         ),
     ),
-)  # fmt: skip
+)
 
 
 # Words on the user's list -------------------------------------------------------------------------------------------
@@ -1172,13 +1281,40 @@ EXACT: dict[str, tuple[Variant, ...]] = {
 }
 
 _SYNONYMS = (
-    ("important", "crucial"), ("However", "But"), ("also", "likewise"), ("help", "assist"), ("such as", "like"),
-    ("use", "utilise"), ("many", "numerous"), ("can", "may"), ("because", "since"), ("example", "instance"),
-    ("large", "big"), ("often", "frequently"), ("make", "create"), ("people", "persons"), ("need", "require"),
-    ("因此", "所以"), ("可以", "能够"), ("建议", "推荐"), ("通常", "一般"), ("包括", "包含"), ("需要", "须要"), ("同时", "与此同时"),
-    ("例如", "比如"), ("重要", "关键"), ("进行", "开展"), ("医生", "大夫"), ("如果", "假如"), ("以及", "和"), ("治疗", "医治"),
-    ("帮助", "协助"), ("可能", "或许"), ("患者", "病人"), ("方法", "办法"),
-)  # fmt: skip
+    ("important", "crucial"),
+    ("However", "But"),
+    ("also", "likewise"),
+    ("help", "assist"),
+    ("such as", "like"),
+    ("use", "utilise"),
+    ("many", "numerous"),
+    ("can", "may"),
+    ("because", "since"),
+    ("example", "instance"),
+    ("large", "big"),
+    ("often", "frequently"),
+    ("make", "create"),
+    ("people", "persons"),
+    ("need", "require"),
+    ("因此", "所以"),
+    ("可以", "能够"),
+    ("建议", "推荐"),
+    ("通常", "一般"),
+    ("包括", "包含"),
+    ("需要", "须要"),
+    ("同时", "与此同时"),
+    ("例如", "比如"),
+    ("重要", "关键"),
+    ("进行", "开展"),
+    ("医生", "大夫"),
+    ("如果", "假如"),
+    ("以及", "和"),
+    ("治疗", "医治"),
+    ("帮助", "协助"),
+    ("可能", "或许"),
+    ("患者", "病人"),
+    ("方法", "办法"),
+)
 
 
 def _synonym(text: str, rng: random.Random) -> str | None:
@@ -1272,30 +1408,81 @@ def nearly(talk: Talk, rng: random.Random) -> tuple[Talk, str] | None:
 
 _ASKED = {
     "en": (
-        ("Is it safe to take {x} together with alcohol?", ("Yes.", "No."),
-         ("ibuprofen", "metformin", "loratadine", "cetirizine", "amoxicillin", "omeprazole")),
-        ("How many legs does a {x} have? Answer with a number.", ("6", "8", "10"),
-         ("harvestman", "woodlouse", "pond skater", "king crab", "dust mite", "silverfish")),
-        ("In which year was the {x} opened?", ("1887", "1903", "1921"),
-         ("Harbour Bridge of Lowmoor", "Lowmoor Town Hall", "Eastgate Tunnel", "Old Mill Museum", "Fernhill Observatory")),
-        ("What is the capital of the province of {x}?", ("Marlow", "Denby", "Ostrava Hill"),
-         ("North Arden", "Lower Belmar", "West Kessel", "Upper Tain", "Great Corran")),
-        ("True or false: {x}", ("True", "False"),
-         ("bats are blind.", "glass is a liquid at room temperature.", "lightning never strikes twice.",
-          "tomatoes are berries.", "sharks are mammals.", "honey never spoils.")),
-        ("Classify the sentiment of this review: {x}", ("Positive", "Negative", "Neutral"),
-         ("The hinge broke in a week but the staff were kind.", "Fine for the price, I suppose.",
-          "Never again will I shop anywhere else!", "It does what it says on the tin.", "The sequel surprised me.")),
+        (
+            "Is it safe to take {x} together with alcohol?",
+            ("Yes.", "No."),
+            ("ibuprofen", "metformin", "loratadine", "cetirizine", "amoxicillin", "omeprazole"),
+        ),
+        (
+            "How many legs does a {x} have? Answer with a number.",
+            ("6", "8", "10"),
+            ("harvestman", "woodlouse", "pond skater", "king crab", "dust mite", "silverfish"),
+        ),
+        (
+            "In which year was the {x} opened?",
+            ("1887", "1903", "1921"),
+            (
+                "Harbour Bridge of Lowmoor",
+                "Lowmoor Town Hall",
+                "Eastgate Tunnel",
+                "Old Mill Museum",
+                "Fernhill Observatory",
+            ),
+        ),
+        (
+            "What is the capital of the province of {x}?",
+            ("Marlow", "Denby", "Ostrava Hill"),
+            ("North Arden", "Lower Belmar", "West Kessel", "Upper Tain", "Great Corran"),
+        ),
+        (
+            "True or false: {x}",
+            ("True", "False"),
+            (
+                "bats are blind.",
+                "glass is a liquid at room temperature.",
+                "lightning never strikes twice.",
+                "tomatoes are berries.",
+                "sharks are mammals.",
+                "honey never spoils.",
+            ),
+        ),
+        (
+            "Classify the sentiment of this review: {x}",
+            ("Positive", "Negative", "Neutral"),
+            (
+                "The hinge broke in a week but the staff were kind.",
+                "Fine for the price, I suppose.",
+                "Never again will I shop anywhere else!",
+                "It does what it says on the tin.",
+                "The sequel surprised me.",
+            ),
+        ),
     ),
     "zh": (
-        ("{x}可以和酒一起服用吗？", ("可以。", "不可以。"), ("布洛芬", "二甲双胍", "氯雷他定", "阿莫西林", "奥美拉唑", "维生素C")),
+        (
+            "{x}可以和酒一起服用吗？",
+            ("可以。", "不可以。"),
+            ("布洛芬", "二甲双胍", "氯雷他定", "阿莫西林", "奥美拉唑", "维生素C"),
+        ),
         ("{x}有几条腿？只回答数字。", ("6", "8", "10"), ("盲蛛", "潮虫", "水黾", "帝王蟹", "尘螨", "衣鱼")),
-        ("{x}建成于哪一年？", ("1887年", "1903年", "1921年"), ("青石镇大桥", "东门钟楼", "老磨坊博物馆", "云岭天文台", "南港灯塔")),
+        (
+            "{x}建成于哪一年？",
+            ("1887年", "1903年", "1921年"),
+            ("青石镇大桥", "东门钟楼", "老磨坊博物馆", "云岭天文台", "南港灯塔"),
+        ),
         ("{x}属于哪一类？", ("蔬菜", "水果"), ("番茄", "牛油果", "佛手瓜", "西葫芦", "秋葵", "圣女果")),
-        ("判断对错：{x}", ("对", "错"), ("蝙蝠是瞎子。", "玻璃在常温下是液体。", "蜂蜜永远不会变质。", "鲨鱼是哺乳动物。", "竹子是树。")),
-        ("{x}应该挂什么科？", ("内科", "外科", "皮肤科"), ("带状疱疹", "痔疮", "丹毒", "脂肪瘤", "甲沟炎", "荨麻疹伴腹痛")),
+        (
+            "判断对错：{x}",
+            ("对", "错"),
+            ("蝙蝠是瞎子。", "玻璃在常温下是液体。", "蜂蜜永远不会变质。", "鲨鱼是哺乳动物。", "竹子是树。"),
+        ),
+        (
+            "{x}应该挂什么科？",
+            ("内科", "外科", "皮肤科"),
+            ("带状疱疹", "痔疮", "丹毒", "脂肪瘤", "甲沟炎", "荨麻疹伴腹痛"),
+        ),
     ),
-}  # fmt: skip
+}
 
 _REPHRASED: tuple[Callable[[str], str], ...] = (
     lambda q: q,

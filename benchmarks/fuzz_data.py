@@ -32,7 +32,7 @@ from dsr1_tune.config import Data
 from dsr1_tune.data.pipeline import examine, write_rejects
 from dsr1_tune.data.portions import portions, read_portion
 from dsr1_tune.data.read import read
-from dsr1_tune.data.record import Drop
+from dsr1_tune.data.record import CODES, Drop
 from dsr1_tune.errors import TuneError
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
@@ -90,12 +90,16 @@ def outcome_of(path: Path) -> str:
     try:
         prepared = examine(Data(files=(path,)))
     except TuneError as error:
-        assert error.message and path.name in error.message, f"says nothing about the file: {error.message}"
+        assert path.name in error.message and error.hint, f"says nothing about the file: {error.message}"
+        assert len(str(error).encode()) < 2000, "a long message"
         return "refused"
     places = [row.place for row in (*prepared.rows, *prepared.drops) if row.place]
     num_rows = prepared.files[0].num_rows
     assert sorted(place.index for place in places) == list(range(num_rows)), "a row is lost, or counted twice"
-    assert all(drop.code and drop.detail and drop.fix for drop in prepared.drops), "a drop does not say why"
+    for drop in prepared.drops:
+        assert drop.code in CODES and drop.detail and drop.fix, f"does not say why: {drop}"
+        # What cannot be encoded cannot be printed either.
+        assert len(f"{drop.detail} {drop.fix}".encode()) < 1000, "a long message"
     rejects = path.with_name("rejected.jsonl")
     write_rejects(prepared.drops, rejects)
     written = rejects.read_bytes().split(b"\n")
@@ -172,8 +176,8 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
     "messages": [{"messages": [*_SAID, {"role": "user", "content": str(n)}, _SAID[1]]} for n in range(4)],
     "parts": [
-        {"messages": [{"role": m["role"], "content": [{"type": "text", "text": m["content"]}]} for m in _SAID]}
-        for _ in range(3)
+        {"messages": [{"role": m["role"], "content": [{"type": "text", "text": f"{m['content']}{n}"}]} for m in _SAID]}
+        for n in range(3)
     ],
     "preference": [{"prompt": f"Q {n}", "chosen": "good", "rejected": "bad"} for n in range(4)],
     "prompts": [{"prompt": f"{n} + 1?", "ground_truth": n + 1} for n in range(4)],

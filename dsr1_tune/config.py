@@ -39,6 +39,9 @@ class Data(Noun):
     """How often a file's rows are trained on, by file: 0.7 draws 70 % of them, 2 takes each twice."""
     map: dict[str, str] = {}
     """Other column names, ours first: question=title,answer=reply."""
+    rules: str | None = None
+    """A pack of rules (general, medical, legal, finance, support, code, math) or a YAML file of your own; without it
+    `data clean` takes general, and training only what cannot be trained on."""
     eval_share: Share = 0.1
     """Share of the records held out for evaluation, never trained on."""
     min_question_chars: Count = 1
@@ -144,7 +147,7 @@ class Privacy(Noun):
     action: Literal["off", "count", "redact", "drop"] | None = None
     """count reports it, redact puts typed placeholders, drop removes the rows; without it the pack of rules decides."""
     kinds: tuple[str, ...] = ()
-    """Which kinds to look for, such as email and cn_mobile; none means all."""
+    """Which kinds to look for, such as email and cn_mobile; none means all but hotline (400 and 800 numbers)."""
 
 
 class Dedup(Noun):
@@ -172,7 +175,7 @@ JudgeScore = Literal["surprise", "oddity", "overlap", "cosine", "ifd", "contrast
 class Judge(Noun):
     """What a small model thinks of the rows that the rules leave."""
 
-    on: bool = False
+    ask: bool = False
     """Whether the judge is asked at all."""
     minutes: Annotated[float, Field(ge=0)] = 10.0
     """Time to spend; the cheap scores come first, the dear ones go to the doubtful rows while it lasts."""
@@ -194,8 +197,6 @@ class CleanRun(Noun):
     """Everything `dsr1-tune data clean` needs to know."""
 
     data: Data = Data()
-    rules: str = "general"
-    """A pack of rules (general, medical, legal, finance, support, code, math) or a YAML file of your own."""
     privacy: Privacy = Privacy()
     dedup: Dedup = Dedup()
     judge: Judge = Judge()

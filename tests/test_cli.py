@@ -22,6 +22,15 @@ from dsr1_tune.errors import DataError
 FLAGS = {
     "lora": ["--data", "--model", "--out", "--map", "--epochs", "--config", "--set", "--resume"],
     "data check": ["FILES", "--map", "--json", "--rejects"],
+    "data clean": [
+        *["FILES", "--out", "--rules", "--privacy", "--against", "--judge", "--judge-minutes", "--judge-sample"],
+        *["--base", "--workers", "--engine", "--map", "--config", "--set"],
+    ],
+    "data dedup": ["FILES", "--out", "--similarity", "--against", "--workers", "--map", "--set"],
+    "data split": ["FILES", "--out", "--eval-share", "--seed", "--workers", "--map", "--set"],
+    "data show": ["FILE", "--row", "--line", "--sample", "--code", "--full", "--map"],
+    "data stats": ["FILES", "--base", "--json", "--map"],
+    "data init": ["--domain", "--language", "--format", "--out"],
     "chat": ["MODEL", "--prompt", "-p", "--max-new-tokens", "--temperature"],
     "base": ["--rebuild", "--path"],
     "doctor": ["--json"],

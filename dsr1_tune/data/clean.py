@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import orjson
@@ -35,9 +35,10 @@ from dsr1_tune.data.shingles import Flags, Hashes, Ints
 from dsr1_tune.data.spill import Spill
 from dsr1_tune.data.split import Stratum, count_strata, hold_out, length_bands
 from dsr1_tune.data.workers import scan_all
-from dsr1_tune.errors import ConfigError, RunError
+from dsr1_tune.errors import RunError
 from dsr1_tune.whole import whole_folder
 
+DEFAULT_RULES = "general"
 LEARNED_ROWS = 5000
 """So many rows at the start of each file show which preambles its rows share."""
 
@@ -57,7 +58,7 @@ def run(config: CleanRun, say: Say = lambda text: None, count_tokens: CountToken
 
     `count_tokens` measures texts with the tokenizer of `config.base`. Raises TuneError for what the user can mend.
     """
-    pack = load_pack(config.rules)
+    pack = load_pack(config.data.rules or DEFAULT_RULES)
     sources = open_sources(config.data.files, config.data.map)
     out = vacant(config)
     with _workplace(config, out, sources) as work:
@@ -134,7 +135,7 @@ class _workplace:
 
 
 def _files(config: CleanRun) -> list[Path]:
-    rules = [Path(config.rules)] if Path(config.rules).is_file() else []
+    rules = [Path(config.data.rules)] if config.data.rules and Path(config.data.rules).is_file() else []
     return [*config.data.files, *config.dedup.against, *rules]
 
 
@@ -217,7 +218,7 @@ def _judge(
     config: CleanRun, spill: Spill, fates: np.ndarray, say: Say
 ) -> tuple[dict[int, Drop], dict[str, Any] | None]:
     """What a small model objects to, where it is asked; marks those rows in `fates`."""
-    if not config.judge.on:
+    if not config.judge.ask:
         return {}, None
     from dsr1_tune.data.judge import judge
 
@@ -235,7 +236,9 @@ def _split(
     """Draw the rows of files that count for less than 1, and hold some out."""
     weights = np.concatenate([np.full(b.num_rows, config.data.weight(b.file)) for b in spill.blocks])
     whole, part = np.divmod(weights, 1)
-    draw = shingles.mixed(np.arange(spill.num_rows).astype(np.uint64) + shingles.mixed(np.array([config.seed], np.uint64)))
+    draw = shingles.mixed(
+        np.arange(spill.num_rows).astype(np.uint64) + shingles.mixed(np.array([config.seed], np.uint64))
+    )
     times = whole + (draw.astype(np.float64) / 2**64 < part)
     fates[(fates == Fate.TRAIN) & (times == 0)] = Fate.NOT_DRAWN
     kept = np.flatnonzero(fates == Fate.TRAIN)
@@ -260,7 +263,7 @@ def _strata(spill: Spill, rows: Ints) -> tuple[list[str], Ints]:
     return names, strata
 
 
-def _language(config: CleanRun, facts: dict[str, Any]) -> str:
+def _language(config: CleanRun, facts: dict[str, Any]) -> Literal["en", "zh"]:
     """The language of the report: the data's, if nothing is said."""
     if config.language != "auto":
         return config.language

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dsr1_tune import __version__
 from dsr1_tune.config import CleanRun
@@ -143,7 +144,7 @@ def _funnel(counts: Counts) -> list[dict[str, Any]]:
     return stages
 
 
-def _count(codes: Ints, names: Sequence[str]) -> dict[str, int]:
+def _count(codes: npt.NDArray[np.uint8], names: Sequence[str]) -> dict[str, int]:
     counts = np.bincount(codes, minlength=len(names)).tolist()
     return {name: number for name, number in sorted(zip(names, counts, strict=True), key=lambda x: -x[1]) if number}
 

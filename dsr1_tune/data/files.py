@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Literal, TextIO, cast
 
 from dsr1_tune.data import charset, json_rows
+from dsr1_tune.data.formats import shown
 from dsr1_tune.data.json_rows import Raw
 from dsr1_tune.data.record import Drop, Place
 from dsr1_tune.data.strangers import ROWS, stranger_text
@@ -99,7 +100,8 @@ def raw_rows(source: Source) -> Iterator[Raw | Drop]:
 
 def is_plain_lines(source: Source) -> bool:
     """Whether any line feed can be sought out and read on from: JSON lines in UTF-8, not packed."""
-    return source.layout == "JSON lines" and source.encoding in UTF8 and not _is_packed(source.path)
+    with said_plainly(source.path):
+        return source.layout == "JSON lines" and source.encoding in UTF8 and not _is_packed(source.path)
 
 
 def _must_be_a_file(path: Path) -> None:
@@ -164,10 +166,10 @@ def _by_content(path: Path, encoding: str, head: str) -> Source:
     name = path.name.removesuffix(".gz")
     is_named_lines = name.endswith((".jsonl", ".ndjson"))
     is_named_table = name.endswith((".csv", ".tsv"))
+    if _is_lines(text, is_named_lines, is_cut=len(head) == HEAD_CHARS):
+        return Source(path, "JSON lines", encoding)
     stranger = "" if is_named_table or _JSON_START.match(text) else stranger_text(text, Path(name).suffix.lower())
     if not stranger or stranger == "prose":
-        if _is_lines(text, is_named_lines, is_cut=len(head) == HEAD_CHARS):
-            return Source(path, "JSON lines", encoding)
         if text[0] in "[{":
             return Source(path, "JSON", encoding)
         delimiter = "\t" if name.endswith(".tsv") else _delimiter(text)
@@ -225,7 +227,7 @@ def _delimiter(text: str) -> str:
 
 def _looks_like(text: str, stranger: str) -> str:
     if _parses(text):
-        return f"holds a single value, {text.strip()[:40]}, not rows"
+        return f"holds a single value, {shown(text.strip())}, not rows"
     what = f"looks like {stranger}; " if stranger else ""
     return f"{what}is not JSON, and not a table: it begins with {text[:40]!r}"
 
@@ -275,7 +277,7 @@ def _csv_rows(stream: TextIO, file: str, delimiter: str) -> Iterator[Raw | Drop]
 def _header(cells: list[str], file: str) -> list[str]:
     """The columns' names; DataError where two are the same, of which one would be lost."""
     names = [cell.strip("\ufeff \t") for cell in cells]
-    twice = [repr(name) for name, times in Counter(names).items() if name and times > 1]
+    twice = [repr(shown(name)) for name, times in Counter(names).items() if name and times > 1]
     if twice:
         raise DataError(f"{file}: several columns are named {' and '.join(twice)}", hint="give each a name of its own")
     return names

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 
 from dsr1_tune.data.record import Drop
 from dsr1_tune.errors import ConfigError
@@ -141,8 +142,9 @@ class _Columns:
         for group in groups:
             found = [self.by_name[name] for name in group if name in self.by_name]
             if len(found) > 1:
-                listed = " or ".join(found)
-                return Drop("ambiguous_fields", f"the {ours} could be {listed}", f"choose with --map {ours}={found[0]}")
+                which = " or ".join(map(shown, found))
+                choice = f"choose with --map {ours}={shown(found[0])}"
+                return Drop("ambiguous_fields", f"the {ours} could be {which}", choice)
             if found:
                 return found[0]
         return ""
@@ -169,12 +171,12 @@ class _Columns:
         if found and found.lower() in ("chosen", "rejected"):
             other = "rejected" if found.lower() == "chosen" else "chosen"
             return Drop("missing_field", f"has {found} but no {other}", f"add {other}", f"$.{other}")
-        listed = ", ".join(self.columns[:8]) + (", ..." if len(self.columns) > 8 else "")
+        names = listed(self.columns)
         if found:
-            return Drop("missing_field", f"has {listed}, but no question", "add it, or name it: --map question=NAME")
+            return Drop("missing_field", f"has {names}, but no question", "add it, or name it: --map question=NAME")
         if has_question:
-            return Drop("missing_field", f"has {listed}, but no answer", "add it, or name it: --map answer=NAME")
-        return Drop("unknown_fields", f"its fields are {listed}", "name them: --map question=NAME,answer=NAME")
+            return Drop("missing_field", f"has {names}, but no answer", "add it, or name it: --map answer=NAME")
+        return Drop("unknown_fields", f"its fields are {names}", "name them: --map question=NAME,answer=NAME")
 
     def _has(self, names: Sequence[str]) -> bool:
         return any(name in self.by_name for name in names)
@@ -189,6 +191,18 @@ class _Columns:
 
     def _exact(self, name: str) -> str:
         return name if name in self.columns else self.by_name.get(name.strip().lower(), "")
+
+
+def listed(names: Collection[str], limit: int = 8) -> str:
+    """Some names as a message shows them, the first ones of many."""
+    some = [shown(name) for name in islice(names, limit)]
+    return ", ".join(some) + (", ..." if len(names) > len(some) else "")
+
+
+def shown(name: str) -> str:
+    """A name as a message shows it: short, and without what no terminal can write."""
+    short = name if len(name) <= 40 else f"{name[:37]}..."
+    return short.encode("utf-8", "backslashreplace").decode()
 
 
 def unseen(names: Names, columns: Collection[str]) -> list[tuple[str, str]]:

@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dsr1_tune.config import Judge
-from dsr1_tune.data.judge_cutoff import MIN_ROWS, Cut, cut_at, find_cut
+from dsr1_tune.data.judge_cutoff import MIN_ROWS, Cut, auc_of_good, cut_at, find_cut, share_of_bad
 from dsr1_tune.data.judge_memo import Memo, digest
 from dsr1_tune.data.judge_scores import (
     Bench,
@@ -64,7 +64,12 @@ CODES = {
     "contrast": "answer_does_not_fit",
     "fit": "answer_does_not_fit",
 }
-DECIDING = ("surprise", "oddity", "fit")
+DECIDING = {"surprise": (0.995, 0.25), "oddity": (0.98, 0.25), "fit": (0.95, 0.5)}
+"""Scores that drop rows by themselves: from which AUC on, and their part of the good rows that may be lost.
+
+Little text teaches little: in a thousand Chinese rows a poem is nearly as surprising as mash, and then surprise had
+better keep silent.
+"""
 NONE = "none"
 """The name of no model."""
 NUM_BINS = 24
@@ -190,20 +195,28 @@ def _cut(bench: Bench, score: str, language: str) -> Cut | None:
         if not np.isnan(fit).all():
             cut = cut_at(float(np.nanquantile(fit, config.drop_worst)), seen, bad)
     elif score in DECIDING and measure and not measure.off:
-        cut = find_cut(seen, bad, config.max_lost / len(DECIDING))
+        least, part = DECIDING[score]
+        value = auc_of_good(measure.auc, share_of_bad(seen, bad))
+        if value >= least:
+            cut = find_cut(seen, bad, config.max_lost * part)
+        else:
+            bench.note(f"{score} drops no row of {language}: its AUC is {value:.3f}, {least} is asked of it")
     if measure:
         measure.cut = cut
     return cut
 
 
 def _may_decide(bench: Bench, score: str, language: str, rows: Ints) -> np.ndarray:
-    """Whether a row may be dropped for its fit: shared words alone do not condemn where a model could be asked."""
-    config = bench.config
-    asked = [part for part in ("cosine", "ifd", "contrast") if bench.is_on(part, language)]
-    if score != "fit" or score in config.cuts or config.drop_worst or not asked:
+    """Whether a row may be dropped by its calibrated score.
+
+    Shared words alone condemn nobody, a model must have looked; nor does the fit of a very short answer (that has no
+    surprise either): B, 42 and 是 are whole answers, and like no question.
+    """
+    if score != "fit" or score in bench.config.cuts or bench.config.drop_worst:
         return np.ones(len(rows), bool)
-    scored = ~np.isnan(np.stack([bench.scores[part][rows] for part in asked]))
-    return np.asarray(scored.any(axis=0))
+    looked = [bench.scores[part][rows] for part in ("cosine", "ifd", "contrast") if bench.is_on(part, language)]
+    has_model_score = ~np.isnan(np.array(looked).reshape(-1, len(rows))).all(axis=0) if looked else False
+    return np.asarray(has_model_score & ~np.isnan(bench.scores["surprise"][rows]))
 
 
 def _drop(bench: Bench, row: int, score: str, code: str, cut: Cut) -> Drop:

@@ -37,14 +37,28 @@ def auc_floor(value: float, num_good: int, num_bad: int) -> float:
 
 
 def share_of_bad(seen: np.ndarray, bad: np.ndarray) -> float:
-    """Which part of the `seen` rows is bad, at most: however many good rows score low, fewer are bad than score low."""
+    """Which part of the `seen` rows is bad, at most.
+
+    Below any mark, the seen rows are at least the bad ones among them: each mark gives an upper bound. The lower the
+    mark, the fewer good rows spoil it, and the fewer rows it hangs on; the mark is taken that bounds most safely.
+    """
     seen, bad = np.sort(seen[~np.isnan(seen)]), bad[~np.isnan(bad)]
     if not len(seen) or not len(bad):
         return 0.0
-    parts = np.arange(0.1, 0.95, 0.1)
-    marks = np.quantile(bad, parts)
-    below = np.searchsorted(seen, marks, "right") / len(seen)
-    return float(min((below / parts).min(), 1.0))
+    marks = np.quantile(bad, _PARTS)
+    counts = np.searchsorted(seen, marks, "right")
+    # With ties, more than the part asked for may lie at a mark.
+    parts = np.searchsorted(np.sort(bad), marks, "right") / len(bad)
+    safest = int(np.argmin((counts + 2 * np.sqrt(counts + 1)) / parts))
+    return float(min(counts[safest] / parts[safest] / len(seen), 1.0))
+
+
+_PARTS = np.array([0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+
+
+def auc_of_good(value: float, share_bad: float) -> float:
+    """The AUC of the good rows alone, from that of rows of which a share is bad."""
+    return min((value - share_bad / 2) / max(1 - share_bad, 1e-9), 1.0)
 
 
 @dataclass(frozen=True)

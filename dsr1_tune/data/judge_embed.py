@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,24 @@ def batches(lengths: Sequence[int], tokens: int) -> list[list[int]]:
 
 def load(name: str | None) -> Embedder:
     """The embedding model of that name or folder, or the default. Raises ModelError where it cannot be had."""
-    return _default() if name is None else _named(name)
+    with quietly():
+        return _default() if name is None else _named(name)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without transformers' bars and remarks, which would tear the judge's own lines."""
+    from transformers.utils import logging
+
+    had_bars, spoke = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(spoke)
+        if had_bars:
+            logging.enable_progress_bar()
 
 
 def device() -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dsr1_tune.data.judge_embed import Ids, batches, both_ends, device, trim
+from dsr1_tune.data.judge_embed import Ids, batches, both_ends, device, quietly, trim
 from dsr1_tune.errors import ModelError
 from dsr1_tune.whole import whole_folder
 
@@ -106,7 +106,8 @@ def load(name: str | None) -> LanguageModel:
 
     Raises ModelError where it cannot be had.
     """
-    return _loaded(str(_default(_cache_dir())), DEFAULT) if name is None else _loaded(name, name)
+    with quietly():
+        return _loaded(str(_default(_cache_dir())), DEFAULT) if name is None else _loaded(name, name)
 
 
 def _loaded(folder: str, said: str) -> LanguageModel:

@@ -90,10 +90,12 @@ def bits(pairs: Sequence[tuple[str, str]], counts: Counts, numbers: np.ndarray) 
     other = 1 - (numbers % 2)[row]
     known = np.maximum(counts.singles.sum(axis=1), 1)[other]
     chance = (counts.singles[other, single] + 0.5) / (known + 0.5 * _ALPHABET)
+    # A text's first character follows nothing.
+    follows = codes.code[1:-1] > 0
     context = counts.singles[other, codes.code[1:-1]]
-    chance = (counts.pairs[other, pair] + _TRUST * chance) / (context + _TRUST)
-    before = counts.pairs[other, np.concatenate([[0], pair[:-1]])]
-    chance = (counts.triples[other, triple] + _TRUST * chance) / (before + _TRUST)
+    chance = np.where(follows, (counts.pairs[other, pair] + _TRUST * chance) / (context + _TRUST), chance)
+    before = counts.pairs[other, np.concatenate([pair[:1], pair[:-1]])]
+    chance = np.where(follows, (counts.triples[other, triple] + _TRUST * chance) / (before + _TRUST), chance)
     cell = row[is_text] * 3 + _kinds()[codes.code[2:][is_text]]
     costs = -np.log2(np.minimum(chance[is_text], 1.0))
     size = len(pairs) * 3
@@ -135,6 +137,7 @@ def _codes(texts: Sequence[str]) -> _Codes:
 def _runs(codes: _Codes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Buckets of the triple and the pair that end in each character from the third on, and the character itself."""
     a, b, c = (codes.code[skip : len(codes.code) - 2 + skip].astype(np.uint64) for skip in (0, 1, 2))
+    a = np.where(b == 0, np.uint64(0), a)  # what another text ends in is no context
     pair = _mix(b * np.uint64(0x110000) + c)
     triple = _mix(pair ^ (a * np.uint64(0x9E3779B97F4A7C15)))
     return (

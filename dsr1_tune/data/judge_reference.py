@@ -17,7 +17,7 @@ from dsr1_tune.data.judge_memo import Pair, digest
 
 Ints = npt.NDArray[np.integer]
 
-NUM_ROWS = 600
+NUM_ROWS = 1500
 NUM_OTHERS = 2
 """Other questions for each answer: the second one is what the first is contrasted with."""
 
@@ -81,14 +81,17 @@ def shuffle_characters(text: str, rng: np.random.Generator) -> str:
 
 
 def shuffle_words(text: str, rng: np.random.Generator) -> str:
-    """The same words in another order; where no spaces part them, pieces of two characters."""
+    """The same words in another order, the spaces staying where they are; pieces of two characters where none are."""
     pieces = _PIECES.findall(text[:_MAX_CHARS])
-    return "".join(rng.permutation(pieces)) if pieces else text
+    places = [place for place, piece in enumerate(pieces) if not piece.isspace()]
+    for place, piece in zip(places, rng.permutation([pieces[place] for place in places]).tolist(), strict=True):
+        pieces[place] = piece
+    return "".join(pieces)
 
 
 _MAX_CHARS = 1000
 _UNSPACED = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
-_PIECES = re.compile(rf"[{_UNSPACED}]{{1,2}}|\s*[^\s{_UNSPACED}]+|\s+")
+_PIECES = re.compile(rf"[{_UNSPACED}]{{1,2}}|[^\s{_UNSPACED}]+|\s+")
 
 
 class Bands:
@@ -113,4 +116,4 @@ _MIN_BAND = 20
 
 
 def _octave(lengths: np.ndarray) -> np.ndarray:
-    return np.floor(np.log2(np.maximum(lengths, 1))).astype(np.int64)
+    return np.floor(np.log2(np.maximum(np.nan_to_num(lengths), 1))).astype(np.int64)

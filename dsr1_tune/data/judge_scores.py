@@ -29,8 +29,8 @@ NUM_COSINE_ROWS = 400
 """Reference rows of a language that the embedding model looks at."""
 NUM_LM_ROWS = 150
 """Reference rows of a language that the language model looks at; each costs five passes."""
-BEYOND_DOUBT = 0.99
-"""A row that fits better than this share of wrong answers does is not looked at more closely."""
+BEYOND_DOUBT = 3.0
+"""Log-odds from which on an answer needs no closer look: it is twenty times likelier to fit than not."""
 
 
 class PairSource(Protocol):
@@ -177,7 +177,8 @@ def _read(bench: Bench, doing: str) -> Iterator[tuple[Ints, list[Pair]]]:
 def _measure(bench: Bench, score: str, language: str, seen: Floats, bad: Floats) -> None:
     """Note how well the score tells reference rows from bad ones, and switch it off where it hardly does."""
     seen, bad = as_good(score, seen), as_good(score, bad)
-    num_seen, num_bad = int((~np.isnan(seen)).sum()), int((~np.isnan(bad).reshape(len(seen), -1)).any(axis=1).sum())
+    num_seen = int((~np.isnan(seen)).sum())
+    num_bad = int((~np.isnan(bad).reshape(len(seen), -1 if len(seen) else 1)).any(axis=1).sum())
     value = auc(seen, bad.reshape(-1))
     measure = bench.measures[score, language] = Measure(seen, bad, value)
     if min(num_seen, num_bad) < MIN_ROWS:
@@ -343,12 +344,8 @@ def _doubtful(bench: Bench, language: str, score: str) -> Ints:
     """
     rows = bench.languages[language]
     rows = rows[np.isnan(bench.scores[score][rows])]
+    rows = rows[~(bench.scores["fit"][rows] > BEYOND_DOUBT)]
     fit = bench.scores["fit"][rows]
-    measure = bench.measures.get(("fit", language))
-    if measure is not None and not measure.off:
-        fit_bad = measure.bad[~np.isnan(measure.bad)]
-        in_doubt = ~(fit > np.quantile(fit_bad, BEYOND_DOUBT))
-        rows, fit = rows[in_doubt], fit[in_doubt]
     return rows[np.argsort(np.nan_to_num(fit, nan=-np.inf), kind="stable")]
 
 

@@ -127,8 +127,8 @@ def _rejected(outcome: Outcome, block: Block, fates: npt.NDArray[np.uint8]) -> I
 
 
 def write_groups(outcome: Outcome, path: Path) -> dict[str, Any]:
-    """Write duplicates.jsonl, a group per line: the row that stays and those it stands for; returns the largest ones."""
-    copies, spill = outcome.copies, outcome.spill
+    """Write duplicates.jsonl, a group per line: the row that stays and those it stands for; count them."""
+    copies = outcome.copies
     merged = np.flatnonzero(copies.stands_for != np.arange(len(copies.stands_for)))
     merged = merged[np.argsort(copies.stands_for[merged], kind="stable")]
     sizes: Counter[int] = Counter()

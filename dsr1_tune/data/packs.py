@@ -33,7 +33,6 @@ class Rules(Noun):
     html_markup: settings.HtmlMarkup = settings.HtmlMarkup()
     odd_characters: settings.OddCharacters = settings.OddCharacters()
     answer_repeats_question: settings.AnswerRepeatsQuestion = settings.AnswerRepeatsQuestion()
-    truncated_answer: settings.TruncatedAnswer = settings.TruncatedAnswer()
     refusal: settings.Refusal = settings.Refusal()
     answer_restates_question: settings.AnswerRestatesQuestion = settings.AnswerRestatesQuestion()
     repeated_lines: settings.RepeatedLines = settings.RepeatedLines()
@@ -41,6 +40,7 @@ class Rules(Noun):
     wrong_language: settings.WrongLanguage = settings.WrongLanguage()
     advertisement: settings.Advertisement = settings.Advertisement()
     boilerplate: settings.Boilerplate = settings.Boilerplate()
+    truncated_answer: settings.TruncatedAnswer = settings.TruncatedAnswer()
     blocked_word: settings.BlockedWord = settings.BlockedWord()
     template_placeholder: settings.TemplatePlaceholder = settings.TemplatePlaceholder()
 

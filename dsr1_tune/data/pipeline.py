@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ import orjson
 from dsr1_tune.config import Data
 from dsr1_tune.data import rules
 from dsr1_tune.data.dedup import Seen
+from dsr1_tune.data.output import as_output, dumps
+from dsr1_tune.data.packs import load_pack
 from dsr1_tune.data.read import open_files
 from dsr1_tune.data.record import DAMAGE, Drop, Record, Row
 from dsr1_tune.data.report import Report
@@ -72,10 +73,11 @@ def examine(data: Data) -> Prepared:
     drops: list[Drop] = []
     files: list[FileFacts] = []
     seen = Seen()
+    checker = rules.Checker(load_pack(data.rules)) if data.rules else None
     for reading in open_files(data.files, data.map):
         num_before = len(rows) + len(drops)
         for item in reading.rows:
-            outcome = item if isinstance(item, Drop) else _judge(item, data, seen)
+            outcome = item if isinstance(item, Drop) else _judge(item, data, checker, seen)
             if isinstance(outcome, Drop):
                 drops.append(outcome)
             else:
@@ -86,13 +88,16 @@ def examine(data: Data) -> Prepared:
     return Prepared(tuple(rows), tuple(drops), tuple(files))
 
 
-def _judge(row: Row, data: Data, seen: Seen) -> Row | Drop:
+def _judge(row: Row, data: Data, checker: rules.Checker | None, seen: Seen) -> Row | Drop:
     """The steps after reading, cheap ones first; the first that objects decides."""
     outcome = rules.not_empty(row)
     if not isinstance(outcome, Drop):
         outcome = rules.long_enough(row, data.min_question_chars, data.min_answer_chars)
+    if checker and not isinstance(outcome, Drop):
+        outcome = checker.check(outcome).row
     if isinstance(outcome, Drop):
         return outcome.at(row.place, "rules", row.row)
+    row = outcome
     outcome = seen.first_time(row)
     return outcome.at(row.place, "duplicates", row.row) if isinstance(outcome, Drop) else outcome
 
@@ -123,6 +128,7 @@ def prepare(data: Data) -> Prepared:
         for row in prepared.rows
         if not isinstance(row, Record)
     )
+    prepared = prepared.with_drops(_not_drawn(prepared.records, data))
     if not prepared.records:
         reasons = _listed(Counter(drop.code for drop in prepared.drops))
         first = prepared.drops[0]
@@ -130,6 +136,30 @@ def prepare(data: Data) -> Prepared:
         hint = f"{first.fix}; see every row with: dsr1-tune data check {shlex.join(f.file for f in prepared.files)}"
         raise DataError(f"{message}{first.place}: {first.detail}", hint=hint)
     return prepared
+
+
+def _not_drawn(records: Sequence[Record], data: Data) -> list[Drop]:
+    """Of the files that count for less than 1, the records that are left out; the same ones every time."""
+    drops = []
+    for file, weight in data.weights.items():
+        of_file = [record for record in records if record.place.file == file]
+        left_out = random.Random(f"{file} {weight}").sample(
+            of_file, len(of_file) - round(min(weight, 1) * len(of_file))
+        )
+        drop = Drop("not_drawn", f"the file's weight is {weight:g}", "give the file the weight 1 to take all")
+        drops += [drop.at(record.place, "selection", record.row) for record in left_out]
+    return drops
+
+
+def repeat(records: Sequence[Record], weights: Mapping[str, float], seed: int) -> tuple[Record, ...]:
+    """The records to train on, those of a file with weight 2.5 twice, and every other one of them once more."""
+    repeated: list[Record] = list(records)
+    for file, weight in weights.items():
+        of_file = [record for record in records if record.place.file == file]
+        if weight > 1:
+            repeated += of_file * (int(weight) - 1)
+            repeated += random.Random(seed).sample(of_file, round(weight % 1 * len(of_file)))
+    return tuple(repeated)
 
 
 def _names(prepared: Prepared) -> str:
@@ -157,8 +187,8 @@ def write(prepared: Prepared, folder: Path, held_out: Sequence[Record] = ()) -> 
     """Leave `train.jsonl`, `eval.jsonl` (the `held_out` records), `rejected.jsonl` and `report.json` in the folder."""
     places = {record.place for record in held_out}
     train = [record for record in prepared.records if record.place not in places]
-    _write_lines(folder / "train.jsonl", map(_as_messages, train))
-    _write_lines(folder / "eval.jsonl", map(_as_messages, held_out))
+    _write_lines(folder / "train.jsonl", map(as_output, train))
+    _write_lines(folder / "eval.jsonl", map(as_output, held_out))
     write_rejects(prepared.drops, folder / "rejected.jsonl")
     summary = Report.of(prepared).summary()
     with whole_file(folder / "report.json", binary=True) as file:
@@ -170,26 +200,7 @@ def write_rejects(drops: Iterable[Drop], path: Path) -> None:
     _write_lines(path, ({**drop.as_json(), "row": drop.row} for drop in drops))
 
 
-def _as_messages(record: Record) -> dict[str, Any]:
-    """OpenAI's messages format, with where the record came from."""
-    place = record.place
-    return {
-        "messages": [{"role": message.role, "content": message.content} for message in record.messages],
-        **({"tools": record.tools} if record.tools else {}),
-        "source": {"file": place.file, "line": place.line, "index": place.index},
-    }
-
-
 def _write_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
     with whole_file(path, binary=True) as file:
         for value in values:
-            file.write(_dumps(value) + b"\n")
-
-
-def _dumps(value: dict[str, Any]) -> bytes:
-    """JSON in one line, whatever the row holds."""
-    try:
-        return orjson.dumps(value, default=str)
-    except orjson.JSONEncodeError:
-        # Lone surrogates, numbers beyond 64 bits, deep nesting; the standard library writes what it has read.
-        return json.dumps(value, default=str).encode()
+            file.write(dumps(value) + b"\n")

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from dsr1_tune.data.privacy_kinds import FINDERS, KINDS, NUMBERS, OPTIONAL, worth_a_look
 from dsr1_tune.data.privacy_numbers import fold, number_windows
@@ -51,23 +51,29 @@ def known_kinds(kinds: Iterable[str]) -> frozenset[str]:
 
 
 def _find(text: str, kinds: frozenset[str]) -> list[Found]:
-    folded = fold(text)
-    found = []
+    folded, taken = fold(text), bytearray(len(text))
     everywhere, windows = [(0, len(text))], number_windows(folded)
+    found = []
     for kind, finder in FINDERS.items():
-        for start, end in [
-            span for part in (windows if kind in NUMBERS else everywhere) for span in finder(folded, *part)
-        ]:
-            if _TAKEN in folded[start:end]:
-                continue
-            # Taken out, so that a later kind finds no part of it, but sees the words around it.
-            folded = folded[:start] + _TAKEN * (end - start) + folded[end:]
-            if kind in kinds:
-                found.append(Found(kind, start, end))
+        fresh = []
+        for part in windows if kind in NUMBERS else everywhere:
+            for start, end in finder(folded, *part):
+                if not any(taken[start:end]):
+                    taken[start:end] = b"\1" * (end - start)
+                    fresh.append((start, end))
+        if fresh:
+            folded = _blanked(folded, fresh)
+            found += [Found(kind, start, end) for start, end in fresh if kind in kinds]
     return sorted(found, key=lambda one: one.start)
 
 
-_TAKEN = "\0"
+def _blanked(text: str, spans: Iterable[tuple[int, int]]) -> str:
+    """The text without what was found, so that a later kind finds no part of it, but sees the words around it."""
+    parts, done = [], 0
+    for start, end in sorted(spans):
+        parts += [text[done:start], "\0" * (end - start)]
+        done = end
+    return "".join([*parts, text[done:]])
 
 
 @dataclass(frozen=True)
@@ -86,10 +92,14 @@ class Guard:
 
         A redacted row has the same placeholder for the same value in all its messages: `[EMAIL_1]`.
         """
-        texts = _texts(row)
-        if self.action == "off" or not worth_a_look("\n".join([text for _, text in texts])):
+        messages = _messages(row)
+        joined = "\n".join([message.content for message in messages])
+        if self.action == "off" or not (worth_a_look(joined) or (row.tools and worth_a_look(row.tools))):
             return Checked(row), Counter()
-        found = [(path, text, one) for path, text in texts for one in _find(text, self._kinds)]
+        texts = [(message.path, message.content) for message in messages if message.content]
+        if row.tools:
+            texts.append(("$.tools", row.tools))
+        found = [(path, text, one) for path, text in texts if worth_a_look(text) for one in _find(text, self._kinds)]
         counts = Counter(one.kind for _, _, one in found)
         if not found or self.action == "count":
             return Checked(row), counts
@@ -100,19 +110,15 @@ class Guard:
         return Checked(changed, mended=("personal_data",)), counts
 
 
-def _texts(row: Row) -> list[tuple[str, str]]:
-    """(path, text) of everything a model could learn of the row."""
+def _messages(row: Row) -> tuple[Message, ...]:
+    """Everything that is said in the row; a prompt's checkable answer as if the assistant said it."""
     match row:
+        case Record():
+            return row.messages
         case Preference():
-            messages = (*row.prompt, row.chosen, row.rejected)
-        case Record() | Prompt():
-            messages = row.messages
-    texts = [(message.path, message.content) for message in messages]
-    if row.tools:
-        texts.append(("$.tools", row.tools))
-    if isinstance(row, Prompt) and row.answer:
-        texts.append(("$.answer", row.answer))
-    return texts
+            return (*row.prompt, row.chosen, row.rejected)
+        case Prompt():
+            return (*row.messages, Message("assistant", row.answer or "", "$.answer"))
 
 
 def _drop(found: list[tuple[str, str, Found]], counts: Counter[str]) -> Drop:
@@ -181,58 +187,76 @@ def _value(kind: str, written: str) -> str:
     if kind in ("email", "ip", "name", "wechat"):
         return re.sub(r"\s+", " ", written)
     digits = re.sub(r"[\W_]", "", written)
-    return re.sub(r"^(?:(?:00)?86|0(?=1))(?=1[0-9]{10}$)", "", digits) if kind == "cn_mobile" else digits
+    match kind:
+        case "cn_mobile":
+            return digits[-11:]
+        case "phone":
+            return re.sub(r"^1(?=[0-9]{10}$)", "", digits)
+    return digits
 
 
 def _redact(text: str, kinds: frozenset[str], placeholders: _Placeholders) -> str:
     """The text with placeholders for all that is found in it; JSON stays JSON."""
     # Again until there is nothing: what is taken out may have hidden what stood right beside it.
     while worth_a_look(text) and (found := _find(text, kinds)):
-        quotes = _Quotes.of(text)
-        for one in reversed(found):
-            start, end, quote = quotes.around(one.start, one.end)
-            placeholder = placeholders.of(one.kind, text[one.start : one.end])
-            text = f"{text[:start]}{quote}{placeholder}{quote}{text[end:]}"
+        parts, done = [], 0
+        for one in found:
+            start, end, placeholder = one.start, one.end, placeholders.of(one.kind, text[one.start : one.end])
+            if quote := _quote(text, start, end):
+                # A bare number becomes a text, sign and all.
+                start = next(at for at in range(start, 0, -1) if text[at - 1] not in _NUMBER)
+                end = next(at for at in range(end, len(text)) if text[at] not in _NUMBER)
+            parts += [text[done:start], quote, placeholder, quote]
+            done = end
+        text = "".join([*parts, text[done:]])
     return text
 
 
-@dataclass(frozen=True)
-class _Quotes:
-    """Where the strings of a JSON text stand; a text that is no JSON is one string."""
-
-    text: str
-    strings: tuple[tuple[int, int], ...] | None
-
-    @classmethod
-    def of(cls, text: str) -> _Quotes:
-        if not text.lstrip().startswith(("{", "[")) or not _is_json(text):
-            return cls(text, None)
-        return cls(text, tuple(match.span() for match in _STRING.finditer(text)))
-
-    def around(self, start: int, end: int) -> tuple[int, int, str]:
-        """What to replace instead, and the quotes that the placeholder needs: a bare number becomes a string."""
-        if self.strings is None:
-            return start, end, ""
-        if not any(first < start and end < last for first, last in self.strings):
-            while self.text[start - 1] in _NUMBER:
-                start -= 1
-            while self.text[end] in _NUMBER:
-                end += 1
-            return start, end, '"'
-        # JSON within a string of JSON, as the arguments of a tool call are: {"arguments": "{\"phone\": 138…}"}.
-        inner = _INNER_KEY.search(self.text[max(0, start - 80) : start])
-        return start, end, f'{inner[1]}"' if inner and _INNER_END.match(self.text, end) else ""
-
-
-_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _NUMBER = frozenset("0123456789+-.eE")
-_INNER_KEY = re.compile(r'(\\+)" ?: ?\Z')
-_INNER_END = re.compile(r"\s*[,}\]]")
 
 
-def _is_json(text: str) -> bool:
+def _quote(text: str, start: int, end: int) -> str:
+    """The quotation mark that a placeholder there needs: {"phone": 13812345678} would be no JSON without.
+
+    JSON may hold JSON, as the arguments of a tool call are: {"arguments": "{\\"phone\\": 13812345678}"}; there the
+    mark is escaped once more at every depth.
+    """
+    if not text.lstrip().startswith(("{", "[")) or not (
+        _VALUE_FROM.search(text[max(0, start - 24) : start]) and _VALUE_TO.match(text, end)
+    ):
+        return ""
+    marked, depth = text[:start] + _MARK + text[end:], 0
+    while marked.lstrip().startswith(("{", "[")):
+        value = _parsed(marked)
+        if value is None:
+            bare = _parsed(marked.replace(_MARK, "0")) is not None
+            return "\\" * (2**depth - 1) + '"' if bare else ""
+        marked, depth = _marked_string(value), depth + 1
+    return ""
+
+
+# What surrounds a number of JSON; within a text there is some other sign, nearly always.
+_VALUE_FROM = re.compile(r"[:,\[][-\s]*\Z")
+_VALUE_TO = re.compile(r"[\s\\nrt]*[,}\]]")
+_MARK = "\ue000"
+
+
+def _parsed(text: str) -> Any:
     try:
-        json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError):
-        return False
-    return True
+        return None
+
+
+def _marked_string(value: Any) -> str:
+    """The string inside a JSON value that holds the mark."""
+    waiting = [value]
+    while waiting:
+        match waiting.pop():
+            case str(text) if _MARK in text:
+                return text
+            case dict(fields):
+                waiting += [*fields, *fields.values()]
+            case list(items):
+                waiting += items
+    return ""

@@ -49,6 +49,7 @@ _IPV4 = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![0-9A-Za-z_-])(?!\.[0-9])(?
 _IPV6 = re.compile(r"[23][0-9A-Fa-f]{3}:(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![0-9A-Za-z:])")
 _INSIDE = re.compile(r"(?:[0-9._-]|[0-9:]:|[0-9A-Za-z]/|(?<!IP)(?<=[A-Za-z]))\Z")
 _SAYS_HOST = re.compile(r"(?i:\bip|地址|主机|服务器|登录|来自|address|host|server|from|ping|ssh)[^\n]{0,20}\Z")
+_SAYS_IP = re.compile(r"[^\n]{0,12}?(?:IP|\bip\b)")
 _SAYS_VERSION = re.compile(
     r"(?i:version|\bver\b|\bv|版本|版|release|build|firmware|固件|驱动|section|第)[^0-9\n]{0,8}\Z"
 )
@@ -65,7 +66,12 @@ def ips(text: str, start: int, end: int) -> Iterator[Span]:
             if _INSIDE.search(before) or not _is_public(match.group()):
                 continue
             # Nearly every address has a part of three digits; 1.2.3.4 without a word is a heading or a version.
-            likely = pattern is _IPV6 or re.search(r"[0-9]{3}", match.group()) or _SAYS_HOST.search(before)
+            likely = (
+                pattern is _IPV6
+                or re.search(r"[0-9]{3}", match.group())
+                or _SAYS_HOST.search(before)
+                or _SAYS_IP.match(text, match.end())
+            )
             if likely and match.group() not in _RESOLVERS and not _SAYS_VERSION.search(before):
                 yield match.span()
 
@@ -82,7 +88,8 @@ def _is_public(address: str) -> bool:
 
 _S = SEPARATOR
 _MOBILE = re.compile(
-    LEFT + r"(?<!\+)(?:\(?(?:\+|00)?86\)?[- ]{0,2}|0)?1(?:[38][0-9]|4[014-9]|5[0-35-9]|6[2567]|7[0-8]|9[0-35-9])"
+    LEFT
+    + r"(?<!\+)(?:\(?(?:\+|00)?86\)?[- ]{0,2}(?:\(0\))?)?1(?:[38][0-9]|4[014-9]|5[0-35-9]|6[2567]|7[0-8]|9[0-35-9])"
     rf"(?:[0-9]{{8}}|{_S}[0-9]{{4}}{_S}?[0-9]{{4}}|[0-9]{{4}}{_S}[0-9]{{4}}|[0-9]{_S}[0-9]{{4}}{_S}[0-9]{{3}}"
     rf"|{_S}[0-9]{{3}}{_S}[0-9]{{5}}|{_S}[0-9]{{2}}(?:{_S}[0-9]{{2}}){{3}})" + RIGHT
 )
@@ -98,7 +105,7 @@ def mobiles(text: str, start: int, end: int) -> Iterator[Span]:
 
 
 _HOTLINE = re.compile(
-    LEFT + rf"(?:(?:1{_S})?\(?8(?:00|88|77|66|55|44|33)\)?{_S}[0-9]{{3}}{_S}[0-9]{{4}}"
+    LEFT + rf"(?:(?:1[- ])?(?:8(?:00|88|77|66|55|44|33)[-.]|\(8(?:00|88|77|66|55|44|33)\) ?)[0-9]{{3}}{_S}[0-9]{{4}}"
     rf"|[48]00{_S}?(?:[0-9]{{3}}{_S}?[0-9]{{4}}|[0-9]{{4}}{_S}[0-9]{{3}}|[0-9]{{2}}{_S}?[0-9]{{5}}))" + RIGHT
 )
 
@@ -122,7 +129,7 @@ _LANDLINE = re.compile(
 )
 _CALLED_LANDLINE = re.compile(
     r"(?:电话|座机|固话|传真|宅电|办公室|[Tt]el|TEL|[Ff]ax|FAX)(?:号码|号)?"
-    r"[^0-9A-Za-z\n，。；(]{0,4}(?:\([^()0-9\n]{1,6}\))?[: ]?"
+    r"[^0-9A-Za-z\n，。；(+]{0,4}(?:\([^()0-9\n]{1,6}\))?[: ]?"
     rf"(0{_AREA}[2-8][0-9]{{6,7}}|(?!20[0-3][0-9][01][0-9])[2-8][0-9]{{2,3}}[- ]?[0-9]{{4}})" + RIGHT
 )
 

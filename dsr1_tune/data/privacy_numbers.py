@@ -19,8 +19,9 @@ LEFT = (
     r"(?<![0-9A-Za-z)][*×÷^])(?<![0-9A-Za-z)] [*×÷^+] )(?<!=-)(?<!= -)"
 )
 RIGHT = (
-    r"(?:(?![0-9A-Za-z])|(?=(?i:qq|tel|e-?mail|vx|wx)))(?!\.[0-9])(?!,[0-9]{3}(?![0-9]))"
-    r"(?! ?\*{0,2}[*×÷^] ?[0-9A-Za-z(])(?! ?(?:[=%]|\+ |元|万|亿|美元|块|吨|个(?!人)|人民币|人次))"
+    r"(?:(?![0-9A-Za-z])|(?=(?i:qq|tel|e-?mail|vx|wx)))(?!\.[0-9])"
+    r"(?! ?\*{0,2}[*×÷^] ?[0-9A-Za-z(])(?! - [0-9]{1,10}(?![0-9]))"
+    r"(?! ?(?:[=%]|\+ |元|万|亿|美元|块|吨|个(?!人)|人民币|人次))"
 )
 SEPARATOR = r"(?: ?[-.] ?| )"
 """What people write between the groups of a number."""
@@ -123,7 +124,9 @@ def _is_birthday(digits: str) -> bool:
         return False
 
 
-_CREDIT_CODE = re.compile(r"(?<![0-9A-Za-z])[1-9ANYany][1-59][0-9]{6}(?:[- ]?[0-9A-Za-z]){10}(?![0-9A-Za-z])")
+_CREDIT_CODE = re.compile(
+    r"(?<![0-9A-Za-z])(?:9[1-3]|[15][1-39]|[2-468ANYany][1-9]|7[12])[0-9]{6}(?:[- ]?[0-9A-Za-z]){10}(?![0-9A-Za-z])"
+)
 _CREDIT_PLACES = "0123456789ABCDEFGHJKLMNPQRTUWXY"
 
 

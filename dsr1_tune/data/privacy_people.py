@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dsr1_tune.data.privacy_numbers import Span
 
 HAN = "\u4e00-\u9fff"
+_CHINESE = re.compile(f"[{HAN}]")
 
 # Between a label and what it labels: a colon, also in JSON ("姓名": "张三"), bold (**姓名：**) or a table's bar.
 _COLON = r"[\\\"'”*\s]{0,4}[:=|][\\\"'“*\s]{0,4}"
@@ -57,11 +58,11 @@ _LABELLED = re.compile(
     rf"|(?:我|本人)的?名字是{_SAID}{_ANY_NAME}"
 )
 # Begins with letters that are quickly found; what stands before them is looked at afterwards.
-_NAME_IS = re.compile(rf"(?:ame|AME)(?: is| IS|['’]s|[\\\"'”*]{{0,3}} ?[:=|])[\\\"'“*\s]{{1,4}}({_LATIN_NAME})(?! ?:)")
+_NAME_IS = re.compile(rf"ame(?: is|['’]s|[\\\"'”*]{{0,3}} ?[:=|])[\\\"'“*\s]{{1,4}}({_LATIN_NAME})(?! ?:)")
 _WHOSE = re.compile(
     r"(?:\b(?i:my (?:full |real |legal )?n)|(?i:\b(?:patient|customer|client|contact|applicant|employee|cardholder"
-    r"|card holder|account holder|student|guardian|full|first|last|given|family|beneficiary|recipient|passenger|guest|member"
-    r"|policyholder)(?:['’]s)?[ _](?:full |first |last )?n))\Z"
+    r"|card holder|account holder|student|guardian|full|first|last|given|family|beneficiary|recipient|passenger|guest"
+    r"|member|policyholder)(?:['’]s)?[ _](?:full |first |last )?n))\Z"
 )
 # Assistants introduce themselves in training data; forms hold what is to be filled in.
 _NO_NAME = frozenset({"Name", "First", "Last", "Full", "Email", "Phone", "Address", "Date", "Age", "Gender", "The"})
@@ -71,7 +72,7 @@ _NO_NAME |= {"GPT", "Claude", "Siri", "Alexa", "Cortana", "Bard", "Gemini", "Qwe
 
 def names(text: str, start: int, end: int) -> Iterator[Span]:
     """Names behind a label (姓名, 收件人, Patient name) or in an introduction (我叫, My name is)."""
-    if not text.isascii():
+    if _CHINESE.search(text):
         for match in _LABELLED.finditer(text, start, end):
             yield match.span(match.lastindex or 0)
     for match in _NAME_IS.finditer(text, start, end):
@@ -88,9 +89,8 @@ _HOME = (
     "家住|现住|我住|住在|住于|寄到|寄往|送到|送往|我家在|家在|地址|[，。,；; ]住(?![院宿房进]))"
 )
 _UNIT = "(?:号楼|号院|号|弄|栋|幢|座|单元|楼|层|室|户|组|队|社|房|门)"
-_AREAS = (
-    rf"(?:[{HAN}]{{2,9}}?(?:特别行政区|自治区|自治州|自治县|开发区|新区|地区|街道|省|市|州|盟|区|县|旗|镇|乡) ?){{1,5}}"
-)
+# Possessive (`{1,5}+`): what was taken for an area is not tried as anything else, or a long junk text would take seconds.
+_AREAS = rf"(?:[{HAN}]{{2,9}}?(?:特别行政区|自治区|自治州|自治县|开发区|新区|地区|街道|省|市|州|盟|区|县|旗|镇|乡) ?){{1,5}}+"
 _ROADS = (
     rf"(?:[{HAN}A-Z0-9]{{1,12}}?(?:大道|胡同|小区|花园|家园|公寓|大厦|新村|社区|广场|路|街|道|巷|弄|里|村|屯|庄|苑|城|府"
     r"|湾|庭|园|段|坊|寓) ?)"
@@ -110,8 +110,8 @@ _FLAT = re.compile(r"室|单元|栋|幢|号楼|户|[0-9]-[0-9]")
 _STREET = re.compile(
     r"[0-9](?<![0-9A-Za-z.][0-9])[0-9]{0,4}[A-Za-z]?(?:-[0-9]{1,4})? (?:(?:[NSEW]|North|South|East|West)\.? )?"
     r"(?:(?:[A-Z][a-z'’]+|[0-9]{1,3}(?:st|nd|rd|th)) ){1,3}"
-    r"(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr|Court|Ct|Way|Place|Pl|Terrace|Ter|Circle|Cir"
-    r"|Highway|Hwy|Parkway|Pkwy|Square|Close|Crescent)\b\.?"
+    r"(?:(?:St|Ave|Rd|Blvd|Ln|Dr|Ct|Pl|Ter|Cir|Hwy|Pkwy)\b\.?|(?:Street|Avenue|Road|Boulevard|Lane|Drive|Court|Way|Place"
+    r"|Terrace|Circle|Highway|Parkway|Square|Close|Crescent)\b)"
     r"(?:,? (?:Apt|Apartment|Suite|Ste|Unit|Flat|Floor|#)\.? ?#?[0-9A-Za-z-]{1,6})?"
     r"(?:,? [A-Z][a-z]+(?: [A-Z][a-z]+){0,2},? [A-Z]{2},? [0-9]{5}(?:-[0-9]{4})?)?"
 )
@@ -130,7 +130,7 @@ def addresses(text: str, start: int, end: int) -> Iterator[Span]:
 
     地址 alone may be a hospital's or a court's, and counts only with a flat: 3栋2单元501室.
     """
-    if not text.isascii():
+    if _CHINESE.search(text):
         for match in _LIVES_ZH.finditer(text, start, end):
             if match[1] != "地址" or _FLAT.search(match[2]):
                 yield match.start(2), match.start(2) + len(match[2].rstrip())

@@ -9,11 +9,11 @@ from itertools import chain, islice
 from pathlib import Path
 
 from dsr1_tune.data.files import Source, identify, is_one_object, raw_rows
-from dsr1_tune.data.formats import Names, Shape, check_mapping, shape_of, unseen
+from dsr1_tune.data.formats import Names, Shape, check_mapping, listed, shape_of, shown, unseen
 from dsr1_tune.data.json_rows import Raw
 from dsr1_tune.data.record import Drop, Prompt, Row
 from dsr1_tune.data.rows import Interpreter, Learned
-from dsr1_tune.data.strangers import ROWS, stranger_object, stranger_rows, stranger_text
+from dsr1_tune.data.strangers import ROWS, stranger_lines, stranger_object, stranger_rows
 from dsr1_tune.errors import DataError
 
 HEAD_ROWS = 100
@@ -58,7 +58,7 @@ def check_columns(mapping: Mapping[str, str] | None, columns: Collection[str]) -
     """DataError where a mapped column is none of `columns`, which are those of all rows of all files."""
     if missing := unseen(tuple((mapping or {}).items()), columns):
         said = ", ".join(f"{ours}={column}" for ours, column in missing)
-        known = ", ".join(sorted(columns)) or "none"
+        known = listed(sorted(columns), 50) or "none"
         raise DataError(f"--map {said}: no row has such a field", hint=f"the fields are: {known}")
 
 
@@ -114,12 +114,9 @@ def _refuse_strangers(source: Source, head: Sequence[Raw | Drop], names: Names) 
         if isinstance(shape, Drop) and shape.code == "unknown_fields":
             what, mend = stranger_object(values[0])
             raise DataError(f"{source.path}: is {what}", hint=mend)
-    if what := stranger_rows(values) if values else stranger_text(_unreadable(head), ""):
+    unreadable = [str(raw.row) for raw in head if isinstance(raw, Drop)]
+    if what := stranger_rows(values) if values else stranger_lines(unreadable):
         raise DataError(f"{source.path}: looks like {what}, not questions and answers", hint=ROWS)
-
-
-def _unreadable(head: Sequence[Raw | Drop]) -> str:
-    return "\n".join(str(raw.row) for raw in head if isinstance(raw, Drop))
 
 
 def _usual_shape(head: Sequence[Raw | Drop], names: Names) -> Shape | None:
@@ -146,5 +143,5 @@ def _must_have_columns(source: Source, head: Sequence[Raw | Drop], names: Names)
         return
     why = shape_of(tuple(first), names)
     if isinstance(why, Drop):
-        listed = ", ".join(map(repr, first))
-        raise DataError(f"{source.path}: {why.detail}; its columns are {listed}", hint=why.fix)
+        columns = listed([repr(shown(column)) for column in first])
+        raise DataError(f"{source.path}: {why.detail}; its columns are {columns}", hint=why.fix)

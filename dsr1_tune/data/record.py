@@ -38,6 +38,7 @@ CODES: dict[str, str] = {
     "answer_restates_question": "the answer says the question in other words, and nothing more",
     "repeated_text": "the text goes round in circles",
     "repeated_lines": "the same lines stand again and again",
+    "repeated_turn": "the same question gets the same answer twice in a row",
     "odd_characters": "the text is mostly signs that are no language, code or formula",
     "mojibake": "the text was decoded in a wrong encoding, and cannot be mended",
     "replacement_character": "the text holds U+FFFD, where characters were lost",
@@ -135,6 +136,7 @@ class Preference:
     place: Place
     tools: str = ""
     row: Any = field(default=None, compare=False, repr=False)
+    notes: tuple[Drop, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,7 @@ class Prompt:
     place: Place
     tools: str = ""
     row: Any = field(default=None, compare=False, repr=False)
+    notes: tuple[Drop, ...] = field(default=(), compare=False, repr=False)
 
 
 Row = Record | Preference | Prompt

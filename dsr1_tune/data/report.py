@@ -125,7 +125,9 @@ def show_facts(facts: dict[str, Any], console: Console) -> None:
         console.print(_remarks(facts))
     found = facts["personal_data"]["kinds"]
     if found:
-        listed = ", ".join(f"{kind} {count['num_found']:,} in {count['num_rows']:,} rows" for kind, count in found.items())
+        listed = ", ".join(
+            f"{kind} {count['num_found']:,} in {count['num_rows']:,} rows" for kind, count in found.items()
+        )
         done = {"count": "only counted; --privacy redact takes it out", "redact": "redacted", "drop": "dropped"}
         console.print(_plain(f"Personal data ({done.get(facts['personal_data']['action'], '')}): {listed}."))
     kept, rows, split = facts["num_kept"], facts["num_rows"], facts["split"]

@@ -27,7 +27,7 @@ POOR_FILE = 0.5
 MAIN_REASON = 0.3
 # Duplicates are merged: what they say stands elsewhere.
 _MERGED = frozenset({"exact_duplicate", "near_duplicate"})
-_NUM_TICKS = 5
+_NUM_TICKS = 4
 
 Facts = Mapping[str, Any]
 
@@ -225,7 +225,7 @@ def _ticks(edges: Sequence[float]) -> list[dict[str, Any]]:
     """A few of the edges, with where they stand below the chart; the last one always."""
     num_bins = len(edges) - 1
     step = max(1, round(num_bins / _NUM_TICKS))
-    chosen = [number for number in range(0, num_bins, step) if num_bins - number > step / 2]
+    chosen = [number for number in range(0, num_bins, step) if num_bins - number >= step]
     return [{"x": number / num_bins, "label": _short(edges[number])} for number in (*chosen, num_bins)]
 
 
@@ -371,7 +371,7 @@ def _short(value: float) -> str:
     return f"{value:.2g}" if abs(value) < 10 else f"{value:.0f}"
 
 
-def _text(language: Language, key: str, **values: Any) -> Markup:
+def _text(language: Language, key: str, /, **values: Any) -> Markup:
     """A text of ours with values in it; they are escaped unless they are Markup."""
     from markupsafe import escape
 

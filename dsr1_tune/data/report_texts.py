@@ -242,6 +242,7 @@ MEANINGS_ZH: dict[str, str] = {
     "answer_restates_question": "回答只是换种说法复述问题",
     "repeated_text": "文本反复循环",
     "repeated_lines": "同样的行一再出现",
+    "repeated_turn": "同一问题接连两次得到同样的回答",
     "odd_characters": "文本大多是既非语言、也非代码或公式的符号",
     "mojibake": "文本按错误编码解码，无法修复",
     "replacement_character": "文本含有 U+FFFD，已有字符丢失",

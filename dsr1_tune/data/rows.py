@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from dsr1_tune.data.formats import Names, Shape, shape_of
+from dsr1_tune.data.formats import Names, Shape, listed, shape_of
 from dsr1_tune.data.json_rows import Raw
 from dsr1_tune.data.record import Drop, Message, Place, Preference, Prompt, Record, Role, Row
 from dsr1_tune.data.tagged import Dialogue, begins_tagged, tell_apart
@@ -154,12 +154,16 @@ def _carefully(row: dict[str, Any], shape: Shape, place: Place, prompts: bool) -
     messages = _conversation(row, shape, notes)
     _check_order(messages)
     if messages[-1].role == "assistant":
-        return Record(messages, place, tools, row, tuple(note.at(place, "read", row) for note in notes))
+        return Record(messages, place, tools, row, _at(notes, place, row))
     if not prompts:
         fix = "add the answer, or remove the last turn"
         raise Unusable("no_assistant", f"it ends with the {messages[-1].role}'s turn", fix, messages[-1].path)
     result = _text(row[shape.result], _path(shape.result)) if shape.result else None
-    return Prompt(messages, result, place, tools, row)
+    return Prompt(messages, result, place, tools, row, _at(notes, place, row))
+
+
+def _at(notes: list[Drop], place: Place, row: dict[str, Any]) -> tuple[Drop, ...]:
+    return tuple(note.at(place, "read", row) for note in notes)
 
 
 def _format(row: dict[str, Any], shape: Shape) -> str:
@@ -186,8 +190,8 @@ def _shape(row: dict[str, Any], learned: Learned) -> Shape:
         _compare(row, learned.usual)
         if isinstance(shape, Drop):
             raise Unusable(shape.code, shape.detail, shape.fix, shape.path)
-        has = ", ".join(shape.question)
-        raise Unusable("missing_field", f"has {has}, but no answer", "add the answer, or name it: --map answer=NAME")
+        fix = "add the answer, or name it: --map answer=NAME"
+        raise Unusable("missing_field", f"has {listed(shape.question)}, but no answer", fix)
     return shape
 
 
@@ -288,9 +292,10 @@ def _history(row: dict[str, Any], shape: Shape) -> tuple[Message, ...]:
 def _preference(row: dict[str, Any], shape: Shape, tools: str, place: Place) -> Preference:
     """A prompt with two answers; where no column holds the prompt, it is what both answers' conversations share."""
     has_prompt = bool(shape.turns or shape.question)
+    notes: list[Drop] = []
     chosen = _answered(row[shape.chosen], _path(shape.chosen), has_prompt)
     rejected = _answered(row[shape.rejected], _path(shape.rejected), has_prompt)
-    prompt = _conversation(row, shape, []) if has_prompt else chosen[:-1]
+    prompt = _conversation(row, shape, notes) if has_prompt else chosen[:-1]
     if not prompt:
         raise Unusable("missing_field", "has chosen and rejected, but no prompt", "add the prompt", "$.prompt")
     if not has_prompt and prompt != rejected[:-1]:
@@ -301,7 +306,7 @@ def _preference(row: dict[str, Any], shape: Shape, tools: str, place: Place) -> 
             fix = "it must be the assistant's"
             raise Unusable("no_assistant", f"the {answer.role} says this answer", fix, answer.path)
         _check_order((*prompt, answer))
-    return Preference(prompt, chosen[-1], rejected[-1], place, tools, row)
+    return Preference(prompt, chosen[-1], rejected[-1], place, tools, row, _at(notes, place, row))
 
 
 def _answered(value: Any, path: str, has_prompt: bool) -> tuple[Message, ...]:
@@ -346,9 +351,8 @@ def _turn(turn: Any, path: str) -> tuple[Message, ...]:
     if not role_key:
         if pair := _pair_shape(turn):
             return _pair(turn, pair, path)
-        listed = ", ".join(map(str, turn)) or "nothing"
         fix = 'write {"role": "user", "content": ...}, or from and value'
-        raise Unusable("missing_field", f"a turn with {listed}, but no role", fix, path)
+        raise Unusable("missing_field", f"a turn with {listed(turn) or 'nothing'}, but no role", fix, path)
     said_by = turn[role_key]
     role = _ROLES.get(said_by.strip().lower()) if isinstance(said_by, str) else None
     if role is None:

@@ -47,12 +47,15 @@ def placeholder_answer(row: Row, rule: PlaceholderAnswer) -> Row | Drop:
         if len(text.content) > 40 and not rule.words:
             continue
         core = text.content.strip(_AROUND).casefold()
+        asked = seen.question.content.lower() if seen.question else ""
         if core in _STAND_INS:
             stands_in = True
         elif core in _NOTHINGS:
-            stands_in = not _MAY_BE_NONE.search(seen.asked) and core not in seen.asked
-        elif not core or _ONLY_DOTS.fullmatch(core):
-            stands_in = len(text.content.strip()) > 1 and not _ABOUT_SIGNS.search(seen.asked)
+            stands_in = not _MAY_BE_NONE.search(asked) and core not in asked
+        elif core in _NULLS:
+            stands_in = not _ABOUT_VALUES.search(asked) and core not in asked
+        elif not core:
+            stands_in = _ONLY_DOTS.fullmatch(text.content.strip()) is not None and not _ABOUT_SIGNS.search(seen.asked)
         else:
             stands_in = any(core == word.strip(_AROUND).casefold() for word in rule.words)
         if stands_in:
@@ -64,7 +67,7 @@ def placeholder_answer(row: Row, rule: PlaceholderAnswer) -> Row | Drop:
 _AROUND = " \t\r\n.。!！…-_*[]【】()（）<>《》{}「」“”\"'`#:：,，"
 _STAND_INS = frozenset(
     phrases(
-        """todo|tbd|tbc|t.b.d|fixme|n/a|placeholder|lorem ipsum|lorem ipsum dolor sit amet|undefined|nan|noinput|no input
+        """todo|tbd|tbc|t.b.d|fixme|n/a|placeholder|lorem ipsum|lorem ipsum dolor sit amet|noinput|no input
         no output|nooutput|your answer here|insert answer here|answer here|add answer here|write your answer here
         enter your answer here|the answer goes here|answer goes here|response goes here|to be added|to be completed
         to be determined|to be done|to be filled|to be filled in|coming soon|no answer|no response|no content
@@ -75,11 +78,16 @@ _STAND_INS = frozenset(
         此处为答案|答案待补充|答案略|敬请期待|未完成"""
     )
 )
-_NOTHINGS = frozenset(phrases("none|null|nil|na|n.a|nothing|无|没有|暂无|不适用|not applicable"))
-_ONLY_DOTS = re.compile(r"[.。…\-_?？*·—~=]+")
+_NOTHINGS = frozenset(phrases("none|nothing|无|没有"))
+_NULLS = frozenset(phrases("null|nil|na|n.a|暂无|不适用|not applicable|nan|undefined"))
+_ONLY_DOTS = re.compile(r"[.。…\-_*—()（）\[\] ]+")
 _MAY_BE_NONE = re.compile(
     r"\bany\b|is there|are there|does|do you|did|has |have |which|extract|identify|find|detect|list|classif|output|"
-    r"return|print|value|code|error|有无|有没有|是否|吗|哪|提取|抽取|识别|找出|检测|分类|判断|返回|输出|代码|什么|几|多少"
+    r"return|print|value|code|error|how many|有无|有没有|是否|吗|都有|共同|提取|抽取|识别|找出|检测|分类|判断|返回|输出|代码|存在"
+)
+_ABOUT_VALUES = re.compile(
+    r"extract|return|print|output|value|code|error|function|python|javascript|java\b|sql|json|field|column|data ?type|"
+    r"提取|抽取|返回|输出|代码|字段|函数|适用|取值|变量"
 )
 _ABOUT_SIGNS = re.compile(
     r"punctuat|symbol|operator|character|emoji|morse|mark|sign|标点|符号|运算符|字符|表情|省略|莫尔斯|摩斯"
@@ -124,19 +132,23 @@ def answer_restates_question(row: Row, rule: AnswerRestatesQuestion) -> Row | Dr
     """Drop an answer that only says what is asked: `You want to know how to cook rice.`"""
     seen = view(row)
     asked, answer = seen.question, seen.answer
-    if asked is None or answer is None or len(answer.data) > min(2 * len(asked.data) + 150, 1000):
+    if asked is None or answer is None or len(answer.data) > 2 * len(asked.data) + 150:
+        return row
+    if len(answer.data) > max(1000, len(asked.data) + 150):
         return row
     if answer.num_han:
         content = answer.content
         if not ("问" in content or "题" in content or "想" in content or "关于" in content):
             return row
-    elif not (b"ask" in answer.low or b"question" in answer.low or b"you " in answer.low or b"request" in answer.low):
-        return row
+    else:
+        head = answer.low[:120]
+        if not (b"ask" in head or b"question" in head or b"you " in head or b"task" in head or b"request" in head):
+            return row
     said, num_leads = _LEAD.subn(" ", answer.content, 3)
     if not num_leads or seen.has_tools:
         return row
     new, all_ = _new_grams(_FILLER.sub(" ", said), asked.content)
-    if new <= rule.max_new_share * all_:
+    if new <= min(rule.max_new_share * all_, _MOST_NEW):
         detail = f"it only says what is asked: {quoted(answer.content)}"
         fix = "write an answer, or raise answer_restates_question.max_new_share"
         return Drop("answer_restates_question", detail, fix, answer.message.path)
@@ -166,6 +178,10 @@ _FILLER = re.compile(
 _STOP = frozenset(
     phrases("the|a|an|of|to|in|is|are|was|be|do|does|did|it|that|this|you|i|me|my|your|about|and|or|for|on")
 )
+
+
+# An answer with more new words says something, however long the question is that it takes up.
+_MOST_NEW = 8
 
 
 def _new_grams(said: str, asked: str) -> tuple[int, int]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from dsr1_tune.data.record import Drop, Row
-from dsr1_tune.data.rules_facts import LONG, Text, View, looks_like_code, phrases, quoted, view
+from dsr1_tune.data.rules_facts import LONG, Text, View, looks_like_code, phrases, quoted, view, without_code
 from dsr1_tune.data.rules_settings import WrongLanguage
 
 
@@ -24,6 +25,8 @@ def wrong_language(row: Row, rule: WrongLanguage) -> Row | Drop:
             return row
     elif asked.num_latin > 7 and _is_english(answer) and not asked.num_han:
         return row
+    if b"```" in answer.data:
+        answer = Text(replace(answer.message, content=without_code(answer.content)))
     want, got = _script(asked), _script(answer)
     if want == got == "Latin":
         if len(answer.data) < 60:
@@ -35,7 +38,9 @@ def wrong_language(row: Row, rule: WrongLanguage) -> Row | Drop:
         return row
     if got == "Latin" and answer.shape.count(b" ") < 6:  # a name, a title, a formula
         return row
-    if _wants_other(asked, got, seen) or seen.has_tools or looks_like_code(answer):
+    if _num_letters(answer, want) >= _ENOUGH_TO_TALK or _wants_other(asked, got, seen) or seen.has_tools:
+        return row
+    if got == "Latin" and not _is_english(answer) and looks_like_code(answer):
         return row
     detail = f"a question in {want}, an answer in {got}: {quoted(answer.content)}"
     fix = "translate the answer, or name the language in the question"
@@ -47,6 +52,8 @@ def _is_english(text: Text) -> bool:
     return text.num_latin * 10 > len(text.shape) * 6 and (b" the " in text.low or b" and " in text.low)
 
 
+# An answer with so many letters of the right language speaks it, whatever names and titles it lists.
+_ENOUGH_TO_TALK = 30
 _MARKS = {"Latin": b"a", "Chinese": b"h", "Korean": b"y", "Cyrillic": b"c", "Greek": b"g", "another script": b"o"}
 # How many letters of an alphabet say about as much as one Han character or one Hangul syllable.
 _WEIGHTS = {"Chinese": 3, "Japanese": 3, "Korean": 3}

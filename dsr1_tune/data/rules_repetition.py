@@ -7,7 +7,7 @@ from collections import Counter
 from itertools import groupby
 
 from dsr1_tune.data.record import Drop, Row
-from dsr1_tune.data.rules_facts import WORD, Text, View, bare, ends, looks_like_code, quoted, view
+from dsr1_tune.data.rules_facts import WORD, Text, View, bare, ends, looks_like_code, quoted, view, without_code
 from dsr1_tune.data.rules_settings import RepeatedLines, RepeatedText, RepeatedTurn
 
 
@@ -17,7 +17,7 @@ def repeated_text(row: Row, rule: RepeatedText) -> Row | Drop:
     for text in seen.answers:
         if len(text.content) < rule.min_chars:
             continue
-        content = ends(text.content)
+        content = ends(without_code(text.content))
         why = _said_twice(content) or _goes_in_circles(content, text, rule, seen)
         if why:
             fix = "cut the repetition, or raise repeated_text.max_share or max_run"
@@ -36,42 +36,54 @@ def _said_twice(content: str) -> str:
 def _goes_in_circles(content: str, text: Text, rule: RepeatedText, seen: View) -> str:
     """Why the answer is too repetitive, or nothing.
 
-    Samples from five places are looked for: a text in circles cannot hide from them. Only where some stand there
+    Samples from four places are looked for: a text in circles cannot hide from them. Only where some stand there
     again and again is the whole text looked at.
     """
     width = 6 if text.is_han else 12
     length = len(content)
     often = []
-    for at in (length - width - 2, length * 3 // 4, length // 2, length // 3, length // 6):
+    for at in (length - width - 2, length * 3 // 4, length // 2, length // 4):
         sample = content[at : at + width]
-        if content.count(sample) > 2:
-            often.append(sample)
+        if at >= 0 and content.count(sample) > 2:
+            often.append(at)
     if not often:
         return ""
-    unit, num_times = max((_run(content, sample) for sample in often), key=lambda run: len(run[0]) * run[1])
+    unit, num_times = max((_run(content, at, width) for at in often), key=lambda run: len(run[0]) * run[1])
     why = ""
-    if num_times >= rule.max_run and 5 * len(unit) * num_times > length and sum(map(str.isalpha, unit)) > 1:
+    if num_times >= rule.max_run and _is_much(unit, num_times, length):
         why = f"{quoted(unit)} {num_times} times in a row"
     share = 0.0
     if why or len(often) > 2:
         share, gram, count = _share_said_before(content, text.is_han)
         if share > rule.max_share:
             why = why or f"{share:.0%} of it stood there before, {quoted(gram)} {count} times"
-    if not why or looks_like_code(text):
+    if not why or (not _is_prose(unit or content[:200]) and looks_like_code(text)):
         return ""
-    return "" if share < 0.85 and _REPEATS_BY_NATURE.search(seen.asked) else why
+    stays_in_bounds = share < 0.85 and (num_times < 2 * rule.max_run or len(unit) < 8)
+    return "" if stays_in_bounds and _REPEATS_BY_NATURE.search(seen.asked) else why
 
 
-def _run(content: str, sample: str) -> tuple[str, int]:
-    """The unit that begins with the sample, and how often it stands there in a row."""
-    start = content.find(sample)
-    period = content.find(sample, start + 1) - start
-    unit = content[start : start + period]
-    if not 0 < period <= _LONGEST_UNIT:
+def _is_much(unit: str, num_times: int, length: int) -> bool:
+    """Whether a run is of words, and of whole phrases or a fifth of the text."""
+    num_letters = sum(map(str.isalpha, unit))
+    return num_letters > 1 and (num_letters > 7 or 5 * len(unit) * num_times > length)
+
+
+def _run(content: str, at: int, width: int) -> tuple[str, int]:
+    """The unit that begins with the sample at that place, and how often it stands there in a row."""
+    sample = content[at : at + width]
+    before = content.rfind(sample, 0, at + width - 1)
+    after = content.find(sample, at + 1)
+    period = min(at - before if before >= 0 else _LONGEST_UNIT, after - at if after >= 0 else _LONGEST_UNIT)
+    unit = content[at - period : at] if before == at - period else content[at : at + period]
+    if not 0 < period < _LONGEST_UNIT:
         return "", 0
-    num_times, at = 0, start
-    while content.startswith(unit, at):
-        num_times, at = num_times + 1, at + period
+    num_times, here = 0, at
+    while content.startswith(unit, here):
+        num_times, here = num_times + 1, here + period
+    here = at - period
+    while here >= 0 and content.startswith(unit, here):
+        num_times, here = num_times + 1, here - period
     return unit, num_times
 
 
@@ -94,9 +106,20 @@ def _share_said_before(content: str, is_han: bool) -> tuple[float, str, int]:
 
 
 _REPEATS_BY_NATURE = re.compile(
-    r"\bsong|lyric|poem|\brap\b|chant|mantra|nursery|chorus|repeat|\btimes\b|refrain|haiku|"
-    r"歌|诗|词|童谣|口号|重复|遍|\d+ ?次|绕口令|说唱"
+    r"\bsongs?\b|lyric|\brap\b|chant|mantra|nursery|chorus|repeat|\btimes\b|refrain|"
+    r"(?:write|compose|create|generate|make|construct|craft|complete).{0,40}(?:poem|haiku|verse|rhyme|stanza)|"
+    r"歌|童谣|口号|重复|遍|\d+ ?次|绕口令|说唱|(?:写|作|创|编|生成|补全|续).{0,12}[诗词]"
 )
+
+
+def _is_prose(text: str) -> bool:
+    """Whether the text is words rather than code, a formula or a row of a table."""
+    if "{{" in text:  # {{name}} stands for a word
+        text = text.replace("{{", "").replace("}}", "")
+    return 10 * sum(map(str.isalpha, text)) > 5 * len(text) and not _CODE_SIGN.search(text)
+
+
+_CODE_SIGN = re.compile(r"[{}=<>|\\;]|[a-z_]\(\w*\)|\):")
 
 
 def repeated_lines(row: Row, rule: RepeatedLines) -> Row | Drop:
@@ -105,9 +128,10 @@ def repeated_lines(row: Row, rule: RepeatedLines) -> Row | Drop:
     for text in seen.answers:
         if text.data.count(b"\n") < rule.max_run - 1:
             continue
-        lines = [line for line in text.content.split("\n") if len(line) > 3]
-        if len(lines) - len(set(lines)) < 2 or looks_like_code(text):
+        lines = [line for line in without_code(text.content).split("\n") if len(line) > 1]
+        if len(lines) - len(set(lines)) < 2:
             continue
+        lines = [line for line in map(str.strip, lines) if _is_prose(line)]
         why = _again_and_again(lines, rule, _REPEATS_BY_NATURE.search(seen.asked) is not None)
         if why:
             fix = "cut the repetition, or raise repeated_lines.max_share"
@@ -119,12 +143,12 @@ def _again_and_again(lines: list[str], rule: RepeatedLines, creative: bool) -> s
     """Why the lines are too repetitive, or nothing."""
     times = Counter(lines)
     again = sum((count - 1) * len(line) for line, count in times.items())
-    if again > (0.8 if creative else rule.max_share) * sum(map(len, lines)):
+    if again > (0.8 if creative else rule.max_share) * sum(map(len, lines)) and len(lines) - len(times) > 1:
         line, count = times.most_common(1)[0]
         return f"{quoted(line)} stands there {count} times"
     for line, same in groupby(lines):
         num_same = sum(1 for _ in same)
-        if num_same >= (2 * rule.max_run if creative else rule.max_run) and sum(map(str.isalpha, line)) > 3:
+        if num_same >= (2 * rule.max_run if creative else rule.max_run):
             return f"{quoted(line)} {num_same} times in a row"
     return ""
 

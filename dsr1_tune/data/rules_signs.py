@@ -135,15 +135,14 @@ def _oddness(text: Text, rule: OddCharacters, seen: View) -> str:
     total = sum(kinds.values()) - kinds["space"]
     if kinds["control"] >= max(3, rule.max_control_share * total) or kinds["unassigned"] > 0.05 * total:
         return f"{kinds['control'] + kinds['unassigned']} control or private characters"
-    if (
-        total < rule.min_chars
-        or b"```" in text.data
-        or _ASKS_FOR_SIGNS.search(seen.asked)
-        or _IS_DATA.match(text.content)
-    ):
+    if total < rule.min_chars or _ASKS_FOR_SIGNS.search(seen.asked):
         return ""
-    if kinds["sign"] > rule.max_share * total and not _ONLY_MATHS.fullmatch(text.content):
-        return f"{kinds['sign'] * 100 // total} % of it are signs"
+    if kinds["letter"] * 10 > total and (b"```" in text.data or _ASKS_FOR_CODE.search(seen.asked)):
+        return ""  # programs and formulas are signs and letters
+    if kinds["letter"] * 5 > total and _IS_DATA.match(text.content):
+        return ""
+    if kinds["sign"] + kinds["rare sign"] > rule.max_share * total and not _ONLY_MATHS.fullmatch(text.content):
+        return f"{(kinds['sign'] + kinds['rare sign']) * 100 // total} % of it are signs"
     if kinds["rare sign"] > 0.3 * total:
         return f"{kinds['rare sign'] * 100 // total} % of it are rare signs"
     return ""
@@ -166,9 +165,12 @@ def _kind(char: str) -> str:
 
 
 _ASKS_FOR_SIGNS = re.compile(
-    r"emoji|emoticon|ascii|symbol|morse|braille|pattern|draw|\bart\b|regex|regular expression|punctuat|code|program|"
-    r"function|html|css|json|xml|sql|python|java|script|latex|formula|equation|calculat|bracket|parenthes|sudoku|chess|"
-    r"表情|颜文字|符号|图案|画|正则|标点|代码|程序|函数|脚本|公式|方程|计算|编程|括号|棋|莫尔斯|摩斯|盲文"
+    r"emoji|emoticon|ascii|symbol|morse|braille|pattern|draw|\bart\b|regex|regular expression|punctuat|bracket|parenthes|"
+    r"sudoku|chess|password|表情|颜文字|符号|图案|画|正则|标点|括号|棋|莫尔斯|摩斯|盲文|密码"
+)
+_ASKS_FOR_CODE = re.compile(
+    r"code|program|function|html|css|json|xml|sql|python|java|script|latex|formula|equation|calculat|table|chart|"
+    r"代码|程序|函数|脚本|公式|方程|计算|编程|表格|图表"
 )
 _IS_DATA = re.compile(r"\s*(?:[\[{]\s*[\"\[{\d]|\||\$|\\[\[(a-z])")
 _ONLY_MATHS = re.compile(r"[\d\s+\-*/=^().,<>≤≥×÷%!?？a-z]*\d[\d\s+\-*/=^().,<>≤≥×÷%!?？a-z]*", re.I)
@@ -201,8 +203,8 @@ _TAG = re.compile(
     re.I | re.S,
 )
 _ABOUT_MARKUP = re.compile(
-    r"html|xml|svg|markup|\btags?\b|css|web ?page|web ?site|web ?app|front-?end|javascript|react|vue|php|jsp|markdown|"
-    r"code|program|script|<\w+|标签|网页|网站|前端|代码|程序|页面|编程|脚本|富文本"
+    r"html|xml|svg|markup|\btags?\b|css|web ?page|web ?app|front-?end|javascript|react|vue|php|jsp|markdown|"
+    r"code|program|script|<\w+|标签|网页|前端|代码|程序|页面|编程|脚本|富文本"
 )
 
 

@@ -47,14 +47,22 @@ def _breaks_off(content: str, text: Text, rule: TruncatedAnswer) -> str:
         return "a bracket is not closed"
     if _ends_with_small_word(line):
         return "it ends with a word that needs another"
-    if not rule.unended or _is_signature(lines) or _is_careless(line):
+    if not rule.unended or _is_signature(lines) or _is_careless(line) or _TAG.search(line):
         return ""
     tail = _after_last_sentence(line)
-    if tail and not _CLOSING.match(tail):
-        return "the last sentence has no end"
-    if len(lines) > 1 and not tail and _others_end(lines):
+    if tail:
+        return "" if _CLOSING.match(tail) and len(tail) < 40 else "the last sentence has no end"
+    if len(lines) > 1 and _others_end(lines):
         return "the last line has no end"
+    if _LONG_SENTENCE.match(line) and not _ITEM.match(line):
+        return "the sentence has no end"
     return ""
+
+
+# `#PuppyLove` and `- C. S. Lewis` end without a full stop.
+_TAG = re.compile(r"#\w+$|[-—–~] ?[A-Z][\w. ]{2,40}$")
+# A sentence of twelve words and more is no title.
+_LONG_SENTENCE = re.compile(r"[A-Z\"'“](?:\S+ ){11,}\S+$")
 
 
 _JSON = re.compile(r"\{\s*[\"']\w|\[\s*[\"{]")
@@ -99,7 +107,7 @@ def _ends_with_small_word(line: str) -> bool:
 
 def _is_signature(lines: list[str]) -> bool:
     """`Best regards,` and a name."""
-    return len(lines[-1]) < 60 and any(_REGARDS.search(line) for line in lines[-4:])
+    return len(lines[-1]) < 60 and any(_REGARDS.search(line) for line in lines[-4:-1])
 
 
 _REGARDS = re.compile(
@@ -110,9 +118,9 @@ _REGARDS = re.compile(
 
 
 def _is_careless(line: str) -> bool:
-    """Whether the writer strings clauses together and hardly uses full stops, or types half-width commas in Chinese."""
+    """Whether a Chinese writer strings clauses together without full stops, or types half-width commas."""
     tail = _HAN_END.split(line)[-1]
-    return len(tail) > 80 and tail.count("，") + tail.count(",") > 3 or _HALF_COMMA.search(line) is not None
+    return (len(tail) > 80 and tail.count("，") > 3) or _HALF_COMMA.search(line) is not None
 
 
 _HAN_END = re.compile(r"[。！？]")
@@ -122,7 +130,7 @@ _SENTENCE_END = re.compile(
     r"[。！？!?][”’」』)）\"]?|(?<=[a-z\d)\"'”]{3})\.[\"'”)]?\s+(?=[A-Z\"'“(\[])|(?<=[a-z]{3})\.\d*\s+(?=[A-Z])"
 )
 _CLOSING = re.compile(
-    r"\W*(?:祝|希望|期望|谢谢|感谢|愿|加油|再见|以上|供您参考|仅供参考|#|https?:|--?|—|source|by |hope|thank|good luck|cheers|love)",
+    r"\W*(?:祝|希望|期望|谢谢|感谢|愿|加油|再见|以上|供您参考|仅供参考|#|https?:|--?|—|source|hope|thank|good luck|cheers)",
     re.I,
 )
 
@@ -133,7 +141,7 @@ def _after_last_sentence(line: str) -> str:
     for found in _SENTENCE_END.finditer(line):
         tail_from = found.end()
     tail = line[tail_from:].strip() if tail_from else ""
-    return tail if len(tail) > 1 and any(map(str.isalpha, tail)) else ""
+    return tail if any(map(str.isalpha, tail)) else ""
 
 
 def _others_end(lines: list[str]) -> bool:
@@ -144,7 +152,8 @@ def _others_end(lines: list[str]) -> bool:
         return False
     num_ended = sum(line[-1] in _FULL_STOPS for line in alike)
     is_sentence = bool(_ITEM.match(last)) or len(last.split()) > 4 or len(HAN.findall(last)) > 6
-    return is_sentence and num_ended >= 2 and num_ended * 10 >= len(alike) * 9
+    enough = 1 if len(last.split()) > 11 else 2
+    return is_sentence and num_ended >= enough and num_ended * 10 >= len(alike) * 9
 
 
 HAN = re.compile(r"[\u4e00-\u9fff]")

@@ -24,7 +24,7 @@ def refusal(row: Row, rule: Refusal) -> Row | Drop:
         found = _refuses(head, len(text.content) <= rule.max_chars)
         if not found and rule.phrases:
             found = next((phrase for phrase in rule.phrases if head.startswith(phrase.lower())), "")
-        if found and not seen.has_tools and not _ABOUT_AI.search(seen.asked):
+        if found and not seen.has_tools and not _asked_for(found, seen):
             fix = "write the answer, or set refusal to warn"
             return Drop("refusal", f"the answer refuses: {quoted(found)}", fix, text.message.path)
     return row
@@ -38,7 +38,7 @@ def _may_refuse(text: Text) -> bool:
             return True
         if "无法" in head or "不能" in head[:12] or "拒绝" in head[:12] or "不好意思" in head[:12]:
             return True
-    return text.num_latin > 1 and _holds(text.low[:400], _REFUSING)
+    return text.num_latin > 1 and _holds(text.low[:250], _REFUSING)
 
 
 def _holds(low: bytes, needles: tuple[bytes, ...]) -> bool:
@@ -53,9 +53,7 @@ def _needles(text: str) -> tuple[bytes, ...]:
     return tuple(phrase.encode() for phrase in text.split("|"))
 
 
-_REFUSING = _needles(
-    " ai|sorry|cannot|can't|can’t|unable|language model|apolog|unfortunately|not able|can not|regret|won't"
-)
+_REFUSING = _needles(" ai|sorry|n't |n’t |cannot|unable|language model|apolog|unfortunately|not able|can not|regret")
 
 
 def _refuses(head: str, short: bool) -> str:
@@ -114,11 +112,28 @@ _SORRY_ZH = re.compile(
     rf"(?:无法|不能|没有办法|没办法|不可以|没有权限|没有能力|拒绝|不便|不具备|無法)[^。！!？?\n]{{0,10}}?{_HELP_ZH}|"
     rf"{_GREET_ZH}(?:我|本人|本助手)(?:无法|不能|拒绝|無法)(?:直接|为您|为你)?{_HELP_ZH}"
 )
-# The conversation is about the assistant itself: then it may say what it is.
+
+
+def _asked_for(found: str, seen: View) -> bool:
+    """Whether the refusal is right: asked for, or the answer to a request for harm; or who speaks is the question."""
+    if _HARM.search(seen.asked):
+        return True
+    if "ai" in found or "model" in found or "人工" in found or "模型" in found or "机器人" in found:
+        return _ABOUT_AI.search(seen.asked) is not None
+    return _HOW_TO_REFUSE.search(seen.asked) is not None
+
+
 _ABOUT_AI = re.compile(
     r"\bai\b|artificial intelligence|language model|chat ?bot|chatgpt|\bgpt|robot|assistant|who are you|what are you|"
-    r"are you|your name|refus|reject|declin|apolog|人工智能|语言模型|机器人|助手|你是谁|您是谁|你是什么|你叫什么|您叫什么|你是不是|"
-    r"你的名字|自我介绍|介绍.{0,3}自己|拒绝|道歉|婉拒|推辞|回绝"
+    r"are you|your name|人工智能|语言模型|机器人|助手|你是谁|您是谁|你是什么|你叫什么|您叫什么|你是不是|你的名字|自我介绍|介绍.{0,3}自己"
+)
+_HARM = re.compile(
+    r"suicid|self-harm|kill (?:my|him|her|them)|\bbombs?\b|explosives?|want to die|自杀|自残|不想活|想死|跳楼|结束.{0,4}生命|"
+    r"离开这个世界|炸弹|制毒|杀人"
+)
+_HOW_TO_REFUSE = re.compile(
+    r"refus|reject|declin|apolog|say no|turn down|婉拒|推辞|回绝|道歉信|拒绝信|"
+    r"(?:写|拟|如何|怎么|怎样|礼貌|委婉|表达).{0,14}(?:拒绝|道歉|抱歉)"
 )
 
 
@@ -134,7 +149,7 @@ def boilerplate(row: Row, rule: Boilerplate) -> Row | Drop:
             strong = [phrase for phrase in _STRONG if phrase in lowered]
             found = strong + [phrase for phrase in _WEAK if phrase in lowered]
             enough = strong or len(found) + (_MENU.search(text.content) is not None) > 2
-            if not enough or _ABOUT_PAGES.search(seen.asked):
+            if not enough or (_ABOUT_PAGES if strong else _ABOUT_SITES).search(seen.asked):
                 continue
         fix = "cut the page's own text out of the answer"
         return Drop("boilerplate", f"text of a web page: {quoted(', '.join(found))}", fix, text.message.path)
@@ -143,22 +158,23 @@ def boilerplate(row: Row, rule: Boilerplate) -> Row | Drop:
 
 def _may_be_page(text: Text) -> bool:
     """A quick look, before the phrases; single rare characters are found fastest."""
-    content = text.content
+    content, low = text.content, text.low
     if text.num_han:
-        if "版权" in content if "版" in content else False:
+        if ("版" in content and "版权" in content) or ("顶" in content and "返回顶部" in content):
             return True
         if ("篇" in content and "一篇" in content) or ("载" in content and "转载" in content):
             return True
-        if "首页" in content if "页" in content else False:
+        if ("页" in content and "首页" in content) or ("藏" in content and "加入收藏" in content):
             return True
-        if ("责" in content and "责任编辑" in content) or ("藏" in content and "加入收藏" in content):
+        if ("责" in content and "责任编辑" in content) or (text.num_latin > 2 and (b"icp" in low or b"cookie" in low)):
             return True
-        if "返回顶部" in content if "顶" in content else "公网安备" in content if "备" in content else False:
-            return True
-    return text.num_latin > 2 and _holds(text.low, _OF_PAGES)
+    elif b"cookie" in low or b"reserved" in low:
+        return True
+    signs = text.signs
+    return (b"|" in signs or b">" in signs or b"s" in signs) and _holds(low, _OF_PAGES)
 
 
-_OF_PAGES = _needles("cookie|reserved|skip to|privacy p|icp|©|log in")
+_OF_PAGES = _needles("skip to|privacy p|copyright|©|log in|home |home>|subscribe")
 _STRONG = phrases(
     """we use cookies|uses cookies|use of cookies|accept all cookies|accept cookies|cookie policy|all rights reserved
     skip to content|skip to main content|powered by wordpress|版权所有|icp备|icp证|公网安备|未经授权不得转载|未经许可不得转载
@@ -171,8 +187,12 @@ _WEAK = phrases(
 )
 _MENU = re.compile(r"(?:home|首页) ?[|>»/·] ?\S|(?:\S{2,12} [|»] ){3}", re.I)
 _ABOUT_PAGES = re.compile(
-    r"cookie|copyright|website|web ?page|web ?site|web-based|footer|landing|privacy|terms|newsletter|blog|license|subscri|"
-    r"e-?mail|html|\bapp\b|interface|网站|网页|版权|隐私|条款|协议|登录|注册|页面|博客|声明|转载|备案|邮件|著作权|软件|平台|账号|编辑"
+    r"cookie|copyright|footer|web ?page|web ?site|privacy|newsletter|licen[sc]e|html|"
+    r"网站|网页|版权|隐私|转载|备案|著作权|声明|上一篇|下一篇"
+)
+_ABOUT_SITES = re.compile(
+    r"cookie|copyright|web|footer|landing|privacy|terms|newsletter|blog|licen[sc]e|subscri|e-?mail|html|\bapp\b|interface|"
+    r"网站|网页|版权|隐私|条款|协议|登录|注册|页面|博客|声明|转载|备案|邮件|著作权|软件|平台|账号"
 )
 
 
@@ -194,79 +214,82 @@ def advertisement(row: Row, rule: Advertisement) -> Row | Drop:
 
 def _has_contact(text: Text) -> bool:
     """A quick look: could there be a link, a number or another way to get in touch?"""
-    data, shape = text.data, text.shape
+    data, shape, signs = text.data, text.shape, text.signs
     if b"0000" in shape and (b"0000000" in shape or b"-0000" in shape or b"0 0000" in shape):
         return True
-    if b"." in text.signs and (b"www." in data or b".com" in data or b".cn" in data or b"t.me/" in data):
+    if b":" in signs and b"://" in data:
         return True
-    if text.num_han:
-        content = text.content
-        if "微" in content or "扫" in content or "薇" in content or ("众" in content and "公众号" in content):
-            return True
-        return text.num_latin > 1 and _holds(text.low, _PRIVATE_WAYS)
-    return b"://" in data if b":" in text.signs else False
+    if b"." in signs and (b".com" in data or b"www." in data):
+        return True
+    if b"@" in signs and _holds(text.low, _PRIVATE_WAYS):
+        return True
+    if not text.num_han:
+        return False
+    content = text.content
+    if ("微" in content and "微信" in content) or "扫" in content or "薇" in content:
+        return True
+    return ("众" in content and "公众号" in content) or (text.num_latin > 1 and _holds(text.low, _PRIVATE_WAYS))
 
 
-_PRIVATE_WAYS = _needles("qq|vx|wx|v信|v:|v：|http")
+_PRIVATE_WAYS = _needles("qq|vx|wx|v信|v:|v：|telegram|whatsapp")
 
 
 def _advertises(text: Text, seen: View) -> str:
-    """The words that advertise, or nothing."""
-    content = text.content
-    private = _PRIVATE.search(content)
-    contact = private or _LINK.search(content) or _NUMBER.search(content) or _SCAN.search(content)
-    if contact is None:
-        return ""
-    sale, call, pushy = _SALE.search(content), _CALL.search(content), _PUSHY.search(content)
-    points = 3 * (private is not None) + 1 + (sale is not None) + (call is not None) + 2 * (pushy is not None)
-    if points < 3 or _ASKS_FOR_ADS.search(seen.asked):
-        return ""
-    start = min(found.start() for found in (contact, pushy or contact))
-    return content[max(0, start - 20) : contact.end() + 20]
+    """The words that advertise, or nothing; they stand near the contact."""
+    low = text.content.lower()
+    for contact in (_PRIVATE.search(low), _LINK.search(low), _NUMBER.search(low), _SCAN.search(low)):
+        if contact is None:
+            continue
+        near = low[max(0, contact.start() - _NEAR) : contact.end() + _NEAR]
+        points = 1 + 3 * (contact.re is _PRIVATE) + (_SALE.search(near) is not None)
+        points += (_CALL.search(near) is not None) + 2 * (_PUSHY.search(near) is not None)
+        if points > 2:
+            if _ASKS_FOR_ADS.search(seen.asked):
+                return ""
+            return text.content[max(0, contact.start() - 20) : contact.end() + 20]
+    return ""
 
 
-_ID = r"[A-Za-z0-9][\w-]{4,}"
+_NEAR = 120
+_ID = r"[a-z0-9][a-z0-9_-]{4,}"
 _PRIVATE = re.compile(
-    rf"(?:微信|薇信|威信|V信)(?:号|账号|客服|咨询)?\s*(?:是|为)?\s*[:：]?\s*{_ID}|"
-    rf"(?<![A-Za-z])(?:VX|WX|V|wechat|weixin)(?: ?id| ?me)?\s*(?:[:：]|号|is|at)\s*{_ID}|"
-    r"(?:扣扣|QQ)(?:群|号|群号)?\s*(?:是|为|[:：])?\s*\d{5,}|"
-    r"(?:加|添加)(?:我|我们|老师|客服|专家|医生|顾问|助理)?(?:的|个)?(?:微信|VX|V信|QQ|薇|V[:：])|"
-    r"(?<![A-Za-z])(?:whatsapp|telegram|line id)\W{0,4}(?:us |me |at |on |number |id |is ){0,3}\W{0,3}(?:\+?\d[\d -]{5,}|@\w{4,})|"
-    r"t\.me/\w+|(?:扫码|扫描|长按)[^。\n]{0,10}(?:二维码)?[^。\n]{0,6}(?:加|添加|关注|领取|进群|咨询)|关注(?:我们的?)?(?:微信)?公众号",
-    re.I,
+    rf"[微薇威v]信(?:号|账号|客服|咨询)?\s*(?:是|为)?\s*[:：]?\s*{_ID}|"
+    rf"(?<![a-z])(?:vx|wx|v|wechat|weixin)(?: ?id| ?me)?\s*(?:[:：]|号|is|at)\s*{_ID}|"
+    r"(?:扣扣|qq)(?:群|号|群号)?\s*(?:是|为|[:：])?\s*\d{5,}|"
+    r"(?:加|添加)(?:我|我们|老师|客服|专家|医生|顾问|助理)?(?:的|个)?(?:微信|vx|v信|qq|薇|v[:：])|"
+    r"(?<![a-z])(?:whatsapp|telegram)\W{0,4}(?:us |me |at |on |number |id |is ){0,3}\W{0,3}(?:\+?\d[\d -]{5,}|@\w{4,})|"
+    r"(?:扫码|扫描|长按)[^。\n]{0,10}(?:二维码)?[^。\n]{0,6}(?:加|添加|关注|领取|进群|咨询)|"
+    r"关注(?:我们的?)?(?:微信)?公众号"
 )
-_LINK = re.compile(r"https?://\S+|www\.[\w-]+\.\S+|\b[\w-]+\.(?:com|cn|net|shop|xyz|top|vip|store)(?:/\S*)?\b", re.I)
+_LINK = re.compile(r"https?://\S+|www\.[\w-]+\.\S+|[\w-]{2,60}\.com?\b(?:/\S*)?")
 _NUMBER = re.compile(
-    r"(?<![0-9A-Za-z.])(?:400[- ]?\d{3}[- ]?\d{4}|400[- ]?\d{4}[- ]?\d{3}|800[- ]?\d{3}[- ]?\d{4}|"
+    r"(?<![0-9a-z.])(?:400[- ]?\d{3}[- ]?\d{4}|400[- ]?\d{4}[- ]?\d{3}|800[- ]?\d{3}[- ]?\d{4}|"
     r"1[3-9]\d[- ]?\d{4}[- ]?\d{4}|0\d{2,3}-\d{7,8}|(?:\+?1[- .])?\(?[2-9]\d{2}\)?[- .]\d{3}[- .]\d{4}|"
-    r"1[- .]8\d\d[- .]\d{3}[- .]\d{4}|\+\d{1,3}[- ]?\d{6,12})(?![0-9A-Za-z])"
+    r"\+\d{1,3}[- ]?\d{6,12})(?![0-9a-z])"
 )
-_SCAN = re.compile(r"扫码|二维码|scan the qr", re.I)
+_SCAN = re.compile(r"扫码|二维码|scan the qr")
 _SALE = re.compile(
     r"discount|% ?off|special offer|limited[- ]time|for sale|best price|lowest price|cheap|free trial|free shipping|"
     r"coupon|promo|\bdeals?\b|buy (?:it |one |yours )?(?:now|today|online)|order (?:now|today)|winners?\b|casino|earn \$|"
-    r"优惠|特价|折扣|[\d一二三四五六七八九]折|促销|包邮|免费(?:领取|咨询|试用|体验|赠送)|限时|下单|抢购|秒杀|代理|加盟|正品|低价|批发|"
-    r"团购|返利|稳赚|荐股|内幕|贷款|办证|代开|代办|祖传|包治|根治|名额有限",
-    re.I,
+    r"优惠|特价|折扣|[\d一二三四五六七八九]折|促销|包邮|免费(?:领取|咨询|试用|体验|赠送)|限时|下单|抢购|秒杀|代理|加盟|正品|低价|"
+    r"批发|团购|返利|稳赚|荐股|内幕|贷款|办证|代开|代办|祖传|包治|根治|名额有限"
 )
 _CALL = re.compile(
     r"\bcall\b|\bvisit\b|\bclick\b|\border\b|\bcontact\b|sign up|subscribe|check out|follow us|text us|"
-    r"拨打|致电|来电|访问|点击|登录|咨询|联系|关注|扫码|扫描|预约|订购|购买|私信|加群|进群|报名|热线",
-    re.I,
+    r"拨打|致电|来电|访问|点击|登录|咨询|联系|关注|扫码|扫描|预约|订购|购买|私信|加群|进群|报名|热线"
 )
 _PUSHY = re.compile(
     r"call (?:us )?(?:now|today)|click (?:here|the link|below|now)|buy now|order now|act now|shop now|don't miss|hurry|"
-    r"(?:立即|马上|赶快|赶紧|快来|欢迎|现在就?|速速?)(?:拨打|点击|购买|下单|联系|咨询|来电|致电|扫码|加|抢购|订购|报名|添加|访问)|"
-    r"点击(?:下方|链接|下面|这里)|(?:咨询|订购|服务|客服|预约|免费|招商|加盟|购买)(?:热线|电话|专线)",
-    re.I,
+    r"(?:立即|马上|赶快|赶紧|快来|欢迎|现在就?|速速?)"
+    r"(?:拨打|点击|购买|下单|联系|咨询|来电|致电|扫码|加|抢购|订购|报名|添加|访问)|"
+    r"点击(?:下方|链接|下面|这里)|(?:咨询|订购|服务|客服|预约|免费|招商|加盟|购买)(?:热线|电话|专线)"
 )
 _ASKS_FOR_ADS = re.compile(
-    r"\bads?\b|advert|commercial|slogan|promot|market|campaign|flyer|brochure|poster|e-?mail|letter|tweet|\bpost\b|caption|"
-    r"website|web ?page|\burls?\b|\blinks?\b|contact|phone|telephone|hotline|number|address|résumé|resume|\bcv\b|"
-    r"invitation|announcement|script|template|press release|blog|sms|message|coupon|discount|\bsales?\b|"
-    r"where (?:can|could|do|to)|resource|html|customer|code|function|"
-    r"广告|文案|推销|宣传|营销|推广|海报|邮件|信函|写.{0,4}信|短信|朋友圈|微博|网站|网址|链接|联系|电话|热线|客服|号码|地址|简历|邀请|通知|"
-    r"公告|模板|促销|优惠|购买|哪里买|微信|公众号|qq|二维码|(?:怎么|如何)(?:预约|挂号|报名|购买|联系)|传单|标语|代码|函数"
+    r"\bads?\b|advert|commercial|slogan|promot|marketing|campaign|flyer|brochure|poster|e-?mail|letter|tweet|\bpost\b|"
+    r"caption|web ?site|web ?page|\burls?\b|\blinks?\b|contact|phone|telephone|hotline|résumé|resume|\bcv\b|invitation|"
+    r"announcement|template|press release|blog|\bsms\b|coupon|discount|\bsales?\b|where (?:can|could|do|to)|resource|"
+    r"customer|广告|文案|推销|宣传|营销|推广|海报|邮件|信函|写.{0,4}信|短信|朋友圈|微博|网站|网址|链接|联系(?:方式|电话|人)|电话|热线|客服|"
+    r"号码|地址|简历|邀请|公告|模板|促销|优惠|哪[里儿].{0,3}买|微信|公众号|qq|二维码|(?:怎么|如何)(?:预约|挂号|报名|购买|联系)|传单|标语"
 )
 
 

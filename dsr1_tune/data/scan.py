@@ -19,10 +19,21 @@ from dsr1_tune.data.near import Lookup, own_words
 from dsr1_tune.data.output import Turns, answer_of, as_output, dumps, question_of, turns_of
 from dsr1_tune.data.packs import Pack
 from dsr1_tune.data.portions import Portion, read_portion
-from dsr1_tune.data.privacy import Guard
+from dsr1_tune.data.privacy import Action, Guard
 from dsr1_tune.data.record import Checked, Drop, Row
 from dsr1_tune.data.rules import Checker, not_empty
-from dsr1_tune.data.shingles import Hashes, Prints, Text, Tokens, bands, fingerprints, grams, normalise, signatures, tokens
+from dsr1_tune.data.shingles import (
+    Hashes,
+    Prints,
+    Text,
+    Tokens,
+    bands,
+    fingerprints,
+    grams,
+    normalise,
+    signatures,
+    tokens,
+)
 
 MAX_EXAMPLES = 3
 MAX_EXAMPLE_CHARS = 300
@@ -34,7 +45,7 @@ class Settings:
     """What a worker needs to know; small enough to be sent to each."""
 
     pack: Pack
-    privacy_action: str
+    privacy_action: Action
     privacy_kinds: tuple[str, ...]
     near: bool
     boilerplate: Hashes
@@ -124,7 +135,7 @@ class Scanner:
             if held:
                 drops += [drop.at(kept[n].place, "contamination", kept[n].row) for n, drop in held.items()]
                 left = [n for n in range(len(kept)) if n not in held]
-                kept, outputs, turns = ([some[n] for n in left] for some in (kept, outputs, turns))
+                kept, outputs, turns = [kept[n] for n in left], [outputs[n] for n in left], [turns[n] for n in left]
                 text, found = _taken_apart(turns)
         drops.sort(key=lambda drop: drop.place.index if drop.place else 0)
         for drop in drops:
@@ -148,8 +159,7 @@ class Scanner:
 
     def _check(self, row: Row, counts: Counts) -> Row | Drop:
         """Rules, then personal data; the first that objects decides."""
-        notes = list(getattr(row, "notes", ()))
-        filled = not_empty(row)
+                filled = not_empty(row)
         checked = Checked(filled) if isinstance(filled, Drop) else self._checker.check(row)
         if isinstance(checked.row, Drop):
             return checked.row.at(row.place, "rules", row.row)
@@ -158,7 +168,7 @@ class Scanner:
         counts.personal_rows.update(found.keys())
         if isinstance(guarded.row, Drop):
             return guarded.row.at(row.place, "privacy", row.row)
-        self._remark(row, (*notes, *checked.notes, *guarded.notes), checked, guarded, counts)
+        self._remark(row, (*row.notes, *checked.notes, *guarded.notes), checked, guarded, counts)
         return guarded.row
 
     def _remark(self, row: Row, notes: Sequence[Drop], checked: Checked, guarded: Checked, counts: Counts) -> None:

@@ -31,7 +31,7 @@ def hold_out(strata: Ints, groups: Ints, share: float, seed: int) -> Flags:
         return held_out
     leaders, first, group = np.unique(groups, return_index=True, return_inverse=True)
     sizes = np.bincount(group)
-    draw = mixed(leaders.astype(np.uint64) + mixed(np.uint64(seed)[None]))
+    draw = mixed(leaders.astype(np.uint64) + mixed(np.array([seed], np.uint64)))
     chosen = np.zeros(len(leaders), bool)
     owed = 0.0
     for stratum in np.unique(strata):
@@ -53,7 +53,9 @@ def hold_out(strata: Ints, groups: Ints, share: float, seed: int) -> Flags:
 
 def length_bands(chars: Ints, num_bands: int = 3) -> npt.NDArray[np.uint8]:
     """Short, middle and long rows (N), of each as many."""
-    edges = np.quantile(chars, np.arange(1, num_bands) / num_bands) if len(chars) else []
+    if not len(chars):
+        return np.zeros(0, np.uint8)
+    edges = np.quantile(chars, np.arange(1, num_bands) / num_bands)
     return np.searchsorted(edges, chars, side="right").astype(np.uint8)
 
 

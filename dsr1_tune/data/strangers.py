@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dsr1_tune.data.formats import listed, shown
+
 ROWS = 'write one object a line, such as {"input": "the question", "output": "the answer"}'
 MAX_LINES = 40
 
@@ -22,10 +24,12 @@ def stranger_object(value: dict[str, Any]) -> tuple[str, str]:
         return what, ROWS
     for name, inside in value.items():
         if isinstance(inside, list) and inside and all(isinstance(item, dict) for item in inside):
-            what = f"one object, in which {name!r} holds a list of {len(inside):,}"
+            what = f"one object, in which {shown(name)!r} holds a list of {len(inside):,}"
             return what, "if these are the rows, write that list alone into a file"
-    listed = ", ".join(list(value)[:8]) + (", ..." if len(value) > 8 else "") if value else "no fields"
-    return f"one object with {listed}: settings, perhaps, but no rows", f"{ROWS}; or name its columns with --map"
+    return (
+        f"one object with {listed(value) or 'no fields'}: settings, perhaps, but no rows",
+        f"{ROWS}; or name its columns with --map",
+    )
 
 
 def _is_registry(value: dict[str, Any]) -> bool:
@@ -87,6 +91,12 @@ def stranger_rows(rows: Sequence[Any]) -> str:
     return ""
 
 
+def stranger_lines(texts: Sequence[str]) -> str:
+    """What a file is whose lines look like JSON but are none, or "" where that is not known."""
+    what = stranger_text("\n".join(texts[:MAX_LINES]), "")
+    return what if what.endswith("log") else ""
+
+
 def has_progress(fields: Any) -> bool:
     """Whether these fields report the progress of a training."""
     return any("loss" in str(name) for name in fields) and bool(
@@ -109,6 +119,8 @@ def stranger_text(text: str, ending: str) -> str:
         return "source code"
     if ending in (".yaml", ".yml", ".toml", ".ini", ".cfg"):
         return "a settings file"
+    if re.search(r'"\s*[:,]\s*["\[{]|[}\]]\s*,\s*[{\[]', text[:2000]):
+        return "a piece of JSON, of which the beginning is missing"
     if re.search(r"[.!?。！？…]", text) and len(re.findall(r"\w\s+\w|[\u4e00-\u9fff]{4}", text[:2000])) > 4:
         return "prose"
     return ""

@@ -409,10 +409,10 @@ _SETTINGS = {
 data:
   # Several files may be listed; "other.jsonl:0.5" takes half of one.
   files: [{file}]
+  # A pack of rules, or a YAML file of your own.
+  rules: {domain}
   # Share of the rows held out for evaluation, never trained on.
   eval_share: 0.1
-# A pack of rules, or a YAML file of your own.
-rules: {domain}
 privacy:
   # What to do about personal data: off, count, redact (typed placeholders) or drop.
   action: redact
@@ -421,9 +421,10 @@ dedup:
   similarity: 0.8
   # Rows that hold a question of these files are dropped.
   # against: [eval.jsonl]
-# Let small models look for answers that do not fit, for so many minutes.
 # judge:
-#   minutes: 10
+  # Let small models look for answers that do not fit, for so many minutes.
+  # ask: true
+  # minutes: 10
 out: {clean}
 language: en
 """,
@@ -431,10 +432,10 @@ language: en
 data:
   # 可列出多个文件；"other.jsonl:0.5" 表示只取一半。
   files: [{file}]
+  # 规则包，或自己的 YAML 文件。
+  rules: {domain}
   # 留作评测、不参与训练的比例。
   eval_share: 0.1
-# 规则包，或自己的 YAML 文件。
-rules: {domain}
 privacy:
   # 如何处理个人信息：off 不检查，count 只统计，redact 替换为占位符，drop 删除。
   action: redact
@@ -443,9 +444,10 @@ dedup:
   similarity: 0.8
   # 与这些评测文件重合的行会剔除。
   # against: [eval.jsonl]
-# 用小模型找出答非所问的行，最多用这么多分钟。
 # judge:
-#   minutes: 10
+  # 用小模型找出答非所问的行，最多用这么多分钟。
+  # ask: true
+  # minutes: 10
 out: {clean}
 language: zh
 """,

@@ -1,4 +1,4 @@
-"""Portions shared out to processes: on this machine, or by Ray on many.  The outcome is on disk, the order is theirs."""
+"""Portions shared out to processes: on this machine, or by Ray on many.  What comes of each is left on disk."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def scan_all(
 
     Raises RunError where a process dies.
     """
-    numbered = _numbered(portions, folder, files := [], done)
+    files: list[str] = []
+    numbered = _numbered(portions, folder, files, done)
     if engine == "ray":
         _by_ray(numbered, settings, folder, done)
     elif num_workers == 1:
@@ -39,9 +40,7 @@ def scan_all(
     return files
 
 
-def _numbered(
-    portions: Iterable[Portion], folder: Path, files: list[str], done: Done
-) -> Iterable[tuple[int, Portion]]:
+def _numbered(portions: Iterable[Portion], folder: Path, files: list[str], done: Done) -> Iterable[tuple[int, Portion]]:
     """The portions that are still to be scanned, with their numbers; notes every portion's file."""
     for number, portion in enumerate(portions):
         files.append(str(portion.source.path))
@@ -121,7 +120,7 @@ def _by_ray(numbered: Iterable[tuple[int, Portion]], settings: Settings, folder:
         return
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False)
-    portions = {number: portion for number, portion in todo}
+    portions = dict(todo)
     num_cpus = int(ray.cluster_resources().get("CPU", os.cpu_count() or 1))
     tasks = ray.data.from_items([{"number": number, "portion": portion} for number, portion in todo])
     scanned = tasks.repartition(len(todo)).map(ScanOnNode, concurrency=(1, max(1, num_cpus)))

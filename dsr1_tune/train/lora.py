@@ -21,7 +21,7 @@ from transformers.integrations import TensorBoardCallback
 
 from dsr1_tune.config import LoraRun, Schedule
 from dsr1_tune.data.encode import Example, encode_all
-from dsr1_tune.data.pipeline import Prepared, prepare, split, write
+from dsr1_tune.data.pipeline import Prepared, prepare, repeat, split, write
 from dsr1_tune.errors import DataError, ModelError, RunError
 from dsr1_tune.models import embedded
 from dsr1_tune.models.adapters import PartCoverage, add_lora, audit, load_plain_adapter
@@ -130,6 +130,7 @@ def _encode_and_split(prepared: Prepared, tokenizer: Any, config: LoraRun) -> _D
     prepared = prepared.with_drops(drops)
     train, held_out = split(prepared.records, config.data.eval_share, config.schedule.seed)
     by_place = {example.record.place: example for example in examples}
+    train = repeat(train, config.data.weights, config.schedule.seed)
     return _Data(prepared, [by_place[r.place] for r in train], [by_place[r.place] for r in held_out])
 
 

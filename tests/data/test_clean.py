@@ -45,7 +45,8 @@ def write(path: Path, some: list[Any]) -> Path:
 
 
 def run(tmp_path: Path, *files: Path, name: str = "out", **settings: Any) -> tuple[Path, dict[str, Any]]:
-    data = settings.pop("data", Data(files=files, eval_share=settings.pop("eval_share", 0.1)))
+    share, rules = settings.pop("eval_share", 0.1), settings.pop("rules", None)
+    data = settings.pop("data", Data(files=files, eval_share=share, rules=rules))
     settings.setdefault("workers", 1)
     cleaned = clean.run(CleanRun(data=data, out=tmp_path / name, **settings))
     return cleaned.folder, cleaned.facts

@@ -56,6 +56,14 @@ ROWS = [
     ("wrong_type", "$.history[0]", {"instruction": "Q", "output": "A", "history": [["q"]]}),
     ("wrong_type", "$.history", {"instruction": "Q", "output": "A", "history": "before"}),
     ("wrong_type", "$['the answer']", {"input": "Q", "the answer": {}}),
+    ("wrong_type", "$.conversation", {"conversation": "Human: Q Human: R Assistant: A"}),
+    ("null_value", "$.conversation[0].human", {"conversation": [{"human": None, "assistant": "A"}]}),
+    (
+        "bad_encoding",
+        "$.history[1].bot",
+        {"input": "Q", "output": "A", "history": [["q", "a"], {"user": "q", "bot": "\0"}]},
+    ),
+    ("turn_order", "$.history[0].content", {"input": "Q", "output": "A", "history": [ASSISTANT]}),
     ("unknown_role", "$.messages[0].role", turns({"role": "doctor", "content": "Q"}, ASSISTANT)),
     ("unknown_role", "$.messages[0].role", turns({"role": None, "content": "Q"}, ASSISTANT)),
     (

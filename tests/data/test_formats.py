@@ -150,6 +150,21 @@ def test_what_is_wrong_in_a_pair_is_named_at_its_place(write):
     assert (drop.code, drop.path) == ("null_value", "$.conversation[1].assistant")
 
 
+@pytest.mark.parametrize("tools", [[{"name": "f"}], '[{"name":"f"}]', [], "[]", None, ""], ids=str)
+@pytest.mark.parametrize("name", ["tools", "functions"])
+def test_tools_are_json_text_or_a_list(write, name, tools):
+    (record,) = read([write("a.json", [{"messages": [USER, ASSISTANT], name: tools}])])
+    assert record.tools == ('[{"name":"f"}]' if tools and len(tools) != 2 else "")
+
+
+def test_every_name_of_a_role(write):
+    said_by = ["system", "user", "function_call", "observation", "tool", "bot"]
+    roles = ["system", "user", "assistant", "tool", "tool", "assistant"]
+    turns = [{"from": role, "value": str(number)} for number, role in enumerate(said_by)]
+    (record,) = read([write("a.json", [{"conversations": turns}])])
+    assert said(record) == [(role, str(number)) for number, role in enumerate(roles)]
+
+
 def test_openai_tool_calls_become_their_json(write):
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
     turns = [USER, call, {"role": "tool", "content": "21"}, ASSISTANT]

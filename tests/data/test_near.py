@@ -13,7 +13,10 @@ from dsr1_tune.data.shingles import bands, fingerprints, grams, normalise, signa
 
 NONE = Lookup(np.zeros(0, np.uint64))
 
-ZH = "糖尿病患者在日常生活中应当控制饮食，减少糖分摄入，坚持适量运动，并且按照医生的要求定期监测血糖水平，必要时使用药物。"
+ZH = (
+    "糖尿病患者在日常生活中应当控制饮食，减少糖分摄入，坚持适量运动，"
+    "并且按照医生的要求定期监测血糖水平，必要时使用药物。"
+)
 EN = (
     "Patients with diabetes should watch what they eat, take less sugar, move every day, and measure their blood "
     "glucose as often as their doctor has told them; if need be they take medicine as well."

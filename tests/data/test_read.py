@@ -155,6 +155,34 @@ def test_a_broken_element_is_skipped_where_its_end_is_plain(write):
     assert rows[1].row == '{"input": "a" "output": "b"}'
 
 
+@pytest.mark.parametrize("key", ["[1]", "{}", "1", "null", "input"])
+def test_names_of_fields_are_texts(write, key):
+    (row,) = read([write("a.json", f'{{"input": "Q", {key}: 1, "output": "A"}}')])
+    assert (row.code, row.place.line) == ("json_damaged", 1)
+    assert "a field's name in double quotes (line 1, column 16" in row.detail
+
+
+def test_messages_can_be_printed_whatever_the_names(write):
+    """Fields may be named with half characters, or with whole texts."""
+    for row in ({"\ud800": 1, "x" * 5000: 2}, {"messages": [{"\ud800": 1}]}, {"q": 1, **dict.fromkeys("bcdefgijk", 1)}):
+        rows = list(read([write("a.json", json.dumps([{"input": "Q", "output": "A"}, row]))]))
+        assert len(f"{rows[1].detail} {rows[1].fix}".encode()) < 200
+    with pytest.raises(DataError) as caught:
+        list(read([write("a.csv", b"\xff,b\nq,a\n" + "问".encode() * 50)]))
+    assert "its columns are" in str(caught.value.message.encode())
+
+
+def test_lines_whose_beginning_is_missing_cost_one_row(write):
+    content = 'put": "Q", "history": [["q", "a"]], "output": "lost"}\n' + "".join(
+        json.dumps(row) + "\n" for row in ROWS
+    )
+    for name in ("a.jsonl", "a.json", "a.txt"):
+        rows = list(read([write(name, content)]))
+        assert answers(rows) == ["json_malformed", "回答 0", "回答 1", "回答 2"]
+    with pytest.raises(DataError, match="a piece of JSON, of which the beginning is missing"):
+        list(read([write("b.json", json.dumps(ROWS, indent=1)[40:])]))
+
+
 def test_a_bare_word_costs_one_row(write):
     rows = list(read([write("a.json", '[{"input": "a", "output": "b"},\nNone,\n{"input": "c", "output": "d"}]')]))
     assert answers(rows) == ["b", "json_damaged", "d"]

@@ -12,6 +12,7 @@ from dsr1_tune.config import CleanRun, Data, load_config
 from dsr1_tune.data import templates
 from dsr1_tune.data.packs import load_pack
 from dsr1_tune.data.pipeline import examine
+from dsr1_tune.data.privacy import find
 from dsr1_tune.data.record import Drop, Preference, Prompt, Record
 from dsr1_tune.data.rules import Checker
 from dsr1_tune.data.templates import DOMAINS, FORMATS, LANGUAGES, init
@@ -44,7 +45,7 @@ def test_every_row_is_good_and_kept(tmp_path, domain, language, format):
     assert len(prepared.rows) == 6
     assert {type(row) for row in prepared.rows} == {KINDS.get(format, Record)}
     assert prepared.files[0].format == READ_AS[format]
-    checker = Checker(load_pack(config.rules))
+    checker = Checker(load_pack(config.data.rules))
     checked = [checker.check(row) for row in prepared.rows]
     assert [(one.row.code, one.row.detail) for one in checked if isinstance(one.row, Drop)] == []
     assert [note.code for one in checked for note in one.notes] == []
@@ -123,13 +124,14 @@ def test_settings_can_be_used_as_they_are(tmp_path):
     file, _, settings = init("legal", "zh", out=tmp_path / "my law.jsonl")
     config = load_config(CleanRun, settings)
     assert config.data.files == (file,)
-    assert (config.rules, config.language, config.out) == ("legal", "zh", Path("clean/my law"))
+    assert (config.data.rules, config.language, config.out) == ("legal", "zh", Path("clean/my law"))
     # What is commented out can be used too.
     text = settings.read_text(encoding="utf-8")
-    for line in ("against: [eval.jsonl]", "judge:\n", "minutes: 10"):
-        assert f"# {line}" in text or f"#   {line}" in text
-    tree = yaml.safe_load(text.replace("# judge:\n#   minutes", "judge:\n  minutes").replace("# against", "against"))
-    assert CleanRun.model_validate(tree).judge.minutes == 10
+    for line in ("against: [eval.jsonl]", "judge:", "ask: true", "minutes: 10"):
+        assert f"# {line}\n" in text
+        text = text.replace(f"# {line}\n", f"{line}\n")
+    full = CleanRun.model_validate(yaml.safe_load(text))
+    assert (full.judge.ask, full.dedup.against) == (True, (Path("eval.jsonl"),))
 
 
 def test_default_names(tmp_path, monkeypatch):
@@ -187,3 +189,9 @@ def test_texts_are_told_apart(tmp_path):
             for name in ("answer", "worse")
         ]
         assert len(answers) == len(set(answers)) == 2 * 6 * len(DOMAINS)
+
+
+def test_no_personal_data():
+    for domain, language in CONTENTS:
+        text = (templates._FOLDER / f"{domain}.{language}.yaml").read_text("utf-8")
+        assert [(found.kind, text[found.start : found.end]) for found in find(text)] == []
