@@ -35,12 +35,12 @@ from dsr1_tune.data.record import Record
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 FILES = {
-    "alpaca_en_demo": ("en", "LLaMA-Factory/alpaca_en_demo.json", 350),
-    "v1_sft_demo": ("en", "LLaMA-Factory/v1_sft_demo.jsonl", 200),
-    "alpaca_zh_demo": ("zh", "LLaMA-Factory/alpaca_zh_demo.json", 250),
-    "llama_data": ("zh", "Huatuo/llama_data.json", 150),
-    "CMtMedQA_test": ("zh", "Zhongjing/CMtMedQA_test.json", 100),
-    "DISC-LawLLM": ("zh", "DISC-LawLLM/qa_short_answer.json", 100),
+    "alpaca_en_demo": ("en", "LLaMA-Factory/alpaca_en_demo.json", 330),
+    "v1_sft_demo": ("en", "LLaMA-Factory/v1_sft_demo.jsonl", 180),
+    "alpaca_zh_demo": ("zh", "LLaMA-Factory/alpaca_zh_demo.json", 200),
+    "llama_data": ("zh", "Huatuo/llama_data.json", 130),
+    "CMtMedQA_test": ("zh", "Zhongjing/CMtMedQA_test.json", 90),
+    "DISC-LawLLM": ("zh", "DISC-LawLLM/qa_short_answer.json", 90),
 }
 """Language, place, and how many rows the language model looks at; the other scores see up to MAX_ROWS."""
 MAX_ROWS = 1000
@@ -126,12 +126,11 @@ def score_all(pairs: Sequence[Pair], cache: Path, lm_rows: int) -> Scored:
 
 
 def other_questions(pairs: Sequence[Pair], step: int) -> list[Pair]:
-    """The answers, each under the question of a row drawn at random, whose question and answer are others."""
-    rng = np.random.default_rng(100 + step)
+    """The answers, each under the question of a row some way further on, whose question and answer are others."""
     found = []
-    for question, answer in pairs:
-        drawn = (pairs[place] for place in rng.integers(len(pairs), size=100).tolist())
-        found.append((next(other for other, its in drawn if other != question and its != answer), answer))
+    for place, (question, answer) in enumerate(pairs):
+        further = (pairs[(place + skip) % len(pairs)] for skip in range(137 * (step + 1), 137 * (step + 1) + 100))
+        found.append((next(other for other, its in further if other != question and its != answer), answer))
     return found
 
 

@@ -24,8 +24,9 @@ PAIR_BUCKETS = 1 << 20
 # How many sightings of a context weigh as much as all that is known without it.
 _TRUST = 4.0
 
-# As many different characters as a text may hold.
+# As many different characters as a text may hold, and what each counts before it is seen.
 _ALPHABET = 0x10000
+_UNSEEN = 0.05
 
 _OTHER, _LETTER, _UNSPACED = 0, 1, 2
 
@@ -89,7 +90,7 @@ def bits(pairs: Sequence[tuple[str, str]], counts: Counts, numbers: np.ndarray) 
     row, is_text = codes.row[2:], codes.code[2:] > 0
     other = 1 - (numbers % 2)[row]
     known = np.maximum(counts.singles.sum(axis=1), 1)[other]
-    chance = (counts.singles[other, single] + 0.5) / (known + 0.5 * _ALPHABET)
+    chance = (counts.singles[other, single] + _UNSEEN) / (known + _UNSEEN * _ALPHABET)
     # A text's first character follows nothing.
     follows = codes.code[1:-1] > 0
     context = counts.singles[other, codes.code[1:-1]]

@@ -159,7 +159,7 @@ class Scanner:
 
     def _check(self, row: Row, counts: Counts) -> Row | Drop:
         """Rules, then personal data; the first that objects decides."""
-                filled = not_empty(row)
+        filled = not_empty(row)
         checked = Checked(filled) if isinstance(filled, Drop) else self._checker.check(row)
         if isinstance(checked.row, Drop):
             return checked.row.at(row.place, "rules", row.row)
