@@ -7,7 +7,7 @@ RUN    ?=
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lora resume chat data-check base doctor test test-slow check format benchmark clean
+.PHONY: help setup demo lora resume chat data-check data-clean base doctor test test-slow check format benchmark clean
 
 help: ## list the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ chat: setup ## talk to a run, or to the embedded base: make chat RUN=runs/medica
 
 data-check: setup ## say what is wrong with which row: make data-check DATA=medical.json
 	$(BIN)/dsr1-tune data check $(DATA) $(ARGS)
+
+data-clean: setup ## rules, duplicates, held-out rows and a report: make data-clean DATA=medical.json ARGS="--rules medical"
+	$(BIN)/dsr1-tune data clean $(DATA) $(ARGS)
 
 base: setup ## show the embedded base, and build it if need be
 	$(BIN)/dsr1-tune base

@@ -391,7 +391,8 @@ def comparisons(measures: Sequence[Measure], sizes: Sequence[int]) -> Iterator[s
     """What a second worker brings, and how memory grows with the rows."""
     runs: dict[tuple[str, int, int], list[Cost]] = defaultdict(list)
     for one in measures:
-        runs[one.name, one.rows, one.workers].append(one.cost)
+        if one.score:
+            runs[one.name, one.rows, one.workers].append(one.cost)
     for (name, size, workers), alone in runs.items():
         two = runs.get((name, size, 2))
         if workers == 1 and two:

@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 
 from dsr1_tune import __version__
-from dsr1_tune.config import CleanRun
+from dsr1_tune.config import CleanRun, Data
 from dsr1_tune.data import near, shingles
 from dsr1_tune.data.contamination import Evaluation
 from dsr1_tune.data.dedup import Copies, find_copies
@@ -58,7 +58,7 @@ def run(config: CleanRun, say: Say = lambda text: None, count_tokens: CountToken
 
     `count_tokens` measures texts with the tokenizer of `config.base`. Raises TuneError for what the user can mend.
     """
-    pack = load_pack(config.data.rules or DEFAULT_RULES)
+    pack = _pack(config.data)
     sources = open_sources(config.data.files, config.data.map)
     out = vacant(config)
     with _workplace(config, out, sources) as work:
@@ -84,6 +84,18 @@ def run(config: CleanRun, say: Say = lambda text: None, count_tokens: CountToken
             (folder / "report.json").write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2) + b"\n")
             (folder / "report.html").write_text(render(facts, _language(config, facts)), encoding="utf-8")
     return Cleaned(out, facts)
+
+
+def _pack(data: Data) -> Pack:
+    """The pack of rules, with the least lengths that the settings ask for."""
+    pack = load_pack(data.rules or DEFAULT_RULES)
+    lengths = pack.rules.lengths
+    least = {
+        "min_question_chars": max(lengths.min_question_chars, data.min_question_chars),
+        "min_answer_chars": max(lengths.min_answer_chars, data.min_answer_chars),
+    }
+    rules = pack.rules.model_copy(update={"lengths": lengths.model_copy(update=least)})
+    return pack.model_copy(update={"rules": rules})
 
 
 def vacant(config: CleanRun) -> Path:

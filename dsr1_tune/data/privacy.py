@@ -109,6 +109,12 @@ class Guard:
         changed = _changed(row, lambda text: _redact(text, self._kinds, placeholders))
         return Checked(changed, mended=("personal_data",)), counts
 
+    def hide(self, text: str) -> str:
+        """The text as a report may show it: where personal data is redacted or dropped, with placeholders."""
+        if self.action in ("off", "count") or not worth_a_look(text):
+            return text
+        return _redact(text, self._kinds, _Placeholders.beyond([text]))
+
 
 def _messages(row: Row) -> tuple[Message, ...]:
     """Everything that is said in the row; a prompt's checkable answer as if the assistant said it."""

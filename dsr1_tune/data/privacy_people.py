@@ -89,8 +89,11 @@ _HOME = (
     "家住|现住|我住|住在|住于|寄到|寄往|送到|送往|我家在|家在|地址|[，。,；; ]住(?![院宿房进]))"
 )
 _UNIT = "(?:号楼|号院|号|弄|栋|幢|座|单元|楼|层|室|户|组|队|社|房|门)"
-# Possessive (`{1,5}+`): what was taken for an area is not tried as anything else, or a long junk text would take seconds.
-_AREAS = rf"(?:[{HAN}]{{2,9}}?(?:特别行政区|自治区|自治州|自治县|开发区|新区|地区|街道|省|市|州|盟|区|县|旗|镇|乡) ?){{1,5}}+"
+# Possessive (`{1,5}+`): what was taken for an area is tried as nothing else, or a long junk text would take seconds.
+_AREAS = (
+    rf"(?:[{HAN}]{{2,9}}?(?:特别行政区|自治区|自治州|自治县|开发区|新区|地区|街道|省|市|州|盟|区|县|旗|镇|乡)"
+    r" ?){1,5}+"
+)
 _ROADS = (
     rf"(?:[{HAN}A-Z0-9]{{1,12}}?(?:大道|胡同|小区|花园|家园|公寓|大厦|新村|社区|广场|路|街|道|巷|弄|里|村|屯|庄|苑|城|府"
     r"|湾|庭|园|段|坊|寓) ?)"

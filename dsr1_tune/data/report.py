@@ -130,6 +130,10 @@ def show_facts(facts: dict[str, Any], console: Console) -> None:
         )
         done = {"count": "only counted; --privacy redact takes it out", "redact": "redacted", "drop": "dropped"}
         console.print(_plain(f"Personal data ({done.get(facts['personal_data']['action'], '')}): {listed}."))
+    for file in facts["files"]:
+        if file["is_damaged"]:
+            text = f"{file['file']} is damaged: rows behind the broken place may be lost. Mend the file, or fetch it again."
+            console.print(_plain(text, "red"))
     kept, rows, split = facts["num_kept"], facts["num_rows"], facts["split"]
     text = f"{kept:,} of {rows:,} rows are kept ({facts['utilisation']:.1%}): {split['num_train']:,} to train on"
     console.print(_plain(f"{text}, {split['num_eval']:,} held out.", "bold"))

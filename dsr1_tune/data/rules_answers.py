@@ -72,9 +72,11 @@ _STAND_INS = frozenset(
         enter your answer here|the answer goes here|answer goes here|response goes here|to be added|to be completed
         to be determined|to be done|to be filled|to be filled in|coming soon|no answer|no response|no content
         not available|answer|response|output|text here|your text here|xxx|xxxx|xxxxx|asdf|blank|empty|to do
-        待补充|待定|待填写|待填|待完善|待续|待添加|待更新|待回答|待编辑|未填写|未填|暂无答案|暂无回答|暂无内容|暂无回复|暂缺
+        待补充|待定|待填写|待填|待完善|待续|待添加|待更新|待回答|待编辑|未填写|未填|暂无答案|暂无回答|暂无内容
+        暂无回复|暂缺
         无答案|无回答|无内容|没有答案|没有回答|没有内容|略|同上|见上|见上文|如上|此处填写答案|在此填写答案|在此输入答案
-        请在此处填写|请填写答案|请输入答案|答案|回答|输出|占位|占位符|占位文本|示例答案|测试|测试测试|xx|空|空白|内容为空
+        请在此处填写|请填写答案|请输入答案|答案|回答|输出|占位|占位符|占位文本|示例答案|测试|测试测试|xx|空
+        空白|内容为空
         此处为答案|答案待补充|答案略|敬请期待|未完成"""
     )
 )
@@ -83,7 +85,8 @@ _NULLS = frozenset(phrases("null|nil|na|n.a|暂无|不适用|not applicable|nan|
 _ONLY_DOTS = re.compile(r"[.。…\-_*—()（）\[\] ]+")
 _MAY_BE_NONE = re.compile(
     r"\bany\b|is there|are there|does|do you|did|has |have |which|extract|identify|find|detect|list|classif|output|"
-    r"return|print|value|code|error|how many|有无|有没有|是否|吗|都有|共同|提取|抽取|识别|找出|检测|分类|判断|返回|输出|代码|存在"
+    r"return|print|value|code|error|how many|有无|有没有|是否|吗|都有|共同|提取|抽取|识别|找出|检测|分类|判断|"
+    r"返回|输出|代码|存在"
 )
 _ABOUT_VALUES = re.compile(
     r"extract|return|print|output|value|code|error|function|python|javascript|java\b|sql|json|field|column|data ?type|"
@@ -136,6 +139,8 @@ def answer_restates_question(row: Row, rule: AnswerRestatesQuestion) -> Row | Dr
         return row
     if len(answer.data) > max(1000, len(asked.data) + 150):
         return row
+    if len(asked.content) > 600 and len(answer.content) * 5 < len(asked.content) * 3:
+        return row  # a short answer in the words of a passage
     if answer.num_han:
         content = answer.content
         if not ("问" in content or "题" in content or "想" in content or "关于" in content):
@@ -163,9 +168,11 @@ _LEAD = re.compile(
     r"(?:the|your|this|my) (?:question|request|prompt|query|task|instruction)(?: here| you asked| you have)?"
     r"(?: is asking| asks| asked| is| was| concerns| wants to know| here is)(?: about| for| whether| if| to)?|"
     r"this is (?:a|an|the) (?:\w+ )?(?:question|request|query)(?: about| on| regarding| concerning| of)?|"
-    r"(?:您|你|用户|提问者)(?:现在|刚才|刚刚)?(?:是|正|正在|在)?(?:所)?(?:想要?|需要|希望|要)?(?:提问|询问|咨询|问|知道|了解)(?:到|我)?(?:的)?"
+    r"(?:您|你|用户|提问者)(?:现在|刚才|刚刚)?(?:是|正|正在|在)?(?:所)?(?:想要?|需要|希望|要)?(?:提问|询问|"
+    r"咨询|问|知道|了解)(?:到|我)?(?:的)?"
     r"(?:问题|内容|事情)?(?:是|就是|为|关于)?|"
-    r"(?:您|你|用户|这个|该|此|本)的?(?:问题|题目|提问|疑问)(?:是|就是|问的是|在问|询问|要求|关于|为)(?:关于)?|题目(?:要求|问的是|是)|"
+    r"(?:您|你|用户|这个|该|此|本)的?(?:问题|题目|提问|疑问)(?:是|就是|问的是|在问|询问|要求|关于|为)(?:关于)?|"
+    r"题目(?:要求|问的是|是)|"
     r"这是(?:一个|一道)?(?:关于|有关)",
     re.I,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from dsr1_tune.data.record import Message, Preference, Prompt, Record, Row
 
@@ -50,9 +51,9 @@ def phrases(text: str) -> list[str]:
 class Text:
     """One message's text in the forms that are quick to search.
 
-    `data` is its UTF-8, `low` the same with small ASCII letters. `shape` has a byte per character: a Latin letter, 0 digit, h Han, k kana or Chinese full
-    stop, y Hangul, c Cyrillic, g Greek, l accented Latin, o other scripts, s f e signs, \\x01 control, ASCII signs
-    themselves; `signs` is the shape without letters, digits and spaces.
+    `data` is its UTF-8, `low` the same with small ASCII letters. `shape` has a byte per character: a Latin letter,
+    0 digit, h Han, k kana or Chinese full stop, y Hangul, c Cyrillic, g Greek, l accented Latin, o other scripts,
+    s f e signs, \\x01 control, ASCII signs themselves; `signs` is the shape without letters, digits and spaces.
     """
 
     __slots__ = ("content", "data", "low", "message", "num_han", "num_latin", "shape", "signs")
@@ -129,16 +130,14 @@ def with_texts(row: Row, contents: list[str]) -> Row:
     """The same row with other texts, in the order of the view's texts; a preference's rejected answer stays."""
     messages = (*row.prompt, row.chosen) if isinstance(row, Preference) else row.messages
     changed = tuple(
-        message if message.content == content else Message(message.role, content, message.path)
+        message if message.content == content else replace(message, content=content)
         for message, content in zip(messages, contents, strict=True)
     )
     match row:
         case Preference():
-            return Preference(changed[:-1], changed[-1], row.rejected, row.place, row.tools, row.row)
-        case Prompt():
-            return Prompt(changed, row.answer, row.place, row.tools, row.row)
-        case Record():
-            return Record(changed, row.place, row.tools, row.row, row.notes)
+            return replace(row, prompt=changed[:-1], chosen=changed[-1])
+        case Prompt() | Record():
+            return replace(row, messages=changed)
 
 
 # Zero-width characters and the byte order mark: they print nothing, and str.strip leaves them.

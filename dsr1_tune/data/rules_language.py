@@ -138,15 +138,20 @@ def _wants_other(asked: Text, got: str, seen: View) -> bool:
         case "Chinese" | "Japanese" | "Korean":
             return _num_letters(asked, got) > 3
         case "Latin":
-            return _FOREIGN_PASSAGE.search(asked.content) is not None
+            return (_FOREIGN_PASSAGE.search(asked.content) or _ABOUT_A_WORD.search(asked.content)) is not None
     return got in _MARKS and asked.shape.count(_MARKS[got]) > 2
 
 
 _FOREIGN_PASSAGE = re.compile(r"[A-Za-z]+(?:[ ,'’-]+[A-Za-z]+){2}")
+# 生成一个正确使用“opulent”一词的例句, 改变以下名词为复数形式：watch
+_ABOUT_A_WORD = re.compile(r"[词句].*[“\"'‘：:] ?[a-z]{3,}|[“\"'‘：:] ?[a-z]{3,}.*[词句]", re.S)
 _NAMES_LANGUAGE = re.compile(
-    r"translat|language|bilingual|\b(?:english|chinese|mandarin|cantonese|japanese|korean|french|german|spanish|portuguese|"
-    r"italian|dutch|latin|russian|arabic|greek|turkish|hindi|thai|vietnamese|swedish|polish|hebrew|indonesian|pinyin)\b|"
-    r"翻译|译成|译为|译文|英译|中译|英[语文]|中文|汉语|普通话|粤语|日[语文]|韩[语文]|法[语文]|德[语文]|俄[语文]|泰[语文]|越南语|"
+    r"translat|language|bilingual|\b(?:english|chinese|mandarin|cantonese|japanese|korean|french|german|"
+    r"spanish|portuguese|"
+    r"italian|dutch|latin|russian|arabic|greek|turkish|hindi|thai|vietnamese|swedish|polish|hebrew|indonesian|"
+    r"pinyin)\b|"
+    r"翻译|译成|译为|译文|英译|中译|英[语文]|中文|汉语|普通话|粤语|日[语文]|韩[语文]|法[语文]|德[语文]|"
+    r"俄[语文]|泰[语文]|越南语|"
     r"西班牙|葡萄牙|意大利|阿拉伯|希腊|拉丁|荷兰语|土耳其|印地语|外[语文]|双语|多语|语种|[种门]语言|单词|拼音|"
     r"翻譯|譯成|譯為|英[語]|日[語]|韓[語文]|法[語]|德[語]|俄[語]|外[語]|雙語"
 )

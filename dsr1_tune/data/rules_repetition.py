@@ -18,6 +18,8 @@ def repeated_text(row: Row, rule: RepeatedText) -> Row | Drop:
         if len(text.content) < rule.min_chars:
             continue
         content = ends(without_code(text.content))
+        if len(content) < rule.min_chars:
+            continue
         why = _said_twice(content) or _goes_in_circles(content, text, rule, seen)
         if why:
             fix = "cut the repetition, or raise repeated_text.max_share or max_run"
@@ -91,7 +93,7 @@ _LONGEST_UNIT = 300
 
 
 def _share_said_before(content: str, is_han: bool) -> tuple[float, str, int]:
-    """(share of n-grams that stood there before, the commonest, how often): of 8 characters in Chinese, else 4 words."""
+    """(share of n-grams that stood there before, the commonest, how often); 8 Han characters or 4 words each."""
     if is_han:
         joined = "".join(WORD.findall(content))
         grams = [joined[i : i + 8] for i in range(len(joined) - 7)]

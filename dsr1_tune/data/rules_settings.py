@@ -97,7 +97,7 @@ class RepeatedText(Rule):
     """Largest share of n-grams that stood there before."""
     max_run: Count = 5
     """So many times the same phrase in a row is too often, where that makes up a fifth of the text."""
-    min_chars: Count = 20
+    min_chars: Annotated[int, Field(ge=20)] = 20
     """Shorter answers are not looked at."""
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from dataclasses import replace
 
-from dsr1_tune.data.record import Drop, Row
+from dsr1_tune.data.record import Drop, Preference, Row
 from dsr1_tune.data.rules_facts import Text, View, ends, quoted, view, with_texts
 from dsr1_tune.data.rules_settings import (
     Encoding,
@@ -32,7 +33,14 @@ def encoding(row: Row, rule: Encoding) -> Row | Drop:
         if content != text.content:
             mended = mended or [other.content for other in seen.texts]
             mended[number] = content
-    return with_texts(row, mended) if mended else row
+    if mended:
+        row = with_texts(row, mended)
+    if isinstance(row, Preference) and rule.repair and _may_be_mojibake(Text(row.rejected)):
+        # Else the broken encoding would be what tells the worse answer from the better.
+        content = _mend(row.rejected.content)
+        if content != row.rejected.content:
+            row = replace(row, rejected=replace(row.rejected, content=content))
+    return row
 
 
 # UTF-8 decoded as GBK turns ，。的 and quotation marks into these; they are next to unknown in real Chinese. The last
@@ -165,7 +173,8 @@ def _kind(char: str) -> str:
 
 
 _ASKS_FOR_SIGNS = re.compile(
-    r"emoji|emoticon|ascii|symbol|morse|braille|pattern|draw|\bart\b|regex|regular expression|punctuat|bracket|parenthes|"
+    r"emoji|emoticon|ascii|symbol|morse|braille|pattern|draw|\bart\b|regex|regular expression|punctuat|bracket|"
+    r"parenthes|"
     r"sudoku|chess|password|表情|颜文字|符号|图案|画|正则|标点|括号|棋|莫尔斯|摩斯|盲文|密码"
 )
 _ASKS_FOR_CODE = re.compile(
@@ -193,13 +202,17 @@ def html_markup(row: Row, rule: HtmlMarkup) -> Row | Drop:
 
 _CODE_SPAN = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.S)
 _NAMES = (
-    "a|abbr|article|aside|b|blockquote|body|button|caption|center|code|col|dd|div|dl|dt|em|figure|font|footer|form|h[1-6]|"
-    "head|header|html|i|iframe|img|input|label|li|link|main|meta|nav|ol|option|p|pre|script|section|select|small|span|strong|"
+    "a|abbr|article|aside|b|blockquote|body|button|caption|center|code|col|dd|div|dl|dt|em|figure|font|footer|"
+    "form|h[1-6]|"
+    "head|header|html|i|iframe|img|input|label|li|link|main|meta|nav|ol|option|p|pre|script|section|select|"
+    "small|span|strong|"
     "style|sub|sup|table|tbody|td|textarea|tfoot|th|thead|title|tr|u|ul|video"
 )
 _TAG = re.compile(
-    rf"</(?:{_NAMES})\s*>|<(?:{_NAMES})\s+[\w-]+\s*=[^<>]{{0,300}}>|<(?:br|hr|p|div|span|li|ul|ol|tr|td|table|strong|em|html|body)"
-    r"\s*/?>|<!DOCTYPE[^>]*>|<!--.{0,300}?-->|&(?:nbsp|lt|gt|amp|quot|ldquo|rdquo|mdash|hellip|middot|#\d{2,5}|#x[0-9a-f]{2,4});",
+    rf"</(?:{_NAMES})\s*>|<(?:{_NAMES})\s+[\w-]+\s*=[^<>]{{0,300}}>|<(?:br|hr|p|div|span|li|ul|ol|tr|td|table|"
+    rf"strong|em|html|body)"
+    r"\s*/?>|<!DOCTYPE[^>]*>|<!--.{0,300}?-->|&(?:nbsp|lt|gt|amp|quot|ldquo|rdquo|mdash|hellip|middot|#\d{2,5}|"
+    r"#x[0-9a-f]{2,4});",
     re.I | re.S,
 )
 _ABOUT_MARKUP = re.compile(

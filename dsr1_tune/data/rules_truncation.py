@@ -111,7 +111,8 @@ def _is_signature(lines: list[str]) -> bool:
 
 
 _REGARDS = re.compile(
-    r"^\W*(?:(?:best|kind|warm|many|with)\b.{0,20}|sincerely|yours|regards|love|cheers|respectfully|thank|signed|cordially|此致|敬礼|"
+    r"^\W*(?:(?:best|kind|warm|many|with)\b.{0,20}|sincerely|yours|regards|love|cheers|respectfully|thank|"
+    r"signed|cordially|此致|敬礼|"
     r"祝|谢谢|署名|落款|您的|你的|[-–—~～])",
     re.I,
 )
@@ -130,7 +131,8 @@ _SENTENCE_END = re.compile(
     r"[。！？!?][”’」』)）\"]?|(?<=[a-z\d)\"'”]{3})\.[\"'”)]?\s+(?=[A-Z\"'“(\[])|(?<=[a-z]{3})\.\d*\s+(?=[A-Z])"
 )
 _CLOSING = re.compile(
-    r"\W*(?:祝|希望|期望|谢谢|感谢|愿|加油|再见|以上|供您参考|仅供参考|#|https?:|--?|—|source|hope|thank|good luck|cheers)",
+    r"\W*(?:祝|希望|期望|谢谢|感谢|愿|加油|再见|以上|供您参考|仅供参考|#|https?:|--?|—|source|hope|thank|"
+    r"good luck|cheers)",
     re.I,
 )
 

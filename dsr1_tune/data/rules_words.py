@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from itertools import pairwise
 
 from dsr1_tune.data.record import Drop, Row
@@ -72,7 +73,8 @@ def _in_quotes(head: str, at: int) -> bool:
 
 
 _NOT_EN = (
-    r"(?:can'?t|cannot|can not|unable|(?:am |'m )?not able|don'?t|do not|didn't|won't|will not|(?:am |'m )?not capable|"
+    r"(?:can'?t|cannot|can not|unable|(?:am |'m )?not able|don'?t|do not|didn't|won't|will not|(?:am |"
+    r"'m )?not capable|"
     r"lack|have no)"
 )
 _NOT_ZH = r"(?:无法|不能|没有|不具备|不会|没办法|無法|沒有)"
@@ -80,11 +82,13 @@ _AI_EN = r"(?:ai|artificial intelligence)"
 _AS_AI_EN = re.compile(
     rf"\bas an? (?:\w+ |text-based )?(?:{_AI_EN} )?language model\b|"
     rf"\bas an? (?:\w+ )?{_AI_EN}\b[^.!?\n]{{0,40}}?\b{_NOT_EN}\b|"
-    rf"\bi(?:'m| am) (?:just |only |merely )?an? (?:large |\w+ )?(?:{_AI_EN}|language model)\b[^.!?\n]{{0,50}}?\b{_NOT_EN}\b"
+    rf"\bi(?:'m| am) (?:just |only |merely )?an? (?:large |\w+ )?(?:{_AI_EN}|language model)\b"
+    rf"[^.!?\n]{{0,50}}?\b{_NOT_EN}\b"
 )
 _AM_ZH = r"(?:作为|身为|由于我是|因为我是|我是|我只是|我作为)(?:一个|一名|一款|一种|一位|个|名|一種|一個)? ?"
 _AS_AI_ZH = re.compile(
-    rf"{_AM_ZH}[^，。,！!\n]{{0,10}}?(?:语言|語言|对话|聊天|自然语言处理)(?:大)?模型(?=[^。！？\n]{{0,12}}(?:我|[，,]|并不))|"
+    rf"{_AM_ZH}[^，。,！!\n]{{0,10}}?(?:语言|語言|对话|聊天|"
+    rf"自然语言处理)(?:大)?模型(?=[^。！？\n]{{0,12}}(?:我|[，,]|并不))|"
     rf"{_AM_ZH}[^，。,！!\n]{{0,4}}(?:人工智能|ai|人工智慧|(?:聊天|文本)?机器人)[^。！？\n]{{0,14}}?{_NOT_ZH}"
 )
 _HELP_EN = (
@@ -97,18 +101,22 @@ _SORRY_EN = re.compile(
     r"(?:(?:hi|hello|dear \w+)[,.!]? )?"
     r"(?:(?:i'?m|i am|we'?re|we are)?,? ?(?:so |very |really |truly |deeply |terribly )?(?:sorry|afraid)\b|"
     r"(?:i|we) (?:sincerely )?(?:apologi[sz]e|regret)|my apologies|apologies|unfortunately|regrettably)"
-    rf"[^.!?\n]{{0,70}}?[ ,](?:i(?: am|'m)?|we(?: are|'re)?)? ?(?:{_NOT_EN}|could not|couldn't)\b[^.!?\n]{{0,30}}?\b{_HELP_EN}"
+    rf"[^.!?\n]{{0,70}}?[ ,](?:i(?: am|'m)?|we(?: are|'re)?)? ?(?:{_NOT_EN}|could not|couldn't)\b"
+    rf"[^.!?\n]{{0,30}}?\b{_HELP_EN}"
 )
 _CANNOT_HELP_EN = re.compile(
-    rf"i(?:'m| am)? ?(?:can'?t|cannot|can not|unable to|not able to|won't|will not)(?: be able to)?(?: \w+){{0,2}}? \b{_HELP_EN}"
+    r"i(?:'m| am)? ?(?:can'?t|cannot|can not|unable to|not able to|won't|will not)(?: be able to)?"
+    rf"(?: \w+){{0,2}}? \b{_HELP_EN}"
 )
 _GREET_ZH = r"(?:您好|你好|嗯|唉|啊)?[，,！! ]{0,2}"
 _HELP_ZH = (
-    r"(?:回答|提供|满足|完成|协助|帮|处理|生成|执行|访问|给出|给您|给你|为您|为你|进行|继续|讨论|支持|做到|回复|解答|创作|编写|写|翻译|识别|"
+    r"(?:回答|提供|满足|完成|协助|帮|处理|生成|执行|访问|给出|给您|给你|为您|为你|进行|继续|讨论|支持|做到|"
+    r"回复|解答|创作|编写|写|翻译|识别|"
     r"查看|打开|播放|预订|制作|创建|绘制|画|确定|理解|知道|能力|回應|回覆)"
 )
 _SORRY_ZH = re.compile(
-    rf"{_GREET_ZH}(?:我)?(?:非常|很|十分|实在|真的|真|深感|深表)?的?(?:感到)?(?:抱歉|对不起|遗憾|不好意思|對不起)[^。！!？?\n]{{0,40}}?"
+    rf"{_GREET_ZH}(?:我)?(?:非常|很|十分|实在|真的|真|深感|深表)?的?(?:感到)?(?:抱歉|对不起|遗憾|不好意思|"
+    rf"對不起)[^。！!？?\n]{{0,40}}?"
     rf"(?:无法|不能|没有办法|没办法|不可以|没有权限|没有能力|拒绝|不便|不具备|無法)[^。！!？?\n]{{0,10}}?{_HELP_ZH}|"
     rf"{_GREET_ZH}(?:我|本人|本助手)(?:无法|不能|拒绝|無法)(?:直接|为您|为你)?{_HELP_ZH}"
 )
@@ -125,10 +133,12 @@ def _asked_for(found: str, seen: View) -> bool:
 
 _ABOUT_AI = re.compile(
     r"\bai\b|artificial intelligence|language model|chat ?bot|chatgpt|\bgpt|robot|assistant|who are you|what are you|"
-    r"are you|your name|人工智能|语言模型|机器人|助手|你是谁|您是谁|你是什么|你叫什么|您叫什么|你是不是|你的名字|自我介绍|介绍.{0,3}自己"
+    r"are you|your name|人工智能|语言模型|机器人|助手|你是谁|您是谁|你是什么|你叫什么|您叫什么|你是不是|"
+    r"你的名字|自我介绍|介绍.{0,3}自己"
 )
 _HARM = re.compile(
-    r"suicid|self-harm|kill (?:my|him|her|them)|\bbombs?\b|explosives?|want to die|自杀|自残|不想活|想死|跳楼|结束.{0,4}生命|"
+    r"suicid|self-harm|kill (?:my|him|her|them)|\bbombs?\b|explosives?|want to die|自杀|自残|不想活|想死|跳楼|"
+    r"结束.{0,4}生命|"
     r"离开这个世界|炸弹|制毒|杀人"
 )
 _HOW_TO_REFUSE = re.compile(
@@ -177,12 +187,14 @@ def _may_be_page(text: Text) -> bool:
 _OF_PAGES = _needles("skip to|privacy p|copyright|©|log in|home |home>|subscribe")
 _STRONG = phrases(
     """we use cookies|uses cookies|use of cookies|accept all cookies|accept cookies|cookie policy|all rights reserved
-    skip to content|skip to main content|powered by wordpress|版权所有|icp备|icp证|公网安备|未经授权不得转载|未经许可不得转载
+    skip to content|skip to main content|powered by wordpress|版权所有|icp备|icp证|公网安备|未经授权不得转载
+    未经许可不得转载
     返回顶部|责任编辑|上一篇|下一篇|使用cookie|设为首页|加入收藏|转载请注明|禁止转载"""
 )
 _WEAK = phrases(
     """privacy policy|terms of use|terms of service|terms and conditions|contact us|copyright|©|sign up|log in|login
-    subscribe|read more|share this|leave a comment|back to top|related articles|newsletter|隐私政策|服务条款|用户协议|联系我们
+    subscribe|read more|share this|leave a comment|back to top|related articles|newsletter|隐私政策|服务条款
+    用户协议|联系我们
     关于我们|网站地图|免责声明|登录|注册|阅读全文|点击查看|相关阅读|分享到|来源：|友情链接|扫码下载|首页"""
 )
 _MENU = re.compile(r"(?:home|首页) ?[|>»/·] ?\S|(?:\S{2,12} [|»] ){3}", re.I)
@@ -191,7 +203,8 @@ _ABOUT_PAGES = re.compile(
     r"网站|网页|版权|隐私|转载|备案|著作权|声明|上一篇|下一篇"
 )
 _ABOUT_SITES = re.compile(
-    r"cookie|copyright|web|footer|landing|privacy|terms|newsletter|blog|licen[sc]e|subscri|e-?mail|html|\bapp\b|interface|"
+    r"cookie|copyright|web|footer|landing|privacy|terms|newsletter|blog|licen[sc]e|subscri|e-?mail|html|"
+    r"\bapp\b|interface|"
     r"网站|网页|版权|隐私|条款|协议|登录|注册|页面|博客|声明|转载|备案|邮件|著作权|软件|平台|账号"
 )
 
@@ -237,9 +250,7 @@ _PRIVATE_WAYS = _needles("qq|vx|wx|v信|v:|v：|telegram|whatsapp")
 def _advertises(text: Text, seen: View) -> str:
     """The words that advertise, or nothing; they stand near the contact."""
     low = text.content.lower()
-    for contact in (_PRIVATE.search(low), _LINK.search(low), _NUMBER.search(low), _SCAN.search(low)):
-        if contact is None:
-            continue
+    for contact in _contacts(low):
         near = low[max(0, contact.start() - _NEAR) : contact.end() + _NEAR]
         points = 1 + 3 * (contact.re is _PRIVATE) + (_SALE.search(near) is not None)
         points += (_CALL.search(near) is not None) + 2 * (_PUSHY.search(near) is not None)
@@ -250,6 +261,23 @@ def _advertises(text: Text, seen: View) -> str:
     return ""
 
 
+def _contacts(low: str) -> Iterator[re.Match[str]]:
+    """The ways to get in touch, the private ones first; a regular expression only runs where something hints at it."""
+    hints = (
+        (
+            _PRIVATE,
+            any(way in low for way in ("信", "qq", "vx", "wx", "v:", "v：", "扫", "telegram", "whatsapp", "wechat")),
+        ),
+        (_LINK, "://" in low or "www." in low or ".com" in low),
+        (_NUMBER, sum(map(str.isdigit, low)) > 6),
+        (_SCAN, "扫" in low or "二维码" in low or "qr code" in low),
+    )
+    for pattern, hinted in hints:
+        found = pattern.search(low) if hinted else None
+        if found:
+            yield found
+
+
 _NEAR = 120
 _ID = r"[a-z0-9][a-z0-9_-]{4,}"
 _PRIVATE = re.compile(
@@ -257,7 +285,8 @@ _PRIVATE = re.compile(
     rf"(?<![a-z])(?:vx|wx|v|wechat|weixin)(?: ?id| ?me)?\s*(?:[:：]|号|is|at)\s*{_ID}|"
     r"(?:扣扣|qq)(?:群|号|群号)?\s*(?:是|为|[:：])?\s*\d{5,}|"
     r"(?:加|添加)(?:我|我们|老师|客服|专家|医生|顾问|助理)?(?:的|个)?(?:微信|vx|v信|qq|薇|v[:：])|"
-    r"(?<![a-z])(?:whatsapp|telegram)\W{0,4}(?:us |me |at |on |number |id |is ){0,3}\W{0,3}(?:\+?\d[\d -]{5,}|@\w{4,})|"
+    r"(?<![a-z])(?:whatsapp|telegram)\W{0,4}(?:us |me |at |on |number |id |is ){0,3}\W{0,3}(?:\+?\d[\d -]{5,}|"
+    r"@\w{4,})|"
     r"(?:扫码|扫描|长按)[^。\n]{0,10}(?:二维码)?[^。\n]{0,6}(?:加|添加|关注|领取|进群|咨询)|"
     r"关注(?:我们的?)?(?:微信)?公众号"
 )
@@ -270,8 +299,10 @@ _NUMBER = re.compile(
 _SCAN = re.compile(r"扫码|二维码|scan the qr")
 _SALE = re.compile(
     r"discount|% ?off|special offer|limited[- ]time|for sale|best price|lowest price|cheap|free trial|free shipping|"
-    r"coupon|promo|\bdeals?\b|buy (?:it |one |yours )?(?:now|today|online)|order (?:now|today)|winners?\b|casino|earn \$|"
-    r"优惠|特价|折扣|[\d一二三四五六七八九]折|促销|包邮|免费(?:领取|咨询|试用|体验|赠送)|限时|下单|抢购|秒杀|代理|加盟|正品|低价|"
+    r"coupon|promo|\bdeals?\b|buy (?:it |one |yours )?(?:now|today|online)|order (?:now|today)|winners?\b|"
+    r"casino|earn \$|"
+    r"优惠|特价|折扣|[\d一二三四五六七八九]折|促销|包邮|免费(?:领取|咨询|试用|体验|赠送)|限时|下单|抢购|秒杀|"
+    r"代理|加盟|正品|低价|"
     r"批发|团购|返利|稳赚|荐股|内幕|贷款|办证|代开|代办|祖传|包治|根治|名额有限"
 )
 _CALL = re.compile(
@@ -279,17 +310,21 @@ _CALL = re.compile(
     r"拨打|致电|来电|访问|点击|登录|咨询|联系|关注|扫码|扫描|预约|订购|购买|私信|加群|进群|报名|热线"
 )
 _PUSHY = re.compile(
-    r"call (?:us )?(?:now|today)|click (?:here|the link|below|now)|buy now|order now|act now|shop now|don't miss|hurry|"
+    r"call (?:us )?(?:now|today)|click (?:here|the link|below|now)|buy now|order now|act now|shop now|"
+    r"don't miss|hurry|"
     r"(?:立即|马上|赶快|赶紧|快来|欢迎|现在就?|速速?)"
     r"(?:拨打|点击|购买|下单|联系|咨询|来电|致电|扫码|加|抢购|订购|报名|添加|访问)|"
     r"点击(?:下方|链接|下面|这里)|(?:咨询|订购|服务|客服|预约|免费|招商|加盟|购买)(?:热线|电话|专线)"
 )
 _ASKS_FOR_ADS = re.compile(
     r"\bads?\b|advert|commercial|slogan|promot|marketing|campaign|flyer|brochure|poster|e-?mail|letter|tweet|\bpost\b|"
-    r"caption|web ?site|web ?page|\burls?\b|\blinks?\b|contact|phone|telephone|hotline|résumé|resume|\bcv\b|invitation|"
+    r"caption|web ?site|web ?page|\burls?\b|\blinks?\b|contact|phone|telephone|hotline|résumé|resume|\bcv\b|"
+    r"invitation|"
     r"announcement|template|press release|blog|\bsms\b|coupon|discount|\bsales?\b|where (?:can|could|do|to)|resource|"
-    r"customer|广告|文案|推销|宣传|营销|推广|海报|邮件|信函|写.{0,4}信|短信|朋友圈|微博|网站|网址|链接|联系(?:方式|电话|人)|电话|热线|客服|"
-    r"号码|地址|简历|邀请|公告|模板|促销|优惠|哪[里儿].{0,3}买|微信|公众号|qq|二维码|(?:怎么|如何)(?:预约|挂号|报名|购买|联系)|传单|标语"
+    r"customer|广告|文案|推销|宣传|营销|推广|海报|邮件|信函|写.{0,4}信|短信|朋友圈|微博|网站|网址|链接|"
+    r"联系(?:方式|电话|人)|电话|热线|客服|"
+    r"号码|地址|简历|邀请|公告|模板|促销|优惠|哪[里儿].{0,3}买|微信|公众号|qq|二维码|(?:怎么|如何)(?:预约|挂号|"
+    r"报名|购买|联系)|传单|标语"
 )
 
 

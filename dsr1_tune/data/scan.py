@@ -6,7 +6,7 @@ This is the part that worker processes share: a portion's outcome depends on the
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,7 +140,7 @@ class Scanner:
         drops.sort(key=lambda drop: drop.place.index if drop.place else 0)
         for drop in drops:
             counts.count_drop(drop)
-            add_example(counts.examples, drop)
+            add_example(counts.examples, drop, hide=self._guard.hide)
         sketches, in_bands = self._hashes(found)
         return Scanned(
             rows=[dumps(output) for output in outputs],
@@ -176,7 +176,7 @@ class Scanner:
         for code in {note.code for note in notes}:
             counts.noted[code] += 1
         for note in notes:
-            add_example(counts.examples, note.at(row.place, "note", row.row))
+            add_example(counts.examples, note.at(row.place, "note", row.row), hide=self._guard.hide)
         counts.mended.update({*checked.mended, *guarded.mended})
 
     def _hashes(self, found: Tokens) -> tuple[npt.NDArray[np.uint8], Hashes]:
@@ -199,8 +199,16 @@ def reject(drop: Drop, raw: bytes) -> bytes:
     return dumps(drop.as_json())[:-1] + b',"row":' + raw + b"}"
 
 
-def add_example(examples: dict[str, list[dict[str, Any]]], drop: Drop, output: dict[str, Any] | None = None) -> None:
-    """Keep the first few rows of every code for the report; `output` is the row where it could be read."""
+def add_example(
+    examples: dict[str, list[dict[str, Any]]],
+    drop: Drop,
+    output: dict[str, Any] | None = None,
+    hide: Callable[[str], str] = str,
+) -> None:
+    """Keep the first few rows of every code for the report; `output` is the row as it will be written.
+
+    Without it the row as it was read is shown, and `hide` takes personal data out: reports travel further than data.
+    """
     some = examples.setdefault(drop.code, [])
     if len(some) >= MAX_EXAMPLES:
         return
@@ -208,7 +216,9 @@ def add_example(examples: dict[str, list[dict[str, Any]]], drop: Drop, output: d
     if output:
         question, answer = question_of(output), answer_of(output)
     else:
-        question, answer = dumps(drop.row).decode(errors="replace"), ""
+        shown = dumps(drop.row)[: 4 * MAX_EXAMPLE_CHARS].decode(errors="replace")
+        question, answer = hide(shown), ""
+        where["detail"] = hide(where["detail"])
     some.append(
         {name: where[name] for name in ("file", "line", "index", "path", "detail")}
         | {"question": question[:MAX_EXAMPLE_CHARS], "answer": answer[:MAX_EXAMPLE_CHARS]}

@@ -149,6 +149,21 @@ def test_ratios_to_data_juicer_are_of_cpu_seconds(benchmark: ModuleType) -> None
     assert lines[3].endswith("| 100.0 | 50.0% |")
 
 
+def test_workers_and_sizes_are_compared_round_by_round(benchmark: ModuleType) -> None:
+    def one(rows: int, workers: int, wall_s: float, peak_mb: float) -> Any:
+        cost, score = benchmark.Cost(wall_s, 1, peak_mb, peak_mb / 2), benchmark.Score(1, 1, 1, 1, 0)
+        return benchmark.Measure("four rules", "", workers, rows, "abc", cost, score)
+
+    # The second round ran on a machine half as fast.
+    measures = [one(10, 1, 8, 100), one(10, 2, 4, 200), one(10, 1, 16, 100), one(10, 2, 8, 200), one(90, 2, 50, 260)]
+    limit = benchmark.Measure("limit", "limit", 1, 10, "abc", benchmark.Cost(1, 1, 10, 0), None)
+    said = list(benchmark.comparisons([limit, *measures], [10, 90]))
+    assert said == [
+        "four rules, 10 rows: two workers are 2.00 × as fast as one by the clock",
+        "four rules, 2 at work: 90 rows take 1.30 × the memory of 10 (1.30 × without files)",
+    ]
+
+
 def test_the_four_rules_are_four(benchmark: ModuleType) -> None:
     rules = load_pack(benchmark.FOUR_RULES).rules
     on = {name for name in type(rules).model_fields if getattr(rules, name).action != "off"}

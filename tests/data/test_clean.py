@@ -316,3 +316,44 @@ def test_mapped_columns_must_exist(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", rows(3))
     with pytest.raises(DataError, match="no row has such a field"):
         run(tmp_path, data=Data(files=(file,), map={"question": "instruction", "answer": "reply"}))
+
+
+@pytest.mark.parametrize("action", ["count", "redact", "drop"])
+def test_personal_data(tmp_path: Path, action: Any) -> None:
+    mine = {
+        "instruction": "Who am I? Mail me at jo.doe@clinic.org, or jo.doe@clinic.org.",
+        "output": "Jo, 13812345678?",
+    }
+    bad = {"instruction": "Mail max@clinic.org what?", "output": " "}
+    folder, facts = run(
+        tmp_path, write(tmp_path / "rows.jsonl", [*rows(10), mine, bad]), privacy=Privacy(action=action)
+    )
+    found = facts["personal_data"]
+    assert found["action"] == action
+    assert found["kinds"] == {
+        "email": {"num_found": 2, "num_rows": 1},
+        "cn_mobile": {"num_found": 1, "num_rows": 1},
+    }
+    kept = (folder / "train.jsonl").read_text() + (folder / "eval.jsonl").read_text()
+    page = (folder / "report.html").read_text() + (folder / "report.json").read_text()
+    assert ("jo.doe" in kept) is (action == "count")
+    assert ("[EMAIL_1], or [EMAIL_1]" in kept) is (action == "redact")
+    assert ("jo.doe" in page) is False and ("max@clinic" in page) is (action == "count")
+    assert facts["mended"] == ({"personal_data": 1} if action == "redact" else {})
+    # What was dropped is whole.
+    codes = {line["code"]: line["row"] for line in lines(folder / "rejected.jsonl")}
+    assert codes == {"empty_answer": bad} | ({"personal_data": mine} if action == "drop" else {})
+
+
+def test_least_lengths_and_a_pack_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "pack.yaml").write_text("rules: {blocked_word: {words: [kardor]}, lengths: {min_question_chars: 3}}\n")
+    some = [
+        *rows(40),
+        {"instruction": "Q", "output": "A long enough answer."},
+        {"instruction": "Question?", "output": "A"},
+    ]
+    data = Data(files=(write(tmp_path / "r.jsonl", some),), rules=str(tmp_path / "pack.yaml"), min_answer_chars=2)
+    _, facts = run(tmp_path, data=data)
+    assert facts["dropped"]["question_too_short"] == facts["dropped"]["answer_too_short"] == 1
+    assert facts["dropped"]["blocked_word"] > 1
+    assert facts["examples"]["blocked_word"][0]["line"] > 0
