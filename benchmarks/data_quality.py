@@ -498,10 +498,12 @@ def run_clean(files: Iterable[Path], folder: Path, lengths: dict[str, int] | Non
 
 
 def command(verb: str, *arguments: str) -> None:
-    """Run a verb of `dsr1-tune data`, and stop with what it says if it fails."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dsr1_tune", "data", verb, *arguments], capture_output=True, text=True, check=False
-    )
+    """Run a verb of `dsr1-tune data`, and stop with what it says if it fails, or if a rule hangs on some row."""
+    line = [sys.executable, "-m", "dsr1_tune", "data", verb, *arguments]
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=300)
+    except subprocess.TimeoutExpired:
+        sys.exit(f"dsr1-tune data {verb}: not done in five minutes; a few thousand rows take seconds")
     if done.returncode:
         sys.exit(f"dsr1-tune data {verb}: exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
 

@@ -24,7 +24,8 @@ from dsr1_tune.errors import DataError
 
 __all__ = ["PORTION_BYTES", "Facts", "Portion", "check_columns", "cut", "open_sources", "portions", "read_portion"]
 
-PORTION_BYTES = 4 << 20
+PORTION_BYTES = 2 << 20
+"""Small enough that the arrays over a portion's characters are not given back to the system after every step."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,7 @@ class Prints:
 def fingerprints(text: Text) -> Prints:
     """Hash every row in two parts; the last turn is its answer, if an assistant says it."""
     counts = text.codes != 0
-    running = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
+    running = _running(counts)
     is_mark = (text.codes >= _FIRST_MARK) & (text.codes <= _LAST_MARK)
     marks = np.flatnonzero(is_mark)
     last = marks[np.maximum(np.searchsorted(marks, text.bounds[1:]) - 1, 0)]
@@ -297,5 +297,12 @@ def _bounds(lengths: Sequence[int] | Ints) -> Ints:
 
 def _sums(flags: Flags, bounds: Ints) -> Ints:
     """How many are set between each two bounds."""
-    running = np.concatenate(([0], np.cumsum(flags, dtype=np.int64)))
-    return running[bounds[1:]] - running[bounds[:-1]]
+    running = _running(flags)
+    return (running[bounds[1:]] - running[bounds[:-1]]).astype(np.int64)
+
+
+def _running(flags: Flags) -> npt.NDArray[np.int32]:
+    """How many are set before each place; a portion has far fewer than 2^31 characters."""
+    total = np.zeros(len(flags) + 1, np.int32)
+    np.cumsum(flags, dtype=np.int32, out=total[1:])
+    return total
