@@ -24,8 +24,8 @@ import numpy as np
 import orjson
 
 from dsr1_tune.config import Judge
-from dsr1_tune.data import judge_overlap
-from dsr1_tune.data.judge import judge
+from dsr1_tune.data import judge_embed, judge_lm, judge_overlap
+from dsr1_tune.data.judge import Models, judge
 from dsr1_tune.data.judge_cutoff import Blend, auc
 from dsr1_tune.data.judge_memo import Memo, Pair
 from dsr1_tune.data.judge_reference import shuffle_characters, shuffle_words
@@ -44,6 +44,8 @@ FILES = {
 }
 """Language, place, and how many rows the language model looks at; the other scores see up to MAX_ROWS."""
 MAX_ROWS = 1000
+CUT_ROWS = 600
+"""Rows of each file on which the default cut-offs are tried."""
 SALAD_ROWS = 60
 """Answers of each file whose words are shuffled."""
 SHOWN = ("overlap", "cosine", "ifd", "ifd_perplexity", "contrast", "no LM", "all")
@@ -54,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cuts", action="store_true", help="run the judge with default cut-offs on injected faults")
     parser.add_argument("--lm", action="store_true", help="with --cuts: the language model too")
-    parser.add_argument("--minutes", type=float, default=10.0, help="with --cuts: the judge's budget")
+    parser.add_argument("--minutes", type=float, default=60.0, help="with --cuts: the judge's budget")
     parser.add_argument("--scores", nargs=2, metavar=("FILE", "OUT"), help="write every row's scores as JSON lines")
     parser.add_argument("--rows", type=int, default=0, help="only so many rows of each file")
     parser.add_argument("--file", choices=FILES, action="append", help="only this file (may be repeated)")
@@ -89,8 +91,6 @@ class Scored:
 
 def score_all(pairs: Sequence[Pair], cache: Path, lm_rows: int) -> Scored:
     """Every score of every row, the language model's of the first `lm_rows`."""
-    from dsr1_tune.data import judge_embed, judge_lm
-
     number = len(pairs)
     wrong, wrong_too = (other_questions(pairs, step) for step in (0, 1))
     counts = judge_overlap.Counts()
@@ -198,15 +198,40 @@ class Listed:
         return [self.language] * len(self.pairs)
 
 
+class Remembering:
+    """An embedding model that sees every text once, however often a file is judged."""
+
+    def __init__(self, model: judge_embed.Embedder) -> None:
+        self.name = model.name
+        self._model = model
+        self._known: dict[tuple[str, str], np.ndarray] = {}
+
+    def questions(self, texts: Sequence[str], /) -> np.ndarray:
+        """Unit vectors [N, D]."""
+        return self._look_up("questions", texts)
+
+    def answers(self, texts: Sequence[str], /) -> np.ndarray:
+        """Unit vectors [N, D]."""
+        return self._look_up("answers", texts)
+
+    def _look_up(self, side: str, texts: Sequence[str]) -> np.ndarray:
+        new = [text for text in dict.fromkeys(texts) if (side, text) not in self._known]
+        for text, vector in zip(new, getattr(self._model, side)(new) if new else (), strict=True):
+            self._known[side, text] = vector
+        return np.stack([self._known[side, text] for text in texts])
+
+
 def print_cuts(files: dict[str, tuple[str, str, int]], cache: Path, with_lm: bool, minutes: float) -> None:
     """What the judge drops of a file as it is, and of one with 5 % wrong answers and 1 % mash."""
     print("| file | wrong answers in it | found | good rows | lost | mash found |")
     print("|---|---|---|---|---|---|", flush=True)
     config = Judge(minutes=minutes, lm=None if with_lm else "none")
+    models = Models(lambda name: embedder, judge_lm.load)
     for name, (language, place, _) in files.items():
+        embedder = Remembering(judge_embed.load(None))
         for share in (0.0, 0.05, 0.2):
-            pairs, wrong, mash = inject(pairs_of(DATA / place)[:MAX_ROWS], share)
-            found = set(judge(Listed(pairs, language), config, cache / "cuts", seed=0).drops)
+            pairs, wrong, mash = inject(pairs_of(DATA / place)[:CUT_ROWS], share)
+            found = set(judge(Listed(pairs, language), config, cache / "cuts", seed=0, models=models).drops)
             num_good = len(pairs) - len(wrong) - len(mash)
             lost = len(found - wrong - mash)
             print(

@@ -10,9 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from dsr1_tune.config import Dedup
-from dsr1_tune.data.merge import contradictions, group_alike, merge_exact, merge_near, preference_order
+from dsr1_tune.data.merge import (
+    answered_otherwise,
+    contradictions,
+    group_alike,
+    merge_exact,
+    merge_near,
+    preference_order,
+)
 from dsr1_tune.data.near import Lookup, Pairs, Verified, likely_pairs, verify
-from dsr1_tune.data.output import turns_of
+from dsr1_tune.data.output import answer_of, turns_of
 from dsr1_tune.data.record import Drop, Message, Place, Preference, Prompt, Row
 from dsr1_tune.data.shingles import Hashes, Ints
 from dsr1_tune.data.spill import Spill
@@ -35,15 +42,12 @@ class Copies:
 
 
 def find_copies(spill: Spill, dedup: Dedup, boilerplate: Hashes, say: Say) -> Copies:
-    """Exact duplicates first, then contradictions, then near-duplicates among what is left."""
+    """Exact duplicates first, then near-duplicates, then contradictions among what is left."""
     prints = spill.prints
     everyone = np.arange(spill.num_rows)
     rank = preference_order(prints.answer_chars, dedup.keep)
     leader = merge_exact(np.concatenate((prints.question, prints.answer, spill.kinds[:, None]), axis=1), rank)
-    rows = np.flatnonzero(leader == everyone)
-    contradicted = contradictions(prints, rows[spill.kinds[rows] == 0]) if dedup.contradictions else {}
-    is_contradicted = np.isin(leader, list(contradicted))
-    close = _near_pairs(spill, rows[~is_contradicted[rows]], dedup, boilerplate, say)
+    close = _near_pairs(spill, np.flatnonzero(leader == everyone), dedup, boilerplate, say)
     alike = group_alike(prints.question, np.concatenate((close.pairs, _joined(leader))))
     stands_for = leader if dedup.exact or dedup.near else everyone
     similarity = np.ones(spill.num_rows, np.float32)
@@ -57,9 +61,21 @@ def find_copies(spill: Spill, dedup: Dedup, boilerplate: Hashes, say: Say) -> Co
             best[one.row], similarity[one.row] = one.kept, one.similarity
         # The exact copies of a row go where it goes.
         stands_for, similarity = best[leader], similarity[leader]
-    stands_for = np.where(is_contradicted, everyone, stands_for)
-    others = {int(row): contradicted[int(leader[row])] for row in np.flatnonzero(is_contradicted)}
-    return Copies(stands_for, similarity, others, alike)
+    rows = np.flatnonzero((stands_for == everyone) & (spill.kinds == 0))
+    contradicted = _contradicted(spill, rows) if dedup.contradictions else {}
+    # Nor can anybody say that the copies of a contradicted row are right.
+    is_contradicted = np.isin(stands_for, list(contradicted))
+    others = {int(row): contradicted[int(stands_for[row])] for row in np.flatnonzero(is_contradicted)}
+    return Copies(np.where(is_contradicted, everyone, stands_for), similarity, others, alike)
+
+
+def _contradicted(spill: Spill, rows: Ints) -> dict[int, int]:
+    """Those of `rows` that another one contradicts, with that one."""
+
+    def answers(members: Ints) -> list[str]:
+        return [answer_of(output) for output in spill.outputs(members)]
+
+    return contradictions(answered_otherwise(spill.prints, rows), answers)
 
 
 def _joined(stands_for: Ints) -> Pairs:

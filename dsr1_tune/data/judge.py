@@ -33,6 +33,7 @@ from dsr1_tune.config import Judge
 from dsr1_tune.data.judge_cutoff import MIN_ROWS, Cut, auc_of_good, cut_at, find_cut, share_of_bad
 from dsr1_tune.data.judge_memo import Memo, digest
 from dsr1_tune.data.judge_scores import (
+    BEYOND_DOUBT,
     Bench,
     Budget,
     Clock,
@@ -64,11 +65,11 @@ CODES = {
     "contrast": "answer_does_not_fit",
     "fit": "answer_does_not_fit",
 }
-DECIDING = {"surprise": (0.995, 0.25), "oddity": (0.98, 0.25), "fit": (0.95, 0.5)}
+DECIDING = {"surprise": (0.995, 0.125), "oddity": (0.98, 0.125), "fit": (0.95, 0.25)}
 """Scores that drop rows by themselves: from which AUC on, and their part of the good rows that may be lost.
 
 Little text teaches little: in a thousand Chinese rows a poem is nearly as surprising as mash, and then surprise had
-better keep silent.
+better keep silent. The parts add up to a half: the other half is kept back, for what is lost is estimated on few rows.
 """
 NONE = "none"
 """The name of no model."""
@@ -116,6 +117,7 @@ def judge(
         half = end if config.lm == NONE else (begin + end) / 2
         with Memo(cache / f"cosine-{_identity(config.embedder, embedder.name)}.jsonl") as memo:
             embed(bench, embedder, memo, Budget(clock, half))
+        embedder = None  # two models need not be in memory at once
     if lm := _loaded(bench, "lm", config.lm, load.lm):
         names["lm"] = lm.name
         with Memo(cache / f"loss-{_identity(config.lm, lm.name)}.jsonl") as memo:
@@ -186,7 +188,8 @@ def _cut(bench: Bench, score: str, language: str) -> Cut | None:
     """Where to cut: as you said, or the worst share, or where it is calibrated; noted in the score's measure."""
     config = bench.config
     measure = bench.measures.get((score, language))
-    seen, bad = (measure.seen, measure.bad.reshape(-1)) if measure else (np.zeros(0), np.zeros(0))
+    seen = _all_seen(bench, score, language, measure) if measure else np.zeros(0)
+    bad = measure.bad.reshape(-1) if measure else np.zeros(0)
     cut = None
     if score in config.cuts:
         cut = cut_at(float(as_good(score, np.array(config.cuts[score]))), seen, bad)
@@ -204,6 +207,20 @@ def _cut(bench: Bench, score: str, language: str) -> Cut | None:
     if measure:
         measure.cut = cut
     return cut
+
+
+def _all_seen(bench: Bench, score: str, language: str, measure: Measure) -> Floats:
+    """The rows to calibrate on: all of them, or the reference rows where others were not looked at as they needed."""
+    rows = bench.languages[language]
+    values = as_good(score, bench.scores[score][rows])
+    if score == "surprise":
+        return values
+    if score == "fit":
+        may = _may_decide(bench, score, language, rows)
+        is_settled = may | (values > BEYOND_DOUBT) | np.isnan(bench.scores["surprise"][rows])
+        if is_settled.all():
+            return values[may | (values > BEYOND_DOUBT)]
+    return measure.seen
 
 
 def _may_decide(bench: Bench, score: str, language: str, rows: Ints) -> np.ndarray:

@@ -108,9 +108,10 @@ class Bench:
         return [found[place] for place in places.tolist()]
 
     def note(self, line: str) -> None:
-        """Say it now and in the report."""
-        self.notes.append(line)
-        self.say(f"judge: {line}")
+        """Say it now and in the report, once."""
+        if line not in self.notes:
+            self.notes.append(line)
+            self.say(f"judge: {line}")
 
     def is_on(self, score: str, language: str) -> bool:
         """Whether the score has been found better than chance on the language."""

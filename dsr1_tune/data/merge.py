@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,8 +45,8 @@ def merge_exact(prints: Hashes, rank: Ints) -> Ints:
     return np.where((prints[leader] == prints).all(axis=1), leader, np.arange(len(rank)))
 
 
-def contradictions(prints: Prints, rows: Ints) -> dict[int, int]:
-    """Those of `rows` whose question another row answers otherwise, with one such row; both answers are short.
+def answered_otherwise(prints: Prints, rows: Ints) -> list[Ints]:
+    """Groups of `rows` that ask the same and have different short answers.
 
     Questions of a word or two ("go on", "thanks") are no questions that could be answered wrongly.
     """
@@ -56,12 +56,36 @@ def contradictions(prints: Prints, rows: Ints) -> dict[int, int]:
     is_shared = counts[group] > 1
     rows, group = rows[is_shared], group[is_shared]
     order = np.argsort(group, kind="stable")
+    groups = np.split(rows[order], np.flatnonzero(np.diff(group[order])) + 1) if len(rows) else []
+    return [members for members in groups if len(np.unique(_as_one(prints.answer[members]))) > 1]
+
+
+def contradictions(groups: Sequence[Ints], answers: Callable[[Ints], Sequence[str]]) -> dict[int, int]:
+    """The rows of the groups whose answers cannot all be right, each with one that says otherwise.
+
+    An answer that stands in another one ("Canberra", "It is Canberra, Australia") does not contradict it.
+    """
     found: dict[int, int] = {}
-    for members in np.split(rows[order], np.flatnonzero(np.diff(group[order])) + 1):
-        if len(np.unique(_as_one(prints.answer[members]))) > 1:
-            first, other = int(members[0]), int(members[1])
-            found.update({int(row): other if row == first else first for row in members})
+    for members in groups:
+        said = list(zip(members.tolist(), answers(members), strict=True))
+        against = {row: next((other for other, b in said if not _agree(a, b)), None) for row, a in said}
+        if any(other is not None for other in against.values()):
+            first = next(other for other in against.values() if other is not None)
+            found.update({row: first if other is None else other for row, other in against.items()})
     return found
+
+
+def _agree(a: str, b: str) -> bool:
+    """Whether one answer stands in the other as a clause, from its beginning up to the end of a word."""
+    short, long = sorted((a.casefold().strip(_MARKS), b.casefold().strip(_MARKS)), key=len)
+    at = long.find(short)
+    if at < 0 or (at > 0 and long[at - 1] not in _MARKS):
+        return False
+    inside = short[-1:] + long[at + len(short) : at + len(short) + 1]
+    return not (len(inside) == 2 and inside.isascii() and inside.isalnum())
+
+
+_MARKS = " \t\n.,;:!?。，；：！？、\"'“”‘’()（）[]【】"
 
 
 def merge_near(verified: Verified, rank: Ints, compare: Callable[[Pairs], Verified]) -> list[Merged]:

@@ -108,10 +108,12 @@ def load_pack(name_or_path: str | Path) -> Pack:
         pack = Pack.model_validate(tree)
     except ValidationError as error:
         problems += _described(error)
-    if pack is not None:
-        for number, custom in enumerate(pack.custom):
+    calls = tree.get("custom")
+    for number, entry in enumerate(calls if isinstance(calls, list) else ()):
+        call = entry.get("call") if isinstance(entry, dict) else None
+        if isinstance(call, str) and ":" in call:  # any other is a problem that is named already
             try:
-                function_of(custom.call)
+                function_of(call)
             except ConfigError as error:
                 problems.append(f"custom.{number}.call: {error.message}")
     if problems or pack is None:

@@ -106,8 +106,8 @@ def answer_repeats_question(row: Row, rule: AnswerRepeatsQuestion) -> Row | Drop
     asked, answer = seen.question, seen.answer
     if asked is None or answer is None or len(answer.content) > len(asked.content) + 20:
         return row
-    middle = len(answer.content) // 2
-    if answer.content[max(0, middle - 1) : middle + 2].lower() not in asked.content.lower():
+    middle = len(answer.low) // 2
+    if answer.low[max(0, middle - 2) : middle + 2] not in asked.low:
         return row
     said = bare(answer.content)
     if len(said) < rule.min_chars or said in _GREETINGS:

@@ -179,9 +179,9 @@ def bare(text: str) -> str:
 _FENCED = re.compile(r"```.*?(?:```|\Z)", re.S)
 
 
-def without_code(content: str) -> str:
+def without_code(text: Text) -> str:
     """The text without its blocks of code."""
-    return _FENCED.sub("\n", content) if "```" in content else content
+    return _FENCED.sub("\n", text.content) if b"`" in text.signs else text.content
 
 
 _CODE_LINE = re.compile(

@@ -25,8 +25,8 @@ def wrong_language(row: Row, rule: WrongLanguage) -> Row | Drop:
             return row
     elif asked.num_latin > 7 and _is_english(answer) and not asked.num_han:
         return row
-    if b"```" in answer.data:
-        answer = Text(replace(answer.message, content=without_code(answer.content)))
+    if b"`" in answer.signs:
+        answer = Text(replace(answer.message, content=without_code(answer)))
     want, got = _script(asked), _script(answer)
     if want == got == "Latin":
         if len(answer.data) < 60:
@@ -34,11 +34,15 @@ def wrong_language(row: Row, rule: WrongLanguage) -> Row | Drop:
         want, got = _latin_language(asked), _latin_language(answer)
     if not want or not got or want == got:
         return row
-    if _num_letters(answer, got) < rule.min_letters or _share(answer, want) > 1 - rule.max_share:
+    if _num_letters(answer, got) < rule.min_letters:
+        return row
+    # Japanese is told from Chinese by its kana, and one Latin language from another by its words, not by letters.
+    by_letters = want in _MARKS and got != "Japanese"
+    if by_letters and (_share(answer, want) > 1 - rule.max_share or _num_letters(answer, want) >= _ENOUGH_TO_TALK):
         return row
     if got == "Latin" and answer.shape.count(b" ") < 6:  # a name, a title, a formula
         return row
-    if _num_letters(answer, want) >= _ENOUGH_TO_TALK or _wants_other(asked, got, seen) or seen.has_tools:
+    if _wants_other(asked, got, seen) or seen.has_tools:
         return row
     if got == "Latin" and not _is_english(answer) and looks_like_code(answer):
         return row
@@ -89,16 +93,14 @@ def _num_letters(text: Text, language: str) -> int:
 
 
 def _share(text: Text, language: str) -> float:
-    """The share of the text's letters that are of the language's script; 0 for languages of the same script."""
-    if language not in _MARKS:
-        return 0.0
+    """The share of the text's letters that are of the script."""
     counts = {name: text.shape.count(mark) * _WEIGHTS.get(name, 1) for name, mark in _MARKS.items()}
     return counts[language] / max(1, sum(counts.values()))
 
 
 _COMMON = {
     "English": phrases(
-        "the|of|and|to|in|is|that|for|it|was|with|on|are|this|you|what|how|can|be|or|your|which|from|an"
+        "the|of|and|to|in|is|that|for|it|was|with|on|are|this|you|what|how|can|be|or|your|which|from|an|why|should|do|does|every|not"
     ),
     "French": phrases("le|la|les|des|et|est|une|un|que|qui|dans|pour|pas|sur|du|avec|sont|plus|vous|ce|cette|être|aux"),
     "German": phrases(
@@ -135,7 +137,9 @@ def _wants_other(asked: Text, got: str, seen: View) -> bool:
     if _NAMES_LANGUAGE.search(seen.asked):
         return True
     match got:
-        case "Chinese" | "Japanese" | "Korean":
+        case "Japanese":
+            return _num_kana(asked) > 1
+        case "Chinese" | "Korean":
             return _num_letters(asked, got) > 3
         case "Latin":
             return (_FOREIGN_PASSAGE.search(asked.content) or _ABOUT_A_WORD.search(asked.content)) is not None

@@ -17,10 +17,10 @@ def repeated_text(row: Row, rule: RepeatedText) -> Row | Drop:
     for text in seen.answers:
         if len(text.content) < rule.min_chars:
             continue
-        content = ends(without_code(text.content))
+        content = ends(without_code(text))
         if len(content) < rule.min_chars:
             continue
-        why = _said_twice(content) or _goes_in_circles(content, text, rule, seen)
+        why = (_said_twice(content) if rule.max_share < 1 else "") or _goes_in_circles(content, text, rule, seen)
         if why:
             fix = "cut the repetition, or raise repeated_text.max_share or max_run"
             return Drop("repeated_text", why, fix, text.message.path)
@@ -30,7 +30,11 @@ def repeated_text(row: Row, rule: RepeatedText) -> Row | Drop:
 def _said_twice(content: str) -> str:
     """Whether the second half is the first again."""
     again = content.find(content[:16], len(content) // 2 - 2)
-    if again < 20 or bare(content[:again]) != bare(content[again:]):
+    if (
+        again < 10
+        or bare(content[:again]) != bare(content[again:])
+        or 3 * sum(map(str.isalpha, content[:again])) < again
+    ):
         return ""
     return f"all of it stands there twice: {quoted(content[:again])}"
 
@@ -130,8 +134,8 @@ def repeated_lines(row: Row, rule: RepeatedLines) -> Row | Drop:
     for text in seen.answers:
         if text.data.count(b"\n") < rule.max_run - 1:
             continue
-        lines = [line for line in without_code(text.content).split("\n") if len(line) > 1]
-        if len(lines) - len(set(lines)) < 2:
+        lines = without_code(text).split("\n")
+        if len(lines) - len(set(lines)) - lines.count("") < 1:  # a quick look: at most one line stands there twice
             continue
         lines = [line for line in map(str.strip, lines) if _is_prose(line)]
         why = _again_and_again(lines, rule, _REPEATS_BY_NATURE.search(seen.asked) is not None)

@@ -147,8 +147,8 @@ class Advertisement(Rule):
 class TruncatedAnswer(Rule):
     """Answers that break off in the middle of a sentence."""
 
-    min_chars: Count = 20
-    """Shorter answers are not looked at: titles and names have no full stop."""
+    min_chars: Count = 10
+    """Shorter answers are not looked at."""
     unended: bool = True
     """Also where the last sentence only lacks its full stop, though those before it have one; false for forum text."""
 

@@ -45,8 +45,8 @@ def encoding(row: Row, rule: Encoding) -> Row | Drop:
 
 # UTF-8 decoded as GBK turns ，。的 and quotation marks into these; they are next to unknown in real Chinese. The last
 # are what U+FFFD and fresh memory look like in GBK.
-_GBK_MARKS = "锛銆鐨鈥锟烫屯"
-_GBK_MARK = re.compile("[锛銆鐨鈥].{0,60}[锛銆鐨鈥]|锟斤拷|烫烫烫|屯屯屯", re.S)
+_GBK_MARKS = "锛銆鐨鈥紝锟烫屯"
+_GBK_MARK = re.compile("[锛銆鐨鈥紝].{0,60}[锛銆鐨鈥紝]|锟斤拷|烫烫烫|屯屯屯", re.S)
 # A UTF-8 lead byte and a continuation byte, both decoded as Latin-1 or Windows-1252.
 _LATIN_PAIR = re.compile(
     "[\u00c2-\u00f4][\u0080-\u00bf\u20ac\u201a\u0192\u201e\u2026\u2020\u2021\u02c6\u2030\u0160\u2039\u0152\u017d\u2018\u2019"
@@ -80,14 +80,14 @@ def _mend(content: str) -> str:
 
     if _GBK_MARK.search(content):
         return _recoded(content, "gb18030", "utf-8")
-    fixed = ftfy.fix_encoding(content)
-    if fixed != content and badness(fixed) < badness(content):
-        return fixed
     if sum(map(len, _LATIN_RUN.findall(content))) * 2 > len(content):
-        meant = _recoded(content, "latin-1", "gb18030")
-        if sum("\u4e00" <= char <= "\u9fff" for char in meant) * 2 > len(meant):
-            return meant
-    return content
+        # Nearly all of it: UTF-8 taken for Latin-1 is no valid GBK mostly, but the reverse never is UTF-8.
+        for right in ("utf-8", "gb18030"):
+            meant = _recoded(content, "latin-1", right)
+            if sum("\u4e00" <= char <= "\u9fff" for char in meant) * 2 > len(meant):
+                return meant
+    fixed = ftfy.fix_encoding(content)
+    return fixed if fixed != content and badness(fixed) < badness(content) else content
 
 
 def _recoded(content: str, wrong: str, right: str) -> str:

@@ -15,8 +15,10 @@ def truncated_answer(row: Row, rule: TruncatedAnswer) -> Row | Drop:
     if text is None or len(text.content) < rule.min_chars:
         return row
     content = text.content.rstrip()
-    last = content[-1:]
-    if not last.isalpha() and last not in _OPENS and b"```" not in text.data and content[:1] not in "{[":
+    if not content:
+        return row
+    last = content[-1]
+    if not last.isalpha() and last not in _OPENS and b"`" not in text.signs and content[0] not in "{[":
         return row
     why = _breaks_off(content, text, rule)
     if not why:

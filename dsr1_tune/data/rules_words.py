@@ -54,7 +54,7 @@ def _needles(text: str) -> tuple[bytes, ...]:
     return tuple(phrase.encode() for phrase in text.split("|"))
 
 
-_REFUSING = _needles(" ai|sorry|n't |n’t |cannot|unable|language model|apolog|unfortunately|not able|can not|regret")
+_REFUSING = _needles("an ai|sorry|n't |n’t |cannot|unable|language model|apolog|unfortunately|not able|can not|regret")
 
 
 def _refuses(head: str, short: bool) -> str:
@@ -181,7 +181,9 @@ def _may_be_page(text: Text) -> bool:
     elif b"cookie" in low or b"reserved" in low:
         return True
     signs = text.signs
-    return (b"|" in signs or b">" in signs or b"s" in signs) and _holds(low, _OF_PAGES)
+    if b"|" in signs or b">" in signs:
+        return _holds(low, _OF_PAGES)
+    return b"s" in signs and "©".encode() in low
 
 
 _OF_PAGES = _needles("skip to|privacy p|copyright|©|log in|home |home>|subscribe")
@@ -239,7 +241,9 @@ def _has_contact(text: Text) -> bool:
     if not text.num_han:
         return False
     content = text.content
-    if ("微" in content and "微信" in content) or "扫" in content or "薇" in content:
+    if ("微" in content and "微信" in content) or ("薇" in content and "薇信" in content):
+        return True
+    if "扫" in content and ("扫码" in content or "扫描" in content):
         return True
     return ("众" in content and "公众号" in content) or (text.num_latin > 1 and _holds(text.low, _PRIVATE_WAYS))
 
@@ -261,6 +265,9 @@ def _advertises(text: Text, seen: View) -> str:
     return ""
 
 
+_DIGITS = re.compile(r"\d{4}")
+
+
 def _contacts(low: str) -> Iterator[re.Match[str]]:
     """The ways to get in touch, the private ones first; a regular expression only runs where something hints at it."""
     hints = (
@@ -269,7 +276,7 @@ def _contacts(low: str) -> Iterator[re.Match[str]]:
             any(way in low for way in ("信", "qq", "vx", "wx", "v:", "v：", "扫", "telegram", "whatsapp", "wechat")),
         ),
         (_LINK, "://" in low or "www." in low or ".com" in low),
-        (_NUMBER, sum(map(str.isdigit, low)) > 6),
+        (_NUMBER, _DIGITS.search(low) is not None),
         (_SCAN, "扫" in low or "二维码" in low or "qr code" in low),
     )
     for pattern, hinted in hints:
@@ -290,7 +297,7 @@ _PRIVATE = re.compile(
     r"(?:扫码|扫描|长按)[^。\n]{0,10}(?:二维码)?[^。\n]{0,6}(?:加|添加|关注|领取|进群|咨询)|"
     r"关注(?:我们的?)?(?:微信)?公众号"
 )
-_LINK = re.compile(r"https?://\S+|www\.[\w-]+\.\S+|[\w-]{2,60}\.com?\b(?:/\S*)?")
+_LINK = re.compile(r"https?://\S+|www\.[\w-]+\.\S+|(?<![\w-])[\w-]{2,60}\.com?\b(?:/\S*)?")
 _NUMBER = re.compile(
     r"(?<![0-9a-z.])(?:400[- ]?\d{3}[- ]?\d{4}|400[- ]?\d{4}[- ]?\d{3}|800[- ]?\d{3}[- ]?\d{4}|"
     r"1[3-9]\d[- ]?\d{4}[- ]?\d{4}|0\d{2,3}-\d{7,8}|(?:\+?1[- .])?\(?[2-9]\d{2}\)?[- .]\d{3}[- .]\d{4}|"
@@ -317,14 +324,13 @@ _PUSHY = re.compile(
     r"点击(?:下方|链接|下面|这里)|(?:咨询|订购|服务|客服|预约|免费|招商|加盟|购买)(?:热线|电话|专线)"
 )
 _ASKS_FOR_ADS = re.compile(
-    r"\bads?\b|advert|commercial|slogan|promot|marketing|campaign|flyer|brochure|poster|e-?mail|letter|tweet|\bpost\b|"
-    r"caption|web ?site|web ?page|\burls?\b|\blinks?\b|contact|phone|telephone|hotline|résumé|resume|\bcv\b|"
-    r"invitation|"
-    r"announcement|template|press release|blog|\bsms\b|coupon|discount|\bsales?\b|where (?:can|could|do|to)|resource|"
-    r"customer|广告|文案|推销|宣传|营销|推广|海报|邮件|信函|写.{0,4}信|短信|朋友圈|微博|网站|网址|链接|"
-    r"联系(?:方式|电话|人)|电话|热线|客服|"
-    r"号码|地址|简历|邀请|公告|模板|促销|优惠|哪[里儿].{0,3}买|微信|公众号|qq|二维码|(?:怎么|如何)(?:预约|挂号|"
-    r"报名|购买|联系)|传单|标语"
+    r"\bads?\b|advert|commercial|slogan|promotion|marketing|campaign|flyer|brochure|poster|e-?mail|\bletter\b|caption|"
+    r"(?:write|create|generate|compose|draft|craft).{0,40}(?:tweet|\bpost\b|blog|message|script)|\burls?\b|\blinks?\b|"
+    r"contact|(?:tele)?phone number|hotline|r[ée]sum[ée]|\bcv\b|invitation|announcement|template|press release|\bsms\b|"
+    r"coupon|discount|\bsales?\b|where (?:can|could|do|to)|"
+    r"广告|文案|推销|宣传|营销|推广|海报|邮件|信函|写.{0,4}信|短信|朋友圈|微博|网址|链接|联系(?:方式|电话|人)|电话|热线|客服|"
+    r"号码|地址|简历|邀请|公告|模板|促销|优惠|哪[里儿].{0,3}买|微信|公众号|qq|二维码|"
+    r"(?:怎么|如何)(?:预约|挂号|报名|购买|联系)|传单|标语"
 )
 
 
@@ -339,7 +345,7 @@ def blocked_word(row: Row, rule: BlockedWord) -> Row | Drop:
                 rf"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])" if word.isascii() else re.escape(word), lowered
             )
             if found:
-                near = text.content[max(0, found.start() - 15) : found.end() + 15]
+                near = lowered[max(0, found.start() - 15) : found.end() + 15]
                 fix = "remove the row, or take the word off the list of blocked_word"
                 return Drop("blocked_word", f"holds {word!r}: {quoted(near)}", fix, text.message.path)
     return row

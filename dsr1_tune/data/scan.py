@@ -163,21 +163,30 @@ class Scanner:
         checked = Checked(filled) if isinstance(filled, Drop) else self._checker.check(row)
         if isinstance(checked.row, Drop):
             return checked.row.at(row.place, "rules", row.row)
-        guarded, found = self._guard.check(checked.row)
-        counts.personal.update(found)
-        counts.personal_rows.update(found.keys())
+        guarded = self._guarded(checked.row, counts)
         if isinstance(guarded.row, Drop):
             return guarded.row.at(row.place, "privacy", row.row)
-        self._remark(row, (*row.notes, *checked.notes, *guarded.notes), checked, guarded, counts)
+        if row.notes or checked.notes or checked.mended or guarded.mended:
+            self._remark(row, (*row.notes, *checked.notes), {*checked.mended, *guarded.mended}, counts)
         return guarded.row
 
-    def _remark(self, row: Row, notes: Sequence[Drop], checked: Checked, guarded: Checked, counts: Counts) -> None:
+    def _guarded(self, row: Row, counts: Counts) -> Checked:
+        """The row after its personal data was looked for, and what was found counted."""
+        if self._guard.action == "off":
+            return Checked(row)
+        guarded, found = self._guard.check(row)
+        if found:
+            counts.personal.update(found)
+            counts.personal_rows.update(found.keys())
+        return guarded
+
+    def _remark(self, row: Row, notes: Sequence[Drop], mended: set[str], counts: Counts) -> None:
         """Count what is odd about a kept row, and what was mended in it."""
         for code in {note.code for note in notes}:
             counts.noted[code] += 1
         for note in notes:
             add_example(counts.examples, note.at(row.place, "note", row.row), hide=self._guard.hide)
-        counts.mended.update({*checked.mended, *guarded.mended})
+        counts.mended.update(mended)
 
     def _hashes(self, found: Tokens) -> tuple[npt.NDArray[np.uint8], Hashes]:
         """A byte of each MinHash value, to estimate similarity by, and the bands."""

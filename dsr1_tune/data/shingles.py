@@ -22,14 +22,14 @@ Hashes = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-NUM_HASHES = 126
-NUM_BANDS = 21
-"""21 bands of 6: rows that share 80 % of their n-grams meet in a band with probability 0.998, at 40 % with 0.08."""
+NUM_HASHES = 125
+NUM_BANDS = 25
+"""25 bands of 5: rows that share 70 % of their n-grams meet in a band with probability 0.99, at 30 % with 0.06."""
 SEED = 20240613
 
 CJK_GRAM = 4
 WORD_GRAM = 2
-"""N-grams for near-duplicates: 4 characters of Chinese, Japanese or Korean, 2 words of other scripts."""
+"""N-grams for near-duplicates: 4 characters of Chinese, Japanese or Korean; words and pairs of words elsewhere."""
 LONG_GRAM = 13
 """Tokens of an n-gram that two texts share only if one holds a part of the other (arXiv 2005.14165, appendix C)."""
 
@@ -235,19 +235,35 @@ def mixed(values: Hashes) -> Hashes:
 
 
 def grams(tokens: Tokens) -> Grams:
-    """4-grams of CJK characters and 2-grams of words; a row with fewer tokens is one n-gram by itself."""
-    size = np.where(tokens.is_cjk, CJK_GRAM, WORD_GRAM)
-    long, short = _windows(tokens.hashes, CJK_GRAM), _windows(tokens.hashes, WORD_GRAM)
-    hashes = np.where(tokens.is_cjk, long, short)
-    return _within_rows(tokens, hashes, size)
+    """4-grams of CJK characters; of other scripts words and pairs of words. A row with no n-gram is one by itself."""
+    hashes = np.where(tokens.is_cjk, _windows(tokens.hashes, CJK_GRAM), _windows(tokens.hashes, WORD_GRAM))
+    fits = _fits(tokens, np.where(tokens.is_cjk, CJK_GRAM, WORD_GRAM))
+    is_word = ~tokens.is_cjk
+    for row in np.flatnonzero((np.diff(tokens.bounds) > 0) & (_sums(fits | is_word, tokens.bounds) == 0)):
+        start, end = tokens.bounds[row], tokens.bounds[row + 1]
+        hashes[start : start + 1] = mixed(np.sum(tokens.hashes[start:end] * _ODD[: end - start], keepdims=True))
+        fits[start] = True
+    # Each token's n-gram stands where the token does, the word by itself behind it.
+    places = np.cumsum(fits, dtype=np.int64) + np.cumsum(is_word, dtype=np.int64)
+    total = np.empty(int(places[-1]) if len(places) else 0, np.uint64)
+    is_answer = np.empty(len(total), bool)
+    for chosen, values, behind in ((fits, hashes, 1 + is_word), (is_word, tokens.hashes, np.ones(len(fits), np.int64))):
+        at = (places - behind)[chosen]
+        total[at], is_answer[at] = values[chosen], tokens.is_answer[chosen]
+    return Grams(total, np.concatenate(([0], places))[tokens.bounds], is_answer)
 
 
 def long_grams(tokens: Tokens, size: int = LONG_GRAM) -> Grams:
     """Every run of 13 tokens, to find a text inside another; rows with fewer tokens have none."""
     hashes = _windows(tokens.hashes, size)
-    ends = np.repeat(tokens.bounds[1:], np.diff(tokens.bounds))
-    fits = np.arange(len(hashes)) + size <= ends
+    fits = _fits(tokens, np.full(len(hashes), size))
     return Grams(hashes[fits], _bounds(_sums(fits, tokens.bounds)), tokens.is_answer[fits])
+
+
+def _fits(tokens: Tokens, size: Ints) -> Flags:
+    """At which tokens an n-gram of that size begins that does not reach into the next row."""
+    ends = np.repeat(tokens.bounds[1:], np.diff(tokens.bounds))
+    return np.arange(len(tokens.hashes)) + size <= ends
 
 
 def _windows(hashes: Hashes, size: int) -> Hashes:
@@ -259,31 +275,18 @@ def _windows(hashes: Hashes, size: int) -> Hashes:
     return mixed(total)
 
 
-def _within_rows(tokens: Tokens, hashes: Hashes, size: Ints) -> Grams:
-    """Leave out the n-grams that reach into the next row, but the first of a row that has no other."""
-    counts = np.diff(tokens.bounds)
-    ends = np.repeat(tokens.bounds[1:], counts)
-    fits = np.arange(len(hashes)) + size <= ends
-    lonely = (counts > 0) & (_sums(fits, tokens.bounds) == 0)
-    for row in np.flatnonzero(lonely):
-        start, end = tokens.bounds[row], tokens.bounds[row + 1]
-        hashes[start : start + 1] = mixed(np.sum(tokens.hashes[start:end] * _ODD[: end - start], keepdims=True))
-        fits[start] = True
-    return Grams(hashes[fits], _bounds(_sums(fits, tokens.bounds)), tokens.is_answer[fits])
-
-
 _ODD = np.array([2 * n + 3 for n in range(CJK_GRAM)], np.uint64)
 
 
 def signatures(grams: Grams) -> npt.NDArray[np.uint32]:
-    """(N, 126) MinHash values; the share in which two rows agree estimates the share of n-grams that they share."""
+    """(N, 125) MinHash values; the share in which two rows agree estimates the share of n-grams that they share."""
     offsets = grams.bounds.astype(np.uint64)
     rows = RMinHash.digest_matrix_from_flat_token_hashes(grams.hashes, offsets, NUM_HASHES, SEED).to_rows()
     return np.fromiter(chain.from_iterable(rows), np.uint32, len(rows) * NUM_HASHES).reshape(-1, NUM_HASHES)
 
 
 def bands(signatures: npt.NDArray[np.uint32]) -> Hashes:
-    """(21, N) hashes of six MinHash values each: similar rows are equal in at least one."""
+    """(25, N) hashes of five MinHash values each: similar rows are equal in at least one."""
     parts = signatures.reshape(len(signatures), NUM_BANDS, NUM_HASHES // NUM_BANDS).astype(np.uint64)
     total = parts[:, :, 0].copy()
     for step in range(1, parts.shape[2]):

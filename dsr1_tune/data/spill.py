@@ -1,14 +1,14 @@
 """What the portions' scans leave on disk until the end: rows by number, hashes by column, counts.
 
-Every portion is a handful of files that are there as a whole or not at all, so that a killed run goes on where it
-was. Held in memory are 60 bytes a row; all else is read when it is needed.
+Every portion is a file that is there as a whole or not at all, so that a killed run goes on where it
+was. Held in memory are 70 bytes a row; all else is read when it is needed.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,41 +18,73 @@ import numpy.typing as npt
 import orjson
 
 from dsr1_tune.data.scan import Counts, Scanned
-from dsr1_tune.data.shingles import NUM_BANDS, NUM_HASHES, Hashes, Ints, Prints
+from dsr1_tune.data.shingles import NUM_HASHES, Hashes, Ints, Prints
 
 _LINES = ("rows", "raws", "drops")
+_PRINTS = tuple(field.name for field in fields(Prints))
 
 
 def save(scanned: Scanned, folder: Path, number: int) -> None:
-    """Write one portion's outcome; the file that says that it is whole comes last."""
-    ends = {}
+    """Write one portion's outcome to one file: a line that says what stands where, then the arrays and lines."""
+    arrays: dict[str, npt.NDArray[Any]] = {name: getattr(scanned.prints, name) for name in _PRINTS}
+    for name in ("numbers", "lines", "kinds", "languages", "drop_numbers", "sketches", "bands"):
+        arrays[name] = getattr(scanned, name)
+    parts: dict[str, bytes] = {}
     for name in _LINES:
         lines: list[bytes] = getattr(scanned, name)
-        _put(_path(folder, number, name), b"".join(line + b"\n" for line in lines))
-        ends[f"{name}_ends"] = np.cumsum([len(line) + 1 for line in lines], dtype=np.int64)
-    _put(_path(folder, number, "sketches"), scanned.sketches.tobytes())
-    _put(_path(folder, number, "bands"), scanned.bands.tobytes())
-    prints = scanned.prints
-    arrays = {field.name: getattr(prints, field.name) for field in fields(prints)} | ends
-    for name in ("numbers", "lines", "kinds", "languages", "drop_numbers"):
-        arrays[name] = getattr(scanned, name)
-    part = _path(folder, number, "part")
-    with part.open("wb") as file:
-        np.savez(file, counts=np.frombuffer(orjson.dumps(vars(scanned.counts)), np.uint8), **arrays)
-    part.replace(_path(folder, number, "npz"))
+        parts[name] = b"".join([line + b"\n" for line in lines])
+        # A portion is a few megabytes; one line may be longer, but not 4 GiB.
+        arrays[f"{name}_ends"] = np.cumsum([len(line) + 1 for line in lines], dtype=np.uint32)
+    parts |= {name: array.tobytes() for name, array in arrays.items()}
+    sizes = {name: len(part) for name, part in parts.items()}
+    types = {name: [array.dtype.str, *array.shape] for name, array in arrays.items()}
+    head = orjson.dumps({"sizes": sizes, "types": types, "counts": vars(scanned.counts)}) + b"\n"
+    waiting = folder / f"{number:06d}.part"
+    waiting.write_bytes(head + b"".join(parts.values()))
+    waiting.replace(_path(folder, number))
 
 
 def is_saved(folder: Path, number: int) -> bool:
     """Whether the portion's outcome is there, whole."""
-    return _path(folder, number, "npz").exists()
+    return _path(folder, number).exists()
 
 
-def _put(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.scan"
 
 
-def _path(folder: Path, number: int, name: str) -> Path:
-    return folder / f"{number:06d}.{name}"
+class _File:
+    """A portion's file: what stands where in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            head = orjson.loads(file.readline())
+            place = file.tell()
+        self.counts: dict[str, Any] = head["counts"]
+        self._types: dict[str, list[Any]] = head["types"]
+        self._places: dict[str, tuple[int, int]] = {}
+        for name, size in head["sizes"].items():
+            self._places[name] = (place, size)
+            place += size
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """One of its arrays."""
+        kind, *shape = self._types[name]
+        return np.frombuffer(self.read(name), kind).reshape(shape)
+
+    def read(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        """One of its parts, or `size` bytes of it from `start` on."""
+        place, whole = self._places[name]
+        with self.path.open("rb") as file:
+            file.seek(place + start)
+            return file.read(whole - start if size is None else size)
+
+    def pieces(self, name: str, spans: Iterable[tuple[int, int]]) -> list[bytes]:
+        """Parts of a part, each from its start to its end."""
+        place, _ = self._places[name]
+        with self.path.open("rb") as file:
+            return [os.pread(file.fileno(), end - start, place + start) for start, end in spans]
 
 
 @dataclass(frozen=True)
@@ -71,27 +103,25 @@ class Spill:
 
     def __init__(self, folder: Path, files: Sequence[str]) -> None:
         """`files` names the data file of each portion."""
-        self._folder = folder
         self.blocks: list[Block] = []
+        self._files: list[_File] = []
         parts: dict[str, list[npt.NDArray[Any]]] = {}
         num_rows = 0
         for number, file in enumerate(files):
-            with np.load(_path(folder, number, "npz")) as saved:
-                for name in ("lines", "kinds", "languages", *(field.name for field in fields(Prints))):
-                    parts.setdefault(name, []).append(saved[name])
-                counts = _counts(saved["counts"].tobytes())
-                ends = saved["rows_ends"]
-            parts.setdefault("block", []).append(np.full(len(ends), number, np.int32))
-            # A portion is a few megabytes; one line may be longer, but not 4 GiB.
-            parts.setdefault("ends", []).append(ends.astype(np.uint32))
-            self.blocks.append(Block(number, file, num_rows, len(ends), counts))
-            num_rows += len(ends)
+            saved = _File(_path(folder, number))
+            self._files.append(saved)
+            for name in ("lines", "kinds", "languages", "rows_ends", *_PRINTS):
+                parts.setdefault(name, []).append(saved.array(name))
+            num_here = len(parts["rows_ends"][-1])
+            parts.setdefault("block", []).append(np.full(num_here, number, np.int32))
+            self.blocks.append(Block(number, file, num_rows, num_here, _counts(saved.counts)))
+            num_rows += num_here
         whole = {name: np.concatenate(arrays) for name, arrays in parts.items()}
         self.num_rows = num_rows
         self.kinds: npt.NDArray[np.uint8] = whole["kinds"]
         self.languages: npt.NDArray[np.uint8] = whole["languages"]
-        self.prints = Prints(*(whole[field.name] for field in fields(Prints)))
-        self._lines, self._block, self._ends = whole["lines"], whole["block"], whole["ends"]
+        self.prints = Prints(*(whole[name] for name in _PRINTS))
+        self._lines, self._block, self._ends = whole["lines"], whole["block"], whole["rows_ends"]
 
     def file_of(self, row: int) -> str:
         """The data file in which a row stands."""
@@ -103,35 +133,28 @@ class Spill:
 
     def bands(self, band: int) -> Hashes:
         """All rows' hashes (N) in one band."""
-        parts = []
-        for block in self.blocks:
-            path = _path(self._folder, block.number, "bands")
-            parts.append(np.fromfile(path, np.uint64, block.num_rows, offset=8 * band * block.num_rows))
+        parts = [
+            np.frombuffer(file.read("bands", 8 * band * block.num_rows, 8 * block.num_rows), np.uint64)
+            for file, block in zip(self._files, self.blocks, strict=True)
+        ]
         return np.concatenate(parts)
 
-    def has_bands(self) -> bool:
-        """Whether near-duplicates can be looked for."""
-        return all(
-            _path(self._folder, block.number, "bands").stat().st_size == 8 * NUM_BANDS * block.num_rows
-            for block in self.blocks
-        )
-
     def sketches(self, rows: Ints) -> npt.NDArray[np.uint8]:
-        """(R, 126) bytes of these rows, which must be in ascending order."""
+        """(R, 125) bytes of these rows, which must be in ascending order."""
         found = np.empty((len(rows), NUM_HASHES), np.uint8)
         for block, members in self._by_block(rows):
-            read = np.fromfile(_path(self._folder, block.number, "sketches"), np.uint8).reshape(-1, NUM_HASHES)
-            found[members] = read[rows[members] - block.first_row]
+            found[members] = self._files[block.number].array("sketches")[rows[members] - block.first_row]
         return found
 
     def outputs(self, rows: Ints) -> list[dict[str, Any]]:
         """These rows (ascending) as they will be written."""
         found: list[dict[str, Any]] = []
         for block, members in self._by_block(rows):
-            with _path(self._folder, block.number, "rows").open("rb") as file:
-                for row in rows[members].tolist():
-                    start = int(self._ends[row - 1]) if row > block.first_row else 0
-                    found.append(orjson.loads(os.pread(file.fileno(), int(self._ends[row]) - start, start)))
+            spans = [
+                (int(self._ends[row - 1]) if row > block.first_row else 0, int(self._ends[row]))
+                for row in rows[members].tolist()
+            ]
+            found += map(orjson.loads, self._files[block.number].pieces("rows", spans))
         return found
 
     def _by_block(self, rows: Ints) -> list[tuple[Block, Ints]]:
@@ -142,16 +165,14 @@ class Spill:
 
     def lines(self, block: Block, name: str) -> list[bytes]:
         """A portion's `rows`, `raws` or `drops`, without their line ends."""
-        return _path(self._folder, block.number, name).read_bytes().split(b"\n")[:-1]
+        return self._files[block.number].read(name).split(b"\n")[:-1]
 
     def numbers(self, block: Block, name: str) -> list[int]:
         """The indices in their file of a portion's rows (`numbers`) or drops (`drop_numbers`)."""
-        with np.load(_path(self._folder, block.number, "npz")) as saved:
-            return list(saved[name].tolist())
+        return list(self._files[block.number].array(name).tolist())
 
 
-def _counts(said: bytes) -> Counts:
-    tree = orjson.loads(said)
+def _counts(tree: dict[str, Any]) -> Counts:
     return Counts(
         **{name: Counter(value) for name, value in tree.items() if name not in ("num_rows", "examples")},
         num_rows=tree["num_rows"],

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 
 from dsr1_tune.data.portions import Portion
@@ -32,9 +35,10 @@ def scan_all(
         _by_ray(numbered, settings, folder, done)
     elif num_workers == 1:
         scanner = Scanner(settings)
-        for number, portion in numbered:
-            save(scanner.scan(portion), folder, number)
-            done(portion)
+        with _without_cycles():
+            for number, portion in numbered:
+                save(scanner.scan(portion), folder, number)
+                done(portion)
     else:
         _by_processes(numbered, settings, folder, num_workers, done)
     return files
@@ -75,6 +79,18 @@ def _by_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextmanager
+def _without_cycles() -> Iterator[None]:
+    """Rows refer to nothing that refers to them: looking for cycles among a hundred thousand objects is in vain."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
 def _finish(portion: Portion, future: Future[None], done: Done) -> None:
     future.result()
     done(portion)
@@ -90,6 +106,7 @@ def _start(settings: Settings, folder: Path) -> None:
     # Ctrl-C reaches the whole group; the parent decides, and what is begun is finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _scanner, _folder = Scanner(settings), folder
+    gc.disable()  # as in _without_cycles
 
 
 def _scan(number: int, portion: Portion) -> None:
@@ -118,8 +135,10 @@ def _by_ray(numbered: Iterable[tuple[int, Portion]], settings: Settings, folder:
     todo = list(numbered)
     if not todo:
         return
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, include_dashboard=False)
+        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
     portions = dict(todo)
     num_cpus = int(ray.cluster_resources().get("CPU", os.cpu_count() or 1))
     tasks = ray.data.from_items([{"number": number, "portion": portion} for number, portion in todo])

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from dsr1_tune.config import CleanRun, Data
+from dsr1_tune.data import clean
+from dsr1_tune.errors import TuneError
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "fuzz_data.py"
 
@@ -62,3 +67,24 @@ def test_the_check_notices_a_lost_row(fuzz, tmp_path, monkeypatch):
     monkeypatch.setattr(fuzz, "read_portion", lambda portion: ([], None))
     with pytest.raises(AssertionError, match="portions differ"):
         fuzz.outcome_of(path)
+
+
+@pytest.mark.parametrize(
+    ("seed", "number"), [(7, 60), pytest.param(11, 2000, marks=pytest.mark.slow)], ids=["some", "many"]
+)
+def test_damaged_files_through_the_whole_pipeline(fuzz, tmp_path, seed, number):
+    """`data clean` on them: an error for the user, or every row in exactly one file."""
+    num_cleaned = 0
+    for fuzzed in fuzz.fuzzed_files(seed, number, tmp_path):
+        config = CleanRun(data=Data(files=(fuzzed.path,)), out=tmp_path / "out", workers=1)
+        try:
+            facts = clean.run(config).facts
+        except TuneError:
+            continue
+        num_cleaned += 1
+        written = [(tmp_path / "out" / f"{name}.jsonl").read_bytes() for name in ("train", "eval", "rejected")]
+        rows = [json.loads(line) for text in written for line in text.split(b"\n")[:-1]]
+        indices = [row["source"]["index"] if "source" in row else row["index"] for row in rows]
+        assert sorted(indices) == list(range(facts["num_rows"])), fuzzed
+        assert facts["num_kept"] + facts["num_merged"] + facts["num_dropped"] == facts["num_rows"]
+    assert num_cleaned > number / 4

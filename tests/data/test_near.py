@@ -7,7 +7,14 @@ import random
 import numpy as np
 import pytest
 
-from dsr1_tune.data.merge import contradictions, group_alike, merge_exact, merge_near, preference_order
+from dsr1_tune.data.merge import (
+    answered_otherwise,
+    contradictions,
+    group_alike,
+    merge_exact,
+    merge_near,
+    preference_order,
+)
 from dsr1_tune.data.near import Lookup, Verified, boilerplate_of, likely_pairs, own_words, verify
 from dsr1_tune.data.shingles import bands, fingerprints, grams, normalise, signatures, tokens
 
@@ -53,6 +60,11 @@ def test_small_edits_make_near_duplicates(a, b) -> None:
         # a long text before it, and another question behind it
         (row(EN * 3 + " How much sugar?", "Less."), row(EN * 3 + " What does the doctor say about it?", "Less.")),
         (row(ZH * 3 + "糖分应当怎样摄入？", "减少"), row(ZH * 3 + "血糖水平是由谁来监测的呢？", "患者")),
+        # another drug, and a short answer that says nothing about it
+        (
+            row("Is it safe to take amoxicillin with alcohol?", "Yes."),
+            row("Is it safe to take ibuprofen with alcohol?", "Yes."),
+        ),
         # the same question, another answer
         (row(EN * 2, "Yes, they should."), row(EN * 2, "No; ask a doctor.")),
     ],
@@ -128,13 +140,21 @@ def test_contradictions() -> None:
         row("What is the capital of Australia?", "Canberra"),
         row("What is the capital of australia", "Sydney"),
         row("What is the capital of France?", "Paris"),
+        row("What is the capital of France?", "Paris, on the Seine."),
         row("Write a story about a dog.", EN),
         row("Write a story about a dog.", EN.replace("sugar", "meat")),
         row("Go on", "Yes"),
         row("Go on", "No"),
+        row("这位患者可以吃吗？", "可以"),
+        row("这位患者可以吃吗？", "不可以"),
+        row("这位患者可以吃吗？", "可以的。"),
+        row("How many are there?", "5"),
+        row("How many are there?", "50"),
     ]
-    found = contradictions(fingerprints(normalise(rows)), np.arange(len(rows)))
-    assert found == {0: 1, 1: 0}
+    groups = answered_otherwise(fingerprints(normalise(rows)), np.arange(len(rows)))
+    assert sorted(map(list, groups)) == [[0, 1], [2, 3], [8, 9, 10], [11, 12]]
+    found = contradictions(groups, lambda members: [rows[member][1][1] for member in members])
+    assert found == {0: 1, 1: 0, 8: 9, 9: 8, 10: 9, 11: 12, 12: 11}
 
 
 def test_alike_rows_share_a_number() -> None:
