@@ -34,12 +34,12 @@ from dsr1_tune.data.scan import Settings
 from dsr1_tune.data.shingles import Flags, Hashes, Ints
 from dsr1_tune.data.spill import Spill
 from dsr1_tune.data.split import Stratum, count_strata, hold_out, length_bands
-from dsr1_tune.data.workers import scan_all
+from dsr1_tune.data.workers import Crew
 from dsr1_tune.errors import RunError
 from dsr1_tune.whole import whole_folder
 
 DEFAULT_RULES = "general"
-LEARNED_ROWS = 5000
+LEARNED_ROWS = 2000
 """So many rows at the start of each file show which preambles its rows share."""
 
 Say = Callable[[str], None]
@@ -65,12 +65,12 @@ def run(config: CleanRun, say: Say = lambda text: None, count_tokens: CountToken
         say("reading")
         portions = cut(sources, config.data.map)
         settings = _learn(config, pack, sources)
-        scanned = _Progress(say)
-        files = scan_all(portions, settings, work, num_workers(config), config.engine, scanned.one_more)
-        spill = Spill(work, files)
-        check_columns(config.data.map, _columns(spill))
-        say(f"looking for duplicates among {spill.num_rows:,} rows")
-        copies = find_copies(spill, config.dedup, settings.boilerplate, say)
+        with Crew(settings, work, num_workers(config), config.engine) as crew:
+            files = crew.scan_all(portions, _Progress(say).one_more)
+            spill = Spill(work, files)
+            check_columns(config.data.map, _columns(spill))
+            say(f"looking for duplicates among {spill.num_rows:,} rows")
+            copies = find_copies(spill, config.dedup, crew, say)
         fates = _fates(spill, copies)
         judged, judge_facts = _judge(config, spill, fates, say)
         outcome, strata = _split(config, spill, copies, fates, judged)
@@ -176,7 +176,7 @@ def _boilerplate(source: Source, config: CleanRun) -> Hashes:
         turns += [turns_of(as_output(row)) for row in rows[: LEARNED_ROWS - len(turns)] if not isinstance(row, Drop)]
         if len(turns) >= LEARNED_ROWS:
             break
-    return near.boilerplate_of(shingles.grams(shingles.tokens(shingles.normalise(turns))))
+    return near.boilerplate_of(shingles.grams_and_words(shingles.tokens(shingles.normalise(turns))))
 
 
 class _Progress:

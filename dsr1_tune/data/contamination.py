@@ -107,7 +107,7 @@ def _asked(row: Row) -> str:
 
 def _turn_keys(text: Text) -> list[list[bytes]]:
     """For each row the normalised text of every user's turn."""
-    marks = np.flatnonzero((text.codes >= ord(TURN["system"])) & (text.codes <= ord(TURN["tool"])))
+    marks = text.marks
     ends = np.append(marks[1:], len(text.codes))
     keys: dict[int, list[bytes]] = defaultdict(list)
     rows = np.searchsorted(text.bounds, marks, side="right") - 1

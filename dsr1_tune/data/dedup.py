@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -18,11 +18,12 @@ from dsr1_tune.data.merge import (
     merge_near,
     preference_order,
 )
-from dsr1_tune.data.near import Lookup, Pairs, Verified, likely_pairs, verify
-from dsr1_tune.data.output import answer_of, turns_of
+from dsr1_tune.data.near import BATCH_PAIRS, Pairs, Verified, likely_pairs
+from dsr1_tune.data.output import answer_of
 from dsr1_tune.data.record import Drop, Message, Place, Preference, Prompt, Row
-from dsr1_tune.data.shingles import Hashes, Ints
+from dsr1_tune.data.shingles import Ints
 from dsr1_tune.data.spill import Spill
+from dsr1_tune.data.workers import Crew, Doubtful
 
 Say = Callable[[str], None]
 
@@ -41,20 +42,20 @@ class Copies:
     alike: Ints
 
 
-def find_copies(spill: Spill, dedup: Dedup, boilerplate: Hashes, say: Say) -> Copies:
+def find_copies(spill: Spill, dedup: Dedup, crew: Crew, say: Say) -> Copies:
     """Exact duplicates first, then near-duplicates, then contradictions among what is left."""
     prints = spill.prints
     everyone = np.arange(spill.num_rows)
     rank = preference_order(prints.answer_chars, dedup.keep)
     leader = merge_exact(np.concatenate((prints.question, prints.answer, spill.kinds[:, None]), axis=1), rank)
-    close = _near_pairs(spill, np.flatnonzero(leader == everyone), dedup, boilerplate, say)
+    close = _near_pairs(spill, np.flatnonzero(leader == everyone), dedup, crew, say)
     alike = group_alike(prints.question, np.concatenate((close.pairs, _joined(leader))))
     stands_for = leader if dedup.exact or dedup.near else everyone
     similarity = np.ones(spill.num_rows, np.float32)
     if dedup.near:
 
         def compare(pairs: Pairs) -> Verified:
-            return _verify(spill, pairs, dedup.similarity, boilerplate)
+            return _compared(spill, pairs, dedup.similarity, crew)
 
         best = everyone.copy()
         for one in merge_near(close, rank, compare):
@@ -84,23 +85,25 @@ def _joined(stands_for: Ints) -> Pairs:
     return np.stack((stands_for[moved], moved), axis=1)
 
 
-def _near_pairs(spill: Spill, rows: Ints, dedup: Dedup, boilerplate: Hashes, say: Say) -> Verified:
+def _near_pairs(spill: Spill, rows: Ints, dedup: Dedup, crew: Crew, say: Say) -> Verified:
     """The near-duplicates among `rows`; found even if they are not merged, so that a split keeps them together."""
+    if not spill.has_bands():
+        return Verified.together([])
     pairs = likely_pairs(spill.bands, spill.sketches, rows, dedup.similarity)
     # Only rows of the same kind say the same.
     pairs = pairs[spill.kinds[pairs[:, 0]] == spill.kinds[pairs[:, 1]]]
     say(f"comparing {len(pairs):,} pairs that may be near-duplicates")
-    return _verify(spill, pairs, dedup.similarity, boilerplate)
+    return _compared(spill, pairs, dedup.similarity, crew)
 
 
-def _verify(spill: Spill, pairs: Pairs, similarity: float, boilerplate: Hashes) -> Verified:
-    def turns(rows: Ints) -> list[list[tuple[str, str]]]:
-        return [turns_of(output) for output in spill.outputs(rows)]
+def _compared(spill: Spill, pairs: Pairs, similarity: float, crew: Crew) -> Verified:
+    def doubtful() -> Iterator[Doubtful]:
+        for start in range(0, len(pairs), BATCH_PAIRS):
+            part = pairs[start : start + BATCH_PAIRS]
+            rows = np.unique(part)
+            yield Doubtful(part, rows, spill.whereabouts(rows), similarity)
 
-    parts = list(verify(pairs, turns, similarity, Lookup(boilerplate)))
-    if not parts:
-        return Verified(np.zeros((0, 2), np.int64), np.zeros(0))
-    return Verified(np.concatenate([p.pairs for p in parts]), np.concatenate([p.similarity for p in parts]))
+    return crew.compare_all(doubtful())
 
 
 class Seen:

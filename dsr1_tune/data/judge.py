@@ -65,11 +65,10 @@ CODES = {
     "contrast": "answer_does_not_fit",
     "fit": "answer_does_not_fit",
 }
-DECIDING = {"surprise": (0.995, 0.125), "oddity": (0.98, 0.125), "fit": (0.95, 0.25)}
+DECIDING = {"surprise": (0.98, 0.125), "oddity": (0.98, 0.125), "fit": (0.98, 0.25)}
 """Scores that drop rows by themselves: from which AUC on, and their part of the good rows that may be lost.
 
-Little text teaches little: in a thousand Chinese rows a poem is nearly as surprising as mash, and then surprise had
-better keep silent. The parts add up to a half: the other half is kept back, for what is lost is estimated on few rows.
+The parts add up to a half: the other half is kept back, for what is lost is estimated on few rows.
 """
 NONE = "none"
 """The name of no model."""
@@ -199,11 +198,15 @@ def _cut(bench: Bench, score: str, language: str) -> Cut | None:
             cut = cut_at(float(np.nanquantile(fit, config.drop_worst)), seen, bad)
     elif score in DECIDING and measure and not measure.off:
         least, part = DECIDING[score]
+        rows = bench.languages[language]
         value = auc_of_good(measure.auc, share_of_bad(seen, bad))
-        if value >= least:
+        if (bench.fit_auc[rows].max() if score == "fit" else value) >= least:
             cut = find_cut(seen, bad, config.max_lost * part)
         else:
             bench.note(f"{score} drops no row of {language}: its AUC is {value:.3f}, {least} is asked of it")
+        if cut and score == "surprise" and -bench.salad[language] < cut.value:
+            # Mash is odder than the file's own words in any order; a poem is not.
+            cut = cut_at(-bench.salad[language], seen, bad)
     if measure:
         measure.cut = cut
     return cut
@@ -216,24 +219,29 @@ def _all_seen(bench: Bench, score: str, language: str, measure: Measure) -> Floa
     if score == "surprise":
         return values
     if score == "fit":
-        may = _may_decide(bench, score, language, rows)
-        is_settled = may | (values > BEYOND_DOUBT) | np.isnan(bench.scores["surprise"][rows])
-        if is_settled.all():
-            return values[may | (values > BEYOND_DOUBT)]
+        is_settled = _is_looked_at(bench, language, rows) | (values > BEYOND_DOUBT)
+        is_short = np.isnan(bench.scores["surprise"][rows])
+        if (is_settled | is_short).all():
+            return values[is_settled]
     return measure.seen
 
 
 def _may_decide(bench: Bench, score: str, language: str, rows: Ints) -> np.ndarray:
     """Whether a row may be dropped by its calibrated score.
 
-    Shared words alone condemn nobody, a model must have looked; nor does the fit of a very short answer (that has no
-    surprise either): B, 42 and 是 are whole answers, and like no question.
+    Shared words alone condemn nobody: a model must have looked, and the blend it is part of must tell well. Nor does
+    the fit of a very short answer count (it has no surprise either): B, 42 and 是 are whole answers, and like no
+    question.
     """
     if score != "fit" or score in bench.config.cuts or bench.config.drop_worst:
         return np.ones(len(rows), bool)
+    return _is_looked_at(bench, language, rows) & (bench.fit_auc[rows] >= DECIDING["fit"][0])
+
+
+def _is_looked_at(bench: Bench, language: str, rows: Ints) -> np.ndarray:
     looked = [bench.scores[part][rows] for part in ("cosine", "ifd", "contrast") if bench.is_on(part, language)]
-    has_model_score = ~np.isnan(np.array(looked).reshape(-1, len(rows))).all(axis=0) if looked else False
-    return np.asarray(has_model_score & ~np.isnan(bench.scores["surprise"][rows]))
+    known = ~np.isnan(np.array(looked).reshape(-1, len(rows)))
+    return np.asarray(known.any(axis=0) & ~np.isnan(bench.scores["surprise"][rows]))
 
 
 def _drop(bench: Bench, row: int, score: str, code: str, cut: Cut) -> Drop:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from dsr1_tune.config import Judge
 from dsr1_tune.data import judge_overlap
-from dsr1_tune.data.judge_cutoff import MIN_AUC, MIN_ROWS, Blend, Cut, auc, auc_floor
+from dsr1_tune.data.judge_cutoff import MIN_AUC, MIN_ROWS, Blend, Cut, auc, auc_floor, auc_of_good, share_of_bad
 from dsr1_tune.data.judge_memo import Memo, Pair, digest
 from dsr1_tune.data.judge_reference import Bands, Ints, Reference, draw, shuffle_characters, shuffle_words
 
@@ -86,7 +86,10 @@ class Measure:
 
 @dataclass
 class Bench:
-    """The rows on the bench and all that is known of them so far; `scores` have a place for every row of the source."""
+    """The rows on the bench and all that is known of them so far; `scores` have a place for every row of the source.
+
+    `salad` is how surprising the language's words are in any order; `fit_auc` how well a row's fit tells.
+    """
 
     pairs: PairSource
     config: Judge
@@ -99,6 +102,8 @@ class Bench:
     counts: judge_overlap.Counts = field(default_factory=judge_overlap.Counts)
     references: dict[str, Reference] = field(default_factory=dict)
     measures: dict[tuple[str, str], Measure] = field(default_factory=dict)
+    salad: dict[str, float] = field(default_factory=dict)
+    fit_auc: Floats = field(default_factory=lambda: np.zeros(0))
     notes: list[str] = field(default_factory=list)
 
     def texts(self, rows: Ints) -> list[Pair]:
@@ -135,7 +140,7 @@ def open_bench(pairs: PairSource, config: Judge, seed: int, say: Say) -> Bench:
     of = {str(name): rows[codes[rows] == code] for code, name in enumerate(names)}
     languages = dict(sorted(((name, of[name]) for name in of if len(of[name])), key=lambda item: -len(item[1])))
     scores = {name: np.full(total, np.nan, np.float32) for name in SCORES}
-    return Bench(pairs, config, seed, say, rows, languages, scores)
+    return Bench(pairs, config, seed, say, rows, languages, scores, fit_auc=np.zeros(total, np.float32))
 
 
 # --- without a model ------------------------------------------------------------------------------------------------
@@ -158,10 +163,20 @@ def score_cheaply(bench: Bench) -> None:
         odd = judge_overlap.surprise(found[rows], numbers[rows], usual)
         bands = Bands(odd, numbers[rows].sum(axis=1))
         bench.scores["surprise"][rows] = odd - bands.usual(numbers[rows].sum(axis=1))
-        mash = reference.shuffled(shuffle_characters, bench.seed)
-        mash_found, mash_numbers = judge_overlap.bits(mash, bench.counts, reference.rows)
-        mash_odd = judge_overlap.surprise(mash_found, mash_numbers, usual) - bands.usual(mash_numbers.sum(axis=1))
-        _measure(bench, "surprise", language, bench.scores["surprise"][reference.rows], mash_odd)
+
+        def odd_when(
+            shuffle: Callable[[str, np.random.Generator], str],
+            reference: Reference = reference,
+            usual: Floats = usual,
+            bands: Bands = bands,
+        ) -> Floats:
+            shuffled = reference.shuffled(shuffle, bench.seed)
+            costs, sizes = judge_overlap.bits(shuffled, bench.counts, reference.rows)
+            return judge_overlap.surprise(costs, sizes, usual) - bands.usual(sizes.sum(axis=1))
+
+        mash, salad = odd_when(shuffle_characters), odd_when(shuffle_words)
+        _measure(bench, "surprise", language, bench.scores["surprise"][reference.rows], mash)
+        bench.salad[language] = float(np.nanquantile(salad, 0.99)) if np.isfinite(salad).any() else np.inf
         wrong = np.stack([judge_overlap.overlap(reference.wrong(which), bench.counts) for which in (0, 1)], axis=1)
         _measure(bench, "overlap", language, bench.scores["overlap"][reference.rows], wrong)
         blend(bench, language)
@@ -399,15 +414,18 @@ def blend(bench: Bench, language: str) -> None:
     plain = tuple(part for part in on if part in ("overlap", "cosine"))
     sets = [on, plain, tuple(part for part in on if part != "cosine"), tuple(part for part in on if part == "overlap")]
     rows = bench.languages[language]
-    fit = np.full(len(rows), np.nan)
+    fit, told = np.full(len(rows), np.nan), np.zeros(len(rows))
     for names in dict.fromkeys(names for names in sets if names):
         seen, bad = (_columns(bench, language, names, side) for side in ("seen", "bad"))
         blended = Blend.fit(seen, bad)
-        known = np.stack([as_good(name, bench.scores[name][rows]) for name in names], axis=1)
-        fit = np.where(np.isnan(fit), blended(known), fit)
+        seen_fit, bad_fit = blended(seen), blended(bad)
+        value = auc_of_good(auc(seen_fit, bad_fit), share_of_bad(seen_fit, bad_fit))
+        found = blended(np.stack([as_good(name, bench.scores[name][rows]) for name in names], axis=1))
+        told = np.where(np.isnan(fit) & ~np.isnan(found), value, told)
+        fit = np.where(np.isnan(fit), found, fit)
         if names == (plain if "cosine" in plain else on):
-            _measure(bench, "fit", language, blended(seen), blended(bad).reshape(len(seen), -1))
-    bench.scores["fit"][rows] = fit
+            _measure(bench, "fit", language, seen_fit, bad_fit.reshape(len(seen), -1))
+    bench.scores["fit"][rows], bench.fit_auc[rows] = fit, told
 
 
 def _columns(bench: Bench, language: str, names: Sequence[str], side: str) -> Floats:

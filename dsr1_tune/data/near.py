@@ -13,7 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from dsr1_tune.data.output import Turns
-from dsr1_tune.data.shingles import NUM_BANDS, Flags, Grams, Hashes, Ints, Text, Tokens, grams, normalise, tokens
+from dsr1_tune.data.shingles import (
+    NUM_BANDS,
+    Flags,
+    Grams,
+    Hashes,
+    Ints,
+    Tokens,
+    grams_and_words,
+    normalise,
+    tokens,
+)
 
 Pairs = npt.NDArray[np.int64]
 """(P, 2) row numbers, the smaller one first."""
@@ -32,7 +42,7 @@ MIN_CORE_SIMILARITY = 0.5
 BATCH_PAIRS = 2000
 WAITING_PAIRS = 1 << 18
 MIN_BOILERPLATE_ROWS = 20
-MIN_BOILERPLATE_RUN = 24
+MIN_BOILERPLATE_RUN = 16
 
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -45,7 +55,7 @@ def likely_pairs(
 ) -> Pairs:
     """Pairs of `rows` that are equal in a band and whose sketches agree about as much as similar rows' do.
 
-    `bands(b)` are all rows' hashes (N) in band b; `sketches(rows)` reads (R, 125) bytes of rows in ascending order.
+    `bands(b)` are all rows' hashes (N) in band b; `sketches(rows)` reads (R, 120) bytes of rows in ascending order.
     """
     kept: list[Pairs] = []
     waiting: list[Pairs] = []
@@ -100,90 +110,89 @@ class Verified:
     pairs: Pairs
     similarity: npt.NDArray[np.float64]
 
+    @classmethod
+    def together(cls, parts: Sequence[Verified]) -> Verified:
+        """The pairs of all parts."""
+        if not parts:
+            return cls(np.zeros((0, 2), np.int64), np.zeros(0))
+        return cls(np.concatenate([p.pairs for p in parts]), np.concatenate([p.similarity for p in parts]))
 
-def verify(
-    pairs: Pairs, turns: Callable[[Ints], Sequence[Turns]], similarity: float, boilerplate: Lookup
-) -> Iterator[Verified]:
-    """Compare the texts of each pair, some thousand pairs at a time; `turns(rows)` reads rows.
+
+def verify(pairs: Pairs, rows: Ints, turns: Sequence[Turns], similarity: float, boilerplate: Lookup) -> Verified:
+    """Compare the texts of each pair; `turns` are those of `rows`, which are all of the pairs' in ascending order.
 
     Two rows are near-duplicates if they share enough of their n-grams, if their answers are alike as well, if the
     same numbers stand in their questions, and if what is left of the questions after their common beginning and end
     is alike: with a long text before it, two different questions share nearly all n-grams. Where the answers are
     short, nothing may be left.
     """
-    for start in range(0, len(pairs), BATCH_PAIRS):
-        part = pairs[start : start + BATCH_PAIRS]
-        needed, numbers = np.unique(part, return_inverse=True)
-        rows = _Compared.of(turns(needed), boilerplate)
-        values = np.array([rows.similarity(int(a), int(b), similarity) for a, b in numbers.reshape(part.shape)])
-        yield Verified(part[values > 0], values[values > 0])
+    compared = _Compared.all_of(turns, boilerplate)
+    places = np.searchsorted(rows, pairs).tolist()
+    values = np.array([compared[a].similarity(compared[b], similarity) for a, b in places], np.float64)
+    return Verified(pairs[values > 0], values[values > 0])
 
 
 @dataclass(frozen=True)
 class _Compared:
-    """Rows taken apart for comparison."""
+    """A row taken apart for comparison: its own n-grams, its answer's, and its question's tokens and numbers."""
 
-    grams: Grams
-    is_kept: Flags
-    tokens: Tokens
-    numbers: list[list[str]]
+    grams: frozenset[int]
+    answer: frozenset[int]
+    question: Hashes
+    numbers: list[str]
+    num_said: int
+    is_cjk: bool
 
     @classmethod
-    def of(cls, rows: Sequence[Turns], boilerplate: Lookup) -> _Compared:
-        text: Text = normalise(rows)
-        found = tokens(text)
-        pieces = grams(found)
-        numbers = [
-            [number for role, said in turns if role != "assistant" for number in _NUMBER.findall(said)]
-            for turns in rows
-        ]
-        return cls(pieces, own_words(pieces, boilerplate), found, numbers)
+    def all_of(cls, rows: Sequence[Turns], boilerplate: Lookup) -> list[_Compared]:
+        """Take many rows apart at once."""
+        found = tokens(normalise(rows))
+        pieces = grams_and_words(found)
+        own = own_words(pieces, boilerplate)
+        return [cls._of(turns, row, found, pieces, own) for row, turns in enumerate(rows)]
 
-    def similarity(self, a: int, b: int, least: float) -> float:
+    @classmethod
+    def _of(cls, turns: Turns, row: int, found: Tokens, pieces: Grams, own: Flags) -> _Compared:
+        here = slice(pieces.bounds[row], pieces.bounds[row + 1])
+        hashes, is_answer = pieces.hashes[here], pieces.is_answer[here]
+        said = slice(found.bounds[row], found.bounds[row + 1])
+        speaks = found.is_answer[said]
+        num_cjk = np.count_nonzero(found.is_cjk[said])
+        asked = [text for role, text in turns if role != "assistant"]
+        return cls(
+            frozenset(hashes[own[here]].tolist()),
+            frozenset(hashes[is_answer].tolist()),
+            found.hashes[said][~speaks],
+            [number for text in asked for number in _NUMBER.findall(text)],
+            int(np.count_nonzero(speaks)),
+            bool(2 * num_cjk > len(speaks)),
+        )
+
+    def similarity(self, other: _Compared, least: float) -> float:
         """How similar two rows are, or 0 where they are no near-duplicates.
 
         The Jaccard index of their n-grams; of words, which an edit changes more of, brought to the scale of characters.
         """
-        whole = _jaccard(self._grams(a), self._grams(b))
-        if not self._is_cjk(a):
+        whole = _jaccard(self.grams, other.grams)
+        if not self.is_cjk:
             whole **= 1 / WORD_EXPONENT
-        if whole < least or self.numbers[a] != self.numbers[b]:
+        if whole < least or self.numbers != other.numbers:
             return 0.0
-        if _jaccard(self._answer(a), self._answer(b)) < MIN_ANSWER_SIMILARITY:
+        if _jaccard(self.answer, other.answer) < MIN_ANSWER_SIMILARITY:
             return 0.0
-        core_a, core_b = _cores(self._question(a), self._question(b))
+        core, others = _cores(self.question, other.question)
         # "Is it safe to take amoxicillin?" and "... ibuprofen?" may both be answered by a yes.
-        if len(core_a) and len(core_b) and min(self._num_said(a), self._num_said(b)) <= SHORT_ANSWER_TOKENS:
+        if len(core) and len(others) and min(self.num_said, other.num_said) <= SHORT_ANSWER_TOKENS:
             return 0.0
-        if min(len(core_a), len(core_b)) >= MIN_CORE_TOKENS and _jaccard(core_a, core_b) < MIN_CORE_SIMILARITY:
-            return 0.0
+        if min(len(core), len(others)) >= MIN_CORE_TOKENS:
+            likeness = _jaccard(frozenset(core.tolist()), frozenset(others.tolist()))
+            return whole if likeness >= MIN_CORE_SIMILARITY else 0.0
         return whole
 
-    def _is_cjk(self, row: int) -> bool:
-        start, end = self.tokens.bounds[row], self.tokens.bounds[row + 1]
-        return bool(2 * np.count_nonzero(self.tokens.is_cjk[start:end]) > end - start)
 
-    def _grams(self, row: int) -> Hashes:
-        start, end = self.grams.bounds[row], self.grams.bounds[row + 1]
-        return self.grams.hashes[start:end][self.is_kept[start:end]]
-
-    def _answer(self, row: int) -> Hashes:
-        start, end = self.grams.bounds[row], self.grams.bounds[row + 1]
-        return self.grams.hashes[start:end][self.grams.is_answer[start:end]]
-
-    def _num_said(self, row: int) -> int:
-        start, end = self.tokens.bounds[row], self.tokens.bounds[row + 1]
-        return int(np.count_nonzero(self.tokens.is_answer[start:end]))
-
-    def _question(self, row: int) -> Hashes:
-        start, end = self.tokens.bounds[row], self.tokens.bounds[row + 1]
-        return self.tokens.hashes[start:end][~self.tokens.is_answer[start:end]]
-
-
-def _jaccard(a: Hashes, b: Hashes) -> float:
+def _jaccard(a: frozenset[int], b: frozenset[int]) -> float:
     """Shared over all; two empty sets are alike."""
-    a, b = np.unique(a), np.unique(b)
-    num_both = len(np.intersect1d(a, b, assume_unique=True))
+    num_both = len(a & b)
     num_all = len(a) + len(b) - num_both
     return num_both / num_all if num_all else 1.0
 
@@ -225,31 +234,39 @@ class Lookup:
 
 
 def boilerplate_of(grams: Grams) -> Hashes:
-    """The n-grams outside of answers that twenty rows or more have: those of shared preambles, and usual ones."""
+    """The n-grams of preambles: those outside of answers that twenty rows or more have, sixteen of them in a row."""
     rows = np.repeat(np.arange(len(grams.bounds) - 1), np.diff(grams.bounds))[~grams.is_answer]
     hashes = grams.hashes[~grams.is_answer]
     order = np.lexsort((rows, hashes))
-    hashes, rows = hashes[order], rows[order]
+    ordered, rows = hashes[order], rows[order]
     is_new = np.ones(len(hashes), bool)
-    is_new[1:] = (hashes[1:] != hashes[:-1]) | (rows[1:] != rows[:-1])
-    values, counts = np.unique(hashes[is_new], return_counts=True)
-    return values[counts >= MIN_BOILERPLATE_ROWS]
+    is_new[1:] = (ordered[1:] != ordered[:-1]) | (rows[1:] != rows[:-1])
+    values, counts = np.unique(ordered[is_new], return_counts=True)
+    usual = Lookup(values[counts >= MIN_BOILERPLATE_ROWS])
+    return np.unique(grams.hashes[_in_long_runs(grams, usual)])
 
 
 def own_words(grams: Grams, boilerplate: Lookup) -> Flags:
     """Which n-grams are a row's own (G): not part of a long run of boilerplate outside of the answer.
 
-    A single usual n-gram stays; twenty-four in a row are a preamble.
+    A single usual n-gram stays; sixteen in a row are a preamble.
     """
-    # In a run of so many, a few that are usual by chance do not matter.
-    usual = boilerplate.may_have(grams.hashes) & ~grams.is_answer
-    starts = grams.bounds[:-1][grams.bounds[:-1] < len(usual)]
-    is_new_run = np.ones(len(usual), bool)
-    is_new_run[1:] = usual[1:] != usual[:-1]
-    is_new_run[starts] = True
-    run = np.cumsum(is_new_run) - 1
-    own = ~(usual & (np.bincount(run, minlength=1)[run] >= MIN_BOILERPLATE_RUN))
+    if not len(boilerplate.hashes):
+        return np.ones(len(grams.hashes), bool)
+    own = ~_in_long_runs(grams, boilerplate)
     running = np.concatenate(([0], np.cumsum(own, dtype=np.int64)))
     num_own = running[grams.bounds[1:]] - running[grams.bounds[:-1]]
     # A row that is nothing but boilerplate is compared by all of it.
     return own | np.repeat(num_own == 0, np.diff(grams.bounds))
+
+
+def _in_long_runs(grams: Grams, usual: Lookup) -> Flags:
+    """Which n-grams (G) outside of answers stand among sixteen usual ones in a row."""
+    # In a run of so many, a few that are usual by chance do not matter.
+    found = usual.may_have(grams.hashes) & ~grams.is_answer
+    starts = grams.bounds[:-1][grams.bounds[:-1] < len(found)]
+    is_new_run = np.ones(len(found), bool)
+    is_new_run[1:] = found[1:] != found[:-1]
+    is_new_run[starts] = True
+    run = np.cumsum(is_new_run) - 1
+    return found & (np.bincount(run, minlength=1)[run] >= MIN_BOILERPLATE_RUN)

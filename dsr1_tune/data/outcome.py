@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -20,6 +19,7 @@ from dsr1_tune.data.scan import reject
 from dsr1_tune.data.spill import Block, Spill
 
 MAX_SHOWN_CHARS = 80
+GROUPS_AT_ONCE = 1000
 
 
 class Fate(IntEnum):
@@ -131,20 +131,23 @@ def write_groups(outcome: Outcome, path: Path) -> dict[str, Any]:
     copies = outcome.copies
     merged = np.flatnonzero(copies.stands_for != np.arange(len(copies.stands_for)))
     merged = merged[np.argsort(copies.stands_for[merged], kind="stable")]
-    sizes: Counter[int] = Counter()
     edges = np.flatnonzero(np.diff(copies.stands_for[merged])) + 1
+    groups = [np.concatenate((copies.stands_for[rows[:1]], rows)) for rows in np.split(merged, edges) if len(rows)]
     with path.open("wb") as file:
-        for number, members in enumerate(np.split(merged, edges) if len(merged) else []):
-            rows = np.concatenate((copies.stands_for[members[:1]], members))
-            file.write(dumps(_group(outcome, number, rows)) + b"\n")
-            sizes[number] = len(rows)
+        for start in range(0, len(groups), GROUPS_AT_ONCE):
+            some = groups[start : start + GROUPS_AT_ONCE]
+            rows = np.unique(np.concatenate(some))
+            texts = dict(zip(rows.tolist(), outcome.spill.outputs(rows), strict=True))
+            for number, members in enumerate(some, start):
+                file.write(dumps(_group(outcome, number, members, texts)) + b"\n")
+    sizes = {number: len(rows) for number, rows in enumerate(groups)}
     largest = dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:10])
-    return {"num_groups": len(sizes), "largest": _largest(path, largest)}
+    return {"num_groups": len(groups), "largest": _largest(path, largest)}
 
 
-def _group(outcome: Outcome, number: int, rows: npt.NDArray[np.int64]) -> dict[str, Any]:
-    order = np.argsort(rows, kind="stable")
-    texts = dict(zip(rows[order].tolist(), outcome.spill.outputs(rows[order]), strict=True))
+def _group(
+    outcome: Outcome, number: int, rows: npt.NDArray[np.int64], texts: dict[int, dict[str, Any]]
+) -> dict[str, Any]:
     kept, *merged = [
         {
             "file": outcome.spill.file_of(row),

@@ -132,7 +132,7 @@ def show_facts(facts: dict[str, Any], console: Console) -> None:
         console.print(_plain(f"Personal data ({done.get(facts['personal_data']['action'], '')}): {listed}."))
     for file in facts["files"]:
         if file["is_damaged"]:
-            text = f"{file['file']} is damaged: rows behind the broken place may be lost. Mend the file, or fetch it again."
+            text = f"{file['file']} is damaged: rows behind the broken place may be lost. Mend it, or fetch it again."
             console.print(_plain(text, "red"))
     kept, rows, split = facts["num_kept"], facts["num_rows"], facts["split"]
     text = f"{kept:,} of {rows:,} rows are kept ({facts['utilisation']:.1%}): {split['num_train']:,} to train on"

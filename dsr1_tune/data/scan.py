@@ -111,7 +111,7 @@ class Scanner:
     def __init__(self, settings: Settings) -> None:
         self._checker = Checker(settings.pack)
         self._guard = Guard(settings.privacy_kinds, settings.privacy_action)
-        self._boilerplate = Lookup(settings.boilerplate)
+        self.boilerplate = Lookup(settings.boilerplate)
         self._evaluation = settings.evaluation
         self._near = settings.near
 
@@ -194,7 +194,9 @@ class Scanner:
             num_rows = len(found.bounds) - 1
             return np.zeros((num_rows, 0), np.uint8), np.zeros((0, num_rows), np.uint64)
         pieces = grams(found)
-        signs = signatures(pieces.only(own_words(pieces, self._boilerplate)))
+        if len(self.boilerplate.hashes):
+            pieces = pieces.only(own_words(pieces, self.boilerplate))
+        signs = signatures(pieces)
         return signs.astype(np.uint8), bands(signs)
 
 

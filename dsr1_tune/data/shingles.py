@@ -17,14 +17,14 @@ import numpy.typing as npt
 import xxhash
 from rensa import RMinHash
 
-Codes = npt.NDArray[np.uint32]
+Codes = npt.NDArray[np.uint16]
 Hashes = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
-NUM_HASHES = 125
-NUM_BANDS = 25
-"""25 bands of 5: rows that share 70 % of their n-grams meet in a band with probability 0.99, at 30 % with 0.06."""
+NUM_HASHES = 120
+NUM_BANDS = 30
+"""30 bands of 4: rows that share 60 % of their n-grams meet in a band with probability 0.98, at 20 % with 0.05."""
 SEED = 20240613
 
 CJK_GRAM = 4
@@ -35,7 +35,6 @@ LONG_GRAM = 13
 
 TURN = {"system": "\ufdd0", "user": "\ufdd1", "assistant": "\ufdd2", "tool": "\ufdd3"}
 """Unicode's noncharacters, which no text holds, mark who speaks."""
-_FIRST_MARK, _LAST_MARK = 0xFDD0, 0xFDD3
 
 # Signs that make another formula or program of the same letters; other punctuation does not count.
 _OPERATORS = "+-*/=<>%^&|~$#@\\_"
@@ -44,13 +43,16 @@ _BMP = 0x10000
 
 @dataclass(frozen=True)
 class Text:
-    """Many rows' texts as one array of normalised code points (0 where a character does not count).
+    """Many rows' texts as one array of normalised UTF-16 units (0 where a character does not count).
 
-    `bounds` (N + 1) are the positions at which the rows begin and end; `is_answer` marks what an assistant says.
+    `bounds` (N + 1) are the positions at which the rows begin and end; `scripts` (C) are numbers in SCRIPTS; `marks`
+    are the positions at which a turn begins, and `is_answer` (C) marks what an assistant says.
     """
 
     codes: Codes
     bounds: Ints
+    scripts: npt.NDArray[np.uint8]
+    marks: Ints
     is_answer: Flags
 
     @property
@@ -94,22 +96,22 @@ class Grams:
 
 def normalise(turns: Sequence[Sequence[tuple[str, str]]]) -> Text:
     """Rows of (role, text) turns → their text without width, case, punctuation, blanks and traditional characters."""
-    joined = ["".join(TURN[role] + text for role, text in row) for row in turns]
-    codes = np.frombuffer("".join(joined).encode("utf-32-le", "surrogatepass"), np.uint32)
-    bounds = _bounds([len(text) for text in joined])
-    codes = _with_decimal_points(codes, _table()[np.minimum(codes, _BMP - 1)])
-    is_mark = (codes >= _FIRST_MARK) & (codes <= _LAST_MARK)
-    marks = np.flatnonzero(is_mark)
+    joined = ["".join([TURN[role] + text for role, text in row]) for row in turns]
+    raw = np.frombuffer("".join(joined).encode("utf-16-le", "surrogatepass"), np.uint16)
+    lengths = list(map(len, joined))
+    if sum(lengths) != len(raw):
+        # Characters above the BMP are two units.
+        lengths = [len(text.encode("utf-16-le", "surrogatepass")) // 2 for text in joined]
+    codes = _with_decimal_points(raw, _table()[raw])
+    scripts = _script_table()[codes]
+    marks = np.flatnonzero(scripts == _MARK)
     speaks = codes[marks] == ord(TURN["assistant"])
     is_answer = np.repeat(speaks, np.diff(np.append(marks, len(codes)))) if len(marks) else np.zeros(len(codes), bool)
-    return Text(codes, bounds, is_answer)
+    return Text(codes, _bounds(lengths), scripts, marks, is_answer)
 
 
 def _with_decimal_points(raw: Codes, codes: Codes) -> Codes:
-    """Beyond the table: characters above the BMP stand for themselves, and 3.5 is not 35."""
-    high = raw >= _BMP
-    if high.any():
-        codes[high] = raw[high]
+    """3.5 is not 35: points and commas between digits count."""
     points = np.flatnonzero((raw == 46) | (raw == 44))
     points = points[(points > 0) & (points < len(raw) - 1)]
     before, after = codes[points - 1], codes[points + 1]
@@ -123,17 +125,18 @@ def _table() -> Codes:
     """BMP code point → its normal form: half width, lower case, simplified; 0 for what does not count."""
     from opencc import OpenCC
 
-    table = np.zeros(_BMP, np.uint32)
-    for code in range(_BMP - 1):
+    table = np.zeros(_BMP, np.uint16)
+    for code in range(_BMP):
         character = chr(code)
         plain = unicodedata.normalize("NFKC", character) if code > 0x7F else character
         plain = plain.lower() if len(plain) == 1 else character.lower()
         kind = unicodedata.category(plain[0])[0]
         if len(plain) == 1 and (kind not in "PZC" or plain in _OPERATORS):
-            table[code] = ord(plain)
-    table[_FIRST_MARK : _LAST_MARK + 1] = np.arange(_FIRST_MARK, _LAST_MARK + 1)
-    # The last entry stands for everything above; `normalise` puts the characters themselves back.
-    table[_BMP - 1] = 0
+            table[code] = ord(plain) if ord(plain) < _BMP else code
+    # Halves of characters above the BMP, and the marks, stand for themselves.
+    table[0xD800:0xE000] = np.arange(0xD800, 0xE000)
+    for mark in TURN.values():
+        table[ord(mark)] = ord(mark)
     han = "".join(map(chr, (*range(0x3400, 0x4DC0), *range(0x4E00, 0xA000))))
     simplified = OpenCC("t2s").convert("\n".join(han)).split("\n")
     for old, new in zip(han, simplified, strict=True):
@@ -159,14 +162,14 @@ def fingerprints(text: Text) -> Prints:
     """Hash every row in two parts; the last turn is its answer, if an assistant says it."""
     counts = text.codes != 0
     running = _running(counts)
-    is_mark = (text.codes >= _FIRST_MARK) & (text.codes <= _LAST_MARK)
-    marks = np.flatnonzero(is_mark)
-    last = marks[np.maximum(np.searchsorted(marks, text.bounds[1:]) - 1, 0)]
-    middle = np.where(text.is_answer[last], last, text.bounds[1:])
-    starts, middles, ends = running[text.bounds[:-1]], running[middle], running[text.bounds[1:]]
+    marks = text.marks
+    last = marks[np.maximum(np.searchsorted(marks, text.bounds[1:]) - 1, 0)] if len(marks) else text.bounds[:-1]
+    speaks = text.is_answer[last] if len(marks) else np.zeros(len(last), bool)
+    middle = np.where(speaks, last, text.bounds[1:])
+    starts, middles, ends = (running[places].astype(np.int64) for places in (text.bounds[:-1], middle, text.bounds[1:]))
     packed = memoryview(text.codes[counts].tobytes())
     digest = xxhash.xxh3_128_digest
-    edges = zip((starts * 4).tolist(), (middles * 4).tolist(), (ends * 4).tolist(), strict=True)
+    edges = zip((starts * 2).tolist(), (middles * 2).tolist(), (ends * 2).tolist(), strict=True)
     joined = b"".join([digest(packed[a:b]) + digest(packed[b:c]) for a, b, c in edges])
     pairs = np.frombuffer(joined, np.uint64).reshape(-1, 2, 2)
     return Prints(pairs[:, 0], pairs[:, 1], middles - starts, ends - middles)
@@ -174,57 +177,71 @@ def fingerprints(text: Text) -> Prints:
 
 def tokens(text: Text) -> Tokens:
     """Split texts into CJK characters and words of other scripts."""
-    codes = text.codes
-    counts = (codes != 0) & ((codes < _FIRST_MARK) | (codes > _LAST_MARK))
-    is_cjk = counts & is_cjk_code(codes)
-    in_word = counts & ~is_cjk
-    starts = in_word.copy()
-    starts[1:] &= ~in_word[:-1]
-    starts[text.bounds[:-1][text.bounds[:-1] < len(codes)]] |= in_word[text.bounds[:-1][text.bounds[:-1] < len(codes)]]
-    is_start = starts | is_cjk
+    is_cjk = (text.scripts >= _HAN) & (text.scripts <= _HANGUL)
+    in_word = (text.scripts != 0) & ~is_cjk & (text.scripts != _MARK)
+    # Every row begins with the mark of its first turn, so that no word reaches into the next row.
+    edges = np.flatnonzero(in_word[1:] != in_word[:-1]) + 1
+    starts, ends = edges[::2], edges[1::2]
+    if len(ends) < len(starts):
+        ends = np.append(ends, len(in_word))
+    is_start = is_cjk.copy()
+    is_start[starts] = True
     places = np.flatnonzero(is_start)
-    # Of a word: the sum of its characters, each times a power that tells its place; of a CJK character: itself.
-    letters = np.flatnonzero(in_word)
-    word_starts = np.flatnonzero(starts[letters])
-    spelled = np.zeros(len(places), np.uint32)
-    if len(letters):
-        lengths = np.diff(np.append(word_starts, len(letters)))
-        within = np.arange(len(letters), dtype=np.uint32) - np.repeat(word_starts, lengths).astype(np.uint32)
-        products = codes[letters] * _POWERS[np.minimum(within, len(_POWERS) - 1)]
-        spelled[starts[places]] = np.add.reduceat(products, word_starts, dtype=np.uint32)
-    spelled[is_cjk[places]] = codes[places[is_cjk[places]]]
+    is_cjk = is_cjk[places]
+    spelled = np.empty(len(places), np.uint32)
+    spelled[is_cjk] = text.codes[places[is_cjk]]
+    spelled[~is_cjk] = _spelled(text.codes, starts, ends)
     bounds = np.searchsorted(places, text.bounds)
-    scripts = _script_table()[np.minimum(codes[places], _BMP - 1)]
-    return Tokens(mixed(spelled.astype(np.uint64)), bounds, is_cjk[places], scripts, text.is_answer[places])
+    return Tokens(mixed(spelled.astype(np.uint64)), bounds, is_cjk, text.scripts[places], text.is_answer[places])
 
 
-SCRIPTS = ("sign", "latin", "han", "kana", "hangul", "cyrillic", "arabic", "other")
+def _spelled(codes: Codes, starts: Ints, ends: Ints) -> npt.NDArray[np.uint32]:
+    """A hash of each word: the sum of its characters, each times a power of its place (modulo 2^32).
+
+    From sums over all characters so far, which is why the powers count from the beginning of the array.
+    """
+    powers, inverses = _powers(1 << max(16, len(codes).bit_length()))
+    running = np.zeros(len(codes) + 1, np.uint32)
+    np.cumsum(codes * powers[: len(codes)], dtype=np.uint32, out=running[1:])
+    return (running[ends] - running[starts]) * inverses[starts]
+
+
+@cache
+def _powers(size: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
+    """The first powers of an odd number modulo 2^32, and of its inverse."""
+    factor = 0x9E3779B1
+    both = []
+    for number in (factor, pow(factor, -1, 1 << 32)):
+        powers = np.full(size, number, np.uint32)
+        powers[0] = 1
+        both.append(np.cumprod(powers, dtype=np.uint32))
+    return both[0], both[1]
+
+
+SCRIPTS = ("none", "sign", "latin", "han", "kana", "hangul", "cyrillic", "arabic", "other", "mark")
+_HAN, _HANGUL, _MARK = SCRIPTS.index("han"), SCRIPTS.index("hangul"), SCRIPTS.index("mark")
+"""Han, kana and Hangul are written without blanks, or with blanks between more than words."""
 _RANGES = (
-    (0x61, 0x24F, "latin"),
+    (0x01, 0x7F, "sign"),
+    (0x61, 0x7A, "latin"),
+    (0xC0, 0x24F, "latin"),
     (0x400, 0x52F, "cyrillic"),
     (0x600, 0x6FF, "arabic"),
     (0x3040, 0x30FF, "kana"),
     (0x3400, 0x9FFF, "han"),
     (0xAC00, 0xD7A3, "hangul"),
+    (0xFDD0, 0xFDD3, "mark"),
 )
 
 
 @cache
 def _script_table() -> npt.NDArray[np.uint8]:
-    """BMP code point → number of its script; digits and operators are signs."""
-    table = np.zeros(_BMP, np.uint8)
-    table[0x100:] = SCRIPTS.index("other")
+    """Normalised UTF-16 unit → number of its script; digits and operators are signs."""
+    table = np.full(_BMP, SCRIPTS.index("other"), np.uint8)
+    table[0] = 0
     for first, last, script in _RANGES:
         table[first : last + 1] = SCRIPTS.index(script)
     return table
-
-
-_POWERS = np.cumprod(np.full(64, 0x01000193, np.uint32), dtype=np.uint32)
-
-
-def is_cjk_code(codes: Codes) -> Flags:
-    """Han, kana and Hangul: scripts in which blanks do not separate words, or not the smallest ones."""
-    return ((codes >= 0x3040) & (codes <= 0x9FFF)) | ((codes >= 0xAC00) & (codes <= 0xD7A3)) | (codes >= 0x20000)
 
 
 def mixed(values: Hashes) -> Hashes:
@@ -235,14 +252,15 @@ def mixed(values: Hashes) -> Hashes:
 
 
 def grams(tokens: Tokens) -> Grams:
-    """4-grams of CJK characters; of other scripts words and pairs of words. A row with no n-gram is one by itself."""
-    hashes = np.where(tokens.is_cjk, _windows(tokens.hashes, CJK_GRAM), _windows(tokens.hashes, WORD_GRAM))
-    fits = _fits(tokens, np.where(tokens.is_cjk, CJK_GRAM, WORD_GRAM))
+    """4-grams of CJK characters and pairs of words elsewhere; a row with fewer tokens is one n-gram by itself."""
+    hashes, fits = _grams(tokens)
+    return Grams(hashes[fits], _bounds(_sums(fits, tokens.bounds)), tokens.is_answer[fits])
+
+
+def grams_and_words(tokens: Tokens) -> Grams:
+    """As `grams`, and the words by themselves: an edit changes two pairs of words, but only one word."""
+    hashes, fits = _grams(tokens)
     is_word = ~tokens.is_cjk
-    for row in np.flatnonzero((np.diff(tokens.bounds) > 0) & (_sums(fits | is_word, tokens.bounds) == 0)):
-        start, end = tokens.bounds[row], tokens.bounds[row + 1]
-        hashes[start : start + 1] = mixed(np.sum(tokens.hashes[start:end] * _ODD[: end - start], keepdims=True))
-        fits[start] = True
     # Each token's n-gram stands where the token does, the word by itself behind it.
     places = np.cumsum(fits, dtype=np.int64) + np.cumsum(is_word, dtype=np.int64)
     total = np.empty(int(places[-1]) if len(places) else 0, np.uint64)
@@ -251,6 +269,21 @@ def grams(tokens: Tokens) -> Grams:
         at = (places - behind)[chosen]
         total[at], is_answer[at] = values[chosen], tokens.is_answer[chosen]
     return Grams(total, np.concatenate(([0], places))[tokens.bounds], is_answer)
+
+
+def _grams(tokens: Tokens) -> tuple[Hashes, Flags]:
+    """For each token the n-gram that begins with it, and whether it counts."""
+    if tokens.is_cjk.all():
+        hashes, size = _windows(tokens.hashes, CJK_GRAM), np.full(len(tokens.hashes), CJK_GRAM)
+    else:
+        hashes = np.where(tokens.is_cjk, _windows(tokens.hashes, CJK_GRAM), _windows(tokens.hashes, WORD_GRAM))
+        size = np.where(tokens.is_cjk, CJK_GRAM, WORD_GRAM)
+    fits = _fits(tokens, size)
+    for row in np.flatnonzero((np.diff(tokens.bounds) > 0) & (_sums(fits, tokens.bounds) == 0)):
+        start, end = tokens.bounds[row], tokens.bounds[row + 1]
+        hashes[start : start + 1] = mixed(np.sum(tokens.hashes[start:end] * _ODD[: end - start], keepdims=True))
+        fits[start] = True
+    return hashes, fits
 
 
 def long_grams(tokens: Tokens, size: int = LONG_GRAM) -> Grams:
@@ -279,7 +312,7 @@ _ODD = np.array([2 * n + 3 for n in range(CJK_GRAM)], np.uint64)
 
 
 def signatures(grams: Grams) -> npt.NDArray[np.uint32]:
-    """(N, 125) MinHash values; the share in which two rows agree estimates the share of n-grams that they share."""
+    """(N, 120) MinHash values; the share in which two rows agree estimates the share of n-grams that they share."""
     offsets = grams.bounds.astype(np.uint64)
     rows = RMinHash.digest_matrix_from_flat_token_hashes(grams.hashes, offsets, NUM_HASHES, SEED).to_rows()
     return np.fromiter(chain.from_iterable(rows), np.uint32, len(rows) * NUM_HASHES).reshape(-1, NUM_HASHES)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -80,11 +80,22 @@ class _File:
             file.seek(place + start)
             return file.read(whole - start if size is None else size)
 
-    def pieces(self, name: str, spans: Iterable[tuple[int, int]]) -> list[bytes]:
-        """Parts of a part, each from its start to its end."""
-        place, _ = self._places[name]
-        with self.path.open("rb") as file:
-            return [os.pread(file.fileno(), end - start, place + start) for start, end in spans]
+    def place(self, name: str) -> int:
+        """Where one of its parts begins."""
+        return self._places[name][0]
+
+
+Whereabouts = list[tuple[Path, int, list[tuple[int, int]]]]
+"""Files, where their rows begin, and the spans of single rows."""
+
+
+def read_outputs(whereabouts: Whereabouts) -> list[dict[str, Any]]:
+    """The rows that stand there."""
+    found: list[dict[str, Any]] = []
+    for path, place, spans in whereabouts:
+        with path.open("rb") as file:
+            found += [orjson.loads(os.pread(file.fileno(), end - start, place + start)) for start, end in spans]
+    return found
 
 
 @dataclass(frozen=True)
@@ -139,8 +150,12 @@ class Spill:
         ]
         return np.concatenate(parts)
 
+    def has_bands(self) -> bool:
+        """Whether near-duplicates can be looked for."""
+        return self.num_rows > 0 and self._files[int(self._block[0])].array("bands").size > 0
+
     def sketches(self, rows: Ints) -> npt.NDArray[np.uint8]:
-        """(R, 125) bytes of these rows, which must be in ascending order."""
+        """(R, 120) bytes of these rows, which must be in ascending order."""
         found = np.empty((len(rows), NUM_HASHES), np.uint8)
         for block, members in self._by_block(rows):
             found[members] = self._files[block.number].array("sketches")[rows[members] - block.first_row]
@@ -148,13 +163,18 @@ class Spill:
 
     def outputs(self, rows: Ints) -> list[dict[str, Any]]:
         """These rows (ascending) as they will be written."""
-        found: list[dict[str, Any]] = []
+        return read_outputs(self.whereabouts(rows))
+
+    def whereabouts(self, rows: Ints) -> Whereabouts:
+        """Where these rows (ascending) stand, for whoever reads them."""
+        found: Whereabouts = []
         for block, members in self._by_block(rows):
             spans = [
                 (int(self._ends[row - 1]) if row > block.first_row else 0, int(self._ends[row]))
                 for row in rows[members].tolist()
             ]
-            found += map(orjson.loads, self._files[block.number].pieces("rows", spans))
+            file = self._files[block.number]
+            found.append((file.path, file.place("rows"), spans))
         return found
 
     def _by_block(self, rows: Ints) -> list[tuple[Block, Ints]]:

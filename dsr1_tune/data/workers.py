@@ -12,71 +12,121 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
+from dsr1_tune.data.near import Pairs, Verified, verify
+from dsr1_tune.data.output import turns_of
 from dsr1_tune.data.portions import Portion
 from dsr1_tune.data.scan import Scanner, Settings
-from dsr1_tune.data.spill import is_saved, save
+from dsr1_tune.data.shingles import Ints
+from dsr1_tune.data.spill import Whereabouts, is_saved, read_outputs, save
 from dsr1_tune.errors import RunError
 
 Done = Callable[[Portion], None]
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
-def scan_all(
-    portions: Iterable[Portion], settings: Settings, folder: Path, num_workers: int, engine: str, done: Done
-) -> list[str]:
-    """Scan every portion that is not yet in `folder`; returns each one's data file. `done` hears of every portion.
+@dataclass(frozen=True)
+class Doubtful:
+    """Pairs of rows to compare (P, 2), all their rows in ascending order, and where those stand."""
 
-    Raises RunError where a process dies.
+    pairs: Pairs
+    rows: Ints
+    whereabouts: Whereabouts
+    similarity: float
+
+
+class Crew:
+    """The processes that share the work, from the first portion to the last comparison.
+
+    With one worker there are none: all is done in this process. Raises RunError where a process dies.
     """
-    files: list[str] = []
-    numbered = _numbered(portions, folder, files, done)
-    if engine == "ray":
-        _by_ray(numbered, settings, folder, done)
-    elif num_workers == 1:
-        scanner = Scanner(settings)
-        with _without_cycles():
-            for number, portion in numbered:
-                save(scanner.scan(portion), folder, number)
+
+    def __init__(self, settings: Settings, folder: Path, num_workers: int, engine: str) -> None:
+        self._settings, self._folder, self._engine = settings, folder, engine
+        self._num_workers = num_workers
+        self._pool: ProcessPoolExecutor | None = None
+        self._here: Scanner | None = None
+
+    def __enter__(self) -> Crew:
+        if self._num_workers > 1 and self._engine == "local":
+            # Spawned, not forked: the parent may hold threads, and a fresh process is the same on every system.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._num_workers, context, _start, (self._settings, self._folder))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def scan_all(self, portions: Iterable[Portion], done: Done) -> list[str]:
+        """Scan every portion that is not yet on disk; returns each one's data file. `done` hears of every portion."""
+        files: list[str] = []
+        numbered = self._numbered(portions, files, done)
+        if self._engine == "ray":
+            _by_ray(numbered, self._settings, self._folder, done)
+        elif self._pool:
+            for portion, _ in self._share_out(_scan, numbered):
                 done(portion)
-    else:
-        _by_processes(numbered, settings, folder, num_workers, done)
-    return files
-
-
-def _numbered(portions: Iterable[Portion], folder: Path, files: list[str], done: Done) -> Iterable[tuple[int, Portion]]:
-    """The portions that are still to be scanned, with their numbers; notes every portion's file."""
-    for number, portion in enumerate(portions):
-        files.append(str(portion.source.path))
-        if is_saved(folder, number):
-            done(portion)
         else:
-            yield number, portion
+            with _without_cycles():
+                for number, portion in numbered:
+                    save(self._scanner.scan(portion), self._folder, number)
+                    done(portion)
+        return files
+
+    def compare_all(self, doubtful: Iterable[Doubtful]) -> Verified:
+        """Which of the pairs are near-duplicates."""
+        if self._pool:
+            parts = [found for _, found in self._share_out(_compare, ((None, some) for some in doubtful))]
+        else:
+            parts = [_verified(some, self._scanner) for some in doubtful]
+        return Verified.together(parts)
+
+    @property
+    def _scanner(self) -> Scanner:
+        if self._here is None:
+            self._here = Scanner(self._settings)
+        return self._here
+
+    def _numbered(self, portions: Iterable[Portion], files: list[str], done: Done) -> Iterator[tuple[int, Portion]]:
+        """The portions that are still to be scanned, with their numbers; notes every portion's file."""
+        for number, portion in enumerate(portions):
+            files.append(str(portion.source.path))
+            if is_saved(self._folder, number):
+                done(portion)
+            else:
+                yield number, portion
+
+    def _share_out(
+        self, task: Callable[[Any, Task], Result], tasks: Iterable[tuple[Any, Task]]
+    ) -> Iterator[tuple[Task, Result]]:
+        """Results in the order of the tasks; few wait at a time, so that a file larger than memory is cut lazily."""
+        assert self._pool
+        waiting: deque[tuple[Task, Future[Result]]] = deque()
+        try:
+            for number, one in tasks:
+                waiting.append((one, self._pool.submit(task, number, one)))
+                if len(waiting) > 2 * self._num_workers:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        except BrokenProcessPool:
+            hint = (
+                "it may have run out of memory: try --workers 1; a rerun goes on where this one stopped "
+                '(in a script of your own, call it under `if __name__ == "__main__":`)'
+            )
+            raise RunError("a worker process died", hint=hint) from None
 
 
-def _by_processes(
-    numbered: Iterable[tuple[int, Portion]], settings: Settings, folder: Path, num_workers: int, done: Done
-) -> None:
-    """A pool of processes; few portions wait at a time, so that a file larger than the memory can be cut lazily."""
-    # Spawned, not forked: the parent may hold threads, and a fresh process is the same on every system.
-    context = multiprocessing.get_context("spawn")
-    waiting: deque[tuple[Portion, Future[None]]] = deque()
-    pool = ProcessPoolExecutor(num_workers, context, _start, (settings, folder))
-    try:
-        for number, portion in numbered:
-            waiting.append((portion, pool.submit(_scan, number, portion)))
-            if len(waiting) > 2 * num_workers:
-                _finish(*waiting.popleft(), done)
-        while waiting:
-            _finish(*waiting.popleft(), done)
-    except BrokenProcessPool:
-        hint = (
-            "it may have run out of memory: try --workers 1; a rerun goes on where this one stopped "
-            '(in a script of your own, call it under `if __name__ == "__main__":`)'
-        )
-        raise RunError("a worker process died", hint=hint) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def _verified(doubtful: Doubtful, scanner: Scanner) -> Verified:
+    turns = [turns_of(output) for output in read_outputs(doubtful.whereabouts)]
+    return verify(doubtful.pairs, doubtful.rows, turns, doubtful.similarity, scanner.boilerplate)
 
 
 @contextmanager
@@ -89,11 +139,6 @@ def _without_cycles() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
-
-
-def _finish(portion: Portion, future: Future[None], done: Done) -> None:
-    future.result()
-    done(portion)
 
 
 _scanner: Scanner
@@ -111,6 +156,10 @@ def _start(settings: Settings, folder: Path) -> None:
 
 def _scan(number: int, portion: Portion) -> None:
     save(_scanner.scan(portion), _folder, number)
+
+
+def _compare(number: None, doubtful: Doubtful) -> Verified:
+    return _verified(doubtful, _scanner)
 
 
 def _by_ray(numbered: Iterable[tuple[int, Portion]], settings: Settings, folder: Path, done: Done) -> None:
