@@ -37,26 +37,20 @@ def auc_floor(value: float, num_good: int, num_bad: int) -> float:
 
 
 def share_of_bad(seen: np.ndarray, bad: np.ndarray) -> float:
-    """Which part of the `seen` rows is bad, as far as can be told: rather more than less."""
-    return _share_of_bad(seen, bad)[0]
-
-
-def _share_of_bad(seen: np.ndarray, bad: np.ndarray) -> tuple[float, float]:
-    """(the part of the seen rows that is bad, its standard error).
+    """Which part of the `seen` rows is bad, as far as can be told.
 
     Below any mark, the seen rows are at least the bad ones among them: each mark gives an upper bound. The lower the
     mark, the fewer good rows spoil it, and the fewer rows it hangs on; the mark is taken that bounds most safely.
     """
     seen, bad = np.sort(seen[~np.isnan(seen)]), np.sort(bad[~np.isnan(bad)])
     if not len(seen) or not len(bad):
-        return 0.0, 0.0
+        return 0.0
     marks = np.quantile(bad, _PARTS)
     counts = np.searchsorted(seen, marks, "right")
     # With ties, more than the part asked for may lie at a mark.
     parts = np.searchsorted(bad, marks, "right") / len(bad) * len(seen)
     shares, errors = counts / parts, np.sqrt(counts + 1) / parts
-    safest = int(np.argmin(shares + 2 * errors))
-    return float(min(shares[safest], 1.0)), float(errors[safest])
+    return float(min(shares[np.argmin(shares + 3 * errors)], 1.0))
 
 
 _PARTS = np.array([0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
@@ -92,15 +86,14 @@ def cut_at(value: float, seen: np.ndarray, bad: np.ndarray) -> Cut:
 def find_cut(seen: np.ndarray, bad: np.ndarray, max_lost: float) -> Cut | None:
     """The highest cut-off below which at most `max_lost` of the good rows are, and more bad rows than good ones.
 
-    What is lost is what lies below beyond the bad rows, of which there may be a standard error more than estimated.
     None where no cut-off does that: the file has too few bad rows, or the score tells too little.
     """
     seen, bad = np.sort(seen[~np.isnan(seen)]), np.sort(bad[~np.isnan(bad)])
-    share, error = _share_of_bad(seen, bad)
+    share = share_of_bad(seen, bad)
     marks = np.unique(seen)
     below = np.searchsorted(seen, marks, "left") / len(seen)
     found = np.searchsorted(bad, marks, "left") / len(bad)
-    lost = np.maximum(below - (share + error) * found, 0) / max(1 - share, 1e-9)
+    lost = np.maximum(below - share * found, 0) / max(1 - share, 1e-9)
     fits = (below > 0) & (lost <= max_lost) & (share * found >= 0.5 * below)
     if not fits.any():
         return None

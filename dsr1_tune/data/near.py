@@ -5,9 +5,9 @@ Memory: a band at a time, 32 bytes a row; texts and sketches are read from disk 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from dsr1_tune.data.output import Turns
 from dsr1_tune.data.shingles import (
     NUM_BANDS,
+    SIGN,
     Flags,
     Grams,
     Hashes,
@@ -43,8 +44,6 @@ BATCH_PAIRS = 2000
 WAITING_PAIRS = 1 << 18
 MIN_BOILERPLATE_ROWS = 20
 MIN_BOILERPLATE_RUN = 16
-
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def likely_pairs(
@@ -132,16 +131,19 @@ def verify(pairs: Pairs, rows: Ints, turns: Sequence[Turns], similarity: float, 
     return Verified(pairs[values > 0], values[values > 0])
 
 
-@dataclass(frozen=True)
 class _Compared:
     """A row taken apart for comparison: its own n-grams, its answer's, and its question's tokens and numbers."""
 
-    grams: frozenset[int]
-    answer: frozenset[int]
-    question: Hashes
-    numbers: list[str]
-    num_said: int
-    is_cjk: bool
+    def __init__(self, row: int, found: Tokens, pieces: Grams, own: Flags) -> None:
+        here = slice(pieces.bounds[row], pieces.bounds[row + 1])
+        self._hashes, self._own, self._is_answer = pieces.hashes[here], own[here], pieces.is_answer[here]
+        said = slice(found.bounds[row], found.bounds[row + 1])
+        is_asked = ~found.is_answer[said]
+        self.question = found.hashes[said][is_asked]
+        # A token that begins with a digit: 5, 3.5, 5mg.
+        self.numbers = self.question[found.scripts[said][is_asked] == SIGN].tolist()
+        self.num_said = len(is_asked) - len(self.question)
+        self.is_cjk = bool(2 * np.count_nonzero(found.is_cjk[said]) > len(is_asked))
 
     @classmethod
     def all_of(cls, rows: Sequence[Turns], boilerplate: Lookup) -> list[_Compared]:
@@ -149,45 +151,43 @@ class _Compared:
         found = tokens(normalise(rows))
         pieces = grams_and_words(found)
         own = own_words(pieces, boilerplate)
-        return [cls._of(turns, row, found, pieces, own) for row, turns in enumerate(rows)]
+        return [cls(row, found, pieces, own) for row in range(len(rows))]
 
-    @classmethod
-    def _of(cls, turns: Turns, row: int, found: Tokens, pieces: Grams, own: Flags) -> _Compared:
-        here = slice(pieces.bounds[row], pieces.bounds[row + 1])
-        hashes, is_answer = pieces.hashes[here], pieces.is_answer[here]
-        said = slice(found.bounds[row], found.bounds[row + 1])
-        speaks = found.is_answer[said]
-        num_cjk = np.count_nonzero(found.is_cjk[said])
-        asked = [text for role, text in turns if role != "assistant"]
-        return cls(
-            frozenset(hashes[own[here]].tolist()),
-            frozenset(hashes[is_answer].tolist()),
-            found.hashes[said][~speaks],
-            [number for text in asked for number in _NUMBER.findall(text)],
-            int(np.count_nonzero(speaks)),
-            bool(2 * num_cjk > len(speaks)),
-        )
+    @cached_property
+    def grams(self) -> frozenset[int]:
+        """Its own n-grams and words."""
+        return frozenset(self._hashes[self._own].tolist())
+
+    @cached_property
+    def answer(self) -> frozenset[int]:
+        """Its answer's."""
+        return frozenset(self._hashes[self._is_answer].tolist())
 
     def similarity(self, other: _Compared, least: float) -> float:
         """How similar two rows are, or 0 where they are no near-duplicates.
 
         The Jaccard index of their n-grams; of words, which an edit changes more of, brought to the scale of characters.
         """
+        if self.numbers != other.numbers or not self._asks_the_same(other):
+            return 0.0
         whole = _jaccard(self.grams, other.grams)
         if not self.is_cjk:
             whole **= 1 / WORD_EXPONENT
-        if whole < least or self.numbers != other.numbers:
+        if whole < least or _jaccard(self.answer, other.answer) < MIN_ANSWER_SIMILARITY:
             return 0.0
-        if _jaccard(self.answer, other.answer) < MIN_ANSWER_SIMILARITY:
-            return 0.0
-        core, others = _cores(self.question, other.question)
-        # "Is it safe to take amoxicillin?" and "... ibuprofen?" may both be answered by a yes.
-        if len(core) and len(others) and min(self.num_said, other.num_said) <= SHORT_ANSWER_TOKENS:
-            return 0.0
-        if min(len(core), len(others)) >= MIN_CORE_TOKENS:
-            likeness = _jaccard(frozenset(core.tolist()), frozenset(others.tolist()))
-            return whole if likeness >= MIN_CORE_SIMILARITY else 0.0
         return whole
+
+    def _asks_the_same(self, other: _Compared) -> bool:
+        """Whether what is left of the questions after their common beginning and end may mean the same."""
+        core, others = _cores(self.question, other.question)
+        if not len(core) or not len(others):
+            return True
+        # "Is it safe to take amoxicillin?" and "... ibuprofen?" may both be answered by a yes.
+        if min(self.num_said, other.num_said) <= SHORT_ANSWER_TOKENS:
+            return False
+        if min(len(core), len(others)) < MIN_CORE_TOKENS:
+            return True
+        return _jaccard(frozenset(core.tolist()), frozenset(others.tolist())) >= MIN_CORE_SIMILARITY
 
 
 def _jaccard(a: frozenset[int], b: frozenset[int]) -> float:

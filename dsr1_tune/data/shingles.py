@@ -219,6 +219,8 @@ def _powers(size: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
 
 
 SCRIPTS = ("none", "sign", "latin", "han", "kana", "hangul", "cyrillic", "arabic", "other", "mark")
+SIGN = SCRIPTS.index("sign")
+"""Digits and operators."""
 _HAN, _HANGUL, _MARK = SCRIPTS.index("han"), SCRIPTS.index("hangul"), SCRIPTS.index("mark")
 """Han, kana and Hangul are written without blanks, or with blanks between more than words."""
 _RANGES = (
