@@ -148,8 +148,12 @@ def _clean(config: CleanRun) -> None:
     from dsr1_tune.data import clean
     from dsr1_tune.data.report import show_facts
 
-    with Console(stderr=True).status("reading ...") as status:
-        cleaned = clean.run(config, status.update, token_counter(config.base))
+    try:
+        with Console(stderr=True).status("reading ...") as status:
+            cleaned = clean.run(config, status.update, token_counter(config.base))
+    except KeyboardInterrupt:
+        typer.echo("Stopped; nothing is written yet. The same command goes on from here.", err=True)
+        raise
     show_facts(cleaned.facts, Console())
     typer.echo(f"The results are in {cleaned.folder}; open {cleaned.folder / 'report.html'} in a browser.")
 

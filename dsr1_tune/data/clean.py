@@ -28,6 +28,7 @@ from dsr1_tune.data.outcome import Fate, Outcome, write_groups, write_rows
 from dsr1_tune.data.output import answer_of, as_output, question_of, turns_of
 from dsr1_tune.data.packs import Pack, load_pack
 from dsr1_tune.data.portions import Portion, check_columns, cut, open_sources, read_portion
+from dsr1_tune.data.privacy import known_kinds
 from dsr1_tune.data.record import Drop
 from dsr1_tune.data.report_html import render
 from dsr1_tune.data.scan import Settings
@@ -59,7 +60,10 @@ def run(config: CleanRun, say: Say = lambda text: None, count_tokens: CountToken
     `count_tokens` measures texts with the tokenizer of `config.base`. Raises TuneError for what the user can mend.
     """
     pack = _pack(config.data)
+    known_kinds(config.privacy.kinds)
     sources = open_sources(config.data.files, config.data.map)
+    if config.dedup.against:
+        open_sources(config.dedup.against)
     out = vacant(config)
     with _workplace(config, out, sources) as work:
         say("reading")

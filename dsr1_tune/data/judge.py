@@ -65,7 +65,7 @@ CODES = {
     "contrast": "answer_does_not_fit",
     "fit": "answer_does_not_fit",
 }
-DECIDING = {"surprise": (0.98, 0.125), "oddity": (0.98, 0.125), "fit": (0.985, 0.25)}
+DECIDING = {"surprise": (0.98, 0.125), "oddity": (0.98, 0.125), "fit": (0.98, 0.25)}
 """Scores that drop rows by themselves: from which AUC on, and their part of the good rows that may be lost.
 
 The parts add up to a half: the other half is kept back, for what is lost is estimated on few rows.

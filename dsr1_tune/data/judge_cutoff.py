@@ -37,23 +37,54 @@ def auc_floor(value: float, num_good: int, num_bad: int) -> float:
 
 
 def share_of_bad(seen: np.ndarray, bad: np.ndarray) -> float:
-    """Which part of the `seen` rows is bad, as far as can be told.
+    """Which part of the `seen` rows is bad: how many of them there are for each bad one, where bad ones lie."""
+    steps = _Steps.of(seen, bad)
+    flat = steps.ratio <= _ROUGHLY * steps.base
+    return float(min(steps.seen[flat].sum() / max(steps.bad[flat].sum(), 1e-9), 1.0))
 
-    Below any mark, the seen rows are at least the bad ones among them: each mark gives an upper bound. The lower the
-    mark, the fewer good rows spoil it, and the fewer rows it hangs on; the mark is taken that bounds most safely.
+
+@dataclass(frozen=True)
+class _Steps:
+    """The shares of seen and bad rows in K steps of the score, from low to high, and their ratio, which only rises.
+
+    Where only bad rows lie, the ratio is the share of bad rows; good rows raise it further up. `base` is the ratio
+    among the lowest rows; a quarter of the bad ones tells it, for the lower, the fewer good rows are among them.
     """
-    seen, bad = np.sort(seen[~np.isnan(seen)]), np.sort(bad[~np.isnan(bad)])
-    if not len(seen) or not len(bad):
-        return 0.0
-    marks = np.quantile(bad, _PARTS)
-    counts = np.searchsorted(seen, marks, "right")
-    # With ties, more than the part asked for may lie at a mark.
-    parts = np.searchsorted(bad, marks, "right") / len(bad) * len(seen)
-    shares, errors = counts / parts, np.sqrt(counts + 1) / parts
-    return float(min(shares[np.argmin(shares + 3 * errors)], 1.0))
+
+    upper: np.ndarray
+    seen: np.ndarray
+    bad: np.ndarray
+    ratio: np.ndarray
+    base: float
+
+    @staticmethod
+    def of(seen: np.ndarray, bad: np.ndarray) -> _Steps:
+        seen, bad = np.sort(seen[~np.isnan(seen)]), np.sort(bad[~np.isnan(bad)])
+        if not len(seen) or not len(bad):
+            nothing = np.zeros(0)
+            return _Steps(nothing, nothing, nothing, nothing, 0.0)
+        upper = np.unique(np.quantile(bad, np.linspace(0, 1, max(4, min(50, len(bad) // 10)) + 1)[1:]))
+        shares = [np.diff(np.searchsorted(side, upper, "right"), prepend=0) / len(side) for side in (seen, bad)]
+        ratio = _rising(shares[0] / shares[1], shares[1])
+        base = ratio[np.searchsorted(np.cumsum(shares[1]), 0.25)]
+        return _Steps(upper, shares[0], shares[1], ratio, float(base))
 
 
-_PARTS = np.array([0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+def _rising(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The rising steps nearest to the values (isotonic regression): neighbours that fall are averaged."""
+    blocks: list[list[float]] = []
+    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
+        blocks.append([value, weight, 1])
+        while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
+            value, weight, count = blocks.pop()
+            before = blocks[-1]
+            whole = before[1] + weight
+            blocks[-1] = [(before[0] * before[1] + value * weight) / whole, whole, before[2] + count]
+    return np.concatenate([np.full(int(count), value) for value, _, count in blocks])
+
+
+# A ratio within this factor of the base is taken for the base: small files scatter.
+_ROUGHLY = 1.5
 
 
 def auc_of_good(value: float, share_bad: float) -> float:
@@ -84,21 +115,22 @@ def cut_at(value: float, seen: np.ndarray, bad: np.ndarray) -> Cut:
 
 
 def find_cut(seen: np.ndarray, bad: np.ndarray, max_lost: float) -> Cut | None:
-    """The highest cut-off below which at most `max_lost` of the good rows are, and more bad rows than good ones.
+    """The highest cut-off at which a row is as likely bad as good, and below which at most `max_lost` good rows are.
 
     None where no cut-off does that: the file has too few bad rows, or the score tells too little.
     """
-    seen, bad = np.sort(seen[~np.isnan(seen)]), np.sort(bad[~np.isnan(bad)])
-    share = share_of_bad(seen, bad)
-    marks = np.unique(seen)
-    below = np.searchsorted(seen, marks, "left") / len(seen)
-    found = np.searchsorted(bad, marks, "left") / len(bad)
-    lost = np.maximum(below - share * found, 0) / max(1 - share, 1e-9)
-    fits = (below > 0) & (lost <= max_lost) & (share * found >= 0.5 * below)
-    if not fits.any():
+    steps = _Steps.of(seen, bad)
+    if steps.base <= 0:
         return None
-    place = int(np.flatnonzero(fits)[-1])
-    return Cut(float(marks[place]), share, float(found[place]), float(lost[place]))
+    lost = np.cumsum(steps.seen * (1 - np.minimum(_ROUGHLY * steps.base / np.maximum(steps.ratio, 1e-12), 1)))
+    fits = (steps.ratio <= 2 * steps.base) & (lost <= max_lost)
+    if not fits[0]:
+        return None
+    last = len(fits) - 1 if fits.all() else int(np.argmin(fits)) - 1
+    share, found = share_of_bad(seen, bad), steps.bad[: last + 1].sum()
+    good = max(steps.seen[: last + 1].sum() - share * found, 0.0) / max(1 - share, 1e-9)
+    value = np.nextafter(steps.upper[last], np.inf)
+    return Cut(float(value), share, float(found), float(good))
 
 
 @dataclass(frozen=True)

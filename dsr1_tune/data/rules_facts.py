@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import replace
 
 from dsr1_tune.data.record import Message, Preference, Prompt, Record, Row
@@ -140,13 +141,44 @@ def with_texts(row: Row, contents: list[str]) -> Row:
             return replace(row, messages=changed)
 
 
-# Zero-width characters and the byte order mark: they print nothing, and str.strip leaves them.
-_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad"
+def _prints_nothing() -> str:
+    """Characters that print nothing and that str.strip leaves: zero width, fillers, selectors, blank Braille."""
+    ranges = (
+        (0x180B, 0x180F),
+        (0x200B, 0x200F),
+        (0x202A, 0x202E),
+        (0x2060, 0x206F),
+        (0xFE00, 0xFE0F),
+        (0xFFF0, 0xFFFB),
+        (0xE0000, 0xE007F),
+        (0xE0100, 0xE01EF),
+    )
+    single = "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u2800\u3164\ufeff\uffa0"
+    return single + "".join(chr(code) for first, last in ranges for code in range(first, last + 1))
+
+
+_INVISIBLE = frozenset(_prints_nothing())
+# What str.strip takes away, too: with characters to strip, it strips only those.
+_SPACES = "".join(
+    map(chr, (*range(9, 14), *range(0x1C, 0x21), 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029))
+)
+_AROUND_TEXT = _prints_nothing() + _SPACES + "\u202f\u205f\u3000"
+_WITHIN_TEXT = {ord(char): None for char in "\u00ad\u200b\u200c\u200d\u2060\ufeff"}
 
 
 def visible(text: str) -> str:
     """The text without spaces and invisible characters around it."""
-    return text.strip().strip(_INVISIBLE).strip()
+    text = text.strip()
+    if text and (text[0] in _INVISIBLE or text[-1] in _INVISIBLE):
+        return text.strip(_AROUND_TEXT)
+    return text
+
+
+def folded(text: str) -> str:
+    """The text in lower case and half width, without invisible characters, with single spaces between words."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text.translate(_WITHIN_TEXT))
+    return " ".join(text.lower().split())
 
 
 def quoted(text: str, most: int = 60) -> str:
@@ -168,11 +200,14 @@ WORD = re.compile(r"[^\W_]+")
 HAN_RUN = re.compile(r"[\u3400-\u9fff]+")
 
 _WORDLESS = re.compile(r"[\W_]+")
-_LABEL = re.compile(r"^\s*(?:question|q|prompt|instruction|answer|a|问题|问|题目|回答|答案|答)\s*[:：]\s*", re.I)
+_LABELS = r"(?:question|q|prompt|instruction|answer|response|a|问题|问|题目|提问|回答|答案|答|解答)\s*[:：]"
+_LABEL = re.compile(rf"^\W*{_LABELS}\s*|\s{_LABELS}\W*$", re.I)
 
 
 def bare(text: str) -> str:
-    """The text without case, labels such as `Q:`, punctuation and spaces: equal where only those differ."""
+    """The text without case, width, labels such as `Q:`, punctuation and spaces: equal where only those differ."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
     return _WORDLESS.sub("", _LABEL.sub("", text).casefold())
 
 
@@ -185,7 +220,8 @@ def without_code(text: Text) -> str:
 
 
 _CODE_LINE = re.compile(
-    r"^\s*(?:def |class |import |from \w+ import|return\b|for \(|if \(|while \(|#include|public |private |static |"
+    r"^\s*(?:(?-i:SELECT|FROM|WHERE|(?:LEFT |INNER )?JOIN|GROUP BY|ORDER BY|INSERT INTO|UPDATE|CREATE|VALUES|LIMIT)\b|"
+    r"def |class |import |from \w+ import|return\b|for \(|if \(|while \(|#include|public |private |static |"
     r"function\b|const |let |var |select\b.+\bfrom\b|</?\w|@\w+|\}|\w+\(.*\);?$|[\w.\[\]]+ ?[-+*/]?= ?\S)",
     re.I | re.M,
 )

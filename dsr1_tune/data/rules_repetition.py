@@ -21,6 +21,10 @@ def repeated_text(row: Row, rule: RepeatedText) -> Row | Drop:
         if len(content) < rule.min_chars:
             continue
         why = (_said_twice(content) if rule.max_share < 1 else "") or _goes_in_circles(content, text, rule, seen)
+        if not why and b"2" in text.data and _comes_back(content, text.is_han):
+            unnumbered = _NUMBER.sub(" ", content)
+            if len(unnumbered) + rule.max_run < len(content):
+                why = _goes_in_circles(unnumbered, text, rule, seen)
         if why:
             fix = "cut the repetition, or raise repeated_text.max_share or max_run"
             return Drop("repeated_text", why, fix, text.message.path)
@@ -45,7 +49,7 @@ def _goes_in_circles(content: str, text: Text, rule: RepeatedText, seen: View) -
     Samples from four places are looked for: a text in circles cannot hide from them. Only where some stand there
     again and again is the whole text looked at.
     """
-    width = 6 if text.is_han else 12
+    width = _width(text.is_han)
     length = len(content)
     often = []
     for at in (length - width - 2, length * 3 // 4, length // 2, length // 4):
@@ -63,10 +67,30 @@ def _goes_in_circles(content: str, text: Text, rule: RepeatedText, seen: View) -
         share, gram, count = _share_said_before(content, text.is_han)
         if share > rule.max_share:
             why = why or f"{share:.0%} of it stood there before, {quoted(gram)} {count} times"
-    if not why or (not _is_prose(unit or content[:200]) and looks_like_code(text)):
+    if not why:
+        return ""
+    # A dozen times the same in a row, within one line, is no program either.
+    is_stuck = num_times > 11 and "\n" not in unit and sum(map(str.isalpha, unit)) > 2
+    if not is_stuck and not _is_prose(unit or content[:200]) and looks_like_code(text):
         return ""
     stays_in_bounds = share < 0.85 and (num_times < 2 * rule.max_run or len(unit) < 8)
     return "" if stays_in_bounds and _REPEATS_BY_NATURE.search(seen.asked) else why
+
+
+def _width(is_han: bool) -> int:
+    """The length of a sample that says something."""
+    return 6 if is_han else 12
+
+
+def _comes_back(content: str, is_han: bool) -> bool:
+    """Whether the text's end stood there before, numbers apart: the last of `1. So it is. 2. So it is.`"""
+    width = _width(is_han)
+    end = content.rstrip()
+    return content.count(end[-width - 2 : -2]) > 2
+
+
+# The number of an item, at its beginning: after a full stop or a line break.
+_NUMBER = re.compile(r"(?:^|(?<=[\n.。!！?？;；:：)）])\s*)[(（]?\d{1,3}[.)、．）:：][ \t]*")
 
 
 def _is_much(unit: str, num_times: int, length: int) -> bool:
@@ -134,15 +158,26 @@ def repeated_lines(row: Row, rule: RepeatedLines) -> Row | Drop:
     for text in seen.answers:
         if text.data.count(b"\n") < rule.max_run - 1:
             continue
-        lines = without_code(text).split("\n")
+        lines = [_without_marker(line) for line in without_code(text).split("\n")]
         if len(lines) - len(set(lines)) - lines.count("") < 1:  # a quick look: at most one line stands there twice
             continue
-        lines = [line for line in map(str.strip, lines) if _is_prose(line)]
+        lines = [line for line in lines if _is_prose(line)]
         why = _again_and_again(lines, rule, _REPEATS_BY_NATURE.search(seen.asked) is not None)
         if why:
             fix = "cut the repetition, or raise repeated_lines.max_share"
             return Drop("repeated_lines", why, fix, text.message.path)
     return row
+
+
+def _without_marker(line: str) -> str:
+    """The line without `- ` or `3. ` before it, if it is a sentence: many items may have the same short answer."""
+    line = line.strip()
+    said = line.lstrip(_MARKERS)
+    return said if len(said) > _SENTENCE or (len(said) * 3 > _SENTENCE and not said.isascii()) else line
+
+
+_MARKERS = "0123456789.)、．）:： \t-*•·"
+_SENTENCE = 24
 
 
 def _again_and_again(lines: list[str], rule: RepeatedLines, creative: bool) -> str:

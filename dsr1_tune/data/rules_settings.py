@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from dsr1_tune.config import Count, Noun
+from dsr1_tune.data.rules_facts import folded
 
 Action = Literal["drop", "warn", "off"]
 Part = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -166,21 +167,26 @@ class BlockedWord(Rule):
     """Rows with a word of your list."""
 
     words: Words = ()
-    """The words; case does not matter, and Latin words are whole words."""
+    """The words; case, width and the kind of space do not matter, and Latin words are whole words."""
     files: tuple[str, ...] = ()
     """Text files with a word on each line, beside the pack; # begins a remark."""
 
     @cached_property
     def in_low(self) -> tuple[str, ...]:
-        """The words in lower case."""
-        return tuple(word.lower() for word in self.words)
+        """The words in lower case and half width."""
+        return tuple(filter(None, map(folded, self.words)))
+
+    @cached_property
+    def have_spaces(self) -> bool:
+        """Whether some words are phrases, between whose words any space may stand."""
+        return any(" " in word for word in self.in_low)
 
     @cached_property
     def by_start(self) -> dict[str, tuple[str, ...]]:
         """The words by their first two characters, so that a long list costs no more than a short one."""
         starts: dict[str, list[str]] = {}
-        for word in self.words:
-            starts.setdefault(word.lower()[:2], []).append(word.lower())
+        for word in self.in_low:
+            starts.setdefault(word[:2], []).append(word)
         return {start: tuple(words) for start, words in starts.items()}
 
 

@@ -6,9 +6,11 @@ import re
 import unicodedata
 from collections import Counter
 from dataclasses import replace
+from functools import cache
+from itertools import pairwise
 
 from dsr1_tune.data.record import Drop, Preference, Row
-from dsr1_tune.data.rules_facts import Text, View, ends, quoted, view, with_texts
+from dsr1_tune.data.rules_facts import HAN_RUN, LONG, Text, View, ends, quoted, view, with_texts
 from dsr1_tune.data.rules_settings import (
     Encoding,
     HtmlMarkup,
@@ -53,11 +55,32 @@ _LATIN_PAIR = re.compile(
     "\u201c\u201d\u2022\u2013\u2014\u02dc\u2122\u0161\u203a\u0153\u017e\u0178]"
 )
 _LATIN_RUN = re.compile("[\u00a1-\u00ff]{4}")
+# UTF-8 decoded as Shift-JIS: the lead bytes C2 and C3, and a continuation byte. GBK decoded as Big5: its comma, colon and
+# brackets among Han characters. Both are half-width or phonetic signs, which stand in words of their own kind only.
+_KANA_PAIR = re.compile(
+    "[\uff82\uff83\uff8e-\uff91][\uff61-\uff9f]|[\u3400-\u9fff][\uff61-\uff9f]|[\uff61-\uff9f][\u3400-\u9fff]"
+)
+_PHONETIC = re.compile("[\u3400-\u9fff][\u3105-\u3129\ufe5b-\ufe5e](?![\u3105-\u3129ˊˇˋ˙])")
+# ASCII read as UTF-16: every second space or so becomes one of these between Han characters.
+_UTF16_SPACE = re.compile("[\u3400-\u7fff][\u2060-\u207f]|[\u3400-\u7fff][\u2020-\u205f][\u3400-\u7fff]")
+_HAN_IN_WORD = re.compile("[A-Za-z][\u3400-\u9fff]{1,2}[a-z]")
+# Curly quotes and accents, saved by a program that knew none: `it???s`, `caf??`.
+_MARKS_IN_WORD = re.compile(
+    r"[A-Za-z]\?{3}(?:s|t|re|ve|ll|d|m)\b|[a-z]\?\?[a-z]{2}|(?<=[ (])\?\?(?=[A-Za-z\d])|[a-z]{3}\?\? [a-z]"
+)
 _ABOUT_ENCODINGS = re.compile(r"encod|mojibake|utf-?8|unicode|latin-?1|gbk|编码|乱码|字符集|锟斤拷")
 
 
 def _may_be_mojibake(text: Text) -> bool:
+    """A quick look, before anything is decoded; single rare bytes and characters are found fastest."""
     data, content = text.data, text.content
+    if len(data) == len(content):
+        return (
+            b"??" in text.signs
+            and b"??" in data
+            and b"`" not in text.signs
+            and len(_MARKS_IN_WORD.findall(content)) > 1
+        )
     if (
         b"\xc3" in data
         and (b"\xc2" in data or b"\xe2" in data or b"\xc5" in data)
@@ -66,11 +89,24 @@ def _may_be_mojibake(text: Text) -> bool:
         return True
     if b"\xc2" in data and _LATIN_PAIR.search(content):
         return True
-    if text.num_han:
-        for mark in _GBK_MARKS:
-            if mark in content:
-                return _GBK_MARK.search(content) is not None
-    return False
+    if (b"\xef\xbe" in data or b"\xef\xbd" in data) and _KANA_PAIR.search(content):
+        return True
+    if not text.num_han:
+        return b"??" in data and len(_MARKS_IN_WORD.findall(content)) > 1
+    for mark in _GBK_MARKS:
+        if mark in content:
+            return _GBK_MARK.search(content) is not None or _HAN_IN_WORD.search(content) is not None
+    if b"\xe2\x81" in data and _UTF16_SPACE.search(content):
+        return True
+    if b"\xef\xb9" in data or b"\xe3\x84" in data:
+        return len(_PHONETIC.findall(content)) > 1
+    if text.num_latin > 8 * text.num_han:
+        return _HAN_IN_WORD.search(content) is not None
+    return "的" not in content and "，" not in content and "。" not in content and _is_rare(text)
+
+
+# Read wrongly and back again: what is valid UTF-8 then was UTF-8, since other text hardly ever is.
+_MISREAD_AS = ("gbk", "gb18030", "cp932", "big5", "cp949")
 
 
 def _mend(content: str) -> str:
@@ -78,14 +114,20 @@ def _mend(content: str) -> str:
     import ftfy
     from ftfy.badness import badness
 
-    if _GBK_MARK.search(content):
-        return _recoded(content, "gb18030", "utf-8")
     if sum(map(len, _LATIN_RUN.findall(content))) * 2 > len(content):
         # Nearly all of it: UTF-8 taken for Latin-1 is no valid GBK mostly, but the reverse never is UTF-8.
         for right in ("utf-8", "gb18030"):
             meant = _recoded(content, "latin-1", right)
             if sum("\u4e00" <= char <= "\u9fff" for char in meant) * 2 > len(meant):
                 return meant
+    elif (
+        _GBK_MARK.search(content) or _KANA_PAIR.search(content) or _HAN_IN_WORD.search(content) or _looks_rare(content)
+    ):
+        for wrong in _MISREAD_AS:
+            meant = _recoded(content, wrong, "utf-8")
+            if meant != content:
+                return meant
+        return content
     fixed = ftfy.fix_encoding(content)
     return fixed if fixed != content and badness(fixed) < badness(content) else content
 
@@ -101,10 +143,49 @@ def _mojibake_in(content: str) -> str:
     """The surroundings of what is still broken, or nothing."""
     from ftfy.badness import is_bad
 
-    found = _GBK_MARK.search(content)
-    if found is None and is_bad(content):
+    found = _GBK_MARK.search(content) or _KANA_PAIR.search(content) or _UTF16_SPACE.search(content)
+    if found is None and (is_bad(content) or len(_LATIN_RUN.findall(content)) > 1):
         found = _LATIN_PAIR.search(content) or _LATIN_RUN.search(content)
-    return content[max(0, found.start() - 10) : found.start() + 30] if found else ""
+    if found is None and len(_PHONETIC.findall(content)) > 1:
+        found = _PHONETIC.search(content)
+    if found is None:
+        found = _HAN_IN_WORD.search(content) if sum(map(str.isascii, content)) * 10 > 9 * len(content) else None
+    if found is None and len(_MARKS_IN_WORD.findall(content)) > 1:
+        found = _MARKS_IN_WORD.search(content)
+    if found is None:
+        return content[:40] if _looks_rare(content) else ""
+    return content[max(0, found.start() - 10) : found.start() + 30]
+
+
+def _is_rare(text: Text) -> bool:
+    return text.num_han > 7 and text.num_han * 3 > len(text.shape) and _looks_rare(text.content)
+
+
+def _looks_rare(content: str) -> bool:
+    """Whether most Han characters, or all between Hangul, are such as neither mainland nor Taiwan uses every day."""
+    runs = HAN_RUN.findall(content[:400])
+    num_han = sum(map(len, runs))
+    if num_han < 8:
+        return False
+    num_rare = sum(not _is_common(char) for run in runs for char in run)
+    return num_rare * 5 > 2 * num_han or (num_rare * 5 > num_han and _HANGUL_BY_HAN.search(content) is not None)
+
+
+_HANGUL_BY_HAN = re.compile("[\u3400-\u9fff][\uac00-\ud7a3]+[\u3400-\u9fff]")
+
+
+@cache
+def _is_common(char: str) -> bool:
+    """Whether GB 2312 or Big5 has the character among those of everyday use."""
+    try:
+        if char.encode("gb2312") < b"\xd8":
+            return True
+    except UnicodeEncodeError:
+        pass
+    try:
+        return char.encode("big5") < b"\xc7"
+    except UnicodeEncodeError:
+        return False
 
 
 def replacement_character(row: Row, rule: ReplacementCharacter) -> Row | Drop:
@@ -129,11 +210,14 @@ def odd_characters(row: Row, rule: OddCharacters) -> Row | Drop:
     for text in seen.checked:
         num_signs = len(text.signs)
         suspicious = num_signs * 10 > len(text.shape) * 3 and len(text.shape) >= rule.min_chars
+        why = ""
         if suspicious or b"\x01" in text.signs or b"\xee" in text.data:
             why = _oddness(text, rule, seen)
-            if why:
-                fix = "clean the text, or raise odd_characters.max_share"
-                return Drop("odd_characters", f"{why}: {quoted(text.content)}", fix, text.message.path)
+        if not why and b"o" in text.shape and (b"y" in text.shape or b"g" in text.shape or b"k" in text.shape):
+            why = _mixes_scripts(text.content)
+        if why:
+            fix = "clean the text, or raise odd_characters.max_share"
+            return Drop("odd_characters", f"{why}: {quoted(text.content)}", fix, text.message.path)
     return row
 
 
@@ -143,7 +227,11 @@ def _oddness(text: Text, rule: OddCharacters, seen: View) -> str:
     total = sum(kinds.values()) - kinds["space"]
     if kinds["control"] >= max(3, rule.max_control_share * total) or kinds["unassigned"] > 0.05 * total:
         return f"{kinds['control'] + kinds['unassigned']} control or private characters"
-    if total < rule.min_chars or _ASKS_FOR_SIGNS.search(seen.asked):
+    if total < rule.min_chars:
+        return ""
+    if _NOISE.search(text.content) and len(set(_NOISE.search(text.content)[0])) > _MOST_KINDS_OF_SIGNS:
+        return "a long run of mixed signs"
+    if _ASKS_FOR_SIGNS.search(seen.asked):
         return ""
     if kinds["letter"] * 10 > total and (b"```" in text.data or _ASKS_FOR_CODE.search(seen.asked)):
         return ""  # programs and formulas are signs and letters
@@ -154,6 +242,25 @@ def _oddness(text: Text, rule: OddCharacters, seen: View) -> str:
     if kinds["rare sign"] > 0.3 * total:
         return f"{kinds['rare sign'] * 100 // total} % of it are rare signs"
     return ""
+
+
+# Rulers, frames and even Brainfuck get by with fewer kinds of signs in a row.
+_NOISE = re.compile(r"[^\w\s\u3000-\u30ff\uff00-\uffef\U0001f000-\U0001ffff\u2600-\u27bf\ufe0f\u200d]{30,}")
+_MOST_KINDS_OF_SIGNS = 8
+
+
+def _mixes_scripts(content: str) -> str:
+    """Which scripts change from letter to letter, or nothing: no language is written so."""
+    letters = [char for char in content[:LONG] if char.isalpha()]
+    scripts = [_script_of(char) for char in letters]
+    changes = sum(one != other for one, other in pairwise(scripts))
+    num = len(set(scripts))
+    return f"letters of {num} scripts, mixed" if num > 3 and changes * 3 > len(scripts) > 12 else ""
+
+
+def _script_of(char: str) -> str:
+    name = unicodedata.name(char, "?").split(" ")[0]
+    return "JAPANESE" if name in ("CJK", "HIRAGANA", "KATAKANA", "HALFWIDTH", "KATAKANA-HIRAGANA") else name
 
 
 def _kind(char: str) -> str:
@@ -173,9 +280,10 @@ def _kind(char: str) -> str:
 
 
 _ASKS_FOR_SIGNS = re.compile(
-    r"emoji|emoticon|ascii|symbol|morse|braille|pattern|draw|\bart\b|regex|regular expression|punctuat|bracket|"
+    r"emoji|emoticon|kaomoji|tic-?tac-?toe|noughts|\bboard|\bgrid|\btabs?\b|tablature|brainfuck|befunge|maze|crossword|divider|"
+    r"\bruler|\bframe|banner|shrug|\bface\b|ascii|symbol|morse|braille|pattern|draw|\bart\b|regex|regular expression|punctuat|bracket|"
     r"parenthes|"
-    r"sudoku|chess|password|表情|颜文字|符号|图案|画|正则|标点|括号|棋|莫尔斯|摩斯|盲文|密码"
+    r"sudoku|chess|password|表情符|表情包|用表情|颜文字|井字|吉他谱|六线谱|网格|分隔线|迷宫|边框|电码|符号|图案|画|正则|标点|括号|棋|莫尔斯|摩斯|盲文|密码"
 )
 _ASKS_FOR_CODE = re.compile(
     r"code|program|function|html|css|json|xml|sql|python|java|script|latex|formula|equation|calculat|table|chart|"
@@ -216,8 +324,8 @@ _TAG = re.compile(
     re.I | re.S,
 )
 _ABOUT_MARKUP = re.compile(
-    r"html|xml|svg|markup|\btags?\b|css|web ?page|web ?app|front-?end|javascript|react|vue|php|jsp|markdown|"
-    r"code|program|script|<\w+|标签|网页|前端|代码|程序|页面|编程|脚本|富文本"
+    r"html|xml|svg|markup|\btags?\b|css|web ?page|web ?app|front-?end|javascript|\breact(?:\.?js)?\b(?! to)|\bvue|php|jsp|markdown|"
+    r"\bcod(?:e|ing)\b|\bprogram(?:s|ming|mer)?\b|\bscripts?\b|<\w+|标签|网页|前端|代码|程序|页面|编程|脚本|富文本"
 )
 
 

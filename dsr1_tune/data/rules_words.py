@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from dsr1_tune.data.record import Drop, Row
-from dsr1_tune.data.rules_facts import Text, View, phrases, quoted, view
+from dsr1_tune.data.rules_facts import Text, View, folded, phrases, quoted, view
 from dsr1_tune.data.rules_settings import Advertisement, BlockedWord, Boilerplate, Refusal
 
 
@@ -35,9 +35,14 @@ def _may_refuse(text: Text) -> bool:
     """A quick look, before the regular expressions; single rare characters are found fastest."""
     if text.num_han:
         head = text.content[:150]
-        if "歉" in head or "憾" in head or "模" in head or "智" in head or "無" in head or "对不起" in head[:12]:
+        if "歉" in head or "憾" in head or "模" in head or "智" in head or "無" in head or "恕" in head:
             return True
-        if "无法" in head or "不能" in head[:12] or "拒绝" in head[:12] or "不好意思" in head[:12]:
+        first = head[:16]
+        if "无法" in head or "拒绝" in head[:20] or "截止" in head[:40] or "敏感" in head or "超出" in head[:40]:
+            return True
+        if "不能" in first or "不会" in first or "不便" in first or "没有" in first or "对不起" in first:
+            return True
+        if "不好意思" in first or "機" in head or "AI" in head or "程序" in head[:30] or "机器" in head[:40]:
             return True
     return text.num_latin > 1 and _holds(text.low[:250], _REFUSING)
 
@@ -54,16 +59,28 @@ def _needles(text: str) -> tuple[bytes, ...]:
     return tuple(phrase.encode() for phrase in text.split("|"))
 
 
-_REFUSING = _needles("an ai|sorry|n't |n’t |cannot|unable|language model|apolog|unfortunately|not able|can not|regret")
+_REFUSING = _needles(
+    "an ai|sorry|n't |n’t |cannot|unable|language model|apolog|unfortunately|not able|can not|regret|i must |cutoff|cut-off|"
+    "not feel|appropriate|i have no |i have to |not have |programmed|comfortable|guidelines|decline|refrain|training data|i am not |i'm not "
+)
 
 
 def _refuses(head: str, short: bool) -> str:
     """The words that refuse, or nothing."""
-    found = _AS_AI_EN.search(head) or _AS_AI_ZH.search(head)
+    found = _AS_AI_EN.search(head) or _AS_AI_ZH.search(head) or _KNOWS_UNTIL.search(head)
     if found and not _in_quotes(head, found.start()):
         return found[0]
-    found = (_SORRY_EN.match(head) or _CANNOT_HELP_EN.match(head) or _SORRY_ZH.match(head)) if short else None
+    if not short:
+        return ""
+    found = _SORRY_EN.match(head) or _CANNOT_HELP_EN.match(head) or _DECLINES_EN.match(head)
+    if found and found[0].endswith(_WORKED_OUT) and _GOES_ON.search(head, found.end()):
+        return ""  # it cannot be determined, and why
+    found = found or _SORRY_ZH.match(head) or _DECLINES_ZH.match(head)
     return found[0] if found else ""
+
+
+_WORKED_OUT = ("determin", "find", "identify", "see")
+_GOES_ON = re.compile(r"in order to|\bonly given|given only|would need|because|since|(?:you|we) can\b|here (?:is|are)")
 
 
 def _in_quotes(head: str, at: int) -> bool:
@@ -77,19 +94,29 @@ _NOT_EN = (
     r"'m )?not capable|"
     r"lack|have no)"
 )
-_NOT_ZH = r"(?:无法|不能|没有|不具备|不会|没办法|無法|沒有)"
-_AI_EN = r"(?:ai|artificial intelligence)"
+_NOT_ZH = r"(?:无法|不能|没有|不具备|不会|没办法|無法|沒有|不具備|不會|沒辦法|並不|并不)"
+_AI_EN = r"(?:a\.?i\.?|artificial intelligence|chat ?bot|virtual assistant|computer program)"
 _AS_AI_EN = re.compile(
-    rf"\bas an? (?:\w+ |text-based )?(?:{_AI_EN} )?language model\b|"
-    rf"\bas an? (?:\w+ )?{_AI_EN}\b[^.!?\n]{{0,40}}?\b{_NOT_EN}\b|"
-    rf"\bi(?:'m| am) (?:just |only |merely )?an? (?:large |\w+ )?(?:{_AI_EN}|language model)\b"
+    rf"\b(?:as|being|since i am|since i'm|because i am|because i'm) (?:just |only )?an? (?:[\w-]+ ){{0,2}}?"
+    rf"(?:{_AI_EN} )?(?:language model|llm)\b|"
+    rf"\b(?:as|being|since i am|since i'm|because i am|because i'm) (?:just |only )?an? (?:[\w-]+ )?{_AI_EN}\b"
+    rf"[^.!?\n]{{0,60}}?\b{_NOT_EN}\b|"
+    rf"\bi(?:'m| am) (?:just |only |merely |simply )?an? (?:[\w-]+ ){{0,2}}?(?:{_AI_EN}|language model)\b"
     rf"[^.!?\n]{{0,50}}?\b{_NOT_EN}\b"
 )
-_AM_ZH = r"(?:作为|身为|由于我是|因为我是|我是|我只是|我作为)(?:一个|一名|一款|一种|一位|个|名|一種|一個)? ?"
+# What the model was trained on is nobody's answer.
+_KNOWS_UNTIL = re.compile(
+    r"\bmy (?:knowledge|training|training data|information|data)(?:'s)? (?:cut-?off|only (?:goes|extends|covers)|ends|"
+    r"does not (?:cover|include|extend)|doesn't (?:cover|include|extend)|is limited|was last updated|stops)|"
+    r"\bas of my (?:last|latest|most recent) (?:update|training|knowledge)|"
+    r"我的?(?:知识|训练|训练数据|数据|信息|資料|知識|訓練資料)库?(?:只|仅|僅)?(?:截止|截至|更新到|更新至|停留在|仅限|有限|止于)"
+)
+_AM_ZH = r"(?:作为|身为|由于我是|因为我是|我是|我只是|我作为|作為|身為|由於我是|因為我是)(?:一个|一名|一款|一种|一位|个|名|一種|一個)? ?"
 _AS_AI_ZH = re.compile(
     rf"{_AM_ZH}[^，。,！!\n]{{0,10}}?(?:语言|語言|对话|聊天|"
     rf"自然语言处理)(?:大)?模型(?=[^。！？\n]{{0,12}}(?:我|[，,]|并不))|"
-    rf"{_AM_ZH}[^，。,！!\n]{{0,4}}(?:人工智能|ai|人工智慧|(?:聊天|文本)?机器人)[^。！？\n]{{0,14}}?{_NOT_ZH}"
+    rf"{_AM_ZH}[^，。,！!\n]{{0,4}}(?:人工智能|ai|人工智慧|(?:聊天|文本)?(?:机器人|機器人)|(?:电脑|计算机)?程序)"
+    rf"[^。！？\n]{{0,14}}?{_NOT_ZH}"
 )
 _HELP_EN = (
     r"(?:assist|help|fulfil|provide|answer|comply|generat|creat|complet|do that|do this|respond|support|offer|engag|"
@@ -108,6 +135,21 @@ _CANNOT_HELP_EN = re.compile(
     r"i(?:'m| am)? ?(?:can'?t|cannot|can not|unable to|not able to|won't|will not)(?: be able to)?"
     rf"(?: \w+){{0,2}}? \b{_HELP_EN}"
 )
+_DECLINES_EN = re.compile(
+    r"(?:(?:hi|hello|thank you for [^.!?\n]{0,40})[,.!] )?(?:(?:i'?m |i am )?(?:sorry|afraid)[,.]? ?(?:but )?|unfortunately,? |"
+    r"i apologi[sz]e,? (?:but )?|respectfully,? )?"
+    r"(?:i (?:must|have to|need to|will have to|would have to|'ll have to|will|would)?(?: (?:respectfully|politely|kindly))? ?"
+    r"(?:decline|refuse|refrain|abstain|pass on|prefer not to|rather not)|"
+    r"i(?: do not|'m not| am not| don't| would not| wouldn't) (?:feel |entirely |really )?(?:comfortable|allowed|permitted|"
+    r"authori[sz]ed|programmed|designed|equipped|trained|qualified|willing|in a position)|"
+    r"(?:it|that) (?:would|is|does|wouldn't|isn't)(?: be)?(?: not| n't)?(?: be)? ?(?:in)?(?:appropriate|ethical|proper|responsible|possible) "
+    r"for me to|"
+    r"i (?:do not|don't) (?:have|possess)(?: any)? (?:enough|sufficient|access|the ability|the capability|the necessary|"
+    r"personal|opinions|real[- ]time|up-to-date|current)|"
+    r"i have no (?:access|way of|ability|personal|opinion|knowledge of|information)|"
+    r"(?:this|that|your) (?:request|question|topic|content)(?: \w+)? (?:violates|goes against|is against|is beyond|is outside|falls outside|"
+    r"cannot be answered|can't be answered))"
+)
 _GREET_ZH = r"(?:您好|你好|嗯|唉|啊)?[，,！! ]{0,2}"
 _HELP_ZH = (
     r"(?:回答|提供|满足|完成|协助|帮|处理|生成|执行|访问|给出|给您|给你|为您|为你|进行|继续|讨论|支持|做到|"
@@ -120,21 +162,43 @@ _SORRY_ZH = re.compile(
     rf"(?:无法|不能|没有办法|没办法|不可以|没有权限|没有能力|拒绝|不便|不具备|無法)[^。！!？?\n]{{0,10}}?{_HELP_ZH}|"
     rf"{_GREET_ZH}(?:我|本人|本助手)(?:无法|不能|拒绝|無法)(?:直接|为您|为你)?{_HELP_ZH}"
 )
+_SORRY_WORD_ZH = r"(?:(?:我|很|非常|十分|实在|真的|真|實在|深感|感到)*(?:抱歉|对不起|遗憾|不好意思|對不起|遺憾|对不住)[，,。！! ]{0,2}(?:但是?|可是)?)"
+_DECLINES_ZH = re.compile(
+    rf"{_GREET_ZH}{_SORRY_WORD_ZH}?[^。！!？?\n]{{0,12}}?(?:"
+    r"(?:这个|此|该|您的|你的|這個)?(?:问题|內容|内容|請求|请求|問題|话题)?(?:我|本助手)(?:还|暂时|目前|現在|暂|還|也)?"
+    r"(?:不会(?:回答|呢|哦|[，,。！]|$)|不會(?:回答|[，,。！]|$)|答不上来|回答不了|没有学会|没学会|還沒學會|无法作答|無法作答|不方便回答|不便)|"
+    r"(?:这个|此|该|您的|你的)?(?:问题|请求|内容|話題|问题|请求)[^。！？\n]{0,6}(?:涉及|包含|属于|違反|违反)[^。！？\n]{0,8}"
+    r"(?:敏感|违法|违规|不当|不適當|政策|规定|隐私)[^。！？\n]{0,10}(?:无法|不能|不便|無法|拒绝)|"
+    r"超出了?我的?(?:能力|知识|回答|專業|专业|理解)?(?:范围|範圍)|"
+    r"恕(?:我)?(?:不能|无法|难|難|無法)|无可奉告|無可奉告|暂不支持(?:该|此|这)|我(?:必须|只能|不得不)(?:拒绝|婉拒))|"
+    rf"{_GREET_ZH}{_SORRY_WORD_ZH}[^。！!？?\n]{{0,8}}?(?:我|目前|本助手)?(?:还|暂时|目前)?(?:没有|沒有|缺乏|并无|無|缺少)"
+    r"(?:足够|足夠|充分|相关|相關|这方面|這方面|关于|更多|任何|您|你)的?[^。！？\n]{0,12}(?:信息|資訊|资料|資料|数据|知识|知識|权限|能力)|"
+    rf"{_GREET_ZH}{_SORRY_WORD_ZH}?[^。！!？?\n]{{0,6}}?我(?:还|也|暂时|目前|還|暫時)?(?:没有|沒有|无|無)(?:办法|辦法|法)[^。！？\n]{{0,4}}"
+    r"(?:帮|幫|回答|提供|完成|给|給|判断|做|满足)"
+)
 
 
 def _asked_for(found: str, seen: View) -> bool:
     """Whether the refusal is right: asked for, or the answer to a request for harm; or who speaks is the question."""
-    if _HARM.search(seen.asked):
+    if len(seen.asked) < _LONGEST_REQUEST and _HARM.search(seen.asked):
         return True
     if "ai" in found or "model" in found or "人工" in found or "模型" in found or "机器人" in found:
         return _ABOUT_AI.search(seen.asked) is not None
     return _HOW_TO_REFUSE.search(seen.asked) is not None
 
 
+# In longer texts such words are what a story or report tells.
+_LONGEST_REQUEST = 400
 _ABOUT_AI = re.compile(
-    r"\bai\b|artificial intelligence|language model|chat ?bot|chatgpt|\bgpt|robot|assistant|who are you|what are you|"
-    r"are you|your name|人工智能|语言模型|机器人|助手|你是谁|您是谁|你是什么|你叫什么|您叫什么|你是不是|"
-    r"你的名字|自我介绍|介绍.{0,3}自己"
+    r"\b(?:who|what|how old|where) are you\b(?! (?:going|doing))|"
+    r"\bare you (?:an? )?(?:ai\b|human|person|robot|real|bot\b|machine|conscious|alive|sentient|chatgpt|able|capable)|"
+    r"\bdo you (?:have|feel|ever) |\bwhat can you\b|\bcan you (?:feel|see|hear|think|dream)|"
+    r"\byour (?:name|creator|maker|model|training|feelings|purpose|limits|limitations|capabilities)|"
+    r"(?:introduce|describe|about) yourself|chat ?bot|chatgpt|\bgpt|language model|\bai (?:assistant|model|system)|"
+    r"robot|role-?play|pretend|act as|\bassistant\b|"
+    r"语言模型|聊天机器人|机器人|助手|你是谁|您是谁|你是什么|你叫什么|您叫什么|你是不是|你是(?:人|真|由|哪)|谁(?:创造|开发|训练|打造|制造)了?[你您]|"
+    r"[你您]的(?:名字|身份|身分|模型|能力|功能|局限|训练|感受|感觉)|[你您]有.{0,6}(?:感情|情感|意识|身体|感觉)|"
+    r"[你您](?:可以|能|会)(?:够|给我|为我|帮我)?.{0,4}(?:什么|哪些)|自我介绍|介绍.{0,3}自己|扮演"
 )
 _HARM = re.compile(
     r"suicid|self-harm|kill (?:my|him|her|them)|\bbombs?\b|explosives?|want to die|自杀|自残|不想活|想死|跳楼|"
@@ -148,66 +212,144 @@ _HOW_TO_REFUSE = re.compile(
 
 
 def boilerplate(row: Row, rule: Boilerplate) -> Row | Drop:
-    """Drop an answer that holds a web page's navigation, cookie or copyright text; one weak phrase is no reason."""
+    """Drop an answer that holds a web page's navigation, notices or copyright text; one weak phrase is no reason."""
     seen = view(row)
     for text in seen.answers:
-        if not (rule.phrases or _may_be_page(text)):
-            continue
-        lowered = text.content.lower()
+        lowered = text.content.lower() if rule.phrases else ""
         found = [phrase for phrase in rule.phrases if phrase.lower() in lowered]
         if not found:
-            strong = [phrase for phrase in _STRONG if phrase in lowered]
-            found = strong + [phrase for phrase in _WEAK if phrase in lowered]
-            enough = strong or len(found) + (_MENU.search(text.content) is not None) > 2
-            if not enough or (_ABOUT_PAGES if strong else _ABOUT_SITES).search(seen.asked):
+            points, found = _page_points(text)
+            if points > 1 and _MENU.search(text.content):
+                points += 1
+            if points < _ENOUGH_POINTS or (points < _ABUNDANT_POINTS and _ABOUT_PAGES.search(seen.asked)):
                 continue
         fix = "cut the page's own text out of the answer"
         return Drop("boilerplate", f"text of a web page: {quoted(', '.join(found))}", fix, text.message.path)
     return row
 
 
-def _may_be_page(text: Text) -> bool:
-    """A quick look, before the phrases; single rare characters are found fastest."""
-    content, low = text.content, text.low
+# A strong phrase is enough, unless pages are the subject; then it takes what only a whole page holds.
+_ENOUGH_POINTS = 3
+_ABUNDANT_POINTS = 6
+
+
+def _page_points(text: Text) -> tuple[int, list[str]]:
+    """How much speaks for a web page, and the phrases; pages leave their own text around what they hold."""
+    low, content = text.low, text.content
+    if len(low) > 4 * _MARGIN:
+        low = low[:_MARGIN] + b"\n" + low[-_MARGIN:]
+    if len(content) > 4 * _MARGIN:
+        content = content[:_MARGIN] + "\n" + content[-_MARGIN:]
+    found = [
+        phrase.decode() for hint, phrases_of in _PAGE_LATIN if hint in low for phrase in phrases_of if phrase in low
+    ]
     if text.num_han:
-        if ("版" in content and "版权" in content) or ("顶" in content and "返回顶部" in content):
-            return True
-        if ("篇" in content and "一篇" in content) or ("载" in content and "转载" in content):
-            return True
-        if ("页" in content and "首页" in content) or ("藏" in content and "加入收藏" in content):
-            return True
-        if ("责" in content and "责任编辑" in content) or (text.num_latin > 2 and (b"icp" in low or b"cookie" in low)):
-            return True
-    elif b"cookie" in low or b"reserved" in low:
-        return True
+        found += [
+            phrase for char, phrases_of in _PAGE_HAN if char in content for phrase in phrases_of if phrase in content
+        ]
+    points = 3 * len(found)
     signs = text.signs
-    if b"|" in signs or b">" in signs:
-        return _holds(low, _OF_PAGES)
-    return b"s" in signs and "©".encode() in low
+    if points or b"|" in signs or b">" in signs or (b"s" in signs and "©" in content):
+        lowered = content.lower()
+        weak = [phrase for phrase in _WEAK if phrase in lowered]
+        points += len(weak)
+        found += weak
+    return points, found
 
 
-_OF_PAGES = _needles("skip to|privacy p|copyright|©|log in|home |home>|subscribe")
-_STRONG = phrases(
-    """we use cookies|uses cookies|use of cookies|accept all cookies|accept cookies|cookie policy|all rights reserved
-    skip to content|skip to main content|powered by wordpress|版权所有|icp备|icp证|公网安备|未经授权不得转载
-    未经许可不得转载
-    返回顶部|责任编辑|上一篇|下一篇|使用cookie|设为首页|加入收藏|转载请注明|禁止转载"""
+# A margin of this length is looked at on either side of a longer answer.
+_MARGIN = 300
+_STRONG_LATIN = (
+    (
+        "cookie",
+        "we use cookies|uses cookies|use of cookies|accept all cookies|accept cookies|cookie policy|enable cookies",
+    ),
+    ("reserved", "all rights reserved"),
+    ("skip to", "skip to content|skip to main content|skip to navigation"),
+    ("wordpress", "powered by wordpress"),
+    (
+        "javascript",
+        "启用javascript|开启javascript|enable javascript|javascript is disabled|requires javascript|javascript enabled",
+    ),
+    ("captcha", "complete the captcha|captcha to|solve the captcha"),
+    ("ray id", "ray id:"),
+    ("human", "prove that you are human|verify you are human|verify that you are human|confirm you are human"),
+    (
+        "page you",
+        "page you are looking for|page you requested could|page you requested was|page you were looking for|page you're looking for",
+    ),
+    ("not found", "404 not found|404 error|requested url was not found|page not found"),
+    (
+        "logged in",
+        "be logged in to view|be logged in to post|be logged in to comment|be logged in to access|be logged in to reply",
+    ),
+    (
+        "log in",
+        "log in or create|log in or register|log in or sign up|log in to view|log in to continue|log in to read|log in to comment",
+    ),
+    ("sign in", "sign in to continue|sign in to view|sign in or register"),
+    ("newsletter", "subscribe to our newsletter|sign up for our newsletter|join our newsletter"),
+    ("click here", "click here to read|click here to view|click here to continue|click here for more"),
+    ("full article", "read the full article|view full article"),
+    ("share on", "share on facebook|share on twitter|share on linkedin|share on whatsapp"),
+    ("share this", "share this:|share this post|share this article|share this page"),
+    ("comment", "leave a comment|load more comments|view all comments|post a comment|comments are closed"),
+    ("reply", "leave a reply|cancel reply"),
+    ("be published", "email address will not be published"),
+    ("required fields", "required fields are marked"),
+    ("navigation", "toggle navigation|jump to navigation"),
+    ("you are here", "you are here:"),
+    ("posted in", "posted in uncategorized|posted in:"),
+    ("reproduction", "reproduction without permission|reproduction in whole or in part"),
+    ("on this site", "content on this site|information on this site|content on this website"),
+    ("unsubscribe", "unsubscribe at any time|unsubscribe anytime"),
+    ("back to top", "back to top|return to top"),
+    ("last edited", "this page was last edited|this page was last modified"),
+    (
+        "your browser",
+        "your browser does not support|your browser is not supported|checking your browser|update your browser",
+    ),
+    ("gateway", "502 bad gateway|504 gateway time"),
+    ("unavailable", "503 service unavailable|is temporarily unavailable. please"),
+    ("permission to access", "permission to access this|permission to access /"),
 )
+_STRONG_HAN = """版权所有|版权归原作者|版权归作者所有|版權所有|公网安备
+    授权不得转载|许可不得转载|禁止转载|转载请注明|不得转载|严禁转载|授权禁止|书面授权
+    返回顶部|责任编辑|上一篇|下一篇|设为首页|加入收藏|收藏本站|返回首页|網站首頁|责编：
+    登录后查看|登录后可见|登录后阅读|请登录后|立即登录|登录后才能|登入後
+    浏览次数|浏览量：|浏览：|点击数：|阅读次数|当前位置：|您的位置：|您现在的位置
+    请刷新页面|加载中|正在加载|页面不存在|页面已被删除|页面找不到|访问的页面|頁面不存在
+    展开全文|阅读全文|点击查看更多|点击阅读更多|点击加载更多|查看全部评论|网友评论|暂无评论|登录评论
+    不代表本站|不表明本站|不代表本网|本站立场|本站内容|本站所有|本站文章|本站声明|本网站使用|与本站无关
+    来源于网络|来源：网络|来源：互联网|如有侵权|侵权请联系|侵权必究|侵删|分享到：|【打印】|【关闭】|打印本页
+    扫一扫关注|扫码关注|微信扫一扫|编辑：小编|文章来源：|猜你喜欢|相关推荐：|热门推荐|热门文章
+    客户端下载|输入验证码"""
 _WEAK = phrases(
-    """privacy policy|terms of use|terms of service|terms and conditions|contact us|copyright|©|sign up|log in|login
-    subscribe|read more|share this|leave a comment|back to top|related articles|newsletter|隐私政策|服务条款
-    用户协议|联系我们
-    关于我们|网站地图|免责声明|登录|注册|阅读全文|点击查看|相关阅读|分享到|来源：|友情链接|扫码下载|首页"""
+    """privacy policy|privacy ||terms of use|terms of service|terms and conditions|contact us|about us|copyright|©|sign up
+    sitemap|log in|login|subscribe|read more|load more|related articles|related posts|recent posts|newsletter|access denied
+    previous post|next post|隐私政策|服务条款|用户协议|联系我们|关于我们|网站地图|免责声明|登录|注册|点击查看|相关阅读|推荐阅读
+    相关文章|相关问题|举报|友情链接|首页|忘记密码|热门|微博|qq空间|字号|评论|收藏|意见反馈|打印|发表评论|扫描二维码|发布时间：|下载客户端|free account"""
 )
+# Characters that are rare in ordinary Chinese; every strong phrase holds one of them.
+_RARE_HAN = "载登入页頁站版阅扫侵浏荐置互击章编论藏篇码顶布享展【闭授猜网"
+
+
+def _by_rarest_part() -> tuple[tuple[tuple[bytes, tuple[bytes, ...]], ...], tuple[tuple[str, tuple[str, ...]], ...]]:
+    """(a rare part, the phrases that hold it) in Latin script, and in Chinese: where it is missing, all of them are."""
+    latin = tuple((hint.encode(), tuple(part.encode() for part in joined.split("|"))) for hint, joined in _STRONG_LATIN)
+    han: dict[str, list[str]] = {}
+    for phrase in phrases(_STRONG_HAN):
+        han.setdefault(next(char for char in _RARE_HAN if char in phrase), []).append(phrase)
+    return latin, tuple((char, tuple(found)) for char, found in han.items())
+
+
+_PAGE_LATIN, _PAGE_HAN = _by_rarest_part()
 _MENU = re.compile(r"(?:home|首页) ?[|>»/·] ?\S|(?:\S{2,12} [|»] ){3}", re.I)
 _ABOUT_PAGES = re.compile(
-    r"cookie|copyright|footer|web ?page|web ?site|privacy|newsletter|licen[sc]e|html|"
-    r"网站|网页|版权|隐私|转载|备案|著作权|声明|上一篇|下一篇"
-)
-_ABOUT_SITES = re.compile(
-    r"cookie|copyright|web|footer|landing|privacy|terms|newsletter|blog|licen[sc]e|subscri|e-?mail|html|"
-    r"\bapp\b|interface|"
-    r"网站|网页|版权|隐私|条款|协议|登录|注册|页面|博客|声明|转载|备案|邮件|著作权|软件|平台|账号"
+    r"cookie|copyright|\bweb|footer|landing|privacy|terms of|newsletter|blog|licen[sc]e|subscri|e-?mail|html|javascript|browser|"
+    r"captcha|log ?in\b|sign ?up|\b40[34]\b|\bapp\b|interface|social media|facebook|twitter|comment|"
+    r"网站|网页|网络|版权|隐私|条款|协议|登录|登陆|注册|页面|博客|声明|转载|备案|邮件|著作权|软件|平台|账号|侵权|"
+    r"上一篇|下一篇|微信|微博|小程序|浏览器|验证码|公众号|打印"
 )
 
 
@@ -236,7 +378,9 @@ def _has_contact(text: Text) -> bool:
         return True
     if b"." in signs and (b".com" in data or b"www." in data):
         return True
-    if b"@" in signs and _holds(text.low, _PRIVATE_WAYS):
+    if b"@" in signs and (b".com" in data or b".cn" in data or _holds(text.low, _PRIVATE_WAYS)):
+        return True
+    if b"+" in signs and _ABROAD.search(text.content):
         return True
     if not text.num_han:
         return False
@@ -248,6 +392,7 @@ def _has_contact(text: Text) -> bool:
     return ("众" in content and "公众号" in content) or (text.num_latin > 1 and _holds(text.low, _PRIVATE_WAYS))
 
 
+_ABROAD = re.compile(r"\+\d{1,3}[- ]?\(?\d")
 _PRIVATE_WAYS = _needles("qq|vx|wx|v信|v:|v：|telegram|whatsapp")
 
 
@@ -259,12 +404,23 @@ def _advertises(text: Text, seen: View) -> str:
         points = 1 + 3 * (contact.re is _PRIVATE) + (_SALE.search(near) is not None)
         points += (_CALL.search(near) is not None) + 2 * (_PUSHY.search(near) is not None)
         if points > 2:
-            if _ASKS_FOR_ADS.search(seen.asked):
+            if points < _SHAMELESS and _ASKS_FOR_ADS.search(seen.asked):
+                return ""
+            if _ORDERS_ADS.search(seen.asked):
                 return ""
             return text.content[max(0, contact.start() - 20) : contact.end() + 20]
     return ""
 
 
+# So many points are an advertisement, even where an e-mail, a link or a number was asked for.
+_SHAMELESS = 5
+_ORDERS_ADS = re.compile(
+    r"(?:write|create|generate|compose|draft|craft|design|make|develop|suggest|come up|prepare|brainstorm|produce|rewrite|edit|translate)\b"
+    r".{0,80}\b(?:ads?\b|advert|commercial|slogan|promo|marketing|campaign|flyer|brochure|poster|e-?mail|letter|caption|tweet|post\b|"
+    r"message|script|invitation|announcement|template|press release|sms|jingle|blog|newsletter|copy\b)|"
+    r"(?:写|拟|撰|创作|生成|设计|编|制作|起草|翻译|改写|帮我|给出).{0,40}(?:广告|文案|宣传|营销|推广|海报|邮件|信|短信|朋友圈|微博|公告|模板|标语|传单|推文)",
+    re.S,
+)
 _DIGITS = re.compile(r"\d{4}")
 
 
@@ -301,13 +457,14 @@ _LINK = re.compile(r"https?://\S+|www\.[\w-]+\.\S+|(?<![\w-])[\w-]{2,60}\.com?\b
 _NUMBER = re.compile(
     r"(?<![0-9a-z.])(?:400[- ]?\d{3}[- ]?\d{4}|400[- ]?\d{4}[- ]?\d{3}|800[- ]?\d{3}[- ]?\d{4}|"
     r"1[3-9]\d[- ]?\d{4}[- ]?\d{4}|0\d{2,3}-\d{7,8}|(?:\+?1[- .])?\(?[2-9]\d{2}\)?[- .]\d{3}[- .]\d{4}|"
-    r"\+\d{1,3}[- ]?\d{6,12})(?![0-9a-z])"
+    r"\+\d{1,3}(?:[- ]?\(?\d{2,5}\)?){2,5})(?![0-9a-z])"
 )
 _SCAN = re.compile(r"扫码|二维码|scan the qr")
 _SALE = re.compile(
     r"discount|% ?off|special offer|limited[- ]time|for sale|best price|lowest price|cheap|free trial|free shipping|"
     r"coupon|promo|\bdeals?\b|buy (?:it |one |yours )?(?:now|today|online)|order (?:now|today)|winners?\b|"
-    r"casino|earn \$|"
+    r"casino|earn \$|factory price|wholesale|for orders?\b|orders? e-?mail|free bonus|risk[- ]free|money[- ]back|no prescription|"
+    r"100% (?:guaranteed|free|natural)|permanent cure|work(?:ing)? from home|home-based job|loan approval|"
     r"优惠|特价|折扣|[\d一二三四五六七八九]折|促销|包邮|免费(?:领取|咨询|试用|体验|赠送)|限时|下单|抢购|秒杀|"
     r"代理|加盟|正品|低价|"
     r"批发|团购|返利|稳赚|荐股|内幕|贷款|办证|代开|代办|祖传|包治|根治|名额有限"
@@ -339,7 +496,7 @@ def blocked_word(row: Row, rule: BlockedWord) -> Row | Drop:
     if not rule.words:
         return row
     for text in view(row).checked:
-        lowered = text.content.lower()
+        lowered = _searchable(text, rule)
         for word in _candidates(lowered, rule):
             found = re.search(
                 rf"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])" if word.isascii() else re.escape(word), lowered
@@ -351,6 +508,16 @@ def blocked_word(row: Row, rule: BlockedWord) -> Row | Drop:
     return row
 
 
+def _searchable(text: Text, rule: BlockedWord) -> str:
+    """The text in lower case, and folded where full width, invisible characters or odd spaces could hide a word."""
+    data = text.data
+    hides = _FULL_WIDTH.search(text.content) if b"\xef\xbc" in data or b"\xef\xbd" in data else None
+    if hides or b"\xe2\x80" in data or b"\xc2\xad" in data or b"\xef\xbb\xbf" in data or rule.have_spaces:
+        return folded(text.content)
+    return text.content.lower()
+
+
+_FULL_WIDTH = re.compile("[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]")
 # So many words are looked for one by one; of longer lists only those that begin as something in the text does.
 _FEW = 64
 
