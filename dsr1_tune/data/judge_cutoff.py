@@ -84,7 +84,7 @@ def _rising(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 # A ratio within this factor of the base is taken for the base: small files scatter.
-_ROUGHLY = 1.5
+_ROUGHLY = 1.2
 
 
 def auc_of_good(value: float, share_bad: float) -> float:
@@ -115,7 +115,7 @@ def cut_at(value: float, seen: np.ndarray, bad: np.ndarray) -> Cut:
 
 
 def find_cut(seen: np.ndarray, bad: np.ndarray, max_lost: float) -> Cut | None:
-    """The highest cut-off at which a row is as likely bad as good, and below which at most `max_lost` good rows are.
+    """The highest cut-off at which a row is twice as likely bad as good, and at most `max_lost` good ones are lost.
 
     None where no cut-off does that: the file has too few bad rows, or the score tells too little.
     """
@@ -123,7 +123,7 @@ def find_cut(seen: np.ndarray, bad: np.ndarray, max_lost: float) -> Cut | None:
     if steps.base <= 0:
         return None
     lost = np.cumsum(steps.seen * (1 - np.minimum(_ROUGHLY * steps.base / np.maximum(steps.ratio, 1e-12), 1)))
-    fits = (steps.ratio <= 2 * steps.base) & (lost <= max_lost)
+    fits = (steps.ratio <= 1.5 * steps.base) & (lost <= max_lost)
     if not fits[0]:
         return None
     last = len(fits) - 1 if fits.all() else int(np.argmin(fits)) - 1

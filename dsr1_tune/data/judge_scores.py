@@ -176,7 +176,7 @@ def score_cheaply(bench: Bench) -> None:
 
         mash, salad = odd_when(shuffle_characters), odd_when(shuffle_words)
         _measure(bench, "surprise", language, bench.scores["surprise"][reference.rows], mash)
-        bench.salad[language] = float(np.nanquantile(salad, 0.9)) if np.isfinite(salad).any() else np.inf
+        bench.salad[language] = float(np.nanquantile(salad, 0.95)) if np.isfinite(salad).any() else np.inf
         wrong = np.stack([judge_overlap.overlap(reference.wrong(which), bench.counts) for which in (0, 1)], axis=1)
         _measure(bench, "overlap", language, bench.scores["overlap"][reference.rows], wrong)
         blend(bench, language)

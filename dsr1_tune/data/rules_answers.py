@@ -47,28 +47,32 @@ def placeholder_answer(row: Row, rule: PlaceholderAnswer) -> Row | Drop:
     for text in seen.answers:
         if len(text.content) > _LONGEST_STAND_IN and not rule.words and b"lorem ipsum" not in text.low:
             continue
-        if _stands_in(text.content, seen, rule):
+        if _stands_in(text, seen, rule):
             detail = f"a stand-in, not an answer: {quoted(text.content)}"
             return Drop("placeholder_answer", detail, "write the answer, or remove the row", text.message.path)
     return row
 
 
 _LONGEST_STAND_IN = 60
+_LONGEST_IN_HAN = 24
 
 
-def _stands_in(content: str, seen: View, rule: PlaceholderAnswer) -> bool:
+def _stands_in(text: Text, seen: View, rule: PlaceholderAnswer) -> bool:
     """Whether the text is none of its own: a word for an answer that is missing, a slot, a test, only signs."""
-    plain = content if content.isascii() else unicodedata.normalize("NFKC", content)
+    content = text.content
+    plain = unicodedata.normalize("NFKC", content) if b"f" in text.signs else content
     plain = plain.strip().casefold()
     core = plain.strip(_AROUND)
-    asked = seen.question.content.lower() if seen.question else ""
-    if any(core == word.strip(_AROUND).casefold() for word in rule.words):
+    if rule.words and any(core == word.strip(_AROUND).casefold() for word in rule.words):
         return True
     if len(content) > _LONGEST_STAND_IN:
         return plain.find("lorem ipsum") in range(40) and not _ABOUT_DUMMIES.search(seen.asked)
+    if len(core) > _LONGEST_IN_HAN and text.num_han:
+        return False
+    asked = seen.question.content.lower() if seen.question else ""
     if core in _STAND_INS:
         return True
-    if core in _NOTHINGS or _MISSING.fullmatch(core):
+    if core in _NOTHINGS or (_MISSING_ZH if text.num_han else _MISSING).fullmatch(core):
         return not _MAY_BE_NONE.search(asked) and core not in asked
     if core in _NULLS:
         return not _ABOUT_VALUES.search(asked) and not _ABOUT_SIGNS.search(seen.asked) and core not in asked
@@ -79,7 +83,9 @@ def _stands_in(content: str, seen: View, rule: PlaceholderAnswer) -> bool:
         is_empty = len(plain) > 1 or plain in "-—–_.…*"
         is_empty = is_empty and (_ONLY_DOTS.fullmatch(plain) or _ONLY_SLOT.fullmatch(plain)) is not None
         return is_empty and not _ABOUT_SIGNS.search(seen.asked) and not _ABOUT_VALUES.search(asked)
-    if _STANDS_IN.fullmatch(core) or _STANDS_IN_ZH.fullmatch(core) or _ONLY_LABEL.fullmatch(plain):
+    if (_STANDS_IN_ZH if text.num_han else _STANDS_IN).fullmatch(core) or (
+        plain[-1] in ":：" and _ONLY_LABEL.fullmatch(plain)
+    ):
         return not _ABOUT_DUMMIES.search(seen.asked) and core not in asked
     return False
 
@@ -142,7 +148,9 @@ _MISSING = re.compile(
     r"(?:no|missing) (?:answer|response|output|content|data|text|reply|input|result|information)s?"
     r"(?: (?:is|are|available|found|provided|yet|given|here|specified|recorded))*|"
     rf"{_WHOSE_EN}(?:data|information|{_TEXT_EN})"
-    r" (?:is |are )?(?:not|un|missing)(?: ?(?:yet |currently )?(?:available|provided|found|given|specified|recorded))?|"
+    r" (?:is |are )?(?:not|un|missing)(?: ?(?:yet |currently )?(?:available|provided|found|given|specified|recorded))?"
+)
+_MISSING_ZH = re.compile(
     r"(?:目前|现在)?(?:暂无|暂缺|暂时没有|暂没有|没有|无|未找到|未提供|缺少|缺失|尚无)(?:相关|可用|有效|详细|具体|任何)*"
     r"(?:答案|回答|回复|内容|数据|资料|信息|记录|解析|结果|描述|说明|简介|介绍)|(?:数据|信息|资料|内容|答案)(?:缺失|为空|暂缺|未提供)"
 )
@@ -183,10 +191,10 @@ def answer_repeats_question(row: Row, rule: AnswerRepeatsQuestion) -> Row | Drop
     asked, answer = seen.question, seen.answer
     if asked is None or answer is None or len(answer.content) > 2 * len(asked.content) + 20:
         return row
-    low, third = answer.low, len(answer.low) // 3
-    if low[third : third + 4] not in asked.low and low[third + 9 : third + 13] not in asked.low:
-        if not _is_full_width(answer):
-            return row
+    low, fourth = answer.low, len(answer.low) // 4
+    samples = (low[fourth : fourth + 9], low[2 * fourth : 2 * fourth + 9], low[3 * fourth - 9 : 3 * fourth])
+    if sum(sample in asked.low for sample in samples) < 2 and not _is_full_width(answer):
+        return row
     said = bare(answer.content)
     if len(said) < rule.min_chars or said in _GREETINGS:
         return row
@@ -225,11 +233,36 @@ def answer_restates_question(row: Row, rule: AnswerRestatesQuestion) -> Row | Dr
         return row
     if len(asked.content) > 600 and len(answer.content) * 5 < len(asked.content) * 3:
         return row  # a short answer in the words of a passage
-    if _only_takes_up(asked.content, answer.content, rule) or _is_the_stem(asked, answer):
+    if (_may_take_up(answer) and _only_takes_up(asked.content, answer.content, rule)) or _is_the_stem(asked, answer):
         detail = f"it only says what is asked: {quoted(answer.content)}"
         fix = "write an answer, or raise answer_restates_question.max_new_share"
         return Drop("answer_restates_question", detail, fix, answer.message.path)
     return row
+
+
+def _may_take_up(answer: Text) -> bool:
+    """A quick look: how such answers begin, or what they say at the end."""
+    content = answer.content
+    if answer.num_han:
+        return content.lstrip(_QUOTES)[:1] in _LEADING or "题" in content[-40:] or "疑问" in content[-40:]
+    low = answer.low
+    return _holds(low if len(low) < 240 else low[:120] + low[-120:], _SPEAKING_OF_QUESTIONS)
+
+
+_QUOTES = " \t\r\n“\"'‘「《"
+_LEADING = frozenset("好嗯明我收没当您你用提这该此本题问感谢多让先换也关针")
+_SPEAKING_OF_QUESTIONS = (
+    b"ask",
+    b"question",
+    b"you ",
+    b"task",
+    b"request",
+    b"user",
+    b"prompt",
+    b"query",
+    b"restat",
+    b"words",
+)
 
 
 def _only_takes_up(asked: str, answer: str, rule: AnswerRestatesQuestion) -> bool:
@@ -237,8 +270,7 @@ def _only_takes_up(asked: str, answer: str, rule: AnswerRestatesQuestion) -> boo
     start, num_leads = 0, 0
     while num_leads < 4 and (found := _LEAD.match(answer, start)):
         start, num_leads = found.end(), num_leads + 1
-    tail = answer[-60:]
-    if not num_leads and not (_holds(tail, _REMARKING) and _REMARK.search(tail)):
+    if not num_leads and not _REMARK.search(answer[-60:]):
         return False
     new, num = _new_grams(_REMARK.sub(" ", answer[start:]), asked)
     if new > min(rule.max_new_share * num, _MOST_NEW) or (not num_leads and num < 2):
@@ -246,7 +278,7 @@ def _only_takes_up(asked: str, answer: str, rule: AnswerRestatesQuestion) -> boo
     return not _YES_OR_NO.search(answer) or _YES_OR_NO.search(asked) is not None
 
 
-def _holds(text: str, needles: tuple[str, ...]) -> bool:
+def _holds(text: bytes, needles: tuple[bytes, ...]) -> bool:
     """Whether one of the needles stands there: far quicker than a regular expression with alternatives."""
     for needle in needles:  # noqa: SIM110 - any() over a generator takes twice as long
         if needle in text:
@@ -285,7 +317,6 @@ _LEAD = re.compile(
     r"这是(?:一个|一道)?(?:关于|有关)|(?:关于|针对)(?=.{2,200}?(?:这个|这一|该|此)(?:问题|话题|疑问).{0,3}$)))",
     re.I,
 )
-_REMARKING = tuple(phrases("question|request|query|task|topic|asked|ask about|wonder|题|疑问|关注|话"))
 _REMARK = re.compile(
     r"(?:that(?:'s| is| was) |this is |it is |what )(?:an?|the|your|my) (?:(?:very|really|truly|most) )?"
     r"(?:(?:good|great|interesting|important|excellent|common|fair|frequent|difficult|tough|big) )?"
@@ -300,7 +331,9 @@ _REMARK = re.compile(
     r"希望(?:能|可以)?对?(?:您|你)?有?所?帮助",
     re.I,
 )
-_YES_OR_NO = re.compile(r"\b(?:yes|no|true|false)\b|是的|不是|可以|不能|不会|没有|正确|错误|对的", re.I)
+_YES_OR_NO = re.compile(
+    r"\b(?:yes|no|true|false)\b|是的|(?<!是)不是|(?<!不)可以|(?<!能)不能|(?<!会)不会|没有|正确|错误|对的", re.I
+)
 
 
 def _is_the_stem(asked: Text, answer: Text) -> bool:
@@ -308,8 +341,11 @@ def _is_the_stem(asked: Text, answer: Text) -> bool:
     if len(answer.data) > len(asked.data) + 24 or len(answer.data) * 2 < len(asked.data):
         return False
     if answer.num_han:
-        begins = answer.content.strip()[:4]
-        if begins not in asked.content or not _ASKS_ZH.search(asked.content):
+        content = answer.content.strip()
+        middle = len(content) // 2
+        if content[:3] not in asked.content or content[middle : middle + 3] not in asked.content:
+            return False
+        if not _ASKS_ZH.search(asked.content):
             return False
         stem, of_answer = _ASKS_ZH.sub("", asked.content), _ASKS_ZH.sub("", answer.content)
     else:

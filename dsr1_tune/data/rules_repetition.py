@@ -21,10 +21,6 @@ def repeated_text(row: Row, rule: RepeatedText) -> Row | Drop:
         if len(content) < rule.min_chars:
             continue
         why = (_said_twice(content) if rule.max_share < 1 else "") or _goes_in_circles(content, text, rule, seen)
-        if not why and b"2" in text.data and _comes_back(content, text.is_han):
-            unnumbered = _NUMBER.sub(" ", content)
-            if len(unnumbered) + rule.max_run < len(content):
-                why = _goes_in_circles(unnumbered, text, rule, seen)
         if why:
             fix = "cut the repetition, or raise repeated_text.max_share or max_run"
             return Drop("repeated_text", why, fix, text.message.path)
@@ -58,6 +54,19 @@ def _goes_in_circles(content: str, text: Text, rule: RepeatedText, seen: View) -
             often.append(at)
     if not often:
         return ""
+    why = _why_in_circles(content, often, text, rule, seen)
+    if not why and b"2" in text.data:  # the last of `1. So it is. 2. So it is.` came back, and only the number is new
+        unnumbered = _NUMBER.sub(" ", content)
+        if len(unnumbered) + rule.max_run < len(content):
+            at = [max(0, len(unnumbered) * part // 4 - width - 2) for part in (1, 2, 3, 4)]
+            why = _why_in_circles(unnumbered, at, text, rule, seen)
+    return why
+
+
+def _why_in_circles(content: str, often: list[int], text: Text, rule: RepeatedText, seen: View) -> str:
+    """Why the text is too repetitive, whose samples at these places come back, or nothing."""
+    width = _width(text.is_han)
+    length = len(content)
     unit, num_times = max((_run(content, at, width) for at in often), key=lambda run: len(run[0]) * run[1])
     why = ""
     if num_times >= rule.max_run and _is_much(unit, num_times, length):
@@ -80,13 +89,6 @@ def _goes_in_circles(content: str, text: Text, rule: RepeatedText, seen: View) -
 def _width(is_han: bool) -> int:
     """The length of a sample that says something."""
     return 6 if is_han else 12
-
-
-def _comes_back(content: str, is_han: bool) -> bool:
-    """Whether the text's end stood there before, numbers apart: the last of `1. So it is. 2. So it is.`"""
-    width = _width(is_han)
-    end = content.rstrip()
-    return content.count(end[-width - 2 : -2]) > 2
 
 
 # The number of an item, at its beginning: after a full stop or a line break.
@@ -158,7 +160,10 @@ def repeated_lines(row: Row, rule: RepeatedLines) -> Row | Drop:
     for text in seen.answers:
         if text.data.count(b"\n") < rule.max_run - 1:
             continue
-        lines = [_without_marker(line) for line in without_code(text).split("\n")]
+        lines = without_code(text).split("\n")
+        if len(lines) - len({line[-12:] for line in lines}) - lines.count("") < 1:  # a quick look, at the lines' ends
+            continue
+        lines = [_without_marker(line) for line in lines]
         if len(lines) - len(set(lines)) - lines.count("") < 1:  # a quick look: at most one line stands there twice
             continue
         lines = [line for line in lines if _is_prose(line)]

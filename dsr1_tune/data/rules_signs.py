@@ -10,7 +10,7 @@ from functools import cache
 from itertools import pairwise
 
 from dsr1_tune.data.record import Drop, Preference, Row
-from dsr1_tune.data.rules_facts import HAN_RUN, LONG, Text, View, ends, quoted, view, with_texts
+from dsr1_tune.data.rules_facts import HAN_RUN, LONG, Text, View, ends, quoted, view, with_texts, without_code
 from dsr1_tune.data.rules_settings import (
     Encoding,
     HtmlMarkup,
@@ -63,10 +63,12 @@ _KANA_PAIR = re.compile(
 _PHONETIC = re.compile("[\u3400-\u9fff][\u3105-\u3129\ufe5b-\ufe5e](?![\u3105-\u3129ˊˇˋ˙])")
 # ASCII read as UTF-16: every second space or so becomes one of these between Han characters.
 _UTF16_SPACE = re.compile("[\u3400-\u7fff][\u2060-\u207f]|[\u3400-\u7fff][\u2020-\u205f][\u3400-\u7fff]")
-_HAN_IN_WORD = re.compile("[A-Za-z][\u3400-\u9fff]{1,2}[a-z]")
+# UTF-8 decoded as GBK in English: it鈥檚, caf茅, 25掳C.
+_HAN_IN_WORD = re.compile("[A-Za-z][\u3400-\u9fff]{1,2}[a-z]|[鈥鈧]|拢\\d|掳[CF]|[卤脳] ?\\d")
+_HANGUL_BY_HAN = re.compile("[\u3400-\u9fff][\uac00-\ud7a3]|[\uac00-\ud7a3][\u3400-\u9fff]")
 # Curly quotes and accents, saved by a program that knew none: `it???s`, `caf??`.
 _MARKS_IN_WORD = re.compile(
-    r"[A-Za-z]\?{3}(?:s|t|re|ve|ll|d|m)\b|[a-z]\?\?[a-z]{2}|(?<=[ (])\?\?(?=[A-Za-z\d])|[a-z]{3}\?\? [a-z]"
+    r"[A-Za-z]\?{3}(?:s|t|re|ve|ll|d|m)\b|[A-Za-z]\?\?[a-z]{2}|(?<=[ (])\?\?(?=[A-Za-z\d])|[a-z]{3}\?\? [a-z]"
 )
 _ABOUT_ENCODINGS = re.compile(r"encod|mojibake|utf-?8|unicode|latin-?1|gbk|编码|乱码|字符集|锟斤拷")
 
@@ -74,35 +76,56 @@ _ABOUT_ENCODINGS = re.compile(r"encod|mojibake|utf-?8|unicode|latin-?1|gbk|编�
 def _may_be_mojibake(text: Text) -> bool:
     """A quick look, before anything is decoded; single rare bytes and characters are found fastest."""
     data, content = text.data, text.content
-    if len(data) == len(content):
-        return (
-            b"??" in text.signs
-            and b"??" in data
-            and b"`" not in text.signs
-            and len(_MARKS_IN_WORD.findall(content)) > 1
-        )
-    if (
-        b"\xc3" in data
-        and (b"\xc2" in data or b"\xe2" in data or b"\xc5" in data)
-        and (_LATIN_PAIR.search(content) or _LATIN_RUN.search(content))
-    ):
+    if b"??" in text.signs and b"??" in data and len(_MARKS_IN_WORD.findall(without_code(text))) > 1:
         return True
+    if len(data) == len(content):
+        return False
+    if b"\xc3" in data and (b"\xc2" in data or b"\xe2" in data or b"\xc5" in data):
+        if _LATIN_PAIR.search(content) or _LATIN_RUN.search(content):
+            return True
     if b"\xc2" in data and _LATIN_PAIR.search(content):
         return True
-    if (b"\xef\xbe" in data or b"\xef\xbd" in data) and _KANA_PAIR.search(content):
+    if ("ﾃ" in content or "ﾂ" in content or "ｼ" in content or "縲" in content or "ｺ" in content) and _KANA_PAIR.search(
+        content
+    ):
         return True
     if not text.num_han:
-        return b"??" in data and len(_MARKS_IN_WORD.findall(content)) > 1
-    for mark in _GBK_MARKS:
-        if mark in content:
-            return _GBK_MARK.search(content) is not None or _HAN_IN_WORD.search(content) is not None
-    if b"\xe2\x81" in data and _UTF16_SPACE.search(content):
-        return True
-    if b"\xef\xb9" in data or b"\xe3\x84" in data:
-        return len(_PHONETIC.findall(content)) > 1
+        return False
     if text.num_latin > 8 * text.num_han:
         return _HAN_IN_WORD.search(content) is not None
-    return "的" not in content and "，" not in content and "。" not in content and _is_rare(text)
+    for mark in _GBK_MARKS:
+        if mark in content and (_GBK_MARK.search(content) or _looks_rare(content)):
+            return True
+    if b"\xe2\x81" in data and _UTF16_SPACE.search(content):
+        return True
+    if ("ㄛ" in content or "﹝" in content or "﹜" in content or "ㄩ" in content) and len(
+        _PHONETIC.findall(content)
+    ) > 1:
+        return True
+    if b"y" in text.shape and _is_misread_korean(content):
+        return True
+    return text.num_han > 7 and text.num_han * 3 > len(text.shape) and _is_mostly_rare(content)
+
+
+def _is_mostly_rare(content: str) -> bool:
+    """Whether its beginning or its end is of characters that hardly any text uses."""
+    return _lacks_all(content[-40:]) or (len(content) > 40 and _lacks_all(content[:40]))
+
+
+def _lacks_all(part: str) -> bool:
+    """Whether none of the commonest characters stands there, and most others are rare."""
+    for char in _EVERYDAY:
+        if char in part:
+            return False
+    return _looks_rare(part)
+
+
+_EVERYDAY = "的，。、是有不等和可"
+
+
+def _is_misread_korean(content: str) -> bool:
+    """Whether Hangul and Han stand side by side without spaces, as where UTF-8 was decoded as EUC-KR."""
+    return content.count(" ") * 12 < len(content) and len(_HANGUL_BY_HAN.findall(content)) > 1
 
 
 # Read wrongly and back again: what is valid UTF-8 then was UTF-8, since other text hardly ever is.
@@ -115,21 +138,25 @@ def _mend(content: str) -> str:
     from ftfy.badness import badness
 
     if sum(map(len, _LATIN_RUN.findall(content))) * 2 > len(content):
-        # Nearly all of it: UTF-8 taken for Latin-1 is no valid GBK mostly, but the reverse never is UTF-8.
-        for right in ("utf-8", "gb18030"):
-            meant = _recoded(content, "latin-1", right)
-            if sum("\u4e00" <= char <= "\u9fff" for char in meant) * 2 > len(meant):
-                return meant
-    elif (
-        _GBK_MARK.search(content) or _KANA_PAIR.search(content) or _HAN_IN_WORD.search(content) or _looks_rare(content)
-    ):
+        # Nearly all of it, perhaps more than once: UTF-8 taken for Latin-1 is no valid GBK mostly, but the reverse
+        # never is UTF-8.
+        meant = content
+        while (again := _recoded(meant, "latin-1", "utf-8")) != meant:
+            meant = again
+        if meant == content:
+            meant = _recoded(content, "latin-1", "gb18030")
+        if sum("\u4e00" <= char <= "\u9fff" for char in meant) * 2 > len(meant):
+            return meant
+    elif any(sign.search(content) for sign in (_GBK_MARK, _KANA_PAIR, _HAN_IN_WORD)) or _is_mostly_rare(content):
         for wrong in _MISREAD_AS:
             meant = _recoded(content, wrong, "utf-8")
             if meant != content:
                 return meant
         return content
     fixed = ftfy.fix_encoding(content)
-    return fixed if fixed != content and badness(fixed) < badness(content) else content
+    # Text encoded twice and three times is so long that its badness says little.
+    is_better = badness(fixed) < badness(content) or len(fixed) * 2 < len(content)
+    return fixed if fixed != content and is_better else content
 
 
 def _recoded(content: str, wrong: str, right: str) -> str:
@@ -148,30 +175,35 @@ def _mojibake_in(content: str) -> str:
         found = _LATIN_PAIR.search(content) or _LATIN_RUN.search(content)
     if found is None and len(_PHONETIC.findall(content)) > 1:
         found = _PHONETIC.search(content)
-    if found is None:
-        found = _HAN_IN_WORD.search(content) if sum(map(str.isascii, content)) * 10 > 9 * len(content) else None
+    if found is None and sum(map(str.isascii, content)) * 10 > 9 * len(content):
+        found = _HAN_IN_WORD.search(content)
     if found is None and len(_MARKS_IN_WORD.findall(content)) > 1:
         found = _MARKS_IN_WORD.search(content)
+    if found is None and _is_misread_korean(content):
+        found = _HANGUL_BY_HAN.search(content)
     if found is None:
-        return content[:40] if _looks_rare(content) else ""
+        return content[-40:] if _is_mostly_rare(content) else ""
     return content[max(0, found.start() - 10) : found.start() + 30]
 
 
-def _is_rare(text: Text) -> bool:
-    return text.num_han > 7 and text.num_han * 3 > len(text.shape) and _looks_rare(text.content)
-
-
-def _looks_rare(content: str) -> bool:
-    """Whether most Han characters, or all between Hangul, are such as neither mainland nor Taiwan uses every day."""
-    runs = HAN_RUN.findall(content[:400])
-    num_han = sum(map(len, runs))
-    if num_han < 8:
+def _looks_rare(part: str) -> bool:
+    """Whether the Han characters are such as neither mainland nor Taiwan uses every day, in a text without lists."""
+    han = "".join(HAN_RUN.findall(part[:400]))
+    if len(han) < 8:
         return False
-    num_rare = sum(not _is_common(char) for run in runs for char in run)
-    return num_rare * 5 > 2 * num_han or (num_rare * 5 > num_han and _HANGUL_BY_HAN.search(content) is not None)
+    num_rare = sum(not _is_common(char) for char in han)
+    if num_rare * 5 > 2 * len(han):
+        return True
+    num_frequent = sum(char in _FREQUENT for char in han)
+    return num_rare * 7 > len(han) and num_frequent * 12 < len(han) and "、" not in part
 
 
-_HANGUL_BY_HAN = re.compile("[\u3400-\u9fff][\uac00-\ud7a3]+[\u3400-\u9fff]")
+# Every sentence holds some of these.
+_FREQUENT = frozenset(
+    "的一是不了在人有我他这中大来上个国到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可她里后小么心多天而能好都然没日于起还发成"
+    "事只作当想看文无开手十用主行方又如前所本见经头面公同三已老从动两长知民样现分将外但身些与高意进把法此实回二理美点月明其种声全工己话"
+    "者向情部正名定女问力机给等几很业最间新什打便位因重被走电四第门相次性病症治疗检查患药体法律需建议可能使用這個們來國會說為時對學過還"
+)
 
 
 @cache
@@ -229,7 +261,8 @@ def _oddness(text: Text, rule: OddCharacters, seen: View) -> str:
         return f"{kinds['control'] + kinds['unassigned']} control or private characters"
     if total < rule.min_chars:
         return ""
-    if _NOISE.search(text.content) and len(set(_NOISE.search(text.content)[0])) > _MOST_KINDS_OF_SIGNS:
+    noise = _NOISE.search(text.content)
+    if noise and _is_mixed(noise[0]):
         return "a long run of mixed signs"
     if _ASKS_FOR_SIGNS.search(seen.asked):
         return ""
@@ -246,7 +279,11 @@ def _oddness(text: Text, rule: OddCharacters, seen: View) -> str:
 
 # Rulers, frames and even Brainfuck get by with fewer kinds of signs in a row.
 _NOISE = re.compile(r"[^\w\s\u3000-\u30ff\uff00-\uffef\U0001f000-\U0001ffff\u2600-\u27bf\ufe0f\u200d]{30,}")
-_MOST_KINDS_OF_SIGNS = 8
+
+
+def _is_mixed(run: str) -> bool:
+    kinds = set(run)
+    return len(kinds) > 8 or sum(not char.isascii() for char in kinds) > 5
 
 
 def _mixes_scripts(content: str) -> str:

@@ -22,7 +22,7 @@ def refusal(row: Row, rule: Refusal) -> Row | Drop:
         if not (_may_refuse(text) or rule.phrases):
             continue
         head = text.content[:300].lower().replace("’", "'").lstrip()
-        found = _refuses(head, len(text.content) <= rule.max_chars)
+        found = _refuses(head, text, len(text.content) <= rule.max_chars)
         if not found and rule.phrases:
             found = next((phrase for phrase in rule.phrases if head.startswith(phrase.lower())), "")
         if found and not seen.has_tools and not _asked_for(found, seen):
@@ -44,7 +44,9 @@ def _may_refuse(text: Text) -> bool:
             return True
         if "不好意思" in first or "機" in head or "AI" in head or "程序" in head[:30] or "机器" in head[:40]:
             return True
-    return text.num_latin > 1 and _holds(text.low[:250], _REFUSING)
+    if text.num_latin < 2:
+        return False
+    return _holds(text.low[:250], _REFUSING) or _holds(text.low[:90], _DECLINING)
 
 
 def _holds(low: bytes, needles: tuple[bytes, ...]) -> bool:
@@ -60,25 +62,34 @@ def _needles(text: str) -> tuple[bytes, ...]:
 
 
 _REFUSING = _needles(
-    "an ai|sorry|n't |n’t |cannot|unable|language model|apolog|unfortunately|not able|can not|regret|i must |cutoff|cut-off|"
-    "not feel|appropriate|i have no |i have to |not have |programmed|comfortable|guidelines|decline|refrain|training data|i am not |i'm not "
+    "an ai|sorry|n't |n’t |cannot|unable|language model|apolog|unfortunately|not able|can not|regret|cutoff|cut-off|training data"
+)
+_DECLINING = _needles(
+    "i must |i have to |not feel|appropriate for|have no |not have |i am not |i'm not |decline|refrain|goes against"
 )
 
 
-def _refuses(head: str, short: bool) -> str:
+def _refuses(head: str, text: Text, short: bool) -> str:
     """The words that refuse, or nothing."""
-    found = _AS_AI_EN.search(head) or _AS_AI_ZH.search(head) or _KNOWS_UNTIL.search(head)
+    in_latin, in_han = text.num_latin > text.num_han, text.num_han > 3
+    found = (_AS_AI_ZH.search(head) if in_han else None) or _KNOWS_UNTIL.search(head)
+    if found is None and in_latin and _NAMES_AI.search(head):
+        found = _AS_AI_EN.search(head)
     if found and not _in_quotes(head, found.start()):
         return found[0]
     if not short:
         return ""
-    found = _SORRY_EN.match(head) or _CANNOT_HELP_EN.match(head) or _DECLINES_EN.match(head)
-    if found and found[0].endswith(_WORKED_OUT) and _GOES_ON.search(head, found.end()):
-        return ""  # it cannot be determined, and why
-    found = found or _SORRY_ZH.match(head) or _DECLINES_ZH.match(head)
+    found = None
+    if in_latin:
+        found = _SORRY_EN.match(head) or _CANNOT_HELP_EN.match(head) or _DECLINES_EN.match(head)
+        if found and found[0].endswith(_WORKED_OUT) and _GOES_ON.search(head, found.end()):
+            return ""  # it cannot be determined, and why
+    if found is None and in_han:
+        found = _SORRY_ZH.match(head) or _DECLINES_ZH.match(head)
     return found[0] if found else ""
 
 
+_NAMES_AI = re.compile(r"\ba\.?i\b|artificial|model\b|llm\b|\bbot\b|chatbot|assistant|program\b")
 _WORKED_OUT = ("determin", "find", "identify", "see")
 _GOES_ON = re.compile(r"in order to|\bonly given|given only|would need|because|since|(?:you|we) can\b|here (?:is|are)")
 
@@ -236,17 +247,19 @@ _ABUNDANT_POINTS = 6
 def _page_points(text: Text) -> tuple[int, list[str]]:
     """How much speaks for a web page, and the phrases; pages leave their own text around what they hold."""
     low, content = text.low, text.content
-    if len(low) > 4 * _MARGIN:
+    if len(low) > 2 * _MARGIN:
         low = low[:_MARGIN] + b"\n" + low[-_MARGIN:]
-    if len(content) > 4 * _MARGIN:
-        content = content[:_MARGIN] + "\n" + content[-_MARGIN:]
-    found = [
-        phrase.decode() for hint, phrases_of in _PAGE_LATIN if hint in low for phrase in phrases_of if phrase in low
-    ]
+    found = []
+    if (not text.num_han or text.num_latin > 3) and not _TRIGGERS.isdisjoint(low.translate(_TO_WORDS).split()):
+        for part, latin_phrases in _PAGE_LATIN:
+            if part in low:
+                found += [phrase.decode() for phrase in latin_phrases if phrase in low]
     if text.num_han:
-        found += [
-            phrase for char, phrases_of in _PAGE_HAN if char in content for phrase in phrases_of if phrase in content
-        ]
+        if len(content) > 2 * _MARGIN:
+            content = content[:_MARGIN] + "\n" + content[-_MARGIN:]
+        for char, han_phrases in _PAGE_HAN:
+            if char in content:
+                found += [phrase for phrase in han_phrases if phrase in content]
     points = 3 * len(found)
     signs = text.signs
     if points or b"|" in signs or b">" in signs or (b"s" in signs and "©" in content):
@@ -257,8 +270,8 @@ def _page_points(text: Text) -> tuple[int, list[str]]:
     return points, found
 
 
-# A margin of this length is looked at on either side of a longer answer.
-_MARGIN = 300
+# So many characters are looked at on either side of a longer answer.
+_MARGIN = 160
 _STRONG_LATIN = (
     (
         "cookie",
@@ -344,6 +357,13 @@ def _by_rarest_part() -> tuple[tuple[tuple[bytes, tuple[bytes, ...]], ...], tupl
 
 
 _PAGE_LATIN, _PAGE_HAN = _by_rarest_part()
+# One of these words stands in every strong phrase; to split a text into words is quicker than to look for many.
+_TRIGGERS = frozenset(
+    b"cookie cookies reserved skip wordpress javascript captcha ray human page found 404 logged log sign newsletter click article "
+    b"share comment comments reply published required navigation here posted reproduction site website unsubscribe top edited "
+    b"modified browser gateway unavailable permission icp".split()
+)
+_TO_WORDS = bytes(byte if chr(byte).isalnum() and byte < 0x80 else 0x20 for byte in range(256))
 _MENU = re.compile(r"(?:home|首页) ?[|>»/·] ?\S|(?:\S{2,12} [|»] ){3}", re.I)
 _ABOUT_PAGES = re.compile(
     r"cookie|copyright|\bweb|footer|landing|privacy|terms of|newsletter|blog|licen[sc]e|subscri|e-?mail|html|javascript|browser|"
