@@ -40,7 +40,9 @@ MIN_ANSWER_SIMILARITY = 0.6
 MIN_CORE_TOKENS = 3
 SHORT_ANSWER_TOKENS = 8
 MIN_CORE_SIMILARITY = 0.5
-BATCH_PAIRS = 2000
+BATCH_PAIRS = 250
+"""Few enough that the n-grams of their rows need little memory."""
+SKETCHED_PAIRS = 4000
 WAITING_PAIRS = 1 << 18
 MIN_BOILERPLATE_ROWS = 20
 MIN_BOILERPLATE_RUN = 16
@@ -96,9 +98,9 @@ def _alike(pairs: Pairs, sketches: Callable[[Ints], npt.NDArray[np.uint8]], simi
     numbers = numbers.reshape(pairs.shape)
     read = sketches(needed)
     agreement = np.empty(len(pairs))
-    for start in range(0, len(pairs), BATCH_PAIRS):
-        a, b = numbers[start : start + BATCH_PAIRS].T
-        agreement[start : start + BATCH_PAIRS] = (read[a] == read[b]).mean(axis=1)
+    for start in range(0, len(pairs), SKETCHED_PAIRS):
+        a, b = numbers[start : start + SKETCHED_PAIRS].T
+        agreement[start : start + SKETCHED_PAIRS] = (read[a] == read[b]).mean(axis=1)
     return pairs[agreement >= similarity**WORD_EXPONENT - SKETCH_SLACK]
 
 
@@ -154,14 +156,14 @@ class _Compared:
         return [cls(row, found, pieces, own) for row in range(len(rows))]
 
     @cached_property
-    def grams(self) -> frozenset[int]:
-        """Its own n-grams and words."""
-        return frozenset(self._hashes[self._own].tolist())
+    def grams(self) -> Hashes:
+        """Its own n-grams and words, each once."""
+        return _each_once(self._hashes[self._own])
 
     @cached_property
-    def answer(self) -> frozenset[int]:
-        """Its answer's."""
-        return frozenset(self._hashes[self._is_answer].tolist())
+    def answer(self) -> Hashes:
+        """Its answer's, each once."""
+        return _each_once(self._hashes[self._is_answer])
 
     def similarity(self, other: _Compared, least: float) -> float:
         """How similar two rows are, or 0 where they are no near-duplicates.
@@ -187,13 +189,23 @@ class _Compared:
             return False
         if min(len(core), len(others)) < MIN_CORE_TOKENS:
             return True
-        return _jaccard(frozenset(core.tolist()), frozenset(others.tolist())) >= MIN_CORE_SIMILARITY
+        return _jaccard(_each_once(core), _each_once(others)) >= MIN_CORE_SIMILARITY
 
 
-def _jaccard(a: frozenset[int], b: frozenset[int]) -> float:
-    """Shared over all; two empty sets are alike."""
-    num_both = len(a & b)
-    num_all = len(a) + len(b) - num_both
+def _each_once(hashes: Hashes) -> Hashes:
+    """The hashes as a set, in order; on a few hundred np.unique takes twice as long."""
+    ordered = np.sort(hashes)
+    is_new = np.ones(len(ordered), bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=is_new[1:])
+    return ordered[is_new]
+
+
+def _jaccard(a: Hashes, b: Hashes) -> float:
+    """Shared over all of two sets, in each of which a hash stands once; two empty sets are alike."""
+    together = np.concatenate((a, b))
+    together.sort()
+    num_both = int(np.count_nonzero(together[1:] == together[:-1]))
+    num_all = len(together) - num_both
     return num_both / num_all if num_all else 1.0
 
 

@@ -45,7 +45,9 @@ def placeholder_answer(row: Row, rule: PlaceholderAnswer) -> Row | Drop:
     """Drop an answer that only stands in for one; `None` and `无` are answers where the question allows for them."""
     seen = view(row)
     for text in seen.answers:
-        if len(text.content) > _LONGEST_STAND_IN and not rule.words and b"lorem ipsum" not in text.low:
+        if not rule.words and text.num_han > _LONGEST_IN_HAN:
+            continue
+        if len(text.content) > _LONGEST_STAND_IN and not rule.words and not text.low.startswith(_DUMMY):
             continue
         if _stands_in(text, seen, rule):
             detail = f"a stand-in, not an answer: {quoted(text.content)}"
@@ -55,6 +57,11 @@ def placeholder_answer(row: Row, rule: PlaceholderAnswer) -> Row | Drop:
 
 _LONGEST_STAND_IN = 60
 _LONGEST_IN_HAN = 24
+_DUMMY = (b"lorem ipsum", b" lorem ipsum", b"\nlorem ipsum", b'"lorem ipsum', b"<p>lorem ipsum")
+# With these every Chinese stand-in begins.
+_FIRST_ZH = frozenset(
+    "请在此这以参标示正模你您答回内文解输结描详具见看同如更建编整施审补完待稍测占过中省从页持某×x目现暂没无未缺尚数信资横下空敬略"
+)
 
 
 def _stands_in(text: Text, seen: View, rule: PlaceholderAnswer) -> bool:
@@ -66,8 +73,8 @@ def _stands_in(text: Text, seen: View, rule: PlaceholderAnswer) -> bool:
     if rule.words and any(core == word.strip(_AROUND).casefold() for word in rule.words):
         return True
     if len(content) > _LONGEST_STAND_IN:
-        return plain.find("lorem ipsum") in range(40) and not _ABOUT_DUMMIES.search(seen.asked)
-    if len(core) > _LONGEST_IN_HAN and text.num_han:
+        return plain.startswith("lorem ipsum") and not _ABOUT_DUMMIES.search(seen.asked)
+    if text.num_han and core[:1] not in _FIRST_ZH and core not in _NULLS:
         return False
     asked = seen.question.content.lower() if seen.question else ""
     if core in _STAND_INS:
@@ -243,14 +250,21 @@ def answer_restates_question(row: Row, rule: AnswerRestatesQuestion) -> Row | Dr
 def _may_take_up(answer: Text) -> bool:
     """A quick look: how such answers begin, or what they say at the end."""
     content = answer.content
-    if answer.num_han:
-        return content.lstrip(_QUOTES)[:1] in _LEADING or "题" in content[-40:] or "疑问" in content[-40:]
+    if answer.num_han > answer.num_latin:
+        tail = content[-40:]
+        if "题" in tail or "疑问" in tail:
+            return True
+        begins = content[:16].lstrip(_QUOTES)
+        if begins[:1] in _LEADING:
+            return True
+        return begins[:1] in _LEADING_WITH and ("题" in begins or "问" in begins or "关" in begins or "换" in begins)
     low = answer.low
     return _holds(low if len(low) < 240 else low[:120] + low[-120:], _SPEAKING_OF_QUESTIONS)
 
 
 _QUOTES = " \t\r\n“\"'‘「《"
-_LEADING = frozenset("好嗯明我收没当您你用提这该此本题问感谢多让先换也关针")
+_LEADING = frozenset("好嗯明我收没当您你用提题问感谢让")
+_LEADING_WITH = frozenset("这该此本多先换也")
 _SPEAKING_OF_QUESTIONS = (
     b"ask",
     b"question",
@@ -342,8 +356,9 @@ def _is_the_stem(asked: Text, answer: Text) -> bool:
         return False
     if answer.num_han:
         content = answer.content.strip()
-        middle = len(content) // 2
-        if content[:3] not in asked.content or content[middle : middle + 3] not in asked.content:
+        fourth = len(content) // 4
+        samples = (content[:3], content[fourth : fourth + 3], content[2 * fourth : 2 * fourth + 3])
+        if not all(sample in asked.content for sample in samples):
             return False
         if not _ASKS_ZH.search(asked.content):
             return False

@@ -54,10 +54,11 @@ class Text:
 
     `data` is its UTF-8, `low` the same with small ASCII letters. `shape` has a byte per character: a Latin letter,
     0 digit, h Han, k kana or Chinese full stop, y Hangul, c Cyrillic, g Greek, l accented Latin, o other scripts,
-    s f e signs, \\x01 control, ASCII signs themselves; `signs` is the shape without letters, digits and spaces.
+    s f e signs, \\x01 control, ASCII signs themselves; `signs` is the shape without letters, digits and spaces. `hints`
+    are words that rules keep an eye on, once one has looked for them.
     """
 
-    __slots__ = ("content", "data", "low", "message", "num_han", "num_latin", "shape", "signs")
+    __slots__ = ("content", "data", "hints", "low", "message", "num_han", "num_latin", "shape", "signs")
 
     def __init__(self, message: Message) -> None:
         self.message = message
@@ -70,6 +71,7 @@ class Text:
         self.signs = shape.translate(None, _NO_SIGNS)
         self.num_han = 0 if is_ascii else shape.count(b"h")
         self.num_latin = shape.count(b"a")
+        self.hints: frozenset[bytes] | None = None
 
     @property
     def is_han(self) -> bool:

@@ -55,7 +55,9 @@ def _goes_in_circles(content: str, text: Text, rule: RepeatedText, seen: View) -
     if not often:
         return ""
     why = _why_in_circles(content, often, text, rule, seen)
-    if not why and b"2" in text.data:  # the last of `1. So it is. 2. So it is.` came back, and only the number is new
+    end = content[length - width - 2 : length - 2]
+    if not why and often[0] == length - width - 2 and b"2" in text.data and content.count(end) >= rule.max_run:
+        # The last of `1. So it is. 2. So it is.` came back, and only its number is new.
         unnumbered = _NUMBER.sub(" ", content)
         if len(unnumbered) + rule.max_run < len(content):
             at = [max(0, len(unnumbered) * part // 4 - width - 2) for part in (1, 2, 3, 4)]

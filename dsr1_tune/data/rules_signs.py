@@ -48,6 +48,8 @@ def encoding(row: Row, rule: Encoding) -> Row | Drop:
 # UTF-8 decoded as GBK turns ，。的 and quotation marks into these; they are next to unknown in real Chinese. The last
 # are what U+FFFD and fresh memory look like in GBK.
 _GBK_MARKS = "锛銆鐨鈥紝锟烫屯"
+# UTF-8 decoded as Shift-JIS, GBK decoded as Big5: what their commas and full stops become.
+_OTHER_MARKS = "ｼ縲ｺㄛㄩ﹝﹜"
 _GBK_MARK = re.compile("[锛銆鐨鈥紝].{0,60}[锛銆鐨鈥紝]|锟斤拷|烫烫烫|屯屯屯", re.S)
 # A UTF-8 lead byte and a continuation byte, both decoded as Latin-1 or Windows-1252.
 _LATIN_PAIR = re.compile(
@@ -85,23 +87,20 @@ def _may_be_mojibake(text: Text) -> bool:
             return True
     if b"\xc2" in data and _LATIN_PAIR.search(content):
         return True
-    if ("ﾃ" in content or "ﾂ" in content or "ｼ" in content or "縲" in content or "ｺ" in content) and _KANA_PAIR.search(
-        content
-    ):
-        return True
     if not text.num_han:
-        return False
+        return ("ﾃ" in content or "ﾂ" in content) and _KANA_PAIR.search(content) is not None
     if text.num_latin > 8 * text.num_han:
-        return _HAN_IN_WORD.search(content) is not None
+        found = _HAN_IN_WORD.search(content) or _UTF16_SPACE.search(content) or _KANA_PAIR.search(content)
+        return found is not None
     for mark in _GBK_MARKS:
         if mark in content and (_GBK_MARK.search(content) or _looks_rare(content)):
             return True
-    if b"\xe2\x81" in data and _UTF16_SPACE.search(content):
-        return True
-    if ("ㄛ" in content or "﹝" in content or "﹜" in content or "ㄩ" in content) and len(
-        _PHONETIC.findall(content)
-    ) > 1:
-        return True
+    if "，" not in content:  # in all that was misread otherwise it would be something else
+        for mark in _OTHER_MARKS:
+            if mark in content and (_KANA_PAIR.search(content) or len(_PHONETIC.findall(content)) > 1):
+                return True
+        if b"\xe2\x81" in data and _UTF16_SPACE.search(content):
+            return True
     if b"y" in text.shape and _is_misread_korean(content):
         return True
     return text.num_han > 7 and text.num_han * 3 > len(text.shape) and _is_mostly_rare(content)
@@ -120,7 +119,7 @@ def _lacks_all(part: str) -> bool:
     return _looks_rare(part)
 
 
-_EVERYDAY = "的，。、是有不等和可"
+_EVERYDAY = "的，。、是有等和"
 
 
 def _is_misread_korean(content: str) -> bool:

@@ -46,7 +46,22 @@ def _may_refuse(text: Text) -> bool:
             return True
     if text.num_latin < 2:
         return False
-    return _holds(text.low[:250], _REFUSING) or _holds(text.low[:90], _DECLINING)
+    return not _hints(text).isdisjoint(_REFUSING)
+
+
+def _hints(text: Text) -> frozenset[bytes]:
+    """Which of the words to keep an eye on stand near the beginning or the end: one pass for several rules."""
+    if text.hints is None:
+        low = text.low
+        if len(low) > _HEAD + _MARGIN:
+            low = low[:_HEAD] + b" " + low[-_MARGIN:]
+        text.hints = _WATCHED.intersection(low.translate(_TO_WORDS).split())
+    return text.hints
+
+
+# Refusals stand within so many bytes.
+_HEAD = 250
+_TO_WORDS = bytes(byte if chr(byte).isalnum() and byte < 0x80 else 0x20 for byte in range(256))
 
 
 def _holds(low: bytes, needles: tuple[bytes, ...]) -> bool:
@@ -61,20 +76,23 @@ def _needles(text: str) -> tuple[bytes, ...]:
     return tuple(phrase.encode() for phrase in text.split("|"))
 
 
-_REFUSING = _needles(
-    "an ai|sorry|n't |n’t |cannot|unable|language model|apolog|unfortunately|not able|can not|regret|cutoff|cut-off|training data"
-)
-_DECLINING = _needles(
-    "i must |i have to |not feel|appropriate for|have no |not have |i am not |i'm not |decline|refrain|goes against"
+_REFUSING = frozenset(
+    b"ai sorry t cannot unable able language apologize apologise apologies apology unfortunately regret regrettably cutoff cut "
+    b"training afraid decline refuse refrain comfortable appropriate inappropriate programmed guidelines policy have possess "
+    b"violates beyond ethical".split()
 )
 
 
 def _refuses(head: str, text: Text, short: bool) -> str:
     """The words that refuse, or nothing."""
     in_latin, in_han = text.num_latin > text.num_han, text.num_han > 3
-    found = (_AS_AI_ZH.search(head) if in_han else None) or _KNOWS_UNTIL.search(head)
-    if found is None and in_latin and _NAMES_AI.search(head):
+    found = None
+    if in_han and _has(head, _BEING_ZH):
+        found = _AS_AI_ZH.search(head)
+    if found is None and in_latin and _has(head, _NAMES_OF_AI):
         found = _AS_AI_EN.search(head)
+    if found is None and _has(head, _OF_KNOWLEDGE):
+        found = _KNOWS_UNTIL.search(head)
     if found and not _in_quotes(head, found.start()):
         return found[0]
     if not short:
@@ -85,11 +103,28 @@ def _refuses(head: str, text: Text, short: bool) -> str:
         if found and found[0].endswith(_WORKED_OUT) and _GOES_ON.search(head, found.end()):
             return ""  # it cannot be determined, and why
     if found is None and in_han:
-        found = _SORRY_ZH.match(head) or _DECLINES_ZH.match(head)
+        found = _SORRY_ZH.match(head) or (_DECLINES_ZH.match(head) if _has(head[:60], _DECLINING_ZH) else None)
     return found[0] if found else ""
 
 
-_NAMES_AI = re.compile(r"\ba\.?i\b|artificial|model\b|llm\b|\bbot\b|chatbot|assistant|program\b")
+def _has(text: str, parts: tuple[str, ...]) -> bool:
+    """Whether one of the parts stands there; for texts what _holds is for bytes."""
+    for part in parts:  # noqa: SIM110
+        if part in text:
+            return True
+    return False
+
+
+_BEING_ZH = tuple(phrases("作为|身为|我是|我只是|我作为|作為|身為"))
+_NAMES_OF_AI = (" ai", " a.i", "artificial", "model", "bot", "assistant", "program", "llm")
+_OF_KNOWLEDGE = tuple(
+    phrases("knowledge|training|my data|my information|as of my|截止|截至|更新到|更新至|停留在|仅限|有限|止于")
+)
+_DECLINING_ZH = tuple(
+    phrases(
+        "不会|不會|作答|答不|学会|學會|方便|不便|敏感|违|違|超出|恕|无可奉告|無可奉告|暂不|没有|沒有|缺|拒绝|婉拒|办法|辦法"
+    )
+)
 _WORKED_OUT = ("determin", "find", "identify", "see")
 _GOES_ON = re.compile(r"in order to|\bonly given|given only|would need|because|since|(?:you|we) can\b|here (?:is|are)")
 
@@ -250,7 +285,7 @@ def _page_points(text: Text) -> tuple[int, list[str]]:
     if len(low) > 2 * _MARGIN:
         low = low[:_MARGIN] + b"\n" + low[-_MARGIN:]
     found = []
-    if (not text.num_han or text.num_latin > 3) and not _TRIGGERS.isdisjoint(low.translate(_TO_WORDS).split()):
+    if (not text.num_han or text.num_latin > 3) and not _hints(text).isdisjoint(_TRIGGERS):
         for part, latin_phrases in _PAGE_LATIN:
             if part in low:
                 found += [phrase.decode() for phrase in latin_phrases if phrase in low]
@@ -286,12 +321,12 @@ _STRONG_LATIN = (
     ),
     ("captcha", "complete the captcha|captcha to|solve the captcha"),
     ("ray id", "ray id:"),
-    ("human", "prove that you are human|verify you are human|verify that you are human|confirm you are human"),
+    ("you are human", "prove that you are human|verify you are human|verify that you are human|confirm you are human"),
     (
         "page you",
         "page you are looking for|page you requested could|page you requested was|page you were looking for|page you're looking for",
     ),
-    ("not found", "404 not found|404 error|requested url was not found|page not found"),
+    ("not found", "404 not found|404 error|page not found"),
     (
         "logged in",
         "be logged in to view|be logged in to post|be logged in to comment|be logged in to access|be logged in to reply",
@@ -303,7 +338,6 @@ _STRONG_LATIN = (
     ("sign in", "sign in to continue|sign in to view|sign in or register"),
     ("newsletter", "subscribe to our newsletter|sign up for our newsletter|join our newsletter"),
     ("click here", "click here to read|click here to view|click here to continue|click here for more"),
-    ("full article", "read the full article|view full article"),
     ("share on", "share on facebook|share on twitter|share on linkedin|share on whatsapp"),
     ("share this", "share this:|share this post|share this article|share this page"),
     ("comment", "leave a comment|load more comments|view all comments|post a comment|comments are closed"),
@@ -311,12 +345,10 @@ _STRONG_LATIN = (
     ("be published", "email address will not be published"),
     ("required fields", "required fields are marked"),
     ("navigation", "toggle navigation|jump to navigation"),
-    ("you are here", "you are here:"),
     ("posted in", "posted in uncategorized|posted in:"),
     ("reproduction", "reproduction without permission|reproduction in whole or in part"),
     ("on this site", "content on this site|information on this site|content on this website"),
     ("unsubscribe", "unsubscribe at any time|unsubscribe anytime"),
-    ("back to top", "back to top|return to top"),
     ("last edited", "this page was last edited|this page was last modified"),
     (
         "your browser",
@@ -340,7 +372,7 @@ _STRONG_HAN = """版权所有|版权归原作者|版权归作者所有|版權所
 _WEAK = phrases(
     """privacy policy|privacy ||terms of use|terms of service|terms and conditions|contact us|about us|copyright|©|sign up
     sitemap|log in|login|subscribe|read more|load more|related articles|related posts|recent posts|newsletter|access denied
-    previous post|next post|隐私政策|服务条款|用户协议|联系我们|关于我们|网站地图|免责声明|登录|注册|点击查看|相关阅读|推荐阅读
+    previous post|next post|you are here|back to top|read the full article|隐私政策|服务条款|用户协议|联系我们|关于我们|网站地图|免责声明|登录|注册|点击查看|相关阅读|推荐阅读
     相关文章|相关问题|举报|友情链接|首页|忘记密码|热门|微博|qq空间|字号|评论|收藏|意见反馈|打印|发表评论|扫描二维码|发布时间：|下载客户端|free account"""
 )
 # Characters that are rare in ordinary Chinese; every strong phrase holds one of them.
@@ -359,11 +391,11 @@ def _by_rarest_part() -> tuple[tuple[tuple[bytes, tuple[bytes, ...]], ...], tupl
 _PAGE_LATIN, _PAGE_HAN = _by_rarest_part()
 # One of these words stands in every strong phrase; to split a text into words is quicker than to look for many.
 _TRIGGERS = frozenset(
-    b"cookie cookies reserved skip wordpress javascript captcha ray human page found 404 logged log sign newsletter click article "
-    b"share comment comments reply published required navigation here posted reproduction site website unsubscribe top edited "
+    b"cookie cookies reserved skip wordpress javascript captcha ray prove verify confirm page 404 logged log sign newsletter "
+    b"click share comment comments reply published required navigation posted reproduction site website unsubscribe edited "
     b"modified browser gateway unavailable permission icp".split()
 )
-_TO_WORDS = bytes(byte if chr(byte).isalnum() and byte < 0x80 else 0x20 for byte in range(256))
+_WATCHED = _REFUSING | _TRIGGERS
 _MENU = re.compile(r"(?:home|首页) ?[|>»/·] ?\S|(?:\S{2,12} [|»] ){3}", re.I)
 _ABOUT_PAGES = re.compile(
     r"cookie|copyright|\bweb|footer|landing|privacy|terms of|newsletter|blog|licen[sc]e|subscri|e-?mail|html|javascript|browser|"
@@ -409,7 +441,18 @@ def _has_contact(text: Text) -> bool:
         return True
     if "扫" in content and ("扫码" in content or "扫描" in content):
         return True
-    return ("众" in content and "公众号" in content) or (text.num_latin > 1 and _holds(text.low, _PRIVATE_WAYS))
+    return ("众" in content and "公众号" in content) or (text.num_latin > 1 and _names_private_way(text.low))
+
+
+def _names_private_way(low: bytes) -> bool:
+    """Whether QQ, VX or the like is named; single bytes are found fastest, and Chinese has few letters."""
+    if b"q" in low and b"qq" in low:
+        return True
+    if b"x" in low and (b"vx" in low or b"wx" in low):
+        return True
+    if b"v" in low and ("v信".encode() in low or b"v:" in low or "v：".encode() in low):
+        return True
+    return (b"p" in low and b"whatsapp" in low) or (b"g" in low and b"telegram" in low)
 
 
 _ABROAD = re.compile(r"\+\d{1,3}[- ]?\(?\d")
