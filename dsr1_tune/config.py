@@ -57,7 +57,8 @@ class Data(Noun):
         """`files: [a.json:0.7]` is `files: [a.json]` and `weights: {a.json: 0.7}`, unless a file has that very name."""
         if not isinstance(value, dict) or not isinstance(value.get("files"), (list, tuple)):
             return value
-        files, weights = [], dict(value.get("weights") or {})
+        given = value.get("weights") or {}
+        files, weights = [], {str(Path(str(file))): weight for file, weight in dict(given).items()}
         for said in map(str, value["files"]):
             name, colon, weight = said.rpartition(":")
             if colon and _is_number(weight) and not Path(said).exists():
@@ -79,9 +80,10 @@ class Data(Noun):
 
 def _is_number(text: str) -> bool:
     try:
-        return float(text) > 0
+        float(text)
     except ValueError:
         return False
+    return True
 
 
 class Base(Noun):
@@ -154,7 +156,7 @@ class Dedup(Noun):
     """Which rows say the same."""
 
     exact: bool = True
-    """Merge rows that are equal but for width, case, punctuation and simplified or traditional characters."""
+    """Merge rows equal but for width, case, punctuation, simplified or traditional characters; near does so too."""
     near: bool = True
     """Merge rows whose texts are nearly the same (MinHash)."""
     similarity: Annotated[float, Field(gt=0.5, le=1)] = 0.8

@@ -121,7 +121,7 @@ def show(
 
 @app.command(no_args_is_help=True)
 def stats(
-    files: clean.Files,
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Data files", show_default=False)],
     base: clean.Tokenizer = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables")] = False,
     map_: clean.Map = None,

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import orjson
+from filelock import FileLock, Timeout
 
 from dsr1_tune import __version__
 from dsr1_tune.config import CleanRun, Data
@@ -36,7 +37,7 @@ from dsr1_tune.data.shingles import Flags, Hashes, Ints
 from dsr1_tune.data.spill import Spill
 from dsr1_tune.data.split import Stratum, count_strata, hold_out, length_bands
 from dsr1_tune.data.workers import Crew
-from dsr1_tune.errors import RunError
+from dsr1_tune.errors import ConfigError, DataError, RunError
 from dsr1_tune.whole import whole_folder
 
 DEFAULT_RULES = "general"
@@ -59,13 +60,13 @@ def run(config: CleanRun, say: Say = lambda text: None, count_tokens: CountToken
 
     `count_tokens` measures texts with the tokenizer of `config.base`. Raises TuneError for what the user can mend.
     """
-    pack = _pack(config.data)
     known_kinds(config.privacy.kinds)
+    pack = _pack(config.data)
     sources = open_sources(config.data.files, config.data.map)
     if config.dedup.against:
         open_sources(config.dedup.against)
     out = vacant(config)
-    with _workplace(config, out, sources) as work:
+    with _workplace(config, pack, out) as work:
         say("reading")
         portions = cut(sources, config.data.map)
         settings = _learn(config, pack, sources)
@@ -74,17 +75,16 @@ def run(config: CleanRun, say: Say = lambda text: None, count_tokens: CountToken
             spill = Spill(work, files)
             check_columns(config.data.map, _columns(spill))
             say(f"looking for duplicates among {spill.num_rows:,} rows")
-            copies = find_copies(spill, config.dedup, crew, say)
-        fates = _fates(spill, copies)
-        judged, judge_facts = _judge(config, spill, fates, say)
-        outcome, strata = _split(config, spill, copies, fates, judged)
+            times = _times(config, spill)
+            copies = find_copies(spill, config.dedup, times > 0, crew, say)
+        fates = _fates(spill, copies, times)
+        judged, judge_facts = _judge(config, spill, fates, out, say)
+        outcome, strata = _split(config, spill, copies, fates, times, judged)
         say("writing")
         with whole_folder(out) as folder:
             write_rows(outcome, folder)
             groups = write_groups(outcome, folder / "duplicates.jsonl")
-            facts = gather_facts(
-                config, sources, outcome, strata, groups, judge_facts, settings.privacy_action, count_tokens
-            )
+            facts = gather_facts(config, sources, outcome, strata, groups, judge_facts, settings, count_tokens)
             (folder / "report.json").write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2) + b"\n")
             (folder / "report.html").write_text(render(facts, _language(config, facts)), encoding="utf-8")
     return Cleaned(out, facts)
@@ -105,39 +105,56 @@ def _pack(data: Data) -> Pack:
 def vacant(config: CleanRun) -> Path:
     """The folder to write; RunError where it holds something else than an earlier result."""
     first = config.data.files[0].name.removesuffix(".gz")
-    out = config.out or Path("clean") / Path(first).stem
+    given = config.out or Path("clean") / Path(first).stem
+    # A link stays one: what it leads to is written.
+    out = Path(os.path.relpath(given.resolve()))
+    if given.resolve() == Path.cwd():
+        raise RunError(f"{given}: is the folder you are in", hint="name a new one with --out")
     if out.is_file():
         raise RunError(f"{out}: is a file", hint="name a folder with --out")
     if out.is_dir() and any(out.iterdir()) and not (out / "report.json").exists():
         raise RunError(f"{out}: is in use: it holds no earlier result of this command", hint="name another --out")
-    inside = [str(file) for file in config.data.files if out.resolve() in file.resolve().parents]
+    inside = [str(file) for file in _files(config) if out.resolve() in file.resolve().parents]
     if inside:
-        raise RunError(f"{out}: holds the data file {inside[0]}, and would be replaced", hint="name another --out")
+        raise RunError(f"{out}: holds {inside[0]}, and would be replaced", hint="name another --out")
     return out
 
 
 def num_workers(config: CleanRun) -> int:
     """How many processes share the work."""
-    return config.workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if config.workers:
+        return config.workers
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _workplace:
     """The folder beside `out` in which the portions' outcomes wait; what a killed run left there is used again.
 
-    It is removed at the end, and kept where the run is stopped.
+    It is removed at the end, and kept where the run is stopped. Only one run at a time may write to a folder.
     """
 
-    def __init__(self, config: CleanRun, out: Path, sources: Sequence[Source]) -> None:
+    def __init__(self, config: CleanRun, pack: Pack, out: Path) -> None:
         self._path = out.with_name(f".{out.name}.work")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
+        calls = [Path(custom.call.rpartition(":")[0]) for custom in pack.custom]
+        files = [*_files(config), *(path for path in calls if path.is_file())]
         self._mark = orjson.dumps(
             {
                 "version": __version__,
                 "settings": settings_of(config),
-                "files": [_identity(path) for path in _files(config)],
+                # With the packs it extends and the words of its lists.
+                "pack": pack.model_dump(mode="json"),
+                "files": [_identity(path) for path in files],
             }
         )
 
     def __enter__(self) -> Path:
+        try:
+            self._lock.acquire()
+        except Timeout:
+            message = f"{self._path}: another run is writing there"
+            raise RunError(message, hint="wait for it, or name another --out") from None
         mark = self._path / "mark.json"
         if not (mark.exists() and mark.read_bytes() == self._mark):
             shutil.rmtree(self._path, ignore_errors=True)
@@ -146,8 +163,11 @@ class _workplace:
         return self._path
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if kind is None:
+        # What the user has to mend changes the files or the settings, and what was done for the old ones is void.
+        if kind is None or isinstance(error, (DataError, ConfigError)):
             shutil.rmtree(self._path, ignore_errors=True)
+        self._lock.release()
+        Path(self._lock.lock_file).unlink(missing_ok=True)
 
 
 def _files(config: CleanRun) -> list[Path]:
@@ -199,11 +219,21 @@ def _columns(spill: Spill) -> set[str]:
     return {column for block in spill.blocks for column in block.counts.columns}
 
 
-def _fates(spill: Spill, copies: Copies) -> np.ndarray:
-    """Each row's fate (N) as far as the duplicates decide it."""
-    fates = np.full(spill.num_rows, Fate.TRAIN, np.uint8)
+def _times(config: CleanRun, spill: Spill) -> np.ndarray:
+    """How often each row (N) is written: its file's weight, what is left of it beyond whole times by lot."""
+    weights = np.concatenate([np.full(b.num_rows, config.data.weight(b.file)) for b in spill.blocks] or [np.zeros(0)])
+    whole, part = np.divmod(weights, 1)
+    # Another lot than the one that holds rows out.
+    salt = shingles.mixed(shingles.mixed(np.array([config.seed], np.uint64)) ^ np.uint64(0x5DEECE66D))
+    draw = shingles.mixed(np.arange(spill.num_rows).astype(np.uint64) + salt)
+    return (whole + (draw.astype(np.float64) / 2**64 < part)).astype(np.uint8)
+
+
+def _fates(spill: Spill, copies: Copies, times: np.ndarray) -> np.ndarray:
+    """Each row's fate (N) as far as the duplicates and the weights decide it."""
+    fates = np.where(times > 0, Fate.TRAIN, Fate.NOT_DRAWN).astype(np.uint8)
     is_merged = copies.stands_for != np.arange(spill.num_rows)
-    fates[is_merged] = np.where(copies.similarity[is_merged] < 1, Fate.NEAR, Fate.EXACT)
+    fates[is_merged] = np.where(copies.is_exact[is_merged], Fate.EXACT, Fate.NEAR)
     fates[list(copies.contradicted)] = Fate.CONTRADICTED
     return fates
 
@@ -231,7 +261,7 @@ class _Pairs:
 
 
 def _judge(
-    config: CleanRun, spill: Spill, fates: np.ndarray, say: Say
+    config: CleanRun, spill: Spill, fates: np.ndarray, out: Path, say: Say
 ) -> tuple[dict[int, Drop], dict[str, Any] | None]:
     """What a small model objects to, where it is asked; marks those rows in `fates`."""
     if not config.judge.ask:
@@ -239,7 +269,7 @@ def _judge(
     from dsr1_tune.data.judge import judge
 
     rows = np.flatnonzero((fates == Fate.TRAIN) & (spill.kinds == 0))
-    cache = (config.out or Path("clean")).parent / ".judge-cache"
+    cache = out.parent / ".judge-cache"
     judgement = judge(_Pairs(spill, rows), config.judge, cache, config.seed, say)
     drops = {int(rows[number]): drop for number, drop in judgement.drops.items()}
     fates[list(drops)] = Fate.JUDGED
@@ -247,21 +277,14 @@ def _judge(
 
 
 def _split(
-    config: CleanRun, spill: Spill, copies: Copies, fates: np.ndarray, judged: dict[int, Drop]
+    config: CleanRun, spill: Spill, copies: Copies, fates: np.ndarray, times: np.ndarray, judged: dict[int, Drop]
 ) -> tuple[Outcome, list[Stratum]]:
-    """Draw the rows of files that count for less than 1, and hold some out."""
-    weights = np.concatenate([np.full(b.num_rows, config.data.weight(b.file)) for b in spill.blocks])
-    whole, part = np.divmod(weights, 1)
-    draw = shingles.mixed(
-        np.arange(spill.num_rows).astype(np.uint64) + shingles.mixed(np.array([config.seed], np.uint64))
-    )
-    times = whole + (draw.astype(np.float64) / 2**64 < part)
-    fates[(fates == Fate.TRAIN) & (times == 0)] = Fate.NOT_DRAWN
+    """Hold some rows out."""
     kept = np.flatnonzero(fates == Fate.TRAIN)
     names, strata = _strata(spill, kept)
     held_out: Flags = hold_out(strata, copies.alike[kept], config.data.eval_share, config.seed)
     fates[kept[held_out]] = Fate.EVAL
-    outcome = Outcome(spill, fates, times.astype(np.uint8), copies, judged)
+    outcome = Outcome(spill, fates, times, copies, judged)
     return outcome, count_strata(names, strata, ~held_out, held_out)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,8 @@ class Evaluation:
     """The questions of evaluation files, ready to be looked for.
 
     `hashes` (sorted) and `owners` say which question has which 13-gram, `sizes` how many different ones each has;
-    questions of fewer tokens are found by equality, in `short`. `places` are their files and lines.
+    questions of fewer tokens are found by equality, in `short`. `places` are their files and lines; `num_unreadable`
+    rows could not be read.
     """
 
     hashes: Hashes
@@ -32,11 +34,13 @@ class Evaluation:
     places: tuple[str, ...]
     lookup: Lookup
     containment: float
+    num_unreadable: int
 
     @classmethod
     def of(cls, files: Sequence[Path], mapping: Mapping[str, str], containment: float) -> Evaluation:
         """Read the files. Raises DataError where they hold no questions."""
-        rows = [row for row in read(files, _known_columns(files, mapping)) if not isinstance(row, Drop)]
+        found_rows = _read(files, mapping)
+        rows = [row for row in found_rows if not isinstance(row, Drop)]
         if not rows:
             raise DataError(f"{', '.join(map(str, files))}: no row can be read", hint="see: dsr1-tune data check FILE")
         text = normalise([[("user", _asked(row))] for row in rows])
@@ -48,7 +52,7 @@ class Evaluation:
         short = {key: row for row, keys in enumerate(_turn_keys(text)) for key in keys if not sizes[row]}
         short.pop(b"", None)
         places = tuple(str(row.place) for row in rows)
-        return cls(hashes, owners, sizes, short, places, Lookup(hashes), containment)
+        return cls(hashes, owners, sizes, short, places, Lookup(hashes), containment, len(found_rows) - len(rows))
 
     def find(self, text: Text, found: Tokens) -> dict[int, Drop]:
         """The rows (by number) that hold an evaluation question, each with the reason."""
@@ -88,15 +92,12 @@ class Evaluation:
         )
 
 
-def _known_columns(files: Sequence[Path], mapping: Mapping[str, str]) -> Mapping[str, str]:
-    """Evaluation files have columns of their own; the training data's names are tried only if they fit."""
-    if not mapping:
-        return {}
-    try:
-        next(iter(read(files, mapping)), None)
-    except DataError:
-        return {}
-    return mapping
+def _read(files: Sequence[Path], mapping: Mapping[str, str]) -> list[Row | Drop]:
+    """Evaluation files have columns of their own: the training data's names are used only where they fit."""
+    if mapping:
+        with suppress(DataError):
+            return list(read(files, mapping))
+    return list(read(files))
 
 
 def _asked(row: Row) -> str:

@@ -21,7 +21,7 @@ from dsr1_tune.data.merge import (
 from dsr1_tune.data.near import BATCH_PAIRS, Pairs, Verified, likely_pairs
 from dsr1_tune.data.output import answer_of
 from dsr1_tune.data.record import Drop, Message, Place, Preference, Prompt, Row
-from dsr1_tune.data.shingles import Ints
+from dsr1_tune.data.shingles import Flags, Ints
 from dsr1_tune.data.spill import Spill
 from dsr1_tune.data.workers import Crew, Doubtful
 
@@ -37,17 +37,21 @@ class Copies:
     """
 
     stands_for: Ints
+    is_exact: Flags
     similarity: npt.NDArray[np.float32]
     contradicted: dict[int, int]
     alike: Ints
 
 
-def find_copies(spill: Spill, dedup: Dedup, crew: Crew, say: Say) -> Copies:
-    """Exact duplicates first, then near-duplicates, then contradictions among what is left."""
+def find_copies(spill: Spill, dedup: Dedup, drawn: Flags, crew: Crew, say: Say) -> Copies:
+    """Exact duplicates first, then near-duplicates, then contradictions among what is left.
+
+    `drawn` (N) are the rows that a file's weight leaves: they stand for others before those that it does not.
+    """
     prints = spill.prints
     everyone = np.arange(spill.num_rows)
-    rank = preference_order(prints.answer_chars, dedup.keep)
-    leader = merge_exact(np.concatenate((prints.question, prints.answer, spill.kinds[:, None]), axis=1), rank)
+    rank = preference_order(prints.answer_chars, dedup.keep, drawn)
+    leader = merge_exact((*prints.question.T, *prints.answer.T, spill.kinds), rank)
     close = _near_pairs(spill, np.flatnonzero(leader == everyone), dedup, crew, say)
     alike = group_alike(prints.question, np.concatenate((close.pairs, _joined(leader))))
     stands_for = leader if dedup.exact or dedup.near else everyone
@@ -67,7 +71,7 @@ def find_copies(spill: Spill, dedup: Dedup, crew: Crew, say: Say) -> Copies:
     # Nor can anybody say that the copies of a contradicted row are right.
     is_contradicted = np.isin(stands_for, list(contradicted))
     others = {int(row): contradicted[int(stands_for[row])] for row in np.flatnonzero(is_contradicted)}
-    return Copies(np.where(is_contradicted, everyone, stands_for), similarity, others, alike)
+    return Copies(np.where(is_contradicted, everyone, stands_for), stands_for == leader, similarity, others, alike)
 
 
 def _contradicted(spill: Spill, rows: Ints) -> dict[int, int]:

@@ -11,12 +11,13 @@ import numpy.typing as npt
 
 from dsr1_tune import __version__
 from dsr1_tune.config import CleanRun
+from dsr1_tune.data.contamination import Evaluation
 from dsr1_tune.data.files import Source
 from dsr1_tune.data.languages import LANGUAGES
 from dsr1_tune.data.outcome import Fate, Outcome
 from dsr1_tune.data.output import answer_of, question_of, turns_of
 from dsr1_tune.data.record import DAMAGE, Place
-from dsr1_tune.data.scan import KINDS, Counts, add_example
+from dsr1_tune.data.scan import KINDS, Counts, Settings, add_example
 from dsr1_tune.data.shingles import Ints
 from dsr1_tune.data.split import Stratum
 
@@ -34,7 +35,7 @@ def gather_facts(
     strata: Sequence[Stratum],
     groups: dict[str, Any],
     judged: dict[str, Any] | None,
-    privacy_action: str,
+    settings: Settings,
     count_tokens: CountTokens | None,
 ) -> dict[str, Any]:
     """Everything that report.json says; the same for the same input, whatever the number of workers."""
@@ -64,14 +65,14 @@ def gather_facts(
         "files": [_file(source, config, outcome, late) for source in sources],
         "languages": _count(outcome.spill.languages[is_kept], LANGUAGES),
         "lengths": _lengths(outcome, np.flatnonzero(is_kept), config.base, count_tokens),
-        "personal_data": _personal(counts, privacy_action),
+        "personal_data": _personal(counts, settings.privacy_action),
         "duplicates": {
             "num_exact": outcome.count(Fate.EXACT),
             "num_near": outcome.count(Fate.NEAR),
             "num_contradictory": outcome.count(Fate.CONTRADICTED),
             **groups,
         },
-        "contamination": _contamination(config, counts),
+        "contamination": _contamination(config, settings.evaluation, counts),
         "judge": judged,
         "split": {
             "num_train": outcome.count(Fate.TRAIN),
@@ -155,7 +156,12 @@ def _file(source: Source, config: CleanRun, outcome: Outcome, late: Counter[str]
     for block in outcome.spill.blocks:
         if block.file == file:
             counts.add(block.counts)
-    num_dropped = sum(counts.dropped.values()) + late[file]
+    here = np.concatenate(
+        [outcome.fates[b.first_row : b.first_row + b.num_rows] for b in outcome.spill.blocks if b.file == file]
+        or [np.zeros(0, np.uint8)]
+    )
+    num_merged = int(np.count_nonzero((here == Fate.EXACT) | (here == Fate.NEAR)))
+    num_dropped = sum(counts.dropped.values()) + late[file] - num_merged
     return {
         "file": file,
         "layout": source.layout,
@@ -163,7 +169,8 @@ def _file(source: Source, config: CleanRun, outcome: Outcome, late: Counter[str]
         "format": next(iter(ranked(counts.formats)), ""),
         "formats": ranked(counts.formats),
         "num_rows": counts.num_rows,
-        "num_kept": counts.num_rows - num_dropped,
+        "num_kept": counts.num_rows - num_merged - num_dropped,
+        "num_merged": num_merged,
         "num_dropped": num_dropped,
         "weight": config.data.weight(file),
         "is_damaged": any(code in DAMAGE for code in counts.dropped),
@@ -212,7 +219,12 @@ def _personal(counts: Counts, action: str) -> dict[str, Any]:
     return {"action": action, "kinds": kinds}
 
 
-def _contamination(config: CleanRun, counts: Counts) -> dict[str, Any] | None:
-    if not config.dedup.against:
+def _contamination(config: CleanRun, evaluation: Evaluation | None, counts: Counts) -> dict[str, Any] | None:
+    if not evaluation:
         return None
-    return {"files": [str(file) for file in config.dedup.against], "num_rows": counts.dropped["contaminated"]}
+    return {
+        "files": [str(file) for file in config.dedup.against],
+        "num_questions": len(evaluation.places),
+        "num_unreadable": evaluation.num_unreadable,
+        "num_rows": counts.dropped["contaminated"],
+    }

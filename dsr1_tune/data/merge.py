@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dsr1_tune.data.near import Pairs, Verified
-from dsr1_tune.data.shingles import Hashes, Ints, Prints
+from dsr1_tune.data.shingles import Flags, Hashes, Ints, Prints
 
 SHORT_ANSWER_CHARS = 30
 MIN_ASKED_CHARS = 6
 MAX_ROUNDS = 20
+MAX_CONTRADICTING = 200
+"""So many of the rows that ask the same are compared with each other."""
 
 
 @dataclass(frozen=True)
@@ -26,23 +30,26 @@ class Merged:
     similarity: float
 
 
-def preference_order(answer_chars: Ints, keep: str) -> Ints:
+def preference_order(answer_chars: Ints, keep: str, drawn: Flags) -> Ints:
     """Each row's rank (N); the lowest stays: better is the longer answer, then the earlier row."""
     numbers = np.arange(len(answer_chars))
-    order = np.lexsort((numbers, -answer_chars)) if keep == "better" else numbers
+    order = np.lexsort((numbers, -answer_chars if keep == "better" else numbers, ~drawn))
     rank = np.empty(len(order), np.int64)
     rank[order] = numbers
     return rank
 
 
-def merge_exact(prints: Hashes, rank: Ints) -> Ints:
-    """For each row (N) the one that stands for it, itself if it stays; `prints` (N, 4) are equal for equal rows."""
+def merge_exact(prints: Sequence[npt.NDArray[Any]], rank: Ints) -> Ints:
+    """For each row (N) the one that stands for it, itself if it stays; `prints` (N each) agree for equal rows."""
     _, group = np.unique(_as_one(prints), return_inverse=True)
     best = np.full(int(group.max(initial=-1)) + 1, np.iinfo(np.int64).max)
     np.minimum.at(best, group, rank)
     leader = np.argsort(rank)[best[group]] if len(rank) else rank
     # Two different rows whose combined hashes happen to agree both stay.
-    return np.where((prints[leader] == prints).all(axis=1), leader, np.arange(len(rank)))
+    agree = np.ones(len(rank), bool)
+    for column in prints:
+        agree &= column[leader] == column
+    return np.where(agree, leader, np.arange(len(rank)))
 
 
 def answered_otherwise(prints: Prints, rows: Ints) -> list[Ints]:
@@ -52,26 +59,30 @@ def answered_otherwise(prints: Prints, rows: Ints) -> list[Ints]:
     """
     fits = (prints.answer_chars[rows] <= SHORT_ANSWER_CHARS) & (prints.question_chars[rows] >= MIN_ASKED_CHARS)
     rows = rows[fits]
-    _, group, counts = np.unique(_as_one(prints.question[rows]), return_inverse=True, return_counts=True)
+    _, group, counts = np.unique(_as_one(prints.question[rows].T), return_inverse=True, return_counts=True)
     is_shared = counts[group] > 1
     rows, group = rows[is_shared], group[is_shared]
     order = np.argsort(group, kind="stable")
     groups = np.split(rows[order], np.flatnonzero(np.diff(group[order])) + 1) if len(rows) else []
-    return [members for members in groups if len(np.unique(_as_one(prints.answer[members]))) > 1]
+    return [members for members in groups if len(np.unique(_as_one(prints.answer[members].T))) > 1]
 
 
 def contradictions(groups: Sequence[Ints], answers: Callable[[Ints], Sequence[str]]) -> dict[int, int]:
     """The rows of the groups whose answers cannot all be right, each with one that says otherwise.
 
-    An answer that stands in another one ("Canberra", "It is Canberra, Australia") does not contradict it.
+    An answer that stands in another one ("Canberra", "It is Canberra, Australia") does not contradict it, nor do
+    answers that all hold the shortest one.
     """
     found: dict[int, int] = {}
     for members in groups:
-        said = list(zip(members.tolist(), answers(members), strict=True))
-        against = {row: next((other for other, b in said if not _agree(a, b)), None) for row, a in said}
-        if any(other is not None for other in against.values()):
-            first = next(other for other in against.values() if other is not None)
-            found.update({row: first if other is None else other for row, other in against.items()})
+        said = list(zip(members.tolist(), answers(members), strict=True))[:MAX_CONTRADICTING]
+        shortest = min((text for _, text in said), key=len)
+        if all(_agree(shortest, text) for _, text in said):
+            continue
+        for row, text in said:
+            other = next((other for other, b in said if not _agree(text, b)), None)
+            if other is not None:
+                found[row] = other
     return found
 
 
@@ -142,16 +153,17 @@ def _clusters(pairs: Pairs) -> list[list[int]]:
 
 def group_alike(questions: Hashes, pairs: Pairs) -> Ints:
     """A number per row (N): the same for rows with the same question, and for rows that `pairs` join."""
-    _, first, group = np.unique(_as_one(questions), return_index=True, return_inverse=True)
+    _, first, group = np.unique(_as_one(questions.T), return_index=True, return_inverse=True)
     leader = first[group]
     moved = {row: cluster[0] for cluster in _clusters(leader[pairs]) for row in cluster}
     return np.array([moved.get(row, row) for row in leader.tolist()], np.int64) if moved else leader
 
 
-def _as_one(hashes: Hashes) -> Hashes:
-    """The columns of hashes (N, k) as one value each; among 2,000,000 rows two agree by chance once in 10,000,000."""
-    total = np.zeros(len(hashes), np.uint64)
-    for column in hashes.T:
-        total = (total ^ column) * np.uint64(0x9E3779B97F4A7C15)
+def _as_one(columns: Sequence[npt.NDArray[Any]] | Hashes) -> Hashes:
+    """Columns (N each) as one value a row; among 2,000,000 different rows two agree by chance once in 10,000,000."""
+    total = np.zeros(len(columns[0]), np.uint64)
+    for column in columns:
+        total ^= column
+        total *= np.uint64(0x9E3779B97F4A7C15)
         total ^= total >> np.uint64(29)
     return total

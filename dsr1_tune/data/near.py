@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from dsr1_tune.data.output import Turns
 from dsr1_tune.data.shingles import (
+    DIGIT,
     NUM_BANDS,
-    SIGN,
     Flags,
     Grams,
     Hashes,
@@ -123,7 +123,7 @@ def verify(pairs: Pairs, rows: Ints, turns: Sequence[Turns], similarity: float, 
     """Compare the texts of each pair; `turns` are those of `rows`, which are all of the pairs' in ascending order.
 
     Two rows are near-duplicates if they share enough of their n-grams, if their answers are alike as well, if the
-    same numbers stand in their questions, and if what is left of the questions after their common beginning and end
+    same numbers stand in them, and if what is left of the questions after their common beginning and end
     is alike: with a long text before it, two different questions share nearly all n-grams. Where the answers are
     short, nothing may be left.
     """
@@ -142,8 +142,8 @@ class _Compared:
         said = slice(found.bounds[row], found.bounds[row + 1])
         is_asked = ~found.is_answer[said]
         self.question = found.hashes[said][is_asked]
-        # A token that begins with a digit: 5, 3.5, 5mg.
-        self.numbers = self.question[found.scripts[said][is_asked] == SIGN].tolist()
+        # Tokens that begin with a digit: 5, 3.5, 5mg. In questions and in answers: 500 mg are not 5000.
+        self.numbers = found.hashes[said][found.scripts[said] == DIGIT].tolist()
         self.num_said = len(is_asked) - len(self.question)
         self.is_cjk = bool(2 * np.count_nonzero(found.is_cjk[said]) > len(is_asked))
 

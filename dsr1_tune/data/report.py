@@ -134,6 +134,9 @@ def show_facts(facts: dict[str, Any], console: Console) -> None:
         if file["is_damaged"]:
             text = f"{file['file']} is damaged: rows behind the broken place may be lost. Mend it, or fetch it again."
             console.print(_plain(text, "red"))
+    if facts["contamination"] and (num_unreadable := facts["contamination"]["num_unreadable"]):
+        text = f"{num_unreadable:,} rows of the evaluation files cannot be read: nobody looked for their questions."
+        console.print(_plain(text, "red"))
     kept, rows, split = facts["num_kept"], facts["num_rows"], facts["split"]
     text = f"{kept:,} of {rows:,} rows are kept ({facts['utilisation']:.1%}): {split['num_train']:,} to train on"
     console.print(_plain(f"{text}, {split['num_eval']:,} held out.", "bold"))
@@ -143,14 +146,14 @@ def _cleaned_files(facts: dict[str, Any]) -> Table:
     table = _table("Files")
     for name in ("file", "format"):
         table.add_column(name, overflow="fold")
-    for name in ("rows", "kept", "merged or dropped"):
+    for name in ("rows", "kept", "merged", "dropped"):
         table.add_column(name, justify="right")
     for file in facts["files"]:
         formats = ", ".join(f"{name} {number:,}" for name, number in file["formats"].items())
         format = f"mixed: {formats}" if len(file["formats"]) > 1 else file["format"] or "no known format"
         weight = "" if file["weight"] == 1 else f"; counts {file['weight']:g} times"
         what = f"{file['layout']}: {format}{weight}{'; damaged: rows may be lost' if file['is_damaged'] else ''}"
-        counts = (f"{file[name]:,}" for name in ("num_rows", "num_kept", "num_dropped"))
+        counts = (f"{file[name]:,}" for name in ("num_rows", "num_kept", "num_merged", "num_dropped"))
         table.add_row(_plain(file["file"]), _plain(what), *counts)
     return table
 

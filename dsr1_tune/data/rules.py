@@ -8,14 +8,14 @@ Checker runs those of a pack in order.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from dsr1_tune.data import rules_answers, rules_language, rules_repetition, rules_signs, rules_truncation, rules_words
 from dsr1_tune.data.packs import Custom, Pack, Rules, function_of
-from dsr1_tune.data.record import CODES, Checked, Drop, Message, Preference, Prompt, Record, Row
+from dsr1_tune.data.record import CODES, Checked, Drop, Preference, Prompt, Record, Row
 from dsr1_tune.data.rules_facts import quoted, visible
 from dsr1_tune.data.rules_settings import BlockedWord, Rule
 from dsr1_tune.errors import DataError
@@ -23,8 +23,9 @@ from dsr1_tune.errors import DataError
 
 def not_empty(row: Row) -> Row | Drop:
     """Drop a conversation in which a question or an answer is blank."""
-    for message in _messages(row):
-        if message.role in ("user", "assistant") and not visible(message.content):
+    messages = (*row.prompt, row.chosen, row.rejected) if isinstance(row, Preference) else row.messages
+    for message in messages:
+        if not visible(message.content) and message.role in ("user", "assistant"):
             name = "question" if message.role == "user" else "answer"
             return Drop(f"empty_{name}", f"the {name} is blank", f"write the {name}, or remove the row", message.path)
     return row
@@ -45,18 +46,6 @@ def long_enough(row: Row, min_question_chars: int, min_answer_chars: int) -> Row
             fix = f"write more, or lower min_{name}_chars"
             return Drop(f"{name}_too_short", f"{length} characters, fewer than {least}: {text.strip()!r}", fix, path)
     return row
-
-
-def _messages(row: Row) -> Iterator[Message]:
-    match row:
-        case Record():
-            yield from row.messages
-        case Prompt():
-            yield from row.messages
-        case Preference():
-            yield from row.prompt
-            yield row.chosen
-            yield row.rejected
 
 
 _FUNCTIONS: dict[str, Callable[..., Row | Drop]] = {
@@ -123,7 +112,7 @@ class Checker:
             else:
                 row = outcome
                 mended.append(name)
-        return Checked(row, tuple(notes), tuple(mended))
+        return Checked(row, tuple(notes), tuple(mended)) if notes or mended else Checked(row)
 
 
 def _ask_custom(function: Callable[[Record], Any], row: Record | Preference, custom: Custom) -> Row | Drop:

@@ -200,8 +200,11 @@ def answer_repeats_question(row: Row, rule: AnswerRepeatsQuestion) -> Row | Drop
         return row
     low, fourth = answer.low, len(answer.low) // 4
     samples = (low[fourth : fourth + 9], low[2 * fourth : 2 * fourth + 9], low[3 * fourth - 9 : 3 * fourth])
-    if sum(sample in asked.low for sample in samples) < 2 and not _is_full_width(answer):
-        return row
+    low = asked.low
+    known = (samples[0] in low) + (samples[1] in low)
+    if known < 2 and (known == 0 or samples[2] not in low):
+        if answer.num_han or answer.num_latin * 2 > len(answer.shape) or not _is_full_width(answer):
+            return row
     said = bare(answer.content)
     if len(said) < rule.min_chars or said in _GREETINGS:
         return row
@@ -240,7 +243,10 @@ def answer_restates_question(row: Row, rule: AnswerRestatesQuestion) -> Row | Dr
         return row
     if len(asked.content) > 600 and len(answer.content) * 5 < len(asked.content) * 3:
         return row  # a short answer in the words of a passage
-    if (_may_take_up(answer) and _only_takes_up(asked.content, answer.content, rule)) or _is_the_stem(asked, answer):
+    is_as_long = len(asked.data) <= 2 * len(answer.data) and len(answer.data) <= len(asked.data) + 24
+    if (_may_take_up(answer) and _only_takes_up(asked.content, answer, rule)) or (
+        is_as_long and _is_the_stem(asked, answer)
+    ):
         detail = f"it only says what is asked: {quoted(answer.content)}"
         fix = "write an answer, or raise answer_restates_question.max_new_share"
         return Drop("answer_restates_question", detail, fix, answer.message.path)
@@ -251,8 +257,7 @@ def _may_take_up(answer: Text) -> bool:
     """A quick look: how such answers begin, or what they say at the end."""
     content = answer.content
     if answer.num_han > answer.num_latin:
-        tail = content[-40:]
-        if "题" in tail or "疑问" in tail:
+        if "题" in content[-24:]:
             return True
         begins = content[:16].lstrip(_QUOTES)
         if begins[:1] in _LEADING:
@@ -279,14 +284,21 @@ _SPEAKING_OF_QUESTIONS = (
 )
 
 
-def _only_takes_up(asked: str, answer: str, rule: AnswerRestatesQuestion) -> bool:
+def _only_takes_up(asked: str, text: Text, rule: AnswerRestatesQuestion) -> bool:
     """Whether the answer speaks of the question, and but for that has hardly a word of its own."""
-    start, num_leads = 0, 0
-    while num_leads < 4 and (found := _LEAD.match(answer, start)):
-        start, num_leads = found.end(), num_leads + 1
-    if not num_leads and not _REMARK.search(answer[-60:]):
+    answer = text.content
+    pairs = ((_LEAD_ZH, _REMARK_ZH), (_LEAD, _REMARK)) if text.num_han else ((_LEAD, _REMARK),)
+    start, num_leads, num_remarks = 0, 0, 0
+    for lead, remark in pairs:
+        while num_leads < 4 and (found := lead.match(answer, start)):
+            start, num_leads = found.end(), num_leads + 1
+        num_remarks += remark.search(answer[-60:]) is not None
+    if not num_leads and not num_remarks:
         return False
-    new, num = _new_grams(_REMARK.sub(" ", answer[start:]), asked)
+    said = answer[start:]
+    for _, remark in pairs:
+        said = remark.sub(" ", said)
+    new, num = _new_grams(said, asked)
     if new > min(rule.max_new_share * num, _MOST_NEW) or (not num_leads and num < 2):
         return False
     return not _YES_OR_NO.search(answer) or _YES_OR_NO.search(asked) is not None
@@ -318,7 +330,11 @@ _LEAD = re.compile(
     r"(?: your| the| this)?(?: question| request| prompt)?|"
     r"(?:if i understand|as i understand)(?: it| you| your question)?(?: correctly| right| well)?|in other words|"
     r"(?:i|we)(?: am|'m| are|'re| have been|'ve been| was| were) (?:being )?(?:asked|told|requested)(?: to| about| for)?|"
-    r"this is (?:a|an|the) (?:\w+ )?(?:question|request|query)(?: about| on| regarding| concerning| of)?|"
+    r"this is (?:a|an|the) (?:\w+ )?(?:question|request|query)(?: about| on| regarding| concerning| of)?)",
+    re.I,
+)
+_LEAD_ZH = re.compile(
+    r"[\s,.:!，。：！“\"「]*"
     r"(?:好的|好|嗯|明白了|我明白了?|我了解了|收到|没问题|当然)?[，,。！! ]{0,2}(?:"
     r"(?:您|你|用户|提问者)(?:现在|刚才|刚刚)?(?:是|正|正在|在)?(?:所)?(?:想要?|需要|希望|要|让|请)?(?:我|我们)?"
     r"(?:提问|询问|咨询|问|知道|了解|回答|解答)(?:到|我|的)?"
@@ -328,8 +344,7 @@ _LEAD = re.compile(
     r"(?:这道|本|该|此)?题目?(?:要求|问的是|是|问)|(?:这个)?问题(?:是|问的是|要求)|"
     r"(?:感谢|谢谢|多谢)(?:您|你)?的?(?:提问|咨询|来信|问题|关注|询问|信任)|"
     r"(?:让我|我来|让我们|我先|先)(?:先)?(?:复述|重复|重述|看看|梳理)(?:一下|一遍)?(?:您|你)?的?(?:问题|题目)?|换句话说|也就是说|"
-    r"这是(?:一个|一道)?(?:关于|有关)|(?:关于|针对)(?=.{2,200}?(?:这个|这一|该|此)(?:问题|话题|疑问).{0,3}$)))",
-    re.I,
+    r"这是(?:一个|一道)?(?:关于|有关)|(?:关于|针对)(?=.{2,200}?(?:这个|这一|该|此)(?:问题|话题|疑问).{0,3}$))"
 )
 _REMARK = re.compile(
     r"(?:that(?:'s| is| was) |this is |it is |what )(?:an?|the|your|my) (?:(?:very|really|truly|most) )?"
@@ -337,13 +352,15 @@ _REMARK = re.compile(
     r"(?:question|request|task|query|topic)(?: (?:that )?(?:many|most|a lot of|some) people (?:ask|have|wonder about))?|"
     r"thanks? (?:you )?for (?:asking|your (?:question|request))|"
     r"that(?:'s| is) what (?:you|the user) (?:asked?|wants?)(?: me)?(?: to do| for| about| to know)?|"
-    r"(?:many|a lot of|most) people (?:ask|wonder about|are interested in) (?:this|that)|"
+    r"(?:many|a lot of|most) people (?:ask|wonder about|are interested in) (?:this|that)",
+    re.I,
+)
+_REMARK_ZH = re.compile(
     r"[，,]?(?:这|那|它)(?:确实)?(?:是|就是)(?:一|1)?(?:个|道)?(?:(?:很|非常|十分|比较)?(?:好|重要|常见|有趣|有意思|复杂|经典|普遍|值得.{2,4}|"
     r"(?:很)?多人.{0,6}|大家.{0,6})的?)*(?:问题|话题|疑问|题目)|"
     r"(?:这个|该|此)(?:问题|话题)(?:很|非常)?(?:受|值得|需要)?(?:好|重要|关注|思考|探讨|讨论)?|的?(?:问题|话题|疑问|内容)|"
     r"(?:谢谢|感谢)(?:您|你)?的?提问|(?:下面|接下来|现在)?(?:由?我|让我|让我们)来?(?:为您|为你|给您)?(?:解答|回答|看看|分析)(?:一下)?|"
-    r"希望(?:能|可以)?对?(?:您|你)?有?所?帮助",
-    re.I,
+    r"希望(?:能|可以)?对?(?:您|你)?有?所?帮助"
 )
 _YES_OR_NO = re.compile(
     r"\b(?:yes|no|true|false)\b|是的|(?<!是)不是|(?<!不)可以|(?<!能)不能|(?<!会)不会|没有|正确|错误|对的", re.I
@@ -352,8 +369,6 @@ _YES_OR_NO = re.compile(
 
 def _is_the_stem(asked: Text, answer: Text) -> bool:
     """Whether the answer is the question without its question word: `How can I sleep?`, `How to sleep.`"""
-    if len(answer.data) > len(asked.data) + 24 or len(answer.data) * 2 < len(asked.data):
-        return False
     if answer.num_han:
         content = answer.content.strip()
         fourth = len(content) // 4

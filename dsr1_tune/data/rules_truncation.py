@@ -20,7 +20,8 @@ def truncated_answer(row: Row, rule: TruncatedAnswer) -> Row | Drop:
         return row
     last = content[-1]
     if not last.isalpha() and last not in _OPENS and b"`" not in text.signs and content[0] not in "{[":
-        why = "a list ends with a bare number" if last in _AFTER_NUMBERS and _ends_with_bare_number(content) else ""
+        is_bare = (last in _AFTER_NUMBERS and content[-2].isdigit()) or last in _BULLETS
+        why = "a list ends with a bare number" if is_bare and _ends_with_bare_number(content) else ""
     else:
         why = _breaks_off(content, text, rule, seen)
     if not why:
@@ -30,7 +31,8 @@ def truncated_answer(row: Row, rule: TruncatedAnswer) -> Row | Drop:
 
 
 _OPENS = frozenset(",，、:：([{（【《“‘「『<")
-_AFTER_NUMBERS = frozenset(".)、．）*-•·")
+_AFTER_NUMBERS = frozenset(".)、．）")
+_BULLETS = frozenset("*-•·")
 _BARE_NUMBER = re.compile(r"(?:[\n。；;!?！？]|\.[ \t])[ \t]*[(（]?(\d{1,3})[.)、．）]$")
 _BARE_BULLET = re.compile(r"^[ \t]*([-*•·]) ?\S[^\n]*\n(?:[^\n]*\n)*[ \t]*\1$", re.M)
 
@@ -43,7 +45,9 @@ def _ends_with_bare_number(content: str) -> bool:
         return (
             before > 0 and re.search(rf"(?:^|[\n。；;.!?！？])[ \t]*[(（]?{before}[.)、．）]\s*\S", content) is not None
         )
-    return content[-1] in "*-•·" and content[-3:-1].endswith("\n") and _BARE_BULLET.search(content[-LONG:]) is not None
+    return (
+        content[-1] in _BULLETS and content[-3:-1].endswith("\n") and _BARE_BULLET.search(content[-LONG:]) is not None
+    )
 
 
 def _breaks_off(content: str, text: Text, rule: TruncatedAnswer, seen: View) -> str:

@@ -261,8 +261,10 @@ def boilerplate(row: Row, rule: Boilerplate) -> Row | Drop:
     """Drop an answer that holds a web page's navigation, notices or copyright text; one weak phrase is no reason."""
     seen = view(row)
     for text in seen.answers:
-        lowered = text.content.lower() if rule.phrases else ""
-        found = [phrase for phrase in rule.phrases if phrase.lower() in lowered]
+        found = []
+        if rule.phrases:
+            lowered = text.content.lower()
+            found = [phrase for phrase in rule.phrases if phrase.lower() in lowered]
         if not found:
             points, found = _page_points(text)
             if points > 1 and _MENU.search(text.content):
@@ -292,9 +294,8 @@ def _page_points(text: Text) -> tuple[int, list[str]]:
     if text.num_han:
         if len(content) > 2 * _MARGIN:
             content = content[:_MARGIN] + "\n" + content[-_MARGIN:]
-        for char, han_phrases in _PAGE_HAN:
-            if char in content:
-                found += [phrase for phrase in han_phrases if phrase in content]
+        for char in set(_ONE_OF_RARE_HAN.findall(content)):
+            found += [phrase for phrase in _PAGE_HAN[char] if phrase in content]
     points = 3 * len(found)
     signs = text.signs
     if points or b"|" in signs or b">" in signs or (b"s" in signs and "©" in content):
@@ -359,15 +360,15 @@ _STRONG_LATIN = (
     ("permission to access", "permission to access this|permission to access /"),
 )
 _STRONG_HAN = """版权所有|版权归原作者|版权归作者所有|版權所有|公网安备
-    授权不得转载|许可不得转载|禁止转载|转载请注明|不得转载|严禁转载|授权禁止|书面授权
+    授权不得转载|许可不得转载|禁止转载|转载请注明|不得转载|严禁转载
     返回顶部|责任编辑|上一篇|下一篇|设为首页|加入收藏|收藏本站|返回首页|網站首頁|责编：
-    登录后查看|登录后可见|登录后阅读|请登录后|立即登录|登录后才能|登入後
+    登录后查看|登录后可见|登录后阅读|请登录后|立即登录|登录后才能
     浏览次数|浏览量：|浏览：|点击数：|阅读次数|当前位置：|您的位置：|您现在的位置
-    请刷新页面|加载中|正在加载|页面不存在|页面已被删除|页面找不到|访问的页面|頁面不存在
+    请刷新页面|加载中|正在加载|页面不存在|页面已被删除|页面找不到|访问的页面
     展开全文|阅读全文|点击查看更多|点击阅读更多|点击加载更多|查看全部评论|网友评论|暂无评论|登录评论
     不代表本站|不表明本站|不代表本网|本站立场|本站内容|本站所有|本站文章|本站声明|本网站使用|与本站无关
     来源于网络|来源：网络|来源：互联网|如有侵权|侵权请联系|侵权必究|侵删|分享到：|【打印】|【关闭】|打印本页
-    扫一扫关注|扫码关注|微信扫一扫|编辑：小编|文章来源：|猜你喜欢|相关推荐：|热门推荐|热门文章
+    扫一扫关注|扫码关注|微信扫一扫|编辑：小编|猜你喜欢|相关推荐：|热门推荐
     客户端下载|输入验证码"""
 _WEAK = phrases(
     """privacy policy|privacy ||terms of use|terms of service|terms and conditions|contact us|about us|copyright|©|sign up
@@ -376,19 +377,20 @@ _WEAK = phrases(
     相关文章|相关问题|举报|友情链接|首页|忘记密码|热门|微博|qq空间|字号|评论|收藏|意见反馈|打印|发表评论|扫描二维码|发布时间：|下载客户端|free account"""
 )
 # Characters that are rare in ordinary Chinese; every strong phrase holds one of them.
-_RARE_HAN = "载登入页頁站版阅扫侵浏荐置互击章编论藏篇码顶布享展【闭授猜网"
+_RARE_HAN = "载登页站版阅扫侵浏荐置击编论藏篇码顶享展【猜网"
 
 
-def _by_rarest_part() -> tuple[tuple[tuple[bytes, tuple[bytes, ...]], ...], tuple[tuple[str, tuple[str, ...]], ...]]:
+def _by_rarest_part() -> tuple[tuple[tuple[bytes, tuple[bytes, ...]], ...], dict[str, list[str]]]:
     """(a rare part, the phrases that hold it) in Latin script, and in Chinese: where it is missing, all of them are."""
     latin = tuple((hint.encode(), tuple(part.encode() for part in joined.split("|"))) for hint, joined in _STRONG_LATIN)
     han: dict[str, list[str]] = {}
     for phrase in phrases(_STRONG_HAN):
         han.setdefault(next(char for char in _RARE_HAN if char in phrase), []).append(phrase)
-    return latin, tuple((char, tuple(found)) for char, found in han.items())
+    return latin, han
 
 
 _PAGE_LATIN, _PAGE_HAN = _by_rarest_part()
+_ONE_OF_RARE_HAN = re.compile(f"[{''.join(_PAGE_HAN)}]")
 # One of these words stands in every strong phrase; to split a text into words is quicker than to look for many.
 _TRIGGERS = frozenset(
     b"cookie cookies reserved skip wordpress javascript captcha ray prove verify confirm page 404 logged log sign newsletter "
@@ -412,7 +414,9 @@ def advertisement(row: Row, rule: Advertisement) -> Row | Drop:
     """
     seen = view(row)
     for text in seen.answers:
-        why = next((phrase for phrase in rule.phrases if phrase.lower() in text.content.lower()), "")
+        why = ""
+        if rule.phrases:
+            why = next((phrase for phrase in rule.phrases if phrase.lower() in text.content.lower()), "")
         if not why and _has_contact(text):
             why = _advertises(text, seen)
         if why:

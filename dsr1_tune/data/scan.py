@@ -5,13 +5,15 @@ This is the part that worker processes share: a portion's outcome depends on the
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from dsr1_tune.data.contamination import Evaluation
 from dsr1_tune.data.languages import language_codes
@@ -20,7 +22,7 @@ from dsr1_tune.data.output import Turns, answer_of, as_output, dumps, question_o
 from dsr1_tune.data.packs import Pack
 from dsr1_tune.data.portions import Portion, read_portion
 from dsr1_tune.data.privacy import Action, Guard
-from dsr1_tune.data.record import Checked, Drop, Row
+from dsr1_tune.data.record import Checked, Drop, Preference, Row
 from dsr1_tune.data.rules import Checker, not_empty
 from dsr1_tune.data.shingles import (
     Hashes,
@@ -36,6 +38,7 @@ from dsr1_tune.data.shingles import (
 )
 
 MAX_EXAMPLES = 3
+_LONG_NUMBER = re.compile(r"[0-9]{5,}[0-9A-Za-z]*|\S*@\S*|\.\w+\.(?:cn|com|org|net)\b")
 MAX_EXAMPLE_CHARS = 300
 KINDS = ("Record", "Preference", "Prompt")
 
@@ -111,6 +114,7 @@ class Scanner:
     def __init__(self, settings: Settings) -> None:
         self._checker = Checker(settings.pack)
         self._guard = Guard(settings.privacy_kinds, settings.privacy_action)
+        self._hide = self._guard.hide if settings.privacy_action in ("redact", "drop") else str
         self.boilerplate = Lookup(settings.boilerplate)
         self._evaluation = settings.evaluation
         self._near = settings.near
@@ -140,7 +144,7 @@ class Scanner:
         drops.sort(key=lambda drop: drop.place.index if drop.place else 0)
         for drop in drops:
             counts.count_drop(drop)
-            add_example(counts.examples, drop, hide=self._guard.hide)
+            add_example(counts.examples, drop, hide=self._hide)
         sketches, in_bands = self._hashes(found)
         return Scanned(
             rows=[dumps(output) for output in outputs],
@@ -149,7 +153,7 @@ class Scanner:
             lines=np.array([row.place.line for row in kept], np.int64),
             kinds=np.array([KINDS.index(type(row).__name__) for row in kept], np.uint8),
             languages=language_codes(found),
-            prints=fingerprints(text),
+            prints=_prints(text, kept),
             sketches=sketches,
             bands=in_bands,
             drops=[reject(drop, dumps(drop.row)) for drop in drops],
@@ -185,7 +189,7 @@ class Scanner:
         for code in {note.code for note in notes}:
             counts.noted[code] += 1
         for note in notes:
-            add_example(counts.examples, note.at(row.place, "note", row.row), hide=self._guard.hide)
+            add_example(counts.examples, note.at(row.place, "note", row.row), hide=self._hide)
         counts.mended.update(mended)
 
     def _hashes(self, found: Tokens) -> tuple[npt.NDArray[np.uint8], Hashes]:
@@ -203,6 +207,15 @@ class Scanner:
 def _taken_apart(turns: Sequence[Turns]) -> tuple[Text, Tokens]:
     text = normalise(turns)
     return text, tokens(text)
+
+
+def _prints(text: Text, rows: Sequence[Row]) -> Prints:
+    """What tells rows apart; the functions that may be called are part of what is asked."""
+    prints = fingerprints(text, np.array([1 + isinstance(row, Preference) for row in rows], np.int64))
+    tools = np.array([xxhash.xxh3_64_intdigest(row.tools.encode()) if row.tools else 0 for row in rows], np.uint64)
+    if not tools.any():
+        return prints
+    return replace(prints, question=np.stack((prints.question[:, 0] ^ tools, prints.question[:, 1]), axis=1))
 
 
 def reject(drop: Drop, raw: bytes) -> bytes:
@@ -229,7 +242,9 @@ def add_example(
     else:
         shown = dumps(drop.row)[: 4 * MAX_EXAMPLE_CHARS].decode(errors="replace")
         question, answer = hide(shown), ""
-        where["detail"] = hide(where["detail"])
+    if hide is not str:
+        # An excerpt may hold a part of a number, which nobody recognises.
+        where["detail"] = _LONG_NUMBER.sub("…", hide(where["detail"].split(", near ")[0]))
     some.append(
         {name: where[name] for name in ("file", "line", "index", "path", "detail")}
         | {"question": question[:MAX_EXAMPLE_CHARS], "answer": answer[:MAX_EXAMPLE_CHARS]}

@@ -158,12 +158,16 @@ class Prints:
     answer_chars: Ints
 
 
-def fingerprints(text: Text) -> Prints:
-    """Hash every row in two parts; the last turn is its answer, if an assistant says it."""
+def fingerprints(text: Text, num_answers: Ints | None = None) -> Prints:
+    """Hash every row in two parts; the last turn is its answer, if an assistant says it.
+
+    Of a preference the last two are: `num_answers` (N) says how many.
+    """
     counts = text.codes != 0
     running = _running(counts)
     marks = text.marks
-    last = marks[np.maximum(np.searchsorted(marks, text.bounds[1:]) - 1, 0)] if len(marks) else text.bounds[:-1]
+    before = np.searchsorted(marks, text.bounds[1:]) - (1 if num_answers is None else num_answers)
+    last = marks[np.maximum(before, 0)] if len(marks) else text.bounds[:-1]
     speaks = text.is_answer[last] if len(marks) else np.zeros(len(last), bool)
     middle = np.where(speaks, last, text.bounds[1:])
     starts, middles, ends = (running[places].astype(np.int64) for places in (text.bounds[:-1], middle, text.bounds[1:]))
@@ -218,13 +222,13 @@ def _powers(size: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
     return both[0], both[1]
 
 
-SCRIPTS = ("none", "sign", "latin", "han", "kana", "hangul", "cyrillic", "arabic", "other", "mark")
-SIGN = SCRIPTS.index("sign")
-"""Digits and operators."""
+SCRIPTS = ("none", "sign", "digit", "latin", "han", "kana", "hangul", "cyrillic", "arabic", "other", "mark")
+DIGIT = SCRIPTS.index("digit")
 _HAN, _HANGUL, _MARK = SCRIPTS.index("han"), SCRIPTS.index("hangul"), SCRIPTS.index("mark")
 """Han, kana and Hangul are written without blanks, or with blanks between more than words."""
 _RANGES = (
     (0x01, 0x7F, "sign"),
+    (0x30, 0x39, "digit"),
     (0x61, 0x7A, "latin"),
     (0xC0, 0x24F, "latin"),
     (0x400, 0x52F, "cyrillic"),
@@ -321,7 +325,7 @@ def signatures(grams: Grams) -> npt.NDArray[np.uint32]:
 
 
 def bands(signatures: npt.NDArray[np.uint32]) -> Hashes:
-    """(25, N) hashes of five MinHash values each: similar rows are equal in at least one."""
+    """(30, N) hashes of five MinHash values each: similar rows are equal in at least one."""
     parts = signatures.reshape(len(signatures), NUM_BANDS, NUM_HASHES // NUM_BANDS).astype(np.uint64)
     total = parts[:, :, 0].copy()
     for step in range(1, parts.shape[2]):

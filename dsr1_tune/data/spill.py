@@ -6,7 +6,6 @@ was. Held in memory are 70 bytes a row; all else is read when it is needed.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -33,8 +32,8 @@ def save(scanned: Scanned, folder: Path, number: int) -> None:
     for name in _LINES:
         lines: list[bytes] = getattr(scanned, name)
         parts[name] = b"".join([line + b"\n" for line in lines])
-        # A portion is a few megabytes; one line may be longer, but not 4 GiB.
-        arrays[f"{name}_ends"] = np.cumsum([len(line) + 1 for line in lines], dtype=np.uint32)
+    # A portion is a few megabytes; one row may be longer, but not 4 GiB: its fields are limited.
+    arrays["rows_ends"] = np.cumsum([len(line) + 1 for line in scanned.rows], dtype=np.uint32)
     parts |= {name: array.tobytes() for name, array in arrays.items()}
     sizes = {name: len(part) for name, part in parts.items()}
     types = {name: [array.dtype.str, *array.shape] for name, array in arrays.items()}
@@ -94,7 +93,9 @@ def read_outputs(whereabouts: Whereabouts) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for path, place, spans in whereabouts:
         with path.open("rb") as file:
-            found += [orjson.loads(os.pread(file.fileno(), end - start, place + start)) for start, end in spans]
+            for start, end in spans:
+                file.seek(place + start)
+                found.append(orjson.loads(file.read(end - start)))
     return found
 
 
@@ -127,7 +128,7 @@ class Spill:
             parts.setdefault("block", []).append(np.full(num_here, number, np.int32))
             self.blocks.append(Block(number, file, num_rows, num_here, _counts(saved.counts)))
             num_rows += num_here
-        whole = {name: np.concatenate(arrays) for name, arrays in parts.items()}
+        whole = {name: np.concatenate(parts.pop(name)) for name in list(parts)}
         self.num_rows = num_rows
         self.kinds: npt.NDArray[np.uint8] = whole["kinds"]
         self.languages: npt.NDArray[np.uint8] = whole["languages"]

@@ -39,15 +39,19 @@ def hold_out(strata: Ints, groups: Ints, share: float, seed: int) -> Flags:
         members = members[np.argsort(draw[members], kind="stable")]
         # What rounding owes one stratum, the next one pays.
         owed += share * sizes[members].sum()
-        taken = np.cumsum(sizes[members]) <= owed + 0.5
-        chosen[members[taken]] = True
-        owed -= sizes[members[taken]].sum()
+        for member in members.tolist():
+            if owed < 0.5:
+                break
+            if sizes[member] <= owed + 0.5:
+                chosen[member] = True
+                owed -= sizes[member]
     if len(leaders) > 1:
-        order = np.argsort(draw, kind="stable")
+        # The smallest group, of several the one drawn first.
+        smallest = np.lexsort((draw, sizes))[0]
         if not chosen.any():
-            chosen[order[0]] = True
+            chosen[smallest] = True
         if chosen.all():
-            chosen[order[-1]] = False
+            chosen[smallest] = False
     return chosen[group]
 
 

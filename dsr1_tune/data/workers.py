@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from dsr1_tune.data.near import Pairs, Verified, verify
 from dsr1_tune.data.output import turns_of
 from dsr1_tune.data.portions import Portion
@@ -125,8 +127,12 @@ class Crew:
 
 
 def _verified(doubtful: Doubtful, scanner: Scanner) -> Verified:
-    turns = [turns_of(output) for output in read_outputs(doubtful.whereabouts)]
-    return verify(doubtful.pairs, doubtful.rows, turns, doubtful.similarity, scanner.boilerplate)
+    outputs = read_outputs(doubtful.whereabouts)
+    tools = np.array([output.get("tools", "") for output in outputs])
+    a, b = np.searchsorted(doubtful.rows, doubtful.pairs).T
+    # The same conversation with other functions to call is another one.
+    pairs = doubtful.pairs[tools[a] == tools[b]]
+    return verify(pairs, doubtful.rows, [turns_of(o) for o in outputs], doubtful.similarity, scanner.boilerplate)
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def test_stats_and_init(here: Path) -> None:
         (["medical.json", "--against", "none.jsonl"], "no such file"),
         (["medical.json", "--engine", "spark"], "engine"),
         (["medical.json", "--out", "medical.json"], "is a file"),
-        (["medical.json:0"], "medical.json:0"),
+        (["medical.json:0"], "weights.medical.json: Input should be greater than 0"),
         ([], "no data file is given"),
     ],
 )

@@ -250,7 +250,8 @@ def test_rows_that_hold_evaluation_questions_are_dropped(tmp_path: Path) -> None
     against = write(tmp_path / "held.jsonl", [{"question": good[3]["output"], "answer": "B"}])
     folder, facts = run(tmp_path, file, dedup=Dedup(against=(against,)))
     assert facts["dropped"] == {"contaminated": 2}
-    assert facts["contamination"] == {"files": [str(against)], "num_rows": 2}
+    found = facts["contamination"]
+    assert found == {"files": [str(against)], "num_questions": 1, "num_unreadable": 0, "num_rows": 2}
     assert {row["index"] for row in lines(folder / "rejected.jsonl")} == {3, 40}
 
 
@@ -357,3 +358,110 @@ def test_least_lengths_and_a_pack_of_ones_own(tmp_path: Path) -> None:
     assert facts["dropped"]["question_too_short"] == facts["dropped"]["answer_too_short"] == 1
     assert facts["dropped"]["blocked_word"] > 1
     assert facts["examples"]["blocked_word"][0]["line"] > 0
+
+
+def test_a_row_is_merged_with_a_copy_that_is_drawn(tmp_path: Path) -> None:
+    a, b = write(tmp_path / "a.jsonl", rows(200, 1)), write(tmp_path / "b.jsonl", rows(200, 1))
+    _, facts = run(tmp_path, data=Data(files=(f"{a}:0.1", str(b)), eval_share=0.0))
+    assert facts["split"]["num_train"] == 200 and facts["num_merged"] == 200
+
+
+def test_the_lot_of_weights_is_not_the_lot_of_held_out_rows(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", rows(600, 1))
+    _, facts = run(tmp_path, data=Data(files=(f"{file}:1.5",), eval_share=0.1))
+    assert facts["split"]["num_eval"] == 60
+    assert 760 <= facts["split"]["num_train_lines"] <= 860  # 810
+
+
+def test_answers_to_one_prompt_stay_on_one_side(tmp_path: Path) -> None:
+    some = [
+        {"prompt": row["instruction"], "chosen": other["output"], "rejected": "No."}
+        for number, row in enumerate(rows(40, 1))
+        for other in rows(3, seed=len(row["instruction"]) * 7 + number)
+    ]
+    folder, facts = run(tmp_path, write(tmp_path / "p.jsonl", some), eval_share=0.2, rules="none")
+    assert facts["num_kept"] == 120
+    train, held_out = ({json.dumps(r["messages"]) for r in lines(folder / f"{n}.jsonl")} for n in ("train", "eval"))
+    assert held_out and not train & held_out
+
+
+def test_other_tools_make_another_conversation(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "I will look it up for you now."}]
+    some = [{"conversations": turns, "tools": json.dumps([{"name": name}])} for name in ("weather", "stock", "weather")]
+    _, facts = run(tmp_path, write(tmp_path / "t.jsonl", some), eval_share=0.0)
+    assert facts["num_kept"] == 2 and facts["dropped"] == {"exact_duplicate": 1}
+
+
+def test_other_numbers_in_the_answer_are_another_answer(tmp_path: Path) -> None:
+    answer = "Adults take {} mg with a glass of water after the evening meal, never more than twice on the same day."
+    some = [{"instruction": "How much of it may an adult take?", "output": answer.format(dose)} for dose in (500, 5000)]
+    _, facts = run(tmp_path, write(tmp_path / "d.jsonl", some), eval_share=0.0)
+    assert facts["num_kept"] == 2
+
+
+@pytest.mark.parametrize("changed", ["words.txt", "rules.py", "parent.yaml"])
+def test_changed_rules_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
+    (tmp_path / "words.txt").write_text("nothing\n")
+    (tmp_path / "rules.py").write_text("def fine(record):\n    return True\n")
+    (tmp_path / "parent.yaml").write_text("rules: {blocked_word: {files: [words.txt]}}\n")
+    (tmp_path / "pack.yaml").write_text('extends: parent.yaml\ncustom: [{call: "./rules.py:fine"}]\n')
+    file = write(tmp_path / "rows.jsonl", rows(30))
+    data = Data(files=(file,), rules=str(tmp_path / "pack.yaml"))
+
+    def stop(*arguments: Any, **named: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(clean, "find_copies", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, data=data)
+    scanned = tmp_path / ".out.work" / "000000.scan"
+    os.utime(scanned, (0, 0))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, data=data)
+    assert scanned.stat().st_mtime == 0, "nothing was changed, nothing is done again"
+    texts = {"words.txt": "kardor\n", "rules.py": "def fine(record):\n    return False  # changed\n"}
+    texts["parent.yaml"] = "rules: {lengths: {min_answer_chars: 900}}\n"
+    (tmp_path / changed).write_text(texts[changed])
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, data=data)
+    assert scanned.stat().st_mtime > 0
+
+
+def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    file = write(tmp_path / "rows.jsonl", rows(5))
+    with FileLock(tmp_path / ".out.lock"), pytest.raises(RunError, match="another run is writing there"):
+        run(tmp_path, file)
+
+
+def test_where_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path / "rows.jsonl", rows(5))
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.chdir(tmp_path)
+    clean.run(CleanRun(data=Data(files=(file,)), out=Path("link"), workers=1))
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "report.json").exists()
+    with pytest.raises(RunError, match="is the folder you are in"):
+        clean.run(CleanRun(data=Data(files=(file,)), out=Path("."), workers=1))
+    held = write(tmp_path / "real" / "held.jsonl", rows(1))
+    with pytest.raises(RunError, match="would be replaced"):
+        clean.run(CleanRun(data=Data(files=(file,)), dedup=Dedup(against=(held,)), out=Path("real"), workers=1))
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_part_of_a_number_in_an_excerpt_is_hidden(tmp_path: Path) -> None:
+    good = "".join(json.dumps(row) + "\n" for row in rows(5))
+    (tmp_path / "a.jsonl").write_text(good + '{"instruction": "110101199003071233", "output": "x" "y"}\n' + good)
+    folder, _ = run(tmp_path, tmp_path / "a.jsonl", privacy=Privacy(action="redact"))
+    assert "3071233" not in (folder / "report.json").read_text() + (folder / "report.html").read_text()
+
+
+def test_a_huge_group_is_not_held_out_whole() -> None:
+    import numpy as np
+
+    from dsr1_tune.data.split import hold_out
+
+    groups = np.array([0] * 999 + [1])
+    for seed in range(20):
+        assert hold_out(np.zeros(1000, np.int64), groups, 0.1, seed).sum() == 1

@@ -116,10 +116,15 @@ def test_a_thousand_copies_cost_thousands_of_pairs() -> None:
 
 
 def test_the_better_row_stays() -> None:
-    assert preference_order(np.array([3, 9, 9, 1]), "better").tolist() == [2, 0, 1, 3]
-    assert preference_order(np.array([3, 9, 9, 1]), "first").tolist() == [0, 1, 2, 3]
+    assert preference_order(np.array([3, 9, 9, 1]), "better", np.ones(4, bool)).tolist() == [2, 0, 1, 3]
+    assert preference_order(np.array([3, 9, 9, 1]), "first", np.array([True, False, True, True])).tolist() == [
+        0,
+        3,
+        1,
+        2,
+    ]
     prints = np.array([[1, 1], [2, 2], [1, 1], [2, 2]], np.uint64)
-    assert merge_exact(prints, np.array([1, 3, 0, 2])).tolist() == [2, 3, 2, 3]
+    assert merge_exact(prints.T, np.array([1, 3, 0, 2])).tolist() == [2, 3, 2, 3]
 
 
 def test_every_merged_row_is_similar_to_the_one_that_stays() -> None:
