@@ -162,7 +162,7 @@ class Dedup(Noun):
     similarity: Annotated[float, Field(gt=0.5, le=1)] = 0.8
     """Rows at least so similar are near-duplicates (Jaccard index of their n-grams)."""
     keep: Literal["better", "first"] = "better"
-    """Which copy stays: better is the one with the longer answer, then the earlier one."""
+    """Which copy stays: better is the longer one, then the earlier one."""
     contradictions: bool = True
     """Drop rows with the same question and different short answers: nobody can say which is right."""
     against: tuple[Path, ...] = ()

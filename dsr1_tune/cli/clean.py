@@ -18,7 +18,9 @@ Files = Annotated[
 Map = Annotated[
     list[str] | None, typer.Option("--map", metavar="NAME=COLUMN", help="Column names: question=title,answer=reply")
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="The folder to write. [default: clean/<file>]")]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="The folder to write. [default: clean/, merged/ or split/<file>]")
+]
 Workers = Annotated[int | None, typer.Option("--workers", help="Processes. [default: one per core]")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings.", show_default=False)]
 Sets = Annotated[
@@ -96,7 +98,7 @@ def dedup(
         "dedup.similarity": similarity,
         "dedup.against": [str(file) for file in against] if against else None,
     }
-    _clean(_load(files, out, workers, map_, None, sets, flags))
+    _clean(_load(files, out or _place("merged", files), workers, map_, None, sets, flags))
 
 
 def split(
@@ -113,7 +115,12 @@ def split(
     """Hold out rows of every file, language and length; rows that are nearly the same stay on one side."""
     off = {"dedup.exact": False, "dedup.near": False, "dedup.contradictions": False}
     flags = {"data.rules": "none", "privacy.action": "off", "data.eval_share": eval_share, "seed": seed, **off}
-    _clean(_load(files, out, workers, map_, None, sets, flags))
+    _clean(_load(files, out or _place("split", files), workers, map_, None, sets, flags))
+
+
+def _place(folder: str, files: list[Path]) -> Path | None:
+    """`merged/medical`, so that the commands do not replace one another's results."""
+    return Path(folder) / Path(files[0].name.removesuffix(".gz")).stem if files else None
 
 
 def _load(

@@ -30,9 +30,9 @@ from dsr1_tune.data.output import answer_of, as_output, question_of, turns_of
 from dsr1_tune.data.packs import Pack, load_pack
 from dsr1_tune.data.portions import Portion, check_columns, cut, open_sources, read_portion
 from dsr1_tune.data.privacy import known_kinds
-from dsr1_tune.data.record import Drop
+from dsr1_tune.data.record import Drop, Row
 from dsr1_tune.data.report_html import render
-from dsr1_tune.data.scan import Settings
+from dsr1_tune.data.scan import Settings, leaves_out_full_stops
 from dsr1_tune.data.shingles import Flags, Hashes, Ints
 from dsr1_tune.data.spill import Spill
 from dsr1_tune.data.split import Stratum, count_strata, hold_out, length_bands
@@ -42,7 +42,8 @@ from dsr1_tune.whole import whole_folder
 
 DEFAULT_RULES = "general"
 LEARNED_ROWS = 2000
-"""So many rows at the start of each file show which preambles its rows share."""
+LEARNED_PORTIONS = 4
+"""So many rows and portions at the start of each file show which preambles its rows share, and how they end."""
 
 Say = Callable[[str], None]
 
@@ -70,13 +71,13 @@ def run(config: CleanRun, say: Say = lambda text: None, count_tokens: CountToken
         say("reading")
         portions = cut(sources, config.data.map)
         settings = _learn(config, pack, sources)
-        with Crew(settings, work, num_workers(config), config.engine) as crew:
-            files = crew.scan_all(portions, _Progress(say).one_more)
-            spill = Spill(work, files)
-            check_columns(config.data.map, _columns(spill))
-            say(f"looking for duplicates among {spill.num_rows:,} rows")
-            times = _times(config, spill)
-            copies = find_copies(spill, config.dedup, times > 0, crew, say)
+        crew = Crew(settings, work, num_workers(config), config.engine)
+        files = crew.scan_all(portions, _Progress(say).one_more)
+        spill = Spill(work, files)
+        check_columns(config.data.map, _columns(spill))
+        say(f"looking for duplicates among {spill.num_rows:,} rows")
+        times = _times(config, spill)
+        copies = find_copies(spill, config.dedup, times > 0, crew, say)
         fates = _fates(spill, copies, times)
         judged, judge_facts = _judge(config, spill, fates, out, say)
         outcome, strata = _split(config, spill, copies, fates, times, judged)
@@ -186,21 +187,29 @@ def _learn(config: CleanRun, pack: Pack, sources: Sequence[Source]) -> Settings:
     dedup = config.dedup
     evaluation = Evaluation.of(dedup.against, config.data.map, dedup.containment) if dedup.against else None
     looks_near = dedup.near or config.data.eval_share > 0
-    parts = [_boilerplate(source, config) for source in sources] if looks_near else []
+    parts: list[Hashes] = []
+    unended = set()
+    for source in sources:
+        rows = _first_rows(source, config)
+        if looks_near:
+            turns = [turns_of(as_output(row)) for row in rows]
+            parts.append(near.boilerplate_of(shingles.grams_and_words(shingles.tokens(shingles.normalise(turns)))))
+        if leaves_out_full_stops(rows, pack):
+            unended.add(str(source.path))
     action = config.privacy.action or pack.privacy or "count"
     boilerplate: Hashes = np.unique(np.concatenate([np.zeros(0, np.uint64), *parts]))
-    return Settings(pack, action, config.privacy.kinds, looks_near, boilerplate, evaluation)
+    return Settings(pack, action, config.privacy.kinds, looks_near, boilerplate, frozenset(unended), evaluation)
 
 
-def _boilerplate(source: Source, config: CleanRun) -> Hashes:
-    """The n-grams that many of the first rows of a file share."""
-    turns: list[list[tuple[str, str]]] = []
-    for portion in cut([source], config.data.map):
-        rows, _ = read_portion(portion)
-        turns += [turns_of(as_output(row)) for row in rows[: LEARNED_ROWS - len(turns)] if not isinstance(row, Drop)]
-        if len(turns) >= LEARNED_ROWS:
+def _first_rows(source: Source, config: CleanRun) -> list[Row]:
+    """The good rows at the beginning of a file, some thousand or some megabytes."""
+    rows: list[Row] = []
+    for number, portion in enumerate(cut([source], config.data.map)):
+        found, _ = read_portion(portion)
+        rows += [row for row in found if not isinstance(row, Drop)]
+        if len(rows) >= LEARNED_ROWS or number >= LEARNED_PORTIONS:
             break
-    return near.boilerplate_of(shingles.grams_and_words(shingles.tokens(shingles.normalise(turns))))
+    return rows[:LEARNED_ROWS]
 
 
 class _Progress:

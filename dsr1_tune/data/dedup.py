@@ -18,7 +18,7 @@ from dsr1_tune.data.merge import (
     merge_near,
     preference_order,
 )
-from dsr1_tune.data.near import BATCH_PAIRS, Pairs, Verified, likely_pairs
+from dsr1_tune.data.near import BATCH_BYTES, BATCH_PAIRS, Pairs, Verified, likely_pairs
 from dsr1_tune.data.output import answer_of
 from dsr1_tune.data.record import Drop, Message, Place, Preference, Prompt, Row
 from dsr1_tune.data.shingles import Flags, Ints
@@ -50,7 +50,7 @@ def find_copies(spill: Spill, dedup: Dedup, drawn: Flags, crew: Crew, say: Say) 
     """
     prints = spill.prints
     everyone = np.arange(spill.num_rows)
-    rank = preference_order(prints.answer_chars, dedup.keep, drawn)
+    rank = preference_order(prints.question_chars + prints.answer_chars, dedup.keep, drawn)
     leader = merge_exact((*prints.question.T, *prints.answer.T, spill.kinds), rank)
     close = _near_pairs(spill, np.flatnonzero(leader == everyone), dedup, crew, say)
     alike = group_alike(prints.question, np.concatenate((close.pairs, _joined(leader))))
@@ -102,12 +102,14 @@ def _near_pairs(spill: Spill, rows: Ints, dedup: Dedup, crew: Crew, say: Say) ->
 
 def _compared(spill: Spill, pairs: Pairs, similarity: float, crew: Crew) -> Verified:
     def doubtful() -> Iterator[Doubtful]:
-        for start in range(0, len(pairs), BATCH_PAIRS):
-            part = pairs[start : start + BATCH_PAIRS]
+        # A few hundred pairs at a time, and fewer of long rows.
+        weight = np.cumsum(spill.num_bytes(pairs[:, 0]) + spill.num_bytes(pairs[:, 1]), dtype=np.int64)
+        number = np.arange(len(pairs)) // BATCH_PAIRS + weight // BATCH_BYTES
+        for part in np.split(pairs, np.flatnonzero(np.diff(number)) + 1) if len(pairs) else []:
             rows = np.unique(part)
             yield Doubtful(part, rows, spill.whereabouts(rows), similarity)
 
-    return crew.compare_all(doubtful())
+    return crew.compare_all(doubtful(), len(pairs))
 
 
 class Seen:

@@ -30,10 +30,10 @@ class Merged:
     similarity: float
 
 
-def preference_order(answer_chars: Ints, keep: str, drawn: Flags) -> Ints:
-    """Each row's rank (N); the lowest stays: better is the longer answer, then the earlier row."""
-    numbers = np.arange(len(answer_chars))
-    order = np.lexsort((numbers, -answer_chars if keep == "better" else numbers, ~drawn))
+def preference_order(num_chars: Ints, keep: str, drawn: Flags) -> Ints:
+    """Each row's rank (N); the lowest stays: better is the longer row, then the earlier one."""
+    numbers = np.arange(len(num_chars))
+    order = np.lexsort((numbers, -num_chars if keep == "better" else numbers, ~drawn))
     rank = np.empty(len(order), np.int64)
     rank[order] = numbers
     return rank
@@ -155,8 +155,12 @@ def group_alike(questions: Hashes, pairs: Pairs) -> Ints:
     """A number per row (N): the same for rows with the same question, and for rows that `pairs` join."""
     _, first, group = np.unique(_as_one(questions.T), return_index=True, return_inverse=True)
     leader = first[group]
-    moved = {row: cluster[0] for cluster in _clusters(leader[pairs]) for row in cluster}
-    return np.array([moved.get(row, row) for row in leader.tolist()], np.int64) if moved else leader
+    moved = [(row, cluster[0]) for cluster in _clusters(leader[pairs]) for row in cluster]
+    if moved:
+        old, new = np.array(sorted(moved), np.int64).T
+        places = np.minimum(np.searchsorted(old, leader), len(old) - 1)
+        leader = np.where(old[places] == leader, new[places], leader)
+    return leader
 
 
 def _as_one(columns: Sequence[npt.NDArray[Any]] | Hashes) -> Hashes:

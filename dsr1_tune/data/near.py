@@ -5,6 +5,7 @@ Memory: a band at a time, 32 bytes a row; texts and sketches are read from disk 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,8 +41,10 @@ MIN_ANSWER_SIMILARITY = 0.6
 MIN_CORE_TOKENS = 3
 SHORT_ANSWER_TOKENS = 8
 MIN_CORE_SIMILARITY = 0.5
+MIN_QUESTION_SIMILARITY = 0.8
 BATCH_PAIRS = 250
 """Few enough that the n-grams of their rows need little memory."""
+BATCH_BYTES = 4 << 20
 SKETCHED_PAIRS = 4000
 WAITING_PAIRS = 1 << 18
 MIN_BOILERPLATE_ROWS = 20
@@ -73,11 +76,13 @@ def _proposed(bands: Callable[[int], Hashes], rows: Ints) -> Iterator[Pairs]:
     """Pairs that are equal in a band; the same one may come from several."""
     for band in range(NUM_BANDS):
         values = bands(band)[rows]
-        order = np.argsort(values, kind="stable")
+        # Four bytes a number: these arrays are what the memory of a large run is.
+        order = np.argsort(values, kind="stable").astype(np.int32)
         values = values[order]
         is_first = np.concatenate(([True], values[1:] != values[:-1]))
-        starts = np.flatnonzero(is_first)[np.cumsum(is_first) - 1]
-        places = np.arange(len(order))
+        del values
+        starts = np.flatnonzero(is_first).astype(np.int32)[np.cumsum(is_first, dtype=np.int32) - 1]
+        places = np.arange(len(order), dtype=np.int32)
         for step in (*range(1, NUM_BEFORE + 1), 0):
             before = places - step if step else starts
             fits = (before >= starts) & (places - before > (0 if step else NUM_BEFORE))
@@ -136,7 +141,8 @@ def verify(pairs: Pairs, rows: Ints, turns: Sequence[Turns], similarity: float, 
 class _Compared:
     """A row taken apart for comparison: its own n-grams, its answer's, and its question's tokens and numbers."""
 
-    def __init__(self, row: int, found: Tokens, pieces: Grams, own: Flags) -> None:
+    def __init__(self, turns: Turns, row: int, found: Tokens, pieces: Grams, own: Flags) -> None:
+        self._turns = turns
         here = slice(pieces.bounds[row], pieces.bounds[row + 1])
         self._hashes, self._own, self._is_answer = pieces.hashes[here], own[here], pieces.is_answer[here]
         said = slice(found.bounds[row], found.bounds[row + 1])
@@ -153,7 +159,7 @@ class _Compared:
         found = tokens(normalise(rows))
         pieces = grams_and_words(found)
         own = own_words(pieces, boilerplate)
-        return [cls(row, found, pieces, own) for row in range(len(rows))]
+        return [cls(turns, row, found, pieces, own) for row, turns in enumerate(rows)]
 
     @cached_property
     def grams(self) -> Hashes:
@@ -182,14 +188,33 @@ class _Compared:
     def _asks_the_same(self, other: _Compared) -> bool:
         """Whether what is left of the questions after their common beginning and end may mean the same."""
         core, others = _cores(self.question, other.question)
-        if not len(core) or not len(others):
+        short, long = sorted((core.tobytes(), others.tobytes()), key=len)
+        if short in long:
+            # Nothing is replaced, at most put around it: "Excuse me, ... Thank you."
+            return True
+        if self._is_misspelt(other):
             return True
         # "Is it safe to take amoxicillin?" and "... ibuprofen?" may both be answered by a yes.
         if min(self.num_said, other.num_said) <= SHORT_ANSWER_TOKENS:
             return False
+        # Nor does a long answer make one question of two short ones.
+        if _jaccard(_each_once(self.question), _each_once(other.question)) < MIN_QUESTION_SIMILARITY:
+            return False
         if min(len(core), len(others)) < MIN_CORE_TOKENS:
             return True
         return _jaccard(_each_once(core), _each_once(others)) >= MIN_CORE_SIMILARITY
+
+    def _is_misspelt(self, other: _Compared) -> bool:
+        """Whether the questions differ in the order of a word's letters only: other slips may name another drug."""
+        mine, theirs = (
+            _WORD.findall(" ".join(text for role, text in row._turns if role != "assistant").lower())
+            for row in (self, other)
+        )
+        differ = [(a, b) for a, b in zip(mine, theirs, strict=False) if a != b]
+        return len(mine) == len(theirs) and all(len(a) > 3 and sorted(a) == sorted(b) for a, b in differ)
+
+
+_WORD = re.compile(r"\w+")
 
 
 def _each_once(hashes: Hashes) -> Hashes:

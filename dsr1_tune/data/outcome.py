@@ -78,7 +78,8 @@ class Outcome:
 
     def _where(self, row: int, other: int) -> str:
         file, line = self.spill.file_of(other), self.spill.line_of(other)
-        return f"line {line}" if file == self.spill.file_of(row) else f"{file}:{line}"
+        where = f"line {line}" if file == self.spill.file_of(row) else f"{file}:{line}"
+        return f"{where} (row {self.spill.index_of(other)})"
 
     def _answer(self, row: int) -> str:
         return answer_of(self.spill.outputs(np.array([row]))[0])[:MAX_SHOWN_CHARS]
@@ -152,6 +153,7 @@ def _group(
         {
             "file": outcome.spill.file_of(row),
             "line": outcome.spill.line_of(row),
+            "index": outcome.spill.index_of(row),
             "kind": "near" if outcome.fates[row] == Fate.NEAR else "exact",
             "similarity": round(float(outcome.copies.similarity[row]), 4),
             "question": question_of(texts[row])[:MAX_SHOWN_CHARS],

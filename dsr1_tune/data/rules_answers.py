@@ -72,13 +72,15 @@ def _stands_in(text: Text, seen: View, rule: PlaceholderAnswer) -> bool:
     core = plain.strip(_AROUND)
     if rule.words and any(core == word.strip(_AROUND).casefold() for word in rule.words):
         return True
+    if plain.startswith("lorem ipsum"):
+        return not _ABOUT_DUMMIES.search(seen.asked)
     if len(content) > _LONGEST_STAND_IN:
-        return plain.startswith("lorem ipsum") and not _ABOUT_DUMMIES.search(seen.asked)
+        return False
     if text.num_han and core[:1] not in _FIRST_ZH and core not in _NULLS:
         return False
     asked = seen.question.content.lower() if seen.question else ""
-    if core in _STAND_INS:
-        return True
+    if core in _STAND_INS or (plain[-1:] in (":", "：") and _ONLY_LABEL.fullmatch(plain)):
+        return not _TRANSLATES.search(asked)
     if core in _NOTHINGS or (_MISSING_ZH if text.num_han else _MISSING).fullmatch(core):
         return not _MAY_BE_NONE.search(asked) and core not in asked
     if core in _NULLS:
@@ -90,9 +92,7 @@ def _stands_in(text: Text, seen: View, rule: PlaceholderAnswer) -> bool:
         is_empty = len(plain) > 1 or plain in "-—–_.…*"
         is_empty = is_empty and (_ONLY_DOTS.fullmatch(plain) or _ONLY_SLOT.fullmatch(plain)) is not None
         return is_empty and not _ABOUT_SIGNS.search(seen.asked) and not _ABOUT_VALUES.search(asked)
-    if (_STANDS_IN_ZH if text.num_han else _STANDS_IN).fullmatch(core) or (
-        plain[-1] in ":：" and _ONLY_LABEL.fullmatch(plain)
-    ):
+    if (_STANDS_IN_ZH if text.num_han else _STANDS_IN).fullmatch(core):
         return not _ABOUT_DUMMIES.search(seen.asked) and core not in asked
     return False
 
@@ -148,7 +148,7 @@ _STANDS_IN_ZH = re.compile(
     r"同(?:上|前)(?:题|文|面|所述|回答|答案)?|如(?:上|前|图|下)(?:所述|所示|图)?|"
     r"(?:内容|答案|页面|正在|持续)*(?:更新|建设|编辑|整理|施工|审核|补充|完善)中|待(?:补|补全|撰写|审核|整理|核实)|"
     r"稍后(?:补充|回答|更新|添加|完善|再.{1,3})|(?:测试|占位|示例)(?:内容|文本|数据|答案|一下|用|\d+)|(?:测试[\s,，]*){2,}|"
-    r"x{2,}|某某某?|×{2,}"
+    r"请(?:填写|输入|补充|作答|回答)|x{2,}|某某某?|×{2,}"
 )
 # Said of data where there may be some: an answer if the question asks for what may not be there.
 _MISSING = re.compile(
@@ -167,6 +167,7 @@ _ONLY_LABEL = re.compile(r"(?:a|ans|answer|assistant|gpt|bot|response|答|答案
 _ONLY_DOTS = re.compile(r"[.。…\-_*—–(（）)\[\] ?？!！~/\\、,，]+")
 # Tags, entities and brackets with nothing in them.
 _ONLY_SLOT = re.compile(r"(?:</?[a-z][^<>]{0,40}>|&[a-z]+;|\s|[\[({（【]\s*[\])}）】]){1,20}")
+_TRANSLATES = re.compile(r"translat|翻译|译[成为]")
 _ABOUT_DUMMIES = re.compile(
     r"lorem|dummy|placeholder|filler|template|\bmock\b|translat|synonym|antonym|\bmeans?\b|caption|slogan|headline|"
     r"\btitle\b|to-?do|sign\b|占位|模板|翻译|译|同义|近义|反义|意思|标题|标语|待办"
@@ -199,12 +200,12 @@ def answer_repeats_question(row: Row, rule: AnswerRepeatsQuestion) -> Row | Drop
     if asked is None or answer is None or len(answer.content) > 2 * len(asked.content) + 20:
         return row
     low, fourth = answer.low, len(answer.low) // 4
-    samples = (low[fourth : fourth + 9], low[2 * fourth : 2 * fourth + 9], low[3 * fourth - 9 : 3 * fourth])
+    samples = (low[fourth : fourth + 12], low[2 * fourth : 2 * fourth + 12], low[3 * fourth - 12 : 3 * fourth])
     low = asked.low
     known = (samples[0] in low) + (samples[1] in low)
-    if known < 2 and (known == 0 or samples[2] not in low):
-        if answer.num_han or answer.num_latin * 2 > len(answer.shape) or not _is_full_width(answer):
-            return row
+    is_known = known == 2 or (known == 1 and samples[2] in low)
+    if not is_known and (answer.num_han or answer.num_latin * 2 > len(answer.shape) or not _is_full_width(answer)):
+        return row
     said = bare(answer.content)
     if len(said) < rule.min_chars or said in _GREETINGS:
         return row
@@ -245,7 +246,7 @@ def answer_restates_question(row: Row, rule: AnswerRestatesQuestion) -> Row | Dr
         return row  # a short answer in the words of a passage
     is_as_long = len(asked.data) <= 2 * len(answer.data) and len(answer.data) <= len(asked.data) + 24
     if (_may_take_up(answer) and _only_takes_up(asked.content, answer, rule)) or (
-        is_as_long and _is_the_stem(asked, answer)
+        is_as_long and (not answer.num_han or answer.content[:4] in asked.content) and _is_the_stem(asked, answer)
     ):
         detail = f"it only says what is asked: {quoted(answer.content)}"
         fix = "write an answer, or raise answer_restates_question.max_new_share"
@@ -372,7 +373,7 @@ def _is_the_stem(asked: Text, answer: Text) -> bool:
     if answer.num_han:
         content = answer.content.strip()
         fourth = len(content) // 4
-        samples = (content[:3], content[fourth : fourth + 3], content[2 * fourth : 2 * fourth + 3])
+        samples = (content[:4], content[fourth : fourth + 4], content[2 * fourth : 2 * fourth + 4])
         if not all(sample in asked.content for sample in samples):
             return False
         if not _ASKS_ZH.search(asked.content):
@@ -394,7 +395,7 @@ _ASKS_EN = re.compile(
     re.I,
 )
 _ASKS_ZH = re.compile(
-    r"请问|(?:该|应该|应当|应|要|需要|可以|能)?(?:如何|怎么|怎样|怎麼)(?:办|辦|治疗|治療|处理|做|回事|样)?(?:才好|好|呢)?|"
+    r"请问|(?:该|应该|应当|应|要|需要|可以|能)?(?:如何|怎么|怎样|怎麼)(?:才?能够?|才?可以)?(?:办|辦|治疗|治療|处理|做|回事|样)?(?:才好|好|呢)?|"
     r"(?:是|有|为|叫)?(?:什么|哪些|哪种|哪个|多少|啥|什麼)(?:呢|啊)?|呢"
 )
 # An answer with more new words says something, however long the question is that it takes up.

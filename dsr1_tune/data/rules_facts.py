@@ -203,14 +203,18 @@ HAN_RUN = re.compile(r"[\u3400-\u9fff]+")
 
 _WORDLESS = re.compile(r"[\W_]+")
 _LABELS = r"(?:question|q|prompt|instruction|answer|response|a|问题|问|题目|提问|回答|答案|答|解答)\s*[:：]"
-_LABEL = re.compile(rf"^\W*{_LABELS}\s*|\s{_LABELS}\W*$", re.I)
+_LABEL = re.compile(rf"\W*{_LABELS}\s*", re.I)
+_LABEL_AT_END = re.compile(rf"\s{_LABELS}\W*$", re.I)
 
 
 def bare(text: str) -> str:
     """The text without case, width, labels such as `Q:`, punctuation and spaces: equal where only those differ."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
-    return _WORDLESS.sub("", _LABEL.sub("", text).casefold())
+    label = _LABEL.match(text)
+    start, end = label.end() if label else 0, text[-16:]
+    label = _LABEL_AT_END.search(end) if ":" in end or "：" in end else None
+    return _WORDLESS.sub("", text[start : len(text) - len(end) + label.start() if label else len(text)].casefold())
 
 
 _FENCED = re.compile(r"```.*?(?:```|\Z)", re.S)

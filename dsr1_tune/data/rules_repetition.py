@@ -60,8 +60,8 @@ def _goes_in_circles(content: str, text: Text, rule: RepeatedText, seen: View) -
         # The last of `1. So it is. 2. So it is.` came back, and only its number is new.
         unnumbered = _NUMBER.sub(" ", content)
         if len(unnumbered) + rule.max_run < len(content):
-            at = [max(0, len(unnumbered) * part // 4 - width - 2) for part in (1, 2, 3, 4)]
-            why = _why_in_circles(unnumbered, at, text, rule, seen)
+            places = [max(0, len(unnumbered) * part // 4 - width - 2) for part in (1, 2, 3, 4)]
+            why = _why_in_circles(unnumbered, places, text, rule, seen)
     return why
 
 
@@ -163,11 +163,9 @@ def repeated_lines(row: Row, rule: RepeatedLines) -> Row | Drop:
         if text.data.count(b"\n") < rule.max_run - 1:
             continue
         lines = without_code(text).split("\n")
-        if len(lines) - len({line[-12:] for line in lines}) - lines.count("") < 1:  # a quick look, at the lines' ends
+        if len(lines) - len({line[-10:] for line in lines}) - lines.count("") < 2:  # a quick look, at the lines' ends
             continue
         lines = [_without_marker(line) for line in lines]
-        if len(lines) - len(set(lines)) - lines.count("") < 1:  # a quick look: at most one line stands there twice
-            continue
         lines = [line for line in lines if _is_prose(line)]
         why = _again_and_again(lines, rule, _REPEATS_BY_NATURE.search(seen.asked) is not None)
         if why:

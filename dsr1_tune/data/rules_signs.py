@@ -64,7 +64,10 @@ _KANA_PAIR = re.compile(
 )
 _PHONETIC = re.compile("[\u3400-\u9fff][\u3105-\u3129\ufe5b-\ufe5e](?![\u3105-\u3129ˊˇˋ˙])")
 # ASCII read as UTF-16: every second space or so becomes one of these between Han characters.
-_UTF16_SPACE = re.compile("[\u3400-\u7fff][\u2060-\u207f]|[\u3400-\u7fff][\u2020-\u205f][\u3400-\u7fff]")
+_SWAPPED = "".join(chr(code << 8) for code in range(0x61, 0x7B))  # ASCII letters with their two bytes swapped
+_UTF16_SPACE = re.compile(
+    f"[\u3400-\u7fff][\u2060-\u207f]|[\u3400-\u7fff][\u2020-\u205f][\u3400-\u7fff]|[{_SWAPPED}]{{4}}"
+)
 # UTF-8 decoded as GBK in English: it鈥檚, caf茅, 25掳C.
 _HAN_IN_WORD = re.compile("[A-Za-z][\u3400-\u9fff]{1,2}[a-z]|[鈥鈧]|拢\\d|掳[CF]|[卤脳] ?\\d")
 _HANGUL_BY_HAN = re.compile("[\u3400-\u9fff][\uac00-\ud7a3]|[\uac00-\ud7a3][\u3400-\u9fff]")
@@ -88,16 +91,14 @@ def _may_be_mojibake(text: Text) -> bool:
 
 
 # Any of the characters that the expressions above look for: one class is quicker than several searches.
-_SUSPECT = re.compile(f"[\u00c2-\u00f4\u2060-\u207f\uac00-\ud7a3ﾃﾂ鈧拢掳卤脳{_GBK_MARKS}{_OTHER_MARKS}]")
+_SUSPECT = re.compile(f"[\u00c2-\u00f4\u2060-\u207f\uac00-\ud7a3ﾃﾂ鈧拢掳卤脳攀{_GBK_MARKS}{_OTHER_MARKS}]")
 
 
 def _is_suspicious(text: Text) -> bool:
     """Whether one of the characters stands where it does in no language."""
     data, content = text.data, text.content
-    if b"\xc3" in data and (b"\xc2" in data or b"\xe2" in data or b"\xc5" in data):
-        if _LATIN_PAIR.search(content) or _LATIN_RUN.search(content):
-            return True
-    if b"\xc2" in data and _LATIN_PAIR.search(content):
+    may_be_pair = b"\xc2" in data or (b"\xc3" in data and (b"\xe2" in data or b"\xc5" in data))
+    if may_be_pair and (_LATIN_PAIR.search(content) or (b"\xc3" in data and _LATIN_RUN.search(content))):
         return True
     if text.num_latin > 8 * text.num_han or ("鈥" in content and text.num_latin > text.num_han):
         found = _HAN_IN_WORD.search(content) or _UTF16_SPACE.search(content) or _KANA_PAIR.search(content)
@@ -105,9 +106,11 @@ def _is_suspicious(text: Text) -> bool:
             return found is not None
     if any(mark in content for mark in _GBK_MARKS) and (_GBK_MARK.search(content) or _looks_rare(content)):
         return True
-    if "，" not in content:  # in all that was misread otherwise it would be something else
-        if _KANA_PAIR.search(content) or _UTF16_SPACE.search(content) or len(_PHONETIC.findall(content)) > 1:
-            return True
+    # In all that was misread otherwise the comma would be something else.
+    if "，" not in content and (
+        _KANA_PAIR.search(content) or _UTF16_SPACE.search(content) or len(_PHONETIC.findall(content)) > 1
+    ):
+        return True
     return b"y" in text.shape and _is_misread_korean(content)
 
 

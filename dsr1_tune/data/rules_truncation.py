@@ -81,7 +81,12 @@ def _breaks_off(content: str, text: Text, rule: TruncatedAnswer, seen: View) -> 
         return "" if _CLOSING.match(tail) and len(tail) < 40 else "the last sentence has no end"
     if len(lines) > 1 and _others_end(lines):
         return "the last line has no end"
-    if _LONG_SENTENCE.match(line) and not _ITEM.match(line) and not _is_phrase(line, seen):
+    if (
+        _LONG_SENTENCE.match(line)
+        and not line[-2:].startswith(" ")
+        and not _ITEM.match(line)
+        and not _is_phrase(line, seen)
+    ):
         return "the sentence has no end"
     return ""
 
@@ -118,7 +123,9 @@ _ASKS_FOR_PHRASE = re.compile(
     r"slogan|headline|\btitle|subject line|tagline|caption|motto|\bname\b|heading|hashtag|\bphrase|\bpoem|\bverse|haiku|lyric"
 )
 # `#PuppyLove` and `- C. S. Lewis` end without a full stop.
-_TAG = re.compile(r"#\w+$|[-—–~] ?[A-Z][\w. ]{2,40}$")
+_TAG = re.compile(
+    r"#\w+$|[-—–~] ?[A-Z][\w. ]{2,40}$|(?:regards|wishes|sincerely|yours|cheers|love|thanks),? [A-Z]\w+(?: \w+)?$"
+)
 # A sentence of twelve words and more is no title.
 _LONG_SENTENCE = re.compile(r"[A-Z\"'“](?:\S+ ){11,}\S+$")
 

@@ -44,9 +44,9 @@ def _may_refuse(text: Text) -> bool:
             return True
         if "不好意思" in first or "機" in head or "AI" in head or "程序" in head[:30] or "机器" in head[:40]:
             return True
-    if text.num_latin < 2:
+    if text.num_latin < (10 if text.num_han else 2):
         return False
-    return not _hints(text).isdisjoint(_REFUSING)
+    return text.low.startswith(_SELF) or not _hints(text).isdisjoint(_REFUSING)
 
 
 def _hints(text: Text) -> frozenset[bytes]:
@@ -60,7 +60,7 @@ def _hints(text: Text) -> frozenset[bytes]:
 
 
 # Refusals stand within so many bytes.
-_HEAD = 250
+_HEAD = 200
 _TO_WORDS = bytes(byte if chr(byte).isalnum() and byte < 0x80 else 0x20 for byte in range(256))
 
 
@@ -76,10 +76,10 @@ def _needles(text: str) -> tuple[bytes, ...]:
     return tuple(phrase.encode() for phrase in text.split("|"))
 
 
+_SELF = (b"i ", b"i'", b"my ", b"it would", b"it is not", b"this request", b"your request", b"that request")
 _REFUSING = frozenset(
-    b"ai sorry t cannot unable able language apologize apologise apologies apology unfortunately regret regrettably cutoff cut "
-    b"training afraid decline refuse refrain comfortable appropriate inappropriate programmed guidelines policy have possess "
-    b"violates beyond ethical".split()
+    b"ai sorry t cannot unable able language apologize apologise apologies apology unfortunately regret regrettably cutoff "
+    b"knowledge afraid decline refuse refrain comfortable programmed guidelines violates".split()
 )
 
 
@@ -186,7 +186,8 @@ _DECLINES_EN = re.compile(
     r"i apologi[sz]e,? (?:but )?|respectfully,? )?"
     r"(?:i (?:must|have to|need to|will have to|would have to|'ll have to|will|would)?(?: (?:respectfully|politely|kindly))? ?"
     r"(?:decline|refuse|refrain|abstain|pass on|prefer not to|rather not)|"
-    r"i(?: do not|'m not| am not| don't| would not| wouldn't) (?:feel |entirely |really )?(?:comfortable|allowed|permitted|"
+    r"i(?: do not|'m not| am not| don't| would not| wouldn't) (?:feel |entirely |really )?"
+    r"(?:comfortable(?= (?:answer|discuss|giv|provid|shar|respond|talk|comment|help|assist|do|with|writ|mak|creat|generat))|allowed|permitted|"
     r"authori[sz]ed|programmed|designed|equipped|trained|qualified|willing|in a position)|"
     r"(?:it|that) (?:would|is|does|wouldn't|isn't)(?: be)?(?: not| n't)?(?: be)? ?(?:in)?(?:appropriate|ethical|proper|responsible|possible) "
     r"for me to|"
@@ -215,7 +216,7 @@ _DECLINES_ZH = re.compile(
     r"(?:不会(?:回答|呢|哦|[，,。！]|$)|不會(?:回答|[，,。！]|$)|答不上来|回答不了|没有学会|没学会|還沒學會|无法作答|無法作答|不方便回答|不便)|"
     r"(?:这个|此|该|您的|你的)?(?:问题|请求|内容|話題|问题|请求)[^。！？\n]{0,6}(?:涉及|包含|属于|違反|违反)[^。！？\n]{0,8}"
     r"(?:敏感|违法|违规|不当|不適當|政策|规定|隐私)[^。！？\n]{0,10}(?:无法|不能|不便|無法|拒绝)|"
-    r"超出了?我的?(?:能力|知识|回答|專業|专业|理解)?(?:范围|範圍)|"
+    r"超出了?我的?(?:能力|知识|知識|回答|專業|专业|理解)?的?(?:范围|範圍)|"
     r"恕(?:我)?(?:不能|无法|难|難|無法)|无可奉告|無可奉告|暂不支持(?:该|此|这)|我(?:必须|只能|不得不)(?:拒绝|婉拒))|"
     rf"{_GREET_ZH}{_SORRY_WORD_ZH}[^。！!？?\n]{{0,8}}?(?:我|目前|本助手)?(?:还|暂时|目前)?(?:没有|沒有|缺乏|并无|無|缺少)"
     r"(?:足够|足夠|充分|相关|相關|这方面|這方面|关于|更多|任何|您|你)的?[^。！？\n]{0,12}(?:信息|資訊|资料|資料|数据|知识|知識|权限|能力)|"
@@ -278,7 +279,7 @@ def boilerplate(row: Row, rule: Boilerplate) -> Row | Drop:
 
 # A strong phrase is enough, unless pages are the subject; then it takes what only a whole page holds.
 _ENOUGH_POINTS = 3
-_ABUNDANT_POINTS = 6
+_ABUNDANT_POINTS = 10
 
 
 def _page_points(text: Text) -> tuple[int, list[str]]:
@@ -287,10 +288,9 @@ def _page_points(text: Text) -> tuple[int, list[str]]:
     if len(low) > 2 * _MARGIN:
         low = low[:_MARGIN] + b"\n" + low[-_MARGIN:]
     found = []
-    if (not text.num_han or text.num_latin > 3) and not _hints(text).isdisjoint(_TRIGGERS):
-        for part, latin_phrases in _PAGE_LATIN:
-            if part in low:
-                found += [phrase.decode() for phrase in latin_phrases if phrase in low]
+    if not text.num_han or text.num_latin > 9:
+        for word in _hints(text) & _TRIGGERS:
+            found += [phrase.decode() for phrase in _PAGE_LATIN[word] if phrase in low]
     if text.num_han:
         if len(content) > 2 * _MARGIN:
             content = content[:_MARGIN] + "\n" + content[-_MARGIN:]
@@ -307,58 +307,27 @@ def _page_points(text: Text) -> tuple[int, list[str]]:
 
 
 # So many characters are looked at on either side of a longer answer.
-_MARGIN = 160
-_STRONG_LATIN = (
-    (
-        "cookie",
-        "we use cookies|uses cookies|use of cookies|accept all cookies|accept cookies|cookie policy|enable cookies",
-    ),
-    ("reserved", "all rights reserved"),
-    ("skip to", "skip to content|skip to main content|skip to navigation"),
-    ("wordpress", "powered by wordpress"),
-    (
-        "javascript",
-        "启用javascript|开启javascript|enable javascript|javascript is disabled|requires javascript|javascript enabled",
-    ),
-    ("captcha", "complete the captcha|captcha to|solve the captcha"),
-    ("ray id", "ray id:"),
-    ("you are human", "prove that you are human|verify you are human|verify that you are human|confirm you are human"),
-    (
-        "page you",
-        "page you are looking for|page you requested could|page you requested was|page you were looking for|page you're looking for",
-    ),
-    ("not found", "404 not found|404 error|page not found"),
-    (
-        "logged in",
-        "be logged in to view|be logged in to post|be logged in to comment|be logged in to access|be logged in to reply",
-    ),
-    (
-        "log in",
-        "log in or create|log in or register|log in or sign up|log in to view|log in to continue|log in to read|log in to comment",
-    ),
-    ("sign in", "sign in to continue|sign in to view|sign in or register"),
-    ("newsletter", "subscribe to our newsletter|sign up for our newsletter|join our newsletter"),
-    ("click here", "click here to read|click here to view|click here to continue|click here for more"),
-    ("share on", "share on facebook|share on twitter|share on linkedin|share on whatsapp"),
-    ("share this", "share this:|share this post|share this article|share this page"),
-    ("comment", "leave a comment|load more comments|view all comments|post a comment|comments are closed"),
-    ("reply", "leave a reply|cancel reply"),
-    ("be published", "email address will not be published"),
-    ("required fields", "required fields are marked"),
-    ("navigation", "toggle navigation|jump to navigation"),
-    ("posted in", "posted in uncategorized|posted in:"),
-    ("reproduction", "reproduction without permission|reproduction in whole or in part"),
-    ("on this site", "content on this site|information on this site|content on this website"),
-    ("unsubscribe", "unsubscribe at any time|unsubscribe anytime"),
-    ("last edited", "this page was last edited|this page was last modified"),
-    (
-        "your browser",
-        "your browser does not support|your browser is not supported|checking your browser|update your browser",
-    ),
-    ("gateway", "502 bad gateway|504 gateway time"),
-    ("unavailable", "503 service unavailable|is temporarily unavailable. please"),
-    ("permission to access", "permission to access this|permission to access /"),
-)
+_MARGIN = 120
+_STRONG_LATIN = """we use cookies|uses cookies|use of cookies|accept all cookies|accept cookies|cookie policy|enable cookies
+    all rights reserved|skip to content|skip to main content|skip to navigation|powered by wordpress
+    启用javascript|开启javascript|enable javascript|javascript is disabled|requires javascript|javascript enabled
+    complete the captcha|captcha to|solve the captcha|ray id:|prove that you are human|verify you are human
+    verify that you are human|confirm you are human|page you are looking for|page you requested could
+    page you requested was|page you were looking for|page you're looking for|404 not found|404 error
+    page not found|be logged in to view|be logged in to post|be logged in to comment|be logged in to access
+    be logged in to reply|log in or create|log in or register|log in or sign up|log in to view
+    log in to continue|log in to read|log in to comment|sign in to continue|sign in to view
+    sign in or register|subscribe to our newsletter|sign up for our newsletter|join our newsletter
+    click here to read|click here to view|click here to continue|click here for more|share on facebook
+    share on twitter|share on linkedin|share on whatsapp|share this:|share this post|share this article
+    share this page|leave a comment|load more comments|view all comments|post a comment|comments are closed
+    leave a reply|cancel reply|email address will not be published|required fields are marked
+    toggle navigation|jump to navigation|posted in uncategorized|posted in:|reproduction without permission
+    reproduction in whole or in part|content on this site|information on this site|content on this website
+    unsubscribe at any time|unsubscribe anytime|this page was last edited|this page was last modified
+    your browser does not support|your browser is not supported|checking your browser|update your browser
+    502 bad gateway|504 gateway time|503 service unavailable|is temporarily unavailable. please
+    permission to access this|permission to access /"""
 _STRONG_HAN = """版权所有|版权归原作者|版权归作者所有|版權所有|公网安备
     授权不得转载|许可不得转载|禁止转载|转载请注明|不得转载|严禁转载
     返回顶部|责任编辑|上一篇|下一篇|设为首页|加入收藏|收藏本站|返回首页|網站首頁|责编：
@@ -380,9 +349,20 @@ _WEAK = phrases(
 _RARE_HAN = "载登页站版阅扫侵浏荐置击编论藏篇码顶享展【猜网"
 
 
-def _by_rarest_part() -> tuple[tuple[tuple[bytes, tuple[bytes, ...]], ...], dict[str, list[str]]]:
-    """(a rare part, the phrases that hold it) in Latin script, and in Chinese: where it is missing, all of them are."""
-    latin = tuple((hint.encode(), tuple(part.encode() for part in joined.split("|"))) for hint, joined in _STRONG_LATIN)
+# With one of these words, the rarer ones first, every strong phrase can be told; a text is split into words once.
+_TRIGGER_WORDS = (
+    b"cookie cookies reserved skip wordpress javascript captcha ray prove verify confirm 404 logged newsletter unsubscribe "
+    b"navigation posted reproduction edited modified browser gateway unavailable permission icp published comments comment reply "
+    b"click log sign required share site website page".split()
+)
+
+
+def _by_rarest_part() -> tuple[dict[bytes, list[bytes]], dict[str, list[str]]]:
+    """The strong phrases by the rarest word in them, in Chinese by the rarest character."""
+    latin: dict[bytes, list[bytes]] = {}
+    for phrase in phrases(_STRONG_LATIN):
+        words = phrase.encode().translate(_TO_WORDS).split()
+        latin.setdefault(next(word for word in _TRIGGER_WORDS if word in words), []).append(phrase.encode())
     han: dict[str, list[str]] = {}
     for phrase in phrases(_STRONG_HAN):
         han.setdefault(next(char for char in _RARE_HAN if char in phrase), []).append(phrase)
@@ -391,12 +371,7 @@ def _by_rarest_part() -> tuple[tuple[tuple[bytes, tuple[bytes, ...]], ...], dict
 
 _PAGE_LATIN, _PAGE_HAN = _by_rarest_part()
 _ONE_OF_RARE_HAN = re.compile(f"[{''.join(_PAGE_HAN)}]")
-# One of these words stands in every strong phrase; to split a text into words is quicker than to look for many.
-_TRIGGERS = frozenset(
-    b"cookie cookies reserved skip wordpress javascript captcha ray prove verify confirm page 404 logged log sign newsletter "
-    b"click share comment comments reply published required navigation posted reproduction site website unsubscribe edited "
-    b"modified browser gateway unavailable permission icp".split()
-)
+_TRIGGERS = frozenset(_PAGE_LATIN)
 _WATCHED = _REFUSING | _TRIGGERS
 _MENU = re.compile(r"(?:home|首页) ?[|>»/·] ?\S|(?:\S{2,12} [|»] ){3}", re.I)
 _ABOUT_PAGES = re.compile(

@@ -38,6 +38,8 @@ from dsr1_tune.data.shingles import (
 )
 
 MAX_EXAMPLES = 3
+MIN_UNENDED_ROWS = 20
+MIN_UNENDED_SHARE = 0.03
 _LONG_NUMBER = re.compile(r"[0-9]{5,}[0-9A-Za-z]*|\S*@\S*|\.\w+\.(?:cn|com|org|net)\b")
 MAX_EXAMPLE_CHARS = 300
 KINDS = ("Record", "Preference", "Prompt")
@@ -52,6 +54,7 @@ class Settings:
     privacy_kinds: tuple[str, ...]
     near: bool
     boilerplate: Hashes
+    unended_files: frozenset[str]
     evaluation: Evaluation | None
 
 
@@ -96,8 +99,8 @@ class Scanned:
 
     rows: list[bytes]
     raws: list[bytes]
-    numbers: npt.NDArray[np.int64]
-    lines: npt.NDArray[np.int64]
+    numbers: npt.NDArray[np.uint32]
+    lines: npt.NDArray[np.uint32]
     kinds: npt.NDArray[np.uint8]
     languages: npt.NDArray[np.uint8]
     prints: Prints
@@ -113,6 +116,8 @@ class Scanner:
 
     def __init__(self, settings: Settings) -> None:
         self._checker = Checker(settings.pack)
+        self._lenient = Checker(lenient(settings.pack))
+        self._unended_files = settings.unended_files
         self._guard = Guard(settings.privacy_kinds, settings.privacy_action)
         self._hide = self._guard.hide if settings.privacy_action in ("redact", "drop") else str
         self.boilerplate = Lookup(settings.boilerplate)
@@ -149,8 +154,8 @@ class Scanner:
         return Scanned(
             rows=[dumps(output) for output in outputs],
             raws=[dumps(row.row) for row in kept],
-            numbers=np.array([row.place.index for row in kept], np.int64),
-            lines=np.array([row.place.line for row in kept], np.int64),
+            numbers=np.array([row.place.index for row in kept], np.uint32),
+            lines=np.array([row.place.line for row in kept], np.uint32),
             kinds=np.array([KINDS.index(type(row).__name__) for row in kept], np.uint8),
             languages=language_codes(found),
             prints=_prints(text, kept),
@@ -164,7 +169,7 @@ class Scanner:
     def _check(self, row: Row, counts: Counts) -> Row | Drop:
         """Rules, then personal data; the first that objects decides."""
         filled = not_empty(row)
-        checked = Checked(filled) if isinstance(filled, Drop) else self._checker.check(row)
+        checked = Checked(filled) if isinstance(filled, Drop) else self._ruled(row)
         if isinstance(checked.row, Drop):
             return checked.row.at(row.place, "rules", row.row)
         guarded = self._guarded(checked.row, counts)
@@ -173,6 +178,15 @@ class Scanner:
         if row.notes or checked.notes or checked.mended or guarded.mended:
             self._remark(row, (*row.notes, *checked.notes), {*checked.mended, *guarded.mended}, counts)
         return guarded.row
+
+    def _ruled(self, row: Row) -> Checked:
+        """What the rules say. In a file in which many answers lack their last full stop, that is only a remark."""
+        checked = self._checker.check(row)
+        drop = checked.row
+        if not isinstance(drop, Drop) or drop.code != "truncated_answer" or row.place.file not in self._unended_files:
+            return checked
+        again = self._lenient.check(row)
+        return again if isinstance(again.row, Drop) else replace(again, notes=(*again.notes, drop))
 
     def _guarded(self, row: Row, counts: Counts) -> Checked:
         """The row after its personal data was looked for, and what was found counted."""
@@ -202,6 +216,23 @@ class Scanner:
             pieces = pieces.only(own_words(pieces, self.boilerplate))
         signs = signatures(pieces)
         return signs.astype(np.uint8), bands(signs)
+
+
+def lenient(pack: Pack) -> Pack:
+    """The pack, but that an answer may end without a full stop."""
+    truncated = pack.rules.truncated_answer.model_copy(update={"unended": False})
+    return pack.model_copy(update={"rules": pack.rules.model_copy(update={"truncated_answer": truncated})})
+
+
+def leaves_out_full_stops(rows: Sequence[Row], pack: Pack) -> bool:
+    """Whether it is these rows' way, as it is in forums, to end an answer without a full stop: 3 % of them do."""
+    strict, loose = Checker(pack), Checker(lenient(pack))
+    num_unended = 0
+    for row in rows:
+        drop = strict.check(row).row
+        if isinstance(drop, Drop) and drop.code == "truncated_answer":
+            num_unended += not isinstance(loose.check(row).row, Drop)
+    return num_unended >= max(MIN_UNENDED_ROWS, MIN_UNENDED_SHARE * len(rows))
 
 
 def _taken_apart(turns: Sequence[Turns]) -> tuple[Text, Tokens]:

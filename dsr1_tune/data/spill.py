@@ -122,7 +122,7 @@ class Spill:
         for number, file in enumerate(files):
             saved = _File(_path(folder, number))
             self._files.append(saved)
-            for name in ("lines", "kinds", "languages", "rows_ends", *_PRINTS):
+            for name in ("lines", "numbers", "kinds", "languages", "rows_ends", *_PRINTS):
                 parts.setdefault(name, []).append(saved.array(name))
             num_here = len(parts["rows_ends"][-1])
             parts.setdefault("block", []).append(np.full(num_here, number, np.int32))
@@ -133,6 +133,7 @@ class Spill:
         self.kinds: npt.NDArray[np.uint8] = whole["kinds"]
         self.languages: npt.NDArray[np.uint8] = whole["languages"]
         self.prints = Prints(*(whole[name] for name in _PRINTS))
+        self._numbers: npt.NDArray[Any] = whole["numbers"]
         self._lines, self._block, self._ends = whole["lines"], whole["block"], whole["rows_ends"]
 
     def file_of(self, row: int) -> str:
@@ -142,6 +143,16 @@ class Spill:
     def line_of(self, row: int) -> int:
         """The line on which a row starts."""
         return int(self._lines[row])
+
+    def index_of(self, row: int) -> int:
+        """A row's index in its file."""
+        return int(self._numbers[row])
+
+    def num_bytes(self, rows: Ints) -> Ints:
+        """How long these rows are as they will be written."""
+        starts = np.where(rows > 0, self._ends[np.maximum(rows, 1) - 1], 0).astype(np.int64)
+        is_first = (rows == 0) | (self._block[rows] != self._block[np.maximum(rows, 1) - 1])
+        return self._ends[rows].astype(np.int64) - np.where(is_first, 0, starts)
 
     def bands(self, band: int) -> Hashes:
         """All rows' hashes (N) in one band."""

@@ -27,6 +27,8 @@ from dsr1_tune.data.spill import Whereabouts, is_saved, read_outputs, save
 from dsr1_tune.errors import RunError
 
 Done = Callable[[Portion], None]
+MANY_PAIRS = 10_000
+"""So many comparisons take longer than processes take to start."""
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -42,9 +44,10 @@ class Doubtful:
 
 
 class Crew:
-    """The processes that share the work, from the first portion to the last comparison.
+    """The processes that share the work: for the scans, and once more for the comparisons where they are many.
 
-    With one worker there are none: all is done in this process. Raises RunError where a process dies.
+    Between the two the memory is the merging's. With one worker there are none: all is done in this process. Raises
+    RunError where a process dies.
     """
 
     def __init__(self, settings: Settings, folder: Path, num_workers: int, engine: str) -> None:
@@ -53,16 +56,16 @@ class Crew:
         self._pool: ProcessPoolExecutor | None = None
         self._here: Scanner | None = None
 
-    def __enter__(self) -> Crew:
-        if self._num_workers > 1 and self._engine == "local":
-            # Spawned, not forked: the parent may hold threads, and a fresh process is the same on every system.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._num_workers, context, _start, (self._settings, self._folder))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._pool:
+    @contextmanager
+    def _processes(self) -> Iterator[None]:
+        # Spawned, not forked: the parent may hold threads, and a fresh process is the same on every system.
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(self._num_workers, context, _start, (self._settings, self._folder))
+        try:
+            yield
+        finally:
             self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
 
     def scan_all(self, portions: Iterable[Portion], done: Done) -> list[str]:
         """Scan every portion that is not yet on disk; returns each one's data file. `done` hears of every portion."""
@@ -70,9 +73,10 @@ class Crew:
         numbered = self._numbered(portions, files, done)
         if self._engine == "ray":
             _by_ray(numbered, self._settings, self._folder, done)
-        elif self._pool:
-            for portion, _ in self._share_out(_scan, numbered):
-                done(portion)
+        elif self._num_workers > 1:
+            with self._processes():
+                for portion, _ in self._share_out(_scan, numbered):
+                    done(portion)
         else:
             with _without_cycles():
                 for number, portion in numbered:
@@ -80,10 +84,11 @@ class Crew:
                     done(portion)
         return files
 
-    def compare_all(self, doubtful: Iterable[Doubtful]) -> Verified:
+    def compare_all(self, doubtful: Iterable[Doubtful], num_pairs: int) -> Verified:
         """Which of the pairs are near-duplicates."""
-        if self._pool:
-            parts = [found for _, found in self._share_out(_compare, ((None, some) for some in doubtful))]
+        if self._num_workers > 1 and num_pairs >= MANY_PAIRS:
+            with self._processes():
+                parts = [found for _, found in self._share_out(_compare, ((None, some) for some in doubtful))]
         else:
             parts = [_verified(some, self._scanner) for some in doubtful]
         return Verified.together(parts)
@@ -111,7 +116,8 @@ class Crew:
         waiting: deque[tuple[Task, Future[Result]]] = deque()
         try:
             for number, one in tasks:
-                waiting.append((one, self._pool.submit(task, number, one)))
+                with _undisturbed():
+                    waiting.append((one, self._pool.submit(task, number, one)))
                 if len(waiting) > 2 * self._num_workers:
                     first, future = waiting.popleft()
                     yield first, future.result()
@@ -133,6 +139,19 @@ def _verified(doubtful: Doubtful, scanner: Scanner) -> Verified:
     # The same conversation with other functions to call is another one.
     pairs = doubtful.pairs[tools[a] == tools[b]]
     return verify(pairs, doubtful.rows, [turns_of(o) for o in outputs], doubtful.similarity, scanner.boilerplate)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Processes that are started in here never see a Ctrl-C, not even while they import; the parent does, later."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

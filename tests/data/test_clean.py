@@ -90,7 +90,10 @@ def test_every_row_ends_in_one_place(tmp_path: Path) -> None:
         306: "unknown_fields",
     }
     assert [row["row"] for row in rejected] == [some[row["index"]] for row in rejected]
-    assert rejected[0]["detail"].endswith("with line 303") and rejected[1]["detail"] == "the same as line 8"
+    assert (
+        rejected[0]["detail"].endswith("with line 303 (row 302)")
+        and rejected[1]["detail"] == "the same as line 8 (row 7)"
+    )
     assert "'the second'" in rejected[3]["detail"]
     assert len(held_out) == 30 and facts["split"]["num_eval"] == 30
     assert (facts["num_rows"], facts["num_kept"], facts["num_merged"], facts["num_dropped"]) == (307, 300, 3, 4)

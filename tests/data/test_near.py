@@ -45,6 +45,7 @@ def similarity(a, b, boilerplate: Lookup = NONE) -> float:
         (row("糖尿病患者要注意什么？", ZH), row("糖尿病患者要注意什么", ZH.replace("必要时", "需要时"))),
         (row("糖尿病患者要注意什么？", ZH), row("请问糖尿病患者要注意什么？谢谢", ZH)),
         (row("What should patients heed?", EN), row("What should patients heed?", EN.replace("told", "advised"))),
+        (row("What should patients heed?", EN), row("What shuold patients heed?", EN)),
         (row("What should patients heed?", EN), row("Please: what should patients heed?", EN + " Stay healthy.")),
     ],
 )
@@ -65,6 +66,10 @@ def test_small_edits_make_near_duplicates(a, b) -> None:
             row("Is it safe to take amoxicillin with alcohol?", "Yes."),
             row("Is it safe to take ibuprofen with alcohol?", "Yes."),
         ),
+        # another drug, and a long answer for both
+        (row("Is ibuprofen safe in pregnancy?", EN), row("Is warfarin safe in pregnancy?", EN)),
+        (row("孕妇可以吃布洛芬吗？", ZH), row("孕妇可以吃阿司匹林吗？", ZH)),
+        (row("hi", EN), row("Who are you?", EN)),
         # the same question, another answer
         (row(EN * 2, "Yes, they should."), row(EN * 2, "No; ask a doctor.")),
     ],
