@@ -446,7 +446,7 @@ def test_where_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     clean.run(CleanRun(data=Data(files=(file,)), out=Path("link"), workers=1))
     assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "report.json").exists()
     with pytest.raises(RunError, match="is the folder you are in"):
-        clean.run(CleanRun(data=Data(files=(file,)), out=Path("."), workers=1))
+        clean.run(CleanRun(data=Data(files=(file,)), out=Path(), workers=1))
     held = write(tmp_path / "real" / "held.jsonl", rows(1))
     with pytest.raises(RunError, match="would be replaced"):
         clean.run(CleanRun(data=Data(files=(file,)), dedup=Dedup(against=(held,)), out=Path("real"), workers=1))

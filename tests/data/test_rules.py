@@ -312,6 +312,449 @@ def test_what_is_fine_is_kept(question, answer):
     assert checked.mended == ()
 
 
+# Families of faults, with wordings of many kinds: what a rule finds must not hang on a single phrase.
+
+ADVICE_EN = (
+    "Walk every day and eat less salt. Sleep enough and do not smoke. Your doctor can check the result after a month."
+)
+ADVICE_ZH = "每天散步，少吃盐。保证睡眠，不要吸烟。一个月后请医生复查血压，看看效果如何。"
+PRESSURE_EN, PRESSURE_ZH = "How can I lower my blood pressure?", "怎样才能降低血压？"
+FAMILIES = [
+    # (code, question, answers)
+    (
+        "empty_answer",
+        PRESSURE_EN,
+        [
+            "\u115f\u1160",
+            "\uffa0",
+            "\u2062",
+            "\ufe0f",
+            "\u180b \n",
+            "\u2800\n\u2800",
+            "\U000e0020",
+        ],
+    ),
+    (
+        "placeholder_answer",
+        PRESSURE_EN,
+        [
+            "TODO - fill in later",
+            "Type your answer here.",
+            "Please enter a response",
+            "<your response>",
+            "The answer will be added soon.",
+            "#VALUE!",
+            "#DIV/0!",
+            "See attached document.",
+            "As mentioned above.",
+            "Ditto",
+            "testing testing",
+            "asdf asdf asdf",
+            "foo bar",
+            "Answer:",
+            "A:",
+            "[object Object]",
+            "{{response}}",
+            "<p></p>",
+            "--",
+            "sample answer",
+            "Lorem ipsum dolor sit amet, consectetur.",
+            "Data not available",
+            "No response provided",
+            "work in progress",
+            "???",
+            "_____",
+        ],
+    ),
+    (
+        "placeholder_answer",
+        PRESSURE_ZH,
+        [
+            "请在这里填写您的回答",
+            "请输入内容",
+            "此处为参考答案",
+            "答案略",
+            "见附件",
+            "详见上文",
+            "同上题",
+            "更新中",
+            "待核实",
+            "暂无相关资料",
+            "没有相关信息",
+            "测试 测试 测试",
+            "（略）",
+            "【请填写】",
+            "参考答案：",
+            "以下省略",
+            "稍后补充",
+            "xxx",
+            "某某某",
+            "？？",
+            "内容待定",
+            "正在更新中……",
+        ],
+    ),
+    (
+        "answer_restates_question",
+        PRESSURE_EN,
+        [
+            "You would like to know how you can lower your blood pressure.",
+            "How to lower my blood pressure.",
+            "Thanks for asking about how I can lower my blood pressure!",
+            "Let me rephrase the question: how can I lower my blood pressure?",
+            "In other words, you want to lower your blood pressure.",
+            "How can I lower my blood pressure? That is a very common question.",
+            "The prompt asks: how can I lower my blood pressure?",
+        ],
+    ),
+    (
+        "answer_restates_question",
+        PRESSURE_ZH,
+        [
+            "谢谢您的咨询：怎样才能降低血压。",
+            "怎样才能降低血压？这是一个大家都很关心的问题。",
+            "题目问的是怎样才能降低血压。",
+            "用户询问怎样才能降低血压。",
+            "关于怎样才能降低血压这个话题。",
+            "让我先重述一下问题：怎样才能降低血压。",
+        ],
+    ),
+    (
+        "answer_repeats_question",
+        PRESSURE_EN,
+        [
+            "ＨＯＷ ＣＡＮ Ｉ ＬＯＷＥＲ ＭＹ ＢＬＯＯＤ ＰＲＥＳＳＵＲＥ？",
+            "Q: How can I lower my blood pressure?\nAnswer:",
+            "How can I lower my blood pressure? How can I lower my blood pressure?",
+        ],
+    ),
+    (
+        "answer_repeats_question",
+        PRESSURE_ZH,
+        [
+            "「怎样才能降低血压？」",
+        ],
+    ),
+    (
+        "boilerplate",
+        PRESSURE_EN,
+        [
+            "Error: JavaScript is disabled in your browser. Please enable it.",
+            "Sorry, the page you were looking for could not be found. 404 error.",
+            "Please log in to continue reading this article.",
+            ADVICE_EN + "\nShare on Facebook | Share on Twitter",
+            "Leave a Reply. Your email address will not be published. Required fields are marked *",
+            "Checking your browser before accessing the site. Ray ID: 1234",
+            ADVICE_EN + "\nAll content on this site is provided for information. © 2019 | Terms | Privacy",
+            "This page was last edited on 3 May 2020.",
+        ],
+    ),
+    (
+        "boilerplate",
+        PRESSURE_ZH,
+        [
+            "登录后查看完整内容，没有账号？免费注册",
+            ADVICE_ZH + "\n本文来源于网络，如有侵权请联系删除。",
+            ADVICE_ZH + "\n责任编辑：王小明 浏览次数：1024",
+            "页面不存在，3秒后返回首页",
+            ADVICE_ZH + "\n声明：以上观点不代表本站立场，版权归原作者所有。",
+            "正在加载，请刷新页面重试",
+            ADVICE_ZH + "\n点击展开全文",
+        ],
+    ),
+    (
+        "refusal",
+        PRESSURE_EN,
+        [
+            "I am sorry, but I do not have enough information to answer this question.",
+            "I have to decline this request.",
+            "I'm not comfortable discussing this topic.",
+            "I don't feel comfortable giving advice on that.",
+            "My training data only goes up to 2021.",
+            "It is not appropriate for me to comment on this.",
+            "Being an AI, I am unable to have opinions on blood pressure.",
+            "I'm not programmed to answer medical questions.",
+            "This request goes against my guidelines.",
+            "As of my last knowledge update in 2021, nothing was known.",
+        ],
+    ),
+    (
+        "refusal",
+        PRESSURE_ZH,
+        [
+            "抱歉，这个我不会，我还在学习中。",
+            "很抱歉，我没有足够的资料来回答。",
+            "对不起，这个问题涉及隐私，我不便回答。",
+            "我的训练数据截止到2021年，无法回答。",
+            "恕我无法回答这个问题。",
+            "這個問題超出了我的知識範圍。",
+            "身為一個AI，我沒有辦法回答。",
+            "很抱歉，我無法提供醫療建議。",
+            "我只是一个聊天机器人，不能提供诊断。",
+        ],
+    ),
+    (
+        "truncated_answer",
+        PRESSURE_EN,
+        [
+            ADVICE_EN + "\n\nIn addition, t",
+            "1. Walk every day.\n2. Eat less salt.\n3.",
+            "- Walk every day.\n- Eat less salt.\n-",
+            "1) Walk every day. 2) Eat less salt. 3)",
+            ADVICE_EN + "\n\nThe",
+            ADVICE_EN + "\nMany people find that",
+        ],
+    ),
+    (
+        "truncated_answer",
+        PRESSURE_ZH,
+        [
+            "1. 每天散步。\n2. 少吃盐。\n3.",
+            "一、每天散步，坚持锻炼身体。\n二、少吃盐，多吃蔬菜水果。\n此外还",
+            ADVICE_ZH + "另外还要避",
+            "（1）每天散步。（2）少吃盐。（3）",
+            "平时应该注意饮食清淡，保持心情舒畅，并且",
+        ],
+    ),
+    (
+        "wrong_language",
+        "How can I sleep better?",
+        [
+            "Il faut se coucher à la même heure chaque soir et éviter les écrans avant de dormir, car la lumière retarde le sommeil.",
+            "Gehen Sie jeden Abend zur gleichen Zeit ins Bett und vermeiden Sie Kaffee am Nachmittag, dann schlafen Sie besser ein.",
+            "Hay que acostarse a la misma hora todas las noches y no tomar café por la tarde, porque dificulta el sueño.",
+            "È bene andare a letto alla stessa ora ogni sera e non bere caffè nel pomeriggio, perché disturba il sonno.",
+        ],
+    ),
+    (
+        "wrong_language",
+        PRESSURE_ZH,
+        [
+            "毎日歩いて、塩分を控えめにし、よく眠ることが大切です。医師に相談してください。",
+        ],
+    ),
+    (
+        "repeated_text",
+        PRESSURE_EN,
+        [
+            " ".join(f"{n}. Walk a little every single day." for n in range(1, 9)),
+            " ".join(f"({n}) Eat less salt and more fruit." for n in range(1, 10)),
+        ],
+    ),
+    (
+        "repeated_text",
+        PRESSURE_ZH,
+        [
+            " ".join(f"{n}、每天坚持散步半个小时。" for n in range(1, 9)),
+        ],
+    ),
+    (
+        "repeated_lines",
+        PRESSURE_ZH,
+        [
+            "\n".join(f"{n}. 每天坚持散步半个小时。" for n in range(1, 9)),
+        ],
+    ),
+    (
+        "repeated_lines",
+        PRESSURE_EN,
+        [
+            "\n".join(["- Walk a little every single day."] * 8),
+        ],
+    ),
+    (
+        "odd_characters",
+        PRESSURE_EN,
+        [
+            "ชгδไრஅ가अაあΩბ한ธψक가ฃлゆऔლชгδไრஅ가अაあΩბ한ธψक가ฃлゆऔლ",
+        ],
+    ),
+    (
+        "advertisement",
+        PRESSURE_EN,
+        [
+            "We sell top quality tea at wholesale prices. For orders call +44 20 7946 0958 or write to sales@teahouse.com.",
+        ],
+    ),
+    (
+        "advertisement",
+        PRESSURE_ZH,
+        [
+            "代办高血压保健品，正品低价，扫码加客服微信 bp88990 立享优惠！",
+        ],
+    ),
+    (
+        "mojibake",
+        PRESSURE_EN,
+        [
+            ADVICE_EN.encode("utf-16-le").decode("utf-16-be"),
+            ADVICE_EN.replace(". ", ". It???s fine. ", 2),
+        ],
+    ),
+    (
+        "mojibake",
+        PRESSURE_ZH,
+        [
+            ADVICE_ZH.encode("utf-8").decode("big5", "ignore"),
+            ADVICE_ZH.encode("utf-8").decode("euc-kr", "ignore"),
+            ADVICE_ZH.encode("utf-8").decode("shift_jis", "ignore"),
+            ADVICE_ZH.encode("gbk").decode("big5", "ignore"),
+            ADVICE_ZH[:20] + ADVICE_ZH[20:].encode().decode("gbk", "ignore"),
+        ],
+    ),
+    (
+        "html_markup",
+        "How do I treat an allergic reaction?",
+        [
+            "&lt;p&gt;Take an antihistamine.&lt;/p&gt;&lt;p&gt;See a doctor.&lt;/p&gt;",
+        ],
+    ),
+    ("mojibake", PRESSURE_EN, [ADVICE_EN.encode("ascii").decode("utf-16-le", "ignore")]),
+    ("mojibake", PRESSURE_EN, [ADVICE_EN[:59] + ADVICE_EN[59:].encode("ascii").decode("utf-16-be", "ignore")]),
+]
+
+
+@pytest.mark.parametrize(
+    ("code", "question", "answer"), [(code, question, answer) for code, question, some in FAMILIES for answer in some]
+)
+def test_a_family_of_faults_is_found(code, question, answer):
+    row = record(question, answer)
+    drop = not_empty(row) if code.startswith("empty") else GENERAL.check(row).row
+    assert isinstance(drop, Drop)
+    assert (drop.code, drop.path) == (code, "$.output")
+
+
+TRICKY = [
+    ("How do I say good morning in Armenian?", "Բարի լույս, ինչպե՞ս եք այսօր, հույս ունեմ լավ եք քնել"),
+    ("Which greeting do Tibetans use? Greet me that way.", "བཀྲ་ཤིས་བདེ་ལེགས། ཁྱེད་རང་སྐུ་གཟུགས་བདེ་པོ་ཡིན་པས།"),
+    ("用缅甸语说谢谢。", "ကျေးဇူးတင်ပါတယ် ခင်ဗျာ အရမ်းကျေးဇူးတင်ပါတယ်"),
+    (
+        "Write a tagline for a shoe shop.",
+        "Shoes that carry you from the first bus of the morning to the last dance of the night",
+    ),
+    ("Who signed it and where?", "By the mayor of Bern in the old town hall on the third of May 1848"),
+    (
+        "Suggest a title for a book on bees.",
+        "The Silent Garden: How Ten Thousand Bees Saved a Small Village from Hunger",
+    ),
+    ("Make an ASCII table face.", "(╯°□°)╯︵ ┻━┻"),
+    ("画一个井字棋棋盘。", "_|_|_\n_|_|_\n | | "),
+    ("Write a Brainfuck loop that clears a cell.", "[-]>[-]<++++[>++++<-]"),
+    ("Send HELP in Morse code.", ".... . .-.. .--."),
+    ("用摩斯电码写OK。", "--- -.-"),
+    ("What is the symbol for sodium?", "Na"),
+    (
+        "写一条SQL，查询所有用户的订单数。",
+        "SELECT u.id, COUNT(*) AS n\nFROM users u\nJOIN orders o ON o.user_id = u.id\nGROUP BY u.id;",
+    ),
+    (
+        "侵权责任由谁承担？",
+        "由侵权人承担。《民法典》第一千一百六十五条规定，行为人因过错侵害他人民事权益造成损害的，应当承担侵权责任。第一千一百六十六条规定，行为人造成他人民事权益损害，不论行为人有无过错，法律规定应当承担侵权责任的，依照其规定",
+    ),
+    (
+        "Find x and y from x + y = 4.",
+        "Unfortunately, I cannot determine both from one equation. In order to find them, we would need a second equation, such as x - y = 2.",
+    ),
+    ("Are there any errors in this table?", "None"),
+    ("提取药名，没有则写无数据。", "无数据"),
+    ("What does Excel show for 1/0?", "#DIV/0!"),
+    ("Translate 'coming soon' into Chinese.", "敬请期待"),
+    ("代码里的占位文本一般写什么？", "Lorem ipsum dolor sit amet"),
+    ("List true or false for each of the six statements.", "1. True\n2. False\n3. True\n4. True\n5. False\n6. True"),
+    ("Plan my week of walks.", "\n".join(f"{n}. Day {n}: walk {n} km." for n in range(1, 8))),
+    ("Is the capital of Peru Lima?", "The capital of Peru is Lima."),
+    ("高血压患者能喝咖啡吗？", "高血压患者可以少量喝咖啡。"),
+    ("哪种检查最常见？患者因感冒引起哮喘。", "最常见的检查是血气分析。"),
+    (
+        "How do I fix a 404 error on my website?",
+        "A 404 error means that the page you are looking for was moved. Check the link, then enable JavaScript and reload.",
+    ),
+    ("怎么在网站上发表评论？", "请先登录，然后在页面底部点击“发表评论”。"),
+    ("建议一份晚餐。", "好的，我为您推荐以下三道菜：番茄炒蛋、清炒菠菜和紫菜汤。"),
+    ("Who are you?", "I am an AI and I do not have a body."),
+    ("What is the best way to protect myself from scams?", "Do not share codes, and call your bank if in doubt."),
+    ("列出龙生九子的名字。", "囚牛、睚眦、嘲风、蒲牢、狻猊、赑屃、狴犴、负屃、螭吻"),
+    ("写出几种抗肿瘤药。", "环磷酰胺、甲氨蝶呤、巯嘌呤、羟基脲、阿糖胞苷、氟尿嘧啶"),
+    ("「憂鬱」怎麼讀？", "讀作ㄧㄡ ㄩˋ。"),
+    ("What is the Chinese for eyebrow?", "It is 眉毛, read méimáo."),
+    ("Explain the ?? operator.", "In C#, a ?? b gives b where a is null, and a?.b is safe as well."),
+    ("Write x squared and ten to the ninth.", "x² and 10⁹"),
+    (
+        "What does je ne sais quoi mean in English?",
+        "It means a quality that is hard to describe but that one can feel.",
+    ),
+    (
+        "Corrige la frase: El perro es en casa.",
+        "El perro está en casa, porque el verbo estar se usa para los lugares y las situaciones de las cosas.",
+    ),
+    ("我的报告什么时候出来？", "三天之内就可以"),
+    ("他说的是真的吗？", "这件事情已经过去很久了，他当时说的那些话应该是真的"),
+    ("What comes next: 1., 2.?", "3."),
+    ("Which step has the error?", "The error is in step 3."),
+    ("Chant for us.", "We want more! We want more! We want more!"),
+    ("Solve for the variable.", "We move the terms to one side, and the variable that remains is x"),
+    ("Write a note for a colleague in English. 用英文。", "Dear Bob, the printer works again. Kind regards, Eve"),
+    (
+        "Write an e-mail that refuses an offer.",
+        "Dear Ms Hall, I must decline your offer with regret, since I start elsewhere in May. Kind regards, Tom",
+    ),
+    (
+        "What would a shy person say?",
+        "I don't feel comfortable in large groups, but I like small ones, would be a typical sentence of theirs.",
+    ),
+    ("Draw a frame.", "╔══════╦══════╗\n║ one  ║ two  ║\n╚══════╩══════╝"),
+    ("How do you say hello in five languages?", "Hello, γειά σου, привет, สวัสดี, გამარჯობა, 안녕, שלום, こんにちは"),
+    ("翻译：漢字", "漢字的韩语写作한자，日语写作漢字（かんじ）。"),
+    ("「塞」的注音是什么？", "塞的注音是ㄙㄞ、ㄙㄞˋ或ㄙㄜˋ，意思各不相同。"),
+    ("Write a shrug.", "ヽ(ﾟДﾟ)ﾉ"),
+]
+
+
+@pytest.mark.parametrize(("question", "answer"), TRICKY)
+def test_what_only_looks_like_a_fault_is_kept(question, answer):
+    row = record(question, answer)
+    assert not_empty(row) is row
+    checked = GENERAL.check(row)
+    assert checked.row is row, checked.row
+
+
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        ("gbk", "It’s a café, and Señora Peña’s soup is ready."),
+        ("cp932", "It’s a café in Zürich, says Dr. Müller."),
+        ("gb18030", "规律的运动，可以增强心脏功能，也能改善睡眠。"),
+        ("big5", "很好，"),
+    ],
+)
+def test_what_was_read_in_an_asian_encoding_is_mended_or_dropped(wrong, text):
+    try:
+        broken = text.encode().decode(wrong)
+    except UnicodeDecodeError:  # bytes were lost: there is nothing to mend
+        lossy = text.encode().decode(wrong, "ignore")
+        assert GENERAL.check(record("What is it? 是什么？", lossy * 4)).row.code == "mojibake"
+        return
+    checked = GENERAL.check(record("What is it? 是什么？", broken))
+    assert isinstance(checked.row, Record), checked.row
+    assert (checked.row.answer, checked.mended) == (text, ("encoding",))
+
+
+def test_text_encoded_twice_is_mended():
+    meant = "规律的运动可以增强心脏功能。"
+    checked = GENERAL.check(record("是什么？", meant.encode().decode("latin-1").encode().decode("latin-1")))
+    assert checked.row.answer == meant
+
+
+@pytest.mark.parametrize("hidden", ["ｓｃａｍ", "sc\u200bam", "SC\u00adAM"])
+def test_a_blocked_word_cannot_hide(hidden):
+    rule = settings.BlockedWord(words=("scam", "wild goose"))
+    assert blocked_word(record("Q", f"It is a {hidden}!"), rule).code == "blocked_word"
+    for space in ("  ", "\n", "\u00a0", "\u3000"):
+        assert blocked_word(record("Q", f"a wild{space}Goose chase"), rule).code == "blocked_word"
+    fine = record("Q", "a wild young goose")
+    assert blocked_word(fine, rule) is fine
+
+
 def test_a_placeholder_is_said_and_kept():
     checked = GENERAL.check(record("Who are you?", "I am {{name}}, made by {{ author }}."))
     assert isinstance(checked.row, Record)
