@@ -73,16 +73,16 @@ def _stands_in(text: Text, seen: View, rule: PlaceholderAnswer) -> bool:
     if rule.words and any(core == word.strip(_AROUND).casefold() for word in rule.words):
         return True
     if plain.startswith("lorem ipsum"):
-        return not _ABOUT_DUMMIES.search(seen.asked)
+        return not _ABOUT_LOREM.search(seen.asked)
     if len(content) > _LONGEST_STAND_IN:
         return False
     if text.num_han and core[:1] not in _FIRST_ZH and core not in _NULLS:
         return False
     asked = seen.question.content.lower() if seen.question else ""
     if core in _STAND_INS or (plain[-1:] in (":", "：") and _ONLY_LABEL.fullmatch(plain)):
-        return not _TRANSLATES.search(asked)
+        return len(asked) > _LONGEST_WORD_QUESTION or not _TRANSLATES.search(asked)
     if core in _NOTHINGS or (_MISSING_ZH if text.num_han else _MISSING).fullmatch(core):
-        return not _MAY_BE_NONE.search(asked) and core not in asked
+        return not _MAY_BE_NONE.search(asked) and (len(core) == 1 or core not in asked)
     if core in _NULLS:
         return not _ABOUT_VALUES.search(asked) and not _ABOUT_SIGNS.search(seen.asked) and core not in asked
     if core in ("ref", "value", "name", "div/0", "num", "spill", "n/a") and _SHEET_ERROR.fullmatch(plain):
@@ -167,16 +167,18 @@ _ONLY_LABEL = re.compile(r"(?:a|ans|answer|assistant|gpt|bot|response|答|答案
 _ONLY_DOTS = re.compile(r"[.。…\-_*—–(（）)\[\] ?？!！~/\\、,，]+")
 # Tags, entities and brackets with nothing in them.
 _ONLY_SLOT = re.compile(r"(?:</?[a-z][^<>]{0,40}>|&[a-z]+;|\s|[\[({（【]\s*[\])}）】]){1,20}")
+_ABOUT_LOREM = re.compile(r"lorem|dummy|placeholder|filler|template|\bmock\b|html|占位|模板|假文")
+_LONGEST_WORD_QUESTION = 80
 _TRANSLATES = re.compile(r"translat|翻译|译[成为]")
 _ABOUT_DUMMIES = re.compile(
     r"lorem|dummy|placeholder|filler|template|\bmock\b|translat|synonym|antonym|\bmeans?\b|caption|slogan|headline|"
     r"\btitle\b|to-?do|sign\b|占位|模板|翻译|译|同义|近义|反义|意思|标题|标语|待办"
 )
 _MAY_BE_NONE = re.compile(
-    r"\bany\b|\bis there|\bare there|\bdoes\b|\bdo you|\bdid\b|\bhas\b|\bwhich\b|extract|identify|\bfind\b|detect|"
+    r"\bany\b|\bis there|\bare there|\bnone\b|\bwhich\b|extract|identify|\bfind\b|detect|"
     r"\blist|classif|output|"
     r"\breturn|\bprint|\bvalues?\b|\bcode\b|\berrors?\b|how many|有无|有没有|是否|吗|都有|共同|提取|抽取|识别|找出|检测|分类|判断|"
-    r"返回|输出|代码|存在|没有则|无则"
+    r"返回|输出|代码|存在|没有则|无则|[“\"‘'「]无[”\"’'」]|(?:回答|填|写|答|为)无"
 )
 _ABOUT_VALUES = re.compile(
     r"extract|return|\bprint|\boutput|\bvalues?\b|\bcode\b|\berrors?\b|function|python|javascript|\bjava\b|\bsql\b|json|\bfields?\b|"

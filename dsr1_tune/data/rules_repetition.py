@@ -94,7 +94,7 @@ def _width(is_han: bool) -> int:
 
 
 # The number of an item, at its beginning: after a full stop or a line break.
-_NUMBER = re.compile(r"(?:^|(?<=[\n.。!！?？;；:：)）])\s*)[(（]?\d{1,3}[.)、．）:：][ \t]*")
+_NUMBER = re.compile(r"(?:^|(?<=[\n.。!！?？;；:：)）])[ \t]*)[(（]?\d{1,3}[.)、．）:：][ \t]*")
 
 
 def _is_much(unit: str, num_times: int, length: int) -> bool:

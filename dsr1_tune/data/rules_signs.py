@@ -59,9 +59,8 @@ _LATIN_PAIR = re.compile(
 _LATIN_RUN = re.compile("[\u00a1-\u00ff]{4}")
 # UTF-8 decoded as Shift-JIS: the lead bytes C2 and C3, and a continuation byte. GBK decoded as Big5: its comma, colon and
 # brackets among Han characters. Both are half-width or phonetic signs, which stand in words of their own kind only.
-_KANA_PAIR = re.compile(
-    "[\uff82\uff83\uff8e-\uff91][\uff61-\uff9f]|[\u3400-\u9fff][\uff61-\uff9f]|[\uff61-\uff9f][\u3400-\u9fff]"
-)
+_KANA_PAIR = re.compile("(?<![\uff61-\uff9f])[\uff82\uff83\uff8e-\uff91][\uff61-\uff9f](?![\uff61-\uff9f])")
+_KANA_BY_HAN = re.compile("[\u3400-\u9fff][\uff61-\uff9f]|[\uff61-\uff9f][\u3400-\u9fff]")
 _PHONETIC = re.compile("[\u3400-\u9fff][\u3105-\u3129\ufe5b-\ufe5e](?![\u3105-\u3129ˊˇˋ˙])")
 # ASCII read as UTF-16: every second space or so becomes one of these between Han characters.
 _SWAPPED = "".join(chr(code << 8) for code in range(0x61, 0x7B))  # ASCII letters with their two bytes swapped
@@ -101,17 +100,24 @@ def _is_suspicious(text: Text) -> bool:
     if may_be_pair and (_LATIN_PAIR.search(content) or (b"\xc3" in data and _LATIN_RUN.search(content))):
         return True
     if text.num_latin > 8 * text.num_han or ("鈥" in content and text.num_latin > text.num_han):
-        found = _HAN_IN_WORD.search(content) or _UTF16_SPACE.search(content) or _KANA_PAIR.search(content)
+        found = _HAN_IN_WORD.search(content) or _where_misread(content)
         if found or not text.num_han:
             return found is not None
     if any(mark in content for mark in _GBK_MARKS) and (_GBK_MARK.search(content) or _looks_rare(content)):
         return True
-    # In all that was misread otherwise the comma would be something else.
-    if "，" not in content and (
-        _KANA_PAIR.search(content) or _UTF16_SPACE.search(content) or len(_PHONETIC.findall(content)) > 1
-    ):
+    if "，" not in content and _where_misread(content):  # all of it was misread, or the comma would stand there
         return True
     return b"y" in text.shape and _is_misread_korean(content)
+
+
+def _where_misread(content: str) -> re.Match[str] | None:
+    """Signs of Shift-JIS, UTF-16 and Big5 that were none: one of the clear kinds, several of those that may be chance."""
+    found = _KANA_PAIR.search(content) or _UTF16_SPACE.search(content)
+    if found is None and len(_KANA_BY_HAN.findall(content)) > 2:
+        found = _KANA_BY_HAN.search(content)
+    if found is None and len(_PHONETIC.findall(content)) > 1:
+        found = _PHONETIC.search(content)
+    return found
 
 
 def _is_rare_at_an_end(content: str) -> bool:
@@ -147,7 +153,9 @@ def _mend(content: str) -> str:
             meant = _recoded(content, "latin-1", "gb18030")
         if sum(char in _FREQUENT for char in meant) * 8 > len(meant):
             return meant
-    elif any(sign.search(content) for sign in (_GBK_MARK, _KANA_PAIR, _HAN_IN_WORD)) or _is_rare_at_an_end(content):
+    elif any(
+        sign.search(content) for sign in (_GBK_MARK, _KANA_PAIR, _KANA_BY_HAN, _HAN_IN_WORD)
+    ) or _is_rare_at_an_end(content):
         for wrong in _MISREAD_AS:
             meant = _recoded(content, wrong, "utf-8")
             if meant != content:
@@ -170,11 +178,9 @@ def _mojibake_in(content: str) -> str:
     """The surroundings of what is still broken, or nothing."""
     from ftfy.badness import is_bad
 
-    found = _GBK_MARK.search(content) or _KANA_PAIR.search(content) or _UTF16_SPACE.search(content)
+    found = _GBK_MARK.search(content) or _where_misread(content)
     if found is None and (is_bad(content) or len(_LATIN_RUN.findall(content)) > 1):
         found = _LATIN_PAIR.search(content) or _LATIN_RUN.search(content)
-    if found is None and len(_PHONETIC.findall(content)) > 1:
-        found = _PHONETIC.search(content)
     if found is None and ("鈥" in content or sum(map(str.isascii, content)) * 10 > 9 * len(content)):
         found = _HAN_IN_WORD.search(content)
     if found is None and len(_MARKS_IN_WORD.findall(content)) > 1:

@@ -34,7 +34,6 @@ _OPENS = frozenset(",，、:：([{（【《“‘「『<")
 _AFTER_NUMBERS = frozenset(".)、．）")
 _BULLETS = frozenset("*-•·")
 _BARE_NUMBER = re.compile(r"(?:[\n。；;!?！？]|\.[ \t])[ \t]*[(（]?(\d{1,3})[.)、．）]$")
-_BARE_BULLET = re.compile(r"^[ \t]*([-*•·]) ?\S[^\n]*\n(?:[^\n]*\n)*[ \t]*\1$", re.M)
 
 
 def _ends_with_bare_number(content: str) -> bool:
@@ -45,9 +44,10 @@ def _ends_with_bare_number(content: str) -> bool:
         return (
             before > 0 and re.search(rf"(?:^|[\n。；;.!?！？])[ \t]*[(（]?{before}[.)、．）]\s*\S", content) is not None
         )
-    return (
-        content[-1] in _BULLETS and content[-3:-1].endswith("\n") and _BARE_BULLET.search(content[-LONG:]) is not None
-    )
+    bullet = content[-1]
+    if bullet not in _BULLETS or not content[-3:-1].endswith("\n"):
+        return False
+    return re.search(rf"^[ \t]*{re.escape(bullet)} ?[^\W_]", content[-LONG:], re.M) is not None
 
 
 def _breaks_off(content: str, text: Text, rule: TruncatedAnswer, seen: View) -> str:
@@ -77,7 +77,7 @@ def _breaks_off(content: str, text: Text, rule: TruncatedAnswer, seen: View) -> 
     if not rule.unended or _is_signature(lines) or _is_careless(line) or _TAG.search(line):
         return ""
     tail = _after_last_sentence(_GREETING.sub("", line))
-    if tail and not _STATUTE.search(line):
+    if tail and not (_STATUTE.search(line) and _QUOTES_LAW.search(content)):
         return "" if _CLOSING.match(tail) and len(tail) < 40 else "the last sentence has no end"
     if len(lines) > 1 and _others_end(lines):
         return "the last line has no end"
@@ -101,6 +101,7 @@ def _reads_as_prose(line: str) -> bool:
 _CODE_IN_LINE = re.compile(r"[=<>{}\\|;`$#@\[\]]|\w\(|\)\w")
 # Statutes are quoted as far as they are needed.
 _STATUTE = re.compile(r"第[一二三四五六七八九十百千零〇\d]+条")
+_QUOTES_LAW = re.compile(r"法律依据|法条|条文|依据[:：]|规定[:：]")
 _GREETING = re.compile(r"^(?:您好|你好|hi|hello|hey)[^。！!.，,\n]{0,8}[。！!.，,]\s*", re.I)
 
 
@@ -183,6 +184,11 @@ _WHOLE_DE = re.compile(
 _WHOLE_LAI = re.compile(
     r"(?:起|出|未|以|下|过|回|将|本|原|上|进|历|从|向|近|到|由|带|传|后|外|往|再|想|醒|看|听|说)来$"
 )
+# Words that need another, and a clause of a character or two.
+_NEEDS_MORE = re.compile(
+    r"(?:祝您|祝你|希望您|建议您|例如|比如|包括|并且|而且|因此|所以|如果|由于|通过|(?<!正在)(?<!继续)(?<!同时)进行|根据|能够|必须)$|"
+    r"(?<=[\u4e00-\u9fff]{3}，)(?!谢谢|再见|您好|加油|好吗|可以|良好|即可|为宜|为佳|恢复|正常|等等|是的|不是|没有|不能|会的|健康)[\u4e00-\u9fff]{1,2}$"
+)
 # The last of several items in a list is a single character, the others are not.
 _CUT_ITEM = re.compile(r"[\u4e00-\u9fff]{2,}、[\u4e00-\u9fff]{2,}、[\u4e00-\u9fff]$")
 
@@ -193,6 +199,8 @@ def _ends_with_small_word(line: str, finished: bool = False) -> bool:
     if last >= "\u3400":
         if len(line) <= 12 and not finished:
             return False
+        if _NEEDS_MORE.search(line[-6:]):
+            return True
         if last in _SMALL_HAN:
             return line[-2:] not in _WHOLE_PAIRS
         if last == "的":
@@ -211,7 +219,7 @@ def _is_a_shred(line: str, content: str) -> bool:
     """Whether the last line is hardly more than a letter that stands nowhere else: `Therefore, t`."""
     words = line.split()
     word = words[-1]
-    if len(word) > 1 or len(words) > 4 or word in "aAI" or not word.isalpha():
+    if len(word) > 1 or len(words) > 4 or word in "aABCDEI" or not word.isalpha():
         return False
     return word >= "\u3400" or re.search(rf"(?<!\w){word}(?!\w)", content[: -len(line)]) is None
 

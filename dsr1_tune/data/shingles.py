@@ -154,8 +154,8 @@ class Prints:
 
     question: Hashes
     answer: Hashes
-    question_chars: Ints
-    answer_chars: Ints
+    question_chars: npt.NDArray[np.int32]
+    answer_chars: npt.NDArray[np.int32]
 
 
 def fingerprints(text: Text, num_answers: Ints | None = None) -> Prints:
@@ -176,7 +176,8 @@ def fingerprints(text: Text, num_answers: Ints | None = None) -> Prints:
     edges = zip((starts * 2).tolist(), (middles * 2).tolist(), (ends * 2).tolist(), strict=True)
     joined = b"".join([digest(packed[a:b]) + digest(packed[b:c]) for a, b, c in edges])
     pairs = np.frombuffer(joined, np.uint64).reshape(-1, 2, 2)
-    return Prints(pairs[:, 0], pairs[:, 1], middles - starts, ends - middles)
+    lengths = (middles - starts).astype(np.int32), (ends - middles).astype(np.int32)
+    return Prints(pairs[:, 0], pairs[:, 1], *lengths)
 
 
 def tokens(text: Text) -> Tokens:

@@ -520,10 +520,22 @@ FAMILIES = [
         "wrong_language",
         "How can I sleep better?",
         [
-            "Il faut se coucher à la même heure chaque soir et éviter les écrans avant de dormir, car la lumière retarde le sommeil.",
-            "Gehen Sie jeden Abend zur gleichen Zeit ins Bett und vermeiden Sie Kaffee am Nachmittag, dann schlafen Sie besser ein.",
-            "Hay que acostarse a la misma hora todas las noches y no tomar café por la tarde, porque dificulta el sueño.",
-            "È bene andare a letto alla stessa ora ogni sera e non bere caffè nel pomeriggio, perché disturba il sonno.",
+            (
+                "Il faut se coucher à la même heure chaque soir et éviter les écrans avant de dormir, car la "
+                "lumière retarde le sommeil."
+            ),
+            (
+                "Gehen Sie jeden Abend zur gleichen Zeit ins Bett und vermeiden Sie Kaffee am Nachmittag, dann "
+                "schlafen Sie besser ein."
+            ),
+            (
+                "Hay que acostarse a la misma hora todas las noches y no tomar café por la tarde, porque "
+                "dificulta el sueño."
+            ),
+            (
+                "È bene andare a letto alla stessa ora ogni sera e non bere caffè nel pomeriggio, perché "
+                "disturba il sonno."
+            ),
         ],
     ),
     (
@@ -573,7 +585,10 @@ FAMILIES = [
         "advertisement",
         PRESSURE_EN,
         [
-            "We sell top quality tea at wholesale prices. For orders call +44 20 7946 0958 or write to sales@teahouse.com.",
+            (
+                "We sell top quality tea at wholesale prices. For orders call +44 20 7946 0958 or write to "
+                "sales@teahouse.com."
+            ),
         ],
     ),
     (
@@ -649,11 +664,17 @@ TRICKY = [
     ),
     (
         "侵权责任由谁承担？",
-        "由侵权人承担。《民法典》第一千一百六十五条规定，行为人因过错侵害他人民事权益造成损害的，应当承担侵权责任。第一千一百六十六条规定，行为人造成他人民事权益损害，不论行为人有无过错，法律规定应当承担侵权责任的，依照其规定",
+        (
+            "由侵权人承担。法律依据：《民法典》第一千一百六十五条规定，行为人因过错侵害他人民事权益造成损害的，应当承担侵权责任。第一"
+            "千一百六十六条规定，行为人造成他人民事权益损害，不论行为人有无过错，法律规定应当承担侵权责任的，依照其规定"
+        ),
     ),
     (
         "Find x and y from x + y = 4.",
-        "Unfortunately, I cannot determine both from one equation. In order to find them, we would need a second equation, such as x - y = 2.",
+        (
+            "Unfortunately, I cannot determine both from one equation. In order to find them, we would need "
+            "a second equation, such as x - y = 2."
+        ),
     ),
     ("Are there any errors in this table?", "None"),
     ("提取药名，没有则写无数据。", "无数据"),
@@ -667,7 +688,10 @@ TRICKY = [
     ("哪种检查最常见？患者因感冒引起哮喘。", "最常见的检查是血气分析。"),
     (
         "How do I fix a 404 error on my website?",
-        "A 404 error means that the page you are looking for was moved. Check the link, then enable JavaScript and reload.",
+        (
+            "A 404 error means that the page you are looking for was moved. Check the link, then enable "
+            "JavaScript and reload."
+        ),
     ),
     ("怎么在网站上发表评论？", "请先登录，然后在页面底部点击“发表评论”。"),
     ("建议一份晚餐。", "好的，我为您推荐以下三道菜：番茄炒蛋、清炒菠菜和紫菜汤。"),
@@ -707,6 +731,7 @@ TRICKY = [
     ("翻译：漢字", "漢字的韩语写作한자，日语写作漢字（かんじ）。"),
     ("「塞」的注音是什么？", "塞的注音是ㄙㄞ、ㄙㄞˋ或ㄙㄜˋ，意思各不相同。"),
     ("Write a shrug.", "ヽ(ﾟДﾟ)ﾉ"),
+    ("東京の名所は？", "東京ﾀﾜｰ、ﾃﾚﾋﾞ局、ｽｶｲﾂﾘｰです。"),
 ]
 
 
