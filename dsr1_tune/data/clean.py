@@ -108,7 +108,7 @@ def vacant(config: CleanRun) -> Path:
     first = config.data.files[0].name.removesuffix(".gz")
     given = config.out or Path("clean") / Path(first).stem
     # A link stays one: what it leads to is written.
-    out = Path(os.path.relpath(given.resolve()))
+    out = given.resolve() if given.is_absolute() else Path(os.path.relpath(given.resolve()))
     if given.resolve() == Path.cwd():
         raise RunError(f"{given}: is the folder you are in", hint="name a new one with --out")
     if out.is_file():

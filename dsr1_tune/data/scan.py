@@ -39,7 +39,7 @@ from dsr1_tune.data.shingles import (
 
 MAX_EXAMPLES = 3
 MIN_UNENDED_ROWS = 20
-MIN_UNENDED_SHARE = 0.03
+MIN_UNENDED_SHARE = 0.01
 _LONG_NUMBER = re.compile(r"[0-9]{5,}[0-9A-Za-z]*|\S*@\S*|\.\w+\.(?:cn|com|org|net)\b")
 MAX_EXAMPLE_CHARS = 300
 KINDS = ("Record", "Preference", "Prompt")
@@ -225,7 +225,7 @@ def lenient(pack: Pack) -> Pack:
 
 
 def leaves_out_full_stops(rows: Sequence[Row], pack: Pack) -> bool:
-    """Whether it is these rows' way, as it is in forums, to end an answer without a full stop: 3 % of them do."""
+    """Whether it is these rows' way, as it is in forums, to end an answer without a full stop: 1 % of them do."""
     strict, loose = Checker(pack), Checker(lenient(pack))
     num_unended = 0
     for row in rows:
