@@ -127,7 +127,7 @@ class Scanner:
     def scan(self, portion: Portion) -> Scanned:
         """Read and judge every row of the portion, one by one; then hash the kept ones all at once."""
         read, facts = read_portion(portion)
-        counts = Counts(len(read), formats=Counter(facts.formats), columns=Counter(facts.columns))
+        counts = Counts(len(read), formats=Counter(facts.formats), columns=Counter(map(_sound, facts.columns)))
         drops: list[Drop] = []
         kept: list[Row] = []
         for item in read:
@@ -271,12 +271,16 @@ def add_example(
     if output:
         question, answer = question_of(output), answer_of(output)
     else:
-        shown = dumps(drop.row)[: 4 * MAX_EXAMPLE_CHARS].decode(errors="replace")
-        question, answer = hide(shown), ""
+        read = dumps(drop.row)[: 4 * MAX_EXAMPLE_CHARS].decode(errors="replace")
+        question, answer = hide(read), ""
     if hide is not str:
         # An excerpt may hold a part of a number, which nobody recognises.
         where["detail"] = _LONG_NUMBER.sub("…", hide(where["detail"].split(", near ")[0]))
-    some.append(
-        {name: where[name] for name in ("file", "line", "index", "path", "detail")}
-        | {"question": question[:MAX_EXAMPLE_CHARS], "answer": answer[:MAX_EXAMPLE_CHARS]}
-    )
+    shown = {name: where[name] for name in ("file", "line", "index", "path", "detail")}
+    shown |= {"question": question[:MAX_EXAMPLE_CHARS], "answer": answer[:MAX_EXAMPLE_CHARS]}
+    some.append({name: _sound(value) if isinstance(value, str) else value for name, value in shown.items()})
+
+
+def _sound(text: str) -> str:
+    """The text without halves of characters, which no report can hold."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

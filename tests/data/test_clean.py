@@ -291,10 +291,11 @@ def test_odd_values_in_other_fields_survive(tmp_path: Path) -> None:
     text = text.replace('"id": 1', '"id": 123456789012345678901234567890', 1)
     odd = [text, json.dumps({**good[0], "note": "\ud800"}), json.dumps({**good[1], "note": float("nan")})]
     file = tmp_path / "rows.jsonl"
+    odd.append(json.dumps({"half \ud800": 1}))
     file.write_text("\n".join(odd), encoding="utf-8")
     folder, facts = run(tmp_path, file)
-    assert facts["num_rows"] == 5 and facts["num_merged"] == 2
-    assert [row["row"].get("note") for row in lines(folder / "rejected.jsonl")] == ["\ud800", None]
+    assert facts["num_rows"] == 6 and facts["num_merged"] == 2 and facts["dropped"]["unknown_fields"] == 1
+    assert [row["row"].get("note") for row in lines(folder / "rejected.jsonl")] == ["\ud800", None, None]
 
 
 def test_a_taken_folder_is_left_alone(tmp_path: Path) -> None:
