@@ -130,6 +130,11 @@ def show_facts(facts: dict[str, Any], console: Console) -> None:
         )
         done = {"count": "only counted; --privacy redact takes it out", "redact": "redacted", "drop": "dropped"}
         console.print(_plain(f"Personal data ({done.get(facts['personal_data']['action'], '')}): {listed}."))
+    if facts["judge"]:
+        said = "; ".join(
+            [f"the judge dropped {facts['judge']['num_dropped']:,} rows", *facts["judge"].get("notes", ())]
+        )
+        console.print(_plain(f"{said[0].upper()}{said[1:]}."))
     for file in facts["files"]:
         if file["is_damaged"]:
             text = f"{file['file']} is damaged: rows behind the broken place may be lost. Mend it, or fetch it again."

@@ -8,10 +8,11 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from dsr1_tune.config import Data
+from dsr1_tune.config import CleanRun, Data, Judge
+from dsr1_tune.data import clean
 from dsr1_tune.data import report as report_module
 from dsr1_tune.data.pipeline import examine
-from dsr1_tune.data.report import Report, show
+from dsr1_tune.data.report import Report, show, show_facts
 
 ROWS = [
     {"instruction": "感冒了怎么办？", "output": "多休息，多喝水；如果高烧不退，请及时就医。"},
@@ -63,3 +64,14 @@ def test_counts(prepared):
 def test_a_flood_is_cut_and_counted(prepared, monkeypatch):
     monkeypatch.setattr(report_module, "MAX_ROWS_SHOWN", 1)
     assert "... and 3 more bad rows" in shown(prepared, 80)
+
+
+def test_the_judge_says_what_it_could_not_do(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"instruction": "What is aspirin for?", "output": "It lowers pain and fever."}\n' * 2)
+    facts = clean.run(
+        CleanRun(data=Data(files=(file,)), judge=Judge(ask=True, minutes=0), out=tmp_path / "o", workers=1)
+    ).facts
+    console = Console(width=200, file=io.StringIO())
+    show_facts(facts, console)
+    assert "The judge dropped 0 rows" in console.file.getvalue()
