@@ -22,11 +22,10 @@ MAX_CONTRADICTING = 200
 
 @dataclass(frozen=True)
 class Merged:
-    """A row that another one stands for: exactly (similarity 1), or nearly."""
+    """A row that another one stands for, as it says nearly the same."""
 
     row: int
     kept: int
-    kind: str
     similarity: float
 
 
@@ -122,7 +121,7 @@ def merge_near(verified: Verified, rank: Ints, compare: Callable[[Pairs], Verifi
             for row in others:
                 value = similar[(min(best, row), max(best, row))]
                 if value > 0:
-                    merged.append(Merged(row, best, "near", value))
+                    merged.append(Merged(row, best, value))
                 else:
                     rest.append(row)
             if len(rest) > 1:

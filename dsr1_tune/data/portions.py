@@ -22,7 +22,17 @@ from dsr1_tune.data.record import Drop, Place, Row
 from dsr1_tune.data.rows import Interpreter, Learned
 from dsr1_tune.errors import DataError
 
-__all__ = ["PORTION_BYTES", "Facts", "Portion", "check_columns", "cut", "open_sources", "portions", "read_portion"]
+__all__ = [
+    "PORTION_BYTES",
+    "Facts",
+    "Portion",
+    "check_columns",
+    "cut",
+    "open_sources",
+    "portions",
+    "read_portion",
+    "without_garbage_collection",
+]
 
 PORTION_BYTES = 2 << 20
 """Small enough that the arrays over a portion's characters are not given back to the system after every step."""
@@ -96,7 +106,7 @@ def read_portion(portion: Portion) -> tuple[list[Row | Drop], Facts]:
     """
     interpreter = Interpreter(portion.learned)
     raws = _from_disk(portion) if portion.carried is None else _unpacked(portion)
-    with _without_garbage_collection():
+    with without_garbage_collection():
         rows = [raw if isinstance(raw, Drop) else interpreter(raw) for raw in raws]
     if len(rows) != portion.num_rows:
         raise _changed(portion)
@@ -104,7 +114,7 @@ def read_portion(portion: Portion) -> tuple[list[Row | Drop], Facts]:
 
 
 @contextmanager
-def _without_garbage_collection() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """Rows hold no cycles: looking for some among ever more of them takes a sixth of the time."""
     was_on = gc.isenabled()
     gc.disable()

@@ -88,9 +88,7 @@ class Grams:
         return self.hashes[self.bounds[row] : self.bounds[row + 1]]
 
     def only(self, keep: Flags) -> Grams:
-        """The n-grams marked; a row that would lose all keeps all."""
-        num_kept = _sums(keep, self.bounds)
-        keep = keep | np.repeat(num_kept == 0, np.diff(self.bounds))
+        """The n-grams marked."""
         return Grams(self.hashes[keep], _bounds(_sums(keep, self.bounds)), self.is_answer[keep])
 
 

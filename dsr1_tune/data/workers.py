@@ -20,7 +20,7 @@ import numpy as np
 
 from dsr1_tune.data.near import Pairs, Verified, verify
 from dsr1_tune.data.output import turns_of
-from dsr1_tune.data.portions import Portion
+from dsr1_tune.data.portions import Portion, without_garbage_collection
 from dsr1_tune.data.scan import Scanner, Settings
 from dsr1_tune.data.shingles import Ints
 from dsr1_tune.data.spill import Whereabouts, is_saved, read_outputs, save
@@ -78,7 +78,7 @@ class Crew:
                 for portion, _ in self._share_out(_scan, numbered):
                     done(portion)
         else:
-            with _without_cycles():
+            with without_garbage_collection():
                 for number, portion in numbered:
                     save(self._scanner.scan(portion), self._folder, number)
                     done(portion)
@@ -154,18 +154,6 @@ def _undisturbed() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@contextmanager
-def _without_cycles() -> Iterator[None]:
-    """Rows refer to nothing that refers to them: looking for cycles among a hundred thousand objects is in vain."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
 _scanner: Scanner
 _folder: Path
 
@@ -176,7 +164,7 @@ def _start(settings: Settings, folder: Path) -> None:
     # Ctrl-C reaches the whole group; the parent decides, and what is begun is finished.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _scanner, _folder = Scanner(settings), folder
-    gc.disable()  # as in _without_cycles
+    gc.disable()  # as in without_garbage_collection
 
 
 def _scan(number: int, portion: Portion) -> None:
