@@ -1,15 +1,11 @@
-"""What a run is asked to do: frozen nouns, one composed config per command, read from YAML, flags and `--set`."""
+"""What a run is asked to do: frozen nouns, and one config per command that is composed of them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from dsr1_tune.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Group = Literal["attention", "dense_ffn", "shared_experts", "routed_experts"]
 GROUPS: tuple[Group, ...] = ("attention", "dense_ffn", "shared_experts", "routed_experts")
@@ -95,6 +91,31 @@ class Base(Noun):
     """A branch, tag or commit of a Hub id."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number format of the frozen weights; auto is bfloat16 on a GPU that has it, else float32."""
+    context: Annotated[int, Field(ge=0)] = 0
+    """Stretch the context to so many tokens with YaRN (arXiv 2309.00071), where the rope allows it; 0 leaves it."""
+
+
+class Sequences(Noun):
+    """How records become sequences of tokens."""
+
+    longer: Literal["drop", "truncate", "split"] = "drop"
+    """What to do with records of more than schedule.max_tokens: drop and report them, cut their end off, or split
+    them between turns into several, each with the system prompt."""
+    packing: bool = False
+    """Put several records into one sequence of schedule.max_tokens; none of them sees another."""
+    learn: tuple[Literal["assistant", "user", "system", "tool"], ...] = ("assistant",)
+    """The roles whose words are learned."""
+    think: Literal["keep", "strip", "mask"] = "keep"
+    """Thoughts in <think>...</think>: learn them, take them out, or show them without learning them."""
+
+    @model_validator(mode="after")
+    def _some_role(self) -> Sequences:
+        if not self.learn:
+            raise ValueError("sequences.learn: name at least one role, such as assistant")
+        return self
+
+
+Init = Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"]
 
 
 class Adapter(Noun):
@@ -106,11 +127,34 @@ class Adapter(Noun):
     """The update is scaled by alpha / rank."""
     groups: tuple[Group, ...] = GROUPS
     """Which parts get an update; the router never does."""
+    ranks: dict[Group, Count] = {}
+    """Another rank for a group: routed_experts=4,attention=16."""
+    alphas: dict[Group, Annotated[float, Field(gt=0)]] = {}
+    """Another alpha for a group."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732)."""
+    dora: bool = False
+    """Train the magnitudes of the linear layers too (DoRA, arXiv 2402.09353); the routed experts keep plain LoRA."""
+    dropout: Share = 0.0
+    """Dropout on the input of the linear layers' updates; the routed experts have none."""
+    lora_plus: Annotated[float, Field(ge=1)] = 1.0
+    """How many times A's learning rate B's is (LoRA+, arXiv 2402.12354); 16 is the paper's."""
+    init: Init = "kaiming"
+    """How the factors of the linear layers begin; routed experts always begin with kaiming and zero."""
 
     @model_validator(mode="after")
-    def _some_group(self) -> Adapter:
+    def _works_together(self) -> Adapter:
         if not self.groups:
             raise ValueError(f"name at least one of {', '.join(GROUPS)}")
+        for name, given in (("ranks", self.ranks), ("alphas", self.alphas)):
+            if idle := [group for group in given if group not in self.groups]:
+                raise ValueError(f"adapter.{name} names {', '.join(idle)}, which adapter.groups leaves out")
+        linears = [group for group in self.groups if group != "routed_experts"]
+        for name in ("dora", "dropout", "init"):
+            if not linears and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"adapter.{name} is for linear layers, but adapter.groups has only routed_experts")
+        if self.dora and self.init in ("pissa", "olora"):
+            raise ValueError(f"adapter.dora and adapter.init={self.init} both change the base weight; choose one")
         return self
 
 
@@ -125,6 +169,8 @@ class Schedule(Noun):
     """Peak learning rate; it falls along a cosine."""
     warmup_share: Share = 0.05
     """Share of the steps over which the learning rate rises."""
+    optimizer: Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor"] = "auto"
+    """auto is AdamW, and for qlora on a GPU paged 8-bit AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decoupled weight decay."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -134,13 +180,58 @@ class Schedule(Noun):
     accumulate: Count = 1
     """Forward passes per optimizer step."""
     max_tokens: Annotated[int, Field(ge=16)] = 1024
-    """Longest sequence; longer records are dropped and reported."""
+    """Longest sequence; sequences.longer says what is done with longer records."""
+    neftune: Annotated[float, Field(ge=0)] = 0.0
+    """Noise on the embeddings while training (NEFTune, arXiv 2310.05914); 5 is the paper's, 0 none."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass to save memory."""
     save_steps: Count = 50
     """A checkpoint every so many optimizer steps, the last two are kept."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Seeds the split, the order, the adapter and everything else drawn at random."""
+
+
+class Router(Noun):
+    """What happens to the routers while the rest is trained."""
+
+    mode: Literal["frozen", "train", "aux_loss", "bias"] = "frozen"
+    """frozen; train their weights; train them with an auxiliary loss for balance (softmax routers); or keep the
+    weights and move the balancing bias by DeepSeek-V3's rule (sigmoid routers)."""
+    aux_loss: Annotated[float, Field(gt=0)] = 0.001
+    """Weight of the auxiliary loss; too high hurts."""
+    bias_rate: Annotated[float, Field(gt=0)] = 0.001
+    """Step of the bias rule: b += rate * sign(mean load - load)."""
+
+
+class Watch(Noun):
+    """What is watched while training, and what an alarm does."""
+
+    on_alarm: Literal["warn", "stop", "rollback"] = "warn"
+    """warn says it; stop saves and ends the run; rollback goes back to the last good checkpoint once, with half the
+    learning rate."""
+    evaluate_steps: Annotated[int, Field(ge=0)] = 0
+    """Measure the held-out loss every so many optimizer steps; 0 only before and after."""
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ("tensorboard",)
+    """Where the curves go, besides train_log.jsonl; trackio and wandb need the extra of that name."""
+    language: Literal["auto", "en", "zh"] = "auto"
+    """Language of report.html; auto takes the language that most records are in."""
+
+
+class Parallel(Noun):
+    """How several processes share the work."""
+
+    processes: Count = 1
+    """Processes to start on this machine, one per GPU; `accelerate launch` starts them itself."""
+    strategy: Literal["ddp", "fsdp2", "zero3"] = "ddp"
+    """ddp keeps a whole model per process; fsdp2 and zero3 share its weights out."""
+    powersgd_rank: Annotated[int, Field(ge=0)] = 0
+    """With ddp: send gradients as low-rank products of this rank (PowerSGD, arXiv 1905.13727); 0 sends them whole."""
+
+    @model_validator(mode="after")
+    def _works_together(self) -> Parallel:
+        if self.powersgd_rank and self.strategy != "ddp":
+            raise ValueError(f"parallel.powersgd_rank works with ddp, not with {self.strategy}")
+        return self
 
 
 class Privacy(Noun):
@@ -216,13 +307,16 @@ class CleanRun(Noun):
     """Draws the held-out rows and the samples."""
 
 
-class LoraRun(Noun):
-    """Everything `dsr1-tune lora` needs to know."""
+class TuneRun(Noun):
+    """What every way of training needs to know."""
 
     data: Data = Data()
     base: Base = Base()
-    adapter: Adapter = Adapter()
+    sequences: Sequences = Sequences()
     schedule: Schedule = Schedule()
+    router: Router = Router()
+    watch: Watch = Watch()
+    parallel: Parallel = Parallel()
     out: Path | None = None
     """The run folder; without it runs/<data file>-<date>."""
     samples: Annotated[int, Field(ge=0)] = 2
@@ -231,114 +325,73 @@ class LoraRun(Noun):
     """Longest sample answer, in tokens."""
 
 
-Config = TypeVar("Config", bound=Noun)
+class LoraRun(TuneRun):
+    """Everything `dsr1-tune lora` needs to know."""
+
+    adapter: Adapter = Adapter()
 
 
-def load_config(
-    kind: type[Config],
-    file: Path | None = None,
-    flags: Mapping[str, Any] | None = None,
-    sets: Sequence[str] = (),
-) -> Config:
-    """Compose a config: defaults, then the YAML `file`, then `flags` (dotted names), then `sets` (`adapter.rank=32`).
+class QloraRun(TuneRun):
+    """Everything `dsr1-tune qlora` needs to know."""
 
-    Raises ConfigError that lists every problem at once.
-    """
-    tree: dict[str, Any] = _read_yaml(file) if file else {}
-    for dotted, value in (flags or {}).items():
-        if value is not None:
-            _put(tree, dotted, value, said=dotted)
-    for text in sets:
-        name, equals, value = text.partition("=")
-        if not equals or not name.strip():
-            raise ConfigError(f"--set {text}: not of the form name=value", hint="for example: --set adapter.rank=32")
-        _put(tree, name.strip(), _parse_value(value), said=f"--set {text}")
-    try:
-        return kind.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(_all_problems(error, file), hint=_known_names(kind, error)) from None
+    adapter: Adapter = Adapter()
+
+    @model_validator(mode="after")
+    def _works_together(self) -> QloraRun:
+        if self.adapter.init in ("pissa", "olora"):
+            raise ValueError(
+                f"adapter.init={self.adapter.init} changes the base weights, which qlora holds in 4 bits; use lora"
+            )
+        if self.parallel.strategy != "ddp":
+            raise ValueError(f"qlora's 4-bit weights cannot be shared out by {self.parallel.strategy}; use ddp")
+        return self
 
 
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}", hint="give --config an existing YAML file")
-    except _NOT_YAML as error:
-        raise ConfigError(f"{file}: is not YAML: {error}", hint="see examples/medical/lora.yaml") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{file}: holds no settings", hint="see examples/medical/lora.yaml")
-    return tree
+class Train(Noun):
+    """Which of the base's own weights `full` trains."""
+
+    only: tuple[str, ...] = ()
+    """Groups (attention, dense_ffn, shared_experts, routed_experts, embeddings, norms) and last:N for the last N
+    layers, where given together a weight must be in both; without it every weight but the router's."""
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    """How updates are rounded into 16-bit weights; the optimizer's state is float32 either way."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Train:
+        known = (*GROUPS, "embeddings", "norms")
+        for name in self.only:
+            kind, _, number = name.partition(":")
+            if name not in known and not (kind == "last" and number.isdigit() and int(number) > 0):
+                raise ValueError(f"train.only: {name} is none of {', '.join(known)}, last:N")
+        return self
 
 
-# ValueError: bytes that are no text, or a date such as 2024-13-45.
-_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+class FullRun(TuneRun):
+    """Everything `dsr1-tune full` needs to know."""
+
+    train: Train = Train()
 
 
-def _put(tree: dict[str, Any], dotted: str, value: Any, said: str) -> None:
-    """Set one dotted name in a nested dict."""
-    *groups, leaf = dotted.split(".")
-    for group in groups:
-        if tree.get(group) is None:
-            tree[group] = {}
-        tree = tree[group]
-        if not isinstance(tree, dict):
-            raise ConfigError(f"{said}: {group} is a value, it has no {leaf}", hint=_SEE_SETTINGS)
-    tree[leaf] = value
+class Esft(Noun):
+    """Which experts are trained (ESFT, arXiv 2407.01906)."""
+
+    experts: Path | None = None
+    """An experts.json that `dsr1-tune experts` wrote; without it the training data is profiled first."""
+    score: Literal["gate", "tokens"] = "gate"
+    """An expert's share of the gate weight, or of the tokens."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """The fewest experts of each layer are chosen whose scores reach this share of the layer's."""
+    sample_tokens: Count = 131_072
+    """Tokens of the data to profile."""
+    method: Literal["weights", "lora"] = "weights"
+    """Train the chosen experts' weights, or low-rank updates on them."""
 
 
-def _parse_value(text: str) -> Any:
-    """`32` → 32, `'32'` → a text, `[a, b]` → a list, `2e-4` → 0.0002: YAML, and the floats YAML 1.1 misses."""
-    try:
-        value = yaml.safe_load(text)
-    except _NOT_YAML:
-        return text
-    if value == text.strip():  # not in quotes
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+class EsftRun(TuneRun):
+    """Everything `dsr1-tune esft` needs to know."""
 
-
-def _all_problems(error: ValidationError, file: Path | None) -> str:
-    """Every wrong setting on a line of its own, by its dotted name."""
-    where = f"{file}: " if file else ""
-    lines = []
-    for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"]) or "settings"
-        said = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            said = "there is no such setting"
-        given = "" if problem["type"] == "extra_forbidden" else f" (given: {problem['input']!r})"
-        lines.append(f"{name}: {said}{given}")
-    return where + "; ".join(lines)
-
-
-_SEE_SETTINGS = "`dsr1-tune settings` lists names, meanings and defaults"
-
-
-def _known_names(kind: type[Noun], error: ValidationError) -> str:
-    """The names that exist where an unknown one was given."""
-    unknown = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
-    if not unknown:
-        return f"correct the value; {_SEE_SETTINGS}"
-    *groups, _ = unknown[0]
-    for group in groups:
-        field = kind.model_fields.get(str(group))
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, Noun):
-            break
-        kind = field.annotation
-    return f"known here: {', '.join(kind.model_fields)}"
-
-
-def describe(kind: type[Noun], prefix: str = "") -> list[tuple[str, str, str]]:
-    """(dotted name, default, meaning) of every setting of `kind`, for help and documentation."""
-    rows: list[tuple[str, str, str]] = []
-    for name, field in kind.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Noun):
-            rows += describe(annotation, f"{prefix}{name}.")
-        else:
-            rows.append((prefix + name, str(field.default), field.description or ""))
-    return rows
+    esft: Esft = Esft()
+    adapter: Adapter = Adapter(groups=("routed_experts",))
+    """Rank and alpha for esft.method=lora."""
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    """How updates are rounded into 16-bit weights; the optimizer's state is float32 either way."""

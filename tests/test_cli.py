@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import typer
 
-from dsr1_tune import cli, config
+from dsr1_tune import cli, settings
 from dsr1_tune.errors import DataError
 
 # Few flags: everything else is said by --config and --set. Whoever adds one changes this on purpose.
@@ -145,7 +145,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
 def test_exit_codes(run_cli: Cli, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, said: str) -> None:
-    monkeypatch.setattr(config, "load_config", raising(error))
+    monkeypatch.setattr(settings, "load_config", raising(error))
     left, _, err = run_cli("lora", "--data", "a.json")
     assert left == code
     assert err.strip().startswith(said.strip())
@@ -154,7 +154,7 @@ def test_exit_codes(run_cli: Cli, monkeypatch: pytest.MonkeyPatch, error: BaseEx
 
 @pytest.mark.parametrize("error", [ZeroDivisionError(), FileNotFoundError(errno.ENOENT, "No such file", "/x")])
 def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    monkeypatch.setattr(config, "load_config", raising(error))
+    monkeypatch.setattr(settings, "load_config", raising(error))
     monkeypatch.setattr(sys, "argv", ["dsr1-tune", "lora", "--data", "a.json"])
     with pytest.raises(type(error)):
         cli.main()

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dsr1_tune.config import Adapter, Data, LoraRun, Noun, Schedule, describe, load_config
+from dsr1_tune.config import Adapter, Data, LoraRun, Noun, Schedule
 from dsr1_tune.errors import ConfigError
+from dsr1_tune.settings import describe, load_config
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted([*ROOT.glob("examples/**/*.yaml"), *ROOT.glob("examples/**/*.yml")])

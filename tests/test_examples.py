@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from dsr1_tune.config import LoraRun, load_config
+from dsr1_tune.config import LoraRun
 from dsr1_tune.data.pipeline import Prepared, examine
 from dsr1_tune.data.record import Record
+from dsr1_tune.settings import load_config
 
 MEDICAL = Path(__file__).parents[1] / "examples" / "medical" / "medical.json"
 DISCLAIMERS = ("This is general health information, not medical advice.", "以上为一般健康知识，不能代替医生的诊断。")

@@ -132,9 +132,10 @@ def _load(
     sets: list[str] | None,
     flags: dict[str, Any],
 ) -> CleanRun:
-    from dsr1_tune.config import CleanRun, load_config
+    from dsr1_tune.config import CleanRun
     from dsr1_tune.data.formats import parse_mapping
     from dsr1_tune.errors import ConfigError
+    from dsr1_tune.settings import load_config
 
     flags |= {
         "data.files": [str(file) for file in files] or None,

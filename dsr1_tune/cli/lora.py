@@ -32,9 +32,10 @@ def lora(
 
     `dsr1-tune settings` lists everything that --config and --set can say.
     """
-    from dsr1_tune.config import LoraRun, load_config
+    from dsr1_tune.config import LoraRun
     from dsr1_tune.data.formats import parse_mapping
     from dsr1_tune.errors import ConfigError
+    from dsr1_tune.settings import load_config
 
     flags = {
         "data.files": [str(file) for file in data] if data else None,

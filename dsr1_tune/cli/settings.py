@@ -9,7 +9,8 @@ def settings() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from dsr1_tune.config import CleanRun, LoraRun, describe
+    from dsr1_tune.config import CleanRun, LoraRun
+    from dsr1_tune.settings import describe
 
     console = Console()
     for command, kind in (("lora", LoraRun), ("data clean", CleanRun)):

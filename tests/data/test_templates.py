@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dsr1_tune.config import CleanRun, Data, load_config
+from dsr1_tune.config import CleanRun, Data
 from dsr1_tune.data import templates
 from dsr1_tune.data.packs import load_pack
 from dsr1_tune.data.pipeline import examine
@@ -17,6 +17,7 @@ from dsr1_tune.data.record import Drop, Preference, Prompt, Record
 from dsr1_tune.data.rules import Checker
 from dsr1_tune.data.templates import DOMAINS, FORMATS, LANGUAGES, init
 from dsr1_tune.errors import DataError
+from dsr1_tune.settings import load_config
 
 CONTENTS = [(domain, language) for domain in DOMAINS for language in LANGUAGES]
 KINDS = {"preference": Preference, "prompts": Prompt}

@@ -1,0 +1,125 @@
+"""Composing a config: defaults, then a YAML file, then flags, then `--set`; every problem is said at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from dsr1_tune.config import Noun
+from dsr1_tune.errors import ConfigError
+
+Config = TypeVar("Config", bound=Noun)
+
+
+def load_config(
+    kind: type[Config],
+    file: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    sets: Sequence[str] = (),
+) -> Config:
+    """Compose a config: defaults, then the YAML `file`, then `flags` (dotted names), then `sets` (`adapter.rank=32`).
+
+    Raises ConfigError that lists every problem at once.
+    """
+    tree: dict[str, Any] = _read_yaml(file) if file else {}
+    for dotted, value in (flags or {}).items():
+        if value is not None:
+            _put(tree, dotted, value, said=dotted)
+    for text in sets:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"--set {text}: not of the form name=value", hint="for example: --set adapter.rank=32")
+        _put(tree, name.strip(), _parse_value(value), said=f"--set {text}")
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_all_problems(error, file), hint=_known_names(kind, error)) from None
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}", hint="give --config an existing YAML file")
+    except _NOT_YAML as error:
+        raise ConfigError(f"{file}: is not YAML: {error}", hint="see examples/medical/lora.yaml") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file}: holds no settings", hint="see examples/medical/lora.yaml")
+    return tree
+
+
+# ValueError: bytes that are no text, or a date such as 2024-13-45.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
+def _put(tree: dict[str, Any], dotted: str, value: Any, said: str) -> None:
+    """Set one dotted name in a nested dict."""
+    *groups, leaf = dotted.split(".")
+    for group in groups:
+        if tree.get(group) is None:
+            tree[group] = {}
+        tree = tree[group]
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{said}: {group} is a value, it has no {leaf}", hint=_SEE_SETTINGS)
+    tree[leaf] = value
+
+
+def _parse_value(text: str) -> Any:
+    """`32` → 32, `'32'` → a text, `[a, b]` → a list, `2e-4` → 0.0002: YAML, and the floats YAML 1.1 misses."""
+    try:
+        value = yaml.safe_load(text)
+    except _NOT_YAML:
+        return text
+    if value == text.strip():  # not in quotes
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _all_problems(error: ValidationError, file: Path | None) -> str:
+    """Every wrong setting on a line of its own, by its dotted name."""
+    where = f"{file}: " if file else ""
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"]) or "settings"
+        said = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            said = "there is no such setting"
+        given = "" if problem["type"] == "extra_forbidden" else f" (given: {problem['input']!r})"
+        lines.append(f"{name}: {said}{given}")
+    return where + "; ".join(lines)
+
+
+_SEE_SETTINGS = "`dsr1-tune settings` lists names, meanings and defaults"
+
+
+def _known_names(kind: type[Noun], error: ValidationError) -> str:
+    """The names that exist where an unknown one was given."""
+    unknown = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
+    if not unknown:
+        return f"correct the value; {_SEE_SETTINGS}"
+    *groups, _ = unknown[0]
+    for group in groups:
+        field = kind.model_fields.get(str(group))
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, Noun):
+            break
+        kind = field.annotation
+    return f"known here: {', '.join(kind.model_fields)}"
+
+
+def describe(kind: type[Noun], prefix: str = "") -> list[tuple[str, str, str]]:
+    """(dotted name, default, meaning) of every setting of `kind`, for help and documentation."""
+    rows: list[tuple[str, str, str]] = []
+    for name, field in kind.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Noun):
+            rows += describe(annotation, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, str(field.default), field.description or ""))
+    return rows
