@@ -16,11 +16,18 @@ import pytest
 import typer
 
 from dsr1_tune import cli, settings
+from dsr1_tune.config import LoraRun
 from dsr1_tune.errors import DataError
 
 # Few flags: everything else is said by --config and --set. Whoever adds one changes this on purpose.
+TRAINING = [
+    *["--data", "--model", "--out", "--map", "--epochs", "--on-alarm", "--processes", "--config", "--set", "--resume"]
+]
 FLAGS = {
-    "lora": ["--data", "--model", "--out", "--map", "--epochs", "--config", "--set", "--resume"],
+    "lora": TRAINING,
+    "qlora": TRAINING,
+    "full": TRAINING,
+    "esft": TRAINING,
     "data check": ["FILES", "--map", "--json", "--rejects"],
     "data clean": [
         *["FILES", "--out", "--rules", "--privacy", "--against", "--judge", "--judge-minutes", "--judge-sample"],
@@ -96,7 +103,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 def test_it_runs_as_a_module_too() -> None:
     done = subprocess.run([sys.executable, "-m", "dsr1_tune", "settings"], capture_output=True, text=True, check=True)
-    for name, _, _ in config.describe(config.LoraRun):
+    for name, _, _ in settings.describe(LoraRun):
         assert name in done.stdout
 
 

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from dsr1_tune.cli import base, chat, data, doctor, lora, settings
+from dsr1_tune.cli import base, chat, data, doctor, esft, full, lora, qlora, settings
 from dsr1_tune.errors import TuneError
 
 app = typer.Typer(
@@ -20,6 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("lora")(lora.lora)
+app.command("qlora")(qlora.qlora)
+app.command("full")(full.full)
+app.command("esft")(esft.esft)
 app.add_typer(data.app, name="data")
 app.command("chat")(chat.chat)
 app.command("base")(base.base)

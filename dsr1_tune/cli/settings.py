@@ -4,20 +4,24 @@ from __future__ import annotations
 
 
 def settings() -> None:
-    """List every setting of `lora` and of `data clean`, with its default and its meaning."""
+    """List every setting of the ways of training and of `data clean`, with its default and its meaning."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    from dsr1_tune.config import CleanRun, LoraRun
+    from dsr1_tune import config as configs
     from dsr1_tune.settings import describe
 
     console = Console()
-    for command, kind in (("lora", LoraRun), ("data clean", CleanRun)):
+    shared = describe(configs.TuneRun)
+    kinds = {"lora, qlora": configs.LoraRun, "full": configs.FullRun, "esft": configs.EsftRun}
+    tables = {"lora, qlora, full, esft": shared}
+    tables |= {command: [row for row in describe(kind) if row not in shared] for command, kind in kinds.items()}
+    for command, rows in (tables | {"data clean": describe(configs.CleanRun)}).items():
         table = Table(title=f"dsr1-tune {command}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("setting", no_wrap=True)
         for name in ("default", "meaning"):
             table.add_column(name, overflow="fold")
-        for row in describe(kind):
+        for row in rows:
             table.add_row(*row)
         console.print(table, markup=False)

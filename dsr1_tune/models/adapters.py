@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -16,8 +17,10 @@ from torch import nn
 
 from dsr1_tune.config import GROUPS, Adapter, Group
 from dsr1_tune.errors import ModelError
+from dsr1_tune.models.load import Located
 from dsr1_tune.moe.anatomy import PARTS, Anatomy, Part, find_experts, find_linears, plain_name
 from dsr1_tune.moe.expert_lora import use_grouped_products
+from dsr1_tune.whole import whole_folder
 
 # PEFT rewrites these module names to the fused experts of a mixture of experts, wherever they stand; a linear layer
 # of such a name is reached through its weight instead, which PEFT takes as it is.
@@ -147,6 +150,16 @@ def check_gradients(model: nn.Module, may_overflow: bool = False) -> bool:
 def count_trained(coverage: Iterable[PartCoverage]) -> int:
     """Parameters that the optimizer moves, in all."""
     return sum(line.num_trained for line in coverage)
+
+
+def save_adapter(model: PeftModel, base: Located, folder: Path) -> None:
+    """Write the adapter with tokenizer and chat template to `folder`, whole or not at all."""
+    # By the name that others know it by: the cache folder it was loaded from is this machine's alone.
+    model.active_peft_config.base_model_name_or_path = base.name
+    model.active_peft_config.revision = base.revision if base.repo_id else None
+    with whole_folder(folder) as part:
+        model.save_pretrained(str(part), save_embedding_layers=False)
+        base.tokenizer.save_pretrained(str(part))
 
 
 def load_plain_adapter(base: Any, folder: Any) -> PeftModel:

@@ -58,7 +58,7 @@ def load(base: Base, for_training: bool = False, progress: Callable[[str], None]
     return load_located(locate(base, progress), base.dtype, for_training)
 
 
-def locate(base: Base, progress: Callable[[str], None] | None = None) -> Located:
+def locate(base: Base, progress: Callable[[str], None] | None = None, quantised: bool = False) -> Located:
     """Find `base` and check all that can be checked without its weights; builds the embedded base if it is asked for.
 
     Raises ModelError, saying where and what to do, for anything that is not a causal language model in safetensors
@@ -86,7 +86,9 @@ def locate(base: Base, progress: Callable[[str], None] | None = None) -> Located
     return Located(folder, name, revision, _read_tokenizer(folder, name), config, repo_id)
 
 
-def load_located(located: Located, dtype: str = "auto", for_training: bool = False) -> Loaded:
+def load_located(
+    located: Located, dtype: str = "auto", for_training: bool = False, quantised: bool = False
+) -> Loaded:
     """Load the weights of a located base, in `dtype` (see config.Base), onto this process's GPU or the CPU.
 
     For training the model is left in train mode without a key-value cache, otherwise in eval mode. Raises ModelError

@@ -1,16 +1,17 @@
-"""Our schedule as TRL's arguments."""
+"""Our settings as TRL's arguments."""
 
 from __future__ import annotations
 
 import torch
 from trl import SFTConfig
 
-from dsr1_tune.config import Schedule
+from dsr1_tune.config import TuneRun
 from dsr1_tune.runs.folder import RunFolder
 
 
-def to_arguments(schedule: Schedule, folder: RunFolder, dtype: torch.dtype) -> SFTConfig:
-    """TRL's SFTConfig for `schedule`, for a model whose weights are held in `dtype`."""
+def to_arguments(config: TuneRun, folder: RunFolder, dtype: torch.dtype) -> SFTConfig:
+    """TRL's SFTConfig for `config`, for a model that computes in `dtype`."""
+    schedule = config.schedule
     arguments = SFTConfig(
         output_dir=str(folder.checkpoints),
         num_train_epochs=schedule.epochs,
@@ -24,6 +25,7 @@ def to_arguments(schedule: Schedule, folder: RunFolder, dtype: torch.dtype) -> S
         max_grad_norm=schedule.max_grad_norm,
         activation_checkpointing=schedule.gradient_checkpointing,
         gradient_checkpointing=None,
+        neftune_noise_alpha=schedule.neftune or None,
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
         use_cpu=not torch.cuda.is_available(),

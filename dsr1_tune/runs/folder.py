@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from dsr1_tune.config import LoraRun
+from dsr1_tune.config import TuneRun
 from dsr1_tune.errors import RunError
 from dsr1_tune.models.load import local_path
 from dsr1_tune.whole import whole_file
+
+Run = TypeVar("Run", bound=TuneRun)
 
 RUNNING, INTERRUPTED, FAILED, FINISHED = "running", "interrupted", "failed", "finished"
 
@@ -29,14 +31,16 @@ class RunFolder:
     checkpoints/     what --resume goes on from
     train_log.jsonl  one line per optimizer step
     tensorboard/     the same for TensorBoard
-    adapter/         PEFT's adapter with tokenizer and chat template
+    adapter/         lora, qlora: PEFT's adapter with tokenizer and chat template
+    model/           full: the whole model
+    experts/         esft: the experts that were trained
     eval.json        held-out loss, perplexity and sample answers, before and after
     """
 
     path: Path
 
     @classmethod
-    def vacant(cls, config: LoraRun, command: str) -> RunFolder:
+    def vacant(cls, config: TuneRun, command: str) -> RunFolder:
         """The folder that `config.out` names, or a new one under runs/; writes nothing yet.
 
         Raises RunError where a run already stands, or something else.
@@ -54,17 +58,19 @@ class RunFolder:
             raise RunError(f"{folder.path}: is a file", hint="choose another --out")
         return folder
 
-    def begin(self, config: LoraRun, command: str) -> None:
+    def begin(self, config: TuneRun, command: str) -> None:
         """Make the folder and its manifest."""
         self.path.mkdir(parents=True, exist_ok=True)
         self.update(status=RUNNING, command=command, started=_now(), config=_config_as_json(config))
 
     @classmethod
-    def reopen(cls, path: Path) -> RunFolder:
-        """The folder of a run that is to go on; raises RunError if there is none, or it is finished."""
+    def reopen(cls, path: Path, command: str) -> RunFolder:
+        """The folder of a run of `command` that is to go on; raises RunError if there is none, or it is finished."""
         folder = cls(path)
         if not folder.manifest_file.is_file():
             raise RunError(f"{path}: holds no run (no manifest.json)", hint="give --resume the folder of a run")
+        if (known := folder.manifest().get("command", command)) != command:
+            raise RunError(f"{path}: is a run of {known}", hint=f"dsr1-tune {known} --resume {path}")
         if folder.manifest().get("status") == FINISHED:
             raise RunError(f"{path}: this run is finished", hint=f"talk to it with: dsr1-tune chat {path}")
         return folder
@@ -100,6 +106,16 @@ class RunFolder:
         return self.path / "adapter"
 
     @property
+    def model(self) -> Path:
+        """The finished model, where all of it was trained."""
+        return self.path / "model"
+
+    @property
+    def experts(self) -> Path:
+        """The finished experts, where only chosen ones were trained."""
+        return self.path / "experts"
+
+    @property
     def eval_file(self) -> Path:
         """eval.json."""
         return self.path / "eval.json"
@@ -118,10 +134,10 @@ class RunFolder:
         """Say in the manifest how the run ended."""
         self.update(status=status, ended=_now(), **facts)
 
-    def config(self) -> LoraRun:
+    def config(self, kind: type[Run]) -> Run:
         """The config that the run was started with; raises RunError if the manifest has none that is valid."""
         try:
-            return LoraRun.model_validate(self.manifest()["config"])
+            return kind.model_validate(self.manifest()["config"])
         except (KeyError, ValidationError) as error:
             raise RunError(
                 f"{self.manifest_file}: has no valid config: {' '.join(str(error).split())}",
@@ -191,7 +207,7 @@ def _hash(path: Path) -> str:
         return ""
 
 
-def _config_as_json(config: LoraRun) -> dict[str, Any]:
+def _config_as_json(config: TuneRun) -> dict[str, Any]:
     """The config with absolute paths, so that the run can go on from any folder."""
     tree: dict[str, Any] = config.model_dump(mode="json")
     tree["data"]["files"] = [str(path.absolute()) for path in config.data.files]
@@ -200,7 +216,7 @@ def _config_as_json(config: LoraRun) -> dict[str, Any]:
     return tree
 
 
-def _new_name(config: LoraRun) -> Path:
+def _new_name(config: TuneRun) -> Path:
     """runs/<data>-<date>-<time>, and a number behind it should that exist."""
     stem = config.data.files[0].name.split(".")[0] if config.data.files else "run"
     name = Path("runs") / f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -19,6 +18,7 @@ from dsr1_tune.data import report
 from dsr1_tune.data.pipeline import Prepared
 from dsr1_tune.models.adapters import PartCoverage, count_trained
 from dsr1_tune.runs.evaluate import HeldOut, Sample
+from dsr1_tune.runs.folder import RunFolder
 
 _TITLES = {
     "attention": "attention",
@@ -121,6 +121,8 @@ class Narrator:
             for title, text in (("before", old.answer), ("after", new.answer), ("in the data", new.reference)):
                 self.console.print(f"  [cyan]{title}:[/cyan] {escape(text)}", highlight=False)
 
-    def where(self, folder: Path) -> None:
+    def where(self, folder: RunFolder) -> None:
         """What to do with the run."""
-        self.say(f"\nThe adapter is in {folder / 'adapter'}. Talk to it with: dsr1-tune chat {folder}")
+        outputs = {"adapter": folder.adapter, "model": folder.model, "folder of trained experts": folder.experts}
+        what, place = next((item for item in outputs.items() if item[1].exists()), ("run", folder.path))
+        self.say(f"\nThe {what} is in {place}. Talk to it with: dsr1-tune chat {folder.path}")

@@ -41,7 +41,7 @@ def test_a_new_folder_says_what_runs_in_it() -> None:
     manifest = folder.manifest()
     assert (manifest["status"], manifest["command"]) == ("running", "lora")
     assert manifest["started"].endswith("+00:00")
-    assert folder.config() == LoraRun(out=Path("deep/run"))
+    assert folder.config(LoraRun) == LoraRun(out=Path("deep/run"))
 
 
 def test_an_empty_folder_may_be_used() -> None:
@@ -85,7 +85,7 @@ def test_the_config_goes_on_from_any_folder(tmp_path: Path, monkeypatch: pytest.
     folder = RunFolder(begun(config).path.absolute())
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    read = folder.config()
+    read = folder.config(LoraRun)
     assert read.data.files == (tmp_path / "a.json",)
     assert read.base.model == str(tmp_path / "model")
     assert read.schedule == config.schedule
@@ -93,27 +93,27 @@ def test_the_config_goes_on_from_any_folder(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_hub_id_is_no_path() -> None:
     config = LoraRun(base=Base(model="deepseek-ai/DeepSeek-V2-Lite-Chat"), out=Path("run"))
-    assert begun(config).config().base == config.base
+    assert begun(config).config(LoraRun).base == config.base
 
 
 @pytest.mark.parametrize("status", [INTERRUPTED, FAILED])
 def test_what_is_not_finished_can_be_reopened(status: str) -> None:
     made().close(status)
-    assert RunFolder.reopen(Path("run")).manifest()["status"] == status
+    assert RunFolder.reopen(Path("run"), "lora").manifest()["status"] == status
 
 
 def test_what_cannot_be_reopened() -> None:
     with pytest.raises(RunError, match="holds no run"):
-        RunFolder.reopen(Path("nowhere"))
+        RunFolder.reopen(Path("nowhere"), "lora")
     made().close(FINISHED)
     with pytest.raises(RunError, match="is finished"):
-        RunFolder.reopen(Path("run"))
+        RunFolder.reopen(Path("run"), "lora")
 
 
 @pytest.mark.parametrize("text", ["", '{"status": "run', "[1, 2]", "null", "\udcff"])
 def test_a_damaged_manifest_is_an_error_with_its_name(text: str) -> None:
     made().manifest_file.write_bytes(text.encode(errors="surrogateescape"))
-    for step in (lambda: RunFolder.reopen(Path("run")), made):
+    for step in (lambda: RunFolder.reopen(Path("run"), "lora"), made):
         with pytest.raises(RunError, match=r"manifest\.json: ") as caught:
             step()
         assert "start a new one" in caught.value.hint
@@ -124,7 +124,7 @@ def test_a_manifest_without_a_valid_config_is_an_error(config: object) -> None:
     folder = made()
     folder.manifest_file.write_text(json.dumps({"status": "interrupted", **({"config": config} if config else {})}))
     with pytest.raises(RunError, match=r"manifest\.json: has no valid config"):
-        folder.config()
+        folder.config(LoraRun)
 
 
 def test_facts_are_added_replaced_and_removed() -> None:

@@ -29,7 +29,7 @@ from dsr1_tune.data.encode import encode_all
 from dsr1_tune.data.pipeline import prepare
 from dsr1_tune.errors import ModelError, RunError, TuneError
 from dsr1_tune.moe.anatomy import Anatomy
-from dsr1_tune.runs import trainer
+from dsr1_tune.runs import session, trainer
 from dsr1_tune.runs.evaluate import held_out_loss
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.train import lora
@@ -211,7 +211,7 @@ def test_the_manifest_says_what_was_done_and_how_to_do_it_again(
     assert manifest["base"] == {"name": str(tiny_base), "revision": None, "folder": str(tiny_base)}
     for name in ("torch", "transformers", "peft", "trl", "dsr1-tune"):
         assert manifest["versions"][name] == metadata.version(name)
-    assert set(manifest["seconds"]) == {"load", "evaluate_before", "train", "evaluate_after", "check_adapter"}
+    assert set(manifest["seconds"]) == {"load", "evaluate_before", "train", "evaluate_after", "check"}
     assert all(seconds > 0 for seconds in manifest["seconds"].values())
     metrics, evaluation = manifest["metrics"], done.folder.evaluation()
     assert metrics["num_steps"] == NUM_STEPS
@@ -742,7 +742,7 @@ def test_a_full_disk_leaves_nothing_half_written(
 def test_all_that_can_be_refused_is_refused_before_weights_are_read(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(lora, "load_located", lambda *given, **more: pytest.fail("weights were read"))
+    monkeypatch.setattr(session, "load_located", lambda *given, **more: pytest.fail("weights were read"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").touch()
     (tmp_path / "empty.json").write_text("[]")
@@ -761,9 +761,9 @@ def test_all_that_can_be_refused_is_refused_before_weights_are_read(
 
 def test_a_hub_id_is_pinned_to_the_commit_it_stood_for(configure: Configure, tmp_path: Path) -> None:
     config = configure(tmp_path / "run")
-    here = lora.locate(config.base)
-    assert lora._pinned(config, here) == config
+    here = session.locate(config.base)
+    assert session._pinned(config, here) == config
     on_hub = replace(here, name="org/model", repo_id="org/model", revision="1a2b")
     asked = config.model_copy(update={"base": Base(model="org/model", revision="main", dtype="bfloat16")})
-    assert lora._pinned(asked, on_hub).base == Base(model="org/model", revision="1a2b", dtype="bfloat16")
-    assert lora._pinned(asked, on_hub).schedule == config.schedule
+    assert session._pinned(asked, on_hub).base == Base(model="org/model", revision="1a2b", dtype="bfloat16")
+    assert session._pinned(asked, on_hub).schedule == config.schedule

@@ -1,0 +1,84 @@
+"""The options that `lora`, `qlora`, `full` and `esft` share, and how each composes its config and starts."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+DataFiles = Annotated[
+    list[Path] | None, typer.Option("--data", help="JSON, JSONL, CSV or Parquet; may be repeated.", show_default=False)
+]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="A Hub id or a folder. [default: embedded base]", show_default=False)
+]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="The run folder. [default: runs/<data>-<date>]", show_default=False)
+]
+Map = Annotated[
+    list[str] | None,
+    typer.Option("--map", metavar="NAME=COLUMN", help="Column names: question=title,answer=reply", show_default=False),
+]
+Epochs = Annotated[
+    float | None, typer.Option("--epochs", help="Passes over the data. [default: 1]", show_default=False)
+]
+OnAlarm = Annotated[
+    str | None,
+    typer.Option("--on-alarm", metavar="warn|stop|rollback", help="What an alarm does.", show_default=False),
+]
+Processes = Annotated[
+    int | None, typer.Option("--processes", help="Processes that share the work. [default: 1]", show_default=False)
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings.", show_default=False)]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, such as adapter.rank=32.", show_default=False),
+]
+Resume = Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.", show_default=False)]
+
+
+def start(
+    command: str,
+    data: list[Path] | None,
+    model: str | None,
+    out: Path | None,
+    map_: list[str] | None,
+    epochs: float | None,
+    on_alarm: str | None,
+    processes: int | None,
+    config: Path | None,
+    sets: list[str] | None,
+    resume: Path | None,
+) -> None:
+    """Compose the config of `command` from what was given and hand it to the method's run()."""
+    from dsr1_tune import config as configs
+    from dsr1_tune.data.formats import parse_mapping
+    from dsr1_tune.errors import ConfigError
+    from dsr1_tune.settings import load_config
+
+    kinds: dict[str, type[configs.TuneRun]] = {
+        "lora": configs.LoraRun,
+        "qlora": configs.QloraRun,
+        "full": configs.FullRun,
+        "esft": configs.EsftRun,
+    }
+    flags: dict[str, Any] = {
+        "data.files": [str(file) for file in data] if data else None,
+        "data.map": parse_mapping(map_) if map_ else None,
+        "base.model": model,
+        "schedule.epochs": epochs,
+        "watch.on_alarm": on_alarm,
+        "parallel.processes": processes,
+        "out": str(out) if out else None,
+    }
+    if resume and (config or sets or any(value is not None for value in flags.values())):
+        raise ConfigError(
+            "--resume goes on with the run's own settings; no others can be given",
+            hint=f"dsr1-tune {command} --resume {resume}",
+        )
+    settings = load_config(kinds[command], config, flags, sets or ())
+    if not resume and not settings.data.files:
+        raise ConfigError("no data is given", hint=f"dsr1-tune {command} --data medical.json")
+    import_module(f"dsr1_tune.train.{command}").run(settings, resume)
