@@ -90,7 +90,8 @@ class Base(Noun):
     revision: str | None = None
     """A branch, tag or commit of a Hub id."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the frozen weights; auto is bfloat16 on a GPU that has it, else float32."""
+    """Number format of the weights (for qlora, of what is not in 4 bits); auto is bfloat16 on a GPU that has it and for
+    qlora, else float32."""
     context: Annotated[int, Field(ge=0)] = 0
     """Stretch the context to so many tokens with YaRN (arXiv 2309.00071), where the rope allows it; 0 leaves it."""
 

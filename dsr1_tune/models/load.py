@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,14 @@ from safetensors import SafetensorError, safe_open
 
 from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models import embedded, hub
+from dsr1_tune.models import embedded, fp8, hub
 from dsr1_tune.models.memory import GIB, main_memory
 
 _log = logging.getLogger(__name__)
+NF4 = "dsr1_nf4"
+"""The `quant_method` of what is stored in our 4 bits."""
+NF4_BYTES = 4.13 / 8
+"""Bytes a weight in 4 bits takes, its scales included."""
 _EXAMPLE = (
     "a folder with config.json, tokenizer and *.safetensors, or a Hub id such as deepseek-ai/DeepSeek-V2-Lite-Chat"
 )
@@ -53,9 +58,9 @@ class Loaded:
     revision: str | None
 
 
-def load(base: Base, for_training: bool = False, progress: Callable[[str], None] | None = None) -> Loaded:
+def load(base: Base, progress: Callable[[str], None] | None = None, quantised: bool = False) -> Loaded:
     """Locate and load `base`; see `locate` and `load_located` for what can go wrong."""
-    return load_located(locate(base, progress), base.dtype, for_training)
+    return load_located(locate(base, progress, quantised), base.dtype, quantised=quantised)
 
 
 def locate(base: Base, progress: Callable[[str], None] | None = None, quantised: bool = False) -> Located:
@@ -82,34 +87,23 @@ def locate(base: Base, progress: Callable[[str], None] | None = None, quantised:
         num_parameters = _check_weights(folder, name)
     else:
         num_parameters = _check_remote_weights(folder, repo_id, str(revision), config)
-    _check_room(num_parameters, name, base.dtype)
+    _check_room(num_parameters, name, base.dtype, quantised)
     return Located(folder, name, revision, _read_tokenizer(folder, name), config, repo_id)
 
 
-def load_located(
-    located: Located, dtype: str = "auto", for_training: bool = False, quantised: bool = False
-) -> Loaded:
+def load_located(located: Located, dtype: str = "auto", for_training: bool = False, quantised: bool = False) -> Loaded:
     """Load the weights of a located base, in `dtype` (see config.Base), onto this process's GPU or the CPU.
 
-    For training the model is left in train mode without a key-value cache, otherwise in eval mode. Raises ModelError
+    `quantised` holds experts and linear layers in 4 bits, see moe.experts4bit. For training the model is left in
+    train mode without a key-value cache, otherwise in eval mode. Raises ModelError
     when weights are missing, damaged, of other shapes than the config says, or more than the memory holds.
     """
-    from transformers import AutoModelForCausalLM
 
     folder = _with_weights(located)
     device = pick_device()
     try:
         with _quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=located.config,
-                dtype=pick_dtype(dtype, device),
-                device_map={"": device},
-                use_safetensors=True,
-                trust_remote_code=False,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
+            model, report = _read_model(located, folder, pick_dtype(dtype, device, quantised), device, quantised)
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{located.name}: does not fit on {device}", hint=_SMALLER) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -120,6 +114,43 @@ def load_located(
     model.train(for_training)
     model.config.use_cache = not for_training
     return Loaded(model, located.tokenizer, located.name, located.revision)
+
+
+def _read_model(
+    located: Located, folder: Path, dtype: torch.dtype, device: torch.device, quantised: bool
+) -> tuple[Any, dict[str, Any]]:
+    """transformers' loader, in 4 bits where that is asked for; float8 weights are multiplied out one by one."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    from dsr1_tune.models.quantise import Nf4Config
+
+    config = deepcopy(located.config)
+    settings: dict[str, Any] = {
+        "config": config,
+        "dtype": dtype,
+        "device_map": {"": device},
+        "trust_remote_code": False,
+        "ignore_mismatched_sizes": True,
+        "output_loading_info": True,
+    }
+    stored_as: Any = getattr(config, "quantization_config", None)
+    if quantised and not is_nf4(stored_as):
+        settings["quantization_config"] = Nf4Config()
+    if not fp8.is_block_fp8(stored_as):
+        return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **settings)
+    del config.quantization_config
+    rows, cols = stored_as["weight_block_size"]
+    weights = fp8.open_weights(folder, weight_files(folder), (rows, cols))
+    model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(None, state_dict=weights, **settings)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model, report
+
+
+def is_nf4(quantisation: Any) -> bool:
+    """Whether a config's `quantization_config` says that the weights are stored in our 4 bits."""
+    return isinstance(quantisation, dict) and quantisation.get("quant_method") == NF4
 
 
 @contextmanager
@@ -158,8 +189,8 @@ def load_with_adapter(path: str | Path | None, progress: Callable[[str], None] |
     adapter = find_adapter(path)
     if adapter is None:
         return load(Base(model=None if path is None else str(path)), progress=progress)
-    loaded = load(base_of(adapter), progress=progress)
-    return Loaded(_put_on(loaded, adapter), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
+    loaded = load(base_of(adapter), progress, quantised=_was_quantised(adapter))
+    return Loaded(put_adapter_on(loaded, adapter), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
 
 
 # --- where to put it, and in which numbers ---------------------------------------------------------------------------
@@ -177,28 +208,34 @@ def pick_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
 
 
-def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """What `dtype` means on `device`: "auto" is bfloat16 on a GPU that computes in it, else float32."""
+def pick_dtype(dtype: str, device: torch.device, quantised: bool = False) -> torch.dtype:
+    """What `dtype` means on `device`: "auto" is bfloat16 on a GPU that computes in it, else float32.
+
+    Over a base in 4 bits it is bfloat16 everywhere: what is left is to take 16 bits.
+    """
     if dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+    if quantised:
+        return torch.bfloat16
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float32
 
 
-_SMALLER = "choose a smaller model, try --set base.dtype=bfloat16, or use a machine with more memory"
+_SMALLER = "try qlora, or --set base.dtype=bfloat16, choose a smaller model, or use a machine with more memory"
 
 
-def _check_room(num_parameters: int, name: str, dtype: str) -> None:
+def _check_room(num_parameters: int, name: str, dtype: str, quantised: bool) -> None:
     """Refuse what cannot fit: the kernel would end the process without a word."""
     device = pick_device()
     number = pick_dtype(dtype, device)
-    need = num_parameters * number.itemsize
+    need = num_parameters * (NF4_BYTES if quantised else number.itemsize)
     have = _free_bytes(device)
     if need > have:
+        held = "in 4 bits" if quantised else f"as {str(number).removeprefix('torch.')}"
         raise ModelError(
-            f"{name}: its {num_parameters / 1e9:.1f} B weights need {need / GIB:.1f} GiB as "
-            f"{str(number).removeprefix('torch.')}, {device} has {have / GIB:.1f} GiB free",
+            f"{name}: its {num_parameters / 1e9:.1f} B weights need {need / GIB:.1f} GiB {held}, "
+            f"{device} has {have / GIB:.1f} GiB free",
             hint=_SMALLER,
         )
 
@@ -265,7 +302,8 @@ def _read_config(folder: Path, name: str) -> Any:
             f"{name}: is a {config.model_type}, which is no causal language model",
             hint=f"give {_EXAMPLE}",
         )
-    if quantised := tree.get("quantization_config"):
+    quantised = tree.get("quantization_config")
+    if quantised and not fp8.is_block_fp8(quantised) and not is_nf4(quantised):
         method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
         raise ModelError(
             f"{name}: its weights are stored quantised ({method})", hint="give its copy in bfloat16, float16 or float32"
@@ -386,7 +424,7 @@ def find_adapter(path: str | Path | None) -> Path | None:
     return next((place for place in (folder, folder / "adapter") if (place / "adapter_config.json").is_file()), None)
 
 
-def _put_on(loaded: Loaded, adapter: Path) -> Any:
+def put_adapter_on(loaded: Loaded, adapter: Path) -> Any:
     """The loaded model with the adapter on it; every weight of the adapter must have found its place."""
     from peft import PeftModel, get_peft_model_state_dict
 
@@ -432,6 +470,12 @@ def base_of(adapter: Path) -> Base:
     if not isinstance(name, str) or not name:
         raise ModelError(f"{adapter}: does not say which base it belongs to", hint="train it again, or name its base")
     return _base(name, config.get("revision"))
+
+
+def _was_quantised(adapter: Path) -> bool:
+    """Whether an adapter was trained over a base in 4 bits, as its run's manifest says."""
+    manifest = adapter.parent / "manifest.json"
+    return manifest.is_file() and _read_json(manifest).get("command") == "qlora"
 
 
 def _dtype_in(manifest: Path) -> Any:

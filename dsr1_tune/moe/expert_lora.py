@@ -19,7 +19,12 @@ from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dsr1_tune.moe.nf4 import Nf4, held_weight
+
 GateFunction = Callable[[Tensor], Tensor]
+
+PORTION_BYTES = 2**30
+"""On a GPU, so much of a layer's 4-bit experts is dequantised at a time."""
 
 
 def use_grouped_products(model: nn.Module) -> int:
@@ -38,13 +43,13 @@ def use_grouped_products(model: nn.Module) -> int:
         if isinstance(base, nn.Linear) and wrapper.parameter_name == "weight":
             wrapper.__class__ = LinearParamLora
             switched += 1
-        elif not inside_another and _is_known_layout(base):
+        elif not inside_another and is_known_layout(base):
             wrapper.__class__ = GroupedExpertLora
             switched += 1
     return switched
 
 
-def _is_known_layout(experts: nn.Module) -> bool:
+def is_known_layout(experts: nn.Module) -> bool:
     """Fused experts as transformers' `use_experts_implementation` declares them, without a norm behind each expert."""
     return hasattr(experts, "is_transposed") and not getattr(experts, "has_post_expert_norm", False)
 
@@ -132,8 +137,8 @@ def apply_experts(
             x_TD,
             index_TK,
             weight_TK,
-            getattr(experts, up_name),
-            experts.down_proj,
+            held_weight(experts, up_name),
+            held_weight(experts, "down_proj"),
             up.packed_a if up else None,
             up.packed_b if up else None,
             down.packed_a if down else None,
@@ -164,8 +169,8 @@ class _ExpertsWithUpdates(torch.autograd.Function):
         x_TD: Tensor,
         index_TK: Tensor,
         weight_TK: Tensor,
-        up: Tensor,
-        down: Tensor,
+        up: Tensor | Nf4,
+        down: Tensor | Nf4,
         up_a: Tensor | None,
         up_b: Tensor | None,
         down_a: Tensor | None,
@@ -185,6 +190,8 @@ class _ExpertsWithUpdates(torch.autograd.Function):
             y_PD.add_(layer.down_bias.index_select(0, rows.expert_P))
 
         ctx.layer, ctx.rows = layer, rows
+        ctx.in_4bit = [weight if isinstance(weight, Nf4) else None for weight in (up, down)]
+        up, down = (weight if isinstance(weight, Tensor) else None for weight in (up, down))
         ctx.save_for_backward(x_TD, weight_TK, up, down, up_a, up_b, down_a, down_b, g, h_up, h_down)
         return rows.combine(y_PD, weight_TK).to(x_TD.dtype)
 
@@ -192,6 +199,7 @@ class _ExpertsWithUpdates(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dout_TD = grads[0]
         x_TD, weight_TK, up, down, up_a, up_b, down_a, down_b, g, h_up, h_down = ctx.saved_tensors
+        up, down = (held or saved for held, saved in zip(ctx.in_4bit, (up, down), strict=True))
         layer: _Layer = ctx.layer
         rows: _Rows = ctx.rows
         up_lora = _Unpacked.of(up_a, up_b, layer.up_scale, up, rows)
@@ -233,7 +241,7 @@ class _ExpertsWithUpdates(torch.autograd.Function):
         )
 
 
-def _as_out_in(weight: Tensor, layer: _Layer) -> Tensor:
+def _as_out_in(weight: Tensor | Nf4, layer: _Layer) -> Tensor | Nf4:
     """The fused weight as (E, out, in), whichever way the family stores it."""
     return weight.transpose(1, 2) if layer.is_transposed else weight
 
@@ -256,7 +264,7 @@ class _Unpacked:
 
     @classmethod
     def of(
-        cls, packed_a: Tensor | None, packed_b: Tensor | None, scale: float, weight: Tensor, rows: _Rows
+        cls, packed_a: Tensor | None, packed_b: Tensor | None, scale: float, weight: Tensor | Nf4, rows: _Rows
     ) -> _Unpacked | None:
         if packed_a is None or packed_b is None:
             return None
@@ -350,7 +358,7 @@ class _Rows:
         """Sum each token's K rows: (P, D) → (T, D)."""
         return self.as_chosen(dx_PD).view(-1, self.num_chosen, dx_PD.shape[-1]).sum(1)
 
-    def linear(self, x: Tensor, weight: Tensor, lora: _Unpacked | None) -> tuple[Tensor, Tensor | None]:
+    def linear(self, x: Tensor, weight: Tensor | Nf4, lora: _Unpacked | None) -> tuple[Tensor, Tensor | None]:
         """`y = x Wᵀ + s (x Aᵀ) Bᵀ` and `h = x Aᵀ`: x (P, in), W (E, out, in) → (P, out), (P, R)."""
         y = self._by_expert(x, weight.transpose(1, 2))
         if lora is None:
@@ -368,7 +376,7 @@ class _Rows:
         dy: Tensor,
         x: Tensor | None,
         h: Tensor | None,
-        weight: Tensor,
+        weight: Tensor | Nf4,
         lora: _Unpacked | None,
         weight_P1: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -398,14 +406,31 @@ class _Rows:
         packed_b = dbt.mul_(lora.scale).transpose(0, 1).reshape(-1, dbt.shape[-1]).t()
         return dx, packed_a, packed_b
 
-    def _by_expert(self, x: Tensor, weight: Tensor) -> Tensor:
+    def _by_expert(self, x: Tensor, weight: Tensor | Nf4) -> Tensor:
         """Each expert's rows times its matrix: x (P, in), weight (E, in, out) → (P, out), padding rows 0."""
         if not self.spans:
+            if isinstance(weight, Nf4):
+                return self._by_portions(x, weight)
             return functional.grouped_mm(x, weight, offs=self.offsets_E)
         y = x.new_zeros(x.shape[0], weight.shape[-1])
-        for (start, count), matrix in zip(self.spans, weight.unbind(), strict=True):
+        matrices = weight.unbind() if isinstance(weight, Tensor) else weight
+        for expert, (start, count) in enumerate(self.spans):
             if count:
-                torch.mm(x.narrow(0, start, count), matrix, out=y.narrow(0, start, count))
+                torch.mm(x.narrow(0, start, count), matrices[expert], out=y.narrow(0, start, count))
+        return y
+
+    def _by_portions(self, x: Tensor, weight: Nf4) -> Tensor:
+        """The same by grouped products over the chosen experts alone, as many at a time as PORTION_BYTES hold."""
+        ends = self.offsets_E.tolist()
+        starts = [0, *ends[:-1]]
+        chosen = [expert for expert, end in enumerate(ends) if end > starts[expert]]
+        at_once = max(1, PORTION_BYTES // (weight.rows * weight.cols * weight.element_size()))
+        y = x.new_empty(x.shape[0], weight.shape[-1])
+        for first in range(0, len(chosen), at_once):
+            portion = chosen[first : first + at_once]
+            start, end = starts[portion[0]], ends[portion[-1]]
+            offsets = self.offsets_E.new_tensor([ends[expert] - start for expert in portion])
+            y[start:end] = functional.grouped_mm(x[start:end], weight.matrices(portion), offs=offsets)
         return y
 
     def _outer_by_expert(self, h: Tensor, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from rich.table import Table
 from dsr1_tune.data import report
 from dsr1_tune.data.pipeline import Prepared
 from dsr1_tune.models.adapters import PartCoverage, count_trained
+from dsr1_tune.moe.experts4bit import PartBits
 from dsr1_tune.runs.evaluate import HeldOut, Sample
 from dsr1_tune.runs.folder import RunFolder
 
@@ -83,6 +84,26 @@ class Narrator:
         )
         self.console.print(table)
         self.say(f"{num_trained / num_base:.2%} of the base's number of parameters are trained")
+
+    def bits(self, lines: Sequence[PartBits], num_bytes: int) -> None:
+        """What the base is held in."""
+        table = Table(title="What is in 4 bits", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        table.add_column("part")
+        for name in ("weights", "in 4 bits", "bits a weight", "MiB in all", "worst error"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for line in lines:
+            held = (f"{line.bits:.2f}", f"{line.worst_error:.1%}") if line.num_in_4bit else ("", "")
+            table.add_row(
+                *(_TITLES[line.part], f"{line.num_weights:,}", f"{line.share:.0%}", held[0]),
+                *(f"{line.num_bytes / 2**20:,.1f}", held[1]),
+                style="" if line.num_in_4bit else "dim",
+            )
+        num, in_16 = sum(line.num_weights for line in lines), sum(2 * line.num_weights for line in lines)
+        share = sum(line.num_in_4bit for line in lines) / num
+        table.add_section()
+        table.add_row("together", f"{num:,}", f"{share:.0%}", "", f"{num_bytes / 2**20:,.1f}", "")
+        self.console.print(table)
+        self.say(f"the weights take {num_bytes / in_16:.0%} of what they would in 16 bits")
 
     @contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:

@@ -28,6 +28,7 @@ from dsr1_tune.errors import DataError, ModelError, RunError
 from dsr1_tune.models import embedded
 from dsr1_tune.models.adapters import audit
 from dsr1_tune.models.load import Loaded, Located, load_located, locate
+from dsr1_tune.moe.experts4bit import audit_bits, memory_of
 from dsr1_tune.runs.arguments import to_arguments
 from dsr1_tune.runs.callbacks import GracefulStop, GradientCheck, ProgressBar, TrainLog, WholeCheckpoints
 from dsr1_tune.runs.environment import package_versions
@@ -113,6 +114,13 @@ class Session(Generic[Run]):
         coverage = audit(model)
         self.narrator.coverage(coverage)
         self.facts["coverage"] = [asdict(line) for line in coverage]
+
+    def audit_bits(self, model: Any) -> None:
+        """Show what is held in 4 bits. Raises ModelError if experts are not."""
+        bits = audit_bits(model)
+        self.narrator.bits(bits, memory_of(model))
+        self.facts["bits"] = [asdict(line) | {"bits": round(line.bits, 3)} for line in bits]
+        self.facts["weights_bytes"] = memory_of(model)
 
     def look_before(self, model: Any) -> None:
         """Held-out loss and answers before training; a resumed run keeps those from when it began."""
@@ -202,8 +210,8 @@ class Session(Generic[Run]):
     def check(self, reload: Callable[[Loaded], Any], how: str = "") -> None:
         """Load base and output afresh; raises ModelError unless the loss is that of the trained model.
 
-        `reload` puts what the run saved onto the fresh base, `how` says by what means. Call it when the trained model is gone: only then is
-        there room for another.
+        `reload` puts what the run saved onto the fresh base, `how` says by what means. Call it when the trained model
+        is gone: only then is there room for another.
         """
         gc.collect()
         self.narrator.stage("Checking what was saved")

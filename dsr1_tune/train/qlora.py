@@ -1,0 +1,37 @@
+"""`qlora`: train low-rank updates over a base whose experts and linear layers are held in 4 bits (NF4)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from dsr1_tune.config import QloraRun
+from dsr1_tune.models.adapters import add_lora, save_adapter
+from dsr1_tune.models.load import put_adapter_on
+from dsr1_tune.runs.folder import RunFolder
+from dsr1_tune.runs.session import Session, open_session
+
+
+def run(config: QloraRun, resume: Path | None = None, console: Console | None = None) -> RunFolder:
+    """Train QLoRA (arXiv 2305.14314) as `config` says, or go on with the run in `resume`; returns its folder.
+
+    Raises TuneError for everything the user can mend, before weights are loaded where that is possible, and
+    KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
+    """
+    with open_session(config, "qlora", resume, console, quantised=True) as session:
+        _train(session)
+        session.check(lambda base: put_adapter_on(base, session.folder.adapter))
+    return session.folder
+
+
+def _train(session: Session[QloraRun]) -> None:
+    """Load in 4 bits, look, train, save, look again."""
+    loaded = session.load()
+    session.audit_bits(loaded.model)
+    model = add_lora(loaded.model, session.config.adapter)
+    session.audit(model)
+    session.look_before(model)
+    session.fit(model)
+    save_adapter(model, session.base, session.folder.adapter)
+    session.look_after(model)
