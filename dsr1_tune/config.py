@@ -135,7 +135,8 @@ class Adapter(Noun):
     rslora: bool = False
     """Scale by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732)."""
     dora: bool = False
-    """Train the magnitudes of the linear layers too (DoRA, arXiv 2402.09353); the routed experts keep plain LoRA."""
+    """Train the magnitudes of the linear layers too (DoRA, arXiv 2402.09353); in a mixture of experts PEFT can do so
+    for attention alone: adapter.groups=[attention]."""
     dropout: Share = 0.0
     """Dropout on the input of the linear layers' updates; the routed experts have none."""
     lora_plus: Annotated[float, Field(ge=1)] = 1.0
@@ -325,6 +326,12 @@ class TuneRun(Noun):
     sample_tokens: Count = 80
     """Longest sample answer, in tokens."""
 
+    @model_validator(mode="after")
+    def _routers_can_learn(self) -> TuneRun:
+        if self.router.mode in ("train", "aux_loss"):
+            _refuse_float16(self.base)
+        return self
+
 
 class LoraRun(TuneRun):
     """Everything `dsr1-tune lora` needs to know."""
@@ -343,6 +350,10 @@ class QloraRun(TuneRun):
             raise ValueError(
                 f"adapter.init={self.adapter.init} changes the base weights, which qlora holds in 4 bits; use lora"
             )
+        if self.adapter.dora:
+            raise ValueError("adapter.dora needs the norms of the base weights, which qlora holds in 4 bits; use lora")
+        if self.adapter.dora:
+            raise ValueError("adapter.dora needs the norms of the base weights, which qlora holds in 4 bits; use lora")
         if self.parallel.strategy != "ddp":
             raise ValueError(f"qlora's 4-bit weights cannot be shared out by {self.parallel.strategy}; use ddp")
         return self
@@ -355,7 +366,7 @@ class Train(Noun):
     """Groups (attention, dense_ffn, shared_experts, routed_experts, embeddings, norms) and last:N for the last N
     layers, where given together a weight must be in both; without it every weight but the router's."""
     rounding: Literal["stochastic", "nearest"] = "stochastic"
-    """How updates are rounded into 16-bit weights; the optimizer's state is float32 either way."""
+    """How AdamW rounds updates into bfloat16 weights; its state is float32 either way."""
 
     @model_validator(mode="after")
     def _known(self) -> Train:
@@ -371,6 +382,17 @@ class FullRun(TuneRun):
     """Everything `dsr1-tune full` needs to know."""
 
     train: Train = Train()
+
+    @model_validator(mode="after")
+    def _works_together(self) -> FullRun:
+        _refuse_float16(self.base)
+        return self
+
+
+def _refuse_float16(base: Base) -> None:
+    """Weights that are trained themselves: their gradients would be scaled in float16, which they cannot be."""
+    if base.dtype == "float16":
+        raise ValueError("base.dtype=float16 is too narrow for weights that are trained; use bfloat16 or float32")
 
 
 class Esft(Noun):
@@ -395,4 +417,17 @@ class EsftRun(TuneRun):
     adapter: Adapter = Adapter(groups=("routed_experts",))
     """Rank and alpha for esft.method=lora."""
     rounding: Literal["stochastic", "nearest"] = "stochastic"
-    """How updates are rounded into 16-bit weights; the optimizer's state is float32 either way."""
+    """How AdamW rounds updates into bfloat16 weights; its state is float32 either way."""
+
+    @model_validator(mode="after")
+    def _works_together(self) -> EsftRun:
+        plain = Adapter(groups=("routed_experts",))
+        if self.esft.method == "weights":
+            _refuse_float16(self.base)
+            if self.adapter != plain:
+                raise ValueError("adapter is for esft.method=lora; the experts' own weights are trained here")
+        elif self.adapter.groups != ("routed_experts",):
+            raise ValueError("esft trains routed experts alone: leave adapter.groups as it is, or use lora")
+        if self.parallel.strategy != "ddp":
+            raise ValueError(f"esft's experts cannot be shared out by {self.parallel.strategy}; use ddp")
+        return self

@@ -37,11 +37,12 @@ def tiny_tokenizer() -> Any:
 def tiny_config(family: str, **changes: Any) -> Any:
     """A config of two layers and four experts.
 
-    `family` is deepseek_v3, deepseek_v2, qwen3_moe, mixtral, gpt_oss or llama.
+    `family` is deepseek_v3, deepseek_v2, glm4_moe, qwen3_moe, mixtral, gpt_oss or llama.
     """
     from transformers import (
         DeepseekV2Config,
         DeepseekV3Config,
+        Glm4MoeConfig,
         GptOssConfig,
         LlamaConfig,
         MixtralConfig,
@@ -73,6 +74,8 @@ def tiny_config(family: str, **changes: Any) -> Any:
         few = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 32}
         plain_rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}}
         return GptOssConfig(**{**sizes, **few, **plain_rope, **changes})
+    if family == "glm4_moe":
+        return Glm4MoeConfig(**{**sizes, **experts, **groups, "head_dim": 16, "num_nextn_predict_layers": 0, **changes})
     if family == "qwen3_moe":
         return Qwen3MoeConfig(**{**sizes, **experts, "num_experts": 4, "head_dim": 16, **changes})
     return LlamaConfig(**{**sizes, "tie_word_embeddings": True, **changes})

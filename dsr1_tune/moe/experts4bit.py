@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
@@ -133,10 +132,12 @@ def audit_bits(model: nn.Module) -> list[PartBits]:
     """
     part_of = Anatomy(model)
     found: dict[Part, list[float]] = {part: [0, 0, 0, 0, 0.0] for part in PARTS}
+    seen = set()
     for owner, module in model.named_modules():
         for name, weight in module._parameters.items():
-            if weight is None:
+            if weight is None or id(weight) in seen:  # tied to another
                 continue
+            seen.add(id(weight))
             line = found[part_of(f"{owner}.{name}")]
             line[0] += weight.numel()
             held = held_weight(module, name)

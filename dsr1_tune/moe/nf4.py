@@ -72,9 +72,8 @@ class Nf4:
             index = torch.tensor(index, device=self.packed.device)
         # Scales of one matrix need not fill their last block, so they are unfolded here, by rows.
         scale = self.scale[index].repeat_interleave(SCALES_BLOCK, dim=1)[:, : self.absmax.shape[1]]
-        absmax = torch.addcmul(
-            self.offset[index].unsqueeze(1), _scale_map(self.packed.device)[self.absmax[index].int()], scale
-        )
+        # Product, then sum, not both at once: to the last bit what bitsandbytes makes of them.
+        absmax = (_scale_map(self.packed.device)[self.absmax[index].int()] * scale).add_(self.offset[index, None])
         packed = self.packed[index]
         flat = torch.ops.bitsandbytes.dequantize_4bit(
             packed.reshape(-1), absmax.reshape(-1), BLOCK, "nf4", (packed.shape[0] * self.rows, self.cols), self.dtype

@@ -8,34 +8,39 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from datasets import Dataset
 from rich.console import Console
-from torch.utils.tensorboard import SummaryWriter
 from transformers import PrinterCallback, set_seed
-from transformers.integrations import TensorBoardCallback
 
-from dsr1_tune.config import TuneRun
-from dsr1_tune.data.encode import Example, encode_all
-from dsr1_tune.data.pipeline import Prepared, prepare, repeat, split, write
-from dsr1_tune.errors import DataError, ModelError, RunError
+from dsr1_tune.config import Base, TuneRun
+from dsr1_tune.data.pipeline import prepare, write
+from dsr1_tune.errors import ModelError, RunError
 from dsr1_tune.models import embedded
 from dsr1_tune.models.adapters import audit
-from dsr1_tune.models.load import Loaded, Located, load_located, locate
+from dsr1_tune.models.context import check_length
+from dsr1_tune.models.load import Loaded, Located, is_nf4, load_located, locate, pick_device
 from dsr1_tune.moe.experts4bit import audit_bits, memory_of
+from dsr1_tune.runs import processes
 from dsr1_tune.runs.arguments import to_arguments
 from dsr1_tune.runs.callbacks import GracefulStop, GradientCheck, ProgressBar, TrainLog, WholeCheckpoints
+from dsr1_tune.runs.data import RunData, encode_and_split, training_set
 from dsr1_tune.runs.environment import package_versions
 from dsr1_tune.runs.evaluate import HeldOut, Sample, held_out_loss, sample_answers
 from dsr1_tune.runs.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFolder, hash_files, step_of
+from dsr1_tune.runs.isolation import use_packing
 from dsr1_tune.runs.narrator import Narrator, quiet_libraries
+from dsr1_tune.runs.optimizers import check_optimizer
+from dsr1_tune.runs.rollback import STOPPED, RollBack, StoppedByAlarm, roll_back, set_suspects_aside
+from dsr1_tune.runs.sharing import make_whole, number_formats
+from dsr1_tune.runs.trackers import check_trackers, open_trackers
 from dsr1_tune.runs.trainer import ResumableTrainer
+from dsr1_tune.runs.watching import Watcher, noting_routing
 from dsr1_tune.whole import is_disk_full
 
 # In 16 bits plain PEFT rounds the sum of weight and update, which the grouped products never form.
@@ -54,20 +59,24 @@ def open_session(
     can mend, and KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
     """
     quiet_libraries()
-    narrator = Narrator(console or Console())
-    folder = RunFolder.reopen(resume, command) if resume else RunFolder.vacant(config, command)
-    config = folder.config(type(config)) if resume else config
-    hashes = hash_files(config.data.files)
-    if resume:
-        folder.check_data(hashes)
+    processes.join(config.parallel)
+    narrator = Narrator(console or Console(), is_heard=processes.is_main())
+    folder, config, hashes = processes.from_main(lambda: _open_folder(config, command, resume))
+    folder = replace(folder, is_written_here=processes.is_main())
+    config = processes.as_launched(config, bool(resume), narrator.say)
+    check_optimizer(config.schedule, pick_device())
+    check_trackers(config.watch)
     # Before the base, which may first have to be built: it is what most often needs mending.
-    prepared = prepare(config.data)
+    prepared = processes.from_main(lambda: prepare(config.data))
     if config.base.model is None:
         narrator.say(f"No --model given: this is {embedded.DESCRIPTION}.")
-    base = locate(config.base, narrator.say, quantised=quantised)
+    base = processes.main_first(lambda: locate(config.base, narrator.say, quantised=quantised))
+    if not quantised and is_nf4(getattr(base.config, "quantization_config", None)):
+        raise ModelError(f"{base.name}: is stored in 4 bits", hint=f"train it with qlora instead of {command}")
     if resume:
-        folder.check_base(base.name, base.revision)
-    data = _encode_and_split(prepared, base.tokenizer, config)
+        processes.from_main(lambda: folder.check_base(base.name, base.revision))
+    data = processes.from_main(lambda: encode_and_split(prepared, base.tokenizer, config))
+    check_length(base.config, data.longest, base.name)
     if not resume:
         folder.begin(_pinned(config, base), command)
     session = Session(config, command, folder, narrator, base, data, quantised)
@@ -80,12 +89,30 @@ def open_session(
             base={"name": base.name, "revision": base.revision, "folder": str(base.folder.absolute())},
             versions=package_versions(),
             seed=config.schedule.seed,
+            processes=processes.count(),
+            global_batch=processes.global_batch(config),
         )
         narrator.stage("Data")
         narrator.data(data.prepared, len(data.train), len(data.held_out))
-        write(data.prepared, folder.data, [example.record for example in data.held_out])
+        for remark in data.remarks:
+            narrator.say(remark)
+        if session.is_main:
+            write(data.prepared, folder.data, data.held_out_records)
         yield session
-        session.finish()
+        if session.is_main:
+            session.finish()
+    processes.leave()
+
+
+def _open_folder(config: Run, command: str, resume: Path | None) -> tuple[RunFolder, Run, dict[str, str]]:
+    """The run's folder, its config and its data files' hashes: a new one's, or those that it began with."""
+    if not resume:
+        return RunFolder.vacant(config, command), config, hash_files(config.data.files)
+    folder = RunFolder.reopen(resume, command)
+    config = folder.config(type(config))
+    hashes = hash_files(config.data.files)
+    folder.check_data(hashes)
+    return folder, config, hashes
 
 
 @dataclass
@@ -100,6 +127,11 @@ class Session(Generic[Run]):
     data: RunData
     quantised: bool
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one, of several, that writes and speaks."""
+        return self.folder.is_written_here
 
     def load(self) -> Loaded:
         """The base, ready for training, everything random seeded."""
@@ -125,13 +157,13 @@ class Session(Generic[Run]):
     def look_before(self, model: Any) -> None:
         """Held-out loss and answers before training; a resumed run keeps those from when it began."""
         self.narrator.stage("Before training")
-        earlier = self.folder.evaluation()
+        earlier = processes.from_main(self.folder.evaluation)
         if "before" in earlier:
             before = HeldOut.from_json(earlier["before"])
             self.narrator.say(f"loss {before.loss:.4f}, as measured when the run began")
             return
         with self.timed("evaluate_before"):
-            before, answers = self._look(model)
+            before, answers = self._look(model, "before")
         self.folder.write_evaluation(
             on=self.data.probe_name, before=before.as_json(), answers_before=[asdict(s) for s in answers]
         )
@@ -140,7 +172,7 @@ class Session(Generic[Run]):
         """The same after training. Raises ModelError if the loss is not a number."""
         self.narrator.stage("After training")
         with self.timed("evaluate_after"):
-            after, answers = self._look(model)
+            after, answers = self._look(model, "after")
         self.folder.write_evaluation(after=after.as_json(), answers_after=[asdict(s) for s in answers])
         if not math.isfinite(after.loss):
             raise ModelError(
@@ -148,9 +180,10 @@ class Session(Generic[Run]):
                 hint=f"lower schedule.learning_rate; {self.folder.log_file} shows where the loss went wrong",
             )
 
-    def _look(self, model: Any) -> tuple[HeldOut, list[Sample]]:
-        """Held-out loss, and answers to a few held-out questions."""
-        held_out = self._loss_of(model)
+    def _look(self, model: Any, stage: str) -> tuple[HeldOut, list[Sample]]:
+        """Held-out loss and the experts that it used, and answers to a few held-out questions."""
+        with noting_routing(model, self.folder, stage):
+            held_out = self._loss_of(model)
         self.narrator.say(f"loss {held_out.loss:.4f} (perplexity {held_out.perplexity:.2f}) on {self.data.probe_name}")
         asked = [example.record for example in self.data.probe[: self.config.samples]]
         with self.narrator.counting("answering", len(asked)) as advance:
@@ -164,29 +197,50 @@ class Session(Generic[Run]):
     def fit(self, model: Any) -> None:
         """Run TRL's SFTTrainer, from the latest checkpoint where there is one."""
         self.narrator.stage("Training")
+        formats = number_formats(model)
         with self.timed("train"):
-            self.facts["num_steps"] = self._fit(model)
+            try:
+                self.facts["num_steps"] = self._fit(model)
+            except RollBack as fault:
+                make_whole(model, formats)
+                self.narrator.say(roll_back(model, self.folder, fault))
+                self.facts["num_steps"] = self._fit(model)
+            make_whole(model, formats)
+
+    def save(self, write: Callable[[], None]) -> None:
+        """Write what came of the training; of several processes one does, the others wait."""
+        processes.from_main(write)
 
     def _fit(self, model: Any) -> int:
+        learned = training_set(self.data, self.config, self.base.tokenizer.pad_token_id)
+        if learned.collator:
+            self.narrator.say(learned.remark)
+            use_packing(model, self.base.tokenizer.pad_token_id)
         stop = GracefulStop(self.narrator.say)
         bar = ProgressBar(self.narrator.console)
-        checkpoint = self.folder.latest_checkpoint()
-        # TensorBoard forgets the steps that are done again.
-        writer = SummaryWriter(str(self.folder.tensorboard), purge_step=step_of(checkpoint) + 1 if checkpoint else 0)
+        set_suspects_aside(self.folder)
+        checkpoint = processes.from_main(self.folder.latest_checkpoint)
+        watcher = Watcher(model, self.folder, self.config.watch, self.narrator.say, self._held_out_loss)
+        trackers = open_trackers(self.config, self.folder, first_step=step_of(checkpoint) + 1 if checkpoint else 0)
         trainer = ResumableTrainer(
             model=model,
+            config=self.config,
+            quantised=self.quantised,
             args=to_arguments(self.config, self.folder, _compute_dtype(model)),
-            train_dataset=_as_dataset(self.data.train),
+            train_dataset=learned.rows,
+            data_collator=learned.collator,
             processing_class=self.base.tokenizer,
             callbacks=[
                 GradientCheck(),
-                TrainLog(self.folder),
+                watcher,
                 stop,
                 WholeCheckpoints(self.folder),
                 bar,
-                TensorBoardCallback(writer),
+                *([TrainLog(self.folder, watcher.beside)] if self.is_main else []),
+                *trackers,
             ],
         )
+        trainer.before_clipping = watcher.before_clipping
         trainer.remove_callback(PrinterCallback)
         if checkpoint:
             self.narrator.say(f"going on from {checkpoint}")
@@ -200,23 +254,37 @@ class Session(Generic[Run]):
         finally:
             bar.close()
             stop.give_back()
-            writer.close()
+            watcher.close()
+            trainer.close()
+            for tracker in trackers:
+                tracker.close()
+        watcher.raise_if_stopped()
         if stop.was_asked:
             raise KeyboardInterrupt
         num_steps = int(trainer.state.global_step)
         trainer.accelerator.free_memory()
+        # accelerate leaves its mixed precision around forward; the model is looked at after as it was before.
+        for name in ("forward", "_original_forward"):
+            vars(model).pop(name, None)
         return num_steps
 
-    def check(self, reload: Callable[[Loaded], Any], how: str = "") -> None:
+    def _held_out_loss(self, model: Any) -> float:
+        return held_out_loss(model, self.data.probe, self.base.tokenizer.pad_token_id).loss
+
+    def check(self, reload: Callable[[Loaded], Any], how: str = "", whole: Path | None = None) -> None:
         """Load base and output afresh; raises ModelError unless the loss is that of the trained model.
 
-        `reload` puts what the run saved onto the fresh base, `how` says by what means. Call it when the trained model
-        is gone: only then is there room for another.
+        `reload` puts what the run saved onto the fresh base, `how` says by what means; a `whole` model that was saved
+        is loaded in place of the base. Call it when the trained model is gone: only then is there room for another.
         """
         gc.collect()
+        processes.from_main(lambda: self._check(reload, how, whole))
+
+    def _check(self, reload: Callable[[Loaded], Any], how: str, whole: Path | None) -> None:
         self.narrator.stage("Checking what was saved")
         with self.timed("check"):
-            loaded = load_located(self.base, self.config.base.dtype, quantised=self.quantised)
+            base = locate(Base(model=str(whole), dtype=self.config.base.dtype)) if whole else self.base
+            loaded = load_located(base, self.config.base.dtype, quantised=self.quantised)
             tolerance = RELOAD_TOLERANCE[_compute_dtype(loaded.model)]
             loss = self._loss_of(reload(loaded)).loss
         after = HeldOut.from_json(self.folder.evaluation()["after"])
@@ -251,54 +319,15 @@ class Session(Generic[Run]):
         try:
             yield
         finally:
-            seconds = self.folder.manifest().get("seconds", {})
-            seconds = {**seconds, stage: round(seconds.get(stage, 0) + time.perf_counter() - start, 3)}
-            self.folder.update(seconds=seconds)
+            if self.is_main:
+                seconds = self.folder.manifest().get("seconds", {})
+                seconds = {**seconds, stage: round(seconds.get(stage, 0) + time.perf_counter() - start, 3)}
+                self.folder.update(seconds=seconds)
 
 
 def _compute_dtype(model: Any) -> torch.dtype:
     """The number format of what is not quantised, in which the products are computed."""
     return next(weight.dtype for weight in model.get_input_embeddings().parameters())
-
-
-def _as_dataset(train: Sequence[Example]) -> Dataset:
-    return Dataset.from_dict({"input_ids": [e.input_ids for e in train], "labels": [e.labels for e in train]})
-
-
-@dataclass(frozen=True)
-class RunData:
-    """The cleaned and encoded records, split."""
-
-    prepared: Prepared
-    train: list[Example]
-    held_out: list[Example]
-
-    @property
-    def probe(self) -> list[Example]:
-        """What the trained model is checked on: the held-out records, or a few others where none are held out."""
-        return self.held_out or self.train[:8]
-
-    @property
-    def probe_name(self) -> str:
-        """What the probe is, for people."""
-        if self.held_out:
-            return f"{len(self.held_out):,} held-out records"
-        return f"{len(self.probe):,} of the training records, as none are held out"
-
-
-def _encode_and_split(prepared: Prepared, tokenizer: Any, config: TuneRun) -> RunData:
-    """What is to be trained on, and what is held out. Raises DataError if nothing is left."""
-    examples, drops = encode_all(prepared.records, tokenizer, config.schedule.max_tokens)
-    if not examples:
-        raise DataError(
-            f"none of the {len(drops)} records can be trained on; the first: {drops[0].place}: {drops[0].detail}",
-            hint=drops[0].fix,
-        )
-    prepared = prepared.with_drops(drops)
-    train, held_out = split(prepared.records, config.data.eval_share, config.schedule.seed)
-    by_place = {example.record.place: example for example in examples}
-    train = repeat(train, config.data.weights, config.schedule.seed)
-    return RunData(prepared, [by_place[r.place] for r in train], [by_place[r.place] for r in held_out])
 
 
 def _pinned(config: Run, base: Located) -> Run:
@@ -317,6 +346,9 @@ def _accounted(session: Session[Any]) -> Iterator[None]:
     except KeyboardInterrupt:
         folder.close(INTERRUPTED)
         session.narrator.say(f"\nStopped. Go on with: {go_on}")
+        raise
+    except StoppedByAlarm as error:
+        folder.close(STOPPED, error=str(error.alarm))
         raise
     except Exception as error:
         with suppress(OSError):  # a full disk must not hide what went wrong
