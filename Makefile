@@ -4,10 +4,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 DATA   ?= examples/medical/medical.json
 RUN    ?=
+METHOD ?= lora
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lora resume chat data-check data-clean base doctor test test-slow check format benchmark clean
+.PHONY: help setup demo lora qlora full experts esft resume chat data-check data-clean base doctor test test-slow check format benchmark clean
 
 help: ## list the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,8 +29,20 @@ demo: setup ## the main job on the medical example: check, clean, LoRA, before a
 lora: setup ## LoRA on your own file: make lora DATA=medical.json ARGS="--model deepseek-ai/DeepSeek-V2-Lite-Chat"
 	$(BIN)/dsr1-tune lora --data $(DATA) $(ARGS)
 
-resume: setup ## go on with an interrupted run: make resume RUN=runs/medical-...
-	$(BIN)/dsr1-tune lora --resume $(RUN)
+qlora: setup ## LoRA over a base in 4 bits: make qlora DATA=medical.json ARGS="--model Qwen/Qwen3-30B-A3B"
+	$(BIN)/dsr1-tune qlora --data $(DATA) $(ARGS)
+
+full: setup ## every weight, or a part: make full DATA=medical.json ARGS="--set train.only=[attention]"
+	$(BIN)/dsr1-tune full --data $(DATA) $(ARGS)
+
+experts: setup ## which experts your data uses: make experts DATA=medical.json
+	$(BIN)/dsr1-tune experts $(DATA) $(ARGS)
+
+esft: setup ## train only those experts: make esft DATA=medical.json
+	$(BIN)/dsr1-tune esft --data $(DATA) $(ARGS)
+
+resume: setup ## go on with an interrupted run: make resume RUN=runs/medical-... METHOD=qlora
+	$(BIN)/dsr1-tune $(METHOD) --resume $(RUN)
 
 chat: setup ## talk to a run, or to the embedded base: make chat RUN=runs/medical-...
 	$(BIN)/dsr1-tune chat $(RUN)

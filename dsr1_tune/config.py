@@ -419,6 +419,14 @@ class EsftRun(TuneRun):
     rounding: Literal["stochastic", "nearest"] = "stochastic"
     """How AdamW rounds updates into bfloat16 weights; its state is float32 either way."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _experts_alone(cls, value: Any) -> Any:
+        """`adapter.rank=16` leaves the adapter on the routed experts."""
+        if isinstance(value, dict) and isinstance(value.get("adapter"), dict):
+            return {**value, "adapter": {"groups": ("routed_experts",), **value["adapter"]}}
+        return value
+
     @model_validator(mode="after")
     def _works_together(self) -> EsftRun:
         plain = Adapter(groups=("routed_experts",))

@@ -28,6 +28,7 @@ FLAGS = {
     "qlora": TRAINING,
     "full": TRAINING,
     "esft": TRAINING,
+    "experts": ["FILES", "--model", "--out", "--map", "--config", "--set"],
     "data check": ["FILES", "--map", "--json", "--rejects"],
     "data clean": [
         *["FILES", "--out", "--rules", "--privacy", "--against", "--judge", "--judge-minutes", "--judge-sample"],

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from dsr1_tune.cli import base, chat, data, doctor, esft, full, lora, qlora, settings
+from dsr1_tune.cli import base, chat, data, doctor, esft, experts, full, lora, qlora, settings
 from dsr1_tune.errors import TuneError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command("lora")(lora.lora)
 app.command("qlora")(qlora.qlora)
 app.command("full")(full.full)
 app.command("esft")(esft.esft)
+app.command("experts")(experts.experts)
 app.add_typer(data.app, name="data")
 app.command("chat")(chat.chat)
 app.command("base")(base.base)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,6 +57,7 @@ def start(
     from dsr1_tune import config as configs
     from dsr1_tune.data.formats import parse_mapping
     from dsr1_tune.errors import ConfigError
+    from dsr1_tune.runs.launch import is_launched, processes_of, run_in_processes
     from dsr1_tune.settings import load_config
 
     kinds: dict[str, type[configs.TuneRun]] = {
@@ -73,7 +75,8 @@ def start(
         "parallel.processes": processes,
         "out": str(out) if out else None,
     }
-    if resume and (config or sets or any(value is not None for value in flags.values())):
+    changes = [value for name, value in flags.items() if name != "parallel.processes"]
+    if resume and (config or sets or any(value is not None for value in changes)):
         raise ConfigError(
             "--resume goes on with the run's own settings; no others can be given",
             hint=f"dsr1-tune {command} --resume {resume}",
@@ -81,4 +84,7 @@ def start(
     settings = load_config(kinds[command], config, flags, sets or ())
     if not resume and not settings.data.files:
         raise ConfigError("no data is given", hint=f"dsr1-tune {command} --data medical.json")
+    wanted = processes or (processes_of(resume) if resume else settings.parallel.processes)
+    if wanted > 1 and not is_launched():
+        raise typer.Exit(run_in_processes(sys.argv[1:], wanted))
     import_module(f"dsr1_tune.train.{command}").run(settings, resume)

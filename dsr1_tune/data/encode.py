@@ -1,14 +1,18 @@
-"""A record through the model's own chat template: token ids, and labels on what the assistant says."""
+"""A record as the model sees it: token ids, and labels on what is to be learned."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import chain
 from typing import Any
 
-from dsr1_tune.data.record import Drop, Record
+from dsr1_tune.config import Sequences
+from dsr1_tune.data import thoughts
+from dsr1_tune.data.record import Drop, Message, Record
+from dsr1_tune.data.render import USUAL, Span, prompt_text, render
+
+__all__ = ["IGNORED", "Encoded", "Example", "Span", "encode", "encode_all", "prompt_text", "render"]
 
 IGNORED = -100
 """The label of a token that is not learned; the loss skips it."""
@@ -16,32 +20,66 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A record as the model sees it: `labels` are `input_ids` where the assistant speaks, else IGNORED."""
+    """A record, or a part of one, as the model sees it: `labels` are `input_ids` where they are learned, else IGNORED.
+
+    `record` holds the turns that are encoded here, in the place of the whole one; `num_cut` tokens were cut off.
+    """
 
     record: Record
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
+    num_cut: int = 0
 
 
-def encode_all(records: Iterable[Record], tokenizer: Any, max_tokens: int) -> tuple[list[Example], list[Drop]]:
+@dataclass(frozen=True)
+class Encoded:
+    """What became of many records: the examples of each in their order, and the records of which none came.
+
+    `lost_parts` are parts of split records that were too long by themselves, while other parts are among the examples.
+    """
+
+    examples: list[Example]
+    drops: list[Drop]
+    num_truncated: int = 0
+    num_split: int = 0
+    lost_parts: tuple[Drop, ...] = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        """`examples, drops = encode_all(...)`."""
+        return iter((self.examples, self.drops))
+
+
+def encode_all(records: Iterable[Record], tokenizer: Any, max_tokens: int, sequences: Sequences = USUAL) -> Encoded:
     """Encode every record; those that the template refuses or that exceed `max_tokens` come back as Drops."""
     examples: list[Example] = []
     drops: list[Drop] = []
+    lost_parts: list[Drop] = []
+    num_split = 0
     for record in records:
-        outcome = encode(record, tokenizer, max_tokens)
-        if isinstance(outcome, Example):
-            examples.append(outcome)
+        outcomes: Sequence[Example | Drop] = [encode(record, tokenizer, max_tokens, sequences)]
+        first = outcomes[0]
+        if sequences.longer == "split" and isinstance(first, Drop) and first.code == "too_long":
+            outcomes = _split(record, tokenizer, max_tokens, sequences) or outcomes
+        found = [outcome for outcome in outcomes if isinstance(outcome, Example)]
+        lost = [one.at(record.place, "encode", record.row) for one in outcomes if isinstance(one, Drop)]
+        examples += found
+        num_split += len(found) > 1 or bool(found and lost)
+        if found:
+            lost_parts += lost
         else:
-            drops.append(outcome.at(record.place, "encode", record.row))
-    return examples, drops
+            drops.append(lost[0])
+    num_truncated = sum(example.num_cut > 0 for example in examples)
+    return Encoded(examples, drops, num_truncated, num_split, tuple(lost_parts))
 
 
-def encode(record: Record, tokenizer: Any, max_tokens: int) -> Example | Drop:
-    """One record → token ids and labels, or why it cannot be."""
+def encode(record: Record, tokenizer: Any, max_tokens: int, sequences: Sequences = USUAL) -> Example | Drop:
+    """One record → token ids and labels, or why it cannot be; with sequences.longer=truncate its end may be cut."""
     from jinja2 import TemplateError
 
+    if sequences.think == "strip":
+        record = _stripped(record)
     try:
-        text, spans = render(record, tokenizer)
+        text, spans = render(record, tokenizer, sequences)
     except (TemplateError, ValueError, TypeError, KeyError) as error:
         return Drop(
             "template_refused",
@@ -50,81 +88,102 @@ def encode(record: Record, tokenizer: Any, max_tokens: int) -> Example | Drop:
             path=record.messages[0].path,
         )
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-    labels = [
+    ids, labels = encoded["input_ids"], _labels(encoded["input_ids"], encoded["offset_mapping"], spans)
+    num_cut = max(0, len(ids) - max_tokens)
+    if num_cut and sequences.longer != "truncate":
+        return _too_long(record, len(ids), max_tokens, _SHORTEN)
+    # The first token's label is never predicted: nothing stands before it.
+    if not _is_learned(labels):
+        return _nothing_to_learn(record, sequences)
+    if not _is_learned(labels[:max_tokens]):
+        return _too_long(
+            record, len(ids), max_tokens, "raise schedule.max_tokens: what is learned stands behind the cut"
+        )
+    return Example(record, tuple(ids[:max_tokens]), tuple(labels[:max_tokens]), num_cut)
+
+
+def _stripped(record: Record) -> Record:
+    """The record without any answer's thoughts."""
+    messages = tuple(
+        replace(message, content=thoughts.strip(message.content)) if message.role == "assistant" else message
+        for message in record.messages
+    )
+    return replace(record, messages=messages)
+
+
+def _labels(ids: Sequence[int], offsets: Sequence[Span], spans: Sequence[Span]) -> list[int]:
+    """The ids of tokens that share a character with a span, IGNORED for the others."""
+    return [
         token if any(start < last and first < end for first, last in spans) else IGNORED
         for token, (start, end) in zip(ids, offsets, strict=True)
     ]
-    if len(ids) > max_tokens:
-        return Drop(
-            "too_long",
-            f"{len(ids):,} tokens, {max_tokens:,} are allowed",
-            fix="shorten it, or raise schedule.max_tokens",
-            path=record.messages[-1].path,
-        )
-    if all(label == IGNORED for label in labels):
-        return Drop(
-            "nothing_to_learn",
-            "the model's chat template leaves nothing of the answer",
-            fix="look at the answer as the template shows it; it may hold only what the template removes",
-            path=record.messages[-1].path,
-        )
-    return Example(record, tuple(ids), tuple(labels))
 
 
-def render(record: Record, tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
-    """The conversation as text, and the character spans (first, end) of it that the assistant says.
-
-    Each answer's span runs from behind the generation prompt to the end of its end-of-turn token, so that the model
-    also learns to stop. Earlier answers that the template rewrites when the talk goes on (DeepSeek-R1 removes their
-    thoughts) are left out. Raises what the template raises, such as jinja2.TemplateError.
-    """
-
-    def shown(count: int, prompt: bool = False) -> str:
-        return _shown(record, count, prompt, tokenizer)
-
-    def with_answer(position: int, content: str) -> str:
-        answer = replace(record.messages[position], content=content)
-        other = replace(record, messages=(*record.messages[:position], answer))
-        return _shown(other, position + 1, False, tokenizer)
-
-    whole = shown(len(record.messages))
-    spans = []
-    for position, message in enumerate(record.messages):
-        if message.role != "assistant":
-            continue
-        through = whole if position == len(record.messages) - 1 else shown(position + 1)
-        if position == 0 or not whole.startswith(through):
-            continue
-        if message.content.strip() not in through and through == with_answer(position, ""):
-            continue  # an answer of thoughts alone, which the template removes
-        # Where the prompt holds more than the finished turn (an opened <think>, say), learn from where they part.
-        asked = shown(position, prompt=True)
-        first = _common_prefix(asked, through)
-        if first < len(asked):
-            # The two may part late: "<think>" and an answer's "<table>" begin alike.
-            first = min(first, _common_prefix(with_answer(position, "\ufffc"), through))
-        end = first + len(through[first:].rstrip())
-        if end > first:
-            spans.append((first, end))
-    return whole, spans
+def _is_learned(labels: Sequence[int]) -> bool:
+    return any(label != IGNORED for label in labels[1:])
 
 
-def prompt_text(record: Record, tokenizer: Any) -> str:
-    """The conversation up to the last answer, as the model is asked for it."""
-    return _shown(record, len(record.messages) - 1, True, tokenizer)
+_SHORTEN = "shorten it, raise schedule.max_tokens, or cut it with sequences.longer=truncate"
+_BEHIND_CUT = "raise schedule.max_tokens: all that is to be learned stands behind the cut"
 
 
-def _shown(record: Record, count: int, prompt: bool, tokenizer: Any) -> str:
-    """The first `count` turns as the model's chat template shows them, with or without the generation prompt."""
-    turns = [{"role": message.role, "content": message.content} for message in record.messages[:count]]
-    tools = json.loads(record.tools) if record.tools else None
-    text: str = tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, add_generation_prompt=prompt)
-    return text
+def _too_long(record: Record, num_tokens: int, max_tokens: int, fix: str) -> Drop:
+    detail = f"{num_tokens:,} tokens, {max_tokens:,} are allowed"
+    return Drop("too_long", detail, fix=fix, path=record.messages[-1].path)
 
 
-def _common_prefix(one: str, other: str) -> int:
-    """The number of characters with which both begin."""
-    if other.startswith(one):
-        return len(one)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+def _nothing_to_learn(record: Record, sequences: Sequences) -> Drop:
+    path = record.messages[-1].path
+    if sequences.think != "keep":
+        detail = f"without its thoughts (sequences.think={sequences.think}) nothing of the answer is left to learn"
+        return Drop("nothing_to_learn", detail, fix="close the thought with </think> and answer behind it", path=path)
+    return Drop(
+        "nothing_to_learn",
+        "the model's chat template leaves nothing of the answer",
+        fix="look at the answer as the template shows it; it may hold only what the template removes",
+        path=path,
+    )
+
+
+# --- long conversations ----------------------------------------------------------------------------------------------
+
+
+def _split(record: Record, tokenizer: Any, max_tokens: int, sequences: Sequences) -> list[Example | Drop]:
+    """As few examples as hold the conversation, each of whole exchanges behind the system prompt."""
+    system, exchanges = _exchanges(record.messages)
+    outcomes: list[Example | Drop] = []
+    taken: list[tuple[Message, ...]] = []
+    for exchange in exchanges:
+        longer = _encoded_part(record, system, [*taken, exchange], tokenizer, max_tokens, sequences)
+        if taken and isinstance(longer, Drop):
+            taken = []
+            longer = _encoded_part(record, system, [exchange], tokenizer, max_tokens, sequences)
+        elif taken:
+            outcomes.pop()
+        outcomes.append(longer)
+        taken = [*taken, exchange] if isinstance(longer, Example) else []
+    return outcomes
+
+
+def _encoded_part(
+    record: Record,
+    system: tuple[Message, ...],
+    exchanges: list[tuple[Message, ...]],
+    tokenizer: Any,
+    max_tokens: int,
+    sequences: Sequences,
+) -> Example | Drop:
+    messages = (*system, *chain.from_iterable(exchanges))
+    return encode(replace(record, messages=messages), tokenizer, max_tokens, sequences)
+
+
+def _exchanges(messages: Sequence[Message]) -> tuple[tuple[Message, ...], list[tuple[Message, ...]]]:
+    """The system prompt, and what follows: each exchange begins with the user and ends with the assistant."""
+    num_system = next((number for number, message in enumerate(messages) if message.role != "system"), 0)
+    exchanges: list[tuple[Message, ...]] = []
+    for message in messages[num_system:]:
+        if message.role == "user" or not exchanges:
+            exchanges.append((message,))
+        else:
+            exchanges[-1] += (message,)
+    return tuple(messages[:num_system]), exchanges

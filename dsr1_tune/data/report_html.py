@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache, partial
@@ -10,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsr1_tune.data import page
 from dsr1_tune.data.report_texts import Language, meaning, named, say
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 MAX_EXCERPT_CHARS = 200
-MAX_NAME_CHARS = 300
 MAX_EXAMPLES = 3
 MAX_LISTED = 200
 MAX_FINDINGS = 12
@@ -47,10 +46,11 @@ def _page(language: Language) -> Template:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = _number
-    environment.filters["label"] = _label
-    environment.filters["share"] = partial(_share, language)
-    environment.filters["shown"] = partial(_shown, language)
+    environment.filters["number"] = page.number
+    environment.filters["label"] = page.label
+    environment.filters["share"] = partial(page.share, language)
+    environment.filters["shown"] = partial(page.shown, language)
+    environment.globals["style"] = page.style()
     environment.globals["t"] = partial(_text, language)
     environment.globals["meaning"] = partial(meaning, language=language)
     environment.globals["named"] = partial(named, language=language)
@@ -88,8 +88,8 @@ def _view(facts: Facts) -> dict[str, Any]:
         "split": split and _split(split),
         "noted": _ranked(facts, "noted"),
         "mended": _ranked(facts, "mended"),
-        "settings": list(_leaves(facts.get("settings") or {})),
-        "versions": list(_leaves(facts.get("versions") or {})),
+        "settings": list(page.leaves(facts.get("settings") or {})),
+        "versions": list(page.leaves(facts.get("versions") or {})),
         "seed": facts.get("seed"),
         "version": facts.get("version") or "",
     }
@@ -97,7 +97,7 @@ def _view(facts: Facts) -> dict[str, Any]:
 
 def _findings(facts: Facts, language: Language) -> Iterator[str]:
     """What a reader in a hurry should know, most pressing first."""
-    text, shown = partial(_text, language), partial(_shown, language)
+    text, shown = partial(_text, language), partial(page.shown, language)
     files = [_file(file) for file in _items(facts, "files")]
     for file in files:
         if file["is_damaged"]:
@@ -105,7 +105,7 @@ def _findings(facts: Facts, language: Language) -> Iterator[str]:
     personal = _personal(_section(facts, "personal_data"))
     if personal and personal["action"] == "count" and personal["kinds"]:
         found = sum(kind["num_found"] for kind in personal["kinds"])
-        yield text("finding_personal", found=_number(found))
+        yield text("finding_personal", found=page.number(found))
     judge = _section(facts, "judge")
     for score in _scores(judge) if judge else ():
         if score["switched_off"]:
@@ -114,23 +114,23 @@ def _findings(facts: Facts, language: Language) -> Iterator[str]:
             yield text("finding_switched_off", score=shown(score["name"]), language=of, why=why)
     contradictory = _count(_section(facts, "duplicates") or {}, "num_contradictory")
     if contradictory:
-        yield text("finding_contradictory", rows=_number(contradictory))
+        yield text("finding_contradictory", rows=page.number(contradictory))
     contaminated = _count(_section(facts, "contamination") or {}, "num_rows")
     if contaminated:
-        yield text("finding_contaminated", rows=_number(contaminated))
+        yield text("finding_contaminated", rows=page.number(contaminated))
     reasons = _ranked(facts, "dropped")
     num_lost = sum(number for _, number in reasons)
     for code, number in reasons[:1]:
         if number / num_lost >= MAIN_REASON and len(reasons) > 1:
-            of_all = _share(language, number / num_lost)
+            of_all = page.share(language, number / num_lost)
             yield text("finding_reason", code=shown(code), share=of_all, meaning=meaning(code, language) or code)
     for file in files:
         if len(files) > 1 and file["num_rows"] and file["num_kept"] / file["num_rows"] < POOR_FILE:
-            kept = _share(language, file["num_kept"] / file["num_rows"])
+            kept = page.share(language, file["num_kept"] / file["num_rows"])
             yield text("finding_file", file=shown(file["file"]), share=kept)
     for file in files:
         if len(file["formats"]) > 1:
-            listed = ", ".join(f"{name} ({_number(number)})" for name, number in file["formats"])
+            listed = ", ".join(f"{name} ({page.number(number)})" for name, number in file["formats"])
             yield text("finding_formats", file=shown(file["file"]), formats=shown(listed))
 
 
@@ -174,15 +174,15 @@ def _reasons(facts: Facts, num_rows: int) -> list[dict[str, Any]]:
 
 def _example(example: Facts) -> dict[str, str]:
     names = ("file", "line", "path", "detail", "fix", "question", "answer")
-    return {name: _as_text(example.get(name)) for name in names}
+    return {name: page.as_text(example.get(name)) for name in names}
 
 
 def _file(file: Facts) -> dict[str, Any]:
     return {
-        "file": _as_text(file.get("file")),
-        "layout": _as_text(file.get("layout")),
-        "encoding": _as_text(file.get("encoding")),
-        "format": _as_text(file.get("format")),
+        "file": page.as_text(file.get("file")),
+        "layout": page.as_text(file.get("layout")),
+        "encoding": page.as_text(file.get("encoding")),
+        "format": page.as_text(file.get("format")),
         "formats": _ranked(file, "formats"),
         "num_rows": _count(file, "num_rows"),
         "num_kept": _count(file, "num_kept"),
@@ -255,7 +255,7 @@ def _duplicates(duplicates: Facts | None) -> dict[str, Any] | None:
         return None
     counts = {f"num_{name}": _count(duplicates, f"num_{name}") for name in ("exact", "near", "contradictory", "groups")}
     largest = [
-        {name: _as_text(group.get(name)) for name in ("group", "kept", "text")}
+        {name: page.as_text(group.get(name)) for name in ("group", "kept", "text")}
         | {"num_rows": _count(group, "num_rows")}
         for group in _items(duplicates, "largest")
     ]
@@ -304,19 +304,10 @@ def _position(value: Any, edges: Sequence[float]) -> float | None:
 
 def _split(split: Facts) -> dict[str, Any]:
     strata = [
-        {"name": _as_text(s.get("name")), "num_train": _count(s, "num_train"), "num_eval": _count(s, "num_eval")}
+        {"name": page.as_text(s.get("name")), "num_train": _count(s, "num_train"), "num_eval": _count(s, "num_eval")}
         for s in _items(split, "strata")
     ]
     return {"num_train": _count(split, "num_train"), "num_eval": _count(split, "num_eval"), "strata": strata}
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as (dotted name, value)."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", _as_text(value)
 
 
 def _ranked(facts: Facts, name: str) -> list[tuple[str, int]]:
@@ -338,32 +329,6 @@ def _count(facts: Facts, name: str) -> int:
     return int(facts.get(name) or 0)
 
 
-def _as_text(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_as_text, value))
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "" if value is None else str(value)
-
-
-def _number(value: Any) -> str:
-    """12345 → 12,345; None → –."""
-    if value is None:
-        return "–"
-    return f"{value:,.4g}" if isinstance(value, float) and not value.is_integer() else f"{int(value):,}"
-
-
-def _share(language: Language, value: float) -> str:
-    """0.9134 → 91.3 %; what is there is never shown as nothing, and what is not whole never as all."""
-    percent = value * 100
-    space = "" if language == "zh" else "\u202f"
-    if 0 < percent < 0.1:
-        return f"< 0.1{space}%"
-    if 99.9 < percent < 100:
-        return f"> 99.9{space}%"
-    return f"{percent:.1f}{space}%"
-
-
 def _short(value: float) -> str:
     """An axis label: 1500 → 1.5k."""
     if abs(value) >= 1000:
@@ -376,41 +341,3 @@ def _text(language: Language, key: str, /, **values: Any) -> Markup:
     from markupsafe import escape
 
     return escape(say(key, language)).format(**values)
-
-
-def _shown(language: Language, value: Any, limit: int = MAX_NAME_CHARS) -> Markup:
-    """A text from the data: cut, escaped, visible, and unable to turn the direction of what stands beside it."""
-    from markupsafe import Markup
-
-    whole = value if isinstance(value, str) else _as_text(value)
-    cut = whole[:limit]
-    rest = Markup("")
-    if len(cut) < len(whole):
-        rest = Markup(' <span class="more">{}</span>').format(_text(language, "cut", more=_number(len(whole) - limit)))
-    return Markup('<bdi dir="auto">{}</bdi>').format(Markup("").join(_visible(cut))) + rest
-
-
-def _visible(text: str) -> Iterator[str]:
-    """The text escaped, with a mark in place of every character that hides, or that turns its neighbours round."""
-    from markupsafe import Markup, escape
-
-    start = 0
-    for position, character in enumerate(text):
-        if _is_hidden(character, text[position - 1] if position else ""):
-            yield escape(text[start:position])
-            yield Markup('<span class="hidden">U+{}</span>').format(f"{ord(character):04X}")
-            start = position + 1
-    yield escape(text[start:])
-
-
-def _label(text: str) -> str:
-    """A name as an attribute holds it, where there is no place for marks."""
-    return "".join("\ufffd" if _is_hidden(character, "") else character for character in text[:MAX_NAME_CHARS])
-
-
-def _is_hidden(character: str, before: str) -> bool:
-    if character.isprintable() or character in "\n\t\u3000\u00a0":
-        return False
-    if character in "\u200c\u200d":  # they join emoji and Persian letters; after ASCII they only hide
-        return not before or before.isascii()
-    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")

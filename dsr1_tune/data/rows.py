@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from dsr1_tune.data import thoughts
 from dsr1_tune.data.formats import Names, Shape, listed, shape_of
 from dsr1_tune.data.json_rows import Raw
 from dsr1_tune.data.record import Drop, Message, Place, Preference, Prompt, Record, Role, Row
@@ -363,7 +364,18 @@ def _turn(turn: Any, path: str) -> tuple[Message, ...]:
         return (Message(role, _called(calls, f"{path}.tool_calls"), f"{path}.tool_calls"),)
     if not text_key:
         raise Unusable("missing_field", f"a turn of the {role} without content", "add its content", path)
-    return (Message(role, _text(turn[text_key], f"{path}.{text_key}"), f"{path}.{text_key}"),)
+    said = _text(turn[text_key], f"{path}.{text_key}")
+    if role == "assistant":
+        said = _with_thought(turn, said)
+    return (Message(role, said, f"{path}.{text_key}"),)
+
+
+def _with_thought(turn: dict[str, Any], said: str) -> str:
+    """An answer whose thought stands in a field of its own, as DeepSeek's and OpenAI's servers give it, with both."""
+    thought = turn.get(_key(turn, "reasoning_content", "reasoning", "thinking"))
+    if not isinstance(thought, str) or not thought.strip() or thoughts.CLOSE in said or not _is_sound(thought):
+        return said
+    return f"{thoughts.OPEN}\n{thought.strip()}\n{thoughts.CLOSE}\n\n{said}"
 
 
 def _pair_shape(turn: dict[str, Any]) -> Shape | None:

@@ -5,71 +5,138 @@ The coverage audit tells what is trained before the first step; the gradient che
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Collection, Iterable
+import re
+import warnings
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
-from torch import nn
+from torch import Tensor, nn
 
-from dsr1_tune.config import GROUPS, Adapter, Group
+from dsr1_tune.config import GROUPS, Adapter, Group, Router
 from dsr1_tune.errors import ModelError
+from dsr1_tune.models import lora_init
 from dsr1_tune.models.load import Located
-from dsr1_tune.moe.anatomy import PARTS, Anatomy, Part, find_experts, find_linears, plain_name
+from dsr1_tune.moe.anatomy import PARTS, Anatomy, Part, find_experts, find_linears, find_routers, plain_name
 from dsr1_tune.moe.expert_lora import use_grouped_products
+from dsr1_tune.moe.expert_rows import ChosenFactors, are_chosen_rows
+from dsr1_tune.moe.routing import check_routers, open_routers
 from dsr1_tune.whole import whole_folder
 
-# PEFT rewrites these module names to the fused experts of a mixture of experts, wherever they stand; a linear layer
-# of such a name is reached through its weight instead, which PEFT takes as it is.
+# PEFT rewrites these module names to the fused experts of a mixture of experts, wherever they stand, full names and
+# regular expressions too; a linear layer of such a name is reached through its weight, which PEFT takes as it is.
 _REWRITTEN = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+_FROZEN = Router()
 
 
-def add_lora(model: nn.Module, adapter: Adapter) -> PeftModel:
-    """Wrap `model` with LoRA on the parts named in `adapter.groups`; the router is never among them.
+def add_lora(model: nn.Module, adapter: Adapter, router: Router = _FROZEN) -> PeftModel:
+    """Wrap `model` with LoRA on the parts named in `adapter.groups`, and its routers as `router` says.
 
-    Raises ModelError if the model has none of these parts.
+    Raises ModelError as `check_adapter` does.
     """
-    modules, parameters = _targets(model, adapter.groups)
-    if not modules and not parameters:
-        raise ModelError(
-            f"the model has no layers of the groups {', '.join(adapter.groups)}",
-            hint=f"choose among {', '.join(GROUPS)} with --set adapter.groups=[...]",
-        )
+    check_adapter(model, adapter, router)
+    targets = [_targets(model, group, adapter.groups) for group in adapter.groups]
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.rank,
         lora_alpha=adapter.alpha,
-        target_modules=modules,
-        target_parameters=parameters or None,
+        target_modules=sorted({name for target in targets for name in target.modules}),
+        target_parameters=sorted({name for target in targets for name in target.parameters}) or None,
+        rank_pattern=_patterns(targets, adapter.ranks),
+        alpha_pattern=_patterns(targets, adapter.alphas),
+        use_rslora=adapter.rslora,
+        use_dora=adapter.dora,
+        modules_to_save=_router_names(model) if router.mode != "frozen" else None,
     )
-    peft_model = get_peft_model(model, config)
+    with _quiet_patterns():
+        peft_model = get_peft_model(model, config)
     use_grouped_products(peft_model)
+    open_routers(peft_model, router.mode)
+    for layer in _linear_layers(peft_model):
+        # PEFT would refuse both for the experts' sake. Neither matters to who loads the adapter: its factors are
+        # saved as they have become, and there is no dropout outside training.
+        lora_init.begin(layer, adapter.init)
+        if adapter.dropout:
+            layer.lora_dropout["default"] = nn.Dropout(adapter.dropout)
     return peft_model
 
 
-def _targets(model: nn.Module, groups: Collection[Group]) -> tuple[list[str], list[str]]:
-    """PEFT's `target_modules` and `target_parameters` for the groups: the shortest names that hit nothing else."""
+def check_adapter(model: nn.Module, adapter: Adapter, router: Router = _FROZEN) -> None:
+    """Refuse what cannot be done on this model, which may be one without weights. Raises ModelError."""
+    check_routers(model, router.mode)
+    reached = {group: _targets(model, group, adapter.groups) for group in adapter.groups}
+    if not any(target.modules or target.parameters for target in reached.values()):
+        raise ModelError(
+            f"the model has no layers of the groups {', '.join(adapter.groups)}",
+            hint=f"choose among {', '.join(GROUPS)} with --set adapter.groups=[...]",
+        )
+    if adapter.dora and any(target.parameters for target in reached.values()):
+        able = [group for group, target in reached.items() if target.modules and not target.parameters]
+        unable = [group for group, target in reached.items() if target.parameters]
+        raise ModelError(
+            f"adapter.dora: in this mixture of experts PEFT reaches {', '.join(unable)} through bare parameters, "
+            "which have no DoRA, and one adapter is all with it or all without",
+            hint=f"--set adapter.groups=[{','.join(able)}]" if able else "leave adapter.dora=false",
+        )
+    if adapter.init not in ("orthogonal", "pissa", "olora"):
+        return
+    for name, linear, part in find_linears(model):
+        if part not in adapter.groups:
+            continue
+        rank = adapter.ranks.get(part, adapter.rank)
+        if adapter.init == "orthogonal" and rank % 2:
+            raise ModelError(f"adapter.init=orthogonal needs even ranks; {part} has {rank}", hint=f"take {rank + 1}")
+        if adapter.init != "orthogonal" and rank > min(linear.in_features, linear.out_features):
+            raise ModelError(
+                f"adapter.init={adapter.init}: {name} is {linear.out_features} x {linear.in_features} and has no "
+                f"{rank} directions to begin with",
+                hint=f"lower adapter.rank, or adapter.ranks for {part}",
+            )
+
+
+@contextmanager
+def _quiet_patterns() -> Iterator[None]:
+    """PEFT says of ranks and alphas of bare parameters that they were ignored, when they were not."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(rank|alpha)_pattern keys did not match", category=RuntimeWarning)
+        yield
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """How PEFT is told of a group: the shortest names that hit nothing outside the groups."""
+
+    group: Group
+    modules: tuple[str, ...]
+    parameters: tuple[str, ...]
+
+
+def _targets(model: nn.Module, group: Group, groups: Collection[Group]) -> _Targets:
+    """Names that hit all of `group` and, so that ranks may differ, nothing of any other."""
     blocks = find_experts(model)
     linears = list(find_linears(model))
+    others = [name for name, _, part in linears if part != group]
     modules: set[str] = set()
     parameters: set[str] = set()
     for name, _, part in linears:
-        if part not in groups:
-            continue
-        others = [other for other, _, other_part in linears if other_part not in groups]
-        suffix = _shortest_suffix(name, others)
-        if blocks and name.rpartition(".")[2] in _REWRITTEN:
-            parameters.add(f"{suffix}.weight")
-        else:
-            modules.add(suffix)
-    if "routed_experts" in groups:
+        if part == group:
+            suffix = _shortest_suffix(name, others)
+            if blocks and name.rpartition(".")[2] in _REWRITTEN:
+                parameters.add(f"{suffix}.weight")
+            else:
+                modules.add(suffix)
+    if group == "routed_experts":
         for block in blocks:
             leaf = block.name.rpartition(".")[2]
             parameters.update(f"{leaf}.{parameter}" for parameter in block.parameters)
-    return sorted(modules), sorted(parameters)
+    return _Targets(group, tuple(sorted(modules)), tuple(sorted(parameters)))
 
 
 def _shortest_suffix(name: str, others: list[str]) -> str:
@@ -80,6 +147,38 @@ def _shortest_suffix(name: str, others: list[str]) -> str:
         if not any(other == suffix or other.endswith(f".{suffix}") for other in others):
             return suffix
     return name
+
+
+def _patterns(targets: Iterable[_Targets], given: dict[Group, Any]) -> dict[str, Any]:
+    """PEFT's rank_pattern or alpha_pattern: regular expressions that fit the ends of names."""
+    return {
+        re.escape(name): given[target.group]
+        for target in targets
+        if target.group in given
+        for name in (*target.modules, *target.parameters)
+    }
+
+
+def _router_names(model: nn.Module) -> list[str]:
+    """The shortest names of the routers that no other module's name ends with, as PEFT compares them."""
+    routers = {router.name for router in find_routers(model)}
+    others = [name for name, _ in model.named_modules() if name not in routers]
+    return sorted({_shortest_ending(name, others) for name in routers})
+
+
+def _shortest_ending(name: str, others: list[str]) -> str:
+    pieces = name.split(".")
+    endings = (".".join(pieces[-length:]) for length in range(1, len(pieces)))
+    return next((ending for ending in endings if not any(other.endswith(ending) for other in others)), name)
+
+
+def _linear_layers(model: nn.Module) -> list[LoraLayer]:
+    """The LoRA layers on linear layers, whichever way PEFT reached them."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), nn.Linear)
+    ]
 
 
 @dataclass(frozen=True)
@@ -105,15 +204,22 @@ def audit(model: nn.Module) -> list[PartCoverage]:
     trained: dict[Part, int] = dict.fromkeys(PARTS, 0)
     frozen: dict[Part, int] = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():
-        if ".lora_" not in name:
-            base[part_of(name)] += parameter.numel()
+        part, is_rows = part_of(name), are_chosen_rows(name)
+        if not is_rows and ".lora_" not in name and ".modules_to_save." not in name:
+            base[part] += parameter.numel()
+        if parameter.requires_grad and ".lora_" not in name:
+            adapted[part] += parameter.numel()
         counted = trained if parameter.requires_grad else frozen
-        counted[part_of(name)] += parameter.numel()
+        counted[part] += parameter.numel()
+        if is_rows:  # a part of a fused weight, which is counted too
+            frozen[part] -= parameter.numel()
     for name, layer in model.named_modules():
         if isinstance(layer, ParamWrapper):
             adapted[part_of(f"{name}.{layer.parameter_name}")] += layer.get_param().numel()
         elif isinstance(layer, LoraLayer):
             adapted[part_of(f"{name}.weight")] += layer.get_base_layer().weight.numel()
+        elif isinstance(layer, ChosenFactors):
+            adapted[part_of(f"{name}.lora_A")] += layer.num_reached
     return [PartCoverage(part, base[part], adapted[part], trained[part], frozen[part]) for part in PARTS if base[part]]
 
 
@@ -158,12 +264,56 @@ def save_adapter(model: PeftModel, base: Located, folder: Path) -> None:
     model.active_peft_config.base_model_name_or_path = base.name
     model.active_peft_config.revision = base.revision if base.repo_id else None
     with whole_folder(folder) as part:
-        model.save_pretrained(str(part), save_embedding_layers=False)
+        state, config = _against_the_base(model)
+        kept = model.peft_config["default"]
+        model.peft_config["default"] = config
+        try:
+            model.save_pretrained(str(part), save_embedding_layers=False, state_dict=state)
+        finally:
+            model.peft_config["default"] = kept
         base.tokenizer.save_pretrained(str(part))
+
+
+def _against_the_base(model: PeftModel) -> tuple[dict[str, Tensor] | None, LoraConfig]:
+    """Weights and config of the update to the base as it was; None and as they are, but for pissa and olora.
+
+    Those train B·A in place of its beginning B0·A0, so the update is [B, -B0]·[A; A0], of twice the rank. With twice
+    alpha (rsLoRA: √2 times) the scale stays.
+    """
+    config = copy.deepcopy(model.peft_config["default"])
+    layers = {name: layer for name, layer in model.named_modules() if lora_init.has_beginning(layer)}
+    if not layers:
+        return None, config
+    state = model.state_dict()
+    growth = math.sqrt(2) if config.use_rslora else 2
+    ranks, alphas = {}, {}
+    for name, layer in layers.items():
+        begun_a, begun_b = layer.lora_A["default"].begun, layer.lora_B["default"].begun
+        for key, more, dim in (("lora_A", begun_a, 0), ("lora_B", -begun_b, 1)):
+            weight = state[f"{name}.{key}.default.weight"]
+            state[f"{name}.{key}.default.weight"] = torch.cat([weight, more.to(weight)], dim=dim)
+        target = plain_name(name) + (f".{layer.parameter_name}" if isinstance(layer, ParamWrapper) else "")
+        ranks[target] = 2 * layer.r["default"]
+        alphas[target] = growth * layer.lora_alpha["default"]
+    config.rank_pattern = _with_own(config.rank_pattern, ranks)
+    config.alpha_pattern = _with_own(config.alpha_pattern, alphas)
+    return state, config
+
+
+def _with_own(patterns: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The patterns that fit none of the full names in `own`, and those names with their values; the order is PEFT's."""
+    others = {key: value for key, value in patterns.items() if not any(_fits(key, name) for name in own)}
+    return others | {re.escape(name): value for name, value in own.items()}
+
+
+def _fits(pattern: str, name: str) -> bool:
+    """As PEFT compares them."""
+    return re.match(rf"(.*\.)?({pattern})$", name) is not None
 
 
 def load_plain_adapter(base: Any, folder: Any) -> PeftModel:
     """The adapter in `folder` on `base`, by PEFT alone: what any other user of the adapter gets."""
-    model = PeftModel.from_pretrained(base, str(folder))
+    with _quiet_patterns():
+        model = PeftModel.from_pretrained(base, str(folder))
     model.eval()
     return model

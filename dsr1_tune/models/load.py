@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models import embedded, fp8, hub
+from dsr1_tune.models.context import with_context
 from dsr1_tune.models.memory import GIB, main_memory
 
 _log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def locate(base: Base, progress: Callable[[str], None] | None = None, quantised:
         folder, revision = hub.fetch(base.model, base.revision)
         name = repo_id = base.model
     check_folder(folder, name)
-    config = _read_config(folder, name)
+    config = with_context(_read_config(folder, name), base.context, name)
     if all((folder / file).is_file() for file in weight_files(folder)) or repo_id is None:
         num_parameters = _check_weights(folder, name)
     else:
@@ -182,15 +183,26 @@ def _check_report(report: dict[str, Any], name: str) -> None:
 
 
 def load_with_adapter(path: str | Path | None, progress: Callable[[str], None] | None = None) -> Loaded:
-    """For using a model: a run folder (its adapter over its base), a PEFT adapter folder, or any base.
+    """For using a model: a run folder, a PEFT adapter folder, a folder of trained experts, or any base.
 
-    Raises ModelError as `locate` and `load_located` do, and for an adapter that does not fit its base.
+    Raises ModelError as `locate` and `load_located` do, and for an adapter or experts that do not fit their base.
     """
-    adapter = find_adapter(path)
-    if adapter is None:
-        return load(Base(model=None if path is None else str(path)), progress=progress)
-    loaded = load(base_of(adapter), progress, quantised=_was_quantised(adapter))
-    return Loaded(put_adapter_on(loaded, adapter), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
+    from dsr1_tune.models.trained_experts import find_trained_experts, put_experts_on
+
+    if adapter := find_adapter(path):
+        loaded = load(base_of(adapter), progress, quantised=_was_quantised(adapter))
+        return Loaded(put_adapter_on(loaded, adapter), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
+    if experts := find_trained_experts(path):
+        loaded = load(base_of(experts), progress=progress)
+        return Loaded(put_experts_on(loaded, experts), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
+    return load(Base(model=None if path is None else str(_whole_model(path))), progress=progress)
+
+
+def _whole_model(path: str | Path) -> str | Path:
+    """The model that a run of `full` left in its folder, if `path` is one; else `path` itself."""
+    folder = local_path(str(path))
+    is_run = (folder / "manifest.json").is_file() and (folder / "model" / "config.json").is_file()
+    return folder / "model" if is_run else path
 
 
 # --- where to put it, and in which numbers ---------------------------------------------------------------------------
@@ -440,6 +452,7 @@ def put_adapter_on(loaded: Loaded, adapter: Path) -> Any:
             in_file = set(weights.keys())
         with warnings.catch_warnings():  # of missing weights, which are refused below
             warnings.simplefilter("ignore", UserWarning)
+            warnings.simplefilter("ignore", RuntimeWarning)  # of ranks of single groups, which it does not ignore
             model = PeftModel.from_pretrained(loaded.model, str(adapter))
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"{adapter}: does not go onto {loaded.name}: {_gist(error)}", hint=_RIGHT_BASE) from error
@@ -457,15 +470,16 @@ _RIGHT_BASE = "give an adapter together with the base that it was trained on"
 
 
 def base_of(adapter: Path) -> Base:
-    """The base that an adapter was trained on: as its run's manifest says, else as its own config does."""
+    """The base that an adapter, or experts, were trained on: as the run's manifest says, else as their config does."""
     manifest = adapter.parent / "manifest.json"
     if manifest.is_file():
         base = _read_json(manifest).get("base")
         if isinstance(base, dict) and isinstance(base.get("name"), str):
             # A folder has no revision, and may have been named from another working directory.
             name = base["name"] if base.get("revision") else str(base.get("folder") or base["name"])
-            return _base(name, base.get("revision"), _dtype_in(manifest))
-    config = _read_json(adapter / "adapter_config.json")
+            return _base(name, base.get("revision"), **_settings_in(manifest))
+    own = (adapter / name for name in ("adapter_config.json", "experts_config.json"))
+    config = next((_read_json(file) for file in own if file.is_file()), {})
     name = config.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise ModelError(f"{adapter}: does not say which base it belongs to", hint="train it again, or name its base")
@@ -478,19 +492,22 @@ def _was_quantised(adapter: Path) -> bool:
     return manifest.is_file() and _read_json(manifest).get("command") == "qlora"
 
 
-def _dtype_in(manifest: Path) -> Any:
-    """The number format that a run held its base in; "auto" where the manifest does not say."""
+def _settings_in(manifest: Path) -> dict[str, Any]:
+    """How a run held its base: the number format and the context, where the manifest says so."""
     config = _read_json(manifest).get("config")
     base = config.get("base") if isinstance(config, dict) else None
-    said = base.get("dtype") if isinstance(base, dict) else None
-    return said if said in ("float32", "bfloat16", "float16") else "auto"
+    if not isinstance(base, dict):
+        return {}
+    dtype, context = base.get("dtype"), base.get("context")
+    settings: dict[str, Any] = {"dtype": dtype} if dtype in ("float32", "bfloat16", "float16") else {}
+    return settings | ({"context": context} if isinstance(context, int) and context > 0 else {})
 
 
-def _base(name: str, revision: str | None, dtype: Any = "auto") -> Base:
+def _base(name: str, revision: str | None, **settings: Any) -> Base:
     """A base by the name it was recorded under; the embedded base may lie in another cache by now."""
     if Path(name).name.startswith(embedded.FOLDER_PREFIX) or name == embedded.NAME:
-        return Base(dtype=dtype)
-    return Base(model=name, revision=None if Path(name).exists() else revision, dtype=dtype)
+        return Base(**settings)
+    return Base(model=name, revision=None if Path(name).exists() else revision, **settings)
 
 
 def _gist(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 Part = Literal["attention", "dense_ffn", "shared_experts", "routed_experts", "router", "embeddings", "norms", "other"]
 PARTS: tuple[Part, ...] = (
@@ -18,7 +18,15 @@ _ATTENTION = {"self_attn", "attention", "attn", "linear_attn", "self_attention",
 _FEED_FORWARD = {"mlp", "feed_forward", "ffn", "block_sparse_moe", "shared_mlp"}
 _SHARED = re.compile(r"shared_(expert|experts|mlp)$")
 # What PEFT inserts into the names of the model that it wraps.
-_PEFT = re.compile(r"^base_model\.model\.|\.base_layer(?=\.|$)")
+_PEFT = re.compile(
+    r"^base_model\.model\.|\.base_layer(?=\.|$)|\.modules_to_save\.\w+(?=\.|$)|\.original_module(?=\.|$)"
+)
+# Families whose router is `softmax(x Wᵀ)` and returns (logits, weights of the chosen, the chosen).
+_SOFTMAX = {
+    "deepseek_v2", "flex_olmo", "gpt_oss", "mellum", "minimax", "mixtral", "olmoe", "qwen2_moe", "qwen3_5_moe",
+    "qwen3_5_moe_text", "qwen3_moe", "qwen3_next",
+}  # fmt: skip
+_BALANCING_BIAS = "e_score_correction_bias"
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,54 @@ def find_experts(model: nn.Module) -> list[ExpertBlock]:
         for name, module in model.named_modules()
         if hasattr(module, "is_transposed") and _is_fused(module, "down_proj")
     ]
+
+
+@dataclass(frozen=True)
+class RouterBlock:
+    """What chooses the experts of one layer; `module` is the one that is called, where PEFT has put a copy the copy."""
+
+    name: str
+    module: nn.Module
+    num_experts: int
+    is_softmax: bool
+    """Whether it scores by softmax, as the auxiliary loss needs."""
+
+    @property
+    def bias(self) -> Tensor | None:
+        """DeepSeek-V3's balancing bias, (E,) or (1, E), that is added to the scores for the choice alone."""
+        tensors = (*self.module.named_buffers(), *self.module.named_parameters())
+        return next((tensor for name, tensor in tensors if name.rpartition(".")[2] == _BALANCING_BIAS), None)
+
+
+def find_routers(model: nn.Module) -> list[RouterBlock]:
+    """The router of every block of routed experts, in their order; blocks whose router is not known have none."""
+    part_of = Anatomy(model)
+    is_softmax = getattr(getattr(model, "config", None), "model_type", None) in _SOFTMAX
+    found = []
+    for block in find_experts(model):
+        parent = _OUTERMOST.sub("", block.name).rpartition(".")[0]
+        for child, module in model.get_submodule(parent).named_children():
+            name = f"{parent}.{child}"
+            copies = getattr(module, "modules_to_save", None)
+            called = copies[module.active_adapters[0]] if isinstance(copies, nn.ModuleDict) else module
+            scores_each_expert = any(p.dim() == 2 and p.shape[0] == block.num_experts for p in _tensors(called))
+            if part_of(f"{name}.weight") == "router" and scores_each_expert:
+                found.append(RouterBlock(name, called, block.num_experts, is_softmax))
+    return found
+
+
+def is_balancing_bias(parameter: str) -> bool:
+    """Whether a parameter or buffer is a router's balancing bias, which no gradient reaches."""
+    return parameter.rpartition(".")[2] == _BALANCING_BIAS
+
+
+# A wrapper's own name is that of the module whose place it took.
+_OUTERMOST = re.compile(r"(\.base_layer)+$")
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
 
 
 def find_linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear, Part]]:

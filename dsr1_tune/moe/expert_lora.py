@@ -63,7 +63,7 @@ class LinearParamLora(ParamWrapper):
         if adapter is None or args or kwargs:
             return super().forward(x, *args, **kwargs)
         lora_a, lora_b = self.lora_A[adapter], self.lora_B[adapter]
-        update = lora_b(lora_a(x.to(lora_a.weight.dtype)))
+        update = lora_b(lora_a(self.lora_dropout[adapter](x.to(lora_a.weight.dtype))))
         y = self.base_layer(x)
         return y + (update * self.scaling[adapter]).to(y.dtype)
 

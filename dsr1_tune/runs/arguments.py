@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from trl import SFTConfig
 
 from dsr1_tune.config import TuneRun
 from dsr1_tune.runs.folder import RunFolder
+from dsr1_tune.runs.processes import ACCELERATES_STRATEGY
 
 
 def to_arguments(config: TuneRun, folder: RunFolder, dtype: torch.dtype) -> SFTConfig:
@@ -25,6 +28,8 @@ def to_arguments(config: TuneRun, folder: RunFolder, dtype: torch.dtype) -> SFTC
         max_grad_norm=schedule.max_grad_norm,
         activation_checkpointing=schedule.gradient_checkpointing,
         gradient_checkpointing=None,
+        # Frozen routers want no auxiliary loss, which TRL would take from the model's config; ours is moe.routing's.
+        router_aux_loss_coef=0.0,
         neftune_noise_alpha=schedule.neftune or None,
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
@@ -42,8 +47,21 @@ def to_arguments(config: TuneRun, folder: RunFolder, dtype: torch.dtype) -> SFTC
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_pin_memory=torch.cuda.is_available(),
+        # Every trained weight gets a gradient in every step, that of an expert without tokens is zero.
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        **_sharing(config),
     )
     if arguments.n_gpu > 1:
         # One process trains on one GPU; transformers would split each batch over all it sees (nn.DataParallel).
         arguments._n_gpu = 1
     return arguments
+
+
+def _sharing(config: TuneRun) -> dict[str, Any]:
+    """How the weights are shared out; `accelerate launch` says it by itself, in the environment."""
+    if config.parallel.strategy != "fsdp2" or ACCELERATES_STRATEGY:
+        return {}
+    # Whole layers, as an expert's weights are read while its layer runs; checkpoints that any number of processes reads.
+    settings = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "state_dict_type": "FULL_STATE_DICT"}
+    return {"fsdp": True, "fsdp_config": settings}

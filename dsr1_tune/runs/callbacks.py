@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from dsr1_tune.models.adapters import check_gradients
+from dsr1_tune.runs import processes
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.whole import whole_file
 
@@ -32,32 +33,41 @@ class GradientCheck(TrainerCallback):
 
 
 class TrainLog(TrainerCallback):
-    """Appends every optimizer step's numbers to train_log.jsonl; what a resumed run does again is replaced."""
+    """Appends every optimizer step's numbers to train_log.jsonl; what a resumed run does again is replaced.
 
-    def __init__(self, folder: RunFolder) -> None:
+    `beside` gives what else belongs into the line of the step that is being logged.
+    """
+
+    def __init__(self, folder: RunFolder, beside: Callable[[], dict[str, Any]] = dict) -> None:
         self._folder = folder
-        self._start = time.perf_counter()
+        self._beside = beside
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Drop the lines of steps beyond the checkpoint that the run goes on from."""
-        self._start = time.perf_counter()
         file = self._folder.log_file
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
         with whole_file(file) as log:
             log.writelines(line for line in lines if _step_of(line) <= state.global_step)
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """One line per optimizer step; `seconds` counts from when this process began to train."""
+        """One line per optimizer step."""
         if not logs or "loss" not in logs:
             return
         numbers = {
             "step": state.global_step,
             "epoch": round(state.epoch or 0.0, 4),
             **{name: value for name, value in logs.items() if name != "epoch"},
-            "seconds": round(time.perf_counter() - self._start, 3),
+            **self._beside(),
         }
         with self._folder.log_file.open("a", encoding="utf-8") as log:
             log.write(json.dumps(numbers) + "\n")
+
+
+def read_log(folder: RunFolder) -> list[dict[str, Any]]:
+    """The lines of train_log.jsonl, but for a half-written one."""
+    file = folder.log_file
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return [json.loads(line) for line in lines if math.isfinite(_step_of(line))]
 
 
 def _step_of(line: str) -> float:
@@ -75,8 +85,12 @@ class WholeCheckpoints(TrainerCallback):
         self._folder = folder
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        """Called after the last of its files."""
+        """Called after the last of its files; of several processes each writes some."""
+        processes.wait()
         self._folder.mark_whole(state.global_step)
+
+
+_SAME_PRESS_SECONDS = 1.0
 
 
 class GracefulStop(TrainerCallback):
@@ -84,6 +98,7 @@ class GracefulStop(TrainerCallback):
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.was_asked = False
+        self._asked_at = 0.0
         self._say = say
         self._before: dict[int, Any] = {}
 
@@ -93,6 +108,9 @@ class GracefulStop(TrainerCallback):
             self._before[number] = signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.was_asked and processes.count() > 1 and time.monotonic() - self._asked_at < _SAME_PRESS_SECONDS:
+            return  # torch's launcher passes on what the terminal has sent to every process already
+        self._asked_at = time.monotonic()
         if self.was_asked:
             self.give_back()
             raise KeyboardInterrupt
@@ -100,7 +118,8 @@ class GracefulStop(TrainerCallback):
         self._say("stopping: the step is finished and a checkpoint saved (press Ctrl-C again to stop at once)")
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
-        """Save and stop, once asked."""
+        """Save and stop, once asked; all processes after the same step, whichever was asked."""
+        self.was_asked = processes.any_of(self.was_asked)
         if self.was_asked:
             control.should_save = True
             control.should_training_stop = True
@@ -130,12 +149,9 @@ class ProgressBar(TrainerCallback):
             console=console,
             disable=not console.is_terminal,
         )
-        self._tokens = 0.0
-        self._start = time.perf_counter()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Show the bar."""
-        self._start = time.perf_counter()
         self._bar.start()
         self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, said="")
 
@@ -147,8 +163,7 @@ class ProgressBar(TrainerCallback):
         """Say where the loss is."""
         if not logs or "loss" not in logs:
             return
-        # TRL counts tokens from the start of this process.
-        speed = float(logs.get("num_tokens", 0.0)) / max(time.perf_counter() - self._start, 1e-9)
+        speed = float(logs.get("num_tokens", 0.0)) / max(float(logs.get("seconds", 0.0)), 1e-9)
         said = f"loss {float(logs['loss']):.3f}  {speed:,.0f} tokens/s"
         self._bar.update(self._task, said=said)
         every = math.ceil(state.max_steps / 10)

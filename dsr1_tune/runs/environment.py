@@ -178,6 +178,19 @@ def _ailing(device: Device) -> list[Problem]:
     ]
 
 
+def machine() -> dict[str, str]:
+    """Where a run is trained, in a few words. Needs torch."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cores": str(num_cores()),
+        "memory": f"{main_memory().total / GIB:.1f} GiB",
+        "gpus": ", ".join(gpus) or "none",
+    }
+
+
 def has_idle_gpu() -> bool:
     """Whether there is an NVIDIA GPU that the installed torch cannot use because it is built for the CPU."""
     import torch

@@ -34,10 +34,15 @@ class RunFolder:
     adapter/         lora, qlora: PEFT's adapter with tokenizer and chat template
     model/           full: the whole model
     experts/         esft: the experts that were trained
+    experts.json     esft: which experts those are
     eval.json        held-out loss, perplexity and sample answers, before and after
+    experts_load.npz which experts were used before, while and after training; experts.png shows it
+    report.html      all of this on one page
     """
 
     path: Path
+    is_written_here: bool = True
+    """Of several processes one writes; with the others what is to be written is let go."""
 
     @classmethod
     def vacant(cls, config: TuneRun, command: str) -> RunFolder:
@@ -60,6 +65,8 @@ class RunFolder:
 
     def begin(self, config: TuneRun, command: str) -> None:
         """Make the folder and its manifest."""
+        if not self.is_written_here:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         self.update(status=RUNNING, command=command, started=_now(), config=_config_as_json(config))
 
@@ -116,6 +123,11 @@ class RunFolder:
         return self.path / "experts"
 
     @property
+    def choice_file(self) -> Path:
+        """experts.json: which experts are trained, where only chosen ones are."""
+        return self.path / "experts.json"
+
+    @property
     def eval_file(self) -> Path:
         """eval.json."""
         return self.path / "eval.json"
@@ -126,6 +138,8 @@ class RunFolder:
 
     def update(self, **facts: Any) -> None:
         """Add facts to the manifest, or replace them; None removes one."""
+        if not self.is_written_here:
+            return
         known = self.manifest() if self.manifest_file.exists() else {}
         facts = {**known, **facts}
         _write_json(self.manifest_file, {name: fact for name, fact in facts.items() if fact is not None})
@@ -150,10 +164,13 @@ class RunFolder:
 
     def write_evaluation(self, **facts: Any) -> None:
         """Add facts to eval.json."""
-        _write_json(self.eval_file, {**self.evaluation(), **facts})
+        if self.is_written_here:
+            _write_json(self.eval_file, {**self.evaluation(), **facts})
 
     def mark_whole(self, step: int) -> None:
         """Note that the checkpoint of this step is completely written."""
+        if not self.is_written_here:
+            return
         with whole_file(self._checkpoint(step) / _WHOLE) as file:
             file.write("")
 
@@ -177,7 +194,9 @@ class RunFolder:
     def check_base(self, name: str, revision: str | None) -> None:
         """Raise RunError if the base is no longer the one that the run began with."""
         known = self.manifest().get("base", {})
-        if known and (known.get("name"), known.get("revision")) != (name, revision):
+        # A folder may have been named from another working directory.
+        is_same = name == known.get("name") or str(local_path(name).absolute()) == known.get("folder")
+        if known and not (is_same and revision == known.get("revision")):
             raise RunError(
                 f"the base is now {name} ({revision}), but the run began on {known['name']} ({known['revision']})",
                 hint="restore that base, or start a new run",

@@ -49,8 +49,9 @@ def quiet_libraries() -> None:
 class Narrator:
     """Speaks for one run, on one console."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, is_heard: bool = True) -> None:
+        """Of several processes one `is_heard`; the others say the same to nobody."""
+        self.console = console if is_heard else Console(quiet=True)
 
     def say(self, text: str) -> None:
         """A plain line."""

@@ -30,12 +30,13 @@ from dsr1_tune.runs import processes
 from dsr1_tune.runs.arguments import to_arguments
 from dsr1_tune.runs.callbacks import GracefulStop, GradientCheck, ProgressBar, TrainLog, WholeCheckpoints
 from dsr1_tune.runs.data import RunData, encode_and_split, training_set
-from dsr1_tune.runs.environment import package_versions
+from dsr1_tune.runs.environment import machine, package_versions
 from dsr1_tune.runs.evaluate import HeldOut, Sample, held_out_loss, sample_answers
 from dsr1_tune.runs.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFolder, hash_files, step_of
 from dsr1_tune.runs.isolation import use_packing
 from dsr1_tune.runs.narrator import Narrator, quiet_libraries
 from dsr1_tune.runs.optimizers import check_optimizer
+from dsr1_tune.runs.report import write_report
 from dsr1_tune.runs.rollback import STOPPED, RollBack, StoppedByAlarm, roll_back, set_suspects_aside
 from dsr1_tune.runs.sharing import make_whole, number_formats
 from dsr1_tune.runs.trackers import check_trackers, open_trackers
@@ -88,6 +89,7 @@ def open_session(
             data_sha256=hashes,
             base={"name": base.name, "revision": base.revision, "folder": str(base.folder.absolute())},
             versions=package_versions(),
+            machine=machine(),
             seed=config.schedule.seed,
             processes=processes.count(),
             global_batch=processes.global_batch(config),
@@ -185,7 +187,7 @@ class Session(Generic[Run]):
         with noting_routing(model, self.folder, stage):
             held_out = self._loss_of(model)
         self.narrator.say(f"loss {held_out.loss:.4f} (perplexity {held_out.perplexity:.2f}) on {self.data.probe_name}")
-        asked = [example.record for example in self.data.probe[: self.config.samples]]
+        asked = self.data.asked(self.config.samples)
         with self.narrator.counting("answering", len(asked)) as advance:
             answers = sample_answers(model, self.base.tokenizer, asked, self.config.sample_tokens, advance)
         return held_out, answers
@@ -344,17 +346,29 @@ def _accounted(session: Session[Any]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        folder.close(INTERRUPTED)
+        folder.close(INTERRUPTED, metrics=session.facts)
         session.narrator.say(f"\nStopped. Go on with: {go_on}")
         raise
     except StoppedByAlarm as error:
-        folder.close(STOPPED, error=str(error.alarm))
+        folder.close(STOPPED, error=str(error.alarm), metrics=session.facts)
         raise
     except Exception as error:
         with suppress(OSError):  # a full disk must not hide what went wrong
-            folder.close(FAILED, error=f"{type(error).__name__}: {error}")
+            folder.close(FAILED, error=f"{type(error).__name__}: {error}", metrics=session.facts)
         if is_disk_full(error):
             raise RunError(
                 f"{folder.path}: no room is left on its disk", hint=f"free some space and go on with: {go_on}"
             ) from error
         raise
+    finally:
+        _report(session)
+
+
+def _report(session: Session[Any]) -> None:
+    """However far the run has come; that it cannot be shown must not make a good run a bad one."""
+    if not session.is_main:
+        return
+    try:
+        write_report(session.folder, session.config.watch.language)
+    except Exception as error:
+        session.narrator.say(f"{session.folder.path}: the report could not be written: {type(error).__name__}: {error}")

@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from dsr1_tune.config import LoraRun
-from dsr1_tune.models.adapters import add_lora, load_plain_adapter, save_adapter
+from dsr1_tune.models.adapters import add_lora, check_adapter, load_plain_adapter, save_adapter
+from dsr1_tune.models.own_weights import skeleton
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.session import Session, open_session
 
@@ -19,6 +20,8 @@ def run(config: LoraRun, resume: Path | None = None, console: Console | None = N
     KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
     """
     with open_session(config, "lora", resume, console) as session:
+        # What the model does not have is refused before its weights are loaded.
+        check_adapter(skeleton(session.base.config), session.config.adapter, session.config.router)
         _train(session)
         # What any other user of the adapter gets.
         session.check(lambda base: load_plain_adapter(base.model, session.folder.adapter), how=" with plain PEFT")
@@ -28,9 +31,9 @@ def run(config: LoraRun, resume: Path | None = None, console: Console | None = N
 def _train(session: Session[LoraRun]) -> None:
     """Load, look, train, save, look again."""
     loaded = session.load()
-    model = add_lora(loaded.model, session.config.adapter)
+    model = add_lora(loaded.model, session.config.adapter, session.config.router)
     session.audit(model)
     session.look_before(model)
     session.fit(model)
-    save_adapter(model, session.base, session.folder.adapter)
+    session.save(lambda: save_adapter(model, session.base, session.folder.adapter))
     session.look_after(model)

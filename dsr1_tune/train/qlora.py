@@ -7,8 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from dsr1_tune.config import QloraRun
-from dsr1_tune.models.adapters import add_lora, save_adapter
+from dsr1_tune.models.adapters import add_lora, check_adapter, save_adapter
 from dsr1_tune.models.load import put_adapter_on
+from dsr1_tune.models.own_weights import skeleton
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.session import Session, open_session
 
@@ -20,6 +21,8 @@ def run(config: QloraRun, resume: Path | None = None, console: Console | None = 
     KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
     """
     with open_session(config, "qlora", resume, console, quantised=True) as session:
+        # What the model does not have is refused before its weights are loaded.
+        check_adapter(skeleton(session.base.config), session.config.adapter, session.config.router)
         _train(session)
         session.check(lambda base: put_adapter_on(base, session.folder.adapter))
     return session.folder
@@ -29,9 +32,9 @@ def _train(session: Session[QloraRun]) -> None:
     """Load in 4 bits, look, train, save, look again."""
     loaded = session.load()
     session.audit_bits(loaded.model)
-    model = add_lora(loaded.model, session.config.adapter)
+    model = add_lora(loaded.model, session.config.adapter, session.config.router)
     session.audit(model)
     session.look_before(model)
     session.fit(model)
-    save_adapter(model, session.base, session.folder.adapter)
+    session.save(lambda: save_adapter(model, session.base, session.folder.adapter))
     session.look_after(model)

@@ -184,13 +184,24 @@ def test_earlier_answers_that_it_leaves_as_they_are_are_learned(with_template: A
 
 
 @pytest.mark.parametrize(
-    ("answer", "kept"),
-    [("42", "42"), ("<think>hm</think>42", "42"), ("<table>", "<table>"), ("<think>hm</think><thin>", "<thin>")],
+    ("answer", "continued"),
+    [
+        ("42", "\n</think>\n\n42"),
+        ("<think>hm</think>42", "hm</think>42"),
+        ("<think>\nhm\n</think>\n\n42", "hm\n</think>\n\n42"),
+        ("hm\n</think>\n\n42", "hm\n</think>\n\n42"),
+        ("<table>", "\n</think>\n\n<table>"),
+        ("<think>hm</think><thin>", "hm</think><thin>"),
+    ],
 )
-def test_a_thought_opened_by_the_prompt_alone_is_no_part_of_the_answer(
-    with_template: Any, answer: str, kept: str
+@pytest.mark.parametrize("template", ["opened", "kept"])
+def test_an_answer_goes_on_where_the_prompt_has_opened_a_thought(
+    with_template: Any, answer: str, continued: str, template: str
 ) -> None:
-    assert learned(asked(answer), with_template(OPENED)) == [f"{kept}<|im_end|>"]
+    tokenizer = with_template(OPENED if template == "opened" else KEPT)
+    text, _ = render(asked(answer), tokenizer)
+    assert text == prompt_text(asked(answer), tokenizer) + continued + "<|im_end|>\n"
+    assert learned(asked(answer), tokenizer) == [f"{continued}<|im_end|>"]
 
 
 def test_a_thought_opened_by_the_prompt_is_not_learned_but_its_rest_is(with_template: Any) -> None:
@@ -243,7 +254,7 @@ def test_an_answer_of_which_the_template_leaves_nothing(with_template: Any) -> N
 
 def test_of_a_conversation_only_the_answers_that_are_left_are_learned(with_template: Any) -> None:
     talk = record(("user", "Q"), ("assistant", "<think>hm</think>"), ("user", "R"), ("assistant", "B"))
-    assert learned(talk, with_template(OPENED)) == ["B<|im_end|>"]
+    assert learned(talk, with_template(OPENED)) == ["\n</think>\n\nB<|im_end|>"]
 
 
 # --- tools and prompts -----------------------------------------------------------------------------------------------

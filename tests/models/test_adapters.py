@@ -229,7 +229,7 @@ def test_the_audit_of_a_bare_model(model_of: Any) -> None:
     model = model_of("llama")
     lines = audit(model)
     assert sum(line.num_base for line in lines) == sum(p.numel() for p in model.parameters()) == count_trained(lines)
-    assert all(line.num_adapted == line.num_frozen == 0 for line in lines)
+    assert all(line.num_adapted == line.num_base and line.num_frozen == 0 for line in lines)
     assert [line.part for line in lines] == ["attention", "dense_ffn", "embeddings", "norms"]
 
 

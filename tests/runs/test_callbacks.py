@@ -17,7 +17,7 @@ from torch import nn
 from transformers import TrainerControl, TrainerState
 
 from dsr1_tune.runs import callbacks
-from dsr1_tune.runs.callbacks import GracefulStop, GradientCheck, ProgressBar, TrainLog, WholeCheckpoints
+from dsr1_tune.runs.callbacks import GracefulStop, GradientCheck, ProgressBar, TrainLog, WholeCheckpoints, read_log
 from dsr1_tune.runs.folder import RunFolder
 
 
@@ -38,7 +38,8 @@ def steps_in(folder: RunFolder) -> list[int]:
 
 
 def test_a_line_for_every_step(folder: RunFolder) -> None:
-    log = TrainLog(folder)
+    said = [{"alarms": ["first"]}, {}]
+    log = TrainLog(folder, beside=lambda: said.pop(0))
     log.on_train_begin(None, at(0), None)
     assert folder.log_file.read_text() == ""
     log.on_log(None, at(1), None, logs={"loss": 2.5, "grad_norm": 0.1, "epoch": 0.123456789})
@@ -46,7 +47,8 @@ def test_a_line_for_every_step(folder: RunFolder) -> None:
     log.on_log(None, at(2), None, logs={"train_runtime": 3.0, "train_loss": 2.25})
     lines = [json.loads(line) for line in folder.log_file.read_text().splitlines()]
     assert [(line["step"], line["epoch"], line["loss"]) for line in lines] == [(1, 0.1, 2.5), (2, 0.2, 2.0)]
-    assert lines[0]["grad_norm"] == 0.1 and lines[0]["seconds"] >= 0
+    assert lines[0]["grad_norm"] == 0.1 and lines[0]["alarms"] == ["first"] and "alarms" not in lines[1]
+    assert read_log(folder) == lines
 
 
 @pytest.mark.parametrize(("step", "kept"), [(0, []), (2, [1, 2]), (9, [1, 2, 3])])
@@ -76,13 +78,13 @@ def test_where_the_output_is_no_terminal_there_are_ten_lines_at_most(max_steps: 
     bar.on_train_begin(None, at(0, max_steps), None)
     for step in range(1, max_steps + 1):
         bar.on_step_end(None, at(step, max_steps), None)
-        bar.on_log(None, at(step, max_steps), None, logs={"loss": 1.23456, "num_tokens": 100.0})
+        bar.on_log(None, at(step, max_steps), None, logs={"loss": 1.23456, "num_tokens": 100.0 * step, "seconds": 0.5 * step})
     bar.on_log(None, at(max_steps, max_steps), None, logs={"train_loss": 1.0})
     bar.on_train_end(None, at(max_steps, max_steps), None)
     lines = said.getvalue().splitlines()
     assert min(5, max_steps) <= len(lines) <= 10
     assert lines[-1].startswith(f"step {max_steps}/{max_steps}  loss 1.235  ")
-    assert lines[-1].endswith(" tokens/s")
+    assert lines[-1].endswith(" 200 tokens/s")
     assert "\x1b" not in said.getvalue()
 
 

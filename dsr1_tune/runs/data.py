@@ -1,0 +1,112 @@
+"""What a run learns from and what it is measured on: its records encoded, split, and packed where that is asked for."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+
+from dsr1_tune.config import TuneRun
+from dsr1_tune.data.encode import Encoded, Example, encode_all
+from dsr1_tune.data.packing import pack
+from dsr1_tune.data.pipeline import Prepared, repeat, split
+from dsr1_tune.data.record import Record
+from dsr1_tune.errors import DataError
+from dsr1_tune.runs.collate import PackedCollator, as_dataset
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The cleaned and encoded records, split; a split record's parts are all on one side."""
+
+    prepared: Prepared
+    train: list[Example]
+    held_out: list[Example]
+    held_out_records: tuple[Record, ...]
+    remarks: tuple[str, ...] = ()
+    """What was done to long records, in words."""
+
+    @property
+    def probe(self) -> list[Example]:
+        """What the trained model is checked on: the held-out records, or a few others where none are held out."""
+        return self.held_out or self.train[:8]
+
+    @property
+    def probe_name(self) -> str:
+        """What the probe is, for people."""
+        if self.held_out:
+            return f"{len(self.held_out_records):,} held-out records"
+        return f"{len(self.probe):,} of the training records, as none are held out"
+
+    def asked(self, number: int) -> list[Record]:
+        """So many of the probe's records to be answered; of one that was cut the last question may be out of reach."""
+        return [example.record for example in self.probe if not example.num_cut][:number]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        return max(len(example.input_ids) for example in [*self.train, *self.held_out])
+
+
+def encode_and_split(prepared: Prepared, tokenizer: Any, config: TuneRun) -> RunData:
+    """What is to be trained on, and what is held out. Raises DataError if nothing is left."""
+    encoded = encode_all(prepared.records, tokenizer, config.schedule.max_tokens, config.sequences)
+    if not encoded.examples:
+        drop = encoded.drops[0]
+        raise DataError(
+            f"none of the {len(encoded.drops)} records can be trained on; the first: {drop.place}: {drop.detail}",
+            hint=drop.fix,
+        )
+    prepared = prepared.with_drops(encoded.drops)
+    train, held_out = split(prepared.records, config.data.eval_share, config.schedule.seed)
+    by_place = defaultdict(list)
+    for example in encoded.examples:
+        by_place[example.record.place].append(example)
+
+    def examples_of(records: Iterable[Record]) -> list[Example]:
+        return [example for record in records for example in by_place[record.place]]
+
+    train = repeat(train, config.data.weights, config.schedule.seed)
+    return RunData(prepared, examples_of(train), examples_of(held_out), held_out, _remarks(encoded, config))
+
+
+def _remarks(encoded: Encoded, config: TuneRun) -> tuple[str, ...]:
+    """A line for each thing that was done to records of more than max_tokens."""
+    limit = f"{config.schedule.max_tokens:,} tokens"
+    remarks = []
+    if encoded.num_truncated:
+        num_cut = sum(example.num_cut for example in encoded.examples)
+        remarks.append(f"{encoded.num_truncated:,} records were cut at {limit}; {num_cut:,} tokens are left out")
+    if encoded.num_split:
+        remarks.append(
+            f"{encoded.num_split:,} records of more than {limit} were split between turns; each part counts as one here"
+        )
+    if lost := encoded.lost_parts:
+        remarks.append(
+            f"{len(lost):,} parts of them are too long by themselves and left out; the first: {lost[0].place}: "
+            f"{lost[0].path}: {lost[0].detail}"
+        )
+    return tuple(remarks)
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Rows for the trainer, and how they are made into batches (None leaves that to TRL)."""
+
+    rows: Dataset
+    collator: PackedCollator | None
+    remark: str = ""
+
+
+def training_set(data: RunData, config: TuneRun, pad_token: int) -> TrainingSet:
+    """The training examples as they are, or packed."""
+    if not config.sequences.packing:
+        columns = {"input_ids": [e.input_ids for e in data.train], "labels": [e.labels for e in data.train]}
+        return TrainingSet(Dataset.from_dict(columns), None)
+    sequences = pack(data.train, config.schedule.max_tokens, config.schedule.seed)
+    filled = sum(len(one.input_ids) for one in sequences) / (len(sequences) * config.schedule.max_tokens)
+    remark = f"{len(data.train):,} records packed into {len(sequences):,} sequences, {filled:.0%} full"
+    return TrainingSet(as_dataset(sequences), PackedCollator(pad_token), remark)

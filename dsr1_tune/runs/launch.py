@@ -1,0 +1,164 @@
+"""Starting one command as several processes of this machine: signals passed on, one exit code, one error.
+
+torch's own launcher interrupts its processes again when Ctrl-C has already reached them, and kills them half a minute
+later, which may be in the middle of a checkpoint. So the processes are started and waited for here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from dsr1_tune.errors import TuneError
+
+INTERRUPTED = 130
+
+_POLL_SECONDS = 0.05
+# When one process has failed the others notice and end, or they hang: so long they have for each step of the way out.
+_PATIENCE_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1
+
+
+def is_launched() -> bool:
+    """Whether this process is one of several that were started together: by us, by `accelerate launch` or torchrun."""
+    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def processes_of(run: Path) -> int:
+    """How many processes a run was last trained by; 1 where its folder does not say, which is for others to complain of."""
+    try:
+        number = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["processes"]
+        return int(number)
+    except (OSError, ValueError, KeyError, TypeError):
+        return 1
+
+
+def run_in_processes(arguments: Sequence[str], number: int) -> int:
+    """Run `dsr1-tune ARGUMENTS` as `number` processes; returns the exit code.
+
+    The first process has the terminal, the others are silent. Ctrl-C and SIGTERM reach each of them once. When one
+    fails, all end, and what it has to say is printed, once.
+    """
+    processes: list[_Process] = []
+    with tempfile.TemporaryDirectory(prefix="dsr1-tune-") as folder, _passing_signals_to(processes) as was_interrupted:
+        port = _free_port()
+        try:
+            for rank in range(number):
+                stderr = open(f"{folder}/{rank}", "w+b")  # noqa: SIM115, PTH123: it outlives this loop
+                processes.append(_start(arguments, rank, number, port, stderr))
+            failed = _wait(processes)
+        finally:
+            for process in processes:
+                with suppress(ProcessLookupError):
+                    process.popen.kill()
+        if was_interrupted():
+            return INTERRUPTED
+        told = min(failed, key=_says_most) if failed else processes[0]
+        return told.report()
+
+
+@dataclass(frozen=True)
+class _Process:
+    """One of the processes, and the file that its stderr goes to."""
+
+    rank: int
+    popen: subprocess.Popen[bytes]
+    stderr: IO[bytes]
+
+    def report(self) -> int:
+        """Repeat what it wrote to stderr; returns its exit code as a shell gives it."""
+        self.stderr.seek(0)
+        sys.stderr.write(self.stderr.read().decode(errors="replace"))
+        code: int = self.popen.returncode
+        if code >= 0:
+            return code
+        print(f"error: process {self.rank} was killed by {signal.Signals(-code).name}", file=sys.stderr)
+        print("hint: if memory ran out, lower schedule.batch_size; go on with --resume and the folder", file=sys.stderr)
+        return 128 - code
+
+
+def _start(arguments: Sequence[str], rank: int, number: int, port: int, stderr: IO[bytes]) -> _Process:
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_PORT": port}
+    environment = {**os.environ, **{name: str(value) for name, value in ranks.items()}, "MASTER_ADDR": "127.0.0.1"}
+    environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // number, 1)))
+    popen = subprocess.Popen(
+        [sys.executable, "-m", "dsr1_tune", *arguments],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=None if rank == 0 else subprocess.DEVNULL,
+        stderr=stderr,
+        # A terminal sends Ctrl-C to all of its session; these get theirs from us, once.
+        start_new_session=True,
+        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+    )
+    return _Process(rank, popen, stderr)
+
+
+def _die_with_parent() -> None:
+    """Killed with SIGKILL, this command must not leave processes behind that go on writing."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _free_port() -> int:
+    """A port where the processes can meet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@contextmanager
+def _passing_signals_to(processes: list[_Process]) -> Iterator[Callable[[], bool]]:
+    """While it lasts, Ctrl-C and SIGTERM go to all processes; yields whether one came."""
+    came: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        for process in processes:
+            if process.popen.poll() is None:
+                process.popen.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(processes: Sequence[_Process]) -> list[_Process]:
+    """Until all have ended; returns those that failed, the first to fail first."""
+    failed: list[_Process] = []
+    running = list(processes)
+    deadline, stronger = 0.0, [signal.SIGKILL, signal.SIGTERM]
+    while running:
+        for process in [process for process in running if process.popen.poll() is not None]:
+            running.remove(process)
+            if process.popen.returncode != 0:
+                failed.append(process)
+                deadline = deadline or time.monotonic() + _PATIENCE_SECONDS
+        if deadline and time.monotonic() > deadline and stronger:
+            number = stronger.pop()
+            deadline = time.monotonic() + _PATIENCE_SECONDS
+            for process in running:
+                process.popen.send_signal(number)
+        time.sleep(_POLL_SECONDS)
+    return failed
+
+
+def _says_most(process: _Process) -> tuple[bool, bool]:
+    """Sorts first, and among equals by time: an error that a user can mend, then any that has something to say."""
+    return process.popen.returncode != TuneError.exit_code, process.stderr.seek(0, os.SEEK_END) == 0

@@ -1,0 +1,46 @@
+"""`full`: train the base's own weights, all of them or those that train.only names; routers only where asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dsr1_tune.config import FullRun
+from dsr1_tune.models.own_weights import refuse_4bit, save_model, skeleton, train_own
+from dsr1_tune.moe.routing import open_routers
+from dsr1_tune.runs.folder import RunFolder
+from dsr1_tune.runs.session import Session, open_session
+
+
+def run(config: FullRun, resume: Path | None = None, console: Console | None = None) -> RunFolder:
+    """Train the weights that `config` names, or go on with the run in `resume`; returns the folder with the model.
+
+    Raises TuneError for everything the user can mend, before weights are loaded where that is possible, and
+    KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
+    """
+    with open_session(config, "full", resume, console) as session:
+        # What cannot be trained is refused before weights are loaded.
+        refuse_4bit(session.base)
+        _make_trainable(skeleton(session.base.config), session.config)
+        _train(session)
+        session.check(lambda saved: saved.model, whole=session.folder.model)
+    return session.folder
+
+
+def _train(session: Session[FullRun]) -> None:
+    """Load, look, train, save, look again."""
+    model = session.load().model
+    _make_trainable(model, session.config)
+    session.audit(model)
+    session.look_before(model)
+    session.fit(model)
+    session.save(lambda: save_model(model, session.base, session.folder.model))
+    session.look_after(model)
+
+
+def _make_trainable(model: Any, config: FullRun) -> None:
+    """Freeze what is not to be trained."""
+    train_own(model, config.train.only)
+    open_routers(model, config.router.mode)
