@@ -25,6 +25,7 @@ def main() -> None:
     """Write, load and tell, for each kind of checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=21, help="202 MB each in bfloat16")
+    parser.add_argument("--kinds", nargs="+", choices=("bfloat16", "block-FP8"), default=["bfloat16", "block-FP8"])
     parser.add_argument("--load", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.load:
@@ -33,7 +34,7 @@ def main() -> None:
     from synthetic import write_checkpoint
 
     print("checkpoint  on disk  4-bit model  largest  peak  above model + 2 x largest  files mapped  seconds")
-    for kind in ("bfloat16", "block-FP8"):
+    for kind in options.kinds:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "base"
             num_bytes = write_checkpoint(folder, options.layers, fp8=kind != "bfloat16")
@@ -62,7 +63,7 @@ def load(folder: Path) -> dict[str, float]:
     is_done = threading.Event()
 
     def watch() -> None:
-        while not is_done.wait(0.003):
+        while not is_done.wait(0.005):
             for name in peak:
                 peak[name] = max(peak[name], _status(name))
 

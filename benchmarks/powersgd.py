@@ -53,7 +53,9 @@ def _process(number: int, ranks: list[int], steps: int) -> None:
         for rank in (0, *ranks):
             sent, loss = _train(trained, rank, steps)
             whole = whole or sent
-            table.add_row(trained, f"rank {rank}" if rank else "-", f"{sent / MIB:.3f}", f"{sent / whole:.1%}", f"{loss:.4f}")
+            table.add_row(
+                trained, f"rank {rank}" if rank else "-", f"{sent / MIB:.3f}", f"{sent / whole:.1%}", f"{loss:.4f}"
+            )
     if number == 0:
         Console().print(table)
     distributed.destroy_process_group()

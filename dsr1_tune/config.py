@@ -327,9 +327,14 @@ class TuneRun(Noun):
     """Longest sample answer, in tokens."""
 
     @model_validator(mode="after")
-    def _routers_can_learn(self) -> TuneRun:
+    def _can_learn(self) -> TuneRun:
         if self.router.mode in ("train", "aux_loss"):
             _refuse_float16(self.base)
+        optimizer, strategy = self.schedule.optimizer, self.parallel.strategy
+        if (strategy == "fsdp2" and "8bit" in optimizer) or (strategy != "ddp" and optimizer == "adafactor"):
+            raise ValueError(
+                f"schedule.optimizer={optimizer} needs whole weights, which {strategy} shares out; use adamw"
+            )
         return self
 
 

@@ -9,7 +9,7 @@ import copy
 import math
 import re
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ def add_lora(model: nn.Module, adapter: Adapter, router: Router = _FROZEN) -> Pe
     Raises ModelError as `check_adapter` does.
     """
     check_adapter(model, adapter, router)
-    targets = [_targets(model, group, adapter.groups) for group in adapter.groups]
+    targets = _targets(model, adapter.groups)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=adapter.rank,
@@ -71,15 +71,15 @@ def add_lora(model: nn.Module, adapter: Adapter, router: Router = _FROZEN) -> Pe
 def check_adapter(model: nn.Module, adapter: Adapter, router: Router = _FROZEN) -> None:
     """Refuse what cannot be done on this model, which may be one without weights. Raises ModelError."""
     check_routers(model, router.mode)
-    reached = {group: _targets(model, group, adapter.groups) for group in adapter.groups}
-    if not any(target.modules or target.parameters for target in reached.values()):
+    targets = _targets(model, adapter.groups)
+    if not any(target.modules or target.parameters for target in targets):
         raise ModelError(
             f"the model has no layers of the groups {', '.join(adapter.groups)}",
             hint=f"choose among {', '.join(GROUPS)} with --set adapter.groups=[...]",
         )
-    if adapter.dora and any(target.parameters for target in reached.values()):
-        able = [group for group, target in reached.items() if target.modules and not target.parameters]
-        unable = [group for group, target in reached.items() if target.parameters]
+    unable = [target.group for target in targets if target.parameters]
+    if adapter.dora and unable:
+        able = [target.group for target in targets if target.modules and target.group not in unable]
         raise ModelError(
             f"adapter.dora: in this mixture of experts PEFT reaches {', '.join(unable)} through bare parameters, "
             "which have no DoRA, and one adapter is all with it or all without",
@@ -111,32 +111,28 @@ def _quiet_patterns() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Targets:
-    """How PEFT is told of a group: the shortest names that hit nothing outside the groups."""
+    """How PEFT is told of a group: the shortest names that hit nothing else."""
 
     group: Group
     modules: tuple[str, ...]
     parameters: tuple[str, ...]
 
 
-def _targets(model: nn.Module, group: Group, groups: Collection[Group]) -> _Targets:
-    """Names that hit all of `group` and, so that ranks may differ, nothing of any other."""
+def _targets(model: nn.Module, groups: Iterable[Group]) -> list[_Targets]:
+    """For each group names that hit all of it and, so that ranks may differ, nothing of any other."""
     blocks = find_experts(model)
     linears = list(find_linears(model))
-    others = [name for name, _, part in linears if part != group]
-    modules: set[str] = set()
-    parameters: set[str] = set()
-    for name, _, part in linears:
-        if part == group:
-            suffix = _shortest_suffix(name, others)
-            if blocks and name.rpartition(".")[2] in _REWRITTEN:
-                parameters.add(f"{suffix}.weight")
-            else:
-                modules.add(suffix)
-    if group == "routed_experts":
-        for block in blocks:
-            leaf = block.name.rpartition(".")[2]
-            parameters.update(f"{leaf}.{parameter}" for parameter in block.parameters)
-    return _Targets(group, tuple(sorted(modules)), tuple(sorted(parameters)))
+    targets = []
+    for group in groups:
+        others = [name for name, _, part in linears if part != group]
+        suffixes = {_shortest_suffix(name, others) for name, _, part in linears if part == group}
+        bare = {suffix for suffix in suffixes if blocks and suffix.rpartition(".")[2] in _REWRITTEN}
+        parameters = {f"{suffix}.weight" for suffix in bare}
+        if group == "routed_experts":
+            leaves = {(block.name.rpartition(".")[2], parameter) for block in blocks for parameter in block.parameters}
+            parameters |= {f"{leaf}.{parameter}" for leaf, parameter in leaves}
+        targets.append(_Targets(group, tuple(sorted(suffixes - bare)), tuple(sorted(parameters))))
+    return targets
 
 
 def _shortest_suffix(name: str, others: list[str]) -> str:

@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from statistics import median
 from typing import Any, Literal, Protocol
 
@@ -159,13 +160,13 @@ class NotANumber:
 class LossSpike:
     """The loss stands far above everything it was lately, for some steps in a row.
 
-    A single bad batch is no fault. Far is: beyond the median by many times the scatter, half as much again as the
-    median, and higher than any loss lately.
+    A single bad batch is no fault, nor is a batch of short answers. Far is: above the median by many times the scatter
+    and by a quarter, and higher than any loss lately (batches of like length make losses that go round).
     """
 
     PATIENCE = 3
     SCATTERS = 8.0
-    RATIO = 1.5
+    RATIO = 1.25
 
     def __init__(self) -> None:
         self._lately = _Lately()
@@ -175,7 +176,7 @@ class LossSpike:
         """Judge one step."""
         if not math.isfinite(now.loss):
             return
-        middle, scatter, top = self._lately.median, self._lately.scatter, self._lately.top
+        middle, scatter, top = self._lately.recent_median, self._lately.jitter, self._lately.top
         # A loss that is nearly nought doubles at nothing.
         is_high = (
             self._lately.is_known and now.loss > max(middle + self.SCATTERS * scatter, self.RATIO * middle, top) + 0.05
@@ -377,7 +378,7 @@ class Window:
 class _Lately:
     """The last values, their median and scatter (1.4826 × the median distance from it, as of a bell curve)."""
 
-    SIZE = 50
+    SIZE = 60
     ENOUGH = 20
 
     def __init__(self) -> None:
@@ -399,6 +400,19 @@ class _Lately:
     def scatter(self) -> float:
         middle = self.median
         return 1.4826 * median(abs(value - middle) for value in self._values) if self._values else 0.0
+
+    @property
+    def recent_median(self) -> float:
+        """Of the last ENOUGH alone, as what falls is lower now than it was."""
+        recent = list(self._values)[-self.ENOUGH :]
+        return median(recent) if recent else 0.0
+
+    @property
+    def jitter(self) -> float:
+        """The scatter from one value to the next: what falls or rises evenly has none."""
+        values = list(self._values)
+        steps = [abs(after - before) for before, after in pairwise(values)]
+        return 1.4826 / math.sqrt(2) * median(steps) if steps else 0.0
 
     @property
     def top(self) -> float:

@@ -62,6 +62,6 @@ def _sharing(config: TuneRun) -> dict[str, Any]:
     """How the weights are shared out; `accelerate launch` says it by itself, in the environment."""
     if config.parallel.strategy != "fsdp2" or ACCELERATES_STRATEGY:
         return {}
-    # Whole layers, as an expert's weights are read while its layer runs; checkpoints that any number of processes reads.
+    # Whole layers: an expert's weights are read while its layer runs. Checkpoints that any number of processes reads.
     settings = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "state_dict_type": "FULL_STATE_DICT"}
     return {"fsdp": True, "fsdp_config": settings}

@@ -18,24 +18,32 @@ class BiasRule(TrainerCallback):
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
+        self._monitor: RoutingMonitor | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Begin to count."""
+        self._close()
         self._routers = find_routers(model)
         self._monitor = RoutingMonitor(model)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """What was routed since the last step, as in an evaluation, does not count."""
-        self._monitor.take()
+        if self._monitor:
+            self._monitor.take()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the biases, before a checkpoint is written."""
-        loads = self._monitor.take(of_all_processes=True)
-        move_biases(self._routers, loads.load_LE, self._rate)
+        if self._monitor:
+            move_biases(self._routers, self._monitor.take(of_all_processes=True).load_LE, self._rate)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop counting."""
-        self._monitor.close()
+        self._close()
+
+    def _close(self) -> None:
+        if self._monitor:
+            self._monitor.close()
+            self._monitor = None
 
 
 def real_tokens(inputs: dict[str, Any]) -> Tensor:

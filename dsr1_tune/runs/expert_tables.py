@@ -41,7 +41,7 @@ class ExpertTables:
                     for stage in _STAGES
                     if f"{stage}_load" in arrays
                 }
-        except (OSError, ValueError, KeyError, BadZipFile):
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile):
             return cls()
         return cls(**stages)
 

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -38,7 +38,7 @@ def is_launched() -> bool:
 
 
 def processes_of(run: Path) -> int:
-    """How many processes a run was last trained by; 1 where its folder does not say, which is for others to complain of."""
+    """How many processes a run was last trained by; 1 where its folder does not say."""
     try:
         number = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["processes"]
         return int(number)
@@ -53,21 +53,21 @@ def run_in_processes(arguments: Sequence[str], number: int) -> int:
     fails, all end, and what it has to say is printed, once.
     """
     processes: list[_Process] = []
-    with tempfile.TemporaryDirectory(prefix="dsr1-tune-") as folder, _passing_signals_to(processes) as was_interrupted:
+    with ExitStack() as files, _passing_signals_to(processes) as was_interrupted:
         port = _free_port()
         try:
             for rank in range(number):
-                stderr = open(f"{folder}/{rank}", "w+b")  # noqa: SIM115, PTH123: it outlives this loop
+                stderr = files.enter_context(tempfile.TemporaryFile())
                 processes.append(_start(arguments, rank, number, port, stderr))
             failed = _wait(processes)
         finally:
             for process in processes:
                 with suppress(ProcessLookupError):
                     process.popen.kill()
-        if was_interrupted():
-            return INTERRUPTED
-        told = min(failed, key=_says_most) if failed else processes[0]
-        return told.report()
+        told = min(failed, key=_cause) if failed else processes[0]
+        # What else goes wrong when all stop at once means nothing.
+        is_stopped = failed and was_interrupted() and _cause(told) != _USERS_ERROR
+        return INTERRUPTED if is_stopped else told.report()
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,12 @@ def _wait(processes: Sequence[_Process]) -> list[_Process]:
     return failed
 
 
-def _says_most(process: _Process) -> tuple[bool, bool]:
-    """Sorts first, and among equals by time: an error that a user can mend, then any that has something to say."""
-    return process.popen.returncode != TuneError.exit_code, process.stderr.seek(0, os.SEEK_END) == 0
+def _cause(process: _Process) -> int:
+    """Sorts first what made the others fail: an error that a user can mend, then whatever came first."""
+    if process.popen.returncode != TuneError.exit_code:
+        return _OTHER
+    is_silent = process.stderr.seek(0, os.SEEK_END) == 0  # it ended because another one did
+    return _CONSEQUENCE if is_silent else _USERS_ERROR
+
+
+_USERS_ERROR, _OTHER, _CONSEQUENCE = range(3)

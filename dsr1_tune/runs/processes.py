@@ -75,7 +75,9 @@ def as_launched(config: Run, is_resumed: bool, say: Callable[[str], None]) -> Ru
     if strategy != "ddp" and count() == 1:
         raise ConfigError(f"{strategy} shares the weights out, but there is one process", hint="start more, or use ddp")
     if count() > 1:
-        sizes = f"{count()} processes × batch_size {config.schedule.batch_size} × accumulate {config.schedule.accumulate}"
+        sizes = (
+            f"{count()} processes × batch_size {config.schedule.batch_size} × accumulate {config.schedule.accumulate}"
+        )
         say(f"{strategy}: {sizes} = {global_batch(config)} sequences a step")
     if is_resumed and parallel.processes != count():
         say(f"It began with {parallel.processes} processes: its steps are others now, and so is its curve.")
@@ -153,4 +155,3 @@ def main_first(make: Callable[[], Value]) -> Value:
     made: list[Value] = []
     from_main(lambda: made.append(make()))
     return made[0]
-

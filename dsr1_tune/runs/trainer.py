@@ -1,4 +1,4 @@
-"""TRL's trainer, made to take the same steps in the same order however often interrupted and by however many processes."""
+"""TRL's trainer, made to take the same steps however often it was interrupted and however many processes take them."""
 
 from __future__ import annotations
 

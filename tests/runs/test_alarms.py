@@ -231,8 +231,16 @@ def test_a_normal_noisy_run_gives_no_alarm(seed: int, scatter: float) -> None:
 def test_lengths_that_go_round_give_no_alarm() -> None:
     """Batches of like length come from long to short again and again: short answers have the higher loss."""
     generator = random.Random(0)
-    curve = [1.2 + 0.9 * (step % 31) / 31 + generator.gauss(0, 0.05) for step in range(200)]
-    assert first_alarm(LossSpike(), losses(*curve)) is None
+    for sign in (1, -1):
+        curve = [1.6 + sign * 0.9 * ((step % 31) / 31 - 0.5) + generator.gauss(0, 0.05) for step in range(200)]
+        assert first_alarm(LossSpike(), losses(*curve)) is None
+
+
+def test_a_jump_after_a_steep_fall_is_seen() -> None:
+    fall = [6.0 - step / 30 + 0.05 * (step % 3) for step in range(80)]
+    found = first_alarm(LossSpike(), losses(*fall, 5.7, 5.7, 5.7, 5.7))
+    assert found is not None and found[1].since_step == 81
+    assert first_alarm(LossSpike(), losses(*fall)) is None
 
 
 def test_each_fault_is_reported_once_per_kind_and_place() -> None:

@@ -17,7 +17,8 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from dsr1_tune.config import Adapter, Base, Data, LoraRun, Schedule, Watch
+from dsr1_tune.config import Base, Data, LoraRun, Schedule, Watch
+from dsr1_tune.data.encode import IGNORED
 from dsr1_tune.errors import ConfigError, RunError
 from dsr1_tune.moe.anatomy import Anatomy
 from dsr1_tune.moe.monitor import RoutingMonitor
@@ -30,7 +31,7 @@ from dsr1_tune.runs.trackers import check_trackers
 from dsr1_tune.runs.trainer import ResumableTrainer
 from dsr1_tune.train import lora
 
-Fault = Callable[[nn.Module, int], None]
+Fault = Callable[[nn.Module, int, dict[str, Any]], None]
 GROUPS = ("attention", "dense_ffn", "shared_experts", "routed_experts")
 
 
@@ -53,12 +54,12 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def configure(out: Path, base: Path, data: Path, watch: Watch | None = None, **schedule: Any) -> LoraRun:
-    usual = {"max_steps": 60, "learning_rate": 2e-3, "batch_size": 8, "save_steps": 10, "max_tokens": 128}
+    usual = {"max_steps": 40, "learning_rate": 1e-2, "batch_size": 8, "save_steps": 8, "max_tokens": 128}
     return LoraRun(
         out=out,
         data=Data(files=(data,)),
         base=Base(model=str(base)),
-        schedule=Schedule(**{**usual, "gradient_checkpointing": False, **schedule}),
+        schedule=Schedule(**{**usual, "gradient_checkpointing": False, "max_grad_norm": 0.1, **schedule}),
         watch=watch or Watch(),
         samples=0,
     )
@@ -78,13 +79,13 @@ class Told(Console):
 
 @pytest.fixture
 def sabotage(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fault], None]:
-    """sabotage(fault) calls fault(model, step) before every forward pass of training."""
+    """sabotage(fault) calls fault(model, step, batch) before every forward pass of training."""
 
     def put_in(fault: Fault) -> None:
         class Sabotaged(ResumableTrainer):
-            def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Any:
-                fault(self.model, self.state.global_step + 1)
-                return super().training_step(model, *args, **kwargs)
+            def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+                fault(self.model, self.state.global_step + 1, inputs)
+                return super().training_step(model, inputs, *args, **kwargs)
 
         monkeypatch.setattr(session, "ResumableTrainer", Sabotaged)
 
@@ -107,7 +108,7 @@ def updates(model: nn.Module, part: str, factor: str = "lora_B") -> list[nn.Para
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, sums: Path) -> tuple[RunFolder, str]:
     told = Told()
-    config = configure(tmp_path_factory.mktemp("healthy") / "run", tiny_base, sums, Watch(evaluate_steps=20))
+    config = configure(tmp_path_factory.mktemp("healthy") / "run", tiny_base, sums, Watch(evaluate_steps=10))
     return lora.run(config, console=told), told.text
 
 
@@ -120,7 +121,7 @@ def test_a_healthy_run_gives_no_alarm(healthy: tuple[RunFolder, str]) -> None:
 
 def test_every_step_tells_time_tokens_memory_gradients_and_experts(healthy: tuple[RunFolder, str]) -> None:
     log = log_of(healthy[0].path)
-    assert [line["step"] for line in log] == list(range(1, 61))
+    assert [line["step"] for line in log] == list(range(1, 41))
     for line in log:
         groups = {name: norm for name, norm in line.items() if name.startswith("grad_norm/")}
         assert set(groups) == {f"grad_norm/{group}" for group in GROUPS}
@@ -130,7 +131,7 @@ def test_every_step_tells_time_tokens_memory_gradients_and_experts(healthy: tupl
         assert 0 <= line["experts/entropy_min"] <= line["experts/entropy_mean"] <= 1
         assert 0 <= line["experts/max_violation_max"] <= 1  # of 4 experts 2 are chosen
         assert line["experts/dead"] == 0 and 0 <= line["experts/drift_max"] <= 1
-    assert any(line["grad_norm"] > 1 for line in log), "nothing was clipped, so this proves little"
+    assert any(line["grad_norm"] > 0.1 for line in log), "nothing was clipped, so this proves little"
     tokens, seconds = [line["num_tokens"] for line in log], [line["seconds"] for line in log]
     assert tokens == sorted(tokens) and seconds == sorted(seconds)
 
@@ -138,8 +139,8 @@ def test_every_step_tells_time_tokens_memory_gradients_and_experts(healthy: tupl
 def test_the_held_out_loss_is_measured_while_training(healthy: tuple[RunFolder, str]) -> None:
     folder, _ = healthy
     measured = {line["step"]: line["eval_loss"] for line in log_of(folder.path) if "eval_loss" in line}
-    assert set(measured) == {20, 40, 60}
-    assert measured[60] == pytest.approx(folder.evaluation()["after"]["loss"], abs=1e-5)
+    assert set(measured) == {10, 20, 30, 40}
+    assert measured[40] == pytest.approx(folder.evaluation()["after"]["loss"], abs=1e-5)
 
 
 def test_measuring_while_training_does_not_change_what_is_trained(
@@ -181,14 +182,14 @@ def test_the_numbers_are_on_tensorboard_too(healthy: tuple[RunFolder, str]) -> N
 def test_a_resumed_run_counts_on(
     healthy: tuple[RunFolder, str], tmp_path: Path, tiny_base: Path, sums: Path, sabotage: Callable[[Fault], None]
 ) -> None:
-    def press_ctrl_c(model: nn.Module, step: int) -> None:
-        if step == 33 and not pressed:
+    def press_ctrl_c(model: nn.Module, step: int, batch: dict[str, Any]) -> None:
+        if step == 19 and not pressed:
             pressed.append(step)
             os.kill(os.getpid(), signal.SIGINT)
 
     pressed: list[int] = []
     sabotage(press_ctrl_c)
-    config = configure(tmp_path / "run", tiny_base, sums, Watch(evaluate_steps=20))
+    config = configure(tmp_path / "run", tiny_base, sums, Watch(evaluate_steps=10))
     with pytest.raises(KeyboardInterrupt):
         lora.run(config, console=Told())
     at_the_break = log_of(tmp_path / "run")[-1]
@@ -206,32 +207,30 @@ def test_a_resumed_run_counts_on(
 
 
 @torch.no_grad()
-def nan_in_a_weight(model: nn.Module, step: int) -> None:
-    if step == 30:
+def nan_in_a_weight(model: nn.Module, step: int, batch: dict[str, Any]) -> None:
+    if step == 25:
         updates(model, "attention")[0][0] = math.nan
 
 
-def nan_in_a_gradient(model: nn.Module, step: int) -> None:
-    if step == 30:
+def nan_in_a_gradient(model: nn.Module, step: int, batch: dict[str, Any]) -> None:
+    if step == 25:
         updates(model, "routed_experts")[0].register_hook(lambda gradient: gradient * math.nan)
 
 
-@torch.no_grad()
-def broken_update(model: nn.Module, step: int) -> None:
-    if step == 30:
-        for part in GROUPS:
-            for weight in updates(model, part):
-                weight.normal_(std=3.0)
+def spoiled_answers(model: nn.Module, step: int, batch: dict[str, Any]) -> None:
+    """From one step on every token that is to be learned is one that the data never holds."""
+    if step >= 25:
+        batch["labels"][batch["labels"] != IGNORED] = 200
 
 
-def huge_gradients(model: nn.Module, step: int) -> None:
-    if step == 30:
+def huge_gradients(model: nn.Module, step: int, batch: dict[str, Any]) -> None:
+    if step == 25:
         for weight in updates(model, "attention"):
             weight.register_hook(lambda gradient: gradient * 1e4)
 
 
-def no_gradients(model: nn.Module, step: int) -> None:
-    if step == 30:
+def no_gradients(model: nn.Module, step: int, batch: dict[str, Any]) -> None:
+    if step == 25:
         for factor in ("lora_A", "lora_B"):
             for weight in updates(model, "shared_experts", factor):
                 weight.register_hook(lambda gradient: gradient * 0)
@@ -241,26 +240,26 @@ def _bias(model: nn.Module) -> torch.Tensor:
     return next(buffer for name, buffer in model.named_buffers() if name.endswith("e_score_correction_bias"))
 
 
-def crowded_router(model: nn.Module, step: int) -> None:
-    if step == 10:
-        _bias(model)[:2] = 100.0
+def crowded_router(model: nn.Module, step: int, batch: dict[str, Any]) -> None:
+    if step >= 5:  # now and then as it was, so that no expert is dead
+        _bias(model)[:2] = 0.0 if step % 15 == 0 else 100.0
 
 
-def forbidden_expert(model: nn.Module, step: int) -> None:
-    if step == 10:
+def forbidden_expert(model: nn.Module, step: int, batch: dict[str, Any]) -> None:
+    if step == 5:
         _bias(model)[1] = -100.0
 
 
 @pytest.mark.parametrize(
     ("fault", "what", "where", "since"),
     [
-        (nan_in_a_weight, "nan_loss", "loss", range(30, 31)),
-        (nan_in_a_gradient, "nan_gradient", "routed_experts", range(30, 31)),
-        (broken_update, "loss_spike", "loss", range(30, 31)),
-        (huge_gradients, "gradient_explosion", "attention", range(30, 31)),
-        (no_gradients, "gradient_vanishing", "shared_experts", range(30, 31)),
-        (crowded_router, "router_collapse", "model.layers.1.mlp.experts", range(10, 31)),
-        (forbidden_expert, "dead_experts", "model.layers.1.mlp.experts", range(9, 12)),
+        (nan_in_a_weight, "nan_loss", "loss", range(25, 26)),
+        (nan_in_a_gradient, "nan_gradient", "routed_experts", range(25, 26)),
+        (spoiled_answers, "loss_spike", "loss", range(25, 26)),
+        (huge_gradients, "gradient_explosion", "attention", range(25, 26)),
+        (no_gradients, "gradient_vanishing", "shared_experts", range(25, 26)),
+        (crowded_router, "router_collapse", "model.layers.1.mlp.experts", range(5, 26)),
+        (forbidden_expert, "dead_experts", "model.layers.1.mlp.experts", range(4, 7)),
     ],
 )
 def test_a_fault_that_is_put_in_stops_the_run(
@@ -285,13 +284,13 @@ def test_a_fault_that_is_put_in_stops_the_run(
     assert "ALARM: " in told.text and where in told.text
     last = log_of(path)[-1]
     assert {alarm["what"] for alarm in last["alarms"]} == {alarm["what"] for alarm in manifest["alarms"]}
-    assert last["step"] < 60
+    assert last["step"] < 40
     assert where in (path / "report.html").read_text() or what == "nan_loss"
 
 
 def test_learning_by_heart_is_noticed(tmp_path: Path, tiny_base: Path, noise: Path) -> None:
     watch = Watch(on_alarm="stop", evaluate_steps=10)
-    config = configure(tmp_path / "run", tiny_base, noise, watch, max_steps=200, learning_rate=2e-2, save_steps=50)
+    config = configure(tmp_path / "run", tiny_base, noise, watch, max_steps=120, learning_rate=2e-2, save_steps=50)
     with pytest.raises(StoppedByAlarm) as caught:
         lora.run(config, console=Told())
     assert caught.value.alarm.what == "overfitting"
@@ -307,7 +306,7 @@ def test_a_warning_is_said_once_and_the_run_goes_on(
     told = Told()
     folder = lora.run(configure(tmp_path / "run", tiny_base, sums), console=told)
     alarms = folder.manifest()["alarms"]
-    assert folder.manifest()["status"] == "finished" and len(log_of(folder.path)) == 60
+    assert folder.manifest()["status"] == "finished" and len(log_of(folder.path)) == 40
     assert len({(alarm["what"], alarm["where"]) for alarm in alarms}) == len(alarms)
     assert told.text.count("ALARM: ") == len(alarms)
     assert {alarm["answer"] for alarm in alarms} == {"warn"}
@@ -317,28 +316,32 @@ def test_a_stopped_run_goes_on_from_before_the_fault(
     tmp_path: Path, tiny_base: Path, sums: Path, sabotage: Callable[[Fault], None]
 ) -> None:
     path = tmp_path / "run"
-    sabotage(broken_update)
+    sabotage(spoiled_answers)
     with pytest.raises(StoppedByAlarm):
-        lora.run(configure(path, tiny_base, sums, Watch(on_alarm="stop"), save_steps=8), console=Told())
+        lora.run(configure(path, tiny_base, sums, Watch(on_alarm="stop")), console=Told())
     stopped_at = log_of(path)[-1]["step"]
     names = {place.name for place in (path / "checkpoints").iterdir()}
-    assert f"suspect-{stopped_at}" in names and "checkpoint-24" in names
-    assert not {f"checkpoint-{step}" for step in range(29, 61)} & names
-    sabotage(lambda model, step: None)
+    assert f"suspect-{stopped_at}" in names and "checkpoint-16" in names
+    assert not {f"checkpoint-{step}" for step in range(24, 41)} & names
+    sabotage(nothing)
     told = Told()
     folder = lora.run(LoraRun(), path, told)
-    assert "checkpoint-24" in told.text
+    assert "checkpoint-16" in told.text
     assert folder.manifest()["status"] == "finished"
-    assert [line["step"] for line in log_of(path)] == list(range(1, 61))
+    assert [line["step"] for line in log_of(path)] == list(range(1, 41))
+
+
+def nothing(model: nn.Module, step: int, batch: dict[str, Any]) -> None:
+    pass
 
 
 def only_once(fault: Fault) -> Fault:
     """The fault at the first time that its step is done."""
     done: set[int] = set()
 
-    def put_in(model: nn.Module, step: int) -> None:
+    def put_in(model: nn.Module, step: int, batch: dict[str, Any]) -> None:
         if step not in done:
-            fault(model, step)
+            fault(model, step, batch)
         done.add(step)
 
     return put_in
@@ -347,26 +350,26 @@ def only_once(fault: Fault) -> Fault:
 def test_a_rollback_goes_back_once_with_half_the_learning_rate(
     healthy: tuple[RunFolder, str], tmp_path: Path, tiny_base: Path, sums: Path, sabotage: Callable[[Fault], None]
 ) -> None:
-    sabotage(only_once(broken_update))
+    sabotage(only_once(spoiled_answers))
     told = Told()
     config = configure(tmp_path / "run", tiny_base, sums, Watch(on_alarm="rollback"))
     folder = lora.run(config, console=told)
     rolled_back = folder.manifest()["rollback"]
-    assert (rolled_back["to_step"], rolled_back["learning_rate_factor"]) == (20, 0.5)
-    assert f"steps 21 to {rolled_back['from_step']} are done again" in told.text
+    assert (rolled_back["to_step"], rolled_back["learning_rate_factor"]) == (16, 0.5)
+    assert f"steps 17 to {rolled_back['from_step']} are done again" in told.text
     log, undisturbed = log_of(folder.path), log_of(healthy[0].path)
-    assert [line["step"] for line in log] == list(range(1, 61))
+    assert [line["step"] for line in log] == list(range(1, 41))
     rates, wanted = ([line["learning_rate"] for line in lines] for lines in (log, undisturbed))
-    assert rates[:20] == pytest.approx(wanted[:20])
-    assert rates[20:] == pytest.approx([rate / 2 for rate in wanted[20:]])
+    assert rates[:16] == pytest.approx(wanted[:16])
+    assert rates[16:] == pytest.approx([rate / 2 for rate in wanted[16:]])
     # The first step after is the same batch on the same weights: the loss is what it was without any fault.
-    assert log[20]["loss"] == pytest.approx(undisturbed[20]["loss"], abs=1e-5)
+    assert log[16]["loss"] == pytest.approx(undisturbed[16]["loss"], abs=1e-5)
     assert folder.manifest()["status"] == "finished"
     assert not list((folder.path / "checkpoints").glob("suspect-*"))
 
 
 def test_a_second_alarm_stops(tmp_path: Path, tiny_base: Path, sums: Path, sabotage: Callable[[Fault], None]) -> None:
-    sabotage(broken_update)
+    sabotage(spoiled_answers)
     told = Told()
     with pytest.raises(StoppedByAlarm):
         lora.run(configure(tmp_path / "run", tiny_base, sums, Watch(on_alarm="rollback")), console=told)
@@ -379,7 +382,7 @@ def test_a_second_alarm_stops(tmp_path: Path, tiny_base: Path, sums: Path, sabot
 def test_where_no_checkpoint_is_old_enough_a_rollback_begins_anew(
     healthy: tuple[RunFolder, str], tmp_path: Path, tiny_base: Path, sums: Path, sabotage: Callable[[Fault], None]
 ) -> None:
-    sabotage(only_once(broken_update))
+    sabotage(only_once(spoiled_answers))
     told = Told()
     config = configure(tmp_path / "run", tiny_base, sums, Watch(on_alarm="rollback"), save_steps=100)
     folder = lora.run(config, console=told)
@@ -387,25 +390,25 @@ def test_where_no_checkpoint_is_old_enough_a_rollback_begins_anew(
     log, undisturbed = log_of(folder.path), log_of(healthy[0].path)
     assert log[0]["loss"] == undisturbed[0]["loss"]
     assert log[5]["learning_rate"] == pytest.approx(undisturbed[5]["learning_rate"] / 2)
-    assert [line["step"] for line in log] == list(range(1, 61))
+    assert [line["step"] for line in log] == list(range(1, 41))
 
 
 def test_an_interrupted_run_keeps_the_lower_rate_when_it_goes_on(
     healthy: tuple[RunFolder, str], tmp_path: Path, tiny_base: Path, sums: Path, sabotage: Callable[[Fault], None]
 ) -> None:
-    broken = only_once(broken_update)
+    broken = only_once(spoiled_answers)
 
-    def fault(model: nn.Module, step: int) -> None:
-        broken(model, step)
-        if step == 45:
+    def fault(model: nn.Module, step: int, batch: dict[str, Any]) -> None:
+        broken(model, step, batch)
+        if step == 33:
             os.kill(os.getpid(), signal.SIGINT)
 
     sabotage(fault)
     with pytest.raises(KeyboardInterrupt):
         lora.run(configure(tmp_path / "run", tiny_base, sums, Watch(on_alarm="rollback")), console=Told())
-    sabotage(lambda model, step: None)
+    sabotage(nothing)
     folder = lora.run(LoraRun(), tmp_path / "run", Told())
-    rates, wanted = ([line["learning_rate"] for line in log_of(path)][20:] for path in (folder.path, healthy[0].path))
+    rates, wanted = ([line["learning_rate"] for line in log_of(path)][16:] for path in (folder.path, healthy[0].path))
     assert rates == pytest.approx([rate / 2 for rate in wanted])
 
 

@@ -55,7 +55,7 @@ def do(run: dict[str, Any]) -> dict[str, Any]:
     callbacks.GracefulStop.on_step_begin = interrupt
     config = CONFIGS[run["command"]].model_validate(run["config"])
     resume = Path(run["resume"]) if run.get("resume") else None
-    with open(os.devnull, "w") as nowhere, suppress(KeyboardInterrupt):
+    with Path(os.devnull).open("w") as nowhere, suppress(KeyboardInterrupt):
         import_module(f"dsr1_tune.train.{run['command']}").run(config, resume, Console(file=nowhere))
     return seen
 

@@ -205,6 +205,14 @@ def test_trained_routers_are_saved_too(configure: Configure, base_folder: Path, 
     assert not torch.equal(saved, plain)
 
 
+def test_moved_balancing_biases_are_saved_too(configure: Configure, tmp_path: Path) -> None:
+    folder = esft.run(configure(tmp_path / "run", router=Router(mode="bias", bias_rate=0.01), epochs=1, samples=0))
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    saved = load_file(folder.experts / "experts.safetensors")[name]
+    assert saved.any()
+    assert torch.equal(saved, loading.load_with_adapter(folder.path).model.get_buffer(name))
+
+
 # --- stopped and going on --------------------------------------------------------------------------------------------
 
 

@@ -20,19 +20,27 @@ from dsr1_tune.runs.folder import FINISHED, RunFolder
 
 ROWS = [{"input": f"what is {a} times {b}?", "output": f"it is {a * b % 10}"} for a in range(5) for b in range(6)]
 SAVE_STEPS = 2
-TIMEOUT = 120
+TIMEOUT = 300
 
 
 def start(*arguments: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "dsr1_tune", "lora", *arguments], env=environment, stdout=-3, stderr=-1)
+    return subprocess.Popen(
+        [sys.executable, "-m", "dsr1_tune", "lora", *arguments], env=environment, stdout=-3, stderr=-1
+    )
 
 
 def begin(base: Path, out: Path) -> list[str]:
     """20 short steps with a checkpoint after every second."""
     data = out.with_suffix(".json")
     data.write_text(json.dumps(ROWS))
-    sets = ["epochs=5", "batch_size=7", f"save_steps={SAVE_STEPS}", "learning_rate=0.01", "gradient_checkpointing=false"]
+    sets = [
+        "epochs=5",
+        "batch_size=7",
+        f"save_steps={SAVE_STEPS}",
+        "learning_rate=0.01",
+        "gradient_checkpointing=false",
+    ]
     few = ["--set", "samples=1", "--set", "sample_tokens=2"]
     schedule = [word for one in sets for word in ("--set", f"schedule.{one}")]
     return ["--data", str(data), "--model", str(base), "--out", str(out), *schedule, *few]
@@ -94,7 +102,7 @@ def kill_somewhere(process: subprocess.Popen[bytes], run: Path, chance: random.R
 
     while not has_come() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.0005)
-    longest = {"any": 12.0, "train": 1.0, "checkpoint": 0.02, "output": 0.05}[moment]
+    longest = {"any": 8.0, "train": 1.0, "checkpoint": 0.02, "output": 0.05}[moment]
     time.sleep(chance.uniform(0, longest))
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=TIMEOUT)
@@ -134,12 +142,13 @@ def test_killed_twice_it_ends_as_unbroken(tiny_base: Path, tmp_path: Path, unbro
 @pytest.mark.slow
 def test_killed_twenty_times_it_ends_as_unbroken(tiny_base: Path, tmp_path: Path, unbroken: Any) -> None:
     moments = ["any", "train", "checkpoint", "checkpoint", "output"]
-    num_kills = 0
-    for number in range(4):
+    num_kills = number = 0
+    while num_kills < 20:
+        number += 1
         run = tmp_path / f"run{number}"
         num_kills += survive(tiny_base, run, moments, seed=number)
         check_as_unbroken(run, unbroken)
-    assert num_kills == 20
+    assert number <= 6  # few kills came too late
 
 
 def check_as_unbroken(run: Path, unbroken: tuple[float, list[float]]) -> None:

@@ -400,9 +400,9 @@ def test_accumulated_batches_are_one_batch(
 ) -> None:
     group, sizes = trainer.LengthGrouped, list[int]()
 
-    def watched(lengths: list[int], batch_size: int, seed: int) -> trainer.LengthGrouped:
+    def watched(lengths: list[int], batch_size: int, *rest: int) -> trainer.LengthGrouped:
         sizes.append(batch_size)
-        return group(lengths, batch_size, seed)
+        return group(lengths, batch_size, *rest)
 
     monkeypatch.setattr(trainer, "LengthGrouped", watched)
     folder = go(configure(tmp_path / "run", batch_size=2, accumulate=4, samples=0))

@@ -130,8 +130,7 @@ def test_the_bias_rule_of_a_full_run(configure: Configure, stopped: Any, curve: 
     assert (biases[0] - before.bias).abs().max() > 0.04
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize(("accumulate", "packing"), [(1, False), (2, True)])
 def test_the_auxiliary_loss_is_logged_beside_the_loss(
     configure: Configure, told: Any, accumulate: int, packing: bool
 ) -> None:
