@@ -14,7 +14,7 @@ import socket
 from typing import Any
 
 import torch
-from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs
 from rich.console import Console
 from rich.table import Table
 from torch import distributed, multiprocessing
@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, DeepseekV3Config
 
 from dsr1_tune.config import Adapter
 from dsr1_tune.models.adapters import add_lora
-from dsr1_tune.runs.trainer import POWERSGD_START
+from dsr1_tune.runs.trainer import POWERSGD_START, use_powersgd
 
 MIB = 2**20
 NUM_PROCESSES = 2
@@ -63,11 +63,12 @@ def _process(number: int, ranks: list[int], steps: int) -> None:
 
 def _train(trained: str, rank: int, steps: int) -> tuple[float, float]:
     """Bytes per step once PowerSGD has begun, and the loss of the last step, both processes' mean."""
-    model = DistributedDataParallel(_model(trained))
+    settings = DistributedDataParallelKwargs()
     if rank:
-        options = {"matrix_approximation_rank": rank, "start_powerSGD_iter": POWERSGD_START}
-        kwargs = DistributedDataParallelKwargs(comm_hook=DDPCommunicationHookType.POWER_SGD, comm_state_option=options)
-        kwargs.register_comm_hook(model)
+        use_powersgd(settings, rank)
+    model = DistributedDataParallel(_model(trained), bucket_cap_mb=settings.bucket_cap_mb)
+    if rank:
+        settings.register_comm_hook(model)
     else:
         model.register_comm_hook(None, default_hooks.allreduce_hook)
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=3e-3)

@@ -335,6 +335,8 @@ class TuneRun(Noun):
             raise ValueError(
                 f"schedule.optimizer={optimizer} needs whole weights, which {strategy} shares out; use adamw"
             )
+        if strategy != "ddp" and self.watch.on_alarm == "rollback":
+            raise ValueError(f"watch.on_alarm=rollback cannot put back weights that {strategy} shares out; use stop")
         return self
 
 

@@ -45,11 +45,16 @@ class StoppedByAlarm(RunError):
 
 
 def note(folder: RunFolder, alarms: Sequence[Alarm], step: int, answer: str) -> None:
-    """Write the alarms into the manifest, and from which step on checkpoints are not to be trusted."""
+    """Write the alarms into the manifest."""
     known = folder.manifest().get("alarms", [])
     folder.update(alarms=[*known, *({**alarm.as_json(), "step": step, "answer": answer} for alarm in alarms)])
     if answer != "warn":
-        folder.update(last_good_step=min(alarm.last_good_step for alarm in alarms))
+        note_last_good(folder, alarms)
+
+
+def note_last_good(folder: RunFolder, alarms: Sequence[Alarm]) -> None:
+    """Write down after which step checkpoints are not to be trusted, until they are set aside."""
+    folder.update(last_good_step=min(alarm.last_good_step for alarm in alarms))
 
 
 def reported(folder: RunFolder) -> list[tuple[Kind, str]]:
@@ -148,8 +153,6 @@ _RATE = "learning_rate.json"
 def keep_start(model: nn.Module, folder: RunFolder) -> None:
     """Write down what training is about to change, so that a rollback may begin anew."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in _changing(model)}
-    if any(hasattr(tensor, "to_local") for tensor in tensors.values()):
-        return  # shared out among processes: there only checkpoints lead back
     with whole_folder(folder.checkpoints / _START) as part:
         save_file(tensors, str(part / "start.safetensors"))
 

@@ -369,6 +369,7 @@ def _report(session: Session[Any]) -> None:
     if not session.is_main:
         return
     try:
-        write_report(session.folder, session.config.watch.language)
+        file = write_report(session.folder, session.config.watch.language)
+        session.narrator.say(f"All of it on one page: {file}")
     except Exception as error:
         session.narrator.say(f"{session.folder.path}: the report could not be written: {type(error).__name__}: {error}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate.state import PartialState
-from accelerate.utils import DDPCommunicationHookType, DistributedType
+from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, DistributedType
 from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from torch.nn.parallel import DistributedDataParallel
@@ -120,10 +120,17 @@ class ResumableTrainer(SFTTrainer):
     def _build_accelerator_args(self, **given: Any) -> dict[str, Any]:
         built: dict[str, Any] = super()._build_accelerator_args(**given)
         if rank := self._config.parallel.powersgd_rank:
-            (ddp,) = built["kwargs_handlers"]
-            ddp.comm_hook = DDPCommunicationHookType.POWER_SGD
-            ddp.comm_state_option = {"matrix_approximation_rank": rank, "start_powerSGD_iter": POWERSGD_START}
+            use_powersgd(built["kwargs_handlers"][0], rank)
         return built
+
+
+def use_powersgd(ddp: DistributedDataParallelKwargs, rank: int) -> None:
+    """Have DDP send low-rank products of its gradients (arXiv 1905.13727)."""
+    ddp.comm_hook = DDPCommunicationHookType.POWER_SGD
+    ddp.comm_state_option = {"matrix_approximation_rank": rank, "start_powerSGD_iter": POWERSGD_START}
+    if not torch.cuda.is_available():
+        # Of several buckets under way, gloo mixes up whose products are whose: PowerSGD sends them from many threads.
+        ddp.bucket_cap_mb = 2**20
 
 
 def _filled_up(train: Dataset, num_fillers: int) -> Dataset:

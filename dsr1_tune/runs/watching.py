@@ -21,11 +21,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from dsr1_tune.config import Watch
 from dsr1_tune.moe.monitor import Routing, RoutingMonitor
 from dsr1_tune.runs import processes, rollback
-from dsr1_tune.runs.alarms import Alarm, Kind, Numbers, Watchdog, Window
+from dsr1_tune.runs.alarms import Alarm, Kind, Numbers
 from dsr1_tune.runs.callbacks import read_log
+from dsr1_tune.runs.expert_detectors import Window
 from dsr1_tune.runs.expert_tables import ExpertTables, note_routing
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.gradients import GradientNorms
+from dsr1_tune.runs.watchdog import Watchdog
 
 WINDOW = 20
 """The expert statistics of a step are those of so many steps up to it: a single one holds too few tokens to tell."""
@@ -170,6 +172,9 @@ class Watcher(TrainerCallback):
         rollback.note(self._folder, alarms, state.global_step, answer)
         if answer == "stop":
             self._stopped_by = first
+            # At once: the trainer keeps few checkpoints, and what it saves now must not push a good one out.
+            rollback.set_suspects_aside(self._folder)
+            rollback.note_last_good(self._folder, alarms)
             control.should_save = True
             control.should_training_stop = True
         elif answer == "rollback":

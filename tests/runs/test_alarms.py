@@ -11,21 +11,10 @@ import pytest
 import torch
 
 from dsr1_tune.moe.monitor import Routing
-from dsr1_tune.runs.alarms import (
-    TRY,
-    WHAT,
-    Alarm,
-    DeadExperts,
-    Detector,
-    GradientExplosion,
-    GradientVanishing,
-    LossSpike,
-    NotANumber,
-    Numbers,
-    Overfitting,
-    RouterCollapse,
-    Watchdog,
-)
+from dsr1_tune.runs.alarms import TRY, WHAT, Alarm, Detector, Numbers
+from dsr1_tune.runs.detectors import GradientExplosion, GradientVanishing, LossSpike, NotANumber, Overfitting
+from dsr1_tune.runs.expert_detectors import DeadExperts, RouterCollapse
+from dsr1_tune.runs.watchdog import Watchdog
 
 NUM_EXPERTS, NUM_CHOSEN = 16, 2
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 from torch import nn
+from transformers import TrainerState
 
 from dsr1_tune.config import Base, Data, LoraRun, Schedule, Watch
 from dsr1_tune.data.encode import IGNORED
@@ -336,13 +337,15 @@ def nothing(model: nn.Module, step: int, batch: dict[str, Any]) -> None:
 
 
 def only_once(fault: Fault) -> Fault:
-    """The fault at the first time that its step is done."""
-    done: set[int] = set()
+    """The fault, until a step is done again."""
+    last, is_healed = 0, False
 
     def put_in(model: nn.Module, step: int, batch: dict[str, Any]) -> None:
-        if step not in done:
+        nonlocal last, is_healed
+        is_healed = is_healed or step <= last
+        last = step
+        if not is_healed:
             fault(model, step, batch)
-        done.add(step)
 
     return put_in
 
@@ -452,6 +455,31 @@ def test_a_missing_tracker_ends_the_run_before_anything_is_loaded(
     config = configure(tmp_path / "run", tmp_path / "no model here", sums, Watch(trackers=("trackio",)))
     with pytest.raises(ConfigError, match="trackio"):
         lora.run(config, console=Told())
+
+
+@pytest.mark.parametrize("package", ["wandb", "trackio"])
+def test_an_online_tracker_takes_the_numbers_and_goes_on(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(package)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    config = LoraRun.model_validate({"watch": {"trackers": [package]}})
+    folder = RunFolder(tmp_path / "run")
+    folder.begin(config, "lora")
+    for first_step in (1, 3):
+        (tracker,) = trackers.open_trackers(config, folder, first_step)
+        for step in range(first_step, first_step + 4):
+            logs = {"loss": 1 / step, "grad_norm/attention": 0.5, "alarms": ["no number"]}
+            tracker.on_log(None, TrainerState(global_step=step), None, logs=logs)
+        tracker.close()
+    assert any(path.is_file() for place in ("run/wandb", "trackio") for path in (tmp_path / place).rglob("*"))
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero3"])
+def test_what_is_shared_out_cannot_be_rolled_back(strategy: str) -> None:
+    with pytest.raises(ValueError, match="rollback"):
+        LoraRun.model_validate({"watch": {"on_alarm": "rollback"}, "parallel": {"strategy": strategy}})
 
 
 def test_a_model_that_was_watched_has_no_hooks_left(

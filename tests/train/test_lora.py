@@ -195,7 +195,8 @@ def test_the_folder_holds_all_that_a_run_is_to_leave(done: Watched) -> None:
     assert expected <= names
     assert any(name.startswith("tensorboard/events.out.tfevents") for name in names)
     assert {path.name for path in done.path.iterdir()} == {
-        *("manifest.json", "train_log.jsonl", "eval.json", "data", "adapter", "tensorboard", "checkpoints")
+        *("manifest.json", "train_log.jsonl", "eval.json", "data", "adapter", "tensorboard", "checkpoints"),
+        *("report.html", "experts.png", "experts_load.npz"),
     }
     assert not litter(done.path)
 
