@@ -14,7 +14,11 @@ def settings() -> None:
 
     console = Console()
     shared = describe(configs.TuneRun)
-    kinds: dict[str, type[configs.Noun]] = {"lora, qlora": configs.LoraRun, "full": configs.FullRun, "esft": configs.EsftRun}
+    kinds: dict[str, type[configs.Noun]] = {
+        "lora, qlora": configs.LoraRun,
+        "full": configs.FullRun,
+        "esft": configs.EsftRun,
+    }
     tables = {"lora, qlora, full, esft": shared}
     tables |= {command: [row for row in describe(kind) if row not in shared] for command, kind in kinds.items()}
     for command, rows in (tables | {"data clean": describe(configs.CleanRun)}).items():

@@ -39,7 +39,7 @@ TEXTS: dict[str, dict[Language, str]] = {
         "en": "{steps} steps took {time}, at {speed} tokens a second.",
         "zh": "{steps} 步训练用时 {time}，每秒 {speed} 个 token。",
     },
-    "summary_alarms": {"en": "There were {count} alarms.", "zh": "期间共有 {count} 次警报。"},
+    "summary_alarms": {"en": "Alarms while training: {count}.", "zh": "期间共有 {count} 次警报。"},
     "summary_no_alarms": {"en": "There were no alarms.", "zh": "期间没有警报。"},
     "status_finished": {"en": "finished", "zh": "已完成"},
     "status_running": {"en": "running", "zh": "进行中"},

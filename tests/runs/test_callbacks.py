@@ -78,7 +78,9 @@ def test_where_the_output_is_no_terminal_there_are_ten_lines_at_most(max_steps: 
     bar.on_train_begin(None, at(0, max_steps), None)
     for step in range(1, max_steps + 1):
         bar.on_step_end(None, at(step, max_steps), None)
-        bar.on_log(None, at(step, max_steps), None, logs={"loss": 1.23456, "num_tokens": 100.0 * step, "seconds": 0.5 * step})
+        bar.on_log(
+            None, at(step, max_steps), None, logs={"loss": 1.23456, "num_tokens": 100.0 * step, "seconds": 0.5 * step}
+        )
     bar.on_log(None, at(max_steps, max_steps), None, logs={"train_loss": 1.0})
     bar.on_train_end(None, at(max_steps, max_steps), None)
     lines = said.getvalue().splitlines()
