@@ -17,6 +17,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from dsr1_tune.models.load import NF4, NF4_BYTES
+from dsr1_tune.models.memory import give_back
 from dsr1_tune.moe.experts4bit import finish_nf4, reserve_nf4
 from dsr1_tune.moe.nf4 import as_buffers, placeholder
 
@@ -93,4 +94,5 @@ class _ToNf4(ConversionOps):
             weight = value[0] if isinstance(value, list) else value
             owner, _, leaf = name.rpartition(".")
             held |= {f"{owner}.{part}": tensor for part, tensor in as_buffers(leaf, weight).items()}
+            give_back()
         return held
