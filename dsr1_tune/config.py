@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -24,6 +24,12 @@ class Noun(BaseModel):
     def _empty_is_default(cls, value: Any) -> Any:
         """A YAML section of which every line is commented out leaves the defaults."""
         return {} if value is None else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_on_a_line(cls, value: Any) -> Any:
+        """`ranks=attention=16,routed_experts=4` and `groups=attention` are what they look like."""
+        return _read_lists(cls, value)
 
 
 class Data(Noun):
@@ -51,6 +57,7 @@ class Data(Noun):
     @classmethod
     def _weights_from_names(cls, value: Any) -> Any:
         """`files: [a.json:0.7]` is `files: [a.json]` and `weights: {a.json: 0.7}`, unless a file has that very name."""
+        value = _read_lists(cls, value)
         if not isinstance(value, dict) or not isinstance(value.get("files"), (list, tuple)):
             return value
         given = value.get("weights") or {}
@@ -72,6 +79,20 @@ class Data(Noun):
     def weight(self, file: str) -> float:
         """How often the rows of a file count; 1 where nothing is said."""
         return self.weights.get(file, 1.0)
+
+
+def _read_lists(kind: type[Noun], value: Any) -> Any:
+    """Lists and dicts written on a line, made such."""
+    if not isinstance(value, dict):
+        return value
+    for name, field in kind.model_fields.items():
+        said, shape = value.get(name), get_origin(field.annotation)
+        if isinstance(said, str) and shape is dict and "=" in said:
+            pairs = (part.rpartition("=") for part in said.split(","))
+            value = {**value, name: {key.strip(): number.strip() for key, _, number in pairs}}
+        elif isinstance(said, str) and shape is tuple and get_args(field.annotation)[0] is not Path:
+            value = {**value, name: tuple(part.strip() for part in said.split(","))}
+    return value
 
 
 def _is_number(text: str) -> bool:
@@ -357,8 +378,6 @@ class QloraRun(TuneRun):
             raise ValueError(
                 f"adapter.init={self.adapter.init} changes the base weights, which qlora holds in 4 bits; use lora"
             )
-        if self.adapter.dora:
-            raise ValueError("adapter.dora needs the norms of the base weights, which qlora holds in 4 bits; use lora")
         if self.adapter.dora:
             raise ValueError("adapter.dora needs the norms of the base weights, which qlora holds in 4 bits; use lora")
         if self.parallel.strategy != "ddp":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -91,7 +91,9 @@ def _all_problems(error: ValidationError, file: Path | None) -> str:
         said = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
             said = "there is no such setting"
-        given = "" if problem["type"] == "extra_forbidden" else f" (given: {problem['input']!r})"
+        # Where settings do not go together, the message names them; the input would be all there are.
+        is_told = problem["type"] == "extra_forbidden" or isinstance(problem["input"], (dict, Noun))
+        given = "" if is_told else f" (given: {problem['input']!r})"
         lines.append(f"{name}: {said}{given}")
     return where + "; ".join(lines)
 
@@ -121,5 +123,15 @@ def describe(kind: type[Noun], prefix: str = "") -> list[tuple[str, str, str]]:
         if isinstance(annotation, type) and issubclass(annotation, Noun):
             rows += describe(annotation, f"{prefix}{name}.")
         else:
-            rows.append((prefix + name, str(field.default), field.description or ""))
+            meaning = " ".join((field.description or "").split())
+            if values := _values(annotation):
+                meaning += f" One of: {', '.join(values)}."
+            rows.append((prefix + name, str(field.default), meaning))
     return rows
+
+
+def _values(annotation: Any) -> list[str]:
+    """What a setting may be, where that is a list of words, also inside a tuple or as the names of a dict."""
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    return [value for part in get_args(annotation)[:1] for value in _values(part)]

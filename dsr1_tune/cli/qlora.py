@@ -29,7 +29,7 @@ def qlora(
     sets: Sets = None,
     resume: Resume = None,
 ) -> None:
-    """Like `lora`, over a base whose experts and linear layers are held in 4 bits: a quarter of the memory.
+    """Like `lora`, over a base whose experts and linear layers are held in 4 bits.
 
     `dsr1-tune settings` lists everything that --config and --set can say.
     """

@@ -13,6 +13,8 @@ def settings() -> None:
     from dsr1_tune.settings import describe
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # for grep
     shared = describe(configs.TuneRun)
     kinds: dict[str, type[configs.Noun]] = {
         "lora, qlora": configs.LoraRun,

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 DataFiles = Annotated[
-    list[Path] | None, typer.Option("--data", help="JSON, JSONL, CSV or Parquet; may be repeated.", show_default=False)
+    list[Path] | None,
+    typer.Option("--data", help="JSON, JSONL, CSV, TSV or Parquet; may be repeated.", show_default=False),
 ]
 ModelName = Annotated[
     str | None, typer.Option("--model", help="A Hub id or a folder. [default: embedded base]", show_default=False)

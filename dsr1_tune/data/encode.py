@@ -124,7 +124,6 @@ def _is_learned(labels: Sequence[int]) -> bool:
 
 
 _SHORTEN = "shorten it, raise schedule.max_tokens, or cut it with sequences.longer=truncate"
-_BEHIND_CUT = "raise schedule.max_tokens: all that is to be learned stands behind the cut"
 
 
 def _too_long(record: Record, num_tokens: int, max_tokens: int, fix: str) -> Drop:

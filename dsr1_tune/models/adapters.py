@@ -77,6 +77,13 @@ def check_adapter(model: nn.Module, adapter: Adapter, router: Router = _FROZEN) 
             f"the model has no layers of the groups {', '.join(adapter.groups)}",
             hint=f"choose among {', '.join(GROUPS)} with --set adapter.groups=[...]",
         )
+    there = {target.group for target in targets if target.modules or target.parameters}
+    asked = {*adapter.ranks, *adapter.alphas, *(adapter.groups if adapter.groups != GROUPS else ())}
+    if absent := [group for group in GROUPS if group in asked - there]:
+        raise ModelError(
+            f"adapter names {', '.join(absent)}, which the model does not have",
+            hint=f"it has {', '.join(group for group in GROUPS if group in there)}",
+        )
     unable = [target.group for target in targets if target.parameters]
     if adapter.dora and unable:
         able = [target.group for target in targets if target.modules and target.group not in unable]

@@ -281,9 +281,8 @@ def check_folder(folder: Path, name: str) -> None:
             f"{name}: is an adapter, not a base model", hint=f"its base is {base_of(adapter).model or embedded.NAME}"
         )
     if (folder / "manifest.json").is_file():
-        raise ModelError(
-            f"{name}: is a run that has no finished adapter", hint=f"go on with it: dsr1-tune lora --resume {name}"
-        )
+        command = _read_json(folder / "manifest.json").get("command", "lora")
+        raise ModelError(f"{name}: is an unfinished run", hint=f"go on with it: dsr1-tune {command} --resume {name}")
     files = sorted(entry.name for entry in folder.iterdir())
     holds = ", ".join(files[:8]) + (", ..." if len(files) > 8 else "") if files else "nothing"
     raise ModelError(f"{name}: has no config.json; it holds {holds}", hint=f"give {_EXAMPLE}")
@@ -391,6 +390,8 @@ def _check_remote_weights(folder: Path, repo_id: str, commit: str, config: Any) 
             hint=_CONVERT if pickles else f"give {_EXAMPLE}",
         )
     stored_as = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
+    if fp8.is_block_fp8(getattr(config, "quantization_config", None)):
+        stored_as = torch.float8_e4m3fn
     return sum(on_hub[file] for file in files) // stored_as.itemsize
 
 

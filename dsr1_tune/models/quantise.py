@@ -16,10 +16,10 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from dsr1_tune.models.load import NF4, NF4_BYTES
+from dsr1_tune.models.load import NF4
 from dsr1_tune.models.memory import give_back
 from dsr1_tune.moe.experts4bit import finish_nf4, reserve_nf4
-from dsr1_tune.moe.nf4 import as_buffers, placeholder
+from dsr1_tune.moe.nf4 import as_buffers, keep_placeholder_out, placeholder
 
 
 @register_quantization_config(NF4)
@@ -42,8 +42,8 @@ class Nf4Quantizer(HfQuantizer):
 
     @property
     def quantized_element_size(self) -> float:
-        """Bytes a quantised weight takes, its scales included."""
-        return NF4_BYTES
+        """Nothing for the weight itself: the buffers that hold it are counted beside it."""
+        return 0.0
 
     def _process_model_before_weight_loading(self, model: Any, **more: Any) -> None:
         self._names = reserve_nf4(model)
@@ -56,11 +56,10 @@ class Nf4Quantizer(HfQuantizer):
                 stand_in = placeholder(weight.shape, weight.dtype, _device(more.get("device_map")))
                 stand_in._is_hf_initialized = True
                 setattr(module, leaf, stand_in)
-            finish_nf4(model)
+                keep_placeholder_out(module, leaf)
 
     def _process_model_after_weight_loading(self, model: Any, **more: Any) -> None:
-        if not self.pre_quantized:
-            finish_nf4(model)
+        finish_nf4(model)
 
     def param_needs_quantization(self, model: Any, param_name: str, **more: Any) -> bool:
         """Whether a weight, by its full name, goes into NF4."""

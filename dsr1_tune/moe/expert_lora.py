@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -335,6 +336,11 @@ class _Rows:
             spans,
         )
 
+    @cached_property
+    def ends(self) -> list[int]:
+        """`offsets_E` on the host: waited for once a layer."""
+        return list(self.offsets_E.tolist())
+
     def pad_rank(self, rank: int, itemsize: int) -> int:
         """The smallest width ≥ `rank` of the update that the products take: a GPU's want whole 16 bytes a row."""
         return rank if self.spans else -(-rank * itemsize // 16) * 16 // itemsize
@@ -421,7 +427,7 @@ class _Rows:
 
     def _by_portions(self, x: Tensor, weight: Nf4) -> Tensor:
         """The same by grouped products over the chosen experts alone, as many at a time as PORTION_BYTES hold."""
-        ends = self.offsets_E.tolist()
+        ends = self.ends
         starts = [0, *ends[:-1]]
         chosen = [expert for expert, end in enumerate(ends) if end > starts[expert]]
         at_once = max(1, PORTION_BYTES // (weight.rows * weight.cols * weight.element_size()))

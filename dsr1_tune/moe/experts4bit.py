@@ -16,7 +16,17 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from dsr1_tune.errors import ModelError
 from dsr1_tune.moe.anatomy import PARTS, Anatomy, Part, find_experts, find_linears
 from dsr1_tune.moe.expert_lora import apply_experts, is_known_layout
-from dsr1_tune.moe.nf4 import Nf4, Nf4Linear, fits, held_weight, is_held, keep_placeholder_out, reserve
+from dsr1_tune.moe.nf4 import (
+    Nf4,
+    Nf4Linear,
+    fits,
+    held_weight,
+    holding,
+    is_held,
+    keep_placeholder_out,
+    renew_placeholder,
+    reserve,
+)
 
 EXPERTS_IMPLEMENTATION = "nf4"
 _IN_16_BIT: set[Part] = {"router", "embeddings", "norms"}
@@ -34,7 +44,8 @@ ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, _experts_in_nf4)
 def weights_to_hold(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """Every module with the name of its weight that goes into NF4.
 
-    All but router, norms, embeddings and output head; linear layers that do not divide into blocks of 64 stay as well.
+    All but router, norms, embeddings and output head; linear layers of another kind, or that do not divide into blocks
+    of 64, stay as well.
     Raises ModelError for experts that cannot be held.
     """
     blocks = find_experts(model)
@@ -50,7 +61,8 @@ def weights_to_hold(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
                 )
             yield block.module, name
     for _, linear, part in find_linears(model):
-        if part not in _IN_16_BIT and fits(*linear.weight.shape):
+        # A subclass has a forward of its own.
+        if part not in _IN_16_BIT and type(linear) is nn.Linear and fits(*linear.weight.shape):
             yield linear, "weight"
 
 
@@ -59,6 +71,12 @@ def _refuse_unknown_experts(model: nn.Module, known: set[str]) -> None:
     for name, module in model.named_modules():
         is_fused = any(weight.dim() == 3 for weight in module.parameters(recurse=False))
         is_list = isinstance(module, nn.ModuleList) and name.endswith("experts")
+        if isinstance(module, nn.Conv1d):
+            raise ModelError(
+                f"{type(model).__name__}: {name.rpartition('.')[0]} is a state-space or linear-attention layer; "
+                "some of them read their weights past the modules that hold them, so 4 bits would not be seen",
+                hint="train it with lora, in 16 bits",
+            )
         is_unknown = (is_fused or is_list) and name not in known
         if is_unknown or (name in known and not is_known_layout(module)):
             raise ModelError(
@@ -75,8 +93,7 @@ def reserve_nf4(model: nn.Module) -> set[str]:
     reserved = set()
     for module, weight in list(weights_to_hold(model)):
         reserve(module, weight)
-        if isinstance(module, nn.Linear):
-            module.__class__ = Nf4Linear
+        module.__class__ = Nf4Linear if isinstance(module, nn.Linear) else holding(module.__class__)
         reserved.add(f"{names[id(module)]}.{weight}")
     return reserved
 
@@ -84,6 +101,7 @@ def reserve_nf4(model: nn.Module) -> set[str]:
 def finish_nf4(model: nn.Module) -> None:
     """After the weights are in place: keep placeholders out of what is saved, and let the experts compute."""
     for module, name in _held(model):
+        renew_placeholder(module, name)
         keep_placeholder_out(module, name)
     if find_experts(model):
         model.set_experts_implementation(EXPERTS_IMPLEMENTATION)

@@ -167,6 +167,43 @@ def is_held(module: nn.Module, name: str) -> bool:
     return f"{name}_packed" in module._buffers
 
 
+def renew_placeholder(module: nn.Module, name: str, dtype: torch.dtype | None = None) -> None:
+    """Put the placeholder where the weight's 4 bits are, in the memory of one number again."""
+    old = getattr(module, name)
+    new = placeholder(old.shape, dtype or old.dtype, getattr(module, f"{name}_packed").device)
+    new._is_hf_initialized = True
+    setattr(module, name, new)
+
+
+class _Holding(nn.Module):
+    """A module that holds weights in NF4: moved or cast, its placeholders stay small and its scales exact."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        held = [name for name in self._parameters if is_held(self, name)]
+        exact = {f"{name}_{part}" for name in held for part in ("scale", "offset", "error")}
+        apart: dict[str, Tensor] = {name: self._buffers.pop(name) for name in exact}
+        # What a cast makes of the weights' own format, told by one number of it.
+        like = {name: fn(getattr(self, name).detach().as_strided((1,), (1,))) for name in held}
+        weights = {name: self._parameters[name] for name in held}
+        for name in held:
+            self._parameters[name] = None
+        super()._apply(fn, recurse)
+        for name in held:
+            self._parameters[name] = weights[name]
+            renew_placeholder(self, name, like[name].dtype)
+        for name, buffer in apart.items():
+            self._buffers[name] = buffer.to(self._buffers[f"{name.rpartition('_')[0]}_packed"].device)
+        return self
+
+
+@cache
+def holding(kind: Any) -> Any:
+    """The same class of modules for those that hold weights in NF4."""
+    if issubclass(kind, _Holding):
+        return kind
+    return type(kind.__name__, (_Holding, kind), {"__module__": kind.__module__, "__qualname__": kind.__qualname__})
+
+
 def keep_placeholder_out(module: nn.Module, name: str) -> None:
     """Leave the placeholder out of the module's state_dict(): there is nothing in it to save."""
 
@@ -180,7 +217,7 @@ def _as_matrices(weight: Tensor) -> Tensor:
     return weight if weight.dim() == 3 else weight.unsqueeze(0)
 
 
-class Nf4Linear(nn.Linear):
+class Nf4Linear(_Holding, nn.Linear):
     """A linear layer with its weight in NF4; `weight` is a placeholder."""
 
     def forward(self, x: Tensor) -> Tensor:

@@ -35,8 +35,8 @@ TRY: dict[Kind, str] = {
     "loss_spike": "lower schedule.learning_rate or raise schedule.warmup_share; look at the records of these steps",
     "gradient_explosion": "lower schedule.learning_rate or schedule.max_grad_norm, or raise schedule.warmup_share",
     "gradient_vanishing": "is this group meant to be trained? Raise its rank or alpha; or base.dtype=float32",
-    "router_collapse": "router.mode=frozen, a lower schedule.learning_rate, or more varied data",
-    "dead_experts": "router.mode=frozen, or balance with router.mode=bias or aux_loss; a lower schedule.learning_rate",
+    "router_collapse": "lower schedule.learning_rate, leave routers frozen (router.mode), or give more varied data",
+    "dead_experts": "lower schedule.learning_rate; balance routers by router.mode=bias (sigmoid) or aux_loss (softmax)",
     "overfitting": "fewer schedule.epochs, a lower adapter.rank, or more data; the best checkpoint is an earlier one",
 }
 

@@ -22,7 +22,7 @@ class BiasRule(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Begin to count."""
-        self._close()
+        self.close()
         self._routers = find_routers(model)
         self._monitor = RoutingMonitor(model)
 
@@ -38,9 +38,10 @@ class BiasRule(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop counting."""
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Stop counting; also when training ended by an error."""
         if self._monitor:
             self._monitor.close()
             self._monitor = None

@@ -67,7 +67,10 @@ class RunFolder:
         """Make the folder and its manifest."""
         if not self.is_written_here:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, FileNotFoundError) as error:  # a link to nowhere, a place where none can be
+            raise RunError(f"{self.path}: cannot be made: {error.strerror}", hint="choose another --out") from None
         self.update(status=RUNNING, command=command, started=_now(), config=_config_as_json(config))
 
     @classmethod
@@ -166,6 +169,10 @@ class RunFolder:
         """Add facts to eval.json."""
         if self.is_written_here:
             _write_json(self.eval_file, {**self.evaluation(), **facts})
+
+    def holds_work(self) -> bool:
+        """Whether anything was measured or trained that should not be lost."""
+        return self.eval_file.exists() or any(self.checkpoints.glob("*"))
 
     def mark_whole(self, step: int) -> None:
         """Note that the checkpoint of this step is completely written."""

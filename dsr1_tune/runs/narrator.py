@@ -55,7 +55,7 @@ class Narrator:
 
     def say(self, text: str) -> None:
         """A plain line."""
-        self.console.print(escape(text), highlight=False)
+        self.console.print(escape(text), highlight=False, soft_wrap=True)
 
     def stage(self, text: str) -> None:
         """The heading of the next stage."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -96,6 +97,14 @@ def _in_8_bits(
         if isinstance(module, nn.Embedding) and module.weight.requires_grad:
             manager.register_module_override(module, "weight", {"optim_bits": 32})
     return optimizer
+
+
+def forget_8_bit() -> None:
+    """Clear what bitsandbytes keeps of a model for the whole process: its weights, and settings by their number."""
+    if "bitsandbytes" in sys.modules:
+        from bitsandbytes.optim import GlobalOptimManager
+
+        GlobalOptimManager.get_instance().initialize()
 
 
 class ExactAdafactor(Adafactor):

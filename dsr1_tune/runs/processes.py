@@ -73,7 +73,14 @@ def as_launched(config: Run, is_resumed: bool, say: Callable[[str], None]) -> Ru
     if strategy == "zero3" and not ACCELERATES_STRATEGY:
         raise ConfigError("zero3 is set up by accelerate", hint=f"accelerate launch {_ZERO3} -m dsr1_tune lora ...")
     if strategy != "ddp" and count() == 1:
-        raise ConfigError(f"{strategy} shares the weights out, but there is one process", hint="start more, or use ddp")
+        raise ConfigError(
+            f"{strategy} shares the weights out, but there is one process", hint="--processes 2 starts two; or use ddp"
+        )
+    if parallel.powersgd_rank and count() == 1:
+        raise ConfigError(
+            "parallel.powersgd_rank is for gradients sent between processes, and there is one",
+            hint="start more, or leave it 0",
+        )
     if count() > 1:
         sizes = (
             f"{count()} processes × batch_size {config.schedule.batch_size} × accumulate {config.schedule.accumulate}"

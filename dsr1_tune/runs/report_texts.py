@@ -200,8 +200,8 @@ TRY_ZH: dict[str, str] = {
     "loss_spike": "降低 schedule.learning_rate 或提高 schedule.warmup_share；检查这些步的数据",
     "gradient_explosion": "降低 schedule.learning_rate 或 schedule.max_grad_norm，或提高 schedule.warmup_share",
     "gradient_vanishing": "确认该部分是否需要训练；提高其 rank 或 alpha；或 base.dtype=float32",
-    "router_collapse": "使用 router.mode=frozen，降低 schedule.learning_rate，或使用更多样的数据",
-    "dead_experts": "使用 router.mode=frozen，或以 router.mode=bias、aux_loss 平衡；降低 schedule.learning_rate",
+    "router_collapse": "降低 schedule.learning_rate，保持路由器冻结(router.mode)，或使用更多样的数据",
+    "dead_experts": "降低 schedule.learning_rate；以 router.mode=bias(sigmoid)或 aux_loss(softmax)平衡路由器",
     "overfitting": "减少 schedule.epochs，降低 adapter.rank，或增加数据；较早的检查点更好",
 }
 

@@ -38,7 +38,9 @@ class StoppedByAlarm(RunError):
     def __init__(self, alarm: Alarm, folder: RunFolder) -> None:
         super().__init__(
             f"{folder.path}: stopped by an alarm: {alarm}",
-            hint="start a new run with what is to be tried; or --resume it as it is, from the last checkpoint before "
+            hint="start a new run with what is to be tried"
+            if alarm.what == "nan_loss"
+            else "start a new run with what is to be tried; or --resume it as it is, from the last checkpoint before "
             "the fault: this alarm will not stop it again",
         )
         self.alarm = alarm

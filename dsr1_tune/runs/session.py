@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +21,7 @@ from transformers import PrinterCallback, set_seed
 
 from dsr1_tune.config import Base, TuneRun
 from dsr1_tune.data.pipeline import prepare, write
-from dsr1_tune.errors import ModelError, RunError
+from dsr1_tune.errors import ModelError, RunError, TuneError
 from dsr1_tune.models import embedded
 from dsr1_tune.models.adapters import audit
 from dsr1_tune.models.context import check_length
@@ -353,6 +354,9 @@ def _accounted(session: Session[Any]) -> Iterator[None]:
         folder.close(STOPPED, error=str(error.alarm), metrics=session.facts)
         raise
     except Exception as error:
+        if isinstance(error, TuneError) and session.is_main and not folder.holds_work():
+            shutil.rmtree(folder.path, ignore_errors=True)  # refused: the same --out is free for the next try
+            raise
         with suppress(OSError):  # a full disk must not hide what went wrong
             folder.close(FAILED, error=f"{type(error).__name__}: {error}", metrics=session.facts)
         if is_disk_full(error):
@@ -366,7 +370,7 @@ def _accounted(session: Session[Any]) -> Iterator[None]:
 
 def _report(session: Session[Any]) -> None:
     """However far the run has come; that it cannot be shown must not make a good run a bad one."""
-    if not session.is_main:
+    if not session.is_main or not session.folder.manifest_file.exists():
         return
     try:
         file = write_report(session.folder, session.config.watch.language)

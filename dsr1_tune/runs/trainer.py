@@ -11,6 +11,7 @@ from accelerate.state import PartialState
 from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, DistributedType
 from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -22,7 +23,7 @@ from dsr1_tune.moe.routing import AuxiliaryLoss
 from dsr1_tune.runs.balancing import BiasRule, real_tokens
 from dsr1_tune.runs.checkpoint_weights import save_trained
 from dsr1_tune.runs.collate import is_token
-from dsr1_tune.runs.optimizers import for_run
+from dsr1_tune.runs.optimizers import for_run, forget_8_bit
 
 # PowerSGD's first steps send gradients whole: the beginning does not take well to approximations.
 POWERSGD_START = 10
@@ -53,8 +54,9 @@ class ResumableTrainer(SFTTrainer):
             given["model"].config.router_aux_loss_coef = its_own
         router = self._config.router
         self._balance = AuxiliaryLoss(self.model) if router.mode == "aux_loss" else None
-        if router.mode == "bias":
-            self.add_callback(BiasRule(router.bias_rate))
+        self._bias_rule = BiasRule(router.bias_rate) if router.mode == "bias" else None
+        if self._bias_rule:
+            self.add_callback(self._bias_rule)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Ours instead of upstream's."""
@@ -100,6 +102,9 @@ class ResumableTrainer(SFTTrainer):
         """Take off the model what listens to it; also when training ended by an error."""
         if self._balance:
             self._balance.close()
+        if self._bias_rule:
+            self._bias_rule.close()
+        forget_8_bit()
         if self.neftune_noise_alpha is not None and hasattr(self, "neftune_hook_handle"):
             self.neftune_hook_handle.remove()
 
@@ -116,6 +121,11 @@ class ResumableTrainer(SFTTrainer):
         if is_fsdp and PartialState().distributed_type == DistributedType.MULTI_CPU:
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         super().create_accelerator_and_postprocess()
+        if is_fsdp and (plugin := self.accelerator.state.fsdp_plugin) and self.args.bf16:
+            # accelerate's own policy hands even the loss over in 16 bits, and sums gradients in them.
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
+            )
 
     def _build_accelerator_args(self, **given: Any) -> dict[str, Any]:
         built: dict[str, Any] = super()._build_accelerator_args(**given)

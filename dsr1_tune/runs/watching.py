@@ -167,8 +167,9 @@ class Watcher(TrainerCallback):
         answer = self._config.on_alarm
         if answer == "rollback" and self._was_rolled_back:
             answer = "stop"
-        for alarm in alarms:
-            self._say(f"ALARM: {alarm}")
+        for kind in dict.fromkeys(alarm.what for alarm in alarms):
+            told, *more = [alarm for alarm in alarms if alarm.what == kind]
+            self._say(f"ALARM: {told}" + (f" (also: {', '.join(alarm.where for alarm in more)})" if more else ""))
         rollback.note(self._folder, alarms, state.global_step, answer)
         if answer == "stop":
             self._stopped_by = first

@@ -244,3 +244,37 @@ def test_experts_of_an_unknown_layout_are_refused_by_name(tiny_model: Any) -> No
     for wrong in (unknown, listed):
         with pytest.raises(ModelError, match=r"Qwen3MoeForCausalLM: its experts \(model.layers.0.mlp.experts, "):
             reserve_nf4(wrong)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "llama"])
+def test_cast_or_moved_a_model_stays_in_4_bits_and_its_scales_exact(tiny_model: Any, family: str) -> None:
+    model = load_nf4(tiny_model(family)).eval()
+    scales = {name: b.clone() for name, b in model.named_buffers() if name.endswith(("scale", "offset"))}
+    want, num_bytes = model(IDS).logits, memory_of(model)
+    model = model.to(torch.bfloat16)
+    assert model.dtype == torch.bfloat16 and memory_of(model) < num_bytes
+    assert all(torch.equal(buffer, scales[name]) for name, buffer in model.named_buffers() if name in scales)
+    assert relative(model(IDS).logits, want) < 0.1
+    assert scales
+
+
+def test_linear_layers_with_a_forward_of_their_own_stay_in_16_bits(tiny_model: Any) -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    config = load(tiny_model("qwen3_moe")).config
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        model.model.layers[0].self_attn.q_proj = Doubled(64, 64)
+    assert not any("layers.0.self_attn.q_proj" in name for name in reserve_nf4(model))
+    assert type(model.model.layers[0].self_attn.q_proj) is Doubled
+
+
+def test_state_space_layers_are_refused_by_name(tiny_model: Any) -> None:
+    config = load(tiny_model("qwen3_moe")).config
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        model.model.layers[0].self_attn.conv1d = nn.Conv1d(4, 4, 3)
+    with pytest.raises(ModelError, match=r"Qwen3MoeForCausalLM: model.layers.0.self_attn is a state-space"):
+        reserve_nf4(model)
