@@ -59,11 +59,12 @@ base: setup ## show the embedded base, and build it if need be
 doctor: setup ## what this machine can do, and what is missing
 	$(BIN)/dsr1-tune doctor
 
+# The models of the tests are tiny: one thread is faster than several that wait for one another.
 test: setup ## the tests (minutes)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
 
 test-slow: setup ## the longer checks
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)
 
 check: setup ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

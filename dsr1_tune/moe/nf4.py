@@ -171,7 +171,7 @@ def renew_placeholder(module: nn.Module, name: str, dtype: torch.dtype | None = 
     """Put the placeholder where the weight's 4 bits are, in the memory of one number again."""
     old = getattr(module, name)
     new = placeholder(old.shape, dtype or old.dtype, getattr(module, f"{name}_packed").device)
-    new._is_hf_initialized = True
+    vars(new).update(vars(old), _is_hf_initialized=True)  # what DDP has noted on it, say
     setattr(module, name, new)
 
 

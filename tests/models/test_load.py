@@ -455,7 +455,7 @@ def test_the_manifest_knows_the_base_better(
 
 def test_a_run_that_is_not_finished_has_no_adapter(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(ModelError, match="has no finished adapter") as caught:
+    with pytest.raises(ModelError, match="is an unfinished run") as caught:
         load.load_with_adapter(tmp_path)
     assert f"--resume {tmp_path}" in caught.value.hint
 
