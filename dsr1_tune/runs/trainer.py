@@ -43,10 +43,10 @@ class ResumableTrainer(SFTTrainer):
         args = given["args"]
         self._global_batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self._num_records = len(given["train_dataset"])
+        _leave_frozen_alone(given["model"])
         if args.world_size > 1:
             # accelerate would fill the last batch up with records of the first, which one process does not see twice.
             given["train_dataset"] = _filled_up(given["train_dataset"], -self._num_records % self._global_batch)
-            _leave_frozen_alone(given["model"])
         its_own = getattr(given["model"].config, "router_aux_loss_coef", None)
         super().__init__(**given)
         if its_own is not None:
