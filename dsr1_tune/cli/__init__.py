@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from dsr1_tune.cli import base, chat, data, doctor, esft, experts, full, lora, qlora, settings
+from dsr1_tune.cli import base, chat, data, doctor, experts, settings, training
 from dsr1_tune.errors import TuneError
 
 app = typer.Typer(
@@ -19,10 +19,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-app.command("lora")(lora.lora)
-app.command("qlora")(qlora.qlora)
-app.command("full")(full.full)
-app.command("esft")(esft.esft)
+for method in training.TRAINS:
+    app.command(method)(training.command(method))
 app.command("experts")(experts.experts)
 app.add_typer(data.app, name="data")
 app.command("chat")(chat.chat)

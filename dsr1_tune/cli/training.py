@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,6 +40,36 @@ Sets = Annotated[
     typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, such as adapter.rank=32.", show_default=False),
 ]
 Resume = Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.", show_default=False)]
+
+
+TRAINS = {
+    "lora": "Check data, clean it, and train LoRA on attention, dense layers, shared and routed experts.",
+    "qlora": "Like `lora`, over a base whose experts and linear layers are held in 4 bits.",
+    "full": "Train the base's own weights: all of them, or with --set train.only=[...] experts, attention, the last "
+    "layers.",
+    "esft": "Train only the experts that the data uses (ESFT); `dsr1-tune experts` shows which those are.",
+}
+
+
+def command(name: str) -> Callable[..., None]:
+    """The verb `name`: all ways of training take the same options."""
+
+    def train(
+        data: DataFiles = None,
+        model: ModelName = None,
+        out: Out = None,
+        map_: Map = None,
+        epochs: Epochs = None,
+        on_alarm: OnAlarm = None,
+        processes: Processes = None,
+        config: ConfigFile = None,
+        sets: Sets = None,
+        resume: Resume = None,
+    ) -> None:
+        start(name, data, model, out, map_, epochs, on_alarm, processes, config, sets, resume)
+
+    train.__doc__ = f"{TRAINS[name]}\n\n`dsr1-tune settings` lists everything that --config and --set can say."
+    return train
 
 
 def start(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models.load import Located, is_nf4
+from dsr1_tune.models.load import Located
 from dsr1_tune.moe.anatomy import Anatomy
 from dsr1_tune.whole import whole_folder
 
@@ -22,15 +22,6 @@ def skeleton(config: Any) -> Any:
 
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(deepcopy(config))
-
-
-def refuse_4bit(base: Located) -> None:
-    """Raise ModelError for a base that is stored in 4 bits: such weights cannot be trained."""
-    if is_nf4(getattr(base.config, "quantization_config", None)):
-        raise ModelError(
-            f"{base.name}: its weights are stored in 4 bits, which cannot be trained",
-            hint="give its copy in bfloat16, float16 or float32, or train low-rank updates on it with qlora",
-        )
 
 
 def train_own(model: nn.Module, only: Sequence[str]) -> None:

@@ -52,8 +52,9 @@ class Nf4Quantizer(HfQuantizer):
                 owner, _, leaf = name.rpartition(".")
                 module = model.get_submodule(owner)
                 weight = getattr(module, leaf)
-                # Stored are only the 4 bits. The placeholder takes no memory, so it can be there from the start.
-                stand_in = placeholder(weight.shape, weight.dtype, _device(more.get("device_map")))
+                # Stored are only the 4 bits. The placeholder takes no memory, so it can be there from the start;
+                # `finish_nf4` puts it where they were loaded to.
+                stand_in = placeholder(weight.shape, weight.dtype, torch.device("cpu"))
                 stand_in._is_hf_initialized = True
                 setattr(module, leaf, stand_in)
                 keep_placeholder_out(module, leaf)
@@ -77,10 +78,6 @@ class Nf4Quantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         """Whether adapters can be trained over it."""
         return True
-
-
-def _device(device_map: Any) -> torch.device:
-    return torch.device(device_map[""] if isinstance(device_map, dict) and "" in device_map else "cpu")
 
 
 class _ToNf4(ConversionOps):

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from dsr1_tune.config import Adapter, EsftRun
-from dsr1_tune.models.own_weights import refuse_4bit, skeleton
+from dsr1_tune.models.own_weights import skeleton
 from dsr1_tune.models.trained_experts import put_experts_on, save_experts
 from dsr1_tune.moe.expert_rows import check_chosen, train_factors, train_weights
 from dsr1_tune.moe.routing import check_routers, open_routers
@@ -51,7 +51,6 @@ def _already_chosen(session: Session[EsftRun]) -> Choice | None:
 
 def _check(session: Session[EsftRun], choice: Choice | None) -> None:
     """Refuse what the model does not have before its weights are loaded."""
-    refuse_4bit(session.base)
     model = skeleton(session.base.config)
     if choice:
         choice.check(model, session.config.esft.experts or session.folder.choice_file)

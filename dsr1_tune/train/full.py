@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from dsr1_tune.config import FullRun
-from dsr1_tune.models.own_weights import refuse_4bit, save_model, skeleton, train_own
+from dsr1_tune.models.own_weights import save_model, skeleton, train_own
 from dsr1_tune.moe.routing import open_routers
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.session import Session, open_session
@@ -22,7 +22,6 @@ def run(config: FullRun, resume: Path | None = None, console: Console | None = N
     """
     with open_session(config, "full", resume, console) as session:
         # What cannot be trained is refused before weights are loaded.
-        refuse_4bit(session.base)
         _make_trainable(skeleton(session.base.config), session.config)
         _train(session)
         session.check(lambda saved: saved.model, whole=session.folder.model)
