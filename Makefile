@@ -61,7 +61,7 @@ doctor: setup ## what this machine can do, and what is missing
 
 # The models of the tests are tiny: one thread is faster than several that wait for one another.
 test: setup ## the tests (minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-slow: setup ## the longer checks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 import tempfile
@@ -10,6 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from dsr1_tune.errors import RunError
 
 
 @contextmanager
@@ -44,6 +49,30 @@ def whole_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A `whole_folder` for large output: `path` must not be there yet, and what a killed attempt left is cleared away.
+
+    Raises RunError if something is there, or another process is writing it at this moment.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise RunError(f"{path}: is already there", hint="choose another --out, or remove it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(f"{path}: another process is writing it", hint="wait for it, or choose another --out") from None
+    try:
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+            shutil.rmtree(left, ignore_errors=True)
+        with whole_folder(path) as part:
+            yield part
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def _give_usual_permissions(folder: Path) -> None:

@@ -50,7 +50,7 @@ def chat(
 
 
 def _load(model: str | None) -> Loaded:
-    from dsr1_tune.models.load import load_with_adapter
+    from dsr1_tune.models.outputs import load_with_adapter
     from dsr1_tune.runs.narrator import quiet_libraries
 
     quiet_libraries()

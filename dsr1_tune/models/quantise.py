@@ -16,8 +16,8 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from dsr1_tune.models.load import NF4
 from dsr1_tune.models.memory import give_back
+from dsr1_tune.models.model_folder import NF4
 from dsr1_tune.moe.experts4bit import finish_nf4, reserve_nf4
 from dsr1_tune.moe.nf4 import as_buffers, keep_placeholder_out, placeholder
 

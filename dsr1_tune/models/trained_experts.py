@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models.load import Loaded, Located, local_path
+from dsr1_tune.models.load import Loaded, Located
+from dsr1_tune.models.model_folder import local_path
 from dsr1_tune.moe.anatomy import find_experts, is_balancing_bias
 from dsr1_tune.moe.expert_rows import ChosenFactors, train_factors, trained_tensors
 from dsr1_tune.whole import whole_file, whole_folder

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from dsr1_tune.config import TuneRun
 from dsr1_tune.errors import RunError
-from dsr1_tune.models.load import local_path
+from dsr1_tune.models.model_folder import local_path
 from dsr1_tune.whole import whole_file
 
 Run = TypeVar("Run", bound=TuneRun)

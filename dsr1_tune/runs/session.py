@@ -25,7 +25,8 @@ from dsr1_tune.errors import ModelError, RunError, TuneError
 from dsr1_tune.models import embedded
 from dsr1_tune.models.adapters import audit
 from dsr1_tune.models.context import check_length
-from dsr1_tune.models.load import Loaded, Located, is_nf4, load_located, locate, pick_device
+from dsr1_tune.models.load import Loaded, Located, load_located, locate, pick_device
+from dsr1_tune.models.model_folder import is_nf4
 from dsr1_tune.moe.experts4bit import audit_bits, memory_of
 from dsr1_tune.runs import processes
 from dsr1_tune.runs.arguments import to_arguments

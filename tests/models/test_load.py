@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from dsr1_tune.config import Adapter, Base
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models import embedded, hub, load
+from dsr1_tune.models import embedded, hub, load, model_folder, outputs
 from dsr1_tune.models.adapters import add_lora
 from dsr1_tune.models.memory import Memory, main_memory
 
@@ -66,7 +66,7 @@ def test_several_weight_files(tiny_model: Any) -> None:
         shutil.copy(file, folder / "cut")
     shutil.copy(folder / "chat_template.jinja", folder / "cut")
     located = locate(folder / "cut")
-    assert len(load.weight_files(located.folder)) > 2
+    assert len(model_folder.weight_files(located.folder)) > 2
     load.load_located(located)
     next(iter(sorted((folder / "cut").glob("*.safetensors")))).unlink()
     with pytest.raises(ModelError, match="weight files are missing"):
@@ -423,7 +423,7 @@ def run(tiny_model: Any, tmp_path: Path) -> tuple[Path, torch.Tensor]:
 @torch.no_grad()
 def test_an_adapter_goes_onto_its_base(run: tuple[Path, torch.Tensor], part: str) -> None:
     folder, want = run
-    loaded = load.load_with_adapter(folder / part)
+    loaded = outputs.load_with_adapter(folder / part)
     torch.testing.assert_close(loaded.model(IDS).logits, want, rtol=1e-5, atol=1e-5)
     assert "over" in loaded.name
     assert not loaded.model.training
@@ -432,7 +432,7 @@ def test_an_adapter_goes_onto_its_base(run: tuple[Path, torch.Tensor], part: str
 @torch.no_grad()
 def test_without_an_adapter_it_is_the_base(tiny_model: Any) -> None:
     folder = tiny_model()
-    assert load.load_with_adapter(folder).name == str(folder)
+    assert outputs.load_with_adapter(folder).name == str(folder)
 
 
 @pytest.mark.parametrize(
@@ -449,14 +449,14 @@ def test_the_manifest_knows_the_base_better(
 ) -> None:
     folder, _ = run
     (folder / "manifest.json").write_text(json.dumps({"base": recorded}))
-    base = load.base_of(folder / "adapter")
+    base = model_folder.base_of(folder / "adapter")
     assert (base.model, base.revision) == (model, recorded["revision"] if model == "somebody/tiny" else None)
 
 
 def test_a_run_that_is_not_finished_has_no_adapter(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(ModelError, match="is an unfinished run") as caught:
-        load.load_with_adapter(tmp_path)
+        outputs.load_with_adapter(tmp_path)
     assert f"--resume {tmp_path}" in caught.value.hint
 
 
@@ -464,7 +464,7 @@ def test_a_run_that_is_not_finished_has_no_adapter(tmp_path: Path) -> None:
 def test_an_adapter_over_the_embedded_base_finds_it_wherever_it_is(run: tuple[Path, torch.Tensor], name: str) -> None:
     folder, _ = run
     edit_json(folder / "adapter/adapter_config.json", lambda tree: tree.update(base_model_name_or_path=name))
-    assert load.base_of(folder / "adapter") == Base()
+    assert model_folder.base_of(folder / "adapter") == Base()
 
 
 def test_an_adapter_is_no_base(run: tuple[Path, torch.Tensor]) -> None:
@@ -483,7 +483,7 @@ def test_an_adapter_of_another_base_is_refused(
     other = tiny_model(name="other", **changes)
     edit_json(folder / "adapter/adapter_config.json", lambda tree: tree.update(base_model_name_or_path=str(other)))
     with pytest.raises(ModelError, match="does not go onto"):
-        load.load_with_adapter(folder)
+        outputs.load_with_adapter(folder)
 
 
 def test_an_adapter_that_lacks_a_weight_is_refused(run: tuple[Path, torch.Tensor]) -> None:
@@ -492,20 +492,20 @@ def test_an_adapter_that_lacks_a_weight_is_refused(run: tuple[Path, torch.Tensor
     weights.pop(sorted(weights)[0])
     save_file(weights, file)
     with pytest.raises(ModelError, match="1 weights do not match"):
-        load.load_with_adapter(run[0])
+        outputs.load_with_adapter(run[0])
 
 
 def test_a_damaged_adapter_is_refused(run: tuple[Path, torch.Tensor]) -> None:
     file = run[0] / "adapter" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(ModelError, match="does not go onto"):
-        load.load_with_adapter(run[0])
+        outputs.load_with_adapter(run[0])
     file.rename(file.with_suffix(".bin"))
     with pytest.raises(ModelError, match=r"has no adapter_model\.safetensors"):
-        load.load_with_adapter(run[0])
+        outputs.load_with_adapter(run[0])
     (run[0] / "adapter" / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match="does not say which base"):
-        load.load_with_adapter(run[0])
+        outputs.load_with_adapter(run[0])
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from dsr1_tune.config import Base, Data, FullRun, Router, Schedule, Train
 from dsr1_tune.data.encode import encode_all
 from dsr1_tune.data.pipeline import prepare
 from dsr1_tune.errors import ModelError, TuneError
-from dsr1_tune.models import load as loading
+from dsr1_tune.models import outputs
 from dsr1_tune.moe.anatomy import Anatomy
 from dsr1_tune.runs import session, stochastic
 from dsr1_tune.runs.evaluate import held_out_loss
@@ -98,7 +98,7 @@ def test_the_model_is_one_like_any_other(done: RunFolder, sums: Path) -> None:
 
 
 def test_the_run_folder_loads_as_the_trained_model(done: RunFolder) -> None:
-    loaded = loading.load_with_adapter(done.path)
+    loaded = outputs.load_with_adapter(done.path)
     kept = prepare(Data(files=(done.data / "eval.jsonl",)))
     examples, _ = encode_all(kept.records, loaded.tokenizer, 128)
     loss = held_out_loss(loaded.model, examples, loaded.tokenizer.pad_token_id).loss

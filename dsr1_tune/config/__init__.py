@@ -1,0 +1,23 @@
+"""What a run is asked to do: frozen nouns, and one config per command that is composed of them."""
+
+from __future__ import annotations
+
+from dsr1_tune.config.cleaning import CleanRun, Dedup, Judge, JudgeScore, Privacy
+from dsr1_tune.config.export import Compare, ExportRun, Gates, Merge, Quantise, Target
+from dsr1_tune.config.nouns import (
+    GROUPS,
+    Adapter,
+    Base,
+    Count,
+    Data,
+    Group,
+    Init,
+    Noun,
+    Parallel,
+    Router,
+    Schedule,
+    Sequences,
+    Share,
+    Watch,
+)
+from dsr1_tune.config.training import Esft, EsftRun, FullRun, LoraRun, QloraRun, Train, TuneRun

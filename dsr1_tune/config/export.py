@@ -1,0 +1,82 @@
+"""What merging, quantising and comparing are asked to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dsr1_tune.config.nouns import Count, Noun
+
+Target = Literal["none", "nf4", "int8", "w4a16", "fp8", "gguf"]
+
+
+class Merge(Noun):
+    """How an adapter is merged into its base."""
+
+    fp8: Literal["keep", "bfloat16"] = "keep"
+    """What a block-FP8 base becomes: block-FP8 again, or bfloat16."""
+    rows: Count = 8
+    """Held-out rows on which base with adapter and merged model are compared."""
+    streamed: Literal["auto", "yes", "no"] = "auto"
+    """Whether the comparison reads the models layer by layer from disk; auto does where memory is short."""
+
+
+class Quantise(Noun):
+    """Into which format, and how."""
+
+    to: Target = "nf4"
+    """nf4 and int8 for our loader, w4a16 and fp8 for vLLM and SGLang, gguf for llama.cpp and Ollama; none leaves the
+    16-bit model as it is."""
+    all: bool = False
+    """Quantise attention, dense layers and shared experts too, not only the routed experts."""
+    gguf: Literal["bf16", "f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m"] = "q4_k_m"
+    """The type of a GGUF's large matrices."""
+    method: Literal["rtn", "gptq"] = "rtn"
+    """For w4a16: round to nearest while streaming, or GPTQ (arXiv 2210.17323) calibrated on the run's training rows."""
+    group_size: Literal[0, 32, 64, 128] = 0
+    """For w4a16: weights that share a scale; 0 takes the largest of 128, 64 and 32 that divides every matrix."""
+    calibration_rows: Count = 128
+    """For gptq: rows to calibrate on."""
+
+
+class Compare(Noun):
+    """What two models are compared on."""
+
+    data: tuple[Path, ...] = ()
+    """Domain rows; without it the held-out rows of the run that the models came from."""
+    general: tuple[Path, ...] = ()
+    """Rows of a general set; without it a small one that is built in."""
+    max_rows: Count = 200
+    """Rows of each set, drawn at random."""
+    answers: Annotated[int, Field(ge=0)] = 50
+    """Rows of the domain set that both models answer greedily; 0 compares no answers."""
+    answer_tokens: Count = 128
+    """Longest answer, in tokens."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """Draws the rows and the bootstrap samples."""
+
+
+class Gates(Noun):
+    """What the second model must keep; without a value nothing is asked."""
+
+    max_loss_increase: Annotated[float, Field(ge=0)] | None = None
+    """Domain loss may rise by this share: 0.02 is 2 %."""
+    min_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of tokens whose likeliest next token must stay the same."""
+    max_general_drop: Annotated[float, Field(ge=0)] | None = None
+    """General loss may rise by this share."""
+
+
+class ExportRun(Noun):
+    """Everything `dsr1-tune export` needs to know."""
+
+    run: Path | None = None
+    """The run folder."""
+    out: Path | None = None
+    """Where versions are kept; `current` links to the good one. Without it exports/<run>."""
+    merge: Merge = Merge()
+    quantise: Quantise = Quantise()
+    compare: Compare = Compare()
+    gates: Gates = Gates()

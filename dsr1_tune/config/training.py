@@ -1,0 +1,159 @@
+"""What the ways of training are asked to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from dsr1_tune.config.nouns import (
+    GROUPS,
+    Adapter,
+    Base,
+    Count,
+    Data,
+    Noun,
+    Parallel,
+    Router,
+    Schedule,
+    Sequences,
+    Watch,
+)
+
+
+class TuneRun(Noun):
+    """What every way of training needs to know."""
+
+    data: Data = Data()
+    base: Base = Base()
+    sequences: Sequences = Sequences()
+    schedule: Schedule = Schedule()
+    router: Router = Router()
+    watch: Watch = Watch()
+    parallel: Parallel = Parallel()
+    out: Path | None = None
+    """The run folder; without it runs/<data file>-<date>."""
+    samples: Annotated[int, Field(ge=0)] = 2
+    """Held-out questions answered before and after, for a look."""
+    sample_tokens: Count = 80
+    """Longest sample answer, in tokens."""
+
+    @model_validator(mode="after")
+    def _can_learn(self) -> TuneRun:
+        if self.router.mode in ("train", "aux_loss"):
+            _refuse_float16(self.base)
+        optimizer, strategy = self.schedule.optimizer, self.parallel.strategy
+        if (strategy == "fsdp2" and "8bit" in optimizer) or (strategy != "ddp" and optimizer == "adafactor"):
+            raise ValueError(
+                f"schedule.optimizer={optimizer} needs whole weights, which {strategy} shares out; use adamw"
+            )
+        if strategy != "ddp" and self.watch.on_alarm == "rollback":
+            raise ValueError(f"watch.on_alarm=rollback cannot put back weights that {strategy} shares out; use stop")
+        return self
+
+
+class LoraRun(TuneRun):
+    """Everything `dsr1-tune lora` needs to know."""
+
+    adapter: Adapter = Adapter()
+
+
+class QloraRun(TuneRun):
+    """Everything `dsr1-tune qlora` needs to know."""
+
+    adapter: Adapter = Adapter()
+
+    @model_validator(mode="after")
+    def _works_together(self) -> QloraRun:
+        if self.adapter.init in ("pissa", "olora"):
+            raise ValueError(
+                f"adapter.init={self.adapter.init} changes the base weights, which qlora holds in 4 bits; use lora"
+            )
+        if self.adapter.dora:
+            raise ValueError("adapter.dora needs the norms of the base weights, which qlora holds in 4 bits; use lora")
+        if self.parallel.strategy != "ddp":
+            raise ValueError(f"qlora's 4-bit weights cannot be shared out by {self.parallel.strategy}; use ddp")
+        return self
+
+
+class Train(Noun):
+    """Which of the base's own weights `full` trains."""
+
+    only: tuple[str, ...] = ()
+    """Groups (attention, dense_ffn, shared_experts, routed_experts, embeddings, norms) and last:N for the last N
+    layers, where given together a weight must be in both; without it every weight but the router's."""
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    """How AdamW rounds updates into bfloat16 weights; its state is float32 either way."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Train:
+        known = (*GROUPS, "embeddings", "norms")
+        for name in self.only:
+            kind, _, number = name.partition(":")
+            if name not in known and not (kind == "last" and number.isdigit() and int(number) > 0):
+                raise ValueError(f"train.only: {name} is none of {', '.join(known)}, last:N")
+        return self
+
+
+class FullRun(TuneRun):
+    """Everything `dsr1-tune full` needs to know."""
+
+    train: Train = Train()
+
+    @model_validator(mode="after")
+    def _works_together(self) -> FullRun:
+        _refuse_float16(self.base)
+        return self
+
+
+def _refuse_float16(base: Base) -> None:
+    """Weights that are trained themselves: their gradients would be scaled in float16, which they cannot be."""
+    if base.dtype == "float16":
+        raise ValueError("base.dtype=float16 is too narrow for weights that are trained; use bfloat16 or float32")
+
+
+class Esft(Noun):
+    """Which experts are trained (ESFT, arXiv 2407.01906)."""
+
+    experts: Path | None = None
+    """An experts.json that `dsr1-tune experts` wrote; without it the training data is profiled first."""
+    score: Literal["gate", "tokens"] = "gate"
+    """An expert's share of the gate weight, or of the tokens."""
+    share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """The fewest experts of each layer are chosen whose scores reach this share of the layer's."""
+    sample_tokens: Count = 131_072
+    """Tokens of the data to profile."""
+    method: Literal["weights", "lora"] = "weights"
+    """Train the chosen experts' weights, or low-rank updates on them."""
+
+
+class EsftRun(TuneRun):
+    """Everything `dsr1-tune esft` needs to know."""
+
+    esft: Esft = Esft()
+    adapter: Adapter = Adapter(groups=("routed_experts",))
+    """Rank and alpha for esft.method=lora."""
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    """How AdamW rounds updates into bfloat16 weights; its state is float32 either way."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _experts_alone(cls, value: Any) -> Any:
+        """`adapter.rank=16` leaves the adapter on the routed experts."""
+        if isinstance(value, dict) and isinstance(value.get("adapter"), dict):
+            return {**value, "adapter": {"groups": ("routed_experts",), **value["adapter"]}}
+        return value
+
+    @model_validator(mode="after")
+    def _works_together(self) -> EsftRun:
+        plain = Adapter(groups=("routed_experts",))
+        if self.esft.method == "weights":
+            _refuse_float16(self.base)
+            if self.adapter != plain:
+                raise ValueError("adapter is for esft.method=lora; the experts' own weights are trained here")
+        elif self.adapter.groups != ("routed_experts",):
+            raise ValueError("esft trains routed experts alone: leave adapter.groups as it is, or use lora")
+        if self.parallel.strategy != "ddp":
+            raise ValueError(f"esft's experts cannot be shared out by {self.parallel.strategy}; use ddp")
+        return self
