@@ -55,7 +55,7 @@ def add_lora(model: nn.Module, adapter: Adapter, router: Router = _FROZEN) -> Pe
         use_dora=adapter.dora,
         modules_to_save=_router_names(model) if router.mode != "frozen" else None,
     )
-    with _quiet_patterns():
+    with quiet_patterns():
         peft_model = get_peft_model(model, config)
     use_grouped_products(peft_model)
     open_routers(peft_model, router.mode)
@@ -109,7 +109,7 @@ def check_adapter(model: nn.Module, adapter: Adapter, router: Router = _FROZEN) 
 
 
 @contextmanager
-def _quiet_patterns() -> Iterator[None]:
+def quiet_patterns() -> Iterator[None]:
     """PEFT says of ranks and alphas of bare parameters that they were ignored, when they were not."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(rank|alpha)_pattern keys did not match", category=RuntimeWarning)
@@ -316,7 +316,7 @@ def _fits(pattern: str, name: str) -> bool:
 
 def load_plain_adapter(base: Any, folder: Any) -> PeftModel:
     """The adapter in `folder` on `base`, by PEFT alone: what any other user of the adapter gets."""
-    with _quiet_patterns():
+    with quiet_patterns():
         model = PeftModel.from_pretrained(base, str(folder))
     model.eval()
     return model

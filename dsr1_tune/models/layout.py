@@ -44,11 +44,16 @@ class Piece:
 
     def of_expert(self, matrix: Tensor) -> Tensor:
         """The same from the expert's own matrix."""
-        if self.rows:
-            first, step, parts = self.rows
-            size = matrix.shape[0] // parts
-            matrix = matrix[first::step] if step > 1 else matrix[first * size : (first + 1) * size]
+        matrix = self.rows_of(matrix)
         return matrix.T if self.is_transposed else matrix
+
+    def rows_of(self, matrix: Tensor) -> Tensor:
+        """Those rows of an expert's matrix, or of a factor whose rows are the matrix's, that are stored here."""
+        if self.rows is None:
+            return matrix
+        first, step, parts = self.rows
+        size = matrix.shape[0] // parts
+        return matrix[first::step] if step > 1 else matrix[first * size : (first + 1) * size]
 
 
 @dataclass(frozen=True)
