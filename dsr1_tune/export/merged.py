@@ -80,6 +80,25 @@ class Merged:
             return update(self.base.exact(name).float())
 
 
+class Exact:
+    """A merged model before any rounding."""
+
+    def __init__(self, merged: Merged) -> None:
+        self.merged = merged
+        self.shards = merged.shards
+
+    def spec(self, name: str) -> Spec:
+        """In float32 throughout."""
+        return Spec("F32", self.merged.spec(name).shape)
+
+    def stored(self, name: str) -> None:
+        """Nothing lies on disk so."""
+
+    def read(self, name: str) -> Tensor:
+        """The tensor in float32."""
+        return self.merged.exact(name).float()
+
+
 class MergedFp8:
     """A block-FP8 base with updates in it, in block-FP8 again: what no update reaches keeps its bytes and scales."""
 

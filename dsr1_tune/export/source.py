@@ -132,6 +132,9 @@ class OpenBase:
     block_size: tuple[int, int] | None
     folder: Path
     config: Mapping[str, Any]
+    """What the config.json of a model in 16 bits is to say."""
+    stored_config: Mapping[str, Any]
+    """What config.json says."""
     skeleton: nn.Module
     layout: Layout
 
@@ -161,6 +164,7 @@ def open_base(located: Located) -> OpenBase:
         block_size,
         folder,
         _as_stretched(config, located.config),
+        config,
         model,
         Layout.of(model, checkpoint.names),
     )
@@ -199,20 +203,18 @@ def _as_stretched(config: dict[str, Any], read: Any) -> dict[str, Any]:
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
-def copy_sidecars(source: Source, folder: Path, config: Mapping[str, Any] | None = None) -> None:
-    """Tokenizer, chat template, generation config, licence and the like, unchanged; and config.json with `config`."""
+def copy_sidecars(source: Source | OpenBase, folder: Path, config: Mapping[str, Any] | None = None) -> None:
+    """Tokenizer, chat template, generation config, licence and the like, unchanged; and config.json.
+
+    It says what `config` says, without one what the source's is to say.
+    """
     for file in sorted(source.folder.iterdir()):
         is_ours = file.name in ("config.json", "lineage.json", "manifest.json", "README.md")
         if file.is_file() and not file.name.startswith(".") and not is_ours and not file.name.endswith(WEIGHT_FILES):
             shutil.copyfile(file, folder / file.name)
-    if config is None and (source.folder / "config.json").is_file() and _same(source):
+    tree = source.config if config is None else config
+    if read_json(source.folder / "config.json") == tree:
         shutil.copyfile(source.folder / "config.json", folder / "config.json")
-        return
-    tree = dict(source.config if config is None else config)
-    (folder / "config.json").write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _same(source: Source) -> bool:
-    """Whether the source's config.json says what the copy is to say, to be copied as it is, byte by byte."""
-    stored: Any = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
-    return bool(stored == source.config)
+    else:
+        text = json.dumps(dict(tree), indent=2, ensure_ascii=False)
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")

@@ -8,7 +8,7 @@ Letters: E experts, R rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -104,10 +104,10 @@ class Updates:
     def num_elements(self, name: str, spec: Spec) -> int:
         """How many numbers of a stored tensor its update reaches."""
         update = self.by_name[name]
-        experts = update.rows if isinstance(update, SomeExperts) else getattr(update, "experts", None)
-        if experts is not None and len(spec.shape) == 3:
-            return spec.num_elements // spec.shape[0] * len(experts)
-        return spec.num_elements
+        some: Collection[int] | None = update.rows if isinstance(update, SomeExperts) else None
+        if isinstance(update, LowRank) and update.piece.expert is None:
+            some = update.experts
+        return spec.num_elements if some is None else spec.num_elements // spec.shape[0] * len(some)
 
 
 class _File:
@@ -144,8 +144,9 @@ def of_adapter(folder: Path, model: nn.Module, layout: Layout, routers_move: boo
             updates |= _of_layer(name, module, file, layout, folder)
     saved = {key: key.removeprefix("base_model.model.") for key in expected if ".lora_" not in key}
     for key, parameter in saved.items():
+        must_change = routers_move and not is_balancing_bias(parameter)
         for piece in _pieces(layout, parameter, folder):
-            updates[piece.stored] = Replaced(_reader(file, key, piece), must_change=routers_move and not is_balancing_bias(parameter))
+            updates[piece.stored] = Replaced(_reader(file, key, piece), must_change)
     return Updates(updates)
 
 

@@ -1,0 +1,32 @@
+"""`dsr1-tune merge`: put what a run trained into its base, and prove it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dsr1_tune.cli.training import ConfigFile, Sets
+
+
+def merge(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run, or an adapter's folder.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The folder to write. [default: RUN-merged]", show_default=False)
+    ] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+) -> None:
+    """Merge a run into its base, tensor by tensor in a gigabyte of memory, and certify that nothing was lost.
+
+    Settings for --set: fp8 (keep or bfloat16), rows, streamed. A merge that fails its certificate leaves nothing.
+    """
+    from dsr1_tune.config import Merge
+    from dsr1_tune.settings import load_config
+
+    settings = load_config(Merge, config, {}, sets or ())
+
+    from dsr1_tune.export.merge import run as run_merge
+
+    run_merge(run, out or run.with_name(f"{run.absolute().name}-merged"), settings)

@@ -1,0 +1,233 @@
+"""`merge`: what a run trained, put into its base tensor by tensor; and a certificate that nothing was lost."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from dsr1_tune import __version__
+from dsr1_tune.config import Base, Merge
+from dsr1_tune.data.encode import Example
+from dsr1_tune.errors import RunError
+from dsr1_tune.export import lineage
+from dsr1_tune.export.certificate import (
+    Certificate,
+    LossCheck,
+    OutputCheck,
+    check_loss,
+    check_outputs,
+    check_tensors,
+    compare_outputs,
+    logits_of,
+)
+from dsr1_tune.export.lineage import Stage
+from dsr1_tune.export.merged import Exact, Merged, MergedFp8, MergedWeights
+from dsr1_tune.export.source import OpenBase, Trained, copy_sidecars, find_trained, open_base, open_trained
+from dsr1_tune.models.checkpoint import Checkpoint, Weights, write_weights
+from dsr1_tune.models.load import Loaded, load_located, locate
+from dsr1_tune.models.memory import give_back, main_memory
+from dsr1_tune.models.outputs import put_adapter_on
+from dsr1_tune.models.streamed import load_streamed
+from dsr1_tune.models.trained_experts import put_experts_on
+from dsr1_tune.runs.evaluate import HeldOut, held_out_loss
+from dsr1_tune.runs.kept_rows import probe_examples
+from dsr1_tune.runs.narrator import Narrator, quiet_libraries
+from dsr1_tune.whole import new_folder
+
+USUAL = Merge()
+MAX_TOKENS = 1024
+"""Of all rows on which logits are compared."""
+
+
+def run(trained: Path, out: Path, merge: Merge = USUAL, console: Console | None = None) -> Path:
+    """Merge what the run (or adapter) in `trained` left into its base, certify it, and leave the model in `out`.
+
+    Memory: the largest tensor in float32 with its update, and what Python itself takes. Raises TuneError for what the
+    user can mend, and certificate.NotCertified, leaving nothing, if the merge is not what it should be.
+    """
+    quiet_libraries()
+    narrator = Narrator(console or Console())
+    found = find_trained(trained)
+    if found is None:
+        raise RunError(f"{trained}: is no finished run and no adapter", hint="give the folder that training left")
+    narrator.stage("Merge")
+    base, updates = open_trained(found, narrator.say)
+    if remark := _remark(found):
+        narrator.say(remark)
+    merged = Merged(base.plain, updates)
+    with new_folder(out) as part:
+        started = time.perf_counter()
+        weights, before = _in_format(base, merged, merge)
+        _write(weights, part, narrator)
+        copy_sidecars(base, part, _config(base, weights))
+        seconds = {"merge": time.perf_counter() - started}
+        certificate = _certify(found, base, merged, before, part, merge, narrator)
+        seconds["certify"] = time.perf_counter() - started - seconds["merge"]
+        _say(certificate, narrator)
+        facts = {"certificate": certificate.as_json(), "seconds": seconds, "dsr1_tune": __version__}
+        facts |= {"settings": merge.model_dump(mode="json"), "remark": remark} if remark else {}
+        lineage.write(part, (*_stages(found), Stage("merge", facts)))
+    narrator.say(f"The merged model: {out}")
+    return out
+
+
+def _remark(found: Trained) -> str:
+    """What there is to say of the base that is merged into."""
+    if found.run and found.run.manifest().get("command") == "qlora":
+        return (
+            "Trained over a base in 4 bits, merged into the same base in 16 bits: rounding to 4 bits once more "
+            "after the merge would lose the update's finer part. Quantise the merged model instead."
+        )
+    return ""
+
+
+def _in_format(base: OpenBase, merged: Merged, merge: Merge) -> tuple[MergedWeights, Weights]:
+    """What is to be written, and the base in the same format."""
+    if base.block_size and merge.fp8 == "keep":
+        return MergedFp8(merged, base.block_size), base.checkpoint
+    return merged, base.plain
+
+
+def _config(base: OpenBase, weights: MergedWeights) -> dict[str, Any]:
+    tree = dict(base.config)
+    if isinstance(weights, MergedFp8):
+        tree["quantization_config"] = base.stored_config["quantization_config"]
+    elif base.block_size:
+        tree["torch_dtype" if "torch_dtype" in tree else "dtype"] = "bfloat16"
+    return tree
+
+
+def _write(weights: MergedWeights, part: Path, narrator: Narrator) -> None:
+    total = sum(weights.spec(name).num_bytes for names in weights.shards.values() for name in names)
+    with narrator.counting("merging", total >> 20) as advance:
+        write_weights(weights, part, _in_mebibytes(advance))
+
+
+def _in_mebibytes(advance: Any) -> Any:
+    """Bytes counted as whole mebibytes, none lost between."""
+    left = 0
+
+    def count(num_bytes: int) -> None:
+        nonlocal left
+        whole, left = divmod(left + num_bytes, 1 << 20)
+        advance(whole)
+
+    return count
+
+
+def _stages(found: Trained) -> tuple[Stage, ...]:
+    if found.run:
+        return lineage.of_run(found.run)
+    return (Stage("adapter", {"folder": str(found.folder.absolute())}),)
+
+
+# --- the certificate -------------------------------------------------------------------------------------------------
+
+
+def _certify(
+    found: Trained, base: OpenBase, merged: Merged, before: Weights, part: Path, merge: Merge, narrator: Narrator
+) -> Certificate:
+    """Look at every tensor, then run both sides. Raises NotCertified."""
+    narrator.stage("Certificate")
+    written = Checkpoint(part)
+    with narrator.counting("comparing tensors", written.num_bytes >> 20) as advance:
+        tensors = check_tensors(base, merged, written, before, found.run, _in_mebibytes(advance))
+    dtypes: Counter[str] = Counter()
+    for name in written.names:
+        dtypes[written.spec(name).dtype] += written.spec(name).num_elements
+    dtype = dtypes.most_common(1)[0][0]
+    outputs, loss = _compare(found, base, merged, part, merge, dtype, narrator)
+    return Certificate(tensors, outputs, loss, dtype)
+
+
+def _compare(
+    found: Trained, base: OpenBase, merged: Merged, part: Path, merge: Merge, dtype: str, narrator: Narrator
+) -> tuple[OutputCheck, LossCheck | None]:
+    """Base with update and merged model on the same rows, one after the other, both in float32."""
+    num_bytes = 4 * sum(spec.num_elements for spec in map(base.plain.spec, base.layout.pieces))
+    streamed = merge.streamed == "yes" or (merge.streamed == "auto" and num_bytes * 1.3 > main_memory().free)
+    if streamed:
+        narrator.say("Both models are read layer by layer; in float32 they would not fit into the memory.")
+    examples = probe_examples(found.run, base.located.tokenizer) if found.run else []
+    rows = _rows(examples, merge.rows, base.located.tokenizer)
+    adapted = list(logits_of(_adapted(found, base, merged, streamed), rows))
+    gc.collect()
+    give_back()
+    model = _load(part, streamed).model
+    outputs = compare_outputs(adapted, logits_of(model, rows), dtype, streamed)
+    check_outputs(outputs, dtype)
+    del adapted
+    if not found.run or "after" not in found.run.evaluation():
+        return outputs, None
+    recorded = HeldOut.from_json(found.run.evaluation()["after"])
+    with narrator.counting("evaluating", len(examples)) as advance:
+        loss = held_out_loss(model, examples, base.located.tokenizer.pad_token_id, advance).loss
+    held = LossCheck(loss, recorded.loss, _tolerance(found, recorded.loss))
+    check_loss(held)
+    return outputs, held
+
+
+def _rows(examples: list[Example], number: int, tokenizer: Any) -> list[list[int]]:
+    """Token ids to compare on: of held-out records, or a made-up row where there is no run."""
+    if not examples:
+        generator = torch.Generator().manual_seed(0)
+        return [torch.randint(0, len(tokenizer), (64,), generator=generator).tolist()]
+    rows = [list(example.input_ids) for example in examples[:number]]
+    share = max(16, MAX_TOKENS // len(rows))
+    return [row[:share] for row in rows]
+
+
+def _adapted(found: Trained, base: OpenBase, merged: Merged, streamed: bool) -> Any:
+    """The base with what was trained on it, unmerged."""
+    if found.kind == "model":
+        return _load(found.folder, streamed).model
+    if not streamed:
+        put = put_adapter_on if found.kind == "adapter" else put_experts_on
+        return put(load_located(base.located, "float32"), found.folder)
+    if found.kind == "experts":
+        # They are rows of weights that are never all there: the update is added while reading, before any rounding.
+        return load_streamed(base.located, Exact(merged), base.layout).model
+    return put_adapter_on(load_streamed(base.located, base.plain, base.layout), found.folder)
+
+
+def _load(folder: Path, streamed: bool) -> Loaded:
+    """A whole model in float32."""
+    located = locate(Base(model=str(folder), dtype="float32"), is_loaded=not streamed)
+    if not streamed:
+        return load_located(located, "float32")
+    base = open_base(located)
+    return load_streamed(located, base.plain, base.layout)
+
+
+def _tolerance(found: Trained, loss: float) -> float:
+    """How much worse the merged model may be: its loss is computed in float32, the run's maybe in 16 or 4 bits."""
+    command = found.run.manifest().get("command") if found.run else ""
+    return max(0.02, loss * (0.05 if command == "qlora" else 0.01))
+
+
+def _say(certificate: Certificate, narrator: Narrator) -> None:
+    tensors, outputs = certificate.tensors, certificate.outputs
+    narrator.say(
+        f"{tensors.num_changed:,} of {tensors.num_targeted:,} trained tensors changed, "
+        f"{tensors.num_equal:,} are the base's byte by byte."
+    )
+    if tensors.never_reached:
+        narrator.say(f"{len(tensors.never_reached):,} belong to experts that no training token reached.")
+    if tensors.rounded_away:
+        narrator.say(
+            f"{len(tensors.rounded_away)} small ones stayed, as their update is less than {certificate.dtype} can tell."
+        )
+    difference = outputs.max_difference if certificate.dtype == "F32" else outputs.usual_difference
+    narrator.say(
+        f"On {outputs.num_tokens:,} tokens the logits are those of base and update to {difference:.1e} "
+        f"(bound {outputs.bound:.1e}), KL {outputs.mean_kl:.1e}, likeliest token the same in "
+        f"{outputs.top1_agreement:.2%}."
+    )
+    if certificate.loss:
+        narrator.say(f"Held-out loss {certificate.loss.merged:.4f}; the run measured {certificate.loss.run:.4f}.")
