@@ -30,7 +30,7 @@ from dsr1_tune.export.lineage import Stage
 from dsr1_tune.export.merged import Exact, Merged, MergedFp8, MergedWeights
 from dsr1_tune.export.source import OpenBase, Trained, copy_sidecars, find_trained, open_base, open_trained
 from dsr1_tune.models.checkpoint import Checkpoint, Weights, write_weights
-from dsr1_tune.models.load import Loaded, load_located, locate
+from dsr1_tune.models.load import Loaded, Located, load_located, locate
 from dsr1_tune.models.memory import give_back, main_memory
 from dsr1_tune.models.outputs import put_adapter_on
 from dsr1_tune.models.streamed import load_streamed
@@ -106,7 +106,7 @@ def _config(base: OpenBase, weights: MergedWeights) -> dict[str, Any]:
 def _write(weights: MergedWeights, part: Path, narrator: Narrator) -> None:
     total = sum(weights.spec(name).num_bytes for names in weights.shards.values() for name in names)
     with narrator.counting("merging", total >> 20) as advance:
-        write_weights(weights, part, _in_mebibytes(advance))
+        write_weights(weights, part, _in_mebibytes(advance), num_threads=torch.get_num_threads())
 
 
 def _in_mebibytes(advance: Any) -> Any:
@@ -155,7 +155,7 @@ def _compare(
     if streamed:
         narrator.say("Both models are read layer by layer; in float32 they would not fit into the memory.")
     examples = probe_examples(found.run, base.located.tokenizer) if found.run else []
-    rows = _rows(examples, merge.rows, base.located.tokenizer)
+    rows = _rows(examples, merge.rows, base.located)
     adapted = list(logits_of(_adapted(found, base, merged, streamed), rows))
     gc.collect()
     give_back()
@@ -173,11 +173,12 @@ def _compare(
     return outputs, held
 
 
-def _rows(examples: list[Example], number: int, tokenizer: Any) -> list[list[int]]:
+def _rows(examples: list[Example], number: int, base: Located) -> list[list[int]]:
     """Token ids to compare on: of held-out records, or a made-up row where there is no run."""
     if not examples:
         generator = torch.Generator().manual_seed(0)
-        return [torch.randint(0, len(tokenizer), (64,), generator=generator).tolist()]
+        vocabulary = min(len(base.tokenizer), base.config.vocab_size)
+        return [torch.randint(0, vocabulary, (64,), generator=generator).tolist()]
     rows = [list(example.input_ids) for example in examples[:number]]
     share = max(16, MAX_TOKENS // len(rows))
     return [row[:share] for row in rows]

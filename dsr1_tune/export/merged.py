@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -107,6 +108,7 @@ class MergedFp8:
         self.stored_base = merged.base.base
         self.shards = self.stored_base.shards
         self._encoded: tuple[str, Tensor, Tensor] | None = None
+        self._lock = Lock()
 
     def spec(self, name: str) -> Spec:
         """That of the base."""
@@ -126,10 +128,11 @@ class MergedFp8:
         owner = self._weight_of(name)
         if owner + SCALE not in self.stored_base:
             return self.merged.read(name)
-        if self._encoded is None or self._encoded[0] != owner:
-            self._encoded = None  # before the next is made: there is never more than one
-            self._encoded = (owner, *to_blocks(self.merged.exact(owner), self.block_size))
-        _, weight, scale = self._encoded
+        with self._lock:
+            if self._encoded is None or self._encoded[0] != owner:
+                self._encoded = None  # before the next is made: there is never more than one
+                self._encoded = (owner, *to_blocks(self.merged.exact(owner), self.block_size))
+            _, weight, scale = self._encoded
         return weight if name == owner else scale.to(DTYPES[self.spec(name).dtype])
 
 

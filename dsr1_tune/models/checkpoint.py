@@ -11,7 +11,9 @@ import errno
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -176,8 +178,13 @@ def read_stored(spec: Spec, stored: Stored) -> Tensor:
     return data.view(DTYPES[spec.dtype]).reshape(spec.shape)
 
 
-def write_weights(weights: Weights, folder: Path, advance: Callable[[int], None] = lambda num_bytes: None) -> None:
+def write_weights(
+    weights: Weights, folder: Path, advance: Callable[[int], None] = lambda num_bytes: None, num_threads: int = 1
+) -> None:
     """Write shards, and an index where there are several, to `folder`; `advance` counts the bytes written.
+
+    With several threads each computes a tensor of its own, as far as `weights` can be read by several at once: many
+    small tensors are faster so than one after the other on all cores.
 
     Raises ModelError as reading does, and OSError, with the file's name, if there is no room.
     """
@@ -189,9 +196,9 @@ def write_weights(weights: Weights, folder: Path, advance: Callable[[int], None]
             with (folder / file).open("wb") as out:
                 out.write(_header(specs))
                 out.flush()
-                for name, spec in specs.items():
-                    _write_one(weights, name, spec, out.fileno())
-                    advance(spec.num_bytes)
+                for name, tensor in _in_turn(weights, specs, num_threads):
+                    _write_one(weights.stored(name) if tensor is None else tensor, name, specs[name], out.fileno())
+                    advance(specs[name].num_bytes)
                 os.fsync(out.fileno())
         except OSError as error:
             error.filename = error.filename or str(folder / file)
@@ -215,17 +222,45 @@ def _header(specs: Mapping[str, Spec]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _write_one(weights: Weights, name: str, spec: Spec, out: int) -> None:
-    """The bytes of one tensor at the end of the open file `out`."""
-    stored = weights.stored(name)
-    if stored is not None:
-        with stored.file.open("rb") as source:
-            _copy(source.fileno(), stored.begin, stored.end - stored.begin, out)
+def _in_turn(weights: Weights, specs: Mapping[str, Spec], num_threads: int) -> Iterator[tuple[str, Tensor | None]]:
+    """Each name with its tensor, or None for one that can be copied; the next few are computed meanwhile."""
+    if num_threads == 1:
+        yield from ((name, None if weights.stored(name) else weights.read(name)) for name in specs)
         return
-    tensor = weights.read(name)
-    if Spec.of(tensor) != spec:
-        raise AssertionError(f"{name} was to be {spec}, and is {Spec.of(tensor)}")
-    view = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    waiting: deque[tuple[str, Future[Tensor] | None]] = deque()
+    held = 0
+    with ThreadPoolExecutor(num_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            for name, spec in specs.items():
+                while waiting and held + spec.num_bytes > _AHEAD:
+                    held -= specs[waiting[0][0]].num_bytes
+                    yield _taken(waiting)
+                waiting.append((name, None if weights.stored(name) else pool.submit(weights.read, name)))
+                held += spec.num_bytes
+            while waiting:
+                yield _taken(waiting)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _taken(waiting: deque[tuple[str, Future[Tensor] | None]]) -> tuple[str, Tensor | None]:
+    name, future = waiting.popleft()
+    return name, future.result() if future else None
+
+
+_AHEAD = 64 << 20  # bytes that are computed before they are written
+
+
+def _write_one(what: Tensor | Stored | None, name: str, spec: Spec, out: int) -> None:
+    """The bytes of one tensor at the end of the open file `out`."""
+    if isinstance(what, Stored):
+        with what.file.open("rb") as source:
+            _copy(source.fileno(), what.begin, what.end - what.begin, out)
+        return
+    assert what is not None
+    if Spec.of(what) != spec:
+        raise AssertionError(f"{name} was to be {spec}, and is {Spec.of(what)}")
+    view = memoryview(what.contiguous().reshape(-1).view(torch.uint8).numpy())
     done = 0
     while done < len(view):
         done += os.write(out, view[done:])
