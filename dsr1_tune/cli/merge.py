@@ -20,13 +20,14 @@ def merge(
 ) -> None:
     """Merge a run into its base, tensor by tensor in a gigabyte of memory, and certify that nothing was lost.
 
-    Settings for --set: fp8 (keep or bfloat16), rows, streamed. A merge that fails its certificate leaves nothing.
+    A merge that fails its certificate leaves nothing. Settings: merge.fp8, merge.rows, merge.streamed, as
+    `dsr1-tune settings` tells.
     """
-    from dsr1_tune.config import Merge
+    from dsr1_tune.config import ExportRun
     from dsr1_tune.settings import load_config
 
-    settings = load_config(Merge, config, {}, sets or ())
+    settings = load_config(ExportRun, config, {}, sets or ())
 
     from dsr1_tune.export.merge import run as run_merge
 
-    run_merge(run, out or run.with_name(f"{run.absolute().name}-merged"), settings)
+    run_merge(run, out or run.with_name(f"{run.absolute().name}-merged"), settings.merge)

@@ -211,12 +211,16 @@ def _check_coverage(
 # --- outputs ---------------------------------------------------------------------------------------------------------
 
 
-def logits_of(model: Any, rows: list[list[int]]) -> Iterator[Tensor]:
-    """The logits (T, V) of each row of token ids, in float32 on the CPU."""
-    for row in rows:
-        ids = torch.tensor([row], device=model.device)
+def logits_of(model: Any, rows: list[list[int]], pad_token: int, together: bool) -> Iterator[Tensor]:
+    """The logits (T, V) of each row of token ids, in float32 on the CPU; `together` takes them in one forward pass."""
+    for batch in [rows] if together else [[row] for row in rows]:
+        length = max(map(len, batch))
+        ids = torch.tensor([row + [pad_token] * (length - len(row)) for row in batch], device=model.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in batch], device=model.device)
         with torch.no_grad():
-            yield model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0].float().cpu()
+            logits_BTV = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        for row, logits_TV in zip(batch, logits_BTV, strict=True):
+            yield logits_TV[: len(row)].float().cpu()
 
 
 def compare_outputs(adapted: list[Tensor], merged: Iterator[Tensor], dtype: str, streamed: bool) -> OutputCheck:

@@ -156,18 +156,19 @@ def _compare(
         narrator.say("Both models are read layer by layer; in float32 they would not fit into the memory.")
     examples = probe_examples(found.run, base.located.tokenizer) if found.run else []
     rows = _rows(examples, merge.rows, base.located)
-    adapted = list(logits_of(_adapted(found, base, merged, streamed), rows))
+    pad_token = base.located.tokenizer.pad_token_id
+    adapted = list(logits_of(_adapted(found, base, merged, streamed), rows, pad_token, streamed))
     gc.collect()
     give_back()
     model = _load(part, streamed).model
-    outputs = compare_outputs(adapted, logits_of(model, rows), dtype, streamed)
+    outputs = compare_outputs(adapted, logits_of(model, rows, pad_token, streamed), dtype, streamed)
     check_outputs(outputs, dtype)
     del adapted
     if not found.run or "after" not in found.run.evaluation():
         return outputs, None
     recorded = HeldOut.from_json(found.run.evaluation()["after"])
     with narrator.counting("evaluating", len(examples)) as advance:
-        loss = held_out_loss(model, examples, base.located.tokenizer.pad_token_id, advance).loss
+        loss = held_out_loss(model, examples, pad_token, advance).loss
     held = LossCheck(loss, recorded.loss, _tolerance(found, recorded.loss))
     check_loss(held)
     return outputs, held
