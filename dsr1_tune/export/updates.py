@@ -8,6 +8,7 @@ Letters: E experts, R rank.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -167,13 +168,15 @@ def _wrapped(model: nn.Module, folder: Path) -> Any:
 
 
 _RIGHT_BASE = "give an adapter together with the base that it was trained on"
+_FUSE_FIRST = "it is in the layout of servers: first dsr1-tune convert-adapter ADAPTER --to peft-fused --out FUSED"
+_PER_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 def _check_names(file: _File, expected: dict[str, tuple[int, ...]], folder: Path) -> None:
     if astray := sorted(file.header.keys() - expected):
         raise ModelError(
             f"{folder}: {len(astray)} tensors of the adapter have no place in the base, such as {astray[0]}",
-            hint=_RIGHT_BASE,
+            hint=_FUSE_FIRST if any(_PER_EXPERT.search(name) for name in astray) else _RIGHT_BASE,
         )
     if missing := sorted(expected.keys() - file.header):
         raise ModelError(

@@ -32,7 +32,7 @@ from dsr1_tune.whole import whole_folder
 
 # PEFT rewrites these module names to the fused experts of a mixture of experts, wherever they stand, full names and
 # regular expressions too; a linear layer of such a name is reached through its weight, which PEFT takes as it is.
-_REWRITTEN = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+REWRITTEN = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 _FROZEN = Router()
 
 
@@ -133,7 +133,7 @@ def _targets(model: nn.Module, groups: Iterable[Group]) -> list[_Targets]:
     for group in groups:
         others = [name for name, _, part in linears if part != group]
         suffixes = {_shortest_suffix(name, others) for name, _, part in linears if part == group}
-        bare = {suffix for suffix in suffixes if blocks and suffix.rpartition(".")[2] in _REWRITTEN}
+        bare = {suffix for suffix in suffixes if blocks and suffix.rpartition(".")[2] in REWRITTEN}
         parameters = {f"{suffix}.weight" for suffix in bare}
         if group == "routed_experts":
             leaves = {(block.name.rpartition(".")[2], parameter) for block in blocks for parameter in block.parameters}

@@ -42,7 +42,7 @@ def write_report(folder: RunFolder, language: Literal["auto", "en", "zh"] = "aut
     before_and_after(ExpertTables.read(folder.path), folder.path / PICTURE_NAME)
     file = folder.path / FILE_NAME
     with whole_file(file) as out:
-        out.write(render(_Told.by(folder), _language(folder) if language == "auto" else language))
+        out.write(render(_Told.by(folder), language_of(folder) if language == "auto" else language))
     return file
 
 
@@ -88,7 +88,7 @@ def _read(file: Path) -> Facts:
     return value if isinstance(value, dict) else {}
 
 
-def _language(folder: RunFolder) -> Language:
+def language_of(folder: RunFolder) -> Language:
     """The language that most records are in, told from the characters of the first few."""
     votes = 0
     try:

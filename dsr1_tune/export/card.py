@@ -1,0 +1,297 @@
+"""`card`: the model card, README.md, of an exported model, from what its lineage.json knows and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+from rich.console import Console
+
+from dsr1_tune.errors import TuneError
+from dsr1_tune.export import engines, lineage
+from dsr1_tune.export.card_texts import Language, part, say
+from dsr1_tune.export.lineage import Lineage
+from dsr1_tune.models import artefact, embedded
+from dsr1_tune.whole import whole_file
+
+FILE = "README.md"
+TEMPLATE = Path(__file__).with_name("card.md.j2")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
+
+def run(folder: Path, language: Literal["auto", "en", "zh"] = "auto", console: Console | None = None) -> Path:
+    """Write the card of an exported model, and note it in lineage.json; `auto` takes the language of the data.
+
+    Raises RunError where there is no lineage.json.
+    """
+    known = lineage.known(folder)
+    told = _language(known) if language == "auto" else language
+    with whole_file(folder / FILE) as file:
+        file.write(render(folder, known, told))
+    lineage.refresh(folder, [FILE])
+    (console or Console()).print(f"The model card: {folder / FILE}", markup=False, highlight=False, soft_wrap=True)
+    return folder / FILE
+
+
+def _language(known: Lineage) -> Language:
+    data = known.stage("data")
+    return "zh" if data and data.facts.get("language") == "zh" else "en"
+
+
+def render(folder: Path, known: Lineage, language: Language) -> str:
+    """The card's text. What is not known is left out."""
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.globals["t"] = partial(_say, language)
+    environment.filters["cell"] = _cell
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    commands, refusals = _engines(folder, language)
+    return template.render(
+        front_matter=_front_matter(known, folder),
+        title=_title(folder, known),
+        summary=list(_summary(known, language)),
+        data=_data(known),
+        training=_training(known, language),
+        evaluation=_evaluation(known, language),
+        merge=list(_merge(known, language)),
+        quantisation=list(_quantisation(known, language)),
+        comparison=_comparison(folder, language),
+        commands=commands,
+        refusals=refusals,
+        limits=list(_limits(folder, known, language)),
+        versions=_versions(known),
+    )
+
+
+def _say(language: Language, key: str, **values: object) -> str:
+    return say(key, language, **values)
+
+
+def _cell(text: object) -> str:
+    """Text that stays in its cell."""
+    return str(text).replace("|", "\\|").replace("\n", " ")
+
+
+def _facts(known: Lineage, stage: str) -> Mapping[str, Any]:
+    found = known.stage(stage)
+    return found.facts if found else {}
+
+
+def _title(folder: Path, known: Lineage) -> str:
+    """The run's name and the format; the folder's where there is no run."""
+    run, to = _facts(known, "train").get("run"), _facts(known, "quantize").get("to")
+    return " ".join(filter(None, (Path(str(run)).name, to))) if run else folder.absolute().name
+
+
+def _base(known: Lineage) -> tuple[str, bool]:
+    """The base's name for people, and whether that is a name on the Hub."""
+    base = _facts(known, "train").get("base") or {}
+    name = str(base.get("name") or _facts(known, "quantize").get("source") or "")
+    if name == embedded.NAME:
+        return embedded.HUB_ID, True
+    if _HUB_ID.fullmatch(name) and not Path(name).exists():
+        return name, True
+    return Path(name).name, False
+
+
+def _front_matter(known: Lineage, folder: Path) -> str:
+    """What the Hub reads."""
+    name, is_on_hub = _base(known)
+    train, quantised = _facts(known, "train"), _facts(known, "quantize")
+    data_language = _facts(known, "data").get("language")
+    tree: dict[str, Any] = {
+        "base_model": name if is_on_hub else None,
+        "base_model_relation": ("quantized" if quantised else "finetune") if is_on_hub else None,
+        "license": (train.get("base") or {}).get("license"),
+        "language": [data_language] if data_language else None,
+        "library_name": "gguf" if any(folder.glob("*.gguf")) else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["dsr1-tune", "mixture-of-experts", *filter(None, (train.get("command"), quantised.get("to")))],
+    }
+    kept = {key: value for key, value in tree.items() if value}
+    return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
+
+
+def _summary(known: Lineage, language: Language) -> Iterator[str]:
+    train, quantised = _facts(known, "train"), _facts(known, "quantize")
+    if train:
+        version = (train.get("versions") or {}).get("dsr1-tune", "")
+        yield say("made_by", language, base=_base(known)[0], command=train.get("command"), version=version)
+    else:
+        yield say("made_by_none", language)
+    if (train.get("base") or {}).get("name") == embedded.NAME:
+        yield say("embedded", language)
+    if {"bytes_before", "bytes_after"} <= quantised.keys():
+        before, after = quantised["bytes_before"], quantised["bytes_after"]
+        sizes = {"before": _size(before), "after": _size(after), "share": f"{after / before:.0%}"}
+        yield say("quantised_to", language, to=_format(quantised), **sizes)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:,.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.1f} MiB"
+
+
+def _format(quantised: Mapping[str, Any]) -> str:
+    settings = quantised.get("settings") or {}
+    detail = {"gguf": settings.get("gguf"), "w4a16": settings.get("method")}.get(quantised["to"])
+    return f"{quantised['to']} ({detail})" if detail else str(quantised["to"])
+
+
+def _data(known: Lineage) -> dict[str, Any] | None:
+    """File names without their folders, which are nobody's business."""
+    facts = _facts(known, "data")
+    if not facts:
+        return None
+    kept = facts.get("kept") or {}
+    counts = {"rows": facts.get("num_rows"), "kept": facts.get("num_kept"), "dropped": facts.get("num_dropped")}
+    counts |= {name: (kept.get(name) or {}).get("num_records") for name in ("train", "held_out")}
+    is_whole = all(number is not None for number in counts.values())
+    return {
+        "files": [(Path(name).name, file.get("sha256", "")) for name, file in (facts.get("files") or {}).items()],
+        "counts": {name: f"{number:,}" for name, number in counts.items()} if is_whole else None,
+    }
+
+
+_SHOWN = (
+    *("adapter.rank", "adapter.alpha", "adapter.groups", "adapter.rslora", "adapter.dora", "train.only", "esft.share"),
+    *("router.mode", "schedule.learning_rate", "schedule.epochs", "schedule.max_steps", "schedule.batch_size"),
+    *("schedule.accumulate", "schedule.max_tokens", "schedule.optimizer", "schedule.seed"),
+)
+
+
+def _training(known: Lineage, language: Language) -> dict[str, Any] | None:
+    facts = _facts(known, "train")
+    if not facts:
+        return None
+    config, metrics = facts.get("config") or {}, facts.get("metrics") or {}
+    settings = [("command", f"dsr1-tune {facts.get('command')}")]
+    for name in _SHOWN:
+        noun, _, key = name.partition(".")
+        value = (config.get(noun) or {}).get(key)
+        if value:
+            settings.append((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    settings += [("steps", f"{metrics['num_steps']:,}")] if "num_steps" in metrics else []
+    settings += [("base", _base_line(facts.get("base") or {}, known))]
+    parts = [
+        (part(line["part"], language), f"{line['num_adapted'] / line['num_base']:.0%}", f"{line['num_trained']:,}")
+        for line in metrics.get("coverage") or ()
+        if line["num_base"]
+    ]
+    return {"settings": settings, "parts": parts}
+
+
+def _base_line(base: Mapping[str, Any], known: Lineage) -> str:
+    revision = base.get("revision")
+    return _base(known)[0] + (f" @ {revision}" if revision else "")
+
+
+def _evaluation(known: Lineage, language: Language) -> dict[str, Any] | None:
+    told = _facts(known, "train").get("evaluation") or {}
+    if not {"before", "after"} <= told.keys():
+        return None
+    before, after = told["before"], told["after"]
+    lines = [
+        (say(name, language), f"{before[name]:.4f}", f"{after[name]:.4f}")
+        for name in ("loss", "perplexity")
+        if name in before and name in after
+    ]
+    held_out = (_facts(known, "data").get("kept") or {}).get("held_out") or {}
+    key = "measured_on" if held_out.get("num_records") else "measured_on_train"
+    counts = {"records": after.get("num_records"), "tokens": after.get("num_tokens")}
+    is_known = all(number is not None for number in counts.values())
+    on = say(key, language, **{name: f"{number:,}" for name, number in counts.items()}) if is_known else None
+    return {"lines": lines, "on": on}
+
+
+def _merge(known: Lineage, language: Language) -> Iterator[str]:
+    certificate = _facts(known, "merge").get("certificate")
+    if not certificate:
+        return
+    tensors, outputs, loss = certificate["tensors"], certificate["outputs"], certificate["loss"]
+    counts = {"total": "num_tensors", "changed": "num_changed", "equal": "num_equal"}
+    yield say("merge_tensors", language, **{name: f"{tensors[key]:,}" for name, key in counts.items()})
+    yield say(
+        "merge_outputs",
+        language,
+        tokens=f"{outputs['num_tokens']:,}",
+        difference=f"{outputs['max_difference']:.1e}",
+        bound=f"{outputs['bound']:.1e}",
+        agreement=f"{outputs['top1_agreement']:.2%}",
+    )
+    if loss:
+        yield say("merge_loss", language, merged=f"{loss['merged']:.4f}", run=f"{loss['run']:.4f}")
+
+
+def _quantisation(known: Lineage, language: Language) -> Iterator[tuple[str, ...]]:
+    for group in _facts(known, "quantize").get("groups") or ():
+        done = (f"{group['bits']:.2f}", f"{group['relative_error']:.2%}") if group["num_quantised"] else ("16/32", "–")
+        yield part(group["part"], language), f"{group['num_tensors']:,}", f"{group['share']:.0%}", *done
+
+
+def _comparison(folder: Path, language: Language) -> dict[str, Any] | None:
+    """What `compare` found, if its compare.json lies in the folder."""
+    try:
+        told = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+        lines = [
+            (
+                say(name, language),
+                f"{found['loss_a']['value']:.4f}",
+                f"{found['loss_b']['value']:.4f}",
+                _interval(found["increase"], lambda number: f"{number:+.2%}"),
+                _interval(found["agreement"], lambda number: f"{number:.2%}") if found["agreement"] else "–",
+            )
+            for name in ("domain", "general")
+            if (found := told.get(name))
+        ]
+        names = {side: Path(str(told[side]["name"])).name for side in ("a", "b")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return {"lines": lines, "note": say("interval", language, **names)} if lines else None
+
+
+def _interval(estimate: Mapping[str, float], shown: Callable[[float], str]) -> str:
+    return f"{shown(estimate['value'])} ({shown(estimate['low'])} … {shown(estimate['high'])})"
+
+
+def _engines(folder: Path, language: Language) -> tuple[list[str], list[str]]:
+    """The commands that serve it, and why other engines do not; the folder goes by its name alone."""
+    commands: list[str] = [f"dsr1-tune chat {folder.name}"]
+    refusals: list[str] = []
+    try:
+        found = artefact.of(folder)
+    except TuneError:  # a folder without weights has a card all the same
+        return commands, refusals
+    for engine in engines.engines():
+        verdict = engines.run(found, engine)
+        if verdict.command:
+            own = verdict.command.replace(str(folder), folder.name)
+            commands.append(f"{own}  # {verdict.title} {verdict.version}")
+        else:
+            told = {"title": verdict.title, "version": verdict.version, "why": "; ".join(verdict.problems)}
+            refusals.append(say("does_not_load", language, **told))
+    return commands, refusals
+
+
+def _limits(folder: Path, known: Lineage, language: Language) -> Iterator[str]:
+    kept = _facts(known, "data").get("kept") or {}
+    if number := (kept.get("train") or {}).get("num_records"):
+        yield say("limit_data", language, train=f"{number:,}")
+        if not (kept.get("held_out") or {}).get("num_records"):
+            yield say("limit_no_held_out", language)
+    if known.stage("quantize") and not (folder / "compare.json").is_file():
+        yield say("limit_not_compared", language)
+    yield say("limit_base", language)
+
+
+def _versions(known: Lineage) -> str:
+    """Of what decides the numbers."""
+    versions = _facts(known, "train").get("versions") or _facts(known, "quantize").get("versions") or {}
+    names = ("dsr1-tune", "torch", "transformers", "peft", "trl", "bitsandbytes", "python")
+    return ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
