@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 
 from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models import embedded, fp8, hub
+from dsr1_tune.models import embedded, fp8, hub, w4a16
+from dsr1_tune.models.checkpoint import Checkpoint
 from dsr1_tune.models.context import with_context
 from dsr1_tune.models.memory import GIB, main_memory
 from dsr1_tune.models.model_folder import (
@@ -29,6 +30,7 @@ from dsr1_tune.models.model_folder import (
     check_folder,
     check_weights,
     gist,
+    held_kind,
     is_nf4,
     local_path,
     read_config,
@@ -69,11 +71,14 @@ def load(base: Base, progress: Callable[[str], None] | None = None, quantised: b
     return load_located(locate(base, progress, quantised), base.dtype, quantised=quantised)
 
 
-def locate(base: Base, progress: Callable[[str], None] | None = None, quantised: bool = False) -> Located:
+def locate(
+    base: Base, progress: Callable[[str], None] | None = None, quantised: bool = False, is_loaded: bool = True
+) -> Located:
     """Find `base` and check all that can be checked without its weights; builds the embedded base if it is asked for.
 
     Raises ModelError, saying where and what to do, for anything that is not a causal language model in safetensors
-    with a tokenizer that has a chat template. Code that comes with a model is never run.
+    with a tokenizer that has a chat template. Code that comes with a model is never run. One that `is_loaded` must fit
+    into the memory; weights can also be read one by one.
     """
     repo_id = None
     if base.model in (None, embedded.NAME):
@@ -93,7 +98,10 @@ def locate(base: Base, progress: Callable[[str], None] | None = None, quantised:
         num_parameters = check_weights(folder, name)
     else:
         num_parameters = _check_remote_weights(folder, repo_id, str(revision), config)
-    _check_room(num_parameters, name, base.dtype, quantised)
+    if is_loaded:
+        stored_as: Any = getattr(config, "quantization_config", None)
+        is_held = (held_kind(stored_as) or is_nf4(stored_as)) and repo_id is None
+        _check_room(num_parameters, name, base.dtype, quantised, folder if is_held else None)
     return Located(folder, name, revision, read_tokenizer(folder, name), config, repo_id)
 
 
@@ -105,7 +113,7 @@ def load_located(located: Located, dtype: str = "auto", for_training: bool = Fal
     when weights are missing, damaged, of other shapes than the config says, or more than the memory holds.
     """
 
-    folder = _with_weights(located)
+    folder = with_weights(located)
     device = pick_device()
     try:
         with _quiet():
@@ -126,8 +134,7 @@ def _read_model(
     located: Located, folder: Path, dtype: torch.dtype, device: torch.device, quantised: bool
 ) -> tuple[Any, dict[str, Any]]:
     """transformers' loader, in 4 bits where that is asked for; float8 weights are multiplied out one by one."""
-    from transformers import AutoModelForCausalLM, GenerationConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers import AutoModelForCausalLM
 
     from dsr1_tune.models.quantise import Nf4Config
 
@@ -141,13 +148,28 @@ def _read_model(
         "output_loading_info": True,
     }
     stored_as: Any = getattr(config, "quantization_config", None)
+    if held_kind(stored_as):
+        from dsr1_tune.models.held import open_held
+
+        settings["quantization_config"], held = open_held(folder, config, located.name)
+        return _from_tensors(folder, held, settings)
     if quantised and not is_nf4(stored_as):
         settings["quantization_config"] = Nf4Config()
+    if w4a16.is_w4a16(stored_as):
+        return _from_tensors(folder, w4a16.open_weights(folder, weight_files(folder)), settings)
     if not fp8.is_block_fp8(stored_as):
         return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **settings)
-    del config.quantization_config
     rows, cols = stored_as["weight_block_size"]
-    weights = fp8.open_weights(folder, weight_files(folder), (rows, cols))
+    return _from_tensors(folder, fp8.open_weights(folder, weight_files(folder), (rows, cols)), settings)
+
+
+def _from_tensors(folder: Path, weights: Any, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """transformers' loader, given tensors that are read when they are indexed in place of files."""
+    from transformers import GenerationConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = settings["config"]
+    del config.quantization_config
     model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(None, state_dict=weights, **settings)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
@@ -206,19 +228,33 @@ def pick_dtype(dtype: str, device: torch.device, quantised: bool = False) -> tor
 _SMALLER = "try qlora, or --set base.dtype=bfloat16, choose a smaller model, or use a machine with more memory"
 
 
-def _check_room(num_parameters: int, name: str, dtype: str, quantised: bool) -> None:
-    """Refuse what cannot fit: the kernel would end the process without a word."""
+def _check_room(num_parameters: int, name: str, dtype: str, quantised: bool, held: Path | None) -> None:
+    """Refuse what cannot fit: the kernel would end the process without a word. `held` is a folder of low precision."""
     device = pick_device()
-    number = pick_dtype(dtype, device)
+    number = pick_dtype(dtype, device, quantised and held is not None)
     need = num_parameters * (NF4_BYTES if quantised else number.itemsize)
+    if held:
+        need = _held_bytes(held, number)
     have = _free_bytes(device)
     if need > have:
-        held = "in 4 bits" if quantised else f"as {str(number).removeprefix('torch.')}"
+        as_what = f"as {str(number).removeprefix('torch.')}"
+        if quantised or held:
+            as_what = "as they are stored" if held else "in 4 bits"
         raise ModelError(
-            f"{name}: its {num_parameters / 1e9:.1f} B weights need {need / GIB:.1f} GiB {held}, "
+            f"{name}: its {num_parameters / 1e9:.1f} B weights need {need / GIB:.1f} GiB {as_what}, "
             f"{device} has {have / GIB:.1f} GiB free",
             hint=_SMALLER,
         )
+
+
+def _held_bytes(folder: Path, number: torch.dtype) -> int:
+    """What the weights take where quantised ones stay as they are stored and the others become `number`."""
+    checkpoint = Checkpoint(folder)
+    specs = [checkpoint.spec(name) for name in checkpoint.names]
+    return sum(spec.num_elements * (number.itemsize if spec.dtype in _WIDE else 1) for spec in specs)
+
+
+_WIDE = {"F32", "F16", "BF16"}
 
 
 def _free_bytes(device: torch.device) -> int:
@@ -256,7 +292,7 @@ def _check_remote_weights(folder: Path, repo_id: str, commit: str, config: Any) 
     return sum(on_hub[file] for file in files) // stored_as.itemsize
 
 
-def _with_weights(located: Located) -> Path:
+def with_weights(located: Located) -> Path:
     """The folder with the weights, downloaded if they are only on the Hub."""
     if located.repo_id is None:
         return located.folder

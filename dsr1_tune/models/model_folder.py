@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models import embedded, fp8
+from dsr1_tune.models import embedded, fp8, w4a16
 
 NF4 = "dsr1_nf4"
 """The `quant_method` of what is stored in our 4 bits."""
@@ -26,6 +26,15 @@ EXAMPLE = (
 def is_nf4(quantisation: Any) -> bool:
     """Whether a config's `quantization_config` says that the weights are stored in our 4 bits."""
     return isinstance(quantisation, dict) and quantisation.get("quant_method") == NF4
+
+
+def held_kind(quantisation: Any) -> str | None:
+    """ "nf4" or "int8" where the weights are stored in bitsandbytes' layout of it, and are held as they are."""
+    if not isinstance(quantisation, dict) or quantisation.get("quant_method") != "bitsandbytes":
+        return None
+    if quantisation.get("load_in_8bit"):
+        return "int8"
+    return "nf4" if quantisation.get("bnb_4bit_quant_type") == "nf4" else None
 
 
 def local_path(name: str) -> Path:
@@ -105,7 +114,8 @@ def read_config(folder: Path, name: str) -> Any:
             hint=f"give {EXAMPLE}",
         )
     quantised = tree.get("quantization_config")
-    if quantised and not fp8.is_block_fp8(quantised) and not is_nf4(quantised):
+    is_known = fp8.is_block_fp8(quantised) or is_nf4(quantised) or held_kind(quantised) or w4a16.is_w4a16(quantised)
+    if quantised and not is_known:
         method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
         raise ModelError(
             f"{name}: its weights are stored quantised ({method})", hint="give its copy in bfloat16, float16 or float32"
@@ -133,7 +143,7 @@ def check_weights(folder: Path, name: str) -> int:
         try:
             with safe_open(folder / file, framework="pt") as weights:
                 for key in weights.keys():  # noqa: SIM118 - a safetensors file is no mapping
-                    num_parameters += math.prod(weights.get_slice(key).get_shape())
+                    num_parameters += math.prod(weights.get_slice(key).get_shape()) * w4a16.per_number(key)
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{folder / file}: is damaged: {gist(error)}", hint=again) from error
     return num_parameters

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
-from dsr1_tune.moe.nf4 import Nf4, held_weight
+from dsr1_tune.moe.nf4 import Held, held_weight
 
 GateFunction = Callable[[Tensor], Tensor]
 
@@ -170,8 +171,8 @@ class _ExpertsWithUpdates(torch.autograd.Function):
         x_TD: Tensor,
         index_TK: Tensor,
         weight_TK: Tensor,
-        up: Tensor | Nf4,
-        down: Tensor | Nf4,
+        up: Tensor | Held,
+        down: Tensor | Held,
         up_a: Tensor | None,
         up_b: Tensor | None,
         down_a: Tensor | None,
@@ -191,7 +192,7 @@ class _ExpertsWithUpdates(torch.autograd.Function):
             y_PD.add_(layer.down_bias.index_select(0, rows.expert_P))
 
         ctx.layer, ctx.rows = layer, rows
-        ctx.in_4bit = [weight if isinstance(weight, Nf4) else None for weight in (up, down)]
+        ctx.in_4bit = [weight if isinstance(weight, Held) else None for weight in (up, down)]
         up, down = (weight if isinstance(weight, Tensor) else None for weight in (up, down))
         ctx.save_for_backward(x_TD, weight_TK, up, down, up_a, up_b, down_a, down_b, g, h_up, h_down)
         return rows.combine(y_PD, weight_TK).to(x_TD.dtype)
@@ -242,7 +243,7 @@ class _ExpertsWithUpdates(torch.autograd.Function):
         )
 
 
-def _as_out_in(weight: Tensor | Nf4, layer: _Layer) -> Tensor | Nf4:
+def _as_out_in(weight: Tensor | Held, layer: _Layer) -> Tensor | Held:
     """The fused weight as (E, out, in), whichever way the family stores it."""
     return weight.transpose(1, 2) if layer.is_transposed else weight
 
@@ -265,7 +266,7 @@ class _Unpacked:
 
     @classmethod
     def of(
-        cls, packed_a: Tensor | None, packed_b: Tensor | None, scale: float, weight: Tensor | Nf4, rows: _Rows
+        cls, packed_a: Tensor | None, packed_b: Tensor | None, scale: float, weight: Tensor | Held, rows: _Rows
     ) -> _Unpacked | None:
         if packed_a is None or packed_b is None:
             return None
@@ -306,6 +307,8 @@ class _Rows:
 
     @classmethod
     def sort(cls, index_TK: Tensor, num_experts: int) -> _Rows:
+        if isinstance(index_TK, FakeTensor):
+            return cls._even(index_TK, num_experts)
         expert_S, order_S = index_TK.reshape(-1).sort(stable=True)
         counts_E = torch.zeros(num_experts, dtype=torch.int64, device=order_S.device)
         counts_E.scatter_add_(0, expert_S, torch.ones_like(expert_S))
@@ -336,6 +339,27 @@ class _Rows:
             spans,
         )
 
+    @classmethod
+    def _even(cls, index_TK: Tensor, num_experts: int) -> _Rows:
+        """Rows of a choice that is only imagined, to plan with: as if each expert had the same share."""
+        num_rows = index_TK.numel()
+        tile = _tile_rows(num_rows / num_experts)
+        num_tiles = num_experts * -(-num_rows // (num_experts * tile))
+        # All rows in the hands of a few: as many bytes, and not hundreds of products to imagine.
+        few = min(num_experts, 4)
+        spans = [(place * num_rows // few, num_rows // few) for place in range(few)]
+        like = index_TK.new_empty
+        return cls(
+            like(num_tiles * tile),
+            like(num_tiles * tile),
+            like(num_rows),
+            like(num_experts, dtype=torch.int32),
+            index_TK.shape[-1],
+            tile,
+            like(num_tiles),
+            (*spans, *[(0, 0)] * (num_experts - few)),
+        )
+
     @cached_property
     def ends(self) -> list[int]:
         """`offsets_E` on the host: waited for once a layer."""
@@ -364,7 +388,7 @@ class _Rows:
         """Sum each token's K rows: (P, D) → (T, D)."""
         return self.as_chosen(dx_PD).view(-1, self.num_chosen, dx_PD.shape[-1]).sum(1)
 
-    def linear(self, x: Tensor, weight: Tensor | Nf4, lora: _Unpacked | None) -> tuple[Tensor, Tensor | None]:
+    def linear(self, x: Tensor, weight: Tensor | Held, lora: _Unpacked | None) -> tuple[Tensor, Tensor | None]:
         """`y = x Wᵀ + s (x Aᵀ) Bᵀ` and `h = x Aᵀ`: x (P, in), W (E, out, in) → (P, out), (P, R)."""
         y = self._by_expert(x, weight.transpose(1, 2))
         if lora is None:
@@ -382,7 +406,7 @@ class _Rows:
         dy: Tensor,
         x: Tensor | None,
         h: Tensor | None,
-        weight: Tensor | Nf4,
+        weight: Tensor | Held,
         lora: _Unpacked | None,
         weight_P1: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -412,10 +436,10 @@ class _Rows:
         packed_b = dbt.mul_(lora.scale).transpose(0, 1).reshape(-1, dbt.shape[-1]).t()
         return dx, packed_a, packed_b
 
-    def _by_expert(self, x: Tensor, weight: Tensor | Nf4) -> Tensor:
+    def _by_expert(self, x: Tensor, weight: Tensor | Held) -> Tensor:
         """Each expert's rows times its matrix: x (P, in), weight (E, in, out) → (P, out), padding rows 0."""
         if not self.spans:
-            if isinstance(weight, Nf4):
+            if isinstance(weight, Held):
                 return self._by_portions(x, weight)
             return functional.grouped_mm(x, weight, offs=self.offsets_E)
         y = x.new_zeros(x.shape[0], weight.shape[-1])
@@ -425,7 +449,7 @@ class _Rows:
                 torch.mm(x.narrow(0, start, count), matrices[expert], out=y.narrow(0, start, count))
         return y
 
-    def _by_portions(self, x: Tensor, weight: Nf4) -> Tensor:
+    def _by_portions(self, x: Tensor, weight: Held) -> Tensor:
         """The same by grouped products over the chosen experts alone, as many at a time as PORTION_BYTES hold."""
         ends = self.ends
         starts = [0, *ends[:-1]]

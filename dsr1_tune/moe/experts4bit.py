@@ -39,6 +39,7 @@ def _experts_in_nf4(experts: nn.Module, x_TD: Tensor, index_TK: Tensor, weight_T
 
 
 ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, _experts_in_nf4)
+ALL_EXPERTS_FUNCTIONS.register("int8", _experts_in_nf4)  # held the same way
 
 
 def weights_to_hold(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
@@ -98,13 +99,13 @@ def reserve_nf4(model: nn.Module) -> set[str]:
     return reserved
 
 
-def finish_nf4(model: nn.Module) -> None:
+def finish_nf4(model: nn.Module, implementation: str = EXPERTS_IMPLEMENTATION) -> None:
     """After the weights are in place: keep placeholders out of what is saved, and let the experts compute."""
     for module, name in _held(model):
         renew_placeholder(module, name)
         keep_placeholder_out(module, name)
     if find_experts(model):
-        model.set_experts_implementation(EXPERTS_IMPLEMENTATION)
+        model.set_experts_implementation(implementation)
 
 
 def is_in_nf4(model: nn.Module) -> bool:

@@ -3,13 +3,14 @@
 Each matrix is quantised by itself with bitsandbytes, so that any of them can be had back alone. Products save no
 weights: the backward pass dequantises again.
 
-Letters: E matrices (experts; 1 for a linear layer) of rows × cols, n = rows · cols.
+A matrix may have been quantised in P parts, one below the other, as gate and up are where each is a tensor on disk.
+Letters: E matrices (experts; 1 for a linear layer) of rows × cols, M = E · P, n = rows · cols / P.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -18,6 +19,9 @@ import torch
 from bitsandbytes import functional as bnb
 from torch import Tensor, nn
 from torch.nn import functional
+
+from dsr1_tune.moe.int8 import Int8
+from dsr1_tune.moe.nf4_codes import round_to_codes
 
 BLOCK = 64
 """Weights that share a scale."""
@@ -29,7 +33,7 @@ SCALES_BLOCK = 256
 class Nf4:
     """E matrices in NF4, which stand for a tensor (E, rows, cols), or (E, cols, rows) if `is_flipped`.
 
-    packed (E, n/2) uint8 · absmax (E, n/64) uint8 · scale (E, n/64/256) float32 · offset (E) float32.
+    packed (M, n/2) uint8 · absmax (M, n/64) uint8 · scale (M, n/64/256) float32 · offset (M) float32.
     """
 
     packed: Tensor
@@ -41,12 +45,14 @@ class Nf4:
     dtype: torch.dtype
     """The number format that matrices come back in."""
     is_flipped: bool = False
+    num_parts: int = 1
+    """P, how many parts each matrix was quantised in."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """As of the tensor that it stands for."""
         rows, cols = (self.cols, self.rows) if self.is_flipped else (self.rows, self.cols)
-        return self.packed.shape[0], rows, cols
+        return self.packed.shape[0] // self.num_parts, rows, cols
 
     @property
     def num_bytes(self) -> int:
@@ -68,18 +74,33 @@ class Nf4:
 
     def matrices(self, index: slice | Sequence[int]) -> Tensor:
         """Some of the matrices, dequantised: (N, rows, cols), or a view (N, cols, rows) if flipped."""
-        if not isinstance(index, slice):
-            index = torch.tensor(index, device=self.packed.device)
+        index = self._parts(index)
         # Scales of one matrix need not fill their last block, so they are unfolded here, by rows.
         scale = self.scale[index].repeat_interleave(SCALES_BLOCK, dim=1)[:, : self.absmax.shape[1]]
         # Product, then sum, not both at once: to the last bit what bitsandbytes makes of them.
         absmax = (_scale_map(self.packed.device)[self.absmax[index].int()] * scale).add_(self.offset[index, None])
         packed = self.packed[index]
         flat = torch.ops.bitsandbytes.dequantize_4bit(
-            packed.reshape(-1), absmax.reshape(-1), BLOCK, "nf4", (packed.shape[0] * self.rows, self.cols), self.dtype
+            packed.reshape(-1),
+            absmax.reshape(-1),
+            BLOCK,
+            "nf4",
+            (packed.numel() * 2 // self.cols, self.cols),
+            self.dtype,
         )
         matrices = flat.view(-1, self.rows, self.cols)
         return matrices.transpose(1, 2) if self.is_flipped else matrices
+
+    def _parts(self, index: slice | Sequence[int]) -> slice | Tensor:
+        """Where the parts of some of the matrices are."""
+        if isinstance(index, slice):
+            first, last, step = index.indices(self.packed.shape[0] // self.num_parts)
+            assert step == 1
+            return slice(first * self.num_parts, last * self.num_parts)
+        chosen = torch.tensor(index, device=self.packed.device)
+        if self.num_parts == 1:
+            return chosen
+        return (chosen[:, None] * self.num_parts + torch.arange(self.num_parts, device=chosen.device)).view(-1)
 
 
 @cache
@@ -111,13 +132,10 @@ def quantise(weight: Tensor) -> dict[str, Tensor]:
     out = {name: torch.empty(shape, dtype=dtype, device=weight.device) for name, (shape, dtype) in
            sizes(num, rows, cols).items()}  # fmt: skip
     for index, matrix in enumerate(weight):
-        packed, state = bnb.quantize_4bit(
-            matrix.contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
-        )
-        assert state.state2.blocksize == SCALES_BLOCK
-        out["packed"][index] = packed.view(-1)
-        out["absmax"][index], out["scale"][index] = state.absmax, state.state2.absmax
-        out["offset"][index] = state.offset
+        out["packed"][index], absmax = _rounded(matrix)
+        out["offset"][index] = offset = absmax.mean()
+        out["absmax"][index], scales = bnb.quantize_blockwise(absmax - offset, blocksize=SCALES_BLOCK)
+        out["scale"][index] = scales.absmax
     held = Nf4(out["packed"], out["absmax"], out["scale"], out["offset"], rows, cols, torch.float32)
     for index, matrix in enumerate(weight):
         exact = matrix.float()
@@ -125,12 +143,25 @@ def quantise(weight: Tensor) -> dict[str, Tensor]:
     return out
 
 
+def _rounded(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The packed codes, flat, and the largest magnitude of each block."""
+    if matrix.device.type == "cpu":
+        return round_to_codes(matrix, BLOCK)
+    packed, absmax = torch.ops.bitsandbytes.quantize_4bit(matrix.contiguous(), BLOCK, "nf4", torch.uint8)
+    return packed.view(-1), absmax
+
+
 # --- in a module -----------------------------------------------------------------------------------------------------
 
 
 def reserve(module: nn.Module, name: str) -> None:
     """Give `module` the buffers that its weight `name` will be held in, without memory yet."""
-    for part, (shape, dtype) in sizes(*_as_matrices(getattr(module, name)).shape).items():
+    reserve_as(module, name, sizes(*_as_matrices(getattr(module, name)).shape))
+
+
+def reserve_as(module: nn.Module, name: str, wanted: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
+    """The same for buffers of any shapes and dtypes, by the part of the name that follows the weight's."""
+    for part, (shape, dtype) in wanted.items():
         module.register_buffer(f"{name}_{part}", torch.empty(shape, dtype=dtype, device="meta"))
 
 
@@ -149,21 +180,26 @@ def placeholder(shape: Sequence[int], dtype: torch.dtype, device: torch.device) 
     return nn.Parameter(torch.full((1,), math.nan, dtype=dtype, device=device).expand(*shape), requires_grad=False)
 
 
-def held_weight(module: nn.Module, name: str) -> Tensor | Nf4:
-    """The weight `name` of a module as products take it: as it is, or in NF4."""
+Held = Nf4 | Int8
+"""Matrices that are multiplied out for each use."""
+
+
+def held_weight(module: nn.Module, name: str) -> Tensor | Held:
+    """The weight `name` of a module as products take it: as it is, or in NF4 or int8."""
     weight: Tensor = getattr(module, name)
     if not is_held(module, name):
         return weight
-    packed, absmax, scale, offset = (getattr(module, f"{name}_{part}") for part in _PARTS)
+    packed = getattr(module, f"{name}_packed")
+    if packed.dtype == torch.int8:
+        return Int8(packed, getattr(module, f"{name}_scale"), weight.dtype)
+    absmax, scale, offset = (getattr(module, f"{name}_{part}") for part in ("absmax", "scale", "offset"))
     rows, cols = weight.shape[-2:]
-    return Nf4(packed, absmax, scale, offset, rows, cols, weight.dtype)
-
-
-_PARTS = ("packed", "absmax", "scale", "offset")
+    num_parts = packed.shape[0] // math.prod(weight.shape[:-2])
+    return Nf4(packed, absmax, scale, offset, rows, cols, weight.dtype, num_parts=num_parts)
 
 
 def is_held(module: nn.Module, name: str) -> bool:
-    """Whether a module holds its weight `name` in NF4."""
+    """Whether a module holds its weight `name` in NF4 or int8."""
     return f"{name}_packed" in module._buffers
 
 
@@ -176,11 +212,11 @@ def renew_placeholder(module: nn.Module, name: str, dtype: torch.dtype | None = 
 
 
 class _Holding(nn.Module):
-    """A module that holds weights in NF4: moved or cast, its placeholders stay small and its scales exact."""
+    """A module that holds weights in NF4 or int8: moved or cast, its placeholders stay small and its scales exact."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         held = [name for name in self._parameters if is_held(self, name)]
-        exact = {f"{name}_{part}" for name in held for part in ("scale", "offset", "error")}
+        exact = {f"{name}_{part}" for name in held for part in ("scale", "offset", "error")} & self._buffers.keys()
         apart: dict[str, Tensor] = {name: self._buffers.pop(name) for name in exact}
         # What a cast makes of the weights' own format, told by one number of it.
         like = {name: fn(getattr(self, name).detach().as_strided((1,), (1,))) for name in held}
@@ -218,7 +254,7 @@ def _as_matrices(weight: Tensor) -> Tensor:
 
 
 class Nf4Linear(_Holding, nn.Linear):
-    """A linear layer with its weight in NF4; `weight` is a placeholder."""
+    """A linear layer with its weight in NF4 (or int8, see Int8Linear); `weight` is a placeholder."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Any leading shape, last dimension `in_features`."""
@@ -226,11 +262,15 @@ class Nf4Linear(_Holding, nn.Linear):
         return y
 
 
+class Int8Linear(Nf4Linear):
+    """The same with its weight in int8."""
+
+
 class _LinearProduct(torch.autograd.Function):
     """x Wᵀ + b with a frozen W that is dequantised for each product and never kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, weight: Nf4) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, weight: Held) -> Tensor:
         ctx.weight, ctx.dtype = weight, x.dtype
         with torch.autocast(x.device.type, enabled=False):
             return functional.linear(x.to(weight.dtype), weight[0], bias)

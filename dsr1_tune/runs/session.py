@@ -26,7 +26,7 @@ from dsr1_tune.models import embedded
 from dsr1_tune.models.adapters import audit
 from dsr1_tune.models.context import check_length
 from dsr1_tune.models.load import Loaded, Located, load_located, locate, pick_device
-from dsr1_tune.models.model_folder import is_nf4
+from dsr1_tune.models.model_folder import held_kind, is_nf4
 from dsr1_tune.moe.experts4bit import audit_bits, memory_of
 from dsr1_tune.runs import processes
 from dsr1_tune.runs.arguments import to_arguments
@@ -74,7 +74,10 @@ def open_session(
     if config.base.model is None:
         narrator.say(f"No --model given: this is {embedded.DESCRIPTION}.")
     base = processes.main_first(lambda: locate(config.base, narrator.say, quantised=quantised))
-    if not quantised and is_nf4(getattr(base.config, "quantization_config", None)):
+    stored_as: Any = getattr(base.config, "quantization_config", None)
+    if held_kind(stored_as) == "int8":
+        raise ModelError(f"{base.name}: is stored in 8 bits, for use only", hint="train its 16-bit original")
+    if not quantised and (is_nf4(stored_as) or held_kind(stored_as)):
         raise ModelError(f"{base.name}: is stored in 4 bits", hint=f"train it with qlora instead of {command}")
     if resume:
         processes.from_main(lambda: folder.check_base(base.name, base.revision))

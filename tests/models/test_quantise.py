@@ -175,9 +175,33 @@ def test_multiplying_out_equals_the_formula() -> None:
         assert got[row, col] == weight[row, col].float() * scale[row // 32, col // 32]
 
 
-def test_other_quantised_checkpoints_are_refused(tiny_model: Any) -> None:
+@pytest.mark.parametrize("block", [32, 48, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_put_into_blocks_comes_back(dtype: torch.dtype, block: int) -> None:
+    weight = (torch.randn(100, 70, generator=torch.Generator().manual_seed(0)) * 3).to(dtype)
+    weight[:block, :block] = 0  # a block of zeros
+    stored, scale = fp8.to_blocks(weight, (block, block))
+    want, want_scale = to_fp8(weight, block)
+    has_scale = want_scale > 0
+    assert scale.shape == want_scale.shape and torch.equal(scale[has_scale], want_scale[has_scale])
+    back = fp8.multiply_out(stored, scale, (block, block))
+    exact = weight.float()
+    assert torch.equal(back[:block, :block], exact[:block, :block])
+    # E4M3 has 4 significant bits, and its smallest step is 2^-9 of a block's scale
+    assert ((back - exact).abs() <= exact.abs() / 16 + scale.max() * 2**-10).all()
+    different = stored.float() != want.float().nan_to_num()
+    assert different.float().mean() < 0.01  # the quotient's last bit
+    again = fp8.to_blocks(back, (block, block))
+    assert torch.equal(fp8.multiply_out(*again, (block, block)), back)
+
+
+@pytest.mark.parametrize(
+    "stored_as",
+    [{"quant_method": "gptq"}, {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}],
+)
+def test_other_quantised_checkpoints_are_refused(tiny_model: Any, stored_as: dict[str, Any]) -> None:
     folder = tiny_model("deepseek_v3")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
-    with pytest.raises(ModelError, match=r"stored quantised \(gptq\)"):
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": stored_as}))
+    with pytest.raises(ModelError, match=rf"stored quantised \({stored_as['quant_method']}\)"):
         load.locate(Base(model=str(folder)))

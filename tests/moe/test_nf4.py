@@ -20,6 +20,7 @@ from dsr1_tune.moe.nf4 import (
     reserve,
     sizes,
 )
+from dsr1_tune.moe.nf4_codes import round_to_codes
 
 
 def as_nf4(weight: torch.Tensor) -> Nf4:
@@ -41,6 +42,23 @@ def test_each_matrix_is_what_bitsandbytes_makes_of_it_alone(weight: torch.Tensor
     for index, matrix in enumerate(weight):
         packed, state = bnb.quantize_4bit(matrix, blocksize=64, compress_statistics=True, quant_type="nf4")
         assert torch.equal(held[index], bnb.dequantize_4bit(packed, state))
+
+
+def test_our_rounding_is_bitsandbytes_own_to_the_last_bit() -> None:
+    """Over several pieces, in any number format and size, on the boundaries between two codes and beside them."""
+    numbers = bnb.get_4bit_type("nf4", device="cpu")
+    boundaries = (numbers[1:] + numbers[:-1]) / 2
+    near = [boundaries.nextafter(torch.tensor(end)) for end in (2.0, -2.0)]
+    edges = torch.cat([boundaries, *near, torch.tensor([1.0, -1.0, 0.0])]).repeat(64)[:3008].view(-1, 64)
+    edges[:, 0] = 1
+    draw = torch.Generator().manual_seed(0)
+    matrices = [edges, edges * 3e-5, torch.zeros(2, 64), torch.full((1, 64), 1e-39), torch.full((1, 64), -1e38)]
+    matrices += [torch.randn(5000, 64, generator=draw) * size for size in (1e-6, 0.02, 300.0)]
+    matrices += [torch.randn(1000, 64, generator=draw).to(dtype) for dtype in (torch.bfloat16, torch.float16)]
+    for matrix in matrices:
+        packed, state = bnb.quantize_4bit(matrix, blocksize=64, quant_type="nf4")
+        codes, scales = round_to_codes(matrix, 64)
+        assert torch.equal(codes, packed.view(-1)) and torch.equal(scales, state.absmax)
 
 
 def test_any_choice_of_matrices_is_the_same_as_one_by_one(weight: torch.Tensor) -> None:
