@@ -70,6 +70,8 @@ def merged_source(trained: Trained, progress: Callable[[str], None] | None = Non
     """What a run trained, merged into its base while it is read."""
     base, updates = open_trained(trained, progress)
     stages = lineage.of_run(trained.run) if trained.run else (Stage("adapter", {"folder": str(trained.folder)}),)
+    # Only a merge that was written can be certified.
+    stages += (Stage("merge", {"certificate": None, "remark": "merged while it was read"}),)
     weights = Merged(base.plain, updates)
     return Source(str(trained.path), weights, base.folder, base.config, base.skeleton, base.layout, stages, trained.run)
 
