@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from dsr1_tune.models.load import Loaded
+    from dsr1_tune.serve.chat import Conversation
 
 
 def chat(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="RUN_OR_MODEL", help="A run folder, an adapter, a model folder or a Hub id", show_default="embedded"
+            metavar="RUN_OR_MODEL",
+            help="A run folder, an adapter, a model folder, a .gguf file or a Hub id",
+            show_default="embedded",
         ),
     ] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="Ask this and leave")] = None,
@@ -29,32 +31,36 @@ def chat(
     """
     from dsr1_tune.errors import ConfigError
     from dsr1_tune.models import embedded
-    from dsr1_tune.serve.chat import HELP, Conversation, talk, typed_lines
+    from dsr1_tune.serve.chat import HELP, talk, typed_lines
 
     if prompt is not None and not prompt.strip():
         raise ConfigError("--prompt: asks nothing", hint='for example: --prompt "What is a fever?"')
     if model is None:
         _note(f"Using {embedded.WHAT}.")
-    conversation = Conversation(_load(model), max_new_tokens, temperature)
+    conversation = _begin(model, max_new_tokens, temperature)
     if prompt is not None:
         conversation.ask(prompt, _say)
         _say("\n")
     elif sys.stdin.isatty():
         with contextlib.suppress(ImportError):  # not on Windows
             import readline  # noqa: F401 - gives input() its history and editing
-        _note(f"{conversation.loaded.name}. {HELP}")
+        _note(f"{conversation.name}. {HELP}")
         talk(conversation, typed_lines(_note), _say, _note, is_interactive=True)
     else:
         sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
         talk(conversation, sys.stdin, _say, _note, is_interactive=False)
 
 
-def _load(model: str | None) -> Loaded:
+def _begin(model: str | None, max_new_tokens: int, temperature: float) -> Conversation:
+    from dsr1_tune.models.llama_cpp import LlamaCpp, find_gguf
     from dsr1_tune.models.outputs import load_with_adapter
     from dsr1_tune.runs.narrator import quiet_libraries
+    from dsr1_tune.serve.chat import Conversation, GgufConversation
 
     quiet_libraries()
-    return load_with_adapter(model, progress=_note)
+    if file := find_gguf(model):
+        return GgufConversation(LlamaCpp(file), max_new_tokens, temperature)
+    return Conversation(load_with_adapter(model, progress=_note), max_new_tokens, temperature)
 
 
 def _say(text: str) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
 from transformers import TextStreamer
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from dsr1_tune.errors import ModelError, TuneError
+from dsr1_tune.models.llama_cpp import LlamaCpp
 from dsr1_tune.models.load import Loaded
 
 HELP = "/new starts again, /system TEXT tells the model how to behave, /quit leaves; Ctrl-C stops an answer"
@@ -20,6 +23,11 @@ class Conversation:
 
     def __init__(self, loaded: Loaded, max_new_tokens: int = 512, temperature: float = 0.0) -> None:
         self.loaded = loaded
+        self.name = loaded.name
+        self.context: int = loaded.model.config.max_position_embeddings
+        self._start(max_new_tokens, temperature)
+
+    def _start(self, max_new_tokens: int, temperature: float) -> None:
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
         self.system = ""
@@ -33,19 +41,32 @@ class Conversation:
         """
         asked = {"role": "user", "content": question}
         prompt = self._fit([*self.turns, asked])
-        pieces = _Pieces(self.loaded.tokenizer, say)
+        said: list[str] = []
+
+        def hear(piece: str) -> None:
+            said.append(piece)
+            say(piece)
+
+        try:
+            self._speak(prompt, hear)
+        except KeyboardInterrupt:
+            if answer := "".join(said).strip():
+                self._remember(asked, answer)
+            raise
+        self._remember(asked, "".join(said).strip())
+        return self.turns[-1]["content"]
+
+    def _speak(self, prompt: Any, hear: Callable[[str], None]) -> None:
+        """Answer an encoded prompt, piece by piece."""
+        pieces = _Pieces(self.loaded.tokenizer, hear)
         try:
             with torch.inference_mode():
                 self.loaded.model.generate(**prompt, **self._settings(), streamer=pieces)
         except KeyboardInterrupt:
             pieces.end()
-            if pieces.answer:
-                self._remember(asked, pieces.answer)
             raise
         except torch.OutOfMemoryError as error:
             raise ModelError("the memory is full", hint="start again with /new, or lower --max-new-tokens") from error
-        self._remember(asked, pieces.answer)
-        return pieces.answer
 
     def _remember(self, asked: dict[str, str], answer: str) -> None:
         self.turns += [asked, {"role": "assistant", "content": answer}]
@@ -56,9 +77,9 @@ class Conversation:
 
     def _fit(self, turns: list[dict[str, str]]) -> Any:
         """The encoded prompt for `turns`; the oldest questions are forgotten where the context is too short."""
-        limit = self.loaded.model.config.max_position_embeddings - self.max_new_tokens
+        limit = self.context - self.max_new_tokens
         prompt = self._encode(turns)
-        while (num_tokens := prompt["input_ids"].shape[1]) > limit:
+        while (num_tokens := self._length(prompt)) > limit:
             if len(turns) < 3:
                 raise ModelError(
                     f"the question is {num_tokens} tokens long, {max(limit, 0)} fit before an answer of "
@@ -73,14 +94,21 @@ class Conversation:
     def _encode(self, turns: list[dict[str, str]]) -> Any:
         system = [{"role": "system", "content": self.system}] if self.system else []
         try:
-            encoded = self.loaded.tokenizer.apply_chat_template(
-                system + turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )
+            return self._apply_template(system + turns)
         except TemplateError as error:
             raise ModelError(
                 f"the model's chat template refuses this: {error}", hint="try without /system, or start again with /new"
             ) from error
+
+    def _apply_template(self, turns: list[dict[str, str]]) -> Any:
+        encoded = self.loaded.tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
         return encoded.to(self.loaded.model.device)
+
+    def _length(self, prompt: Any) -> int:
+        """In tokens."""
+        return int(prompt["input_ids"].shape[1])
 
     def _settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = {
@@ -98,17 +126,45 @@ class _Pieces(TextStreamer):
     def __init__(self, tokenizer: Any, say: Callable[[str], None]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.say = say
-        self.said: list[str] = []
-
-    @property
-    def answer(self) -> str:
-        """All that was said."""
-        return "".join(self.said).strip()
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         if text:
-            self.said.append(text)
             self.say(text)
+
+
+class GgufConversation(Conversation):
+    """The same with a .gguf file in llama.cpp: chat template and tokenizer are those in the file."""
+
+    def __init__(self, engine: LlamaCpp, max_new_tokens: int = 512, temperature: float = 0.0) -> None:
+        """Raises ModelError if the file has no chat template."""
+        if not engine.chat_template:
+            raise ModelError(
+                f"{engine.file}: has no chat template, so questions and answers cannot be told apart",
+                hint="convert the model's chat or instruct variant",
+            )
+        self.engine = engine
+        self.name = f"{engine.file}, {engine.description}"
+        self.context = engine.context
+        self._start(max_new_tokens, temperature)
+
+    def _apply_template(self, turns: list[dict[str, str]]) -> list[int]:
+        (text, *_), _ = render_jinja_template(
+            conversations=[turns],
+            chat_template=self.engine.chat_template,
+            add_generation_prompt=True,
+            bos_token=self.engine.bos,
+            eos_token=self.engine.eos,
+        )
+        return self.engine.tokenize(text)
+
+    def _length(self, prompt: Any) -> int:
+        return len(prompt)
+
+    def _speak(self, prompt: Any, hear: Callable[[str], None]) -> None:
+        seed = random.getrandbits(32)
+        for spoken in self.engine.stream(prompt, self.max_new_tokens, self.temperature, seed):
+            if spoken.text:
+                hear(spoken.text)
 
 
 def talk(
