@@ -44,7 +44,7 @@ class TensorCheck:
     trained_by_part: Mapping[str, int] | None
     """What the run's coverage audit counted; None where there is no run."""
     never_reached: tuple[str, ...] = ()
-    """Targeted tensors of experts that no training token reached; they have stayed as they were."""
+    """Targeted tensors of experts that training never reached; they have stayed as they were."""
     rounded_away: tuple[str, ...] = ()
     """Small tensors whose update is less than the base's number format can tell."""
 
@@ -109,6 +109,7 @@ def check_tensors(
 
     `before` is the base in the format that was written. Raises NotCertified, naming a tensor.
     """
+    is_as_saved = check_saved(run)
     unreached = _unreached(base, run)
     changed: list[str] = []
     stayed: list[str] = []
@@ -125,7 +126,7 @@ def check_tensors(
             (changed if is_other else stayed).append(name)
         equal += not is_other
         advance(before.spec(name).num_bytes)
-    reasons = {name: _why_it_stayed(name, merged, base.layout, unreached) for name in stayed}
+    reasons = {name: _why_it_stayed(name, merged, base.layout, unreached, is_as_saved) for name in stayed}
     never, rounded = ([name for name in stayed if reasons[name] == reason] for reason in (NEVER, ROUNDED))
     counted = _changed_by_part(changed, merged, base.layout)
     return TensorCheck(
@@ -146,7 +147,25 @@ def _owner(name: str, weights: Checkpoint) -> str:
     return owner if owner in weights else name
 
 
-def _why_it_stayed(name: str, merged: Merged, layout: Layout, unreached: set[tuple[str, int]]) -> str:
+def check_saved(run: RunFolder | None) -> bool:
+    """Whether what the run saved is still what it saved; False where it kept no hashes.
+
+    Raises NotCertified, naming a file, if it is not.
+    """
+    known = run.manifest().get("output_sha256") if run else None
+    if run is None or not known:
+        return False
+    found = run.hash_outputs()
+    for name, digest in known.items():
+        if found.get(name) != digest:
+            what = "is not what the run saved" if name in found else "is no longer there"
+            raise NotCertified(f"{run.path / name}: {what}", hint=_TRAIN_AGAIN)
+    return True
+
+
+def _why_it_stayed(
+    name: str, merged: Merged, layout: Layout, unreached: set[tuple[str, int]], is_as_saved: bool
+) -> str:
     """Why a targeted tensor is the base's still. Raises NotCertified if it has no right to."""
     piece = layout.pieces[name]
     if piece.expert is not None and (piece.parameter.rpartition(".")[0], piece.expert) in unreached:
@@ -154,6 +173,9 @@ def _why_it_stayed(name: str, merged: Merged, layout: Layout, unreached: set[tup
     if torch.equal(merged.exact(name), merged.base.exact(name).to(torch.float32)):
         if not merged.updates.by_name[name].must_change:
             return NOT_TRAINED
+        # Tokens may come to an expert without a gradient: in the last layer those that nothing is learned from.
+        if piece.expert is not None and is_as_saved:
+            return NEVER
         raise NotCertified(
             f"{name}: was to be trained, but its update is zero: the merged tensor is the base's", hint=_TRAIN_AGAIN
         )

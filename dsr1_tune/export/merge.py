@@ -220,7 +220,7 @@ def _say(certificate: Certificate, narrator: Narrator) -> None:
         f"{tensors.num_equal:,} are the base's byte by byte."
     )
     if tensors.never_reached:
-        narrator.say(f"{len(tensors.never_reached):,} belong to experts that no training token reached.")
+        narrator.say(f"{len(tensors.never_reached):,} belong to experts that training never reached.")
     if tensors.rounded_away:
         narrator.say(
             f"{len(tensors.rounded_away)} small ones stayed, as their update is less than {certificate.dtype} can tell."

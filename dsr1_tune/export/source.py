@@ -24,6 +24,7 @@ from dsr1_tune.models.load import Located, locate, with_weights
 from dsr1_tune.models.model_folder import base_of, find_adapter, local_path, read_json
 from dsr1_tune.models.own_weights import skeleton
 from dsr1_tune.models.trained_experts import find_trained_experts
+from dsr1_tune.moe.anatomy import is_balancing_bias
 from dsr1_tune.runs.folder import FINISHED, RunFolder
 
 
@@ -159,16 +160,17 @@ def open_base(located: Located) -> OpenBase:
     rows_cols = stored_as["weight_block_size"] if stored_as else None
     block_size = (int(rows_cols[0]), int(rows_cols[1])) if rows_cols else None
     model = skeleton(located.config)
+    layout = Layout.of(model, checkpoint.names)
     return OpenBase(
         located,
         checkpoint,
         Plain(checkpoint, block_size),
         block_size,
         folder,
-        _as_stretched(config, located.config),
+        _with_routing(_as_stretched(config, located.config), layout),
         config,
         model,
-        Layout.of(model, checkpoint.names),
+        layout,
     )
 
 
@@ -189,6 +191,16 @@ def open_trained(
 def _routers_move(run: RunFolder | None) -> bool:
     config = run.manifest().get("config", {}) if run else {}
     return config.get("router", {}).get("mode") in ("train", "aux_loss")
+
+
+def _with_routing(config: dict[str, Any], layout: Layout) -> dict[str, Any]:
+    """config.json with what transformers knows from the family, and does not write: that the router scores by sigmoid.
+
+    Without it llama.cpp takes softmax for granted, and vLLM stops.
+    """
+    if any(is_balancing_bias(name) for name in layout.pieces):
+        return {"scoring_func": "sigmoid", "topk_method": "noaux_tc"} | config
+    return config
 
 
 def _as_stretched(config: dict[str, Any], read: Any) -> dict[str, Any]:

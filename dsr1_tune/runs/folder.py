@@ -26,7 +26,8 @@ RUNNING, INTERRUPTED, FAILED, FINISHED = "running", "interrupted", "failed", "fi
 class RunFolder:
     """A run's folder; every stage finds what it needs by these names.
 
-    manifest.json    config, data hashes, versions, base, seeds, timings, metrics, and how the run stands
+    manifest.json    config, data hashes, versions, base, seeds, timings, metrics, hashes of the weights that were
+                     trained, and how the run stands
     data/            train.jsonl, eval.jsonl, rejected.jsonl, report.json
     checkpoints/     what --resume goes on from
     train_log.jsonl  one line per optimizer step
@@ -124,6 +125,11 @@ class RunFolder:
     def experts(self) -> Path:
         """The finished experts, where only chosen ones were trained."""
         return self.path / "experts"
+
+    def hash_outputs(self) -> dict[str, str]:
+        """SHA-256 of the weights that the run left, by their names in the folder."""
+        files = (file for place in (self.adapter, self.model, self.experts) for file in place.glob("*.safetensors"))
+        return {str(file.relative_to(self.path)): _hash(file) for file in sorted(files)}
 
     @property
     def choice_file(self) -> Path:

@@ -310,7 +310,8 @@ class Session(Generic[Run]):
         """Close the manifest and show what came of it."""
         told = self.folder.evaluation()
         before, after = HeldOut.from_json(told["before"]), HeldOut.from_json(told["after"])
-        self.folder.close(FINISHED, metrics={"loss_before": before.loss, "loss_after": after.loss} | self.facts)
+        metrics = {"loss_before": before.loss, "loss_after": after.loss} | self.facts
+        self.folder.close(FINISHED, metrics=metrics, output_sha256=self.folder.hash_outputs())
         self.narrator.stage("Result")
         self.narrator.before_and_after(before, after, are_held_out=bool(self.data.held_out))
         self.narrator.answers(

@@ -55,8 +55,9 @@ def copied(run: RunFolder, to: Path) -> RunFolder:
 
 
 def broken(run: RunFolder, to: Path, change: Change) -> RunFolder:
-    """A copy of a run with another adapter."""
+    """A copy of a run with another adapter, that says nothing of what was saved."""
     copy = copied(run, to)
+    copy.update(output_sha256=None)
     file = copy.adapter / "adapter_model.safetensors"
     save_file({name: t.contiguous() for name, t in change(load_file(file)).items()}, file, metadata={"format": "pt"})
     return copy
@@ -78,13 +79,23 @@ def test_what_is_merged_is_what_peft_merges_bit_for_bit(tiny_run: TinyRun, famil
 
 
 def test_all_but_the_weights_is_the_bases(tiny_run: TinyRun, tmp_path: Path) -> None:
-    run = tiny_run()
+    run = tiny_run("qwen3_moe")
     merged(run.path, tmp_path / "merged")
     base = run.path.parent / "base"
     for file in base.iterdir():
         if file.suffix != ".safetensors":
             assert (tmp_path / "merged" / file.name).read_bytes() == file.read_bytes(), file.name
     assert [stage.name for stage in lineage.read(tmp_path / "merged").stages] == ["data", "train", "adapter", "merge"]
+
+
+def test_a_config_says_how_its_router_scores(tiny_run: TinyRun, tmp_path: Path) -> None:
+    run = tiny_run("deepseek_v3")
+    merged(run.path, tmp_path / "merged")
+    told, base = (
+        json.loads((place / "config.json").read_text()) for place in (tmp_path / "merged", run.path / "../base")
+    )
+    assert "scoring_func" not in base
+    assert told == base | {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
 
 
 @pytest.mark.parametrize(
@@ -227,6 +238,22 @@ def no_longer(run: RunFolder, tmp_path: Path, change: Change, expected: str) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.parametrize("change", ["other", "gone"])
+def test_what_is_not_what_the_run_saved_is_not_certified(tiny_run: TinyRun, tmp_path: Path, change: str) -> None:
+    copy = copied(tiny_run("qwen3_moe"), tmp_path / "run")
+    file = copy.adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(n for n in tensors if n.endswith("experts.lora_B.weight"))
+    tensors[name][:, 1::4] = 0
+    save_file(tensors, file if change == "other" else copy.path / "elsewhere.safetensors", metadata={"format": "pt"})
+    if change == "gone":
+        copy.update(output_sha256={**copy.manifest()["output_sha256"], "adapter/more.safetensors": "0"})
+    expected = "adapter_model.safetensors: is not what the run saved" if change == "other" else "is no longer there"
+    with pytest.raises(NotCertified, match=expected):
+        merge.run(copy.path, tmp_path / "merged", Merge(), quiet())
+    assert not (tmp_path / "merged").exists()
+
+
 def test_an_expert_whose_rows_are_zero_is_not_certified(tiny_run: TinyRun, tmp_path: Path) -> None:
     def zero(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         name = next(n for n in tensors if n.endswith("experts.lora_B.weight"))
@@ -234,6 +261,23 @@ def test_an_expert_whose_rows_are_zero_is_not_certified(tiny_run: TinyRun, tmp_p
         return tensors
 
     no_longer(tiny_run("qwen3_moe"), tmp_path, zero, "experts.1.down_proj.weight: was to be trained, but its update is")
+
+
+def test_an_expert_that_was_saved_untrained_may_stay(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """As one in the last layer, to which only tokens come that nothing is learned from."""
+
+    def zero(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        for name, tensor in tensors.items():
+            if "layers.1.mlp.experts" in name and name.endswith("lora_B.weight"):
+                tensor[:, 1::4] = 0
+        return tensors
+
+    copy = broken(tiny_run("qwen3_moe"), tmp_path / "run", zero)
+    copy.update(output_sha256=copy.hash_outputs())
+    evaluation = copy.evaluation()
+    copy.eval_file.unlink()
+    copy.write_evaluation(before=evaluation["before"])
+    assert len(merged(copy.path, tmp_path / "merged")["tensors"]["never_reached"]) == 3
 
 
 def test_an_expert_that_no_token_reached_may_stay(tiny_run: TinyRun, tmp_path: Path) -> None:
