@@ -5,10 +5,12 @@ BIN    := $(VENV)/bin
 DATA   ?= examples/medical/medical.json
 RUN    ?=
 METHOD ?= lora
+A      ?= embedded
+B      ?= $(RUN)
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lora qlora full experts esft resume chat data-check data-clean base doctor test test-slow check format benchmark clean
+.PHONY: help setup demo lora qlora full experts esft resume plan adapt quantize chat compare export serve data-check data-clean base doctor test test-slow check format benchmark clean
 
 help: ## list the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,8 +46,26 @@ esft: setup ## train only those experts: make esft DATA=medical.json
 resume: setup ## go on with an interrupted run: make resume RUN=runs/medical-... METHOD=qlora
 	$(BIN)/dsr1-tune $(METHOD) --resume $(RUN)
 
+quantize: setup ## fewer bits, from a run or a model: make quantize RUN=runs/medical-... ARGS="--to nf4"
+	$(BIN)/dsr1-tune quantize $(RUN) $(ARGS)
+
 chat: setup ## talk to a run, or to the embedded base: make chat RUN=runs/medical-...
 	$(BIN)/dsr1-tune chat $(RUN)
+
+compare: setup ## hold two models against each other: make compare A=embedded B=runs/medical-...
+	$(BIN)/dsr1-tune compare $(A) $(B) $(ARGS)
+
+plan: setup ## what every way of training takes, and what fits: make plan ARGS="--model deepseek-ai/DeepSeek-V3 --memory 80GiB"
+	$(BIN)/dsr1-tune plan $(ARGS)
+
+adapt: setup ## the whole way, from data to a quantised model: make adapt DATA=medical.json ARGS="--gpu-memory 24GiB --out model"
+	$(BIN)/dsr1-tune adapt --data $(DATA) $(ARGS)
+
+export: setup ## merge, quantise, compare, card: make export RUN=runs/medical-... ARGS="--to nf4 --max-loss-increase 2%"
+	$(BIN)/dsr1-tune export $(RUN) $(ARGS)
+
+serve: setup ## an OpenAI-compatible server, by an engine that is here: make serve RUN=exports/medical/current
+	$(BIN)/dsr1-tune serve $(RUN) $(ARGS)
 
 data-check: setup ## say what is wrong with which row: make data-check DATA=medical.json
 	$(BIN)/dsr1-tune data check $(DATA) $(ARGS)

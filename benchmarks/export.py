@@ -2,8 +2,8 @@
 
     python benchmarks/export.py RUN [--targets nf4 int8 fp8 w4a16 w4a16-gptq ...] [--answers 30] [--out exports-table]
 
-The run is merged first; the merged model in its own number format is what every target is held against, by `dsr1-tune
-compare`: loss on the run's held-out records and on the built-in general set, likeliest tokens that stay, KL divergence,
+The run is merged first and rounded to bfloat16, as larger bases are; that is what every target is made of and held
+against, by `dsr1-tune compare`: loss on the run's held-out records and on the built-in general set, likeliest tokens that stay, KL divergence,
 task scores of greedy answers, and tokens a second on this machine, where an engine for the format runs here.
 """
 
@@ -28,9 +28,11 @@ def main() -> None:
     parser.add_argument("--answer-tokens", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("exports-table"))
     options = parser.parse_args()
-    merged = options.out / "merged"
+    whole, merged = options.out / "merged", options.out / "merged-bf16"
+    if not whole.exists():
+        ours("merge", str(options.run), "--out", str(whole))
     if not merged.exists():
-        ours("merge", str(options.run), "--out", str(merged))
+        round_to_bf16(whole, merged)
     heads = (
         "target",
         "MB",
@@ -58,6 +60,36 @@ def main() -> None:
         words = [word for one in sets for word in ("--set", one)]
         failed = ours("compare", str(merged), str(made), "--out", str(report), *words, may_fail=True)
         print(failed or line(target, json.loads((report / "compare.json").read_text())), flush=True)
+
+
+def round_to_bf16(whole: Path, rounded: Path) -> None:
+    """A copy of a model with its matrices and norms in bfloat16; balancing biases stay in float32."""
+    from dsr1_tune.export import lineage
+    from dsr1_tune.export.source import copy_sidecars, open_source
+    from dsr1_tune.models.checkpoint import Spec, write_weights
+    from dsr1_tune.moe.anatomy import is_balancing_bias
+
+    source = open_source(whole)
+
+    class Rounded:
+        shards = source.weights.shards
+
+        def spec(self, name: str) -> Spec:
+            return (
+                source.weights.spec(name) if is_balancing_bias(name) else Spec("BF16", source.weights.spec(name).shape)
+            )
+
+        def stored(self, name: str) -> None:
+            return None
+
+        def read(self, name: str) -> Any:
+            weight = source.weights.read(name)
+            return weight if is_balancing_bias(name) else weight.bfloat16()
+
+    rounded.mkdir()
+    write_weights(Rounded(), rounded)
+    copy_sidecars(source, rounded, {**source.config, "dtype": "bfloat16"})
+    lineage.write(rounded, source.stages)
 
 
 def flags_of(target: str) -> list[str]:

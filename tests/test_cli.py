@@ -23,11 +23,17 @@ from dsr1_tune.errors import DataError
 TRAINING = [
     *["--data", "--model", "--out", "--map", "--epochs", "--on-alarm", "--processes", "--config", "--set", "--resume"]
 ]
+GATES = ["--max-loss-increase", "--min-agreement", "--max-general-drop"]
 FLAGS = {
     "lora": TRAINING,
     "qlora": TRAINING,
     "full": TRAINING,
     "esft": TRAINING,
+    "adapt": [
+        *["--data", "--model", "--gpu-memory", "--method", "--to", "--out", "--map", "--epochs", "--processes"],
+        *["--config", "--set"],
+    ],
+    "plan": ["--data", "--model", "--memory", "--processes", "--map", "--config", "--set", "--json"],
     "experts": ["FILES", "--model", "--out", "--map", "--config", "--set"],
     "data check": ["FILES", "--map", "--json", "--rejects"],
     "data clean": [
@@ -39,9 +45,18 @@ FLAGS = {
     "data show": ["FILE", "--row", "--line", "--sample", "--code", "--full", "--map"],
     "data stats": ["FILES", "--base", "--json", "--map"],
     "data init": ["--domain", "--language", "--format", "--out"],
+    "quantize": ["SOURCE", "--to", "--out", "--all", "--method", "--gguf", "--config", "--set"],
+    "merge": ["RUN", "--out", "--config", "--set"],
     "chat": ["MODEL", "--prompt", "-p", "--max-new-tokens", "--temperature"],
     "base": ["--rebuild", "--path"],
     "doctor": ["--json"],
+    "compare": ["A", "B", "--data", *GATES, "--out", "--json", "--config", "--set"],
+    "export": ["RUN", "--to", "--out", *GATES, "--config", "--set"],
+    "card": ["FOLDER", "--language"],
+    "verify": ["FOLDER"],
+    "convert-adapter": ["ADAPTER", "--to", "--out"],
+    "check-serve": ["PLACE", "--engine", "--engine-version", "--json"],
+    "serve": ["PLACE", "--engine", "--host", "--port", "--print-command"],
     "settings": [],
 }
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "bitsandbytes", "pyarrow", "numpy")

@@ -8,7 +8,26 @@ import sys
 
 import typer
 
-from dsr1_tune.cli import base, chat, data, doctor, experts, settings, training
+from dsr1_tune.cli import (
+    adapt,
+    base,
+    card,
+    chat,
+    check_serve,
+    compare,
+    convert,
+    data,
+    doctor,
+    experts,
+    export,
+    merge,
+    plan,
+    quantize,
+    serve,
+    settings,
+    training,
+    verify,
+)
 from dsr1_tune.errors import TuneError
 
 app = typer.Typer(
@@ -21,11 +40,22 @@ app = typer.Typer(
 )
 for method in training.TRAINS:
     app.command(method)(training.command(method))
+app.command("plan")(plan.plan)
+app.command("adapt")(adapt.adapt)
 app.command("experts")(experts.experts)
 app.add_typer(data.app, name="data")
+app.command("merge")(merge.merge)
+app.command("quantize")(quantize.quantize)
 app.command("chat")(chat.chat)
 app.command("base")(base.base)
 app.command("doctor")(doctor.doctor)
+app.command("compare")(compare.compare)
+app.command("export")(export.export)
+app.command("card")(card.card)
+app.command("verify")(verify.verify)
+app.command("convert-adapter")(convert.convert_adapter)
+app.command("check-serve")(check_serve.check_serve)
+app.command("serve")(serve.serve)
 app.command("settings")(settings.settings)
 
 INTERRUPTED = 130

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def settings() -> None:
-    """List every setting of the ways of training and of `data clean`, with its default and its meaning."""
+    """List every setting of the ways of training, of `data clean` and of `export`, with its default and its meaning."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -23,7 +23,10 @@ def settings() -> None:
     }
     tables = {"lora, qlora, full, esft": shared}
     tables |= {command: [row for row in describe(kind) if row not in shared] for command, kind in kinds.items()}
-    for command, rows in (tables | {"data clean": describe(configs.CleanRun)}).items():
+    known = [row for rows in tables.values() for row in rows] + describe(configs.ExportRun)
+    tables["plan, adapt"] = [row for row in describe(configs.AdaptRun) if row not in known]
+    others = {"data clean": describe(configs.CleanRun), "export, compare": describe(configs.ExportRun)}
+    for command, rows in (tables | others).items():
         table = Table(title=f"dsr1-tune {command}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("setting", no_wrap=True)
         for name in ("default", "meaning"):

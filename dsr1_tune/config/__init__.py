@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dsr1_tune.config.adapt import AdaptRun, PlanRun
 from dsr1_tune.config.cleaning import CleanRun, Dedup, Judge, JudgeScore, Privacy
-from dsr1_tune.config.export import Compare, ExportRun, Gates, Merge, Quantise, Target
+from dsr1_tune.config.export import Compare, CompareRun, ExportRun, Gates, Merge, Quantise, Target
 from dsr1_tune.config.nouns import (
     GROUPS,
     Adapter,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from dsr1_tune.config.nouns import Count, Noun
 
@@ -58,15 +58,47 @@ class Compare(Noun):
     """Draws the rows and the bootstrap samples."""
 
 
-class Gates(Noun):
-    """What the second model must keep; without a value nothing is asked."""
+def _share(value: Any) -> Any:
+    """`2%` is 0.02."""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        try:
+            return float(value.strip()[:-1]) / 100
+        except ValueError:
+            return value
+    return value
 
-    max_loss_increase: Annotated[float, Field(ge=0)] | None = None
-    """Domain loss may rise by this share: 0.02 is 2 %."""
-    min_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Share of tokens whose likeliest next token must stay the same."""
-    max_general_drop: Annotated[float, Field(ge=0)] | None = None
-    """General loss may rise by this share."""
+
+def _limit(value: Any) -> Any:
+    """A share that may be above 1, if that is said in percent: a bare 2 is more likely meant as 2 %."""
+    share = _share(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):  # said in percent, or no number at all
+        return share
+    if number >= 1:
+        raise ValueError(f"{value} is {number:.0%}; write {value}% or {number / 100:g}, or {number:.0%} if you mean it")
+    return share
+
+
+Limit = Annotated[float, BeforeValidator(_limit), Field(ge=0)]
+
+
+class Gates(Noun):
+    """What the second model must keep, as a share or in percent; without a value nothing is asked."""
+
+    max_loss_increase: Limit | None = None
+    """Domain loss may rise by this share: 0.02 or 2%."""
+    min_agreement: Annotated[float, BeforeValidator(_share), Field(ge=0, le=1)] | None = None
+    """Share of tokens whose likeliest next token must stay the same: 0.95 or 95%."""
+    max_general_drop: Limit | None = None
+    """General loss may rise by this share: 0.01 or 1%."""
+
+
+class CompareRun(Noun):
+    """What `dsr1-tune compare` needs to know besides the two models."""
+
+    compare: Compare = Compare()
+    gates: Gates = Gates()
 
 
 class ExportRun(Noun):

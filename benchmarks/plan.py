@@ -1,0 +1,197 @@
+"""What `dsr1-tune plan` predicts against what runs take: the peak of each method's process, in two tiny families.
+
+    python benchmarks/plan.py                             # two tiny families, lora, qlora, full and dpo
+    python benchmarks/plan.py --models embedded --rows 4  # the embedded base: up to 12 GB, a quarter of an hour
+
+Each method runs as a user runs it, `dsr1-tune METHOD`, in a process of its own, for a few steps; dpo is TRL's
+DPOTrainer with our adapter, the reference being the base with the adapter off. The peak is VmHWM: resident memory,
+pages of mapped files included. Results are added to --out as they come.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+MIB = 2**20
+# About 115 M parameters each, so that there is more to see than imports.
+SIZES: dict[str, Any] = {
+    "vocab_size": 8192,
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "moe_intermediate_size": 512,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 4096,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+    "bos_token_id": 0,
+}
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def main() -> None:
+    """Run what was asked for and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["qwen3_moe", "deepseek_v3"])
+    parser.add_argument("--methods", nargs="+", default=["lora", "qlora", "full", "dpo"])
+    parser.add_argument("--rows", type=int, default=4, help="sequences of a batch")
+    parser.add_argument("--words", type=int, default=60, help="length of a text")
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--out", type=Path, help="a JSON-lines file that results are added to")
+    parser.add_argument("--dpo", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.dpo:
+        dpo(options.dpo[0], Path(options.dpo[1]), options.rows, options.steps, "gradient_checkpointing=false" not in
+            " ".join(options.set))  # fmt: skip
+        return
+    print("model | method | predicted MiB | measured | error | predicted phase", flush=True)
+    for model in options.models:
+        with tempfile.TemporaryDirectory() as scratch:
+            base = None if model == "embedded" else write_base(Path(scratch) / "base", model)
+            data = write_data(Path(scratch) / "data.json", options.words)
+            for method in options.methods:
+                told = measure(method, base, data, Path(scratch), options)
+                line = {"model": model, "method": method, **told}
+                if options.out:
+                    with options.out.open("a") as file:
+                        file.write(json.dumps(line) + "\n")
+                predicted, measured = told["predicted"] / MIB, told["measured"] / MIB
+                numbers = f"{predicted:,.0f} | {measured:,.0f} | {predicted / measured - 1:+.1%} | {told['phase']}"
+                print(f"{model} | {method} | {numbers} | {told['seconds']:.0f} s", flush=True)
+
+
+def write_base(folder: Path, family: str) -> str:
+    """A model with random weights and a tokenizer whose tokens are bytes; written by a process that then ends."""
+    place = str(Path(__file__).parent)
+    code = f"import sys; sys.path.insert(0, {place!r}); import plan; plan._write_base({str(folder)!r}, {family!r})"
+    subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
+    return str(folder)
+
+
+def _write_base(folder: str, family: str) -> None:
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import AutoModelForCausalLM, DeepseekV3Config, PreTrainedTokenizerFast, Qwen3MoeConfig
+
+    if family == "qwen3_moe":
+        config: Any = Qwen3MoeConfig(**SIZES, num_experts=16, head_dim=64)
+    else:
+        config = DeepseekV3Config(
+            **SIZES, n_routed_experts=16, n_group=1, topk_group=1, first_k_dense_replace=1, q_lora_rank=None,
+            kv_lora_rank=256, qk_nope_head_dim=64, qk_rope_head_dim=64, v_head_dim=64,
+        )  # fmt: skip
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    special = ["<|im_start|>", "<|im_end|>"]
+    vocab = {token: number for number, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>", additional_special_tokens=special
+    )
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(folder)
+
+
+def write_data(file: Path, num_words: int) -> Path:
+    """Twenty records of nearly one length."""
+    rows = [
+        {"input": f"what is {a} times {b}?", "output": f"it is {a * b:3}. " + "so " * num_words}
+        for a in range(11, 16)
+        for b in range(11, 15)
+    ]
+    file.write_text(json.dumps(rows))
+    return file
+
+
+def measure(method: str, base: str | None, data: Path, scratch: Path, options: Any) -> dict[str, Any]:
+    """The prediction, and the peak of the process."""
+    settings = [f"schedule.batch_size={options.rows}", f"schedule.max_steps={options.steps}", "samples=0", *options.set]
+    sets = [part for setting in settings for part in ("--set", setting)]
+    model = ["--model", base] if base else []
+    asked = [sys.executable, "-m", "dsr1_tune", "plan", "--data", str(data), *model, *sets, "--memory", "1000GiB"]
+    planned = json.loads(
+        subprocess.run([*asked, "--json"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    )
+    one = planned["methods"][method]
+    command = [sys.executable, "-m", "dsr1_tune", method, "--data", str(data), *model, *sets]
+    command += ["--out", str(scratch / method)]
+    if method == "dpo":
+        command = [sys.executable, __file__, "--dpo", base or "embedded", str(data), "--rows", str(options.rows)]
+        command += ["--steps", str(options.steps), *(part for one in options.set for part in ("--set", one))]
+    start = time.perf_counter()
+    with (scratch / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        peak = watched(process)
+    if process.returncode:
+        raise SystemExit(f"{method} failed:\n{(scratch / 'log').read_text()[-3000:]}")
+    seconds = time.perf_counter() - start
+    return {"predicted": one["peak"], "measured": peak, "phase": one["reached_in"], "phases": one["phases"],
+            "parts": one["parts"], "batch": one["batch"], "seconds": seconds}  # fmt: skip
+
+
+def watched(process: subprocess.Popen[bytes]) -> int:
+    """The largest VmHWM of a process until it ends, in bytes."""
+    peak = 0
+    while process.poll() is None:
+        try:
+            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        except OSError:
+            break
+        peak = max([peak, *(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))])
+        time.sleep(0.02)
+    process.wait()
+    return peak
+
+
+def dpo(model: str, data: Path, rows: int, steps: int, is_checkpointed: bool) -> None:
+    """A few steps of TRL's DPOTrainer with our adapter."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    from dsr1_tune.config import Adapter, Base
+    from dsr1_tune.models.adapters import add_lora
+    from dsr1_tune.models.load import load_located, locate
+
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    located = locate(Base(model=None if model == "embedded" else model))
+    loaded = load_located(located, for_training=True)
+    adapted = add_lora(loaded.model, Adapter())
+    pairs = [
+        {
+            "prompt": [{"role": "user", "content": row["input"]}],
+            "chosen": [{"role": "assistant", "content": row["output"]}],
+            "rejected": [{"role": "assistant", "content": row["output"].replace("so", "no")}],
+        }
+        for row in json.loads(data.read_text())
+    ]
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = DPOConfig(
+            output_dir=scratch, per_device_train_batch_size=rows, max_steps=steps, report_to="none", use_cpu=True,
+            activation_checkpointing=is_checkpointed, gradient_checkpointing=None, save_strategy="no", bf16=False,
+            disable_tqdm=True, max_length=None, router_aux_loss_coef=0.0,
+        )  # fmt: skip
+        trainer = DPOTrainer(
+            model=adapted, args=arguments, train_dataset=Dataset.from_list(pairs), processing_class=loaded.tokenizer
+        )
+        trainer.train()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""`adapt`: from a data file to a model that is served: plan, clean, train, merge, quantise, compare, card.
+
+Every stage leaves files in one folder and is noted in adapt.json when it is whole; the same command goes on where it
+was stopped, and training goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import orjson
+from rich.console import Console
+
+from dsr1_tune import config as configs
+from dsr1_tune.adapt import plan as planning
+from dsr1_tune.adapt.report import write_report
+from dsr1_tune.adapt.state import MISSED, STAGES, StageName, State, begin
+from dsr1_tune.config import AdaptRun, CleanRun, TuneRun
+from dsr1_tune.data import clean as cleaning
+from dsr1_tune.data.report import show_facts
+from dsr1_tune.errors import ConfigError, ModelError, RunError
+from dsr1_tune.export import card, compare, compare_report, lineage, merge, quantize
+from dsr1_tune.export.gates import GatesMissed
+from dsr1_tune.models.fit import Method, Plan
+from dsr1_tune.models.memory import GIB
+from dsr1_tune.runs.folder import FINISHED, RunFolder
+from dsr1_tune.runs.launch import run_in_processes
+from dsr1_tune.runs.narrator import Narrator, quiet_libraries
+from dsr1_tune.whole import whole_file
+
+KINDS: dict[str, type[TuneRun]] = {
+    "lora": configs.LoraRun,
+    "qlora": configs.QloraRun,
+    "full": configs.FullRun,
+    "esft": configs.EsftRun,
+}
+
+
+def run(config: AdaptRun, console: Console | None = None) -> Path:
+    """Go the whole way, or on with it where it was stopped; returns the folder of the model that came of it.
+
+    Raises TuneError for what the user can mend, GatesMissed (exit code 1) where the quantised model has lost too much,
+    and KeyboardInterrupt after a Ctrl-C; what was done is kept in every case.
+    """
+    quiet_libraries()
+    if not config.data.files:
+        raise ConfigError("no data is given", hint="dsr1-tune adapt --data medical.json --out model")
+    state = State(config.out or Path("adapted") / Path(config.data.files[0].name.removesuffix(".gz")).stem)
+    way = _Way(_with_absolute_paths(config), state, Narrator(console or Console()))
+    with state.held():
+        way.config = begin(state, way.config)
+        try:
+            for number, (name, stage) in enumerate(way.stages().items(), start=1):
+                way.narrator.stage(f"[{number}/{len(STAGES)}] {name}")
+                if state.is_done(name):
+                    way.narrator.say("done before")
+                    continue
+                with state.doing(name) as facts:
+                    stage(facts)
+                gc.collect()
+            way.check_gates()
+        except KeyboardInterrupt:
+            way.narrator.say(f"\nStopped. Go on with: dsr1-tune adapt --out {state.folder}")
+            raise
+        finally:
+            way.report()
+    way.narrator.say(f"\nThe model is in {way.made}. Talk to it with: dsr1-tune chat {way.made}")
+    return way.made
+
+
+def _with_absolute_paths(config: AdaptRun) -> AdaptRun:
+    """The way may be gone on with from another working directory."""
+    files = tuple(file.absolute() for file in config.data.files)
+    weights = {str(Path(file).absolute()): weight for file, weight in config.data.weights.items()}
+    return config.model_copy(update={"data": config.data.model_copy(update={"files": files, "weights": weights})})
+
+
+class _Way:
+    """One way under way: its settings, its folder, and a function for each of its stages."""
+
+    def __init__(self, config: AdaptRun, state: State, narrator: Narrator) -> None:
+        self.config, self.state, self.narrator = config, state, narrator
+
+    def stages(self) -> dict[StageName, Callable[[dict[str, Any]], None]]:
+        """In their order."""
+        return {
+            "plan": self.plan,
+            "clean": self.clean,
+            "train": self.train,
+            "merge": self.merge,
+            "quantize": self.quantize,
+            "compare": self.compare,
+            "card": self.card,
+        }
+
+    @property
+    def data(self) -> Path:
+        """Cleaned data."""
+        return self.state.folder / "data"
+
+    @property
+    def trained(self) -> Path:
+        """The training run."""
+        return self.state.folder / "run"
+
+    @property
+    def merged(self) -> Path:
+        """The model in the base's own number format."""
+        return self.state.folder / "merged"
+
+    @property
+    def made(self) -> Path:
+        """The model that is served."""
+        return self.merged if self.config.quantise.to == "none" else self.state.folder / "model"
+
+    @property
+    def console(self) -> Console:
+        """Where all stages speak."""
+        return self.narrator.console
+
+    def plan(self, facts: dict[str, Any]) -> None:
+        """Which way of training fits. Raises ModelError where none does and none was asked for."""
+        asked = self.config.method
+        methods: tuple[Method, ...] = ("lora", "qlora") if asked == "auto" else (asked,)
+        made = planning.run(self.config, self.console, methods)
+        with whole_file(self.state.folder / "plan.json", binary=True) as file:
+            file.write(orjson.dumps(planning.as_json(made), option=orjson.OPT_INDENT_2))
+        method = made.choice if asked == "auto" else asked
+        if method is None:
+            tips = "; ".join(f"{name}: {tip}" for name, tip in made.advice.items())
+            raise ModelError(f"{made.base.name}: neither lora nor qlora fits in {made.memory / GIB:.1f} GiB", hint=tips)
+        reason = _reason(made, method, asked)
+        self.narrator.say(reason)
+        needed = made.of(method).needed
+        facts |= {"method": method, "reason": reason, "needed": needed, "memory": made.memory, "base": made.base.name}
+
+    def clean(self, facts: dict[str, Any]) -> None:
+        """Rules, personal data, duplicates. Rows are held out by the training run."""
+        config = CleanRun(
+            data=self.config.data.model_copy(update={"eval_share": 0.0}),
+            privacy=self.config.privacy,
+            dedup=self.config.dedup,
+            judge=self.config.judge,
+            out=self.data,
+            language=self.config.language,
+            seed=self.config.schedule.seed,
+        )
+        cleaned = cleaning.run(config).facts
+        show_facts(cleaned, self.console)
+        facts |= {name: cleaned[name] for name in ("num_rows", "num_kept", "num_merged", "num_dropped")}
+        facts["languages"] = cleaned.get("languages", {})
+
+    def train(self, facts: dict[str, Any]) -> None:
+        """The chosen way of training, or on with it."""
+        method = self.state.stage("plan")["method"]
+        folder = RunFolder(self.trained)
+        status = folder.manifest().get("status") if folder.manifest_file.exists() else None
+        config = self._training(method)
+        if status != FINISHED:
+            self._train(method, config, self.trained if status else None)
+        told = folder.manifest()["metrics"]
+        facts |= {name: told.get(name) for name in ("loss_before", "loss_after", "num_steps")}
+
+    def _training(self, method: str) -> TuneRun:
+        kind = KINDS[method]
+        shared = self.config.model_dump(include=set(kind.model_fields))
+        shared["data"] |= {"files": (self.data / "train.jsonl",), "map": {}, "rules": None, "weights": {}}
+        shared["out"] = self.trained
+        if method == "esft" and self.config.esft.method == "weights":
+            shared.pop("adapter")
+        elif method == "esft":
+            shared["adapter"] |= {"groups": ("routed_experts",)}
+        return kind.model_validate(shared)
+
+    def _train(self, method: str, config: TuneRun, resume: Path | None) -> None:
+        number = config.parallel.processes
+        if number == 1:
+            import_module(f"dsr1_tune.train.{method}").run(config, resume, self.console)
+            return
+        settings = self.state.folder / "train.yaml"  # JSON is YAML
+        with whole_file(settings) as file:
+            file.write(config.model_dump_json(indent=1))
+        words = ["--resume", str(resume)] if resume else ["--config", str(settings)]
+        code = run_in_processes([method, *words, "--processes", str(number)], number)
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
+        if code:
+            raise RunError(f"{self.trained}: training ended with exit code {code}", hint="see what it said above")
+
+    def merge(self, facts: dict[str, Any]) -> None:
+        """The base with what was trained."""
+        if not _is_whole(self.merged):
+            merge.run(self.trained, self.merged, self.config.merge, self.console)
+        facts |= {"bytes": _weights_bytes(self.merged)}
+        known = lineage.read(self.merged)
+        if known and (stage := known.stage("merge")):
+            facts["certificate"] = stage.facts.get("certificate")
+
+    def quantize(self, facts: dict[str, Any]) -> None:
+        """Into the format that is served."""
+        facts["to"] = self.config.quantise.to
+        if self.config.quantise.to != "none" and not _is_whole(self.made):
+            quantize.run(self.merged, self.made, self.config.quantise, self.console)
+        facts["bytes"] = _weights_bytes(self.made)
+
+    def compare(self, facts: dict[str, Any]) -> None:
+        """What came out against what went in, held to the gates."""
+        before, names = (self.merged, ("merged", "model"))
+        if self.made == self.merged:
+            before, names = (self.trained, ("run", "merged"))
+        found = compare.run(before, self.made, self.config.compare, self.config.gates, self.made, self.console, names)
+        lineage.refresh(self.made, (compare_report.JSON_NAME, compare_report.HTML_NAME))
+        measured = found.domain or found.general
+        facts |= {
+            "increase": measured.increase.value,
+            "agreement": measured.agreement.value if measured.agreement else None,
+            "general_increase": found.general.increase.value,
+            "missed": list(found.missed),
+            "status": MISSED if found.missed else "done",
+        }
+
+    def card(self, facts: dict[str, Any]) -> None:
+        """The model card."""
+        language = self.config.language
+        facts["file"] = card.run(self.made, language, self.console).name
+
+    def check_gates(self) -> None:
+        """Raise GatesMissed, saying what to do, where a gate was missed."""
+        if lines := self.state.stage("compare").get("missed"):
+            raise GatesMissed(
+                f"{self.made}: " + "; ".join(lines),
+                hint=f"everything is kept in {self.state.folder}. Quantise more gently into another folder "
+                f"(dsr1-tune quantize {self.merged} --to int8), or allow more and go on: dsr1-tune adapt --out "
+                f"{self.state.folder} --set gates.max_loss_increase=... --set gates.min_agreement=...",
+            )
+
+    def report(self) -> None:
+        """However far it has come; that it cannot be shown must not make a good way a bad one."""
+        try:
+            file = write_report(self.state, self.config.language)
+            self.narrator.say(f"\nAll of it on one page: {file}")
+        except Exception as error:
+            self.narrator.say(f"{self.state.folder}: no report could be written: {type(error).__name__}: {error}")
+
+
+_INTERRUPTED = 130
+
+
+def _reason(made: Plan, method: Method, asked: str) -> str:
+    one, have = made.of(method), made.memory / GIB
+    need = f"{method} needs about {one.needed / GIB:.2f} GiB of {have:.2f}"
+    if asked != "auto":
+        return f"{method}, as asked: {need}" + (
+            "" if made.fits(method) else f", which it may not fit in; {_tip(made, method)}"
+        )
+    if method == "lora":
+        return f"lora: it fits ({need}), and trains over the base in its own number format"
+    lora = made.of("lora")
+    return f"qlora: lora would need {lora.needed / GIB:.2f} GiB, {need}"
+
+
+def _tip(made: Plan, method: Method) -> str:
+    return f"try {made.advice[method]}" if method in made.advice else ""
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder that is written whole or not at all is there."""
+    return (folder / lineage.FILE).is_file()
+
+
+def _weights_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for pattern in ("*.safetensors", "*.gguf") for file in folder.glob(pattern))

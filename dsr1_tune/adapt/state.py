@@ -1,0 +1,173 @@
+"""How far the way from data to model has come: adapt.json, the lock beside it, and what may change on a rerun."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from dsr1_tune import __version__
+from dsr1_tune.config import AdaptRun
+from dsr1_tune.errors import RunError
+from dsr1_tune.runs.folder import hash_files
+from dsr1_tune.whole import whole_file
+
+StageName = Literal["plan", "clean", "train", "merge", "quantize", "compare", "card"]
+STAGES: tuple[StageName, ...] = ("plan", "clean", "train", "merge", "quantize", "compare", "card")
+NAME = "adapt.json"
+_FORMAT = "dsr1-tune adapt 1"
+# What only the comparison and the card are made from; they are done again where it changes.
+_LATE = ("gates", "compare", "language")
+
+DONE, MISSED = "done", "missed"
+
+
+@dataclass(frozen=True)
+class State:
+    """adapt.json of one folder.
+
+    plan.json the footprints · data/ cleaned · run/ the training run · merged/ · model/ · report.html all on one page
+    """
+
+    folder: Path
+
+    @property
+    def file(self) -> Path:
+        """adapt.json."""
+        return self.folder / NAME
+
+    def read(self) -> dict[str, Any]:
+        """What it says; empty where there is none. Raises RunError if it is damaged."""
+        if not self.file.is_file():
+            return {}
+        try:
+            tree: dict[str, Any] = json.loads(self.file.read_text(encoding="utf-8"))
+            if tree["format"] != _FORMAT or not isinstance(tree["stages"], dict):
+                raise ValueError("is of another version")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{self.file}: cannot be used: {error}", hint="choose another --out") from None
+        return tree
+
+    def write(self, **changes: Any) -> None:
+        """Change entries, whole or not at all."""
+        tree = {"format": _FORMAT, "version": __version__, "stages": {}, **self.read(), **changes}
+        with whole_file(self.file) as file:
+            json.dump(tree, file, indent=1, ensure_ascii=False, default=str)
+            file.write("\n")
+
+    def stage(self, name: StageName) -> dict[str, Any]:
+        """What is noted of a stage; empty where it has not begun."""
+        return dict(self.read().get("stages", {}).get(name, {}))
+
+    def is_done(self, name: StageName) -> bool:
+        """Whether a stage is whole, so that it is not done again."""
+        return self.stage(name).get("status") == DONE
+
+    def note(self, name: StageName, **facts: Any) -> None:
+        """Add to what is noted of a stage."""
+        stages = self.read().get("stages", {})
+        self.write(stages={**stages, name: {**stages.get(name, {}), **facts}})
+
+    @contextmanager
+    def doing(self, name: StageName) -> Iterator[dict[str, Any]]:
+        """A stage under way: facts put into the dict are noted at its end, with the seconds of all its attempts."""
+        facts: dict[str, Any] = {}
+        start = time.perf_counter()
+        before = float(self.stage(name).get("seconds", 0.0))
+        self.note(name, status="begun")
+        try:
+            yield facts
+        except BaseException as error:
+            said = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            seconds = round(before + time.perf_counter() - start, 3)
+            self.note(name, status=said, seconds=seconds, **facts)
+            raise
+        seconds = round(before + time.perf_counter() - start, 3)
+        self.note(name, **{"status": DONE, "seconds": seconds, **facts})
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else works in the folder meanwhile; the lock ends with the process, however that ends."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise RunError(f"{self.folder}: is a file", hint="choose another --out")
+        if self.folder.is_dir() and not self.file.is_file():
+            strangers = sorted(entry.name for entry in self.folder.iterdir() if entry.name != _LOCK)
+            if strangers:
+                raise RunError(
+                    f"{self.folder}: is not empty (it holds {strangers[0]}) and no earlier try of this command",
+                    hint="choose another --out",
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / _LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunError(
+                f"{self.folder}: another process is at work there", hint="wait for it, or choose another --out"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+_LOCK = ".adapt.lock"
+
+
+def begin(state: State, config: AdaptRun) -> AdaptRun:
+    """Note what the way begins with, or hold it against what an earlier try began with.
+
+    Raises RunError, naming it, for a setting or a file that has changed since.
+    """
+    settings = config.model_dump(mode="json", exclude={"out"})
+    hashes = hash_files(config.data.files)
+    known = state.read()
+    if not known:
+        state.write(started=datetime.now(UTC).isoformat(timespec="seconds"), config=settings, data_sha256=hashes)
+        return config
+    before = known.get("config", {})
+    for name in sorted(set(_leaves(before)) | set(_leaves(settings))):
+        old, new = _leaves(before).get(name), _leaves(settings).get(name)
+        if old != new and name.partition(".")[0] not in _LATE:
+            raise RunError(
+                f"{state.folder}: was begun with {name}={_shown(old)}, now it is {_shown(new)}",
+                hint="give the same settings again, none at all (only --out), or another --out",
+            )
+    for file, digest in known.get("data_sha256", {}).items():
+        if hashes.get(file) != digest:
+            raise RunError(
+                f"{file}: has changed since {state.folder} was begun, or is gone",
+                hint="put the file back as it was, or begin anew with another --out",
+            )
+    late = {name: settings[name] for name in _LATE}
+    if late != {name: before.get(name) for name in _LATE}:
+        stages = {name: facts for name, facts in known["stages"].items() if name not in ("compare", "card")}
+        state.write(config=settings, stages=stages)
+    return config
+
+
+def begun_with(folder: Path) -> AdaptRun | None:
+    """The settings that an earlier try in `folder` began with."""
+    known = State(folder).read()
+    return AdaptRun.model_validate({**known["config"], "out": str(folder)}) if known.get("config") else None
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found |= _leaves(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value in (None, [], {}, "") else json.dumps(value, ensure_ascii=False)

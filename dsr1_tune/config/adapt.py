@@ -1,0 +1,73 @@
+"""What planning, and the one command for the whole way, are asked to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from dsr1_tune.config.cleaning import Dedup, Judge, Privacy
+from dsr1_tune.config.export import Compare, Gates, Merge, Quantise
+from dsr1_tune.config.nouns import Adapter
+from dsr1_tune.config.training import Esft, Train, TuneRun
+
+Way = Literal["auto", "lora", "qlora", "full", "esft"]
+
+
+class PlanRun(TuneRun):
+    """Everything `dsr1-tune plan` needs to know; a training run's YAML can be given as it is."""
+
+    adapter: Adapter = Adapter()
+    train: Train = Train()
+    esft: Esft = Esft()
+    memory: Annotated[float, Field(gt=0)] | None = None
+    """GiB for each process; without it what this machine has free."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it would be trained: cuda plans for GPUs that need not be here; auto is this machine's."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _memory_in_words(cls, value: Any) -> Any:
+        return _with_gib(value)
+
+
+class AdaptRun(PlanRun):
+    """Everything `dsr1-tune adapt` needs to know."""
+
+    method: Way = "auto"
+    """How to train; auto takes what fits."""
+    privacy: Privacy = Privacy()
+    dedup: Dedup = Dedup()
+    judge: Judge = Judge()
+    merge: Merge = Merge()
+    quantise: Quantise = Quantise()
+    compare: Compare = Compare()
+    gates: Gates = Gates(max_loss_increase=0.02, min_agreement=0.95)
+    """What the quantised model must keep of the merged one; null turns a gate off."""
+    language: Literal["auto", "en", "zh"] = "auto"
+    """Language of report.html; auto takes the data's."""
+    out: Path | None = None
+    """The folder of all that is made; without it adapted/<data file>."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _other_gates_stay(cls, value: Any) -> Any:
+        """`gates.min_agreement=0.9` leaves the other gate as it is."""
+        if isinstance(value, dict) and isinstance(value.get("gates"), dict):
+            return {**value, "gates": {"max_loss_increase": 0.02, "min_agreement": 0.95, **value["gates"]}}
+        return value
+
+
+def _with_gib(value: Any) -> Any:
+    """`24GiB`, `24 GB` and `24g` as what they are in GiB."""
+    if isinstance(value, dict) and isinstance(value.get("memory"), str):
+        text = value["memory"].strip().lower().replace(" ", "")
+        for ending, factor in _UNITS.items():
+            number = text.removesuffix(ending)
+            if number != text and number.replace(".", "", 1).isdigit():
+                return {**value, "memory": float(number) * factor}
+    return value
+
+
+_UNITS = {"gib": 1.0, "gb": 1e9 / 2**30, "mib": 1 / 1024, "mb": 1e6 / 2**30, "tib": 1024.0, "g": 1.0}

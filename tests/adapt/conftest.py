@@ -1,0 +1,42 @@
+"""A tiny base and a short file, from which the whole way takes seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsr1_tune.config import AdaptRun
+from tests.conftest import save_tiny
+
+
+@pytest.fixture(scope="session")
+def qwen(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    """A tiny Qwen3-MoE."""
+    return save_tiny(tmp_path_factory.mktemp("qwen") / "base", tiny_tokenizer, "qwen3_moe")
+
+
+@pytest.fixture(scope="session")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty records, one of them empty."""
+    path = tmp_path_factory.mktemp("short") / "short.json"
+    rows = [{"input": f"what is {a} times {b}?", "output": f"it is {a * b} indeed"} for a in range(5) for b in range(6)]
+    path.write_text(json.dumps([*rows, {"input": "what is nothing?", "output": ""}]))
+    return path
+
+
+def settings(base: Path, data: Path, out: Path, **more: Any) -> AdaptRun:
+    """The whole way in a few seconds."""
+    tree: dict[str, Any] = {
+        "data": {"files": [str(data)]},
+        "base": {"model": str(base)},
+        "schedule": {"max_steps": 2, "max_tokens": 128},
+        "samples": 0,
+        "compare": {"answers": 0, "general": [str(data)], "max_rows": 8},
+        "gates": {"max_loss_increase": 0.5, "min_agreement": 0.5},
+        "memory": "8GiB",
+        "out": str(out),
+    }
+    return AdaptRun.model_validate({**tree, **more})
