@@ -3,8 +3,9 @@
     python benchmarks/export.py RUN [--targets nf4 int8 fp8 w4a16 w4a16-gptq ...] [--answers 30] [--out exports-table]
 
 The run is merged first and rounded to bfloat16, as larger bases are; that is what every target is made of and held
-against, by `dsr1-tune compare`: loss on the run's held-out records and on the built-in general set, likeliest tokens that stay, KL divergence,
-task scores of greedy answers, and tokens a second on this machine, where an engine for the format runs here.
+against, by `dsr1-tune compare`: loss on the run's held-out records and on the built-in general set, likeliest tokens
+that stay, KL divergence, task scores of greedy answers, and tokens a second on this machine, where an engine for the
+format runs here.
 """
 
 from __future__ import annotations

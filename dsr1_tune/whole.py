@@ -57,8 +57,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     Raises RunError if something is there, or another process is writing it at this moment.
     """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise RunError(f"{path}: is already there", hint="choose another --out, or remove it")
+    path = path.absolute()
+    if os.path.ismount(path) or path in (Path.cwd(), *Path.cwd().parents):
+        raise RunError(f"{path}: cannot be replaced", hint="name a folder in it that is not there yet")
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
     try:
@@ -66,7 +67,10 @@ def new_folder(path: Path) -> Iterator[Path]:
     except Timeout:
         raise RunError(f"{path}: another process is writing it", hint="wait for it, or choose another --out") from None
     try:
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise RunError(f"{path}: is already there", hint="choose another --out, or remove it")
+        # Eight characters are mkdtemp's: those of m.v2 are not m's.
+        for left in path.parent.glob(f".{glob.escape(path.name)}.????????.part"):
             shutil.rmtree(left, ignore_errors=True)
         with whole_folder(path) as part:
             yield part

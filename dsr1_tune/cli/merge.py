@@ -30,4 +30,5 @@ def merge(
 
     from dsr1_tune.export.merge import run as run_merge
 
-    run_merge(run, out or run.with_name(f"{run.absolute().name}-merged"), settings.merge)
+    run = run if run.name not in ("", "..") else run.resolve()  # a folder named by where it lies
+    run_merge(run, out or run.with_name(f"{run.name}-merged"), settings.merge)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from dsr1_tune.config.export import Quantise
 from dsr1_tune.errors import ModelError
 from dsr1_tune.export.converted import Converted
-from dsr1_tune.export.quantised import Counting, Quantised, check_all, chosen, counted, skipped_modules
+from dsr1_tune.export.counting import counted
+from dsr1_tune.export.quantised import Counting, Quantised, check_all, chosen, skipped_modules
 from dsr1_tune.export.source import Source, copy_sidecars
 from dsr1_tune.models import bnb_layout
 from dsr1_tune.models.bnb_layout import Kind

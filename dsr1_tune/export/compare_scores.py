@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dsr1_tune.config import Compare
 from dsr1_tune.data.encode import IGNORED, Example, encode_all, prompt_text
-from dsr1_tune.data.record import Record
+from dsr1_tune.data.record import Place, Record
 from dsr1_tune.errors import DataError, RunError
 from dsr1_tune.export.compare_rows import Rows, RowSet
 from dsr1_tune.export.measures import as_kept, divergence_T, log_probs
@@ -65,7 +65,7 @@ class Measured:
     num_bytes: int
     domain: dict[str, RowScore] = field(default_factory=dict)
     general: dict[str, RowScore] = field(default_factory=dict)
-    answers: dict[str, Answer] = field(default_factory=dict)
+    answers: dict[Place, Answer] = field(default_factory=dict)
     reads_per_second: float | None = None
     writes_per_second: float | None = None
     num_lost: int = 0
@@ -91,7 +91,7 @@ def measure(
     for which, examples in encoded.items():
         scores = measured.domain if which == "domain" else measured.general
         for example in examples:
-            place = f"{which} {example.record.place}"
+            place = f"{which} {example.record.place} {example.record.place.index}"  # a file may be one line
             while place in scores:  # the parts of a record that was split
                 place += "'"
             scores[place] = score_row(scorer, example, kept, place)
@@ -102,7 +102,7 @@ def measure(
     for record in rows.asked:
         answer = ask(scorer, record, compare.answer_tokens)
         if answer is not None:
-            measured.answers[str(record.place)] = answer
+            measured.answers[record.place] = answer
             num_written += answer.num_tokens
         counting(1)
     measured.writes_per_second = _per_second(num_written, began) if num_written else None

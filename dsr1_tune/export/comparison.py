@@ -209,10 +209,10 @@ def _column(rows: Sequence[RowScore], name: str) -> Floats:
 
 
 def _answers(asked: Sequence[Record], a: Measured, b: Measured, seed: int) -> Answers | None:
-    both = [record for record in asked if str(record.place) in a.answers and str(record.place) in b.answers]
+    both = [record for record in asked if record.place in a.answers and record.place in b.answers]
     if not both:
         return None
-    pairs = [_pair(record, a.answers[str(record.place)].text, b.answers[str(record.place)].text) for record in both]
+    pairs = [_pair(record, a.answers[record.place].text, b.answers[record.place].text) for record in both]
     counts_SN = resampled(len(pairs), seed)
     fitting = by_score([pair.scores_a for pair in pairs])
     return Answers(
@@ -239,7 +239,7 @@ def _score(name: str, pairs: Sequence[AnswerPair], seed: int) -> Score:
 
 
 def _style(model: Measured, asked: Sequence[Record]) -> Style:
-    answers = [model.answers[str(record.place)] for record in asked]
+    answers = [model.answers[record.place] for record in asked]
     texts = [answer.text for answer in answers]
     return Style(
         distinct(texts, 1),

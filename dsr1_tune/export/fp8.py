@@ -9,7 +9,8 @@ from torch import Tensor
 from dsr1_tune.config.export import Quantise
 from dsr1_tune.errors import ModelError
 from dsr1_tune.export.converted import Converted
-from dsr1_tune.export.quantised import Counting, Quantised, check_all, chosen, counted, skipped_modules
+from dsr1_tune.export.counting import counted
+from dsr1_tune.export.quantised import Counting, Quantised, check_all, chosen, skipped_modules
 from dsr1_tune.export.source import Source, copy_sidecars
 from dsr1_tune.models.checkpoint import Spec, write_weights
 from dsr1_tune.models.fp8 import multiply_out, to_blocks

@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import time
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from dsr1_tune import __version__
 from dsr1_tune.config import Base, Merge
@@ -26,11 +29,12 @@ from dsr1_tune.export.certificate import (
     compare_outputs,
     logits_of,
 )
+from dsr1_tune.export.counting import counted
 from dsr1_tune.export.lineage import Stage
 from dsr1_tune.export.merged import Exact, Merged, MergedFp8, MergedWeights
-from dsr1_tune.export.source import OpenBase, Trained, copy_sidecars, find_trained, open_base, open_trained
+from dsr1_tune.export.source import OpenBase, Trained, copy_sidecars, find_trained, open_base, open_trained, stages_of
 from dsr1_tune.models.checkpoint import Checkpoint, Weights, write_weights
-from dsr1_tune.models.load import Loaded, Located, load_located, locate
+from dsr1_tune.models.load import Loaded, Located, load_located, locate, pick_device
 from dsr1_tune.models.memory import give_back, main_memory
 from dsr1_tune.models.outputs import put_adapter_on
 from dsr1_tune.models.streamed import load_streamed
@@ -64,15 +68,16 @@ def run(trained: Path, out: Path, merge: Merge = USUAL, console: Console | None 
     with new_folder(out) as part:
         started = time.perf_counter()
         weights, before = _in_format(base, merged, merge)
-        _write(weights, part, narrator)
+        with counted(narrator, weights) as advance:
+            write_weights(weights, part, advance, num_threads=torch.get_num_threads())
         copy_sidecars(base, part, _config(base, weights))
         seconds = {"merge": time.perf_counter() - started}
-        certificate = _certify(found, base, merged, before, part, merge, narrator)
+        certificate = _certify(found, base, merged, weights, before, part, merge, narrator)
         seconds["certify"] = time.perf_counter() - started - seconds["merge"]
         _say(certificate, narrator)
         facts = {"certificate": certificate.as_json(), "seconds": seconds, "dsr1_tune": __version__}
-        facts |= {"settings": merge.model_dump(mode="json"), "remark": remark} if remark else {}
-        lineage.write(part, (*_stages(found), Stage("merge", facts)))
+        facts |= {"settings": merge.model_dump(mode="json")} | ({"remark": remark} if remark else {})
+        lineage.write(part, (*stages_of(found), Stage("merge", facts)))
     narrator.say(f"The merged model: {out}")
     return out
 
@@ -103,41 +108,24 @@ def _config(base: OpenBase, weights: MergedWeights) -> dict[str, Any]:
     return tree
 
 
-def _write(weights: MergedWeights, part: Path, narrator: Narrator) -> None:
-    total = sum(weights.spec(name).num_bytes for names in weights.shards.values() for name in names)
-    with narrator.counting("merging", total >> 20) as advance:
-        write_weights(weights, part, _in_mebibytes(advance), num_threads=torch.get_num_threads())
-
-
-def _in_mebibytes(advance: Any) -> Any:
-    """Bytes counted as whole mebibytes, none lost between."""
-    left = 0
-
-    def count(num_bytes: int) -> None:
-        nonlocal left
-        whole, left = divmod(left + num_bytes, 1 << 20)
-        advance(whole)
-
-    return count
-
-
-def _stages(found: Trained) -> tuple[Stage, ...]:
-    if found.run:
-        return lineage.of_run(found.run)
-    return (Stage("adapter", {"folder": str(found.folder.absolute())}),)
-
-
 # --- the certificate -------------------------------------------------------------------------------------------------
 
 
 def _certify(
-    found: Trained, base: OpenBase, merged: Merged, before: Weights, part: Path, merge: Merge, narrator: Narrator
+    found: Trained,
+    base: OpenBase,
+    merged: Merged,
+    weights: MergedWeights,
+    before: Weights,
+    part: Path,
+    merge: Merge,
+    narrator: Narrator,
 ) -> Certificate:
     """Look at every tensor, then run both sides. Raises NotCertified."""
     narrator.stage("Certificate")
     written = Checkpoint(part)
-    with narrator.counting("comparing tensors", written.num_bytes >> 20) as advance:
-        tensors = check_tensors(base, merged, written, before, found.run, _in_mebibytes(advance))
+    with counted(narrator, written, "MiB compared") as advance:
+        tensors = check_tensors(base, merged, weights, written, before, found.run, advance)
     dtypes: Counter[str] = Counter()
     for name in written.names:
         dtypes[written.spec(name).dtype] += written.spec(name).num_elements
@@ -149,20 +137,30 @@ def _certify(
 def _compare(
     found: Trained, base: OpenBase, merged: Merged, part: Path, merge: Merge, dtype: str, narrator: Narrator
 ) -> tuple[OutputCheck, LossCheck | None]:
-    """Base with update and merged model on the same rows, one after the other, both in float32."""
+    """Base with update, their sum, and the merged model on the same rows, one after the other, all in float32."""
     num_bytes = 4 * sum(spec.num_elements for spec in map(base.plain.spec, base.layout.pieces))
-    streamed = merge.streamed == "yes" or (merge.streamed == "auto" and num_bytes * 1.3 > main_memory().free)
+    streamed = merge.streamed == "yes" or (merge.streamed == "auto" and num_bytes * 1.3 > _room())
     if streamed:
-        narrator.say("Both models are read layer by layer; in float32 they would not fit into the memory.")
+        narrator.say("The models are read layer by layer; in float32 one does not fit into the memory.")
     examples = probe_examples(found.run, base.located.tokenizer) if found.run else []
     rows = _rows(examples, merge.rows, base.located)
     pad_token = base.located.tokenizer.pad_token_id
-    adapted = list(logits_of(_adapted(found, base, merged, streamed), rows, pad_token, streamed))
-    gc.collect()
-    give_back()
-    model = _load(part, streamed).model
-    outputs = compare_outputs(adapted, logits_of(model, rows, pad_token, streamed), dtype, streamed)
-    check_outputs(outputs, dtype)
+
+    def logits(model: Any, together: bool = streamed) -> Iterator[Tensor]:
+        return logits_of(model, rows, pad_token, together)
+
+    adapted = list(logits(_adapted(found, base, merged, streamed)))
+    _let_go()
+    if dtype == "F32":
+        model = _load(part, streamed).model
+        outputs = compare_outputs(adapted, logits(model), None)
+    else:
+        exact = list(logits(load_streamed(base.located, Exact(merged), base.layout).model, together=True))
+        _let_go()
+        model = _load(part, streamed).model
+        outputs = compare_outputs(adapted, iter(exact), logits(model))
+    check_outputs(outputs)
+    outputs = replace(outputs, streamed=streamed)
     del adapted
     if not found.run or "after" not in found.run.evaluation():
         return outputs, None
@@ -172,6 +170,21 @@ def _compare(
     held = LossCheck(loss, recorded.loss, _tolerance(found, recorded.loss))
     check_loss(held)
     return outputs, held
+
+
+def _room() -> int:
+    """Bytes that a model may take where it is loaded."""
+    device = pick_device()
+    free = main_memory().free
+    return min(free, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free
+
+
+def _let_go() -> None:
+    """Make room for the next model."""
+    gc.collect()
+    give_back()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _rows(examples: list[Example], number: int, base: Located) -> list[list[int]]:
@@ -225,11 +238,14 @@ def _say(certificate: Certificate, narrator: Narrator) -> None:
         narrator.say(
             f"{len(tensors.rounded_away)} small ones stayed, as their update is less than {certificate.dtype} can tell."
         )
-    difference = outputs.max_difference if certificate.dtype == "F32" else outputs.usual_difference
     narrator.say(
-        f"On {outputs.num_tokens:,} tokens the logits are those of base and update to {difference:.1e} "
-        f"(bound {outputs.bound:.1e}), KL {outputs.mean_kl:.1e}, likeliest token the same in "
-        f"{outputs.top1_agreement:.2%}."
+        f"On {outputs.num_tokens:,} tokens the logits are those of base and update to {outputs.max_difference:.1e} "
+        f"(bound {outputs.bound:.1e})."
     )
+    if certificate.dtype != "F32":
+        narrator.say(
+            f"Rounded once to {certificate.dtype}: KL {outputs.mean_kl:.1e} nats, likeliest token the same in "
+            f"{outputs.top1_agreement:.2%}."
+        )
     if certificate.loss:
         narrator.say(f"Held-out loss {certificate.loss.merged:.4f}; the run measured {certificate.loss.run:.4f}.")

@@ -8,9 +8,11 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from dsr1_tune.errors import ModelError
 from dsr1_tune.export.updates import Updates
 from dsr1_tune.models.checkpoint import DTYPES, Checkpoint, Spec, Stored, Weights
 from dsr1_tune.models.fp8 import multiply_out, to_blocks
+from dsr1_tune.models.model_folder import COPY_AGAIN
 
 SCALE = "_scale_inv"
 
@@ -49,7 +51,8 @@ class Plain:
         weight = self.base.read(name)
         if not self._is_scaled(name):
             return weight
-        assert self.block_size
+        if self.block_size is None:
+            raise ModelError(f"{name}: has scales, but config.json says nothing of FP8", hint=COPY_AGAIN)
         return multiply_out(weight, self.base.read(name + SCALE), self.block_size)
 
 
@@ -114,18 +117,14 @@ class MergedFp8:
         """That of the base."""
         return self.stored_base.spec(name)
 
-    def _weight_of(self, name: str) -> str:
-        """The weight that a tensor is, or is the scales of."""
-        owner = name.removesuffix(SCALE)
-        return owner if owner in self.stored_base else name
-
     def stored(self, name: str) -> Stored | None:
         """Where its bytes lie in the base, if it stays as it is."""
-        return None if self._weight_of(name) in self.merged.updates.by_name else self.stored_base.stored(name)
+        is_merged = owner_of(name, self.stored_base) in self.merged.updates.by_name
+        return None if is_merged else self.stored_base.stored(name)
 
     def read(self, name: str) -> Tensor:
         """The tensor as its spec says; a weight and its scales are encoded together."""
-        owner = self._weight_of(name)
+        owner = owner_of(name, self.stored_base)
         if owner + SCALE not in self.stored_base:
             return self.merged.read(name)
         with self._lock:
@@ -137,6 +136,12 @@ class MergedFp8:
 
 
 MergedWeights = Merged | MergedFp8
+
+
+def owner_of(name: str, weights: Checkpoint) -> str:
+    """The weight whose FP8 scales a tensor is, or the tensor itself."""
+    owner = name.removesuffix(SCALE)
+    return owner if owner in weights else name
 
 
 def is_changed(weights: Weights, name: str, other: Weights) -> bool:

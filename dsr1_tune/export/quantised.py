@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,10 +10,8 @@ from torch import Tensor
 
 from dsr1_tune.errors import ModelError
 from dsr1_tune.export.source import Source
-from dsr1_tune.models.checkpoint import Weights
 from dsr1_tune.models.layout import Layout
 from dsr1_tune.moe.anatomy import PARTS, Part
-from dsr1_tune.runs.narrator import Narrator
 
 
 @dataclass(frozen=True)
@@ -140,22 +137,3 @@ def skipped_modules(source: Source, quantised: Collection[str]) -> list[str]:
     if "lm_head" not in kept:  # it is the embeddings, where they are tied
         kept.append("lm_head")
     return sorted(kept)
-
-
-def num_bytes(weights: Weights) -> int:
-    """What the tensors take on disk."""
-    return sum(weights.spec(name).num_bytes for names in weights.shards.values() for name in names)
-
-
-@contextmanager
-def counted(narrator: Narrator, weights: Weights) -> Iterator[Callable[[int], None]]:
-    """A bar for `write_weights`, in MiB."""
-    with narrator.counting("MiB written", num_bytes(weights) >> 20) as move:
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            move(((done + count) >> 20) - (done >> 20))
-            done += count
-
-        yield advance

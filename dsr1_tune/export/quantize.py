@@ -14,8 +14,9 @@ from rich.table import Table
 from dsr1_tune.config.export import Quantise
 from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.export import lineage
+from dsr1_tune.export.counting import num_bytes
 from dsr1_tune.export.lineage import Stage
-from dsr1_tune.export.quantised import Group, Quantised, chosen, num_bytes
+from dsr1_tune.export.quantised import Group, Quantised, chosen
 from dsr1_tune.export.source import Source, open_source
 from dsr1_tune.models.model_folder import local_path
 from dsr1_tune.runs.environment import package_versions

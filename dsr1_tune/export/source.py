@@ -24,7 +24,7 @@ from dsr1_tune.models.load import Located, locate, with_weights
 from dsr1_tune.models.model_folder import base_of, find_adapter, local_path, read_json
 from dsr1_tune.models.own_weights import skeleton
 from dsr1_tune.models.trained_experts import find_trained_experts
-from dsr1_tune.moe.anatomy import is_balancing_bias
+from dsr1_tune.moe.anatomy import router_words
 from dsr1_tune.runs.folder import FINISHED, RunFolder
 
 
@@ -70,11 +70,21 @@ def open_source(path: Path | str, progress: Callable[[str], None] | None = None)
 def merged_source(trained: Trained, progress: Callable[[str], None] | None = None) -> Source:
     """What a run trained, merged into its base while it is read."""
     base, updates = open_trained(trained, progress)
-    stages = lineage.of_run(trained.run) if trained.run else (Stage("adapter", {"folder": str(trained.folder)}),)
+    if trained.run and (changed := trained.run.changed_outputs()):
+        raise RunError(
+            f"{trained.run.path / changed[0]}: is not what the run saved", hint="copy the run's folder again"
+        )
     # Only a merge that was written can be certified.
-    stages += (Stage("merge", {"certificate": None, "remark": "merged while it was read"}),)
+    stages = (*stages_of(trained), Stage("merge", {"certificate": None, "remark": "merged while it was read"}))
     weights = Merged(base.plain, updates)
     return Source(str(trained.path), weights, base.folder, base.config, base.skeleton, base.layout, stages, trained.run)
+
+
+def stages_of(trained: Trained) -> tuple[Stage, ...]:
+    """Where what was trained came from."""
+    if trained.run:
+        return lineage.of_run(trained.run)
+    return (Stage("adapter", {"folder": str(trained.folder.absolute())}),)
 
 
 @dataclass(frozen=True)
@@ -167,7 +177,7 @@ def open_base(located: Located) -> OpenBase:
         Plain(checkpoint, block_size),
         block_size,
         folder,
-        _with_routing(_as_stretched(config, located.config), layout),
+        router_words(located.config) | _as_stretched(config, located.config),
         config,
         model,
         layout,
@@ -185,7 +195,7 @@ def open_trained(
         return base, of_adapter(trained.folder, model, base.layout, routers_move=_routers_move(trained.run))
     if trained.kind == "experts":
         return base, of_experts(trained.folder, model, base.layout)
-    return base, of_model(trained.folder, base.checkpoint, base.layout)
+    return base, of_model(trained.folder, base.checkpoint, base.layout, model)
 
 
 def _routers_move(run: RunFolder | None) -> bool:
@@ -193,20 +203,11 @@ def _routers_move(run: RunFolder | None) -> bool:
     return config.get("router", {}).get("mode") in ("train", "aux_loss")
 
 
-def _with_routing(config: dict[str, Any], layout: Layout) -> dict[str, Any]:
-    """config.json with what transformers knows from the family, and does not write: that the router scores by sigmoid.
-
-    Without it llama.cpp takes softmax for granted, and vLLM stops.
-    """
-    if any(is_balancing_bias(name) for name in layout.pieces):
-        return {"scoring_func": "sigmoid", "topk_method": "noaux_tc"} | config
-    return config
-
-
 def _as_stretched(config: dict[str, Any], read: Any) -> dict[str, Any]:
     """config.json as it is to be: without block-FP8, and with the context that a run stretched its base to."""
     tree = {name: value for name, value in config.items() if name != "quantization_config"}
-    if config.get("max_position_embeddings") == read.max_position_embeddings:
+    known = config.get("max_position_embeddings")
+    if known is None or known == read.max_position_embeddings:
         return tree
     tree |= {"max_position_embeddings": read.max_position_embeddings, "rope_parameters": dict(read.rope_parameters)}
     # Older engines read the one name, newer ones the other.
@@ -214,6 +215,10 @@ def _as_stretched(config: dict[str, Any], read: Any) -> dict[str, Any]:
     return tree | {"rope_scaling": scaling, "rope_theta": read.rope_parameters["rope_theta"]}
 
 
+OURS = {
+    *["config.json", "lineage.json", "manifest.json", "README.md", "compare.json", "compare.html", "Modelfile"],
+}
+"""What is written anew, or would be untrue of another model."""
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
@@ -223,7 +228,7 @@ def copy_sidecars(source: Source | OpenBase, folder: Path, config: Mapping[str, 
     It says what `config` says, without one what the source's is to say.
     """
     for file in sorted(source.folder.iterdir()):
-        is_ours = file.name in ("config.json", "lineage.json", "manifest.json", "README.md")
+        is_ours = file.name in OURS
         if file.is_file() and not file.name.startswith(".") and not is_ours and not file.name.endswith(WEIGHT_FILES):
             shutil.copyfile(file, folder / file.name)
     tree = source.config if config is None else config

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -75,8 +76,13 @@ class Replaced:
     must_change: bool = True
 
     def __call__(self, weight: Tensor) -> Tensor:
-        """The tensor that was trained."""
-        return self.read().reshape(weight.shape)
+        """The tensor that was trained. Raises ModelError if it is of another shape."""
+        trained = self.read()
+        if trained.shape != weight.shape:
+            raise ModelError(
+                f"a trained tensor is {tuple(trained.shape)} in place of {tuple(weight.shape)}", hint=_RIGHT_BASE
+            )
+        return trained
 
 
 @dataclass(frozen=True)
@@ -137,18 +143,41 @@ def of_adapter(folder: Path, model: nn.Module, layout: Layout, routers_move: boo
     """
     file = _File(folder / "adapter_model.safetensors")
     peft_model = _wrapped(model, folder)
-    expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(peft_model).items()}
-    _check_names(file, expected, folder)
+    shapes = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(peft_model).items()}
+    _check_names(file, shapes, folder)
+    expected = set(shapes)
     updates: dict[str, Update] = {}
+    used: set[str] = set()
     for name, module in peft_model.named_modules():
         if isinstance(module, LoraLayer) and "default" in module.lora_A:
             updates |= _of_layer(name, module, file, layout, folder)
-    saved = {key: key.removeprefix("base_model.model.") for key in expected if ".lora_" not in key}
+            used |= {f"{name}.{factor}" for factor in _FACTORS}
+    # PEFT keeps a copy of embeddings that it adapts, which is the base's.
+    saved = {key: key.removeprefix("base_model.model.") for key in expected - used if ".base_layer." not in key}
     for key, parameter in saved.items():
+        if ".lora_" in key:
+            raise ModelError(
+                f"{folder}: {key} is of a kind of LoRA that cannot be merged here",
+                hint="leave embeddings and convolutions out of the adapter's targets",
+            )
+        _check_untied(model, parameter, folder)
         must_change = routers_move and not is_balancing_bias(parameter)
         for piece in _pieces(layout, parameter, folder):
             updates[piece.stored] = Replaced(_reader(file, key, piece), must_change)
     return Updates(updates)
+
+
+_FACTORS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
+
+
+def _check_untied(model: Any, parameter: str, folder: Path) -> None:
+    """Refuse a copy of embeddings that the base has tied to its output head: the two would no longer be one."""
+    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    if parameter in {*tied, *tied.values()}:
+        raise ModelError(
+            f"{folder}: replaces {parameter}, which the base has tied to another weight",
+            hint="train embeddings with full, or leave them out of modules_to_save",
+        )
 
 
 def _wrapped(model: nn.Module, folder: Path) -> Any:
@@ -218,9 +247,13 @@ def _peft_factors(file: _File, name: str, num_experts: int) -> Factors:
     """A layer's factors as PEFT packs them: A expert by expert, B rank by rank; the last few layers' are kept."""
 
     def read() -> tuple[Tensor, Tensor]:
-        return _unpacked(file, name, num_experts)
+        with _ONE_AT_A_TIME:  # else every thread would unpack the same
+            return _unpacked(file, name, num_experts)
 
     return read
+
+
+_ONE_AT_A_TIME = Lock()
 
 
 @lru_cache(maxsize=2)
@@ -298,7 +331,11 @@ def _row(file: _File, key: str) -> Callable[[], Tensor]:
 
 
 def _stored_factors(file: _File, a: str, b: str) -> Factors:
-    return lambda: _pair(file, a, b)
+    def read() -> tuple[Tensor, Tensor]:
+        with _ONE_AT_A_TIME:
+            return _pair(file, a, b)
+
+    return read
 
 
 @lru_cache(maxsize=2)
@@ -306,7 +343,7 @@ def _pair(file: _File, a: str, b: str) -> tuple[Tensor, Tensor]:
     return file.read(a), file.read(b)
 
 
-def of_model(folder: Path, base: Checkpoint, layout: Layout) -> Updates:
+def of_model(folder: Path, base: Checkpoint, layout: Layout, model: Any) -> Updates:
     """Those of a whole model that `full` trained. Raises ModelError if it is not of the base's shape."""
     trained = Checkpoint(folder)
     updates: dict[str, Update] = {}
@@ -319,6 +356,11 @@ def of_model(folder: Path, base: Checkpoint, layout: Layout) -> Updates:
                 hint="give a run its own base",
             )
         updates[name] = Replaced(_whole(trained, name), must_change=False)
+    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    for name in layout.pieces.keys() - updates.keys():
+        other = tied.get(layout.pieces[name].parameter, "")
+        for piece in layout.pieces_of(other):  # stored twice in the base, once by the run
+            updates[name] = Replaced(_whole(trained, piece.stored), must_change=False)
     if missing := sorted(layout.pieces.keys() - updates.keys()):
         raise ModelError(f"{folder}: has no {missing[0]}", hint="copy the run's folder again")
     return Updates(updates)

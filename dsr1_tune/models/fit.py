@@ -23,7 +23,7 @@ from dsr1_tune.models.memory import GIB
 from dsr1_tune.models.own_weights import train_own
 from dsr1_tune.moe.anatomy import find_experts
 from dsr1_tune.moe.experts4bit import finish_nf4, reserve_nf4
-from dsr1_tune.moe.nf4 import _scale_map
+from dsr1_tune.moe.nf4 import scale_map
 from dsr1_tune.moe.routing import open_routers
 
 Method = Literal["lora", "qlora", "full", "esft", "dpo"]
@@ -152,7 +152,7 @@ def footprint(base: PlannedBase, method: Method, settings: Settings, batch: Batc
     optimizer, working = _optimizer(trained, method, settings)
     step: Step = "dpo" if method == "dpo" else "sft"
     checkpointed = settings.schedule.gradient_checkpointing
-    _scale_map(torch.device("cpu"))  # it is kept for good, and so must not be made of imagined numbers
+    scale_map(torch.device("cpu"))  # it is kept for good, and so must not be made of imagined numbers
     stepped = trace(_config(base), prepare, dtype, batch.rows, batch.tokens, step, checkpointed)
     measured = trace(_config(base), _prepare_base(method), dtype, batch.eval_rows, batch.eval_tokens, "evaluation")
     return _together(base, method, settings, batch, dtype, own, trained, gradients, optimizer, working, stepped,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -96,6 +96,16 @@ def find_routers(model: nn.Module) -> list[RouterBlock]:
 def is_balancing_bias(parameter: str) -> bool:
     """Whether a parameter or buffer is a router's balancing bias, which no gradient reaches."""
     return parameter.rpartition(".")[2] == _BALANCING_BIAS
+
+
+def router_words(config: Any) -> dict[str, str]:
+    """What config.json must say of a router for engines that do not know it from the family, as transformers does.
+
+    Without it llama.cpp takes softmax for granted, and vLLM stops.
+    """
+    if getattr(config, "model_type", None) == "deepseek_v3":
+        return {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+    return {}
 
 
 # A wrapper's own name is that of the module whose place it took.

@@ -78,7 +78,7 @@ class Nf4:
         # Scales of one matrix need not fill their last block, so they are unfolded here, by rows.
         scale = self.scale[index].repeat_interleave(SCALES_BLOCK, dim=1)[:, : self.absmax.shape[1]]
         # Product, then sum, not both at once: to the last bit what bitsandbytes makes of them.
-        absmax = (_scale_map(self.packed.device)[self.absmax[index].int()] * scale).add_(self.offset[index, None])
+        absmax = (scale_map(self.packed.device)[self.absmax[index].int()] * scale).add_(self.offset[index, None])
         packed = self.packed[index]
         flat = torch.ops.bitsandbytes.dequantize_4bit(
             packed.reshape(-1),
@@ -104,7 +104,7 @@ class Nf4:
 
 
 @cache
-def _scale_map(device: torch.device) -> Tensor:
+def scale_map(device: torch.device) -> Tensor:
     """The 256 values that bitsandbytes quantises scales to."""
     return bnb.create_dynamic_map().to(device)
 

@@ -127,9 +127,18 @@ class RunFolder:
         return self.path / "experts"
 
     def hash_outputs(self) -> dict[str, str]:
-        """SHA-256 of the weights that the run left, by their names in the folder."""
-        files = (file for place in (self.adapter, self.model, self.experts) for file in place.glob("*.safetensors"))
+        """SHA-256 of the weights that the run left, and of what says how they are meant, by names in the folder."""
+        places = (self.adapter, self.model, self.experts)
+        files = (file for place in places for kind in ("*.safetensors", "*config.json") for file in place.glob(kind))
         return {str(file.relative_to(self.path)): _hash(file) for file in sorted(files)}
+
+    def changed_outputs(self) -> list[str] | None:
+        """The files that are gone or no longer what the run saved; None for a run that kept no hashes."""
+        known = self.manifest().get("output_sha256")
+        if not known:
+            return None
+        found = self.hash_outputs()
+        return [name for name, digest in known.items() if found.get(name) != digest]
 
     @property
     def choice_file(self) -> Path:
