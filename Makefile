@@ -84,7 +84,7 @@ test: setup ## the tests (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-slow: setup ## the longer checks
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
 
 check: setup ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

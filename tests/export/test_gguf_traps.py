@@ -27,10 +27,12 @@ V3 = {"q_lora_rank": 32}
 """llama.cpp's DeepSeek-V3 always has low-rank queries."""
 V2 = {"num_hidden_layers": 27}
 """llama.cpp knows DeepSeek-V2-Lite, which has none, by its 27 layers."""
+QWEN = {"norm_topk_prob": True}
+"""llama.cpp makes the weights of every Qwen3-MoE's experts sum to 1."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("family", "changes"), [("deepseek_v3", V3), ("deepseek_v2", V2), ("qwen3_moe", {})])
+@pytest.mark.parametrize(("family", "changes"), [("deepseek_v3", V3), ("deepseek_v2", V2), ("qwen3_moe", QWEN)])
 def test_a_merged_adapter_runs_in_llama_cpp(
     family: str, changes: dict[str, Any], tiny_run: Callable[..., RunFolder], tmp_path: Path, converter: None
 ) -> None:

@@ -150,7 +150,8 @@ def test_everything_else_is_listed_as_not_quantised(tiny_model: TinyModel, tmp_p
     assert {"lm_head", "model.layers.1.mlp.gate", "model.layers.0.self_attn.kv_b_proj"} < ignored
     assert {"model.layers.2.eh_proj", "model.layers.1.mlp.shared_experts.up_proj"} < ignored
     assert not any(".experts." in name for name in ignored)
-    assert config == json.loads((base / "config.json").read_text())
+    said = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+    assert config == json.loads((base / "config.json").read_text()) | said
     kept = load_file(tmp_path / "out" / "model.safetensors")
     assert torch.equal(kept["model.layers.2.eh_proj.weight"], further["model.layers.2.eh_proj.weight"])
 
