@@ -74,6 +74,8 @@ def new_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
         with whole_folder(path) as part:
             yield part
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Stopped; nothing is left of {path}") from None
     finally:
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()

@@ -18,13 +18,13 @@ from rich.console import Console
 from dsr1_tune import config as configs
 from dsr1_tune.adapt import plan as planning
 from dsr1_tune.adapt.report import write_report
-from dsr1_tune.adapt.state import MISSED, STAGES, StageName, State, begin
+from dsr1_tune.adapt.state import MISSED, PLAN, STAGES, StageName, State, begin
 from dsr1_tune.config import AdaptRun, CleanRun, TuneRun
 from dsr1_tune.data import clean as cleaning
 from dsr1_tune.data.report import show_facts
-from dsr1_tune.errors import ConfigError, ModelError, RunError
+from dsr1_tune.errors import ConfigError, ModelError, RunError, TuneError
 from dsr1_tune.export import card, compare, compare_report, lineage, merge, quantize
-from dsr1_tune.export.gates import GatesMissed
+from dsr1_tune.export.gates import GatesMissed, gentler
 from dsr1_tune.models.fit import Method, Plan
 from dsr1_tune.models.memory import GIB
 from dsr1_tune.runs.folder import FINISHED, RunFolder
@@ -54,20 +54,10 @@ def run(config: AdaptRun, console: Console | None = None) -> Path:
     with state.held():
         way.config = begin(state, way.config)
         try:
-            for number, (name, stage) in enumerate(way.stages().items(), start=1):
-                way.narrator.stage(f"[{number}/{len(STAGES)}] {name}")
-                if state.is_done(name):
-                    way.narrator.say("done before")
-                    continue
-                with state.doing(name) as facts:
-                    stage(facts)
-                gc.collect()
-            way.check_gates()
+            way.go()
         except KeyboardInterrupt:
             way.narrator.say(f"\nStopped. Go on with: dsr1-tune adapt --out {state.folder}")
             raise
-        finally:
-            way.report()
     way.narrator.say(f"\nThe model is in {way.made}. Talk to it with: dsr1-tune chat {way.made}")
     return way.made
 
@@ -84,6 +74,25 @@ class _Way:
 
     def __init__(self, config: AdaptRun, state: State, narrator: Narrator) -> None:
         self.config, self.state, self.narrator = config, state, narrator
+
+    def go(self) -> None:
+        """All stages that are not done yet, and the report, however far it comes."""
+        try:
+            for number, (name, stage) in enumerate(self.stages().items(), start=1):
+                self.narrator.stage(f"[{number}/{len(STAGES)}] {name}")
+                if self.state.is_done(name):
+                    self.narrator.say("done before")
+                    continue
+                with self.state.doing(name) as facts:
+                    stage(facts)
+                gc.collect()
+            self.check_gates()
+        except TuneError:
+            self.state.withdraw()
+            raise
+        finally:
+            if self.state.file.exists():
+                self.report()
 
     def stages(self) -> dict[StageName, Callable[[dict[str, Any]], None]]:
         """In their order."""
@@ -127,7 +136,7 @@ class _Way:
         asked = self.config.method
         methods: tuple[Method, ...] = ("lora", "qlora") if asked == "auto" else (asked,)
         made = planning.run(self.config, self.console, methods)
-        with whole_file(self.state.folder / "plan.json", binary=True) as file:
+        with whole_file(self.state.folder / PLAN, binary=True) as file:
             file.write(orjson.dumps(planning.as_json(made), option=orjson.OPT_INDENT_2))
         method = made.choice if asked == "auto" else asked
         if method is None:
@@ -162,8 +171,17 @@ class _Way:
         config = self._training(method)
         if status != FINISHED:
             self._train(method, config, self.trained if status else None)
+        folder.update(data_origin=self._origin())
         told = folder.manifest()["metrics"]
         facts |= {name: told.get(name) for name in ("loss_before", "loss_after", "num_steps")}
+
+    def _origin(self) -> dict[str, Any]:
+        """The user's own files and what cleaning left of them, for the lineage: the run saw the cleaned ones only."""
+        cleaned = orjson.loads((self.data / "report.json").read_bytes())
+        files = {name: {"sha256": digest} for name, digest in self.state.read()["data_sha256"].items()}
+        counts = {name: cleaned[name] for name in ("num_rows", "num_kept", "dropped")}
+        # As in a run's own report, duplicates are among the dropped ones.
+        return {"files": files, **counts, "num_dropped": cleaned["num_dropped"] + cleaned["num_merged"]}
 
     def _training(self, method: str) -> TuneRun:
         kind = KINDS[method]
@@ -212,7 +230,9 @@ class _Way:
         before, names = (self.merged, ("merged", "model"))
         if self.made == self.merged:
             before, names = (self.trained, ("run", "merged"))
-        found = compare.run(before, self.made, self.config.compare, self.config.gates, self.made, self.console, names)
+        found = compare.run(before, self.made, self.config.compare, self.config.gates, None, self.console, names)
+        compare_report.write(found, self.made, self.config.language)
+        self.narrator.say(f"compare.json and compare.html are in {self.made}")
         lineage.refresh(self.made, (compare_report.JSON_NAME, compare_report.HTML_NAME))
         measured = found.domain or found.general
         facts |= {
@@ -226,15 +246,20 @@ class _Way:
     def card(self, facts: dict[str, Any]) -> None:
         """The model card."""
         language = self.config.language
-        facts["file"] = card.run(self.made, language, self.console).name
+        facts["file"] = card.run(self.made, language).name
 
     def check_gates(self) -> None:
         """Raise GatesMissed, saying what to do, where a gate was missed."""
         if lines := self.state.stage("compare").get("missed"):
+            ways = gentler(self.config.quantise)
+            gently = (
+                f"Quantise more gently into another folder (dsr1-tune quantize {self.merged} {ways[0]}), or allow"
+                if ways
+                else "Allow"
+            )
             raise GatesMissed(
                 f"{self.made}: " + "; ".join(lines),
-                hint=f"everything is kept in {self.state.folder}. Quantise more gently into another folder "
-                f"(dsr1-tune quantize {self.merged} --to int8), or allow more and go on: dsr1-tune adapt --out "
+                hint=f"everything is kept in {self.state.folder}. {gently} more and go on: dsr1-tune adapt --out "
                 f"{self.state.folder} --set gates.max_loss_increase=... --set gates.min_agreement=...",
             )
 

@@ -21,7 +21,7 @@ from dsr1_tune.whole import whole_file
 
 StageName = Literal["plan", "clean", "train", "merge", "quantize", "compare", "card"]
 STAGES: tuple[StageName, ...] = ("plan", "clean", "train", "merge", "quantize", "compare", "card")
-NAME = "adapt.json"
+NAME, PLAN = "adapt.json", "plan.json"
 _FORMAT = "dsr1-tune adapt 1"
 # What only the comparison and the card are made from; they are done again where it changes.
 _LATE = ("gates", "compare", "language")
@@ -66,6 +66,13 @@ class State:
         """What is noted of a stage; empty where it has not begun."""
         return dict(self.read().get("stages", {}).get(name, {}))
 
+    def withdraw(self) -> None:
+        """Take back what was begun, where no stage is whole: the same --out is free for a command put right."""
+        if any(facts.get("status") in (DONE, MISSED) for facts in self.read().get("stages", {}).values()):
+            return
+        for name in (PLAN, "report.html", NAME):
+            (self.folder / name).unlink(missing_ok=True)
+
     def is_done(self, name: StageName) -> bool:
         """Whether a stage is whole, so that it is not done again."""
         return self.stage(name).get("status") == DONE
@@ -104,6 +111,7 @@ class State:
                     f"{self.folder}: is not empty (it holds {strangers[0]}) and no earlier try of this command",
                     hint="choose another --out",
                 )
+        is_new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / _LOCK, timeout=0)
         try:
@@ -115,7 +123,11 @@ class State:
         try:
             yield
         finally:
+            if not self.file.exists():  # nothing was begun, or it was taken back
+                (self.folder / _LOCK).unlink(missing_ok=True)
             lock.release()
+            if is_new and not any(self.folder.iterdir()):
+                self.folder.rmdir()
 
 
 _LOCK = ".adapt.lock"

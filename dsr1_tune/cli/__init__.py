@@ -69,7 +69,9 @@ def main() -> None:
         app()
     except TuneError as error:
         _fail(error.message, error.hint, error.exit_code)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        if str(stopped):
+            print(stopped, file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; there is nobody left to tell.

@@ -22,4 +22,4 @@ def card(
 
     from dsr1_tune.export.card import run
 
-    run(folder, language)  # type: ignore[arg-type]
+    typer.echo(f"The model card: {run(folder, language)}")  # type: ignore[arg-type]

@@ -63,6 +63,9 @@ def compare(
     }
     settings = load_config(CompareRun, config, flags, sets or ())
 
+    if out is not None:
+        _check_out(out)
+
     from dsr1_tune.export.compare import run
 
     console = Console(stderr=True, quiet=True) if as_json else Console()
@@ -74,6 +77,31 @@ def compare(
         print(f"missed: {line}", file=sys.stderr)
     if found.missed:
         raise typer.Exit(1)
+
+
+def _check_out(out: Path) -> None:
+    """Only an earlier comparison is replaced: more files in a model's folder would make `verify` fail."""
+    import json
+
+    from dsr1_tune.errors import ConfigError
+    from dsr1_tune.export.compare_report import HTML_NAME, JSON_NAME
+
+    hint = "choose another folder, such as one that does not exist yet"
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out}: is a file", hint=hint)
+    names = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+    if strangers := sorted(names - {JSON_NAME, HTML_NAME}):
+        raise ConfigError(f"--out {out}: holds other things than a comparison, such as {strangers[0]}", hint=hint)
+    if not names:
+        return
+    try:
+        told = json.loads((out / JSON_NAME).read_text(encoding="utf-8"))
+        is_ours = str(told["format"]).startswith("dsr1-tune comparison")
+    except (OSError, ValueError, KeyError, TypeError):
+        is_ours = False
+    if not is_ours:
+        raise ConfigError(f"--out {out}: its {sorted(names)[-1]} is not of a comparison of ours", hint=hint)
+    print(f"note: the earlier comparison in {out} will be replaced", file=sys.stderr)
 
 
 def gate_flags(

@@ -31,4 +31,5 @@ def merge(
     from dsr1_tune.export.merge import run as run_merge
 
     run = run if run.name not in ("", "..") else run.resolve()  # a folder named by where it lies
-    run_merge(run, out or run.with_name(f"{run.name}-merged"), settings.merge)
+    folder = run_merge(run, out or run.with_name(f"{run.name}-merged"), settings.merge)
+    typer.echo(f"\nThe merged model is in {folder}. Fewer bits: dsr1-tune quantize {folder} --to nf4")

@@ -42,6 +42,7 @@ def quantize(
     flags = {"quantise.to": to, "quantise.all": all_ or None, "quantise.method": method, "quantise.gguf": gguf}
     settings = load_config(ExportRun, config, flags, sets or ())
 
-    from dsr1_tune.export.quantize import run
+    from dsr1_tune.export.quantize import NEXT, run
 
-    run(source, out, settings.quantise)
+    folder = run(source, out, settings.quantise)
+    typer.echo(f"\nThe model is in {folder}. {NEXT[settings.quantise.to].format(folder=folder)}")

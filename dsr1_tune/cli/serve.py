@@ -28,24 +28,33 @@ def serve(
 
     from dsr1_tune.errors import ConfigError, ModelError
     from dsr1_tune.models import artefact
+    from dsr1_tune.models.artefact import command_for
     from dsr1_tune.serve import engines
 
     if engine not in ("auto", *engines.ENGINES):
         raise ConfigError(f"--engine: {engine} is unknown", hint=f"auto, {', '.join(engines.ENGINES)}")
     found = artefact.of(place)
-    name, command = engines.command(found, engine, host, port)
 
     from dsr1_tune.export.engines import run as check
 
-    verdict = check(found, name)
-    if not verdict.loads:
+    verdicts = [check(found, name) for name in engines.fitting(found, engine)]
+    loading = [verdict.engine for verdict in verdicts if verdict.loads]
+    if not loading:
+        told = "; ".join(f"{one.title} does not load it: {'; '.join(one.problems)}" for one in verdicts)
+        told = f"no engine loads it: {told}" if len(verdicts) > 1 else told
+        ways = " && ".join(next((one.instead for one in verdicts if one.instead), ()))
         raise ModelError(
-            f"{place}: {verdict.title} does not load it: {'; '.join(verdict.problems)}",
-            hint=" && ".join(verdict.instead) or f"dsr1-tune check-serve {place} --engine {name}",
+            f"{place}: {told}", hint=ways or f"dsr1-tune check-serve {place} --engine {verdicts[0].engine}"
         )
+    command = engines.command(found, loading, host, port)
     if print_command:
+        if command is None:
+            command = command_for(found, loading[0], host, port)
+            _note(f"note: {loading[0]} is not installed here; to install it: {engines.INSTALL[loading[0]]}")
         typer.echo(shlex.join(command))
         return
+    if command is None:
+        raise engines.not_here(found, loading)
     raise typer.Exit(engines.run(command, host, port, _note))
 
 

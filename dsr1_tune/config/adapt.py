@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from dsr1_tune.config.cleaning import Dedup, Judge, Privacy
 from dsr1_tune.config.export import Compare, Gates, Merge, Quantise
@@ -15,21 +15,31 @@ from dsr1_tune.config.training import Esft, Train, TuneRun
 Way = Literal["auto", "lora", "qlora", "full", "esft"]
 
 
+def _gib(value: Any) -> Any:
+    """`24GiB`, `24 GB`, `24g` and `24` as what they are in GiB."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip().lower().replace(" ", "")
+    unit = next((ending for ending in _UNITS if text.endswith(ending)), "")
+    number = text.removesuffix(unit)
+    if not number.replace(".", "", 1).isdigit():
+        raise ValueError("is no size; write for example 24GiB")
+    return float(number) * _UNITS.get(unit, 1.0)
+
+
+_UNITS = {"gib": 1.0, "gb": 1e9 / 2**30, "mib": 1 / 1024, "mb": 1e6 / 2**30, "tib": 1024.0, "g": 1.0}
+
+
 class PlanRun(TuneRun):
     """Everything `dsr1-tune plan` needs to know; a training run's YAML can be given as it is."""
 
     adapter: Adapter = Adapter()
     train: Train = Train()
     esft: Esft = Esft()
-    memory: Annotated[float, Field(gt=0)] | None = None
+    memory: Annotated[float, BeforeValidator(_gib), Field(gt=0)] | None = None
     """GiB for each process; without it what this machine has free."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where it would be trained: cuda plans for GPUs that need not be here; auto is this machine's."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _memory_in_words(cls, value: Any) -> Any:
-        return _with_gib(value)
 
 
 class AdaptRun(PlanRun):
@@ -46,7 +56,7 @@ class AdaptRun(PlanRun):
     gates: Gates = Gates(max_loss_increase=0.02, min_agreement=0.95)
     """What the quantised model must keep of the merged one; null turns a gate off."""
     language: Literal["auto", "en", "zh"] = "auto"
-    """Language of report.html; auto takes the data's."""
+    """Language of report.html, compare.html and the card; auto takes the data's."""
     out: Path | None = None
     """The folder of all that is made; without it adapted/<data file>."""
 
@@ -57,17 +67,3 @@ class AdaptRun(PlanRun):
         if isinstance(value, dict) and isinstance(value.get("gates"), dict):
             return {**value, "gates": {"max_loss_increase": 0.02, "min_agreement": 0.95, **value["gates"]}}
         return value
-
-
-def _with_gib(value: Any) -> Any:
-    """`24GiB`, `24 GB` and `24g` as what they are in GiB."""
-    if isinstance(value, dict) and isinstance(value.get("memory"), str):
-        text = value["memory"].strip().lower().replace(" ", "")
-        for ending, factor in _UNITS.items():
-            number = text.removesuffix(ending)
-            if number != text and number.replace(".", "", 1).isdigit():
-                return {**value, "memory": float(number) * factor}
-    return value
-
-
-_UNITS = {"gib": 1.0, "gb": 1e9 / 2**30, "mib": 1 / 1024, "mb": 1e6 / 2**30, "tib": 1024.0, "g": 1.0}

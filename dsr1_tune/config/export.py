@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from dsr1_tune.config.nouns import Count, Noun
 
@@ -40,6 +40,23 @@ class Quantise(Noun):
     calibration_rows: Count = 128
     """For gptq: rows to calibrate on."""
 
+    @model_validator(mode="after")
+    def _belongs_to_the_format(self) -> Quantise:
+        """What another format would heed must not be given in vain; a default may stand in any file."""
+        for name, fits, form in (
+            ("gguf", self.to == "gguf", "gguf"),
+            ("method", self.to == "w4a16", "w4a16"),
+            ("group_size", self.to == "w4a16", "w4a16"),
+            ("calibration_rows", self.to == "w4a16" and self.method == "gptq", "w4a16 with method=gptq"),
+        ):
+            given = getattr(self, name)
+            if not fits and given != type(self).model_fields[name].default:
+                have = f"{self.to} with method={self.method}" if self.to == "w4a16" else self.to
+                raise ValueError(
+                    f"{name}={given} is for to={form}, but to is {have}; leave it out, or choose that format"
+                )
+        return self
+
 
 class Compare(Noun):
     """What two models are compared on."""
@@ -60,12 +77,22 @@ class Compare(Noun):
 
 def _share(value: Any) -> Any:
     """`2%` is 0.02."""
-    if isinstance(value, str) and value.strip().endswith("%"):
-        try:
-            return float(value.strip()[:-1]) / 100
-        except ValueError:
-            return value
-    return value
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise ValueError("is no share; write for example 2% or 0.02") from None
+
+
+def _part(value: Any) -> Any:
+    """A share that cannot be above 1."""
+    share = _share(value)
+    if isinstance(share, (int, float)) and 1 < share <= 100:
+        is_percent = isinstance(value, str) and value.strip().endswith("%")
+        raise ValueError("is more than all" if is_percent else f"write {share:g}% or {share / 100:g}")
+    return share
 
 
 def _limit(value: Any) -> Any:
@@ -88,7 +115,7 @@ class Gates(Noun):
 
     max_loss_increase: Limit | None = None
     """Domain loss may rise by this share: 0.02 or 2%."""
-    min_agreement: Annotated[float, BeforeValidator(_share), Field(ge=0, le=1)] | None = None
+    min_agreement: Annotated[float, BeforeValidator(_part), Field(ge=0, le=1)] | None = None
     """Share of tokens whose likeliest next token must stay the same: 0.95 or 95%."""
     max_general_drop: Limit | None = None
     """General loss may rise by this share: 0.01 or 1%."""

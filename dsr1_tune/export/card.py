@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import yaml
 from jinja2 import Environment, StrictUndefined
-from rich.console import Console
 
 from dsr1_tune.errors import TuneError
 from dsr1_tune.export import engines, lineage
@@ -25,7 +24,7 @@ TEMPLATE = Path(__file__).with_name("card.md.j2")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
-def run(folder: Path, language: Literal["auto", "en", "zh"] = "auto", console: Console | None = None) -> Path:
+def run(folder: Path, language: Literal["auto", "en", "zh"] = "auto") -> Path:
     """Write the card of an exported model, and note it in lineage.json; `auto` takes the language of the data.
 
     Raises RunError where there is no lineage.json.
@@ -35,7 +34,6 @@ def run(folder: Path, language: Literal["auto", "en", "zh"] = "auto", console: C
     with whole_file(folder / FILE) as file:
         file.write(render(folder, known, told))
     lineage.refresh(folder, [FILE])
-    (console or Console()).print(f"The model card: {folder / FILE}", markup=False, highlight=False, soft_wrap=True)
     return folder / FILE
 
 

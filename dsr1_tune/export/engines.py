@@ -270,6 +270,8 @@ def _instead(artefact: Artefact, release: Mapping[str, Any], engine: str) -> tup
     if artefact.format in release["formats"]:
         return ()  # the format is not what is wrong: the reasons say what to mend
     if engine == "transformers":
+        if source == _UNKNOWN:  # a plain model, which nothing is merged into
+            return (f"dsr1-tune serve {source} --engine transformers",)
         return (f"dsr1-tune merge {source} --out {source}-merged",)
     return (f"dsr1-tune quantize {source} --to w4a16 --out {source}-w4a16",)
 
@@ -297,4 +299,7 @@ def _made_of(artefact: Artefact) -> str:
     folder = artefact.path if artefact.path.is_dir() else artefact.path.parent
     known = lineage.read(folder)
     train = known.stage("train") if known else None
-    return str(train.facts["run"]) if train and "run" in train.facts else "MODEL_IN_16_BITS"
+    return str(train.facts["run"]) if train and "run" in train.facts else _UNKNOWN
+
+
+_UNKNOWN = "MODEL_IN_16_BITS"

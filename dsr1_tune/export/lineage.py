@@ -75,9 +75,14 @@ def _data(run: RunFolder, hashes: Mapping[str, str]) -> dict[str, Any]:
         for name, file in (("train", run.data / "train.jsonl"), ("held_out", run.data / "eval.jsonl"))
         if file.is_file()
     }
-    counts = {name: report[name] for name in ("num_rows", "num_kept", "num_dropped", "dropped") if name in report}
+    counts: dict[str, Any] = {
+        name: report[name] for name in ("num_rows", "num_kept", "num_dropped", "dropped") if name in report
+    }
     files = {name: {"sha256": digest} for name, digest in hashes.items()}
-    return {"files": files, "kept": kept, "language": language_of(run)} | counts
+    given: dict[str, Any] = {"files": files, **counts}
+    if origin := run.manifest().get("data_origin"):  # what the run was given had been cleaned before
+        given = {**origin, "cleaned": given}
+    return {"kept": kept, "language": language_of(run), **given}
 
 
 def _base(base: Mapping[str, Any]) -> dict[str, Any]:

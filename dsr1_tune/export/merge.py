@@ -78,7 +78,6 @@ def run(trained: Path, out: Path, merge: Merge = USUAL, console: Console | None 
         facts = {"certificate": certificate.as_json(), "seconds": seconds, "dsr1_tune": __version__}
         facts |= {"settings": merge.model_dump(mode="json")} | ({"remark": remark} if remark else {})
         lineage.write(part, (*stages_of(found), Stage("merge", facts)))
-    narrator.say(f"The merged model: {out}")
     return out
 
 

@@ -49,11 +49,10 @@ def run(source: Path | str, out: Path | None, quantise: Quantise, console: Conso
         lineage.write(part, (*opened.stages, _stage(quantise, quantised, before, after)))
     _show(narrator, quantised.groups)
     narrator.say(f"{before / 2**20:,.1f} MiB before, {after / 2**20:,.1f} MiB after ({after / before:.0%})")
-    narrator.say(f"\nThe model is in {folder}. {_NEXT[quantise.to].format(folder=folder)}")
     return folder
 
 
-_NEXT = {
+NEXT = {
     "nf4": "It is for dsr1-tune, which holds it in 4 bits; transformers alone refuses experts in this layout.\n"
     "Talk to it with: dsr1-tune chat {folder}",
     "int8": "It is for dsr1-tune, which holds it in 8 bits; transformers alone fails on experts in this layout.\n"

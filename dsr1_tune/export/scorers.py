@@ -12,13 +12,22 @@ import torch
 from torch import Tensor
 
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models import embedded
+from dsr1_tune.models import artefact, embedded, hub, llama_cpp
+from dsr1_tune.models.checkpoint import read_header
 from dsr1_tune.models.llama_cpp import LlamaCpp, find_gguf
 from dsr1_tune.models.load import Loaded
 from dsr1_tune.models.memory import give_back
-from dsr1_tune.models.model_folder import check_folder, find_adapter, local_path, read_tokenizer
+from dsr1_tune.models.model_folder import (
+    base_of,
+    check_folder,
+    check_weights,
+    find_adapter,
+    local_path,
+    read_config,
+    read_tokenizer,
+)
 from dsr1_tune.models.outputs import load_with_adapter
-from dsr1_tune.models.trained_experts import find_trained_experts
+from dsr1_tune.models.trained_experts import WEIGHTS, find_trained_experts
 from dsr1_tune.moe.experts4bit import memory_of
 
 Name = str | Path | None
@@ -61,15 +70,33 @@ def open_scorer(model: Name, other: Name, say: Callable[[str], None]) -> Iterato
 
 
 def check_present(model: Name) -> None:
-    """Refuse at once what can be told to be no model: measuring the other one may take an hour."""
-    name = str(model or "")
-    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf")
-    folder = local_path(name)
-    if is_path and not folder.exists():
-        raise ModelError(f"{model}: there is no such file or folder", hint="give a run, a model folder or a GGUF file")
-    is_other = find_gguf(model) or find_adapter(model) or find_trained_experts(model)
-    if name and folder.is_dir() and not is_other and not (folder / "model" / "config.json").is_file():
+    """Refuse at once what its files' headers tell to be no model: measuring the other one may take an hour."""
+    if model is None or str(model) == embedded.NAME:
+        return
+    name, folder = str(model), local_path(str(model))
+    if (file := find_gguf(model)) is not None:
+        llama_cpp.library()
+        artefact.of(file)
+    elif not folder.exists():
+        _check_elsewhere(name)
+    elif (adapter := find_adapter(model)) is not None:
+        read_header(adapter / artefact.ADAPTER_FILE)
+        check_present(base_of(adapter).model)
+    elif (experts := find_trained_experts(model)) is not None:
+        read_header(experts / WEIGHTS)
+        check_present(base_of(experts).model)
+    else:
+        folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
         check_folder(folder, name)
+        read_config(folder, name)
+        check_weights(folder, name)
+
+
+def _check_elsewhere(name: str) -> None:
+    """What is not here may be on the Hub, unless it is written as a path; only its small files are asked for."""
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
+        raise ModelError(f"{name}: there is no such file or folder", hint="give a run, a model folder or a GGUF file")
+    hub.fetch(name)
 
 
 def name_of(model: Name) -> str:

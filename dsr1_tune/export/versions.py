@@ -12,11 +12,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from dsr1_tune.config import ExportRun
+from dsr1_tune.config import ExportRun, Quantise
 from dsr1_tune.errors import ConfigError, RunError, TuneError
 from dsr1_tune.export import card, compare, compare_report, lineage, merge, quantize
 from dsr1_tune.export.comparison import Comparison
-from dsr1_tune.export.gates import GatesMissed
+from dsr1_tune.export.gates import GatesMissed, gentler
 from dsr1_tune.export.source import find_trained
 from dsr1_tune.models.model_folder import local_path
 from dsr1_tune.runs.narrator import Narrator, quiet_libraries
@@ -45,9 +45,9 @@ def run(config: ExportRun, console: Console | None = None) -> Path:
         found = compare.run(before, made, config.compare, config.gates, made, console, names)
         if found.missed:
             _keep_report(made, out / MISSED / name)
-            raise _missed(found, out / MISSED / name)
+            raise _missed(found, out / MISSED / name, config.quantise)
         lineage.refresh(made, (compare_report.JSON_NAME, compare_report.HTML_NAME))
-        card.run(made, console=console)
+        card.run(made)
         version = out / VERSIONS / name
         version.parent.mkdir(exist_ok=True)
         made.rename(version)
@@ -148,10 +148,11 @@ def _keep_report(made: Path, folder: Path) -> None:
         shutil.move(made / name, folder / name)
 
 
-def _missed(found: Comparison, report: Path) -> TuneError:
+def _missed(found: Comparison, report: Path, settings: Quantise) -> TuneError:
+    ways = ", or ".join(gentler(settings))
     return GatesMissed(
         "\nmissed: ".join(found.missed),
-        hint=f"the comparison is in {report}; try --to int8, w4a16 with quantise.method=gptq, or a larger GGUF type",
+        hint=f"the comparison is in {report}" + (f"; what loses less: {ways}" if ways else ""),
     )
 
 

@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -32,27 +32,30 @@ INSTALL = {
 Say = Callable[[str], None]
 
 
-def command(artefact: Artefact, engine: str, host: str, port: int) -> tuple[str, list[str]]:
-    """An engine of this machine, with `auto` the fastest that is here, and the command that starts it.
+def fitting(artefact: Artefact, engine: str) -> tuple[str, ...]:
+    """The engines that may serve it, the fastest first: the one that was asked for, or those that `auto` tries."""
+    if engine != "auto":
+        return (engine,)
+    if artefact.kind == "gguf":
+        return ("llama.cpp",)
+    return ("vllm", "sglang", "transformers")[: 2 if artefact.kind == "adapter" else 3]
 
-    Raises ModelError, with the command that installs it, where none is.
-    """
-    if engine != "auto":
-        fitting: tuple[str, ...] = (engine,)
-    elif artefact.kind == "gguf":
-        fitting = ("llama.cpp",)
-    else:
-        fitting = ("vllm", "sglang", "transformers")[: 2 if artefact.kind == "adapter" else 3]
-    for one in fitting:
-        if found := _here(artefact, one, host, port):
-            return one, found
-    if engine != "auto":
-        name = "`transformers serve`" if engine == "transformers" else engine
-        raise ModelError(f"{name} is not installed here", hint=INSTALL[engine])
-    ways = "; or ".join(INSTALL[one] for one in reversed(fitting))
+
+def command(artefact: Artefact, engines: Sequence[str], host: str, port: int) -> list[str] | None:
+    """What starts the first of the engines that is installed on this machine; None if none is."""
+    started = (_here(artefact, one, host, port) for one in engines)
+    return next((found for found in started if found), None)
+
+
+def not_here(artefact: Artefact, engines: Sequence[str]) -> ModelError:
+    """That none of the engines is installed, with the commands that install them."""
+    ways = "; or ".join(INSTALL[one] for one in reversed(engines))
+    if len(engines) == 1:
+        name = "`transformers serve`" if engines[0] == "transformers" else engines[0]
+        return ModelError(f"{name} is not installed here", hint=ways)
     if artefact.kind == "adapter":
         ways = f"merge it, and serve what comes of it: dsr1-tune merge {artefact.path}; or {ways}"
-    raise ModelError(f"no engine that serves this is installed here: {', '.join(fitting)}", hint=ways)
+    return ModelError(f"no engine that serves this is installed here: {', '.join(engines)}", hint=ways)
 
 
 def _here(artefact: Artefact, engine: str, host: str, port: int) -> list[str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -18,7 +19,7 @@ from rich.console import Console
 from dsr1_tune.adapt.run import run
 from dsr1_tune.adapt.state import STAGES, State, begun_with
 from dsr1_tune.config import AdaptRun
-from dsr1_tune.errors import ConfigError, RunError
+from dsr1_tune.errors import ConfigError, DataError, RunError
 from dsr1_tune.export import lineage
 from dsr1_tune.export.gates import GatesMissed
 from dsr1_tune.models.outputs import load_with_adapter
@@ -155,6 +156,46 @@ def test_an_out_that_is_something_else_is_refused(qwen: Path, short: Path, tmp_p
         run(settings(qwen, short, out), quiet())
     assert "another --out" in refused.value.hint
     assert {file: file.read_text() for file in before} == before
+
+
+def test_the_lineage_names_the_users_own_file(whole: tuple[Path, str], short: Path) -> None:
+    digest = hashlib.sha256(short.read_bytes()).hexdigest()
+    for name in ("merged", "model"):
+        known = lineage.known(whole[0] / name)
+        data = known.stage("data")
+        assert data and data.facts["files"] == {str(short): {"sha256": digest}}
+        assert (data.facts["num_rows"], data.facts["num_kept"], data.facts["num_dropped"]) == (31, 30, 1)
+        assert sum(data.facts["dropped"].values()) == 1
+        assert list(data.facts["cleaned"]["files"]) == [str(whole[0] / "data" / "train.jsonl")]
+        assert lineage.Origin("data", str(short), "the same") in lineage.origins(known)
+    card = (whole[0] / "model" / "README.md").read_text()
+    assert digest in card and short.name in card and "31" in card and "train.jsonl" not in card
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_refused_input_leaves_the_out_free(qwen: Path, tmp_path: Path, is_there: bool) -> None:
+    out = tmp_path / "out"
+    if is_there:
+        out.mkdir()
+    with pytest.raises(DataError, match="no such file"):
+        run(settings(qwen, tmp_path / "nope.json", out), quiet())
+    assert list(out.iterdir()) == [] if is_there else not out.exists()
+
+
+def test_nothing_is_taken_back_once_a_stage_is_whole(whole: tuple[Path, str], tmp_path: Path) -> None:
+    shutil.copytree(whole[0], tmp_path / "out")
+    State(tmp_path / "out").withdraw()
+    assert State(tmp_path / "out").is_done("card") and (tmp_path / "out" / "plan.json").is_file()
+
+
+def test_the_comparison_speaks_the_language_that_is_set(
+    whole: tuple[Path, str], qwen: Path, short: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole[0], out)
+    run(settings(qwen, short, out, language="zh"), quiet())
+    assert 'lang="zh-Hans"' in (out / "model" / "compare.html").read_text()
+    assert lineage.verify(out / "model") == []
 
 
 def test_no_data_is_refused() -> None:

@@ -33,7 +33,7 @@ def quantised(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def written(folder: Path, language: Any = "auto") -> tuple[dict[str, Any], str]:
     """The front matter and the text."""
-    _, head, text = card.run(folder, language, QUIET).read_text().split("---\n", 2)
+    _, head, text = card.run(folder, language).read_text().split("---\n", 2)
     return yaml.safe_load(head), text
 
 

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from rich.console import Console
+from typer.testing import CliRunner
 
 from dsr1_tune import cli
-from dsr1_tune.config import Compare, Gates, Quantise
+from dsr1_tune.config import Compare, CompareRun, ExportRun, Gates, Quantise
 from dsr1_tune.data.encode import IGNORED
 from dsr1_tune.errors import ConfigError, DataError, ModelError, TuneError
 from dsr1_tune.export import compare, compare_report, compare_scores, merge, quantize
 from dsr1_tune.export.compare_rows import GENERAL, choose_rows
 from dsr1_tune.export.comparison import Comparison
-from dsr1_tune.export.gates import missed_gates
+from dsr1_tune.export.gates import gentler, missed_gates
 from dsr1_tune.export.measures import Estimate
 from dsr1_tune.export.scorers import open_scorer
 from dsr1_tune.models.outputs import load_with_adapter
 from dsr1_tune.runs.evaluate import held_out_loss
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.kept_rows import probe_examples, records_of
+from dsr1_tune.settings import load_config
 from tests.export.conftest import TinyRun
 
 QUICK = Compare(max_rows=6, answers=2, answer_tokens=4)
@@ -194,6 +198,20 @@ def test_limits_are_shares_or_percent(said: Any, share: float) -> None:
     assert Gates(max_loss_increase=said).max_loss_increase == pytest.approx(share)
 
 
+@pytest.mark.parametrize(
+    ("name", "said", "told"),
+    [
+        ("min_agreement", "95", "write 95% or 0.95"),
+        ("min_agreement", "150%", "more than all"),
+        ("min_agreement", "most", "for example 2% or 0.02"),
+        ("max_loss_increase", "two", "for example 2% or 0.02"),
+    ],
+)
+def test_how_a_share_is_written_is_told(name: str, said: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}: .*{told}"):
+        load_config(CompareRun, None, {f"gates.{name}": said})
+
+
 @pytest.mark.parametrize("said", ["2", "x", "-1%", "nan%", "inf"])
 def test_other_limits_are_refused(said: str) -> None:
     with pytest.raises(ValueError, match="max_loss_increase"):
@@ -219,6 +237,7 @@ def test_rows_come_from_the_run_or_from_files(base: Path, run: RunFolder, sums: 
     ("b", "settings", "gates", "error"),
     [
         ("nowhere/at/all", {}, {}, ModelError),
+        ("nope", {}, {}, ModelError),
         ("missing.gguf", {}, {}, ModelError),
         (str(Path(__file__).parent), {}, {}, ModelError),  # a folder, but of no model
         (None, {"data": (Path("missing.jsonl"),)}, {}, DataError),
@@ -229,9 +248,66 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
     base: Path, b: str | None, settings: dict[str, Any], gates: dict[str, Any], error: type[TuneError], monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("dsr1_tune.export.scorers.load_with_adapter", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(error) as raised:
         compared(base, b or base, QUICK.model_copy(update=settings), Gates(**gates))
     assert raised.value.hint
+
+
+@pytest.mark.parametrize("kind", ["model", "adapter", "gguf"])
+def test_a_damaged_file_is_refused_before_the_other_model_is_loaded(
+    base: Path, run: RunFolder, tmp_path: Path, kind: str, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("dsr1_tune.export.scorers.load_with_adapter", lambda *_: pytest.fail("a model was loaded"))
+    broken = tmp_path / "broken"
+    if kind == "gguf":
+        pytest.importorskip("xllamacpp")
+        broken.mkdir()
+        (broken / "model.gguf").write_bytes(b"GGUF" + bytes(100))
+    else:
+        shutil.copytree(base if kind == "model" else run.adapter, broken)
+        file = next(broken.glob("*.safetensors"))
+        file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="is damaged"):
+        compared(base, broken)
+
+
+def test_out_replaces_nothing_but_an_earlier_comparison(base: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    ran: list[Path] = []
+
+    def reached(*given: Any) -> Any:
+        ran.append(given[4])
+        raise ModelError("as far as this", hint="no further")
+
+    monkeypatch.setattr("dsr1_tune.export.compare.run", reached)
+
+    def ask(out: Path) -> Any:
+        return CliRunner().invoke(cli.app, ["compare", str(base), str(base), "--out", str(out)])
+
+    before = sorted(base.iterdir())
+    said = ask(base).exception
+    assert isinstance(said, ConfigError) and "holds other things than a comparison" in said.message and said.hint
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "compare.json").write_text('{"of": "somebody else"}')
+    assert "not of a comparison of ours" in str(ask(other).exception)
+    assert "is a file" in str(ask(other / "compare.json").exception)
+    assert not ran and sorted(base.iterdir()) == before
+    (other / "compare.json").write_text('{"format": "dsr1-tune comparison 1"}')
+    assert "earlier comparison" in ask(other).stderr
+    assert "earlier comparison" not in ask(tmp_path / "new").stderr
+    assert ran == [other, tmp_path / "new"]
+
+
+def test_what_is_advised_is_another_format() -> None:
+    for to in ("nf4", "int8", "w4a16", "fp8", "gguf", "none"):
+        for flags in gentler(Quantise(to=to)):  # type: ignore[arg-type]
+            sets = [part for part in flags.split() if "=" in part]
+            advised = load_config(ExportRun, None, {"quantise.to": flags.split()[1]}, sets).quantise
+            assert advised != Quantise(to=to)  # type: ignore[arg-type]
+    assert gentler(Quantise(to="int8")) == ("--to gguf --set quantise.gguf=q8_0",)
+    assert gentler(Quantise(to="gguf", gguf="q8_0")) == ("--to gguf --set quantise.gguf=bf16",)
+    assert gentler(Quantise(to="w4a16", method="gptq"))[0] == "--to fp8" and gentler(Quantise(to="none")) == ()
 
 
 def test_rows_without_answers_are_refused(base: Path, tmp_path: Path) -> None:

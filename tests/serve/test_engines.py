@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from dsr1_tune import cli
@@ -49,19 +51,59 @@ def put(folder: Path, name: str, script: str = "") -> None:
 
 def test_vllm_is_taken_where_it_is_here(programs: Path) -> None:
     put(programs, "vllm")
-    name, command = engines.command(MODEL, "auto", "0.0.0.0", 80)
-    assert (name, command) == ("vllm", [str(programs / "vllm"), "serve", "/model", "--host", "0.0.0.0", "--port", "80"])
-    _, command = engines.command(ADAPTER, "auto", "127.0.0.1", 8000)
-    assert "serve Qwen/Qwen3-30B-A3B --enable-lora" in shlex.join(command)
+    command = engines.command(MODEL, engines.fitting(MODEL, "auto"), "0.0.0.0", 80)
+    assert command == [str(programs / "vllm"), "serve", "/model", "--host", "0.0.0.0", "--port", "80"]
+    command = engines.command(ADAPTER, engines.fitting(ADAPTER, "auto"), "127.0.0.1", 8000)
+    assert command and "serve Qwen/Qwen3-30B-A3B --enable-lora" in shlex.join(command)
 
 
 def test_where_none_is_here_the_command_that_installs_one_is_told(programs: Path) -> None:
     for engine, said in (("vllm", "pip install vllm"), ("sglang", "pip install sglang")):
-        with pytest.raises(ModelError, match=f"{engine} is not installed here") as caught:
-            engines.command(MODEL, engine, "127.0.0.1", 8000)
-        assert said in caught.value.hint
-    with pytest.raises(ModelError, match="no engine that serves this is installed here: vllm, sglang"):
-        engines.command(ADAPTER, "auto", "127.0.0.1", 8000)
+        assert engines.command(MODEL, (engine,), "127.0.0.1", 8000) is None
+        error = engines.not_here(MODEL, (engine,))
+        assert f"{engine} is not installed here" in error.message and said in str(error.hint)
+    error = engines.not_here(ADAPTER, engines.fitting(ADAPTER, "auto"))
+    assert "no engine that serves this is installed here: vllm, sglang" in error.message
+    assert "dsr1-tune merge /adapter" in str(error.hint)
+
+
+def tiny_folder(place: Path, **config: Any) -> Path:
+    """A model folder as far as engines are told by it."""
+    place.mkdir()
+    tree = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", **config}
+    (place / "config.json").write_text(json.dumps(tree))
+    (place / "tokenizer.json").write_text("{}")
+    save_file({"model.norm.weight": torch.zeros(1)}, place / "model.safetensors")
+    return place
+
+
+@pytest.mark.parametrize("engine", ["auto", "vllm", "sglang"])
+def test_the_command_is_printed_for_an_engine_that_is_elsewhere(programs: Path, tmp_path: Path, engine: str) -> None:
+    model = tiny_folder(tmp_path / "model")
+    asked = ["serve", str(model), "--engine", engine, "--print-command"]
+    if engine == "auto" and importlib.util.find_spec("fastapi"):
+        pytest.skip("transformers can serve here, and so its command is the one")
+    done = CliRunner().invoke(cli.app, asked)
+    name = "vllm" if engine == "auto" else engine
+    assert done.exit_code == 0 and shlex.split(done.stdout) == command_for(artefact.of(model), name)
+    assert f"{name} is not installed here" in done.stderr and INSTALL_HINTS[name] in done.stderr
+    done = CliRunner().invoke(cli.app, asked[:-1])
+    assert isinstance(done.exception, ModelError) and "installed here" in done.exception.message
+
+
+INSTALL_HINTS = {name: engines.INSTALL[name] for name in ("vllm", "sglang")}
+
+
+def test_what_no_engine_loads_is_not_put_down_to_missing_engines(programs: Path, tmp_path: Path) -> None:
+    held = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    model = tiny_folder(tmp_path / "model-nf4", quantization_config=held)
+    for rest in ([], ["--print-command"]):
+        done = CliRunner().invoke(cli.app, ["serve", str(model), *rest])
+        assert isinstance(done.exception, ModelError)
+        assert all(f"{name} does not load it" in done.exception.message for name in ("vLLM", "SGLang", "transformers"))
+        assert "no engine loads it" in done.exception.message and "bitsandbytes" in done.exception.message
+        assert "--to w4a16" in str(done.exception.hint)
+        assert "pip install" not in str(done.exception.hint)
 
 
 def test_a_taken_port_is_told_before_anything_is_loaded(programs: Path) -> None:
