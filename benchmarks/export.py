@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=TARGETS)
     parser.add_argument("--answers", type=int, default=20)
     parser.add_argument("--answer-tokens", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=60, help="of each set")
     parser.add_argument("--out", type=Path, default=Path("exports-table"))
     options = parser.parse_args()
     whole, merged = options.out / "merged", options.out / "merged-bf16"
@@ -57,7 +58,7 @@ def main() -> None:
                 continue
         report = options.out / f"compare-{target}"
         sets = [f"compare.answers={options.answers}", f"compare.answer_tokens={options.answer_tokens}"]
-        sets += ["compare.max_rows=60"]
+        sets += [f"compare.max_rows={options.rows}"]
         words = [word for one in sets for word in ("--set", one)]
         failed = ours("compare", str(merged), str(made), "--out", str(report), *words, may_fail=True)
         print(failed or line(target, json.loads((report / "compare.json").read_text())), flush=True)

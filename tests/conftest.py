@@ -77,9 +77,7 @@ def tiny_config(family: str, **changes: Any) -> Any:
     if family == "glm4_moe":
         return Glm4MoeConfig(**{**sizes, **experts, **groups, "head_dim": 16, "num_nextn_predict_layers": 0, **changes})
     if family == "qwen3_moe":
-        return Qwen3MoeConfig(
-            **{**sizes, **experts, "num_experts": 4, "head_dim": 16, "norm_topk_prob": True, **changes}
-        )
+        return Qwen3MoeConfig(**{**sizes, **experts, "num_experts": 4, "head_dim": 16, **changes})
     return LlamaConfig(**{**sizes, "tie_word_embeddings": True, **changes})
 
 
