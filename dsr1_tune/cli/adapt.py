@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dsr1_tune.cli.export import To
 from dsr1_tune.cli.training import ConfigFile, DataFiles, Epochs, Map, ModelName, Processes, Sets
 
 
@@ -28,12 +29,7 @@ def adapt(
             show_default=False,
         ),
     ] = None,
-    to: Annotated[
-        str | None,
-        typer.Option(
-            "--to", metavar="none|nf4|int8|w4a16|fp8|gguf", help="The format. [default: nf4]", show_default=False
-        ),
-    ] = None,
+    to: To = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="The folder of all that is made. [default: adapted/<data>]", show_default=False),

@@ -10,17 +10,17 @@ import typer
 from dsr1_tune.cli.compare import MaxGeneralDrop, MaxLossIncrease, MinAgreement, gate_flags
 from dsr1_tune.cli.training import ConfigFile, Sets
 
+To = Annotated[
+    str | None,
+    typer.Option("--to", metavar="none|nf4|int8|w4a16|fp8|gguf", help="The format. [default: nf4]", show_default=False),
+]
+
 
 def export(
     run: Annotated[
         Path | None, typer.Argument(metavar="[RUN]", help="The folder of a finished run.", show_default=False)
     ] = None,
-    to: Annotated[
-        str | None,
-        typer.Option(
-            "--to", metavar="none|nf4|int8|w4a16|fp8|gguf", help="The format. [default: nf4]", show_default=False
-        ),
-    ] = None,
+    to: To = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Where versions are kept. [default: exports/<run>]", show_default=False),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -88,7 +88,6 @@ class Certificate:
     loss: LossCheck | None
     dtype: str
     """What most of the merged weights are stored in."""
-    remarks: tuple[str, ...] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
         """For lineage.json."""
@@ -180,12 +179,13 @@ def _look_at_a_target(
     experts = {piece.expert} if piece.expert is not None else _rows_of(update, exact)
     idle = {expert for expert in experts if _is_idle(expert, piece.expert is None, exact, was)}
     if not idle:
-        if layout.is_matrix(name) and is_plain and torch.equal(stored, was.to(stored.dtype)):
+        is_lost = is_plain and torch.equal(stored, was.to(stored.dtype))
+        if is_lost and layout.is_matrix(name):
             raise NotCertified(
                 f"{name}: its whole update is less than {written.spec(name).dtype} can tell, and is lost in the merge",
                 hint="train longer or with a higher learning rate, or serve the base with the adapter",
             )
-        return ROUNDED if is_plain and torch.equal(stored, was.to(stored.dtype)) else CHANGED
+        return ROUNDED if is_lost else CHANGED
     if not update.must_change:
         return NOT_TRAINED if idle == experts else CHANGED
     block = piece.parameter.rpartition(".")[0]

@@ -11,10 +11,8 @@ from torch import Tensor
 from dsr1_tune.errors import ModelError
 from dsr1_tune.export.updates import Updates
 from dsr1_tune.models.checkpoint import DTYPES, Checkpoint, Spec, Stored, Weights
-from dsr1_tune.models.fp8 import multiply_out, to_blocks
+from dsr1_tune.models.fp8 import SCALE, multiply_out, to_blocks
 from dsr1_tune.models.model_folder import COPY_AGAIN
-
-SCALE = "_scale_inv"
 
 
 class Plain:

@@ -22,8 +22,9 @@ from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from torch import Tensor, nn
 
 from dsr1_tune.errors import ModelError
+from dsr1_tune.export.adapter_file import AdapterFile
 from dsr1_tune.models.adapters import quiet_patterns
-from dsr1_tune.models.checkpoint import Checkpoint, Spec, Stored, read_header, read_stored
+from dsr1_tune.models.checkpoint import Checkpoint, Spec
 from dsr1_tune.models.layout import Layout, Piece
 from dsr1_tune.models.trained_experts import WEIGHTS, Card
 from dsr1_tune.moe.anatomy import find_experts, is_balancing_bias, plain_name
@@ -117,17 +118,11 @@ class Updates:
         return spec.num_elements if some is None else spec.num_elements // spec.shape[0] * len(some)
 
 
-class _File:
+class _File(AdapterFile):
     """A safetensors file whose tensors are read one by one, in float32."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.is_file():
-            raise ModelError(f"{path}: is missing", hint="copy the run's folder again")
-        self.header: dict[str, tuple[Spec, Stored]] = read_header(path)
-
     def read(self, name: str) -> Tensor:
-        return read_stored(*self.header[name]).float()
+        return super().read(name).float()
 
 
 # --- a PEFT adapter --------------------------------------------------------------------------------------------------
@@ -202,18 +197,18 @@ _PER_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 def _check_names(file: _File, expected: dict[str, tuple[int, ...]], folder: Path) -> None:
-    if astray := sorted(file.header.keys() - expected):
+    if astray := sorted(set(file.names) - expected.keys()):
         raise ModelError(
             f"{folder}: {len(astray)} tensors of the adapter have no place in the base, such as {astray[0]}",
             hint=_FUSE_FIRST if any(_PER_EXPERT.search(name) for name in astray) else _RIGHT_BASE,
         )
-    if missing := sorted(expected.keys() - file.header):
+    if missing := sorted(expected.keys() - set(file.names)):
         raise ModelError(
             f"{folder}: {len(missing)} tensors of the adapter are missing, such as {missing[0]}",
             hint="copy the adapter again; its adapter_config.json names more than its file holds",
         )
     for name, shape in expected.items():
-        stored = file.header[name][0].shape
+        stored = file.spec(name).shape
         if stored != shape:
             raise ModelError(f"{folder}: {name} is {stored}, but belongs to {shape}", hint=_RIGHT_BASE)
 
@@ -237,7 +232,7 @@ def _of_layer(name: str, layer: LoraLayer, file: _File, layout: Layout, folder: 
             factors,
             layer.scaling["default"],
             is_transposed=is_parameter and num_experts > 1 and not layer._did_swap_in_out_features,
-            magnitude=(lambda: file.read(magnitude)) if magnitude in file.header else None,
+            magnitude=(lambda: file.read(magnitude)) if magnitude in file else None,
         )
         for piece in _pieces(layout, parameter, folder)
     }
@@ -290,12 +285,12 @@ def of_experts(folder: Path, model: nn.Module, layout: Layout) -> Updates:
         is_transposed = bool(blocks[name].module.is_transposed)
         for parameter, keys in _keys_of(card, name, layer.chosen, blocks[name].module):
             used |= set(keys)
-            if missing := [key for key in keys if key not in file.header]:
+            if missing := [key for key in keys if key not in file]:
                 raise ModelError(f"{folder / WEIGHTS}: has no {missing[0]}", hint="copy the folder again")
             for piece in _pieces(layout, f"{name}.{parameter}", folder):
                 if update := _of_chosen(piece, keys, layer.chosen, card, file, is_transposed):
                     updates[piece.stored] = update
-    for key in file.header.keys() - used:
+    for key in set(file.names) - used:
         for piece in _pieces(layout, key, folder):
             updates[piece.stored] = Replaced(_reader(file, key, piece), must_change=not is_balancing_bias(key))
     return Updates(updates)

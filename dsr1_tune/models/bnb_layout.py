@@ -18,20 +18,19 @@ from bitsandbytes import functional as bnb
 from torch import Tensor
 
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models.checkpoint import DTYPES, Spec
+from dsr1_tune.models.checkpoint import DTYPES, NAMES, Spec
 from dsr1_tune.models.model_folder import COPY_AGAIN
 from dsr1_tune.moe import int8, nf4
 
 Kind = Literal["nf4", "int8"]
 STATE = ".quant_state.bitsandbytes__nf4"
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def specs(kind: Kind, name: str, spec: Spec) -> dict[str, Spec]:
     """The tensors that a weight becomes, in the order in which they are written."""
     if len(spec.shape) == 3:
         wanted = (nf4 if kind == "nf4" else int8).sizes(*spec.shape)
-        found = {part: Spec(_NAMES[dtype], shape) for part, (shape, dtype) in wanted.items()}
+        found = {part: Spec(NAMES[dtype], shape) for part, (shape, dtype) in wanted.items()}
         found["packed"] = Spec(found["packed"].dtype, (spec.shape[0], found["packed"].num_elements // spec.shape[0]))
         return {_fused_part(name, part): spec for part, spec in found.items()}
     rows, cols = spec.shape
@@ -65,7 +64,7 @@ def quantise(kind: Kind, name: str, weight: Tensor) -> tuple[dict[str, Tensor], 
         owner = name.removesuffix("weight")
         format_ = torch.tensor(0, dtype=torch.uint8)  # row by row
         return {name: held["packed"][0], f"{owner}SCB": held["scale"][0], f"{owner}weight_format": format_}, error
-    state = _state(tuple(weight.shape), _NAMES[weight.dtype], float(held["offset"][0]))
+    state = _state(tuple(weight.shape), NAMES[weight.dtype], float(held["offset"][0]))
     parts = {
         name: held["packed"].view(-1, 1),
         f"{name}.absmax": held["absmax"][0],

@@ -40,7 +40,7 @@ DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 """safetensors' names of number formats."""
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Spec:
     @classmethod
     def of(cls, tensor: Tensor) -> Spec:
         """That of a tensor in memory."""
-        return cls(_NAMES[tensor.dtype], tuple(tensor.shape))
+        return cls(NAMES[tensor.dtype], tuple(tensor.shape))
 
     @property
     def num_elements(self) -> int:

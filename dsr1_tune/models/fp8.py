@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-_SCALE = "_scale_inv"
+SCALE = "_scale_inv"
 
 
 def is_block_fp8(quantisation: Any) -> bool:
@@ -31,9 +31,9 @@ def open_weights(folder: Path, files: Iterable[str], block_size: tuple[int, int]
         handle = safe_open(folder / file, framework="pt")
         found |= {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 - a file is no mapping
     return {
-        name: StoredWeight(stored, found.get(name + _SCALE), block_size)
+        name: StoredWeight(stored, found.get(name + SCALE), block_size)
         for name, stored in found.items()
-        if not name.endswith(_SCALE)
+        if not name.endswith(SCALE)
     }
 
 

@@ -54,14 +54,18 @@ def _last_layers(model: nn.Module, only: Sequence[str]) -> list[str] | None:
     if not wanted:
         return None
     num_layers = model.config.num_hidden_layers
-    stack = next(
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers
-    )
+    stack = layer_stack(model)
     if min(wanted) > num_layers:
         raise ModelError(f"train.only: last:{min(wanted)}: the model has {num_layers} layers", hint="name fewer")
     return [f"{stack}.{number}" for number in range(num_layers - min(wanted), num_layers)]
+
+
+def layer_stack(model: Any) -> str:
+    """The name of the list that holds the model's decoder layers."""
+    number = model.config.num_hidden_layers
+    return next(
+        name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == number
+    )
 
 
 def save_model(model: Any, base: Located, folder: Path) -> None:

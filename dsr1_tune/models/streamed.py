@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dsr1_tune.models.checkpoint import Weights
 from dsr1_tune.models.layout import Layout
 from dsr1_tune.models.load import Loaded, Located, pick_device
+from dsr1_tune.models.own_weights import layer_stack
 
 
 def load_streamed(located: Located, weights: Weights, layout: Layout) -> Loaded:
@@ -81,10 +82,7 @@ def _places(model: Any, layout: Layout) -> list[_Place]:
 
 def _units(model: Any) -> list[tuple[nn.Module, str]]:
     """What is held in memory at a time: the decoder layers, and the modules outside of them that have weights."""
-    number = model.config.num_hidden_layers
-    stack = next(
-        name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == number
-    )
+    stack = layer_stack(model)
     layers = [(layer, f"{stack}.{place}") for place, layer in enumerate(model.get_submodule(stack))]
     others = [
         (module, name)
