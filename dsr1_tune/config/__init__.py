@@ -3,6 +3,23 @@
 from __future__ import annotations
 
 from dsr1_tune.config.adapt import AdaptRun, PlanRun
+from dsr1_tune.config.align import (
+    AlignRun,
+    Dpo,
+    DpoRun,
+    Grpo,
+    GrpoRun,
+    Kto,
+    KtoRun,
+    Ppo,
+    PpoRun,
+    Reward,
+    RewardRun,
+    Rollout,
+    RolloutRun,
+    Score,
+    Start,
+)
 from dsr1_tune.config.cleaning import CleanRun, Dedup, Judge, JudgeScore, Privacy
 from dsr1_tune.config.export import Compare, CompareRun, ExportRun, Gates, Merge, Quantise, Target
 from dsr1_tune.config.nouns import (

@@ -42,7 +42,7 @@ class TuneRun(Noun):
     @model_validator(mode="after")
     def _can_learn(self) -> TuneRun:
         if self.router.mode in ("train", "aux_loss"):
-            _refuse_float16(self.base)
+            refuse_float16(self.base)
         optimizer, strategy = self.schedule.optimizer, self.parallel.strategy
         if (strategy == "fsdp2" and "8bit" in optimizer) or (strategy != "ddp" and optimizer == "adafactor"):
             raise ValueError(
@@ -103,11 +103,11 @@ class FullRun(TuneRun):
 
     @model_validator(mode="after")
     def _works_together(self) -> FullRun:
-        _refuse_float16(self.base)
+        refuse_float16(self.base)
         return self
 
 
-def _refuse_float16(base: Base) -> None:
+def refuse_float16(base: Base) -> None:
     """Weights that are trained themselves: their gradients would be scaled in float16, which they cannot be."""
     if base.dtype == "float16":
         raise ValueError("base.dtype=float16 is too narrow for weights that are trained; use bfloat16 or float32")
@@ -149,7 +149,7 @@ class EsftRun(TuneRun):
     def _works_together(self) -> EsftRun:
         plain = Adapter(groups=("routed_experts",))
         if self.esft.method == "weights":
-            _refuse_float16(self.base)
+            refuse_float16(self.base)
             if self.adapter != plain:
                 raise ValueError("adapter is for esft.method=lora; the experts' own weights are trained here")
         elif self.adapter.groups != ("routed_experts",):

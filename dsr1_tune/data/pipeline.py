@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -18,12 +18,14 @@ from dsr1_tune.data.dedup import Seen
 from dsr1_tune.data.output import as_output, dumps
 from dsr1_tune.data.packs import load_pack
 from dsr1_tune.data.read import open_files
-from dsr1_tune.data.record import DAMAGE, Drop, Record, Row
+from dsr1_tune.data.record import DAMAGE, Drop, Feedback, Preference, Prompt, Record, Row
 from dsr1_tune.data.report import Report
 from dsr1_tune.errors import DataError
 from dsr1_tune.whole import whole_file
 
 MAX_NAMED = 5
+
+AnyRow = TypeVar("AnyRow", bound=Row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,34 +104,39 @@ def _judge(row: Row, data: Data, checker: rules.Checker | None, seen: Seen) -> R
     return outcome.at(row.place, "duplicates", row.row) if isinstance(outcome, Drop) else outcome
 
 
-def prepare(data: Data) -> Prepared:
-    """The records to train on: `examine`, and only rows with an answer.
+def prepare(data: Data, kind: type[Row] = Record) -> Prepared:
+    """The rows to train on: `examine`, and only rows of one kind (by default those with an answer to learn).
+
+    Of questions with answers prompts can be made: the answer is then what a model's own is checked against.
 
     Raises DataError for a damaged file (unless allowed), and where nothing is left to learn from.
     """
     prepared = examine(data)
+    if kind is Prompt:
+        prepared = replace(prepared, rows=tuple(map(_as_prompt, prepared.rows)))
+    num_usable = sum(isinstance(row, kind) for row in prepared.rows)
     if prepared.damage and not data.allow_damaged:
         broken = [f"{drop.place}: {drop.detail}" for drop in prepared.damage]
         if len(broken) > MAX_NAMED:
             broken = [*broken[:MAX_NAMED], f"and {len(broken) - MAX_NAMED} more such places"]
         hint = (
             "mend the file: rows beyond that place may be lost; or train on the "
-            f"{len(prepared.records)} that could be read with --set data.allow_damaged=true"
+            f"{num_usable} that could be read with --set data.allow_damaged=true"
         )
         raise DataError("\n".join(broken), hint=hint)
-    if prepared.rows and not prepared.records:
+    need = NEEDS[kind]
+    if prepared.rows and not num_usable:
         kinds = _listed(Counter(type(row).__name__.lower() for row in prepared.rows))
-        hint = "supervised training needs questions with answers: add them, or name the columns with --map"
-        raise DataError(f"{_names(prepared)}: no row has an answer to learn ({kinds} rows)", hint=hint)
+        raise DataError(f"{_names(prepared)}: {need.lack} ({kinds} rows)", hint=need.hint)
     prepared = prepared.with_drops(
-        Drop("not_supervised", f"a {type(row).__name__.lower()} row", "keep it in a file of its own").at(
+        Drop(need.code, f"a {type(row).__name__.lower()} row", "keep it in a file of its own").at(
             row.place, "selection", row.row
         )
         for row in prepared.rows
-        if not isinstance(row, Record)
+        if not isinstance(row, kind)
     )
-    prepared = prepared.with_drops(_not_drawn(prepared.records, data))
-    if not prepared.records:
+    prepared = prepared.with_drops(_not_drawn(prepared.rows, data))
+    if not prepared.rows:
         reasons = _listed(Counter(drop.code for drop in prepared.drops))
         first = prepared.drops[0]
         message = f"{_names(prepared)}: none of the {len(prepared.drops)} rows can be used ({reasons}); the first: "
@@ -138,7 +145,45 @@ def prepare(data: Data) -> Prepared:
     return prepared
 
 
-def _not_drawn(records: Sequence[Record], data: Data) -> list[Drop]:
+def _as_prompt(row: Row) -> Row:
+    """A question with its answer, as a prompt whose result can be checked against that answer."""
+    if not isinstance(row, Record):
+        return row
+    return Prompt(row.messages[:-1], row.answer, row.place, row.tools, row.row, row.notes)
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What is said where files hold no row, or some rows not, of the kind that is needed."""
+
+    lack: str
+    hint: str
+    code: str = "not_of_this_kind"
+
+
+NEEDS: dict[type[Row], _Need] = {
+    Record: _Need(
+        "no row has an answer to learn",
+        "supervised training needs questions with answers: add them, or name the columns with --map",
+        code="not_supervised",
+    ),
+    Preference: _Need(
+        "no row has a better and a worse answer",
+        "reward and dpo need rows with prompt, chosen and rejected: see dsr1-tune data init --format preference, or "
+        "name the columns with --map; rows with a completion and a label are for kto",
+    ),
+    Feedback: _Need(
+        "no row has an answer with a label",
+        "kto needs rows with prompt, completion and label (true or false); rows with chosen and rejected are for dpo",
+    ),
+    Prompt: _Need(
+        "no row has a prompt",
+        "ppo and grpo need rows with a prompt, and an answer column where it can be checked",
+    ),
+}
+
+
+def _not_drawn(records: Sequence[Row], data: Data) -> list[Drop]:
     """Of the files that count for less than 1, the records that are left out; the same ones every time."""
     drops = []
     for file, weight in data.weights.items():
@@ -151,9 +196,9 @@ def _not_drawn(records: Sequence[Record], data: Data) -> list[Drop]:
     return drops
 
 
-def repeat(records: Sequence[Record], weights: Mapping[str, float], seed: int) -> tuple[Record, ...]:
-    """The records to train on, those of a file with weight 2.5 twice, and every other one of them once more."""
-    repeated: list[Record] = list(records)
+def repeat(records: Sequence[AnyRow], weights: Mapping[str, float], seed: int) -> tuple[AnyRow, ...]:
+    """The rows to train on, those of a file with weight 2.5 twice, and every other one of them once more."""
+    repeated: list[AnyRow] = list(records)
     for file, weight in weights.items():
         of_file = [record for record in records if record.place.file == file]
         if weight > 1:
@@ -170,7 +215,7 @@ def _listed(counts: Counter[str]) -> str:
     return ", ".join(f"{number} {name}" for name, number in counts.most_common())
 
 
-def split(records: Sequence[Record], eval_share: float, seed: int) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+def split(records: Sequence[AnyRow], eval_share: float, seed: int) -> tuple[tuple[AnyRow, ...], tuple[AnyRow, ...]]:
     """(to train on, held out), both in the order of `records`; the same seed draws the same records.
 
     At least one is held out where there are two and the share is above 0, and at least one is trained on.
@@ -183,10 +228,10 @@ def split(records: Sequence[Record], eval_share: float, seed: int) -> tuple[tupl
     return train, tuple(records[number] for number in sorted(drawn))
 
 
-def write(prepared: Prepared, folder: Path, held_out: Sequence[Record] = ()) -> None:
-    """Leave `train.jsonl`, `eval.jsonl` (the `held_out` records), `rejected.jsonl` and `report.json` in the folder."""
+def write(prepared: Prepared, folder: Path, held_out: Sequence[Row] = ()) -> None:
+    """Leave `train.jsonl`, `eval.jsonl` (the `held_out` rows), `rejected.jsonl` and `report.json` in the folder."""
     places = {record.place for record in held_out}
-    train = [record for record in prepared.records if record.place not in places]
+    train = [row for row in prepared.rows if row.place not in places]
     _write_lines(folder / "train.jsonl", map(as_output, train))
     _write_lines(folder / "eval.jsonl", map(as_output, held_out))
     write_rejects(prepared.drops, folder / "rejected.jsonl")

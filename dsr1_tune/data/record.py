@@ -1,4 +1,4 @@
-"""The nouns that flow through the data stage: Message, Record, Preference, Prompt, and Drop for what falls out."""
+"""The nouns that flow through the data stage: Message, Record, Preference, Feedback, Prompt, and Drop."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ CODES: dict[str, str] = {
     # selection and encoding
     "not_drawn": "the file counts for less than 1, and this row was not drawn",
     "not_supervised": "a preference or prompt-only row, where a question with its answer is needed",
+    "not_of_this_kind": "a row of another kind than this way of training learns from",
     "template_refused": "the model's chat template refuses the conversation",
     "nothing_to_learn": "the model's chat template leaves nothing of the answer",
     "too_long": "the conversation has more tokens than max_tokens",
@@ -140,6 +141,19 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True)
+class Feedback:
+    """A prompt with one answer and whether people liked it, for KTO."""
+
+    prompt: tuple[Message, ...]
+    completion: Message
+    is_good: bool
+    place: Place
+    tools: str = ""
+    row: Any = field(default=None, compare=False, repr=False)
+    notes: tuple[Drop, ...] = field(default=(), compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
     """A prompt without an answer to learn, for PPO and GRPO; `answer` is the checkable result where there is one."""
 
@@ -151,7 +165,7 @@ class Prompt:
     notes: tuple[Drop, ...] = field(default=(), compare=False, repr=False)
 
 
-Row = Record | Preference | Prompt
+Row = Record | Preference | Feedback | Prompt
 
 
 @dataclass(frozen=True, slots=True)

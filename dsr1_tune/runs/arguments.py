@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from transformers import TrainingArguments
 from trl import SFTConfig
 
 from dsr1_tune.config import TuneRun
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.processes import ACCELERATES_STRATEGY
 
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
 
 def to_arguments(config: TuneRun, folder: RunFolder, dtype: torch.dtype) -> SFTConfig:
     """TRL's SFTConfig for `config`, for a model that computes in `dtype`."""
+    return as_arguments(
+        SFTConfig,
+        config,
+        folder,
+        dtype,
+        # Frozen routers want no auxiliary loss, which TRL would take from the model's config; ours is moe.routing's.
+        router_aux_loss_coef=0.0,
+        # The records come encoded and labelled; none is truncated.
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+
+
+def as_arguments(
+    kind: type[Arguments], config: TuneRun, folder: RunFolder, dtype: torch.dtype, **own: Any
+) -> Arguments:
+    """The arguments of any of TRL's trainers: what all of them share, and what is its `own`."""
     schedule = config.schedule
-    arguments = SFTConfig(
+    arguments = kind(
         output_dir=str(folder.checkpoints),
         num_train_epochs=schedule.epochs,
         max_steps=schedule.max_steps or -1,
@@ -28,8 +48,6 @@ def to_arguments(config: TuneRun, folder: RunFolder, dtype: torch.dtype) -> SFTC
         max_grad_norm=schedule.max_grad_norm,
         activation_checkpointing=schedule.gradient_checkpointing,
         gradient_checkpointing=None,
-        # Frozen routers want no auxiliary loss, which TRL would take from the model's config; ours is moe.routing's.
-        router_aux_loss_coef=0.0,
         neftune_noise_alpha=schedule.neftune or None,
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
@@ -43,14 +61,12 @@ def to_arguments(config: TuneRun, folder: RunFolder, dtype: torch.dtype) -> SFTC
         eval_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        # The records come encoded and labelled; none is truncated.
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_pin_memory=torch.cuda.is_available(),
         # Every trained weight gets a gradient in every step, that of an expert without tokens is zero.
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
         **_sharing(config),
+        **own,
     )
     if arguments.n_gpu > 1:
         # One process trains on one GPU; transformers would split each batch over all it sees (nn.DataParallel).

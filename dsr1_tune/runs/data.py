@@ -20,17 +20,20 @@ from dsr1_tune.runs.collate import PackedCollator, as_dataset
 
 @dataclass(frozen=True)
 class RunData:
-    """The cleaned and encoded records, split; a split record's parts are all on one side."""
+    """The cleaned and encoded rows, split; a split record's parts are all on one side.
+
+    What is encoded has `input_ids`, `num_cut` and the `record` whose last question can be asked.
+    """
 
     prepared: Prepared
-    train: list[Example]
-    held_out: list[Example]
-    held_out_records: tuple[Record, ...]
+    train: list[Any]
+    held_out: list[Any]
+    held_out_records: tuple[Any, ...]
     remarks: tuple[str, ...] = ()
     """What was done to long records, in words."""
 
     @property
-    def probe(self) -> list[Example]:
+    def probe(self) -> list[Any]:
         """What the trained model is checked on: the held-out records, or a few others where none are held out."""
         return self.held_out or self.train[:8]
 

@@ -33,6 +33,9 @@ class HeldOut:
         """e to the loss; infinite where that overflows."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
+    def __str__(self) -> str:
+        return f"loss {self.loss:.4f} (perplexity {self.perplexity:.2f})"
+
     def as_json(self) -> dict[str, Any]:
         """For eval.json."""
         return {**asdict(self), "perplexity": self.perplexity}

@@ -13,20 +13,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from rich.console import Console
-from transformers import PrinterCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 
-from dsr1_tune.config import Base, TuneRun
-from dsr1_tune.data.pipeline import prepare, write
+from dsr1_tune.config import AlignRun, Base, TuneRun
+from dsr1_tune.data.pipeline import Prepared, prepare, write
+from dsr1_tune.data.record import Record, Row
 from dsr1_tune.errors import ModelError, RunError, TuneError
 from dsr1_tune.models import embedded
 from dsr1_tune.models.adapters import audit
 from dsr1_tune.models.context import check_length
 from dsr1_tune.models.load import Loaded, Located, load_located, locate, pick_device
-from dsr1_tune.models.model_folder import held_kind, is_nf4
+from dsr1_tune.models.model_folder import base_of, find_adapter, held_kind, is_nf4
 from dsr1_tune.moe.experts4bit import audit_bits, memory_of
 from dsr1_tune.runs import processes
 from dsr1_tune.runs.arguments import to_arguments
@@ -42,7 +43,7 @@ from dsr1_tune.runs.report import write_report
 from dsr1_tune.runs.rollback import STOPPED, RollBack, StoppedByAlarm, roll_back, set_suspects_aside
 from dsr1_tune.runs.sharing import make_whole, number_formats
 from dsr1_tune.runs.trackers import check_trackers, open_trackers
-from dsr1_tune.runs.trainer import ResumableTrainer
+from dsr1_tune.runs.trainer import Resumable, ResumableTrainer
 from dsr1_tune.runs.watching import Watcher, noting_routing
 from dsr1_tune.whole import is_disk_full
 
@@ -54,23 +55,31 @@ Run = TypeVar("Run", bound=TuneRun)
 
 @contextmanager
 def open_session(
-    config: Run, command: str, resume: Path | None = None, console: Console | None = None, quantised: bool = False
-) -> Iterator[Session[Run]]:
+    config: Run,
+    command: str,
+    resume: Path | None = None,
+    console: Console | None = None,
+    quantised: bool = False,
+    kind: type[Session[Any]] | None = None,
+) -> Iterator[Any]:
     """Everything before weights are loaded; at the end, however it comes, the manifest says how the run stands.
 
-    `quantised` loads the base with its experts and linear layers in 4 bits. Raises TuneError for everything the user
+    `quantised` loads the base with its experts and linear layers in 4 bits; `kind` is the session's class, where rows
+    are something else than answers to learn. Raises TuneError for everything the user
     can mend, and KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
     """
     quiet_libraries()
     processes.join(config.parallel)
     narrator = Narrator(console or Console(), is_heard=processes.is_main())
+    session_kind: type[Any] = kind or Session
+    config = with_start(config)
     folder, config, hashes = processes.from_main(lambda: _open_folder(config, command, resume))
     folder = replace(folder, is_written_here=processes.is_main())
     config = processes.as_launched(config, bool(resume), narrator.say)
     check_optimizer(config.schedule, pick_device())
     check_trackers(config.watch)
     # Before the base, which may first have to be built: it is what most often needs mending.
-    prepared = processes.from_main(lambda: prepare(config.data))
+    prepared = processes.from_main(lambda: prepare(config.data, session_kind.learns))
     if config.base.model is None:
         narrator.say(f"No --model given: this is {embedded.DESCRIPTION}.")
     base = processes.main_first(lambda: locate(config.base, narrator.say, quantised=quantised))
@@ -81,11 +90,11 @@ def open_session(
         raise ModelError(f"{base.name}: is stored in 4 bits", hint=f"train it with qlora instead of {command}")
     if resume:
         processes.from_main(lambda: folder.check_base(base.name, base.revision))
-    data = processes.from_main(lambda: encode_and_split(prepared, base.tokenizer, config))
+    data = processes.from_main(lambda: session_kind.encode(prepared, base.tokenizer, config))
     check_length(base.config, data.longest, base.name)
     if not resume:
         folder.begin(_pinned(config, base), command)
-    session = Session(config, command, folder, narrator, base, data, quantised)
+    session = session_kind(config, command, folder, narrator, base, data, quantised)
     with _accounted(session):
         folder.update(
             status=RUNNING,
@@ -111,7 +120,7 @@ def open_session(
     processes.leave()
 
 
-def _open_folder(config: Run, command: str, resume: Path | None) -> tuple[RunFolder, Run, dict[str, str]]:
+def _open_folder(config: Any, command: str, resume: Path | None) -> tuple[RunFolder, Any, dict[str, str]]:
     """The run's folder, its config and its data files' hashes: a new one's, or those that it began with."""
     if not resume:
         return RunFolder.vacant(config, command), config, hash_files(config.data.files)
@@ -124,7 +133,13 @@ def _open_folder(config: Run, command: str, resume: Path | None) -> tuple[RunFol
 
 @dataclass
 class Session(Generic[Run]):
-    """One run under way: what is fixed, and what it has come to so far (`facts`, for the manifest)."""
+    """One run under way: what is fixed, and what it has come to so far (`facts`, for the manifest).
+
+    Alignment derives its own kinds: what rows it `learns` from, how they are encoded, what is measured before and
+    after, and which trainer fits.
+    """
+
+    learns: ClassVar[type[Row]] = Record
 
     config: Run
     command: str
@@ -134,6 +149,11 @@ class Session(Generic[Run]):
     data: RunData
     quantised: bool
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def encode(cls, prepared: Prepared, tokenizer: Any, config: Any) -> RunData:
+        """The prepared rows as the model sees them, split into those to train on and those held out."""
+        return encode_and_split(prepared, tokenizer, config)
 
     @property
     def is_main(self) -> bool:
@@ -166,8 +186,7 @@ class Session(Generic[Run]):
         self.narrator.stage("Before training")
         earlier = processes.from_main(self.folder.evaluation)
         if "before" in earlier:
-            before = HeldOut.from_json(earlier["before"])
-            self.narrator.say(f"loss {before.loss:.4f}, as measured when the run began")
+            self.narrator.say(f"{self.measured(earlier['before'])}, as measured when the run began")
             return
         with self.timed("evaluate_before"):
             before, answers = self._look(model, "before")
@@ -187,22 +206,27 @@ class Session(Generic[Run]):
                 hint=f"lower schedule.learning_rate; {self.folder.log_file} shows where the loss went wrong",
             )
 
-    def _look(self, model: Any, stage: str) -> tuple[HeldOut, list[Sample]]:
-        """Held-out loss and the experts that it used, and answers to a few held-out questions."""
+    def _look(self, model: Any, stage: str) -> tuple[Any, list[Sample]]:
+        """What is measured on the held-out rows and the experts that it used, and answers to a few of them."""
         with noting_routing(model, self.folder, stage):
-            held_out = self._loss_of(model)
-        self.narrator.say(f"loss {held_out.loss:.4f} (perplexity {held_out.perplexity:.2f}) on {self.data.probe_name}")
+            held_out = self.measure(model)
+        self.narrator.say(f"{held_out} on {self.data.probe_name}")
         asked = self.data.asked(self.config.samples)
         with self.narrator.counting("answering", len(asked)) as advance:
             answers = sample_answers(model, self.base.tokenizer, asked, self.config.sample_tokens, advance)
         return held_out, answers
 
-    def _loss_of(self, model: Any) -> HeldOut:
+    def measure(self, model: Any) -> Any:
+        """What is told of the model before and after: has a `loss`, `as_json()` and, for people, a text."""
         with self.narrator.counting("evaluating", len(self.data.probe)) as advance:
             return held_out_loss(model, self.data.probe, self.base.tokenizer.pad_token_id, advance)
 
+    def measured(self, told: dict[str, Any]) -> Any:
+        """What `measure` gave, from its JSON."""
+        return HeldOut.from_json(told)
+
     def fit(self, model: Any) -> None:
-        """Run TRL's SFTTrainer, from the latest checkpoint where there is one."""
+        """Run TRL's trainer, from the latest checkpoint where there is one."""
         self.narrator.stage("Training")
         formats = number_formats(model)
         with self.timed("train"):
@@ -219,24 +243,14 @@ class Session(Generic[Run]):
         processes.from_main(write)
 
     def _fit(self, model: Any) -> int:
-        learned = training_set(self.data, self.config, self.base.tokenizer.pad_token_id)
-        if learned.collator:
-            self.narrator.say(learned.remark)
-            use_packing(model, self.base.tokenizer.pad_token_id)
         stop = GracefulStop(self.narrator.say)
         bar = ProgressBar(self.narrator.console)
         set_suspects_aside(self.folder)
         checkpoint = processes.from_main(self.folder.latest_checkpoint)
-        watcher = Watcher(model, self.folder, self.config.watch, self.narrator.say, self._held_out_loss)
+        watcher = Watcher(model, self.folder, self.config.watch, self.narrator.say, lambda now: self.measure(now).loss)
         trackers = open_trackers(self.config, self.folder, first_step=step_of(checkpoint) + 1 if checkpoint else 0)
-        trainer = ResumableTrainer(
-            model=model,
-            config=self.config,
-            quantised=self.quantised,
-            args=to_arguments(self.config, self.folder, _compute_dtype(model)),
-            train_dataset=learned.rows,
-            data_collator=learned.collator,
-            processing_class=self.base.tokenizer,
+        trainer = self.trainer(
+            model,
             callbacks=[
                 GradientCheck(),
                 watcher,
@@ -275,8 +289,22 @@ class Session(Generic[Run]):
             vars(model).pop(name, None)
         return num_steps
 
-    def _held_out_loss(self, model: Any) -> float:
-        return held_out_loss(model, self.data.probe, self.base.tokenizer.pad_token_id).loss
+    def trainer(self, model: Any, callbacks: list[TrainerCallback]) -> Resumable:
+        """TRL's trainer of what this session learns, made resumable."""
+        learned = training_set(self.data, self.config, self.base.tokenizer.pad_token_id)
+        if learned.collator:
+            self.narrator.say(learned.remark)
+            use_packing(model, self.base.tokenizer.pad_token_id)
+        return ResumableTrainer(
+            model=model,
+            config=self.config,
+            quantised=self.quantised,
+            args=to_arguments(self.config, self.folder, compute_dtype(model)),
+            train_dataset=learned.rows,
+            data_collator=learned.collator,
+            processing_class=self.base.tokenizer,
+            callbacks=callbacks,
+        )
 
     def check(self, reload: Callable[[Loaded], Any], how: str = "", whole: Path | None = None) -> None:
         """Load base and output afresh; raises ModelError unless the loss is that of the trained model.
@@ -292,9 +320,9 @@ class Session(Generic[Run]):
         with self.timed("check"):
             base = locate(Base(model=str(whole), dtype=self.config.base.dtype)) if whole else self.base
             loaded = load_located(base, self.config.base.dtype, quantised=self.quantised)
-            tolerance = RELOAD_TOLERANCE[_compute_dtype(loaded.model)]
-            loss = self._loss_of(reload(loaded)).loss
-        after = HeldOut.from_json(self.folder.evaluation()["after"])
+            tolerance = RELOAD_TOLERANCE[compute_dtype(loaded.model)]
+            loss = self.reloaded_loss(reload(loaded))
+        after = self.measured(self.folder.evaluation()["after"])
         if not abs(loss - after.loss) <= tolerance:
             raise ModelError(
                 f"{self.folder.path}: loaded afresh, what the run saved gives the held-out loss {loss:.4f}, "
@@ -306,19 +334,31 @@ class Session(Generic[Run]):
             f"Loaded afresh{how}, what was saved gives the loss {loss:.4f} (difference {abs(loss - after.loss):.1e})."
         )
 
+    def reloaded_loss(self, model: Any) -> float:
+        """What must be the loss of the trained model again; `model` is what was saved, loaded afresh."""
+        return float(self.measure(model).loss)
+
     def finish(self) -> None:
         """Close the manifest and show what came of it."""
         told = self.folder.evaluation()
-        before, after = HeldOut.from_json(told["before"]), HeldOut.from_json(told["after"])
-        metrics = {"loss_before": before.loss, "loss_after": after.loss} | self.facts
+        before, after = self.measured(told["before"]), self.measured(told["after"])
+        metrics = self.metrics(before, after) | self.facts
         self.folder.close(FINISHED, metrics=metrics, output_sha256=self.folder.hash_outputs())
         self.narrator.stage("Result")
-        self.narrator.before_and_after(before, after, are_held_out=bool(self.data.held_out))
+        self.show(before, after)
         self.narrator.answers(
             [Sample(**sample) for sample in told["answers_before"]],
             [Sample(**sample) for sample in told["answers_after"]],
         )
         self.narrator.where(self.folder)
+
+    def metrics(self, before: Any, after: Any) -> dict[str, Any]:
+        """What the manifest tells first."""
+        return {"loss_before": before.loss, "loss_after": after.loss}
+
+    def show(self, before: Any, after: Any) -> None:
+        """What came of it, as a table."""
+        self.narrator.before_and_after(before, after, are_held_out=bool(self.data.held_out))
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -333,9 +373,34 @@ class Session(Generic[Run]):
                 self.folder.update(seconds=seconds)
 
 
-def _compute_dtype(model: Any) -> torch.dtype:
+def compute_dtype(model: Any) -> torch.dtype:
     """The number format of what is not quantised, in which the products are computed."""
     return next(weight.dtype for weight in model.get_input_embeddings().parameters())
+
+
+def with_start(config: Run) -> Run:
+    """Where an alignment is to begin with an adapter, its config with that adapter's own base in the base's place.
+
+    Raises ModelError where it is to begin with what no adapter can be put on.
+    """
+    if not isinstance(config, AlignRun):
+        return config
+    named = config.start.run or config.base.model
+    adapter = find_adapter(named)
+    if adapter is None:
+        if config.start.run:
+            raise ModelError(f"{config.start.run}: holds no adapter", hint="give a run of lora or qlora")
+        return config
+    if config.method == "full":
+        raise ModelError(
+            f"{named}: is an adapter, and method=full trains a base",
+            hint=f"merge it first: dsr1-tune merge {named} --out merged, and start there",
+        )
+    base = base_of(adapter)
+    if config.base.dtype != "auto":
+        base = base.model_copy(update={"dtype": config.base.dtype})
+    start = config.start.model_copy(update={"run": adapter.absolute()})
+    return config.model_copy(update={"base": base, "start": start})
 
 
 def _pinned(config: Run, base: Located) -> Run:

@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
+from transformers import Trainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTTrainer
 
@@ -29,13 +30,11 @@ from dsr1_tune.runs.optimizers import for_run, forget_8_bit
 POWERSGD_START = 10
 
 
-class ResumableTrainer(SFTTrainer):
-    """TRL's trainer with batches of like length, in an order that depends on seed and epoch alone."""
-
-    _total_train_tokens: int
+class Resumable(Trainer):
+    """What makes any of TRL's trainers take the same steps again; it stands before TRL's own among the bases."""
 
     def __init__(self, *, config: TuneRun | None = None, quantised: bool = False, **given: Any) -> None:
-        """`config` chooses the optimizer, balances the routers and says what DDP sends; the rest is TRL's."""
+        """`config` chooses the optimizer and says what DDP sends; the rest is TRL's."""
         self.optimizer: torch.optim.Optimizer | None = None
         self._config = config or TuneRun()
         self.before_clipping: Callable[[float], None] = lambda scale: None
@@ -44,19 +43,11 @@ class ResumableTrainer(SFTTrainer):
         self._global_batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self._num_records = len(given["train_dataset"])
         _leave_frozen_alone(given["model"])
-        if args.world_size > 1:
-            # accelerate would fill the last batch up with records of the first, which one process does not see twice.
-            given["train_dataset"] = _filled_up(given["train_dataset"], -self._num_records % self._global_batch)
         its_own = getattr(given["model"].config, "router_aux_loss_coef", None)
         super().__init__(**given)
         if its_own is not None:
             # TRL's own auxiliary loss is off (see arguments.py); the model's config is saved as it was.
             given["model"].config.router_aux_loss_coef = its_own
-        router = self._config.router
-        self._balance = AuxiliaryLoss(self.model) if router.mode == "aux_loss" else None
-        self._bias_rule = BiasRule(router.bias_rate) if router.mode == "bias" else None
-        if self._bias_rule:
-            self.add_callback(self._bias_rule)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Ours instead of upstream's."""
@@ -64,29 +55,14 @@ class ResumableTrainer(SFTTrainer):
             self.optimizer = for_run(self.model if model is None else model, self._config, self._quantised)
         return self.optimizer
 
+    def lengths(self, rows: Any) -> list[int]:
+        """The tokens of every row: those of like length share a batch."""
+        return [len(ids) for ids in rows["input_ids"]]
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        lengths = [len(ids) for ids in (train_dataset or self.train_dataset)["input_ids"]]
+        lengths = self.lengths(train_dataset or self.train_dataset)
         num_fillers = len(lengths) - self._num_records
         return LengthGrouped(lengths[: self._num_records], self._global_batch, self.args.seed, num_fillers)
-
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """TRL's loss; of packed batches TRL counts the tokens of one row only, without looking for padding."""
-        before = self._total_train_tokens
-        loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if self.model.training and "attention_mask" not in inputs:
-            num_tokens = self.accelerator.gather_for_metrics(is_token(inputs["position_ids"]).sum()).sum()
-            self._total_train_tokens = before + int(num_tokens)
-            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
-        if self.model.training and self._balance:
-            aux_loss = self._balance.take(real_tokens(inputs))
-            self._metrics["train"]["aux_loss"].append(
-                self.accelerator.gather_for_metrics(aux_loss.detach()).mean().item()
-            )
-            # A mean of this forward pass, whereas TRL's loss is its share of the whole batch's. It adds to the
-            # gradient, not to the loss that is reported.
-            steps = 1 if kwargs.get("num_items_in_batch") is None else self.current_gradient_accumulation_steps
-            loss = loss + self._config.router.aux_loss / steps * (aux_loss - aux_loss.detach())
-        return loss
 
     def _clip_grad_norm(self, model: Any) -> Any:
         scaler = self.accelerator.scaler
@@ -100,10 +76,6 @@ class ResumableTrainer(SFTTrainer):
 
     def close(self) -> None:
         """Take off the model what listens to it; also when training ended by an error."""
-        if self._balance:
-            self._balance.close()
-        if self._bias_rule:
-            self._bias_rule.close()
         forget_8_bit()
         if self.neftune_noise_alpha is not None and hasattr(self, "neftune_hook_handle"):
             self.neftune_hook_handle.remove()
@@ -132,6 +104,54 @@ class ResumableTrainer(SFTTrainer):
         if rank := self._config.parallel.powersgd_rank:
             use_powersgd(built["kwargs_handlers"][0], rank)
         return built
+
+
+class ResumableTrainer(Resumable, SFTTrainer):
+    """TRL's supervised trainer with batches of like length, in an order that depends on seed and epoch alone."""
+
+    _total_train_tokens: int
+
+    def __init__(self, *, config: TuneRun | None = None, **given: Any) -> None:
+        """`config` also balances the routers."""
+        args, train = given["args"], given["train_dataset"]
+        if args.world_size > 1:
+            # accelerate would fill the last batch up with records of the first, which one process does not see twice.
+            whole = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            given["train_dataset"] = _filled_up(train, -len(train) % whole)
+        super().__init__(config=config, **given)
+        self._num_records = len(train)
+        router = self._config.router
+        self._balance = AuxiliaryLoss(self.model) if router.mode == "aux_loss" else None
+        self._bias_rule = BiasRule(router.bias_rate) if router.mode == "bias" else None
+        if self._bias_rule:
+            self.add_callback(self._bias_rule)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss; of packed batches TRL counts the tokens of one row only, without looking for padding."""
+        before = self._total_train_tokens
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if self.model.training and "attention_mask" not in inputs:
+            num_tokens = self.accelerator.gather_for_metrics(is_token(inputs["position_ids"]).sum()).sum()
+            self._total_train_tokens = before + int(num_tokens)
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        if self.model.training and self._balance:
+            aux_loss = self._balance.take(real_tokens(inputs))
+            self._metrics["train"]["aux_loss"].append(
+                self.accelerator.gather_for_metrics(aux_loss.detach()).mean().item()
+            )
+            # A mean of this forward pass, whereas TRL's loss is its share of the whole batch's. It adds to the
+            # gradient, not to the loss that is reported.
+            steps = 1 if kwargs.get("num_items_in_batch") is None else self.current_gradient_accumulation_steps
+            loss = loss + self._config.router.aux_loss / steps * (aux_loss - aux_loss.detach())
+        return loss
+
+    def close(self) -> None:
+        """Stop balancing too."""
+        if self._balance:
+            self._balance.close()
+        if self._bias_rule:
+            self._bias_rule.close()
+        super().close()
 
 
 def use_powersgd(ddp: DistributedDataParallelKwargs, rank: int) -> None:

@@ -1,0 +1,1 @@
+"""After supervised training: reward models, DPO, KTO, PPO and GRPO."""

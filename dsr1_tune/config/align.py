@@ -1,0 +1,265 @@
+"""What the ways of alignment are asked to do: reward model, DPO, KTO, PPO and GRPO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from dsr1_tune.config.nouns import Adapter, Count, Noun, Schedule, Share
+from dsr1_tune.config.training import Train, TuneRun, refuse_float16
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class Start(Noun):
+    """The trained adapter that alignment begins with."""
+
+    run: Path | None = None
+    """The LoRA run or adapter folder to begin with; --model takes it too, and without either it is the base alone."""
+    adapter: Literal["keep", "continue"] = "keep"
+    """keep leaves it as it is and trains adapter.rank more ranks beside it, saved together as one adapter; continue
+    trains its own ranks. The reference is in both cases the model as it begins."""
+
+
+class GentleSchedule(Schedule):
+    """The schedule of methods that change a model little by little."""
+
+    learning_rate: Positive = 2e-5
+    """Peak learning rate; it falls along a cosine."""
+
+
+class AlignRun(TuneRun):
+    """What every way of alignment needs to know."""
+
+    method: Literal["lora", "qlora", "full"] = "lora"
+    """Train an adapter, an adapter over a base in 4 bits, or the base's own weights."""
+    start: Start = Start()
+    adapter: Adapter = Adapter()
+    train: Train = Train()
+    """Which weights, for method=full."""
+    schedule: GentleSchedule = GentleSchedule()
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> AlignRun:
+        if self.sequences.packing:
+            raise ValueError("sequences.packing is for supervised training: here answers are compared one by one")
+        if self.router.mode != "frozen":
+            raise ValueError(f"router.mode={self.router.mode}: alignment leaves the routers as they are; use frozen")
+        if self.parallel.strategy != "ddp":
+            raise ValueError(f"parallel.strategy={self.parallel.strategy}: alignment shares no weights out; use ddp")
+        if self.adapter.init in ("pissa", "olora"):
+            raise ValueError(f"adapter.init={self.adapter.init} changes the base that is the reference; use kaiming")
+        if self.method == "full":
+            refuse_float16(self.base)
+            if self.adapter != Adapter():
+                raise ValueError("adapter is for method=lora and qlora; method=full trains the base's own weights")
+        elif self.train != Train():
+            raise ValueError(f"train is for method=full; method={self.method} trains an adapter")
+        if self.method == "qlora" and self.adapter.dora:
+            raise ValueError("adapter.dora needs the norms of the base weights, which qlora holds in 4 bits; use lora")
+        if self.start.run and self.method == "full":
+            raise ValueError("method=full trains a base: merge the adapter first with dsr1-tune merge, and start there")
+        return self
+
+
+class RewardSchedule(GentleSchedule):
+    """The schedule of a reward model."""
+
+    learning_rate: Positive = 1e-4
+    """Peak learning rate; it falls along a cosine."""
+
+
+class Reward(Noun):
+    """How answers are scored."""
+
+    center: NotNegative = 0.01
+    """Weight of the loss that keeps a pair's scores around 0 (arXiv 2312.09244); 0 leaves it out."""
+
+
+class RewardRun(AlignRun):
+    """Everything `dsr1-tune reward` needs to know."""
+
+    schedule: RewardSchedule = RewardSchedule()
+    reward: Reward = Reward()
+
+
+DpoLoss = Literal[
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "discopop", "apo_zero", "apo_down", "sft", "sigmoid_norm",
+]  # fmt: skip
+
+
+class Dpo(Noun):
+    """Direct preference optimisation (arXiv 2305.18290)."""
+
+    beta: Positive = 0.1
+    """How dear it is to leave the reference; higher stays closer."""
+    loss: tuple[DpoLoss, ...] = ("sigmoid",)
+    """One of TRL's losses, or several that are added up: sigmoid,sft."""
+    weights: tuple[Positive, ...] = ()
+    """The weight of each loss; without it 1 each."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Share of pairs that may be the wrong way round (sigmoid, robust, exo_pair)."""
+
+    @model_validator(mode="after")
+    def _works_together(self) -> Dpo:
+        if not self.loss:
+            raise ValueError("dpo.loss: name at least one, such as sigmoid")
+        if self.weights and len(self.weights) != len(self.loss):
+            raise ValueError(f"dpo.weights: {len(self.weights)} weights for {len(self.loss)} losses")
+        return self
+
+
+class DpoRun(AlignRun):
+    """Everything `dsr1-tune dpo` needs to know."""
+
+    dpo: Dpo = Dpo()
+
+
+class Kto(Noun):
+    """Kahneman-Tversky optimisation of unpaired feedback (arXiv 2402.01306)."""
+
+    beta: Positive = 0.1
+    """How dear it is to leave the reference; higher stays closer."""
+    desirable_weight: Positive = 1.0
+    """Weight of the answers that are good."""
+    undesirable_weight: Positive = 1.0
+    """Weight of the answers that are bad."""
+
+
+class KtoRun(AlignRun):
+    """Everything `dsr1-tune kto` needs to know."""
+
+    kto: Kto = Kto()
+
+
+class Rollout(Noun):
+    """How the model answers while it learns from its own answers."""
+
+    max_new_tokens: Count = 256
+    """Longest answer, in tokens."""
+    temperature: Positive = 1.0
+    """Answers are drawn from softmax(logits / temperature); the update uses the same."""
+    batch_size: Count = 16
+    """Answers generated at a time; more is faster and takes more memory."""
+
+
+class RolloutSchedule(GentleSchedule):
+    """The schedule of methods that learn from their own answers."""
+
+    learning_rate: Positive = 1e-5
+    """Peak learning rate; it falls along a cosine."""
+    save_steps: Count = 100
+    """A checkpoint every so many updates, the last two are kept."""
+
+
+class RolloutRun(AlignRun):
+    """What the ways of learning from rewarded answers need to know."""
+
+    rewards: Path | None = None
+    """The YAML file of layered rewards."""
+    on_reward_error: Literal["stop", "zero"] = "zero"
+    """What a reward that fails, or is no number, does: end the run, or count as 0, be reported and counted."""
+    rollout: Rollout = Rollout()
+    schedule: RolloutSchedule = RolloutSchedule()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _absolute(cls, value: Any) -> Any:
+        """A run goes on from any folder."""
+        if isinstance(value, dict) and value.get("rewards"):
+            return {**value, "rewards": Path(value["rewards"]).expanduser().absolute()}
+        return value
+
+
+class Ppo(Noun):
+    """Proximal policy optimisation (arXiv 1707.06347)."""
+
+    answers: Count = 32
+    """Answers per update, over all processes."""
+    epochs: Count = 4
+    """Passes over the answers of an update."""
+    minibatches: Count = 4
+    """Optimizer steps per pass; each takes its share of the answers, schedule.batch_size at a time."""
+    kl: NotNegative = 0.1
+    """Weight of the KL penalty on every token, against the model as it began."""
+    kl_target: NotNegative = 0.0
+    """Move the weight so that an answer's KL comes to so many nats (arXiv 1909.08593); 0 keeps the weight."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Discount of later rewards, per token."""
+    lam: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """λ of the advantages (GAE, arXiv 1506.02438)."""
+    clip: Positive = 0.2
+    """The ratio of new to old probability counts only between 1 - clip and 1 + clip."""
+    value_clip: Positive = 0.2
+    """Values may move so far from the old ones in an update."""
+    value_weight: NotNegative = 0.1
+    """Weight of the value loss."""
+    entropy: NotNegative = 0.0
+    """Weight of the entropy bonus."""
+    stop_kl: NotNegative = 0.0
+    """An update ends early when the new policy is so many nats per token from the one that answered; 0 never."""
+    missing_eos: NotNegative = 1.0
+    """Taken off the reward of an answer that did not end within rollout.max_new_tokens."""
+    whiten_rewards: bool = False
+    """Scale the rewards of an update to variance 1 before advantages are taken."""
+    value: Literal["shared", "own"] = "shared"
+    """The value head reads the policy's last layer, and its gradient trains the policy's adapter too (shared), or the
+    trunk with an adapter of its own (own)."""
+    routing_replay: bool = False
+    """In a mixture of experts, send every token in the update to the experts that it went to in the rollout."""
+
+
+class PpoRun(RolloutRun):
+    """Everything `dsr1-tune ppo` needs to know."""
+
+    ppo: Ppo = Ppo()
+
+    @model_validator(mode="after")
+    def _works_together(self) -> PpoRun:
+        if self.method == "full":
+            raise ValueError("method=full: the reference of ppo is the base without the adapter; use lora or qlora")
+        if self.schedule.neftune:
+            raise ValueError("schedule.neftune is for supervised training; leave it at 0")
+        if self.adapter.dropout:
+            raise ValueError("adapter.dropout would change the answers' probabilities between rollout and update")
+        if self.ppo.minibatches > self.ppo.answers:
+            raise ValueError(f"ppo.minibatches={self.ppo.minibatches}: there are only {self.ppo.answers} ppo.answers")
+        return self
+
+
+class Grpo(Noun):
+    """Group-relative policy optimisation (arXiv 2402.03300)."""
+
+    group: Annotated[int, Field(ge=2)] = 8
+    """Answers to each prompt, judged against one another; schedule.batch_size must be a multiple of it."""
+    kl: NotNegative = 0.0
+    """Weight of the KL penalty against the model as it began; 0 leaves it out, as R1-Zero's followers do."""
+    clip: Positive = 0.2
+    """The ratio of new to old probability counts only between 1 - clip and 1 + clip_higher."""
+    clip_higher: NotNegative = 0.0
+    """Another upper bound (DAPO, arXiv 2503.14476); 0 takes clip."""
+    loss: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "dapo"
+    """How tokens are weighed: per answer, over the batch, or without the bias to length."""
+    scale: Literal["group", "batch", "none"] = "group"
+    """Advantages are divided by the standard deviation of the group's rewards, of the batch's, or not."""
+
+
+class GrpoRun(RolloutRun):
+    """Everything `dsr1-tune grpo` needs to know."""
+
+    grpo: Grpo = Grpo()
+
+
+class Score(Noun):
+    """How rows are scored by a reward model."""
+
+    batch_size: Count = 8
+    """Rows per forward pass."""
+    max_tokens: Annotated[int, Field(ge=16)] = 2048
+    """Longer rows are not scored, and said so."""
+    margin: Share = 0.0
+    """Pairs whose scores differ by less count as ties."""
