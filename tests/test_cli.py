@@ -35,6 +35,7 @@ FLAGS = {
     ],
     "plan": ["--data", "--model", "--memory", "--processes", "--map", "--config", "--set", "--json"],
     "experts": ["FILES", "--model", "--out", "--map", "--config", "--set"],
+    "reward-test": ["REWARDS", "FILES", "--out", "--show", "--map"],
     "data check": ["FILES", "--map", "--json", "--rejects"],
     "data clean": [
         *["FILES", "--out", "--rules", "--privacy", "--against", "--judge", "--judge-minutes", "--judge-sample"],
@@ -45,6 +46,7 @@ FLAGS = {
     "data show": ["FILE", "--row", "--line", "--sample", "--code", "--full", "--map"],
     "data stats": ["FILES", "--base", "--json", "--map"],
     "data init": ["--domain", "--language", "--format", "--out"],
+    "score": ["MODEL", "FILE", "--out", "--map", "--config", "--set"],
     "quantize": ["SOURCE", "--to", "--out", "--all", "--method", "--gguf", "--config", "--set"],
     "merge": ["RUN", "--out", "--config", "--set"],
     "chat": ["MODEL", "--prompt", "-p", "--max-new-tokens", "--temperature"],

@@ -1,6 +1,13 @@
 """Layered rewards: what an answer is worth, from its form up to the task, as a YAML file says.
 
-Letters: N answers.
+A component gives an answer a score s, from 0 to 1. A layer's score is the mean of its components by their weights v,
+and a layer counts only as far as the layers below it are met:
+
+    score_l = Σ_c v_c · s_c / Σ_c v_c          over the components c of layer l
+    gate_l  = Π_{j<l} g_j                      g_j = how far layer j is met: hard 1 or 0, soft min(1, score_j / soft)
+    total   = Σ_l w_l · gate_l · score_l       w_l = the layer's weight
+
+The lowest layer's gate is 1. Letters: N answers.
 """
 
 from __future__ import annotations
@@ -9,25 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dsr1_tune.data.record import Message
+from dsr1_tune.align.components import Answered, Component, Judge
+from dsr1_tune.align.reward_file import Layer, RewardFile, read_file
 
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """An answer to be judged: the conversation before it, what it says, and what is known of it."""
-
-    prompt: tuple[Message, ...]
-    answer: str
-    expected: str | None = None
-    """The checkable result, where the row has one."""
-    num_tokens: int = 0
-    has_ended: bool = True
-    """Whether the model ended it itself, or it was cut at rollout.max_new_tokens."""
-
-    @property
-    def question(self) -> str:
-        """The last thing the user said."""
-        return next((message.content for message in reversed(self.prompt) if message.role == "user"), "")
+__all__ = ["Answered", "LayeredReward", "Verdict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,24 +28,74 @@ class Verdict:
 
     total: float
     layers: dict[str, float] = field(default_factory=dict)
+    """gate_l · score_l by layer; times their weights they add up to the total."""
     components: dict[str, float] = field(default_factory=dict)
     """By "layer/component", as the component gave it, before weights and gates."""
     errors: tuple[str, ...] = ()
     """A line for each component that raised, or gave no number, for this answer."""
+    gates: dict[str, float] = field(default_factory=dict)
+    """gate_l by layer: how far the layers below it are met."""
 
 
 class LayeredReward:
     """A reward file, checked; `open` loads the models that it names, `judge` gives every answer its verdict."""
 
+    def __init__(self, file: Path, settings: RewardFile) -> None:
+        self.file = file
+        self.settings = settings
+        self._judges: dict[str, Judge] | None = None
+
     @classmethod
     def read(cls, file: Path) -> LayeredReward:
         """Check a reward file whole. Raises ConfigError that lists every problem; loads no weights."""
-        raise NotImplementedError
+        return cls(file, read_file(file))
+
+    @property
+    def components(self) -> dict[str, Component]:
+        """By "layer/component", in order."""
+        return {f"{layer.name}/{one.title}": one for layer in self.settings.layers for one in layer.components}
+
+    @property
+    def needs_expected(self) -> bool:
+        """Whether a component compares with the row's expected answer: rows without one are then not checkable."""
+        return any(one.compares for one in self.components.values())
 
     def open(self) -> LayeredReward:
         """Load the models that the file names. Raises ModelError where one cannot be."""
-        raise NotImplementedError
+        if self._judges is None:
+            self._judges = {place: one.open() for place, one in self.components.items()}
+        return self
 
     def judge(self, answers: Sequence[Answered]) -> list[Verdict]:
         """N verdicts, in order. A component that fails for an answer counts 0 there and is named in `errors`."""
-        raise NotImplementedError
+        self.open()
+        assert self._judges is not None
+        given = {place: judge(answers) for place, judge in self._judges.items()}
+        return [self._verdict({place: scores[i] for place, scores in given.items()}) for i in range(len(answers))]
+
+    def _verdict(self, given: dict[str, float | Exception]) -> Verdict:
+        """What one answer's scores come to."""
+        scores = {place: 0.0 if isinstance(score, Exception) else score for place, score in given.items()}
+        errors = tuple(f"{place}: {_told(score)}" for place, score in given.items() if isinstance(score, Exception))
+        total, gate = 0.0, 1.0
+        layers: dict[str, float] = {}
+        gates: dict[str, float] = {}
+        for layer in self.settings.layers:
+            score = layer_score(layer, scores)
+            gates[layer.name] = gate
+            layers[layer.name] = gate * score
+            total += layer.weight * gate * score
+            gate *= layer.how_gated.passed(score)
+        return Verdict(total, layers, scores, errors, gates)
+
+
+def layer_score(layer: Layer, scores: dict[str, float]) -> float:
+    """The weighted mean of a layer's components, before its gate."""
+    weighted = sum(one.weight * scores[f"{layer.name}/{one.title}"] for one in layer.components)
+    return weighted / sum(one.weight for one in layer.components)
+
+
+def _told(error: Exception) -> str:
+    """The kind of an error and what it says, on one line."""
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said[:300]}" if said else type(error).__name__

@@ -10,6 +10,7 @@ import typer
 
 from dsr1_tune.cli import (
     adapt,
+    align,
     base,
     card,
     chat,
@@ -23,6 +24,8 @@ from dsr1_tune.cli import (
     merge,
     plan,
     quantize,
+    reward_test,
+    score,
     serve,
     settings,
     training,
@@ -40,10 +43,14 @@ app = typer.Typer(
 )
 for method in training.TRAINS:
     app.command(method)(training.command(method))
+for method in align.ALIGNS:
+    app.command(method)(align.command(method))
 app.command("plan")(plan.plan)
 app.command("adapt")(adapt.adapt)
 app.command("experts")(experts.experts)
+app.command("reward-test")(reward_test.reward_test)
 app.add_typer(data.app, name="data")
+app.command("score")(score.score)
 app.command("merge")(merge.merge)
 app.command("quantize")(quantize.quantize)
 app.command("chat")(chat.chat)

@@ -1,4 +1,4 @@
-"""The options that `lora`, `qlora`, `full` and `esft` share, and how each composes its config and starts."""
+"""The options that all ways of training and alignment share, and how each composes its config and starts."""
 
 from __future__ import annotations
 
@@ -84,8 +84,12 @@ def start(
     config: Path | None,
     sets: list[str] | None,
     resume: Path | None,
+    **own: Any,
 ) -> None:
-    """Compose the config of `command` from what was given and hand it to the method's run()."""
+    """Compose the config of `command` from what was given and hand it to the method's run().
+
+    `own` are the flags that only it has, by the names of their settings.
+    """
     from dsr1_tune import config as configs
     from dsr1_tune.data.formats import parse_mapping
     from dsr1_tune.errors import ConfigError
@@ -97,6 +101,11 @@ def start(
         "qlora": configs.QloraRun,
         "full": configs.FullRun,
         "esft": configs.EsftRun,
+        "reward": configs.RewardRun,
+        "dpo": configs.DpoRun,
+        "kto": configs.KtoRun,
+        "ppo": configs.PpoRun,
+        "grpo": configs.GrpoRun,
     }
     flags: dict[str, Any] = {
         "data.files": [str(file) for file in data] if data else None,
@@ -106,6 +115,7 @@ def start(
         "watch.on_alarm": on_alarm,
         "parallel.processes": processes,
         "out": str(out) if out else None,
+        **{name: str(value) if isinstance(value, Path) else value for name, value in own.items()},
     }
     changes = [value for name, value in flags.items() if name != "parallel.processes"]
     if resume and (config or sets or any(value is not None for value in changes)):
@@ -114,9 +124,26 @@ def start(
             hint=f"dsr1-tune {command} --resume {resume}",
         )
     settings = load_config(kinds[command], config, flags, sets or ())
+    if not resume and isinstance(settings, configs.RolloutRun) and not settings.rewards:
+        raise ConfigError(
+            "no rewards are given: nothing says what a good answer is",
+            hint=f"dsr1-tune {command} --data {_EXAMPLES[command]}",
+        )
     if not resume and not settings.data.files:
-        raise ConfigError("no data is given", hint=f"dsr1-tune {command} --data medical.json")
+        raise ConfigError(
+            "no data is given", hint=f"dsr1-tune {command} --data {_EXAMPLES.get(command, 'medical.json')}"
+        )
     wanted = processes or (processes_of(resume) if resume else settings.parallel.processes)
     if wanted > 1 and not is_launched():
         raise typer.Exit(run_in_processes(sys.argv[1:], wanted))
-    import_module(f"dsr1_tune.train.{command}").run(settings, resume)
+    room = "align" if issubclass(kinds[command], configs.AlignRun) else "train"
+    import_module(f"dsr1_tune.{room}.{command}").run(settings, resume)
+
+
+_EXAMPLES = {
+    "reward": "preferences.jsonl",
+    "dpo": "preferences.jsonl",
+    "kto": "feedback.jsonl",
+    "ppo": "prompts.jsonl --rewards rewards.yaml",
+    "grpo": "prompts.jsonl --rewards rewards.yaml",
+}

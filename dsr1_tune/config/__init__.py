@@ -18,6 +18,7 @@ from dsr1_tune.config.align import (
     Rollout,
     RolloutRun,
     Score,
+    ScoreRun,
     Start,
 )
 from dsr1_tune.config.cleaning import CleanRun, Dedup, Judge, JudgeScore, Privacy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,6 +47,12 @@ class AlignRun(TuneRun):
     def _method_fits(self) -> AlignRun:
         if self.sequences.packing:
             raise ValueError("sequences.packing is for supervised training: here answers are compared one by one")
+        if self.sequences.longer == "split":
+            raise ValueError("sequences.longer=split would part an answer from its rival; use drop or truncate")
+        if self.sequences.think == "mask":
+            raise ValueError("sequences.think=mask: an answer is judged as a whole; keep its thoughts, or strip them")
+        if self.sequences.learn != ("assistant",):
+            raise ValueError("sequences.learn is for supervised training: here only the last answer is learned")
         if self.router.mode != "frozen":
             raise ValueError(f"router.mode={self.router.mode}: alignment leaves the routers as they are; use frozen")
         if self.parallel.strategy != "ddp":
@@ -84,6 +91,8 @@ class RewardRun(AlignRun):
 
     schedule: RewardSchedule = RewardSchedule()
     reward: Reward = Reward()
+    samples: Annotated[int, Field(ge=0, le=0)] = 0
+    """None: a reward model writes no answers."""
 
 
 DpoLoss = Literal[
@@ -102,7 +111,7 @@ class Dpo(Noun):
     weights: tuple[Positive, ...] = ()
     """The weight of each loss; without it 1 each."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of pairs that may be the wrong way round (sigmoid, robust, exo_pair)."""
+    """Share of pairs that may be the wrong way round, for robust, exo_pair, aot and aot_unpaired."""
 
     @model_validator(mode="after")
     def _works_together(self) -> Dpo:
@@ -110,6 +119,16 @@ class Dpo(Noun):
             raise ValueError("dpo.loss: name at least one, such as sigmoid")
         if self.weights and len(self.weights) != len(self.loss):
             raise ValueError(f"dpo.weights: {len(self.weights)} weights for {len(self.loss)} losses")
+        if self.loss == ("sft",):
+            raise ValueError(
+                "dpo.loss=sft alone learns nothing of the rejected answers; add it to another: sigmoid,sft"
+            )
+        if self.label_smoothing and not {"robust", "exo_pair", "aot", "aot_unpaired"} & set(self.loss):
+            raise ValueError(
+                f"dpo.label_smoothing changes nothing of {', '.join(self.loss)}; robust is sigmoid with it"
+            )
+        if "exo_pair" in self.loss and not self.label_smoothing:
+            raise ValueError("dpo.loss=exo_pair takes the logarithm of dpo.label_smoothing; the paper's is 0.001")
         return self
 
 
@@ -134,6 +153,12 @@ class KtoRun(AlignRun):
     """Everything `dsr1-tune kto` needs to know."""
 
     kto: Kto = Kto()
+
+    @model_validator(mode="after")
+    def _some_others(self) -> KtoRun:
+        if self.schedule.batch_size < 2:
+            raise ValueError("schedule.batch_size=1: kto compares with the mean KL of a batch; use 2 or more")
+        return self
 
 
 class Rollout(Noun):
@@ -202,6 +227,8 @@ class Ppo(Noun):
     """Weight of the entropy bonus."""
     stop_kl: NotNegative = 0.0
     """An update ends early when the new policy is so many nats per token from the one that answered; 0 never."""
+    value_learning_rate: Positive = 1e-3
+    """Learning rate of the value head itself, which begins at zero."""
     missing_eos: NotNegative = 1.0
     """Taken off the reward of an answer that did not end within rollout.max_new_tokens."""
     whiten_rewards: bool = False
@@ -222,6 +249,12 @@ class PpoRun(RolloutRun):
     def _works_together(self) -> PpoRun:
         if self.method == "full":
             raise ValueError("method=full: the reference of ppo is the base without the adapter; use lora or qlora")
+        if self.base.dtype == "float16":
+            raise ValueError("base.dtype=float16 is too narrow for ppo's ratios; use bfloat16 or float32")
+        if self.watch.on_alarm == "rollback":
+            raise ValueError("watch.on_alarm=rollback is not for ppo, whose loss says little; use stop")
+        if self.watch.evaluate_steps:
+            raise ValueError("watch.evaluate_steps measures a loss, which ppo has not; rewards are logged every update")
         if self.schedule.neftune:
             raise ValueError("schedule.neftune is for supervised training; leave it at 0")
         if self.adapter.dropout:
@@ -235,7 +268,9 @@ class Grpo(Noun):
     """Group-relative policy optimisation (arXiv 2402.03300)."""
 
     group: Annotated[int, Field(ge=2)] = 8
-    """Answers to each prompt, judged against one another; schedule.batch_size must be a multiple of it."""
+    """Answers to each prompt, judged against one another; it divides batch_size × accumulate × processes."""
+    iterations: Count = 1
+    """Updates that learn from the same answers; the clip works from the second on."""
     kl: NotNegative = 0.0
     """Weight of the KL penalty against the model as it began; 0 leaves it out, as R1-Zero's followers do."""
     clip: Positive = 0.2
@@ -248,10 +283,36 @@ class Grpo(Noun):
     """Advantages are divided by the standard deviation of the group's rewards, of the batch's, or not."""
 
 
+class GrpoSchedule(RolloutSchedule):
+    """The schedule of grpo: batch_size × accumulate answers per update, of 4 prompts."""
+
+    accumulate: Count = 4
+    """Forward passes per optimizer step."""
+
+
 class GrpoRun(RolloutRun):
     """Everything `dsr1-tune grpo` needs to know."""
 
+    schedule: GrpoSchedule = GrpoSchedule()
     grpo: Grpo = Grpo()
+
+    @model_validator(mode="after")
+    def _works_together(self) -> GrpoRun:
+        sizes = self.schedule.batch_size, self.schedule.accumulate, self.parallel.processes
+        if math.prod(sizes) % self.grpo.group:
+            raise ValueError(
+                f"grpo.group={self.grpo.group} does not divide the answers of an update: schedule.batch_size {sizes[0]}"
+                f" × schedule.accumulate {sizes[1]} × parallel.processes {sizes[2]} = {math.prod(sizes)}"
+            )
+        if self.schedule.neftune:
+            raise ValueError("schedule.neftune is for supervised training; leave it at 0")
+        if self.adapter.dropout:
+            raise ValueError("adapter.dropout would change the answers' probabilities between rollout and update")
+        if self.grpo.iterations == 1 and (self.grpo.clip, self.grpo.clip_higher) != (0.2, 0.0):
+            raise ValueError(
+                "grpo.clip: with grpo.iterations=1 every ratio is 1 and nothing is clipped; take 2 or more"
+            )
+        return self
 
 
 class Score(Noun):
@@ -261,5 +322,11 @@ class Score(Noun):
     """Rows per forward pass."""
     max_tokens: Annotated[int, Field(ge=16)] = 2048
     """Longer rows are not scored, and said so."""
-    margin: Share = 0.0
+    margin: NotNegative = 0.0
     """Pairs whose scores differ by less count as ties."""
+
+
+class ScoreRun(Noun):
+    """What `dsr1-tune score` needs to know besides the model and the file."""
+
+    score: Score = Score()

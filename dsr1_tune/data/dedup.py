@@ -20,7 +20,7 @@ from dsr1_tune.data.merge import (
 )
 from dsr1_tune.data.near import BATCH_BYTES, BATCH_PAIRS, Pairs, Verified, likely_pairs
 from dsr1_tune.data.output import answer_of
-from dsr1_tune.data.record import Drop, Message, Place, Preference, Prompt, Row
+from dsr1_tune.data.record import Drop, Feedback, Message, Place, Prompt, Row, messages_of
 from dsr1_tune.data.shingles import Flags, Ints
 from dsr1_tune.data.spill import Spill
 from dsr1_tune.data.workers import Crew, Doubtful
@@ -138,12 +138,9 @@ def fingerprint(row: Row) -> bytes:
 
 
 def _parts(row: Row) -> list[str]:
-    messages: tuple[Message, ...]
-    match row:
-        case Preference():
-            messages = (*row.prompt, row.chosen, row.rejected)
-        case Prompt():
-            messages = (*row.messages, Message("assistant", row.answer or ""))
-        case _:
-            messages = row.messages
+    messages = messages_of(row)
+    if isinstance(row, Prompt):
+        messages = (*messages, Message("assistant", row.answer or ""))
+    if isinstance(row, Feedback):
+        messages = (*messages, Message("user", str(row.is_good)))
     return [part for message in messages for part in (message.role, message.content)]

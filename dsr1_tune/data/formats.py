@@ -14,7 +14,9 @@ from dsr1_tune.errors import ConfigError
 Names = tuple[tuple[str, str], ...]
 """Other column names as (ours, the file's) pairs: what --map says, in a form that can be hashed."""
 
-OUR_NAMES = ("question", "answer", "system", "history", "messages", "prompt", "chosen", "rejected")
+OUR_NAMES = (
+    "question", "answer", "system", "history", "messages", "prompt", "chosen", "rejected", "label", "ground_truth"
+)  # fmt: skip
 
 # The first group of which a row has a column is the one that counts; two columns of one group are ambiguous.
 _QUESTIONS = (
@@ -31,12 +33,36 @@ _FORUM = ("title", "ask", "desc", "description")
 _CONTEXTS = ("input", "context", "输入")
 _TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog")
 _SYSTEMS = ("system", "system_prompt")
-_RESULTS = ("ground_truth", "reference_answer")
+_RESULTS = ("ground_truth", "reference_answer", "final_answer", "expected_answer", "reward_model")
+_PAIRS = (
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("response_chosen", "response_rejected"),
+    ("chosen_answer", "rejected_answer"),
+    ("preferred", "dispreferred"),
+    ("response_j", "response_k"),
+    ("好的回答", "差的回答"),
+    ("好回答", "差回答"),
+)
+_SCORES = tuple(
+    (form.format("chosen"), form.format("rejected"))
+    for form in ("score_{}", "{}_score", "rating_{}", "{}_rating", "{}-rating", "{}_avg_rating", "{}_reward")
+)
+# What only feedback has; the others may as well hold a topic, and their content decides.
+_SURE_LABELS = ("kto_tag",)
+_LABELS = (
+    *_SURE_LABELS, "label", "is_good", "is_desirable", "desirable", "liked", "thumbs_up", "thumbs", "vote", "feedback",
+    "user_feedback", "human_feedback", "评价", "反馈", "标签",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Which columns of a row hold what; a question may be spread over several."""
+    """Which columns of a row hold what; a question may be spread over several.
+
+    `result` is what a prompt's answers are checked against; `label` says whether the answer is good, for sure or only
+    if its content says so; `scores` are those of a preference's two answers.
+    """
 
     name: str
     question: tuple[str, ...] = ()
@@ -48,6 +74,9 @@ class Shape:
     history: str = ""
     tools: str = ""
     result: str = ""
+    label: str = ""
+    sure_label: bool = False
+    scores: tuple[str, ...] = ()
 
     @property
     def is_prompt(self) -> bool:
@@ -91,30 +120,42 @@ def shape_of(columns: tuple[str, ...], names: Names = ()) -> Shape | Drop:
         history=finder.first("history", ("history",)),
         tools=finder.first("", ("tools", "functions")),
     )
-    chosen, rejected = finder.first("chosen", ("chosen",)), finder.first("rejected", ("rejected",))
+    chosen, rejected = finder.pair()
     turns = finder.first("messages", _TURNS)
     question = finder.question()
     answer = finder.one_of("answer", _ANSWERS)
     if chosen and rejected:
-        shape = replace(shape, name="preference", chosen=chosen, rejected=rejected)
+        shape = replace(shape, name="preference", chosen=chosen, rejected=rejected, scores=finder.both_of(_SCORES))
         if isinstance(question, Drop) and not turns:
             return question
         # Where both are there, the turns are often the prompt with the chosen answer.
         asked = question if isinstance(question, tuple) else ()
         return replace(shape, question=asked, turns="" if asked else turns)
+    label = finder.first("label", _LABELS)
+    if label:
+        shape = replace(shape, label=label, sure_label=finder.maps("label") or label.strip().lower() in _SURE_LABELS)
+    result = finder.first("ground_truth", _RESULTS)
     if turns and not finder.maps("question", "prompt", "answer"):
         name = "ShareGPT" if turns.lower().startswith("conversation") else "messages"
-        return replace(shape, name=name, turns=turns, result=finder.first("", _RESULTS))
+        said = answer if label and isinstance(answer, str) else ""
+        return replace(shape, name=name, turns=turns, answer=said, result=result or finder.first("", _ANSWERS[0]))
     if isinstance(question, Drop):
         return question
+    if question and finder.maps("ground_truth"):
+        return replace(shape, name="prompt", question=question, result=result)
     if isinstance(answer, Drop):
         return answer
     if question and answer:
         name = "Alpaca" if question[0].lower() in ("instruction", "instruct") else "question-answer"
         return replace(shape, name=name, question=question, answer=answer)
     if question and (finder.maps("question", "prompt") or question[0].strip().lower() in _QUESTIONS[0]):
-        return replace(shape, name="prompt", question=question, result=finder.first("", _RESULTS))
+        return replace(shape, name="prompt", question=question, result=result)
     return finder.nothing_fits(bool(question), answer or chosen or rejected)
+
+
+def unlabelled(shape: Shape) -> Shape:
+    """The shape of rows whose label is none, or is not there."""
+    return replace(shape, label="", sure_label=False, answer="" if shape.turns else shape.answer)
 
 
 class _Columns:
@@ -134,6 +175,19 @@ class _Columns:
         if self.maps(ours):
             return self._mapped(self.mapping[ours])[0]
         return next((self.by_name[name] for name in names if name in self.by_name), "")
+
+    def pair(self) -> tuple[str, str]:
+        """The columns of the better and the worse answer; "" for one that is not there."""
+        found = self.first("chosen", ("chosen",)), self.first("rejected", ("rejected",))
+        if all(found) or self.maps("chosen", "rejected"):
+            return found
+        good, bad = self.both_of(_PAIRS) or found
+        return good, bad
+
+    def both_of(self, pairs: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+        """The first pair of columns of which both are there."""
+        found = next((pair for pair in pairs if self._has(pair[:1]) and self._has(pair[1:])), ())
+        return tuple(self.by_name[name] for name in found)
 
     def one_of(self, ours: str, groups: Sequence[Sequence[str]]) -> str | Drop:
         """The one column of the first group that is there, "" for none."""

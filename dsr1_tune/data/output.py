@@ -7,7 +7,9 @@ from typing import Any
 
 import orjson
 
-from dsr1_tune.data.record import Message, Place, Preference, Prompt, Record, Row
+from dsr1_tune.data.record import Feedback, Message, Place, Preference, Prompt, Record, Row
+
+_ANSWERS = ("chosen", "rejected", "completion", "ground_truth")
 
 Turns = list[tuple[str, str]]
 """(role, text) of every turn."""
@@ -20,6 +22,8 @@ def as_output(row: Row) -> dict[str, Any]:
             said: dict[str, Any] = {"messages": _written(row.messages)}
         case Preference():
             said = {"messages": _written(row.prompt), "chosen": row.chosen.content, "rejected": row.rejected.content}
+        case Feedback():
+            said = {"messages": _written(row.prompt), "completion": row.completion.content, "label": row.is_good}
         case Prompt():
             said = {"messages": _written(row.messages)}
             if row.answer is not None:
@@ -42,7 +46,7 @@ def _written(messages: tuple[Message, ...]) -> list[dict[str, str]]:
 def turns_of(output: dict[str, Any]) -> Turns:
     """All that is said in a written row; a preference's two answers count as the assistant's turns."""
     turns = [(message["role"], message["content"]) for message in output["messages"]]
-    turns += [("assistant", output[name]) for name in ("chosen", "rejected", "ground_truth") if name in output]
+    turns += [("assistant", output[name]) for name in _ANSWERS if name in output]
     return turns
 
 

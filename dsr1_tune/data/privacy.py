@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from dsr1_tune.data.privacy_kinds import FINDERS, KINDS, NUMBERS, OPTIONAL, worth_a_look
 from dsr1_tune.data.privacy_numbers import fold, number_windows
-from dsr1_tune.data.record import Checked, Drop, Message, Preference, Prompt, Record, Row
+from dsr1_tune.data.record import Checked, Drop, Feedback, Message, Preference, Prompt, Record, Row
 from dsr1_tune.errors import ConfigError
 
 Action = Literal["off", "count", "redact", "drop"]
@@ -123,6 +123,8 @@ def _messages(row: Row) -> tuple[Message, ...]:
             return row.messages
         case Preference():
             return (*row.prompt, row.chosen, row.rejected)
+        case Feedback():
+            return (*row.prompt, row.completion)
         case Prompt():
             return (*row.messages, Message("assistant", row.answer or "", "$.answer"))
 
@@ -154,6 +156,9 @@ def _changed(row: Row, change: Callable[[str], str]) -> Row:
             prompt = tuple(map(message, row.prompt))
             chosen, rejected = message(row.chosen), message(row.rejected)
             return replace(row, prompt=prompt, chosen=chosen, rejected=rejected, tools=change(row.tools))
+        case Feedback():
+            prompt = tuple(map(message, row.prompt))
+            return replace(row, prompt=prompt, completion=message(row.completion), tools=change(row.tools))
         case Prompt():
             answer = change(row.answer) if row.answer else row.answer
             return replace(row, messages=tuple(map(message, row.messages)), tools=change(row.tools), answer=answer)

@@ -1,4 +1,4 @@
-"""Data files in any accepted format → Record, Preference and Prompt; every bad row → Drop with its place and mend."""
+"""Data files in any accepted format → Record, Preference, Feedback, Prompt; a bad row → Drop with place and mend."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from dsr1_tune.data.files import Source, identify, is_one_object, raw_rows
 from dsr1_tune.data.formats import Names, Shape, check_mapping, listed, shape_of, shown, unseen
 from dsr1_tune.data.json_rows import Raw
+from dsr1_tune.data.labels import labels_of
 from dsr1_tune.data.record import Drop, Prompt, Row
 from dsr1_tune.data.rows import Interpreter, Learned
 from dsr1_tune.data.strangers import ROWS, stranger_lines, stranger_object, stranger_rows
@@ -93,7 +94,8 @@ def learn(source: Source, names: Names) -> tuple[Learned, Iterator[Raw | Drop]]:
     head = list(islice(raws, HEAD_ROWS))
     if not head:
         raise DataError(f"{source.path}: holds no rows", hint="write rows into it, or leave the file out")
-    interpreter = Interpreter(Learned(names))
+    labels = labels_of([raw.value for raw in head if isinstance(raw, Raw) and isinstance(raw.value, dict)], names)
+    interpreter = Interpreter(Learned(names, labels=labels))
     outcomes = [interpreter(raw) for raw in head if isinstance(raw, Raw)]
     if not interpreter.formats:
         _refuse_strangers(source, head, names)
@@ -102,8 +104,8 @@ def learn(source: Source, names: Names) -> tuple[Learned, Iterator[Raw | Drop]]:
         _must_have_columns(source, head, names)
     formats = [name for name, _ in interpreter.formats.most_common(1)]
     if _are_prompts(outcomes):
-        return Learned(names, usual, True, "prompts"), chain(head, raws)
-    return Learned(names, usual, False, *formats), chain(head, raws)
+        return Learned(names, usual, True, "prompts", labels), chain(head, raws)
+    return Learned(names, usual, False, formats[0] if formats else "", labels), chain(head, raws)
 
 
 def _refuse_strangers(source: Source, head: Sequence[Raw | Drop], names: Names) -> None:

@@ -18,6 +18,7 @@ CODES: dict[str, str] = {
     "unknown_role": "a turn is said by a role that is not known",
     "turn_order": "the turns do not alternate as a conversation does",
     "no_assistant": "the conversation does not end with the assistant's answer",
+    "unknown_label": "the label says neither good nor bad",
     "bad_encoding": "the text holds bytes or characters that are no text",
     "too_large": "a field is far longer than anything that can be learned from",
     "nested_too_deep": "lists and objects are nested too deeply to be read",
@@ -48,17 +49,22 @@ CODES: dict[str, str] = {
     "truncated_answer": "the answer breaks off in the middle of a sentence",
     "wrong_language": "the answer is in another language than the question, which asks for none",
     "advertisement": "the answer advertises: links, contact numbers, calls to buy",
+    "equal_answers": "chosen and rejected are the same answer",
     "blocked_word": "the row holds a word of your list",
     "custom_rule": "a rule of your own objects",
     # said of rows that are kept
     "template_placeholder": "the text holds a placeholder such as {{name}}",
     "flattened_turns": "several turns stood in one text with tags such as <user>: and <bot>:, and were told apart",
+    "uneven_lengths": "one of the two answers is several times as long as the other",
+    "scores_disagree": "by the row's own scores the chosen answer is not the better one",
     # personal data
     "personal_data": "the row holds personal data",
     # duplicates
     "exact_duplicate": "the same conversation stands elsewhere",
     "near_duplicate": "nearly the same conversation stands elsewhere",
     "contradictory_answer": "the same question has another short answer elsewhere",
+    "contradictory_preference": "elsewhere the same two answers are preferred the other way round",
+    "contradictory_label": "elsewhere the same answer has the other label",
     "contaminated": "the row holds a row of the evaluation files",
     # judge
     "not_fluent": "a small language model finds the answer no natural text",
@@ -66,7 +72,7 @@ CODES: dict[str, str] = {
     "answer_does_not_fit": "a small model finds that the answer belongs to another question",
     # selection and encoding
     "not_drawn": "the file counts for less than 1, and this row was not drawn",
-    "not_supervised": "a preference or prompt-only row, where a question with its answer is needed",
+    "not_supervised": "a preference, feedback or prompt-only row, where a question with its answer is needed",
     "not_of_this_kind": "a row of another kind than this way of training learns from",
     "template_refused": "the model's chat template refuses the conversation",
     "nothing_to_learn": "the model's chat template leaves nothing of the answer",
@@ -166,6 +172,28 @@ class Prompt:
 
 
 Row = Record | Preference | Feedback | Prompt
+
+
+def messages_of(row: Row) -> tuple[Message, ...]:
+    """All that is said in a row, its answers last; a prompt's checkable answer is not said."""
+    match row:
+        case Preference():
+            return (*row.prompt, row.chosen, row.rejected)
+        case Feedback():
+            return (*row.prompt, row.completion)
+        case Prompt() | Record():
+            return row.messages
+
+
+def prompt_of(row: Row) -> tuple[Message, ...]:
+    """All that is said before the answer."""
+    match row:
+        case Preference() | Feedback():
+            return row.prompt
+        case Prompt():
+            return row.messages
+        case Record():
+            return row.messages[:-1]
 
 
 @dataclass(frozen=True, slots=True)

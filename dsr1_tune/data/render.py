@@ -56,6 +56,14 @@ def render(record: Record, tokenizer: Any, sequences: Sequences = USUAL) -> tupl
     return whole, spans
 
 
+def render_answer(record: Record, tokenizer: Any) -> tuple[str, Span | None]:
+    """The conversation as `render` shows it, and where its last answer stands; None where nothing of it is shown."""
+    chat = _Chat(record, tokenizer)
+    last = len(chat.messages) - 1
+    whole = _going_on(chat, chat.shown())
+    return whole, _answer(chat, last, whole) if last and chat.messages[last].content.strip() else None
+
+
 def prompt_text(record: Record, tokenizer: Any) -> str:
     """The conversation up to the last answer, as the model is asked for it."""
     return _Chat(record, tokenizer).shown(len(record.messages) - 1, prompt=True)

@@ -1,8 +1,8 @@
 """Is a row worth learning from?  Small pure functions: a row → the row, or a Drop with the reason.
 
 The rules stand in the modules `rules_*`; each takes a row and the settings of its name in `rules_settings`, and looks
-at a Record, at a Preference by its prompt and chosen answer, and, where it asks about questions, at a Prompt. The
-Checker runs those of a pack in order.
+at a Record, at a Preference by its prompt and chosen answer, at Feedback on a good answer, and, where it asks about
+questions, at a Prompt and at Feedback on a bad answer. The Checker runs those of a pack in order.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from typing import Any
 
 from dsr1_tune.data import rules_answers, rules_language, rules_repetition, rules_signs, rules_truncation, rules_words
 from dsr1_tune.data.packs import Custom, Pack, Rules, function_of
-from dsr1_tune.data.record import CODES, Checked, Drop, Preference, Prompt, Record, Row
-from dsr1_tune.data.rules_facts import quoted, visible
+from dsr1_tune.data.record import CODES, Checked, Drop, Feedback, Preference, Record, Row, messages_of
+from dsr1_tune.data.rules_facts import lacks_answer, quoted, visible
 from dsr1_tune.data.rules_settings import BlockedWord, Rule
 from dsr1_tune.errors import DataError
 
 
 def not_empty(row: Row) -> Row | Drop:
     """Drop a conversation in which a question or an answer is blank."""
-    messages = (*row.prompt, row.chosen, row.rejected) if isinstance(row, Preference) else row.messages
-    for message in messages:
+    for message in messages_of(row):
         if not visible(message.content) and message.role in ("user", "assistant"):
             name = "question" if message.role == "user" else "answer"
             return Drop(f"empty_{name}", f"the {name} is blank", f"write the {name}, or remove the row", message.path)
@@ -93,12 +92,12 @@ class Checker:
     def check(self, row: Row) -> Checked:
         """The row, perhaps mended, or the Drop of the first rule that objects; and remarks of those that only warn.
 
-        Of a preference, prompt and chosen answer are looked at; of a prompt only what is asked. Raises DataError where
-        a rule of the user's own fails.
+        Of a preference, prompt and chosen answer are looked at; of a prompt, and of feedback on a bad answer, only what
+        is asked. Raises DataError where a rule of the user's own fails.
         """
         notes: list[Drop] = []
         mended: list[str] = []
-        is_prompt = isinstance(row, Prompt)
+        is_prompt = lacks_answer(row)
         for name, warns, of_questions, function, rule in self._steps:
             if is_prompt and not of_questions:
                 continue
@@ -115,12 +114,9 @@ class Checker:
         return Checked(row, tuple(notes), tuple(mended)) if notes or mended else Checked(row)
 
 
-def _ask_custom(function: Callable[[Record], Any], row: Record | Preference, custom: Custom) -> Row | Drop:
+def _ask_custom(function: Callable[[Record], Any], row: Record | Preference | Feedback, custom: Custom) -> Row | Drop:
     """What the user's own function says of the row: the same or a mended one, or a Drop."""
-    record = row
-    if isinstance(row, Preference):
-        record = Record((*row.prompt, row.chosen), row.place, row.tools, row.row)
-    assert isinstance(record, Record)
+    record = _as_record(row)
     try:
         said = function(record)
     except Exception as error:
@@ -150,8 +146,18 @@ def _ask_custom(function: Callable[[Record], Any], row: Record | Preference, cus
     )
 
 
-def _as_row(record: Record, row: Record | Preference) -> Row:
+def _as_record(row: Record | Preference | Feedback) -> Record:
+    """The prompt with its good answer."""
+    if isinstance(row, Record):
+        return row
+    answer = row.chosen if isinstance(row, Preference) else row.completion
+    return Record((*row.prompt, answer), row.place, row.tools, row.row)
+
+
+def _as_row(record: Record, row: Record | Preference | Feedback) -> Row:
     """A mended record as the kind of row it came from, at the same place."""
     if isinstance(row, Preference):
         return replace(row, prompt=record.messages[:-1], chosen=record.messages[-1])
+    if isinstance(row, Feedback):
+        return replace(row, prompt=record.messages[:-1], completion=record.messages[-1])
     return replace(record, place=row.place, row=row.row)

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from dataclasses import replace
 
-from dsr1_tune.data.record import Message, Preference, Prompt, Record, Row
+from dsr1_tune.data.record import Feedback, Message, Preference, Prompt, Record, Row
 
 # Dear checks look at the beginning and the end of a text that is longer than twice this.
 LONG = 10_000
@@ -82,15 +82,15 @@ class Text:
 class View:
     """A row as the rules see it: the last question, and the assistant's answers with the final one last.
 
-    Of a preference, the answer is the chosen one; a prompt has none. `checked` are questions and answers, without
-    instructions and the results of tools.
+    Of a preference, the answer is the chosen one; a prompt has none, nor has feedback on a bad answer. `checked` are
+    questions and answers, without instructions and the results of tools.
     """
 
     __slots__ = ("_asked", "answer", "answers", "checked", "question", "row", "texts")
 
     def __init__(self, row: Row) -> None:
         self.row = row
-        messages = (*row.prompt, row.chosen) if isinstance(row, Preference) else row.messages
+        messages = _exemplary(row)
         self.texts = texts = [Text(message) for message in messages]
         if len(texts) == 2 and messages[0].role == "user" and messages[1].role == "assistant":
             self.question: Text | None = texts[0]
@@ -99,7 +99,7 @@ class View:
             self.answers = [text for text in texts if text.message.role == "assistant"]
             self.checked = [text for text in texts if text.message.role in ("user", "assistant")]
             self.question = next((text for text in reversed(texts) if text.message.role == "user"), None)
-        self.answer = self.answers[-1] if self.answers and not isinstance(row, Prompt) else None
+        self.answer = self.answers[-1] if self.answers and not lacks_answer(row) else None
         self._asked: str | None = None
 
     @property
@@ -117,6 +117,22 @@ class View:
         return bool(row.tools) or any(text.message.role == "tool" for text in self.texts)
 
 
+def lacks_answer(row: Row) -> bool:
+    """Whether the row has no answer that should be a good one."""
+    return isinstance(row, Prompt) or (isinstance(row, Feedback) and not row.is_good)
+
+
+def _exemplary(row: Row) -> tuple[Message, ...]:
+    """All that is said in the row and should be good: a worse answer may be as bad as it likes."""
+    match row:
+        case Preference():
+            return (*row.prompt, row.chosen)
+        case Feedback():
+            return (*row.prompt, row.completion) if row.is_good else row.prompt
+        case Prompt() | Record():
+            return row.messages
+
+
 _last: View | None = None
 
 
@@ -130,15 +146,18 @@ def view(row: Row) -> View:
 
 
 def with_texts(row: Row, contents: list[str]) -> Row:
-    """The same row with other texts, in the order of the view's texts; a preference's rejected answer stays."""
-    messages = (*row.prompt, row.chosen) if isinstance(row, Preference) else row.messages
+    """The same row with other texts, in the order of the view's texts; a rejected or bad answer stays."""
     changed = tuple(
         message if message.content == content else replace(message, content=content)
-        for message, content in zip(messages, contents, strict=True)
+        for message, content in zip(_exemplary(row), contents, strict=True)
     )
     match row:
         case Preference():
             return replace(row, prompt=changed[:-1], chosen=changed[-1])
+        case Feedback() if not row.is_good:
+            return replace(row, prompt=changed)
+        case Feedback():
+            return replace(row, prompt=changed[:-1], completion=changed[-1])
         case Prompt() | Record():
             return replace(row, messages=changed)
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
-from dsr1_tune.data.record import Drop, Preference, Row
+from dsr1_tune.data.record import Drop, Feedback, Message, Preference, Row
 from dsr1_tune.data.rules_facts import HAN_RUN, LONG, Text, View, ends, quoted, view, with_texts, without_code
 from dsr1_tune.data.rules_settings import (
     Encoding,
@@ -37,12 +37,20 @@ def encoding(row: Row, rule: Encoding) -> Row | Drop:
             mended[number] = content
     if mended:
         row = with_texts(row, mended)
-    if isinstance(row, Preference) and rule.repair and _may_be_mojibake(Text(row.rejected)):
-        # Else the broken encoding would be what tells the worse answer from the better.
-        content = _mend(row.rejected.content)
-        if content != row.rejected.content:
-            row = replace(row, rejected=replace(row.rejected, content=content))
+    # Else the broken encoding would be what tells the worse answer from the better.
+    if isinstance(row, Preference) and rule.repair:
+        rejected = _repaired(row.rejected)
+        return row if rejected is row.rejected else replace(row, rejected=rejected)
+    if isinstance(row, Feedback) and rule.repair and not row.is_good:
+        completion = _repaired(row.completion)
+        return row if completion is row.completion else replace(row, completion=completion)
     return row
+
+
+def _repaired(message: Message) -> Message:
+    """The same message, or the mended one."""
+    content = _mend(message.content) if _may_be_mojibake(Text(message)) else message.content
+    return message if content == message.content else replace(message, content=content)
 
 
 # UTF-8 decoded as GBK turns ，。的 and quotation marks into these; they are next to unknown in real Chinese. The last

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from dsr1_tune.data.json_rows import Raw
-from dsr1_tune.data.record import CODES, Drop, Message, Place, Preference, Prompt, Record, Row
+from dsr1_tune.data.record import CODES, Drop, Feedback, Message, Place, Preference, Prompt, Record, Row
 from dsr1_tune.data.rows import Interpreter, Learned
 from dsr1_tune.errors import DataError
 
@@ -24,7 +24,14 @@ MAX_CHARS = 600
 NUM_FIRST = 3
 MAX_PICKED = 1_000
 
-_COLORS = {"system": "magenta", "user": "cyan", "assistant": "green", "tool": "blue", "chosen": "green"}
+_COLORS = {
+    "system": "magenta",
+    "user": "cyan",
+    "assistant": "green",
+    "tool": "blue",
+    "chosen": "green",
+    "good answer": "green",
+}
 _REJECTED = ("file", "line", "index", "stage", "code", "detail", "row")
 
 
@@ -162,7 +169,7 @@ def _kind(row: Row) -> str:
     if isinstance(row, Record):
         num_turns = sum(message.role == "user" for message in row.messages)
         return "conversation" + (f", {num_turns} questions" if num_turns > 1 else "") + (", tools" if row.tools else "")
-    return "preference" if isinstance(row, Preference) else "prompt"
+    return type(row).__name__.lower()
 
 
 def _reason(drop: Drop) -> Text:
@@ -189,16 +196,19 @@ def _said(row: Row | Drop, limit: int) -> Iterator[Text]:
     match row:
         case Record():
             yield from _turns(row.messages, limit)
-            for note in row.notes:
-                yield _visible(f"remark: {note.code} {note.detail}", "yellow")
         case Preference():
             yield from _turns(row.prompt, limit)
             yield _turn("chosen", row.chosen.content, limit)
             yield _turn("rejected", row.rejected.content, limit)
+        case Feedback():
+            yield from _turns(row.prompt, limit)
+            yield _turn("good answer" if row.is_good else "bad answer", row.completion.content, limit)
         case Prompt():
             yield from _turns(row.messages, limit)
             if row.answer is not None:
                 yield _turn("ground truth", row.answer, limit)
+    for note in row.notes:
+        yield _visible(f"remark: {note.code} {note.detail}", "yellow")
 
 
 def _turns(messages: Iterable[Message], limit: int) -> Iterator[Text]:

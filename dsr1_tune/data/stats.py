@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dsr1_tune.data.record import Drop, Message, Prompt, Record, Row
+from dsr1_tune.data.record import Drop, Feedback, Preference, Prompt, Record, Row, prompt_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -149,7 +149,7 @@ def stats(rows: Iterable[Row | Drop], count_tokens: CountTokens | None = None, s
             codes[row.code] += 1
             continue
         kinds[type(row).__name__.lower()] += 1
-        said, answer = _before(row), _answer(row)
+        said, answer = prompt_of(row), _answer(row)
         question = next((message.content for message in reversed(said) if message.role == "user"), "")
         whole = "\n".join([*(message.content for message in said), answer])
         lengths.add(question, answer, whole)
@@ -187,25 +187,16 @@ def language(text: str) -> str:
     return name if number else "none"
 
 
-def _before(row: Row) -> tuple[Message, ...]:
-    """All that is said before the answer to learn."""
-    match row:
-        case Record():
-            return row.messages[:-1]
-        case Prompt():
-            return row.messages
-        case _:
-            return row.prompt
-
-
 def _answer(row: Row) -> str:
     match row:
         case Record():
             return row.answer
         case Prompt():
             return row.answer or ""
-        case _:
+        case Preference():
             return row.chosen.content
+        case Feedback():
+            return row.completion.content
 
 
 def _first_words(question: str) -> str:

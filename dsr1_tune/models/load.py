@@ -72,13 +72,17 @@ def load(base: Base, progress: Callable[[str], None] | None = None, quantised: b
 
 
 def locate(
-    base: Base, progress: Callable[[str], None] | None = None, quantised: bool = False, is_loaded: bool = True
+    base: Base,
+    progress: Callable[[str], None] | None = None,
+    quantised: bool = False,
+    is_loaded: bool = True,
+    may_score: bool = False,
 ) -> Located:
     """Find `base` and check all that can be checked without its weights; builds the embedded base if it is asked for.
 
     Raises ModelError, saying where and what to do, for anything that is not a causal language model in safetensors
     with a tokenizer that has a chat template. Code that comes with a model is never run. One that `is_loaded` must fit
-    into the memory; weights can also be read one by one.
+    into the memory; weights can also be read one by one. A reward model's trunk is refused unless it `may_score`.
     """
     repo_id = None
     if base.model in (None, embedded.NAME):
@@ -92,7 +96,7 @@ def locate(
     else:
         folder, revision = hub.fetch(base.model, base.revision)
         name = repo_id = base.model
-    check_folder(folder, name)
+    check_folder(folder, name, may_score)
     config = with_context(read_config(folder, name), base.context, name)
     if all((folder / file).is_file() for file in weight_files(folder)) or repo_id is None:
         num_parameters = check_weights(folder, name)

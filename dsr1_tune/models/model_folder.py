@@ -18,6 +18,8 @@ NF4 = "dsr1_nf4"
 """The `quant_method` of what is stored in our 4 bits."""
 NF4_BYTES = 4.13 / 8
 """Bytes a weight in 4 bits takes, its scales included."""
+REWARD_CONFIG = "reward_config.json"
+"""It lies beside the weights of a reward model, which writes no answers."""
 EXAMPLE = (
     "a folder with config.json, tokenizer and *.safetensors, or a Hub id such as deepseek-ai/DeepSeek-V2-Lite-Chat"
 )
@@ -69,11 +71,13 @@ def weight_files(folder: Path) -> list[str]:
     return [ONE_FILE]
 
 
-def check_folder(folder: Path, name: str) -> None:
-    """Refuse what is no model folder, saying what it is. Raises ModelError."""
+def check_folder(folder: Path, name: str, may_score: bool = False) -> None:
+    """Refuse what is no model folder, saying what it is, and a reward model unless it `may_score`. Raises ModelError."""
     if not folder.is_dir():
         kind = "a GGUF file: llama.cpp runs those, but they cannot be trained" if _is_gguf(folder) else "not a folder"
         raise ModelError(f"{name}: is {kind}", hint=f"give {EXAMPLE}")
+    if not may_score:
+        _refuse_reward(folder, name)
     if (folder / "config.json").is_file():
         return
     if (adapter := find_adapter(folder)) is not None:
@@ -171,11 +175,30 @@ def read_tokenizer(folder: Path, name: str) -> Any:
 
 
 def find_adapter(path: str | Path | None) -> Path | None:
-    """The PEFT adapter folder that `path` is, or holds as a run folder does under adapter/; else None."""
+    """The PEFT adapter folder that `path` is, or holds as a run folder does under adapter/; else None.
+
+    Raises ModelError for a reward model: its adapter without its head would write answers that it never learned.
+    """
     if path is None:
         return None
     folder = local_path(str(path))
+    _refuse_reward(folder, str(path))
     return next((place for place in (folder, folder / "adapter") if (place / "adapter_config.json").is_file()), None)
+
+
+def find_reward(path: str | Path) -> Path | None:
+    """The folder of a reward model that `path` is, or holds as a run folder does; else None."""
+    folder = local_path(str(path))
+    places = (folder, folder / "adapter", folder / "model")
+    return next((place for place in places if (place / REWARD_CONFIG).is_file()), None)
+
+
+def _refuse_reward(folder: Path, name: str) -> None:
+    if find_reward(folder):
+        raise ModelError(
+            f"{name}: is a reward model: it scores answers, and writes none",
+            hint=f"score rows with it: dsr1-tune score {name} rows.jsonl",
+        )
 
 
 def base_of(adapter: Path) -> Base:

@@ -17,9 +17,10 @@ PARTS: tuple[Part, ...] = (
 _ATTENTION = {"self_attn", "attention", "attn", "linear_attn", "self_attention", "mamba", "mixer"}
 _FEED_FORWARD = {"mlp", "feed_forward", "ffn", "block_sparse_moe", "shared_mlp"}
 _SHARED = re.compile(r"shared_(expert|experts|mlp)$")
-# What PEFT inserts into the names of the model that it wraps.
+# What PEFT inserts into the names of the model that it wraps, and a reward model before those of its trunk.
 _PEFT = re.compile(
-    r"^base_model\.model\.|\.base_layer(?=\.|$)|\.modules_to_save\.\w+(?=\.|$)|\.original_module(?=\.|$)"
+    r"^(?:trunk\.)?(?:base_model\.model\.)?|\.base_layer(?=\.|$)|\.modules_to_save\.\w+(?=\.|$)"
+    r"|\.original_module(?=\.|$)"
 )
 # Families whose router is `softmax(x Wᵀ)` and returns (logits, weights of the chosen, the chosen).
 _SOFTMAX = {

@@ -25,10 +25,12 @@ class GradientCheck(TrainerCallback):
 
     def __init__(self) -> None:
         self._is_done = False
+        self.is_due: Callable[[], bool] = lambda: True
+        """Whether there is something to learn in this step; a trainer may say otherwise."""
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Look once, when gradients are complete and not yet used."""
-        if not self._is_done:
+        if not self._is_done and self.is_due():
             self._is_done = check_gradients(model, may_overflow=args.fp16)
 
 
@@ -51,7 +53,7 @@ class TrainLog(TrainerCallback):
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """One line per optimizer step."""
-        if not logs or "loss" not in logs:
+        if not is_step(logs):
             return
         numbers = {
             "step": state.global_step,
@@ -61,6 +63,11 @@ class TrainLog(TrainerCallback):
         }
         with self._folder.log_file.open("a", encoding="utf-8") as log:
             log.write(json.dumps(numbers) + "\n")
+
+
+def is_step(logs: Any) -> bool:
+    """Whether these are a step's numbers, not the summary that the trainer gives in the end."""
+    return bool(logs) and ("loss" in logs or "reward/mean" in logs)
 
 
 def read_log(folder: RunFolder) -> list[dict[str, Any]]:
@@ -136,7 +143,7 @@ class GracefulStop(TrainerCallback):
 
 
 class ProgressBar(TrainerCallback):
-    """A bar with loss and tokens per second; where the output is no terminal, at most ten lines in all."""
+    """A bar with loss (or reward) and tokens per second; where the output is no terminal, at most ten lines in all."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -160,11 +167,13 @@ class ProgressBar(TrainerCallback):
         self._bar.update(self._task, completed=state.global_step)
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Say where the loss is."""
-        if not logs or "loss" not in logs:
+        """Say where the reward or the loss is."""
+        if not is_step(logs):
             return
         speed = float(logs.get("num_tokens", 0.0)) / max(float(logs.get("seconds", 0.0)), 1e-9)
-        said = f"loss {float(logs['loss']):.3f}  {speed:,.0f} tokens/s"
+        # Of answers of its own, a model's loss tells nothing: it compares them with one another.
+        name, value = ("reward", logs["reward/mean"]) if "reward/mean" in logs else ("loss", logs["loss"])
+        said = f"{name} {float(value):.3f}  {speed:,.0f} tokens/s"
         self._bar.update(self._task, said=said)
         every = math.ceil(state.max_steps / 10)
         is_due = state.global_step % every == 0 or state.global_step == state.max_steps

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
 
 from dsr1_tune.config import TuneRun
-from dsr1_tune.data.encode import Encoded, Example, encode_all
+from dsr1_tune.data.encode import Encoded, encode_all
 from dsr1_tune.data.packing import pack
 from dsr1_tune.data.pipeline import Prepared, repeat, split
-from dsr1_tune.data.record import Record
+from dsr1_tune.data.record import Drop, Record, Row
 from dsr1_tune.errors import DataError
 from dsr1_tune.runs.collate import PackedCollator, as_dataset
 
@@ -57,23 +57,33 @@ class RunData:
 def encode_and_split(prepared: Prepared, tokenizer: Any, config: TuneRun) -> RunData:
     """What is to be trained on, and what is held out. Raises DataError if nothing is left."""
     encoded = encode_all(prepared.records, tokenizer, config.schedule.max_tokens, config.sequences)
-    if not encoded.examples:
-        drop = encoded.drops[0]
+    return divide(prepared, encoded.examples, encoded.drops, config, _remarks(encoded, config))
+
+
+def divide(
+    prepared: Prepared, examples: Sequence[Any], drops: Sequence[Drop], config: TuneRun, remarks: tuple[str, ...] = ()
+) -> RunData:
+    """Encoded rows of any kind, split into those to train on and those held out. Raises DataError if there is none.
+
+    `drops` are the rows of which no example came; `example.record.place` says of which row an example is.
+    """
+    if not examples:
+        drop = drops[0]
         raise DataError(
-            f"none of the {len(encoded.drops)} records can be trained on; the first: {drop.place}: {drop.detail}",
+            f"none of the {len(drops)} records can be trained on; the first: {drop.place}: {drop.detail}",
             hint=drop.fix,
         )
-    prepared = prepared.with_drops(encoded.drops)
-    train, held_out = split(prepared.records, config.data.eval_share, config.schedule.seed)
+    prepared = prepared.with_drops(drops)
+    train, held_out = split(prepared.rows, config.data.eval_share, config.schedule.seed)
     by_place = defaultdict(list)
-    for example in encoded.examples:
+    for example in examples:
         by_place[example.record.place].append(example)
 
-    def examples_of(records: Iterable[Record]) -> list[Example]:
-        return [example for record in records for example in by_place[record.place]]
+    def examples_of(rows: Iterable[Row]) -> list[Any]:
+        return [example for row in rows for example in by_place[row.place]]
 
     train = repeat(train, config.data.weights, config.schedule.seed)
-    return RunData(prepared, examples_of(train), examples_of(held_out), held_out, _remarks(encoded, config))
+    return RunData(prepared, examples_of(train), examples_of(held_out), held_out, remarks)
 
 
 def _remarks(encoded: Encoded, config: TuneRun) -> tuple[str, ...]:

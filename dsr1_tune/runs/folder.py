@@ -83,7 +83,10 @@ class RunFolder:
         if (known := folder.manifest().get("command", command)) != command:
             raise RunError(f"{path}: is a run of {known}", hint=f"dsr1-tune {known} --resume {path}")
         if folder.manifest().get("status") == FINISHED:
-            raise RunError(f"{path}: this run is finished", hint=f"talk to it with: dsr1-tune chat {path}")
+            use = f"score rows with it: dsr1-tune score {path} rows.jsonl"
+            if command != "reward":
+                use = f"talk to it with: dsr1-tune chat {path}"
+            raise RunError(f"{path}: this run is finished", hint=use)
         return folder
 
     @property

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import Adafactor
 
-from dsr1_tune.config import EsftRun, FullRun, LoraRun, QloraRun, Schedule, TuneRun
+from dsr1_tune.config import AlignRun, EsftRun, FullRun, LoraRun, QloraRun, Schedule, TuneRun
 from dsr1_tune.errors import ConfigError
 from dsr1_tune.runs.stochastic import Rounding, StochasticAdamW
 
@@ -30,8 +30,8 @@ def check_optimizer(schedule: Schedule, device: torch.device) -> None:
 
 def for_run(model: nn.Module, config: TuneRun, quantised: bool) -> torch.optim.Optimizer:
     """The optimizer that a run's settings ask for."""
-    lora_plus = config.adapter.lora_plus if isinstance(config, (LoraRun, QloraRun, EsftRun)) else 1.0
-    rounding = config.train.rounding if isinstance(config, FullRun) else getattr(config, "rounding", None)
+    lora_plus = config.adapter.lora_plus if isinstance(config, (LoraRun, QloraRun, EsftRun, AlignRun)) else 1.0
+    rounding = config.train.rounding if isinstance(config, (FullRun, AlignRun)) else getattr(config, "rounding", None)
     return build(model, config.schedule, lora_plus=lora_plus, rounding=rounding, quantised=quantised)
 
 

@@ -119,6 +119,11 @@ def count() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
+def rank() -> int:
+    """Which of the processes this is, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
 def is_main() -> bool:
     """Whether this is the process that speaks and writes."""
     return not distributed.is_initialized() or distributed.get_rank() == 0
@@ -136,6 +141,13 @@ def any_of(flag: bool) -> bool:
     flags = torch.tensor(int(flag))
     distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
     return bool(flags)
+
+
+def summed(numbers: torch.Tensor) -> torch.Tensor:
+    """The sum over all processes of a tensor that each of them has."""
+    if count() > 1:
+        distributed.all_reduce(numbers)
+    return numbers
 
 
 def from_main(make: Callable[[], Value]) -> Value:

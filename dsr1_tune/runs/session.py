@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
-from dsr1_tune.config import AlignRun, Base, TuneRun
+from dsr1_tune.config import Adapter, AlignRun, Base, TuneRun
 from dsr1_tune.data.pipeline import Prepared, prepare, write
 from dsr1_tune.data.record import Record, Row
 from dsr1_tune.errors import ModelError, RunError, TuneError
@@ -76,6 +76,8 @@ def open_session(
     folder, config, hashes = processes.from_main(lambda: _open_folder(config, command, resume))
     folder = replace(folder, is_written_here=processes.is_main())
     config = processes.as_launched(config, bool(resume), narrator.say)
+    # The config of a run that goes on, not the one given, says how its base is held.
+    quantised = quantised or (isinstance(config, AlignRun) and config.method == "qlora")
     check_optimizer(config.schedule, pick_device())
     check_trackers(config.watch)
     # Before the base, which may first have to be built: it is what most often needs mending.
@@ -140,6 +142,8 @@ class Session(Generic[Run]):
     """
 
     learns: ClassVar[type[Row]] = Record
+    judges_loss: ClassVar[bool] = True
+    """Whether the training loss tells by its size how the run goes."""
 
     config: Run
     command: str
@@ -247,7 +251,7 @@ class Session(Generic[Run]):
         bar = ProgressBar(self.narrator.console)
         set_suspects_aside(self.folder)
         checkpoint = processes.from_main(self.folder.latest_checkpoint)
-        watcher = Watcher(model, self.folder, self.config.watch, self.narrator.say, lambda now: self.measure(now).loss)
+        watcher = Watcher(model, self.folder, self.config.watch, self.narrator.say, self.watched_loss, self.judges_loss)
         trackers = open_trackers(self.config, self.folder, first_step=step_of(checkpoint) + 1 if checkpoint else 0)
         trainer = self.trainer(
             model,
@@ -289,6 +293,10 @@ class Session(Generic[Run]):
             vars(model).pop(name, None)
         return num_steps
 
+    def watched_loss(self, model: Any) -> float:
+        """What is measured every watch.evaluate_steps, and must not rise."""
+        return float(self.measure(model).loss)
+
     def trainer(self, model: Any, callbacks: list[TrainerCallback]) -> Resumable:
         """TRL's trainer of what this session learns, made resumable."""
         learned = training_set(self.data, self.config, self.base.tokenizer.pad_token_id)
@@ -318,7 +326,8 @@ class Session(Generic[Run]):
     def _check(self, reload: Callable[[Loaded], Any], how: str, whole: Path | None) -> None:
         self.narrator.stage("Checking what was saved")
         with self.timed("check"):
-            base = locate(Base(model=str(whole), dtype=self.config.base.dtype)) if whole else self.base
+            saved = Base(model=str(whole), dtype=self.config.base.dtype)
+            base = locate(saved, may_score=True) if whole else self.base
             loaded = load_located(base, self.config.base.dtype, quantised=self.quantised)
             tolerance = RELOAD_TOLERANCE[compute_dtype(loaded.model)]
             loss = self.reloaded_loss(reload(loaded))
@@ -350,6 +359,10 @@ class Session(Generic[Run]):
             [Sample(**sample) for sample in told["answers_before"]],
             [Sample(**sample) for sample in told["answers_after"]],
         )
+        self.where()
+
+    def where(self) -> None:
+        """What to do with the run."""
         self.narrator.where(self.folder)
 
     def metrics(self, before: Any, after: Any) -> dict[str, Any]:
@@ -396,6 +409,22 @@ def with_start(config: Run) -> Run:
             f"{named}: is an adapter, and method=full trains a base",
             hint=f"merge it first: dsr1-tune merge {named} --out merged, and start there",
         )
+    if config.adapter != Adapter() and config.start.adapter == "continue":
+        raise ModelError(
+            f"{named}: start.adapter=continue trains the ranks that it has, so adapter has nothing to say",
+            hint="leave adapter as it is, or take start.adapter=keep, which adds adapter.rank ranks",
+        )
+    if config.start.adapter == "keep":
+        if config.adapter != Adapter(rank=config.adapter.rank):
+            raise ModelError(
+                f"{named}: the new ranks of start.adapter=keep stand in the layers, and have the scale, of its own",
+                hint="of adapter give the rank alone",
+            )
+        if config.schedule.weight_decay:
+            raise ModelError(
+                f"{named}: schedule.weight_decay would shrink the adapter that start.adapter=keep leaves as it is",
+                hint="leave schedule.weight_decay=0, or take start.adapter=continue",
+            )
     base = base_of(adapter)
     if config.base.dtype != "auto":
         base = base.model_copy(update={"dtype": config.base.dtype})

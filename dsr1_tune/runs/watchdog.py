@@ -13,14 +13,11 @@ from dsr1_tune.runs.expert_detectors import DeadExperts, RouterCollapse
 class Watchdog:
     """All detectors together; each fault is reported once per kind and place."""
 
-    def __init__(self, base: Routing | None = None, may_overflow: bool = False) -> None:
-        detectors: list[Detector] = [
-            NotANumber(may_overflow),
-            LossSpike(),
-            GradientExplosion(),
-            GradientVanishing(),
-            Overfitting(),
-        ]
+    def __init__(self, base: Routing | None = None, may_overflow: bool = False, judges_loss: bool = True) -> None:
+        """Where a model learns from its own answers, the loss tells nothing by its size: `judges_loss` is False."""
+        detectors: list[Detector] = [NotANumber(may_overflow)]
+        if judges_loss:
+            detectors += [LossSpike(), GradientExplosion(), GradientVanishing(), Overfitting()]
         if base is not None and base.layers:
             detectors += [RouterCollapse(base), DeadExperts(base)]
         self._detectors = detectors

@@ -1,0 +1,217 @@
+"""Components that look at the task: is the result right, and what do a reward model or the user's own code say?"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from dsr1_tune.align.components import Answered, Component, Judge, Mapped, NoScore, Score, as_number, attempt, beside
+from dsr1_tune.align.final_answer import final_number, final_part, same_text
+from dsr1_tune.align.layers_form import compiled
+from dsr1_tune.data.packs import function_of
+from dsr1_tune.data.record import Message
+from dsr1_tune.errors import ConfigError
+
+
+class Exact(Component):
+    """1 where the answer comes down to the expected text; case, width, blanks, markup and full stops do not count."""
+
+    needs_expected: ClassVar[bool] = True
+    type: Literal["exact"]
+
+    def score(self, one: Answered) -> float:
+        """1 or 0."""
+        wanted = self.expected(one)
+        got, want = same_text(final_part(self.text(one))[0]), {same_text(wanted), same_text(final_part(wanted)[0])}
+        return float(got in want)
+
+
+class Numeric(Component):
+    """1 where the number that the answer comes down to is the expected one."""
+
+    needs_expected: ClassVar[bool] = True
+    type: Literal["numeric"]
+    tolerance: Annotated[float, Field(ge=0)] = 1e-6
+    """Difference that still counts as the same."""
+    relative: Annotated[float, Field(ge=0)] = 0.0
+    """Difference that still counts as the same, as a share of the expected number."""
+    percent: bool = True
+    """Whether 50% is 0.5; false takes it as 50."""
+
+    def score(self, one: Answered) -> float:
+        """1 or 0. Raises NoScore where the expected answer holds no number."""
+        wanted = self._number(self.expected(one))
+        if wanted is None:
+            raise NoScore(f"the expected answer holds no number: {self.expected(one)[:60]!r}")
+        got = self._number(self.text(one))
+        if got is None:
+            return 0.0
+        allowed = max(Fraction(self.tolerance), Fraction(self.relative) * abs(wanted))
+        return float(abs(got - wanted) <= allowed)
+
+    def _number(self, text: str) -> Fraction | None:
+        return final_number(text if self.percent else text.replace("%", " ").replace("％", " "))
+
+
+EXPECTED = "{expected}"
+
+
+class Regex(Component):
+    """1 where a regular expression is found in the answer; {expected} in it is the row's expected answer."""
+
+    type: Literal["regex"]
+    pattern: str
+    """A regular expression of Python; \\A and \\Z stand for the answer's beginning and end."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        compiled(value.replace(EXPECTED, "0"))
+        return value
+
+    @property
+    def compares(self) -> bool:
+        """Whether the pattern names the expected answer."""
+        return EXPECTED in self.pattern
+
+    def score(self, one: Answered) -> float:
+        """1 or 0."""
+        pattern = self.pattern
+        if self.compares:
+            pattern = pattern.replace(EXPECTED, re.escape(self.expected(one).strip()))
+        return float(re.search(pattern, self.text(one)) is not None)
+
+
+GIVEN = ("question", "answer", "expected", "info")
+
+
+class Function(Mapped):
+    """What a Python function of the user's own gives an answer. It runs with all the rights of the command."""
+
+    type: Literal["function"]
+    of: Literal["said", "thought", "all"] = "all"
+    """What it is given as the answer: all of it, or only what is said, or the thought."""
+    call: str = Field(pattern=r"^[^:]+(?::[^:]+)*:[A-Za-z_]\w*$")
+    """`module:function`, or `file.py:function` beside the reward file. It takes, by name, any of question, answer,
+    expected (a text or None) and info (the Answered: prompt, num_tokens, has_ended), and returns a number from 0 to 1,
+    or any that scale or sigmoid maps."""
+    compares_expected: Annotated[bool, Field(alias="needs_expected")] = False
+    """Whether rows without an expected answer are refused."""
+
+    @field_validator("call")
+    @classmethod
+    def _can_be_called(cls, value: str, info: ValidationInfo) -> str:
+        file, colon, name = value.rpartition(":")
+        if file.endswith(".py"):
+            value = f"{Path(beside(info, file)).resolve()}{colon}{name}"
+        try:
+            _taken(function_of(value))
+        except ConfigError as error:
+            raise ValueError(error.message) from None
+        return value
+
+    @property
+    def compares(self) -> bool:
+        """Whether rows without an expected answer are refused."""
+        return self.compares_expected
+
+    def open(self) -> Judge:
+        """Ready to call."""
+        function: Callable[..., Any] = function_of(self.call)
+        names = _taken(function)
+
+        def score(one: Answered) -> float:
+            given = {"question": one.question, "answer": self.text(one), "expected": one.expected, "info": one}
+            return self.mapped(as_number(function(**{name: given[name] for name in names})))
+
+        return lambda answers: [attempt(score, one) for one in answers]
+
+
+def _taken(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Which of GIVEN a function takes. Raises ConfigError where it needs others."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        raise ConfigError(f"{function!r} does not say what it takes") from None
+    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+        return GIVEN
+    unknown = [
+        one.name
+        for one in parameters
+        if (one.name not in GIVEN or one.kind is one.POSITIONAL_ONLY)
+        and one.default is one.empty
+        and one.kind is not one.VAR_POSITIONAL
+    ]
+    if unknown:
+        name = getattr(function, "__name__", "the function")
+        raise ConfigError(
+            f"{name} needs {', '.join(unknown)}; it is given, by name, what it takes of {', '.join(GIVEN)}"
+        )
+    return tuple(one.name for one in parameters if one.name in GIVEN)
+
+
+class RewardModel(Mapped):
+    """What a reward model, made with `dsr1-tune reward`, gives the answer under its prompt."""
+
+    type: Literal["reward_model"]
+    path: str
+    """The run folder, seen from the reward file's folder or from the current one."""
+
+    @field_validator("path")
+    @classmethod
+    def _is_one(cls, value: str, info: ValidationInfo) -> str:
+        folder = Path(beside(info, value))
+        if not folder.is_dir():
+            raise ValueError(f"there is no folder {folder}")
+        return str(folder)
+
+    @model_validator(mode="after")
+    def _is_mapped(self) -> RewardModel:
+        if not (self.scale or self.sigmoid or self.unbounded):
+            raise ValueError("its number may be any; say how it becomes a score: sigmoid: true, scale or unbounded")
+        return self
+
+    def open(self) -> Judge:
+        """Load it. Raises ModelError where it cannot be."""
+        from dsr1_tune.align.score import score_conversations
+        from dsr1_tune.models.scalar import load_scalar
+
+        model = load_scalar(Path(self.path))
+
+        def score(pairs: Sequence[tuple[tuple[Message, ...], str]]) -> list[float]:
+            return [float(number) for number in score_conversations(model, list(pairs))]
+
+        def judge(answers: Sequence[Answered]) -> list[Score]:
+            pairs = [(one.prompt, self.text(one)) for one in answers]
+            return in_batches(score, pairs, self.mapped)
+
+        return judge
+
+
+def in_batches(
+    score: Callable[[Sequence[Any]], Sequence[float]], items: Sequence[Any], mapped: Callable[[float], float]
+) -> list[Score]:
+    """Scores of all at once; where that fails, of each alone, so that one cannot take the others with it."""
+    try:
+        numbers: Sequence[float | Exception] = score(items)
+    except Exception as error:
+        if len(items) == 1:
+            return [error]
+        return [found for item in items for found in in_batches(score, [item], mapped)]
+    found: list[Score] = []
+    for number in numbers:
+        if isinstance(number, float) and math.isfinite(number):
+            found.append(mapped(number))
+        else:
+            found.append(NoScore(f"it gave {number}, which is no number"))
+    return found
+
+
+Task = RewardModel | Exact | Numeric | Regex | Function

@@ -1,0 +1,397 @@
+"""`ppo`: the model answers prompts, rewards judge the answers, and it learns what is worth more (arXiv 1707.06347).
+
+One update reads from top to bottom of `_learn`: answer, judge, weigh, and then a few passes over the answers. The
+reference of the KL penalty is the model as it began, the values come from a head on the same trunk: the base is in
+memory once. Of several processes each answers its share, and gradients are summed.
+
+Letters: N answers of an update in this process, B answers of a portion, T tokens of the longest of them.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+from transformers import get_cosine_schedule_with_warmup
+
+from dsr1_tune.align import objective
+from dsr1_tune.align.policy import Policy, Portion
+from dsr1_tune.align.ppo_state import load_state, save_state
+from dsr1_tune.align.prompts import PromptExample, RolloutSession, mean, means
+from dsr1_tune.align.rewards import Verdict
+from dsr1_tune.align.rollout import Answers, draw
+from dsr1_tune.align.watched import Steps, watched
+from dsr1_tune.config import PpoRun
+from dsr1_tune.models.adapters import check_gradients, load_plain_adapter, save_adapter
+from dsr1_tune.models.outputs import put_adapter_on
+from dsr1_tune.models.start import begin_adapter, check_begin
+from dsr1_tune.runs import optimizers, processes
+from dsr1_tune.runs.folder import RunFolder
+from dsr1_tune.runs.session import open_session
+
+
+def run(config: PpoRun, resume: Path | None = None, console: Console | None = None) -> RunFolder:
+    """Train with PPO as `config` says, or go on with the run in `resume`; returns the folder with the adapter.
+
+    Raises TuneError for everything the user can mend, before weights are loaded where that is possible, and
+    KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
+    """
+    with open_session(config, "ppo", resume, console, kind=RolloutSession) as session:
+        session.check_rewards()
+        check_begin(session.config, session.base.config)
+        _train(session)
+        if session.quantised:
+            session.check(lambda base: put_adapter_on(base, session.folder.adapter))
+        else:
+            session.check(lambda base: load_plain_adapter(base.model, session.folder.adapter), how=" with plain PEFT")
+    return session.folder
+
+
+def _train(session: RolloutSession[PpoRun]) -> None:
+    """Load, look, learn, save, look again."""
+    loaded = session.load()
+    if session.quantised:
+        session.audit_bits(loaded.model)
+    model = begin_adapter(loaded, session.config)
+    session.audit(model)
+    session.open_rewards()
+    session.look_before(model)
+    session.narrator.stage("Training")
+    with session.timed("train"):
+        _learn(session, model)
+    session.save(lambda: save_adapter(model, session.base, session.folder.adapter))
+    session.look_after(model)
+
+
+def _learn(session: RolloutSession[PpoRun], model: Any) -> None:
+    """All updates, from the latest checkpoint where there is one."""
+    config, prompts = session.config, session.data.train
+    policy = Policy(model, config)
+    learner = _Learner.begin(policy, config, len(prompts))
+    checkpoint = processes.from_main(session.folder.latest_checkpoint)
+    if checkpoint:
+        session.narrator.say(f"going on from {checkpoint}")
+        learner.load(checkpoint)
+    with watched(session, model, learner.optimizer, learner.scheduler, learner.num_updates, checkpoint) as steps:
+        for step in steps.remaining():
+            asked = _prompts_of(prompts, config, step)
+            answers = _answer(session, policy, asked, step)
+            verdicts = session.judge(asked, answers)
+            batch = _weigh(policy, config, asked, answers, verdicts, learner.beta)
+            numbers = learner.update(batch, step, steps)
+            numbers = _numbers(numbers, batch, verdicts, answers, config, learner.beta)
+            if config.ppo.kl_target:
+                kl = numbers["policy/kl_per_answer"]
+                learner.beta = objective.next_beta(learner.beta, kl, config.ppo.kl_target, config.ppo.answers)
+            steps.done(numbers, epoch=step * config.ppo.answers / len(prompts), save=learner.save)
+    session.facts["num_steps"] = steps.state.global_step
+    policy.close()
+
+
+# --- the answers of an update ----------------------------------------------------------------------------------------
+
+
+def _prompts_of(prompts: Sequence[PromptExample], config: PpoRun, step: int) -> list[PromptExample]:
+    """This process's share of the prompts of an update: all prompts in turn, in another order every time around."""
+    wanted = range((step - 1) * config.ppo.answers, step * config.ppo.answers)
+    order: dict[int, list[int]] = {}
+    for number in wanted:
+        turn = number // len(prompts)
+        if turn not in order:
+            order[turn] = random.Random(f"{config.schedule.seed} {turn}").sample(range(len(prompts)), len(prompts))
+    chosen = [prompts[order[number // len(prompts)][number % len(prompts)]] for number in wanted]
+    return chosen[processes.rank() :: processes.count()]
+
+
+def _answer(session: RolloutSession[PpoRun], policy: Policy, asked: Sequence[PromptExample], step: int) -> Answers:
+    """An answer to each prompt; the same ones, if the run is broken off and goes on."""
+    seed = random.Random(f"{session.config.schedule.seed} {step} {processes.rank()}").getrandbits(63)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        answers = draw(
+            policy.model,
+            [example.input_ids for example in asked],
+            session.base.tokenizer,
+            session.config.rollout,
+            replay=policy.replay,
+        )
+    policy.be_deterministic()
+    return answers
+
+
+# --- what they are worth ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A portion of the update's answers with all that does not change while it is learned from."""
+
+    portion: Portion
+    old_BT: Tensor
+    """Log-probabilities under the policy that answered."""
+    reference_BT: Tensor
+    values_BT: Tensor
+    score_B: Tensor
+    """The verdict, less the penalty of an answer that did not end."""
+    rewards_BT: Tensor
+    advantages_BT: Tensor
+    returns_BT: Tensor
+    entropy_BT: Tensor
+
+    @property
+    def mask_BT(self) -> Tensor:
+        """1 on the answers' own tokens."""
+        return self.portion.mask_BT
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are learned from."""
+        return int(self.mask_BT.sum())
+
+
+@torch.no_grad()
+def _weigh(
+    policy: Policy,
+    config: PpoRun,
+    asked: Sequence[PromptExample],
+    answers: Answers,
+    verdicts: Sequence[Verdict],
+    beta: float,
+) -> list[Batch]:
+    """Old and reference log-probabilities, values, rewards per token, advantages; answers of like length together.
+
+    An answer stays in its portion for all passes, so that its old and new log-probabilities are computed alike: before
+    the first step of an update their ratio is exactly 1.
+    """
+    ppo = config.ppo
+    batches = []
+    for rows in _like_lengths(asked, answers, config.schedule.batch_size):
+        portion = Portion.of(
+            [asked[row].input_ids for row in rows], [answers.ids[row] for row in rows], policy.model.device
+        )
+        if answers.routing:
+            portion = portion.with_routing([answers.routing[row] for row in rows])
+        now = policy.evaluate(portion)
+        if now.values_BT is None:
+            with policy.value_trunk():
+                values_BT = policy.values(portion)
+        else:
+            values_BT = now.values_BT
+        reference_BT = policy.reference(portion)
+        score_B = torch.tensor(
+            [verdicts[row].total - ppo.missing_eos * (not answers.have_ended[row]) for row in rows],
+            device=values_BT.device,
+        )
+        mask_BT = portion.mask_BT
+        rewards_BT = objective.rewards_per_token(score_B, now.logp_BT, reference_BT, mask_BT, beta)
+        nothing_BT = torch.zeros_like(rewards_BT)
+        batches.append(
+            Batch(
+                portion, now.logp_BT, reference_BT, values_BT * mask_BT, score_B, rewards_BT, nothing_BT, nothing_BT,
+                now.entropy_BT,
+            )
+        )  # fmt: skip
+    if ppo.whiten_rewards:
+        rewards = _whitened([batch.rewards_BT for batch in batches], batches, shift_mean=False)
+        batches = [replace(batch, rewards_BT=one) for batch, one in zip(batches, rewards, strict=True)]
+    batches = [_with_advantages(batch, ppo.gamma, ppo.lam) for batch in batches]
+    white = _whitened([batch.advantages_BT for batch in batches], batches)
+    return [replace(batch, advantages_BT=one) for batch, one in zip(batches, white, strict=True)]
+
+
+def _like_lengths(asked: Sequence[PromptExample], answers: Answers, size: int) -> Iterator[list[int]]:
+    order = sorted(range(len(asked)), key=lambda row: len(asked[row].input_ids) + len(answers.ids[row]))
+    for first in range(0, len(order), size):
+        yield order[first : first + size]
+
+
+def _with_advantages(batch: Batch, gamma: float, lam: float) -> Batch:
+    advantages_BT, returns_BT = objective.advantages(batch.rewards_BT, batch.values_BT, batch.mask_BT, gamma, lam)
+    return replace(batch, advantages_BT=advantages_BT, returns_BT=returns_BT)
+
+
+def _whitened(tensors: Sequence[Tensor], batches: Sequence[Batch], shift_mean: bool = True) -> list[Tensor]:
+    """Over all answers of the update, those of the other processes too."""
+    moments = objective.Moments.of(tensors, [batch.mask_BT for batch in batches], processes.summed)
+    return [
+        objective.whiten(one, batch.mask_BT, shift_mean, moments) for one, batch in zip(tensors, batches, strict=True)
+    ]
+
+
+# --- learning from them ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Learner:
+    """What moves the weights, and the weight of the KL penalty, which may move too."""
+
+    policy: Policy
+    config: PpoRun
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    beta: float
+    num_updates: int
+    has_checked_gradients: bool = False
+
+    @classmethod
+    def begin(cls, policy: Policy, config: PpoRun, num_prompts: int) -> _Learner:
+        schedule = config.schedule
+        num_updates = schedule.max_steps or math.ceil(schedule.epochs * num_prompts / config.ppo.answers)
+        optimizer = optimizers.for_run(policy.model, config, quantised=config.method == "qlora")
+        # The head begins at zero: with an adapter's small steps it would never tell anything.
+        optimizer.add_param_group({"params": list(policy.head.parameters()), "lr": config.ppo.value_learning_rate})
+        scheduler = get_cosine_schedule_with_warmup(
+            optimizer, round(schedule.warmup_share * num_updates), num_updates + 1
+        )
+        return cls(policy, config, optimizer, scheduler, config.ppo.kl, num_updates)
+
+    def save(self, folder: Path) -> None:
+        """A checkpoint."""
+        save_state(folder, self.policy.trained, self.optimizer, self.scheduler, self.beta)
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint."""
+        self.beta = load_state(folder, self.policy.trained, self.optimizer, self.scheduler)
+
+    def update(self, batches: Sequence[Batch], step: int, steps: Steps) -> dict[str, float]:
+        """A few passes over the answers, in minibatches; ends early where the policy has moved too far."""
+        ppo = self.config.ppo
+        sums: list[dict[str, Tensor]] = []
+        for epoch in range(ppo.epochs):
+            order = list(range(len(batches)))
+            random.Random(f"{self.config.schedule.seed} {step} {epoch}").shuffle(order)
+            for number in range(ppo.minibatches):
+                minibatch = [batches[place] for place in order[number :: ppo.minibatches]]
+                told = self._minibatch(minibatch, steps)
+                sums.append(told)
+                if ppo.stop_kl and float(told["policy/approx_kl"]) > ppo.stop_kl:
+                    break
+            else:
+                continue
+            break
+        self.scheduler.step()
+        numbers = {name: float(torch.stack([told[name] for told in sums]).mean()) for name in sums[0]}
+        return {
+            "loss": numbers.pop("loss"),
+            "grad_norm": numbers.pop("grad_norm"),
+            "learning_rate": self.scheduler.get_last_lr()[0],
+            **numbers,
+            "policy/optimizer_steps": len(sums),
+        }
+
+    def _minibatch(self, minibatch: Sequence[Batch], steps: Steps) -> dict[str, Tensor]:
+        """One step of the optimizer; every token of the minibatch weighs the same, whichever process has it."""
+        device = self.policy.head.weight.device
+        num_tokens = processes.summed(torch.tensor(float(sum(b.num_tokens for b in minibatch)), device=device))
+        told: dict[str, Tensor] = {}
+        for batch in minibatch:
+            for name, value in self._backward(batch, batch.num_tokens / num_tokens.clamp(min=1)).items():
+                told[name] = told.get(name, torch.zeros((), device=device)) + value.detach()
+        weights = list(self.policy.trained.values())
+        _sum_gradients(weights)
+        steps.watcher.before_clipping()
+        norm = torch.nn.utils.clip_grad_norm_(weights, self.config.schedule.max_grad_norm)
+        if not self.has_checked_gradients and float(norm) > 0:
+            self.has_checked_gradients = check_gradients(self.policy.model)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        numbers = processes.summed(torch.stack(list(told.values()))).unbind() if told else ()
+        return {**dict(zip(told, numbers, strict=True)), "grad_norm": norm.detach()}
+
+    def _backward(self, batch: Batch, share: Tensor) -> dict[str, Tensor]:
+        """Gradients of a portion, which is `share` of the minibatch; its part of what is told."""
+        ppo, mask_BT = self.config.ppo, batch.mask_BT
+        now = self.policy.evaluate(batch.portion)
+        policy = objective.policy_loss(now.logp_BT, batch.old_BT, batch.advantages_BT, mask_BT, ppo.clip)
+        entropy = objective.masked_mean(now.entropy_BT, mask_BT)
+        loss = policy.loss - ppo.entropy * entropy
+        if now.values_BT is None:
+            (share * loss).backward()
+            with self.policy.value_trunk():
+                value = self._value_loss(self.policy.values(batch.portion), batch)
+                (share * ppo.value_weight * value.loss).backward()
+            loss = loss.detach() + ppo.value_weight * value.loss
+        else:
+            value = self._value_loss(now.values_BT, batch)
+            loss = loss + ppo.value_weight * value.loss
+            (share * loss).backward()
+        return {
+            "loss": share * loss,
+            "policy/loss": share * policy.loss,
+            "policy/entropy": share * entropy,
+            "policy/clip_fraction": share * policy.clip_fraction,
+            "policy/approx_kl": share * policy.approx_kl,
+            "policy/ratio": share * policy.ratio,
+            "value/loss": share * value.loss,
+            "value/clip_fraction": share * value.clip_fraction,
+        }
+
+    def _value_loss(self, values_BT: Tensor, batch: Batch) -> objective.ValueLoss:
+        return objective.value_loss(
+            values_BT, batch.values_BT, batch.returns_BT, batch.mask_BT, self.config.ppo.value_clip
+        )
+
+
+def _sum_gradients(weights: Sequence[torch.nn.Parameter]) -> None:
+    """Over all processes, in one message: an adapter is small."""
+    if processes.count() == 1:
+        return
+    gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+    together = processes.summed(torch.cat([gradient.reshape(-1).float() for gradient in gradients]))
+    for weight, part in zip(weights, together.split([weight.numel() for weight in weights]), strict=True):
+        weight.grad = part.view_as(weight).to(weight.dtype)
+
+
+# --- what is told of it ----------------------------------------------------------------------------------------------
+
+
+def _numbers(
+    numbers: dict[str, float],
+    batches: Sequence[Batch],
+    verdicts: Sequence[Verdict],
+    answers: Answers,
+    config: PpoRun,
+    beta: float,
+) -> dict[str, float]:
+    """The step's line in the log, over all processes; means over answers, or over their tokens."""
+    kl = sum(float(((batch.old_BT - batch.reference_BT) * batch.mask_BT).sum()) for batch in batches)
+    num_tokens = sum(batch.num_tokens for batch in batches)
+    of_answers = {
+        "reward/mean": mean([verdict.total for verdict in verdicts]),
+        **{f"reward/{name}": value for name, value in means([verdict.layers for verdict in verdicts]).items()},
+        **{f"reward/{name}": value for name, value in means([verdict.components for verdict in verdicts]).items()},
+        "reward/with_penalty": mean([float(score) for batch in batches for score in batch.score_B]),
+        "reward/errors": mean([float(len(verdict.errors)) for verdict in verdicts]),
+        "answer/tokens": mean([len(ids) for ids in answers.ids]),
+        "answer/ended": mean([float(ended) for ended in answers.have_ended]),
+        "policy/kl_per_answer": kl / max(len(answers.ids), 1),
+    }
+    share = torch.tensor([len(answers.ids) / config.ppo.answers], dtype=torch.float64)
+    together = processes.summed(torch.tensor(list(of_answers.values()), dtype=torch.float64) * share)
+    told = dict(zip(of_answers, together.tolist(), strict=True))
+    tokens = processes.summed(torch.tensor([float(num_tokens), kl], dtype=torch.float64))
+    return {
+        **numbers,
+        **told,
+        "policy/kl": float(tokens[1] / tokens[0].clamp(min=1)),
+        "kl/beta": beta,
+        "value/explained_variance": _explained_variance(batches),
+        "num_tokens": float(tokens[0]) * (1 + config.ppo.epochs),
+    }
+
+
+def _explained_variance(batches: Sequence[Batch]) -> float:
+    """Of this process's answers, before they were learned from."""
+
+    def flat(name: str) -> Tensor:
+        return torch.cat([getattr(batch, name).reshape(-1) for batch in batches]).unsqueeze(0)
+
+    return objective.explained_variance(flat("values_BT"), flat("returns_BT"), flat("mask_BT"))

@@ -1,0 +1,226 @@
+"""`reward`: train a model that says in one number how good an answer is, from pairs of a better and a worse one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+from transformers import TrainerCallback
+from transformers.utils import SAFE_WEIGHTS_NAME
+from trl import RewardConfig, RewardTrainer
+
+from dsr1_tune.align import calibration
+from dsr1_tune.align.calibration import PairScores
+from dsr1_tune.align.pairs import PairExample, encode_pairs
+from dsr1_tune.config import RewardRun
+from dsr1_tune.data.pipeline import Prepared
+from dsr1_tune.data.record import Preference
+from dsr1_tune.models.load import Loaded
+from dsr1_tune.models.own_weights import skeleton, train_own
+from dsr1_tune.models.scalar import RewardFacts, ScalarModel, put_scalar_on, save_scalar, template_hash
+from dsr1_tune.models.start import begin_adapter, check_begin
+from dsr1_tune.moe.routing import open_routers
+from dsr1_tune.runs.arguments import as_arguments
+from dsr1_tune.runs.data import RunData
+from dsr1_tune.runs.folder import RunFolder
+from dsr1_tune.runs.session import Session, compute_dtype, open_session
+from dsr1_tune.runs.trainer import Resumable
+
+PLOT = "calibration.png"
+
+
+def run(config: RewardRun, resume: Path | None = None, console: Console | None = None) -> RunFolder:
+    """Train a reward model as `config` says, or go on with the run in `resume`; returns its folder.
+
+    Its loss is that of Bradley and Terry: -log sigmoid(score of the chosen answer - score of the rejected one), and
+    config.reward.center keeps the scores around 0. Raises TuneError for everything the user can mend, before weights
+    are loaded where that is possible, and KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
+    """
+    is_quantised = config.method == "qlora"
+    with open_session(config, "reward", resume, console, quantised=is_quantised, kind=RewardSession) as session:
+        # What cannot be trained is refused before weights are loaded.
+        if session.config.method == "full":
+            _make_trainable(skeleton(session.base.config), session.config)
+        check_begin(session.config, session.base.config)
+        _train(session)
+        session.check(lambda saved: put_scalar_on(saved, session.output), whole=session.whole)
+    return session.folder
+
+
+def _train(session: RewardSession) -> None:
+    """Load, look, train, save, look again."""
+    model = ScalarModel(_begin(session, session.load()), session.base.tokenizer)
+    session.audit(model)
+    session.look_before(model)
+    session.fit(model)
+    session.save(lambda: save_scalar(model, session.base, session.output, session.reward_facts))
+    session.look_after(model)
+
+
+def _begin(session: RewardSession, loaded: Loaded) -> Any:
+    """The trunk, with what is to be trained of it."""
+    if session.config.method == "full":
+        _make_trainable(loaded.model, session.config)
+        return loaded.model
+    if session.quantised:
+        session.audit_bits(loaded.model)
+    return begin_adapter(loaded, session.config)
+
+
+def _make_trainable(model: Any, config: RewardRun) -> None:
+    train_own(model, config.train.only)
+    open_routers(model, config.router.mode)
+
+
+class RewardSession(Session[RewardRun]):
+    """A run that learns from pairs which answer is better."""
+
+    learns = Preference
+
+    @classmethod
+    def encode(cls, prepared: Prepared, tokenizer: Any, config: RewardRun) -> RunData:
+        """The pairs as the model sees them."""
+        return encode_pairs(prepared, tokenizer, config)
+
+    @property
+    def output(self) -> Path:
+        """Where the reward model is left."""
+        return self.folder.model if self.config.method == "full" else self.folder.adapter
+
+    @property
+    def whole(self) -> Path | None:
+        """The model that is loaded in place of the base, where all of it was trained."""
+        return self.output if self.config.method == "full" else None
+
+    @property
+    def reward_facts(self) -> RewardFacts:
+        """What whoever loads it must know."""
+        return RewardFacts(
+            base=self.base.name,
+            revision=self.base.revision if self.base.repo_id else None,
+            is_quantised=self.quantised,
+            think=self.config.sequences.think,
+            max_tokens=self.config.schedule.max_tokens,
+            chat_template_sha256=template_hash(self.base.tokenizer),
+        )
+
+    def measure(self, model: ScalarModel) -> PairScores:
+        """How it ranks the held-out pairs."""
+        with self.narrator.counting("evaluating", 2 * len(self.data.probe)) as advance:
+            return score_pairs(model, self.data.probe, advance)
+
+    def measured(self, told: dict[str, Any]) -> PairScores:
+        """The same, from eval.json."""
+        return PairScores.from_json(told)
+
+    def metrics(self, before: PairScores, after: PairScores) -> dict[str, Any]:
+        """What the manifest tells first."""
+        numbers = ("loss", "accuracy", "margin", "calibration_error")
+        told = {f"{name}_{when}": getattr(s, name) for name in numbers for when, s in _both(before, after)}
+        return told | {"length_only": after.length_only}
+
+    def look_after(self, model: ScalarModel) -> None:
+        """Also draw how far its certainty can be trusted."""
+        super().look_after(model)
+        if self.is_main:
+            calibration.draw(self.measured(self.folder.evaluation()["after"]), self.folder.path / PLOT)
+
+    def show(self, before: PairScores, after: PairScores) -> None:
+        """Before and after, and what length alone would say."""
+        are_held_out = bool(self.data.held_out)
+        what = "Held-out pairs" if are_held_out else "Training pairs"
+        title = f"{what} ({after.num_pairs:,})"
+        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        for name in ("", "before", "after"):
+            table.add_column(name, justify="right" if name else "left")
+        table.add_row("accuracy", f"{before.accuracy:.1%}", f"{after.accuracy:.1%}")
+        table.add_row("accuracy of the longer answer", "", f"{after.length_only:.1%}", style="dim")
+        for name, bucket in after.differs.items():
+            earlier = before.differs[name].accuracy
+            table.add_row(f"  {name} ({bucket.num_pairs:,})", f"{earlier:.1%}", f"{bucket.accuracy:.1%}")
+        table.add_row("mean margin", f"{before.margin:+.3f}", f"{after.margin:+.3f}")
+        table.add_row("loss", f"{before.loss:.4f}", f"{after.loss:.4f}")
+        table.add_row("calibration error", f"{before.calibration_error:.3f}", f"{after.calibration_error:.3f}")
+        self.narrator.console.print(table)
+
+    def where(self) -> None:
+        """What to do with the run."""
+        path = self.folder.path
+        self.narrator.say(f"\nThe reward model is in {self.output}; {path / PLOT} shows how far it can be trusted.")
+        self.narrator.say(f"Score answers with: dsr1-tune score {path} rows.jsonl")
+
+    def trainer(self, model: ScalarModel, callbacks: list[TrainerCallback]) -> RewardLearner:
+        """TRL's reward trainer, made resumable."""
+        arguments = as_arguments(
+            RewardConfig,
+            self.config,
+            self.folder,
+            compute_dtype(model),
+            center_rewards_coefficient=self.config.reward.center or None,
+            # The pairs come encoded; none is filtered out. Dropout is as the adapter's settings say.
+            max_length=None,
+            disable_dropout=False,
+        )
+        return RewardLearner(
+            model=model,
+            config=self.config,
+            quantised=self.quantised,
+            args=arguments,
+            train_dataset=as_conversations(self.data.train),
+            processing_class=self.base.tokenizer,
+            callbacks=callbacks,
+        )
+
+
+def _both(before: PairScores, after: PairScores) -> tuple[tuple[str, PairScores], ...]:
+    return ("before", before), ("after", after)
+
+
+def score_pairs(model: ScalarModel, pairs: Sequence[PairExample], advance: Any = lambda count: None) -> PairScores:
+    """Score both answers of every pair."""
+    chosen = [pair.prompt_ids + pair.chosen_ids for pair in pairs]
+    rejected = [pair.prompt_ids + pair.rejected_ids for pair in pairs]
+    scores = model.score([*chosen, *rejected], advance=advance).tolist()
+    lengths = [(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
+    differs = [differs_in(pair.preference.row) for pair in pairs]
+    return calibration.compare(scores[: len(pairs)], scores[len(pairs) :], lengths, differs)
+
+
+def differs_in(row: Any) -> str | None:
+    """What a row says in its field "differs" about its two answers, such as safety or tone."""
+    named = row.get("differs") if isinstance(row, dict) else None
+    return named if isinstance(named, str) and named else None
+
+
+def as_conversations(pairs: Sequence[PairExample]) -> Dataset:
+    """The pairs in the columns of TRL's reward trainer, which takes prompt and answer together."""
+    return Dataset.from_dict(
+        {
+            "chosen_ids": [pair.prompt_ids + pair.chosen_ids for pair in pairs],
+            "rejected_ids": [pair.prompt_ids + pair.rejected_ids for pair in pairs],
+        }
+    )
+
+
+class RewardLearner(Resumable, RewardTrainer):
+    """TRL's reward trainer with pairs of like length in a batch, and the head in every checkpoint."""
+
+    def lengths(self, rows: Any) -> list[int]:
+        """The longer of the two."""
+        return [max(len(c), len(r)) for c, r in zip(rows["chosen_ids"], rows["rejected_ids"], strict=True)]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Head and adapter by the names that they have in memory; a base in 4 bits would be saved as buffers too."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self.accelerator.unwrap_model(self.model)
+        trained = {name: w.detach().contiguous() for name, w in model.named_parameters() if w.requires_grad}
+        save_file(trained, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})

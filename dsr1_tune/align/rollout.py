@@ -1,0 +1,116 @@
+"""The model answers prompts: in batches, with a key-value cache, drawn so that the same seed gives the same answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsr1_tune.config import Rollout
+from dsr1_tune.moe.replay import RoutingReplay, as_sequences
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Token ids of answers, in the order of their prompts, each with its end-of-turn token if it has one."""
+
+    ids: tuple[Ids, ...]
+    have_ended: tuple[bool, ...]
+    routing: tuple[Tensor, ...] = ()
+    """Where it was asked for, the experts that each token of prompt and answer went to: (L, S, K) for each answer."""
+
+    @property
+    def spoken(self) -> list[Ids]:
+        """What is said, without the end-of-turn token."""
+        return [ids[:-1] if ended else ids for ids, ended in zip(self.ids, self.have_ended, strict=True)]
+
+
+@torch.no_grad()
+def draw(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    tokenizer: Any,
+    rollout: Rollout,
+    is_greedy: bool = False,
+    advance: Callable[[int], None] = lambda count: None,
+    replay: RoutingReplay | None = None,
+) -> Answers:
+    """An answer to each prompt, drawn from softmax(logits / temperature), or the likeliest.
+
+    Prompts of like length are answered together, `rollout.batch_size` at a time. It draws from torch's generator.
+    With `replay` it is noted which experts they take.
+    """
+    ends = end_tokens(model, tokenizer)
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    found: dict[int, Ids] = {}
+    routing: dict[int, Tensor] = {}
+    with _answering(model):
+        for first in range(0, len(order), rollout.batch_size):
+            batch = order[first : first + rollout.batch_size]
+            asked = [prompts[number] for number in batch]
+            with replay.noting() if replay else nullcontext() as noted:
+                written = _generate(model, asked, ends, tokenizer, rollout, is_greedy)
+            answers = [_cut(ids, ends) for ids in written]
+            found |= zip(batch, answers, strict=True)
+            if noted is not None:
+                lengths = [(len(prompt), len(answer)) for prompt, answer in zip(asked, answers, strict=True)]
+                together = as_sequences(noted, lengths)
+                routing |= {number: together[:, row, : sum(lengths[row])] for row, number in enumerate(batch)}
+            advance(len(batch))
+    ids = tuple(found[number] for number in range(len(prompts)))
+    return Answers(ids, tuple(answer[-1] in ends for answer in ids), tuple(routing[n] for n in sorted(routing)))
+
+
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end a turn: what the model's generation config says, and the tokenizer's own."""
+    told = getattr(model.generation_config, "eos_token_id", None)
+    ends = set(told if isinstance(told, list) else [told]) | {tokenizer.eos_token_id}
+    return {int(token) for token in ends if token is not None}
+
+
+@contextmanager
+def _answering(model: Any) -> Iterator[None]:
+    """With a key-value cache and without dropout; as it was, afterwards."""
+    was_training = {module: module.training for module in model.modules()}
+    use_cache, model.config.use_cache = model.config.use_cache, True
+    model.eval()
+    try:
+        yield
+    finally:
+        model.config.use_cache = use_cache
+        for module, training in was_training.items():
+            module.training = training
+
+
+def _generate(
+    model: Any, prompts: Sequence[Sequence[int]], ends: set[int], tokenizer: Any, rollout: Rollout, is_greedy: bool
+) -> list[list[int]]:
+    """What the model writes behind each prompt; left-padded, so that all answers begin in the same place."""
+    longest = max(map(len, prompts))
+    pad = tokenizer.pad_token_id
+    ids_BT = torch.tensor([[pad] * (longest - len(ids)) + list(ids) for ids in prompts], device=model.device)
+    mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
+    drawn = {"do_sample": True, "temperature": rollout.temperature, "top_k": 0, "top_p": 1.0}
+    output_BT = model.generate(
+        input_ids=ids_BT,
+        attention_mask=mask_BT,
+        max_new_tokens=rollout.max_new_tokens,
+        pad_token_id=pad,
+        eos_token_id=sorted(ends),
+        repetition_penalty=1.0,
+        **({"do_sample": False, "temperature": None, "top_p": None, "top_k": None} if is_greedy else drawn),
+    )
+    answers: list[list[int]] = output_BT[:, longest:].tolist()
+    return answers
+
+
+def _cut(ids: list[int], ends: set[int]) -> Ids:
+    """Up to the first token that ends the turn, which stays."""
+    last = next((place for place, token in enumerate(ids) if token in ends), len(ids) - 1)
+    return tuple(ids[: last + 1])

@@ -1,0 +1,324 @@
+"""`score`: what a reward model gives the answers in a file, as JSON lines and a table."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from dsr1_tune.align import calibration
+from dsr1_tune.align.calibration import PairScores
+from dsr1_tune.align.pairs import encode_one
+from dsr1_tune.align.reward import differs_in
+from dsr1_tune.config import AlignRun, Score
+from dsr1_tune.data.output import dumps
+from dsr1_tune.data.read import read
+from dsr1_tune.data.record import DAMAGE, Drop, Feedback, Message, Place, Preference, Prompt, Record, Row
+from dsr1_tune.errors import DataError, ModelError, RunError
+from dsr1_tune.models.scalar import ScalarModel, check_reward, load_scalar
+from dsr1_tune.runs.narrator import Narrator, quiet_libraries
+from dsr1_tune.whole import whole_file
+
+MAX_NAMED = 5
+
+Ids = tuple[int, ...]
+
+
+def run(
+    model: str | Path,
+    file: Path,
+    out: Path,
+    config: Score,
+    mapping: Mapping[str, str] | None = None,
+    console: Console | None = None,
+) -> Scores:
+    """Score every answer in `file` with the reward model at `model`; one line per row goes to `out`.
+
+    Rows that cannot be scored have a line too, which says why. Raises TuneError for everything the user can mend,
+    before weights are loaded where that is possible; nothing is written then.
+    """
+    quiet_libraries()
+    narrator = Narrator(console or Console())
+    if out.exists():
+        raise RunError(f"{out}: is already there", hint="choose another --out, or remove it")
+    check_reward(model)
+    rows = _read(file, mapping)
+    scorer = load_scalar(model, progress=narrator.say)
+    scores = score_rows(scorer, rows, config, narrator)
+    with whole_file(out, binary=True) as lines:
+        for one in scores.rows:
+            lines.write(dumps(one.as_json()) + b"\n")
+    _show(scores, narrator)
+    narrator.say(f"\nThe scores are in {out}.")
+    return scores
+
+
+def score_conversations(
+    model: ScalarModel,
+    conversations: Sequence[tuple[Sequence[Message], str]],
+    batch_size: int = 8,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[float]:
+    """The score of each (prompt messages, answer), in order.
+
+    It is nan for one that the model cannot be shown: blank, refused by the chat template, or beyond its context.
+    """
+    encoded = [
+        encode_answer(model, tuple(prompt), Message("assistant", answer), _context(model))
+        for prompt, answer in conversations
+    ]
+    ids = [one for one in encoded if not isinstance(one, Drop)]
+    found = iter(model.score(ids, batch_size, advance).tolist())
+    return [math.nan if isinstance(one, Drop) else next(found) for one in encoded]
+
+
+def encode_answer(
+    model: ScalarModel,
+    prompt: tuple[Message, ...],
+    answer: Message,
+    max_tokens: int,
+    place: Place | None = None,
+    tools: str = "",
+) -> Ids | Drop:
+    """A conversation as the reward model was trained to see it, or why it cannot be shown."""
+    row = Feedback(prompt, answer, is_good=True, place=place or Place("", 0, 0), tools=tools)
+    outcome = encode_one(row, model.tokenizer, _settings(model.facts.think, max_tokens))
+    return outcome if isinstance(outcome, Drop) else outcome.input_ids
+
+
+@cache
+def _settings(think: str, max_tokens: int) -> AlignRun:
+    return AlignRun.model_validate({"sequences": {"think": think}, "schedule": {"max_tokens": max_tokens}})
+
+
+def _context(model: ScalarModel) -> int:
+    """The longest conversation that the model has positions for."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _read(file: Path, mapping: Mapping[str, str] | None) -> list[Row | Drop]:
+    """All rows, readable or not. Raises DataError for a damaged file, and where there is no answer at all."""
+    rows = list(read([file], mapping))
+    if damage := [row for row in rows if isinstance(row, Drop) and row.code in DAMAGE]:
+        raise DataError(f"{damage[0].place}: {damage[0].detail}", hint="mend the file: rows behind that place are lost")
+    if any(isinstance(row, (Record, Preference, Feedback)) for row in rows):
+        return rows
+    num_prompts = sum(isinstance(row, Prompt) for row in rows)
+    if num_prompts:
+        raise DataError(
+            f"{file}: holds {num_prompts:,} prompts and no answer to score",
+            hint="give rows with an answer, or name its column: --map answer=COLUMN",
+        )
+    first = next(row for row in rows if isinstance(row, Drop))
+    raise DataError(
+        f"{file}: none of the {len(rows):,} rows can be read; the first: {first.place}: {first.detail}", hint=first.fix
+    )
+
+
+@dataclass(frozen=True)
+class ScoredAnswer:
+    """One answer of a row: its name there, and its score, or why it has none."""
+
+    name: str
+    text: str
+    num_tokens: int = 0
+    score: float | None = None
+    problem: Drop | None = None
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """A row and what became of its answers; `problem` says why there are none, or why one has no score."""
+
+    row: Row | Drop
+    answers: tuple[ScoredAnswer, ...] = ()
+    problem: Drop | None = None
+
+    @property
+    def margin(self) -> float | None:
+        """Of a pair, how much higher the chosen answer scores."""
+        scores = [answer.score for answer in self.answers]
+        if len(scores) != 2 or scores[0] is None or scores[1] is None:
+            return None
+        return scores[0] - scores[1]
+
+    def as_json(self) -> dict[str, Any]:
+        """A line of the output."""
+        place = self.row.place or Place("", 0, 0)
+        told: dict[str, Any] = {"file": place.file, "line": place.line, "index": place.index}
+        told["kind"] = "unreadable" if isinstance(self.row, Drop) else type(self.row).__name__.lower()
+        if not isinstance(self.row, Drop):
+            told["question"] = _question(self.row)
+        for answer in self.answers:
+            told[answer.name] = answer.text
+        if isinstance(self.row, Feedback):
+            told["label"] = self.row.is_good
+        if len(self.answers) == 1:
+            told["score"] = self.answers[0].score
+        elif self.answers:
+            told |= {f"{answer.name}_score": answer.score for answer in self.answers} | {"margin": self.margin}
+        if self.problem:
+            told["problem"] = {"code": self.problem.code, "detail": self.problem.detail, "fix": self.problem.fix}
+        return told
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All rows of a file, scored, and what came of its pairs."""
+
+    rows: tuple[ScoredRow, ...]
+    pairs: PairScores | None
+
+    @property
+    def problems(self) -> list[ScoredRow]:
+        """The rows that have no score."""
+        return [row for row in self.rows if row.problem]
+
+    def of(self, name: str, label: bool | None = None) -> list[float]:
+        """The scores of the answers of this name: answer, chosen, rejected; of feedback those with this label."""
+        return [
+            answer.score
+            for row in self.rows
+            for answer in row.answers
+            if answer.name == name
+            and answer.score is not None
+            and label == (row.row.is_good if isinstance(row.row, Feedback) else None)
+        ]
+
+
+def score_rows(model: ScalarModel, rows: Sequence[Row | Drop], config: Score, narrator: Narrator) -> Scores:
+    """Score the answers of rows of any kind. Raises ModelError where a score is no number, DataError for none."""
+    max_tokens = min(config.max_tokens, _context(model))
+    encoded = [_encode(model, row, max_tokens) for row in rows]
+    ids = [one for _, answers in encoded for _, one in answers if not isinstance(one, Drop)]
+    if not ids:
+        drop = next(one for _, answers in encoded for _, one in answers if isinstance(one, Drop))
+        raise DataError(f"no answer can be scored; the first: {drop.place}: {drop.detail}", hint=drop.fix)
+    with narrator.counting("scoring", len(ids)) as advance:
+        found = iter(model.score(ids, config.batch_size, advance).tolist())
+    scored = tuple(_scored(row, answers, found) for row, answers in encoded)
+    return Scores(scored, _pairs(scored, config.margin))
+
+
+Encoded = list[tuple[tuple[str, str], Ids | Drop]]
+"""((name, text), token ids or why there are none) of each answer of a row."""
+
+
+def _encode(model: ScalarModel, row: Row | Drop, max_tokens: int) -> tuple[Row | Drop, Encoded]:
+    """A row with its answers as the model is shown them."""
+    prompt: tuple[Message, ...] = ()
+    answers: list[tuple[str, Message]] = []
+    if isinstance(row, Record):
+        prompt, answers = row.messages[:-1], [("answer", row.messages[-1])]
+    elif isinstance(row, Feedback):
+        prompt, answers = row.prompt, [("answer", row.completion)]
+    elif isinstance(row, Preference):
+        prompt, answers = row.prompt, [("chosen", row.chosen), ("rejected", row.rejected)]
+    if isinstance(row, Drop):
+        return row, []
+    encoded: Encoded = []
+    for name, message in answers:
+        one = encode_answer(model, prompt, message, max_tokens, row.place, row.tools)
+        if isinstance(one, Drop):
+            one = _reworded(one).at(row.place, "score", row.row)
+        encoded.append(((name, message.content), one))
+    return row, encoded
+
+
+def _reworded(drop: Drop) -> Drop:
+    """What is said of a row to train on, for one to score."""
+    if drop.code == "too_long":
+        return Drop(drop.code, drop.detail, "raise score.max_tokens, if the model's context has room", drop.path)
+    return drop
+
+
+def _scored(row: Row | Drop, encoded: Encoded, found: Any) -> ScoredRow:
+    """Give the row its next scores."""
+    if isinstance(row, Drop):
+        return ScoredRow(row, problem=row)
+    if isinstance(row, Prompt):
+        return ScoredRow(row, problem=Drop("missing_field", "a prompt without an answer", "add an answer to score"))
+    answers = []
+    for (name, text), one in encoded:
+        if isinstance(one, Drop):
+            answers.append(ScoredAnswer(name, text, problem=one))
+            continue
+        score = next(found)
+        if not math.isfinite(score):
+            raise ModelError(
+                f"{row.place}: the reward model gives the {name} no finite score ({score})",
+                hint="train it again with a lower schedule.learning_rate, or base.dtype=float32",
+            )
+        answers.append(ScoredAnswer(name, text, len(one), score))
+    return ScoredRow(row, tuple(answers), next((answer.problem for answer in answers if answer.problem), None))
+
+
+def _pairs(rows: Sequence[ScoredRow], tie: float) -> PairScores | None:
+    pairs = [row for row in rows if row.margin is not None]
+    if not pairs:
+        return None
+    # Both answers stand behind the same prompt, whose tokens do not change which is longer.
+    lengths = [(row.answers[0].num_tokens, row.answers[1].num_tokens) for row in pairs]
+    chosen, rejected = ([float(row.answers[side].score or 0.0) for row in pairs] for side in (0, 1))
+    return calibration.compare(
+        chosen, rejected, lengths, [differs_in(getattr(row.row, "row", None)) for row in pairs], tie
+    )
+
+
+def _question(row: Row) -> str:
+    """The last thing the user said before the answer."""
+    if isinstance(row, Record):
+        return row.question
+    messages = row.messages if isinstance(row, Prompt) else row.prompt
+    return next((message.content for message in reversed(messages) if message.role == "user"), "")
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def _show(scores: Scores, narrator: Narrator) -> None:
+    """How the scores are spread, how often pairs come out right, and which rows have none."""
+    table = Table(title="Scores", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for name in ("", "answers", "mean", "min", "25 %", "median", "75 %", "max"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    kinds = {
+        "answers": scores.of("answer"),
+        "chosen": scores.of("chosen"),
+        "rejected": scores.of("rejected"),
+        "labelled good": scores.of("answer", label=True),
+        "labelled bad": scores.of("answer", label=False),
+    }
+    for name, values in kinds.items():
+        if values:
+            numbers = (statistics.fmean(values), min(values), *_quartiles(values), max(values))
+            table.add_row(name, f"{len(values):,}", *(f"{number:+.3f}" for number in numbers))
+    narrator.console.print(table)
+    if pairs := scores.pairs:
+        narrator.say(
+            f"{pairs.num_pairs:,} pairs: accuracy {pairs.accuracy:.1%} (the longer answer: {pairs.length_only:.1%}), "
+            f"mean margin {pairs.margin:+.3f}, calibration error {pairs.calibration_error:.3f}"
+        )
+        for name, bucket in pairs.differs.items():
+            narrator.say(f"  {name}: {bucket.accuracy:.1%} of {bucket.num_pairs:,}")
+    if problems := scores.problems:
+        narrator.say(f"{len(problems):,} of {len(scores.rows):,} rows have no score:")
+        for row in problems[:MAX_NAMED]:
+            assert row.problem is not None
+            narrator.say(f"  {row.row.place}: {row.problem.detail}; {row.problem.fix}")
+        if len(problems) > MAX_NAMED:
+            narrator.say(f"  and {len(problems) - MAX_NAMED:,} more; the output's lines say why in their problem")
+
+
+def _quartiles(values: Sequence[float]) -> list[float]:
+    return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
