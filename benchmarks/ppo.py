@@ -85,7 +85,7 @@ def make_task(work: Path) -> None:
     prompts = [f"Say something about {' '.join(draw.sample(words, draw.randint(2, 16)))}." for _ in range(NUM_PROMPTS)]
     (work / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     (work / "reward.py").write_text(REWARD)
-    layer = {"name": "task", "components": [{"name": "e", "function": f"{work / 'reward.py'}:share_of_e"}]}
+    layer = {"name": "task", "components": [{"type": "function", "call": "reward.py:share_of_e"}]}
     (work / "rewards.yaml").write_text(json.dumps({"layers": [layer]}))
     subprocess.run([sys.executable, str(CHILD), "make-model", str(work)], check=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import sys
 import time
@@ -100,22 +101,26 @@ def run_ours(job: dict[str, Any]) -> dict[str, Any]:
         }
     )
     Memory.start()
-    facts: dict[str, Any] = {}
-    session_save = Session.save
+    peaks: list[int] = []
+    save = Session.save
 
-    def save(self: Any, write: Any) -> None:
-        facts["peak"] = Memory.peak()
-        session_save(self, write)
+    def save_after_training(session: Any, write: Any) -> None:
+        peaks.append(Memory.peak())
+        save(session, write)
 
-    Session.save = save  # type: ignore[method-assign]
+    Session.save = save_after_training  # type: ignore[method-assign]
     folder = ppo.run(config)
     lines = [json.loads(line) for line in folder.log_file.read_text().splitlines()]
-    return read_our_log(lines, folder) | facts
-
-
-def read_our_log(lines: list[dict[str, Any]], folder: Any) -> dict[str, Any]:
-    """Rewards, KL, tokens and seconds of every update, from the run's own log."""
-    raise NotImplementedError
+    lines = [line for line in lines if "reward/mean" in line]
+    coverage = json.loads((folder.path / "manifest.json").read_text())["metrics"]["coverage"]
+    return {
+        "rewards": [line["reward/mean"] for line in lines],
+        "kl": [line["policy/kl_per_answer"] for line in lines],
+        "seconds": [b - a for a, b in itertools.pairwise([0.0, *(line["seconds"] for line in lines)])],
+        "tokens": [round(line["answer/tokens"] * job["answers"]) for line in lines],
+        "trained": sum(line["num_trained"] for line in coverage),
+        "peak": peaks[0],
+    }
 
 
 def run_trl(job: dict[str, Any]) -> dict[str, Any]:

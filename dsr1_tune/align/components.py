@@ -48,7 +48,7 @@ class NoScore(Exception):
 class Component(Noun):
     """One thing that is looked at in an answer. A kind of its own overrides `score`, or `open` to judge in batches."""
 
-    needs_expected: ClassVar[bool] = False
+    is_comparing: ClassVar[bool] = False
     """Whether it compares with the row's expected answer."""
 
     weight: Positive = 1.0
@@ -71,7 +71,7 @@ class Component(Noun):
     @property
     def compares(self) -> bool:
         """Whether, as it is set, it needs the row's expected answer."""
-        return self.needs_expected
+        return self.is_comparing
 
     def text(self, one: Answered) -> str:
         """The part of the answer that it reads."""
@@ -118,6 +118,25 @@ def as_number(value: Any) -> float:
     if not math.isfinite(number):
         raise NoScore(f"it gave {number}, which is no number")
     return number
+
+
+def in_batches(
+    score: Callable[[Sequence[Any]], Sequence[float]], items: Sequence[Any], mapped: Callable[[float], float]
+) -> list[Score]:
+    """Scores of all at once; where that fails, of each alone, so that one cannot take the others with it."""
+    try:
+        numbers: Sequence[float | Exception] = score(items)
+    except Exception as error:
+        if len(items) == 1:
+            return [error]
+        return [found for item in items for found in in_batches(score, [item], mapped)]
+    found: list[Score] = []
+    for number in numbers:
+        if isinstance(number, float) and math.isfinite(number):
+            found.append(mapped(number))
+        else:
+            found.append(NoScore(f"it gave {number}, which is no number"))
+    return found
 
 
 class Mapped(Component):

@@ -32,6 +32,21 @@ def final_part(text: str) -> tuple[str, bool]:
     return text.strip(), False
 
 
+def final_numbers(text: str) -> list[Fraction]:
+    """The number behind every mark and in every box: more than one value means that an answer names several results."""
+    parts = [text[mark.end() :].lstrip("*_ \t").split("\n", 1)[0] for mark in _MARK.finditer(text)]
+    parts = [part for part in parts if "boxed" not in part]
+    parts += [found[1] for found in re.finditer(r"\\f?boxed\s*\{([^{}]*)\}", text)]
+    return [number for part in parts if (number := _number_of_part(part)) is not None]
+
+
+def _number_of_part(part: str) -> Fraction | None:
+    """The first number of a result, or, where an equals sign stands, the one behind the last."""
+    behind = numbers_in(re.split(r"[=≈]", part)[-1])
+    found = behind or numbers_in(part)
+    return found[0] if found else None
+
+
 def _last_boxed(text: str) -> str | None:
     """What stands in the last \\boxed{...} or \\fbox{...} that is closed; its braces may be nested."""
     for found in reversed(list(re.finditer(r"\\f?boxed\s*\{|\\fbox\s*\{", text))):
@@ -54,8 +69,11 @@ def same_text(text: str) -> str:
 
 def numbers_in(text: str) -> list[Fraction]:
     """Every number of a text in order: 1,000, -2.5, 1/2, 1 1/2, \\frac{1}{2}, 50%, 3e-4, 1.2×10^3, ３, 3万, 三十二."""
-    text = _plain(text)
-    return [value for found in _NUMBER.finditer(text) if (value := _value(found)) is not None]
+    found = list(_NUMBER.finditer(_plain(text)))
+    in_digits = [one for one in found if not one["han"]]
+    # Chinese numerals are also parts of words: in a text with digits they are taken for such.
+    chosen = in_digits or [one for one in found if one["han"] not in _MERE_WORDS or one["han"] == text.strip(" 。.")]
+    return [value for one in chosen if (value := _value(one)) is not None]
 
 
 def final_number(text: str) -> Fraction | None:
@@ -65,18 +83,10 @@ def final_number(text: str) -> Fraction | None:
     equals sign stands, what is behind it: "answer: 3 + 4 = 7".
     """
     part, is_marked = final_part(text)
-    found = numbers_in(part)
-    if is_marked and not found:
-        found = numbers_in(text)
-        is_marked = False
-    if not found:
-        return None
-    if is_marked and "=" not in part and "≈" not in part:
-        return found[0]
-    if is_marked:
-        behind = numbers_in(re.split(r"[=≈]", part)[-1])
-        return behind[0] if behind else found[-1]
-    return found[-1]
+    if is_marked and (number := _number_of_part(part)) is not None:
+        return number
+    found = numbers_in(text)
+    return found[-1] if found else None
 
 
 def _plain(text: str) -> str:
@@ -94,6 +104,7 @@ def _spelled_out(found: re.Match[str]) -> str:
     return f" {value.numerator}/{value.denominator}"
 
 
+_MERE_WORDS = frozenset(("一", "万一", "千万", "百", "千", "万", "亿"))
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
 _HAN_DIGITS = "零〇一二两三四五六七八九十百千万亿"
 _NUMBER = re.compile(
@@ -102,7 +113,7 @@ _NUMBER = re.compile(
     rf"(?P<whole>\d+)\s+(?P<over>\d+)\s*/\s*(?P<under>\d+)(?![\d/])"
     rf"|(?P<top>{_DIGITS})\s*/\s*(?P<bottom>{_DIGITS})(?![\d/])"
     rf"|(?P<plain>{_DIGITS})(?:[eE](?P<exp>[-+]?\d+)(?![\w])|\s*[×x*]\s*10\s*(?:\^|\*\*)\s*\{{?(?P<pow>[-+]?\d+)\}}?)?"
-    rf"|(?P<han>[{_HAN_DIGITS}]{{1,16}}(?:点[零〇一二三四五六七八九]+)?(?:分之[{_HAN_DIGITS}]+)?)"
+    rf"|(?P<han>(?!十分)[{_HAN_DIGITS}]{{1,16}}(?:点[零〇一二三四五六七八九]+)?(?:分之[{_HAN_DIGITS}]+)?)"
     rf")\s?(?P<unit>%|％|‰|万亿|万|亿|千(?!克|米|瓦|卡|帕|焦|伏|赫|兆|字)|百(?!分)|percent\b|per\s?cent\b|million\b|billion\b|thousand\b)?"
     rf"|(?P<per>百分之)(?P<perhan>[{_HAN_DIGITS}]+|\d+(?:\.\d+)?)"
 )
@@ -118,7 +129,7 @@ def _value(found: re.Match[str]) -> Fraction | None:
     try:
         if part["per"]:
             said = part["perhan"]
-            inside = _han(said) if said[0] in _HAN_DIGITS else Fraction(said)
+            inside = han_number(said) if said[0] in _HAN_DIGITS else Fraction(said)
             return None if inside is None else inside / 100
         if part["whole"]:
             value = Fraction(int(part["whole"])) + Fraction(int(part["over"]), int(part["under"]))
@@ -130,7 +141,7 @@ def _value(found: re.Match[str]) -> Fraction | None:
                 return None
             value = _decimal(part["plain"]) * Fraction(10) ** power
         else:
-            han = _han(part["han"])
+            han = han_number(part["han"])
             if han is None:
                 return None
             value = han
@@ -145,7 +156,7 @@ def _decimal(text: str) -> Fraction:
     return Fraction(text.replace(",", ""))
 
 
-def _han(text: str) -> Fraction | None:
+def han_number(text: str) -> Fraction | None:
     """三十二 → 32, 一千零五 → 1005, 三点五 → 3.5, 二分之一 → 1/2; None for 一 alone, which is mostly no number."""
     if "分之" in text:
         under, _, over = text.partition("分之")

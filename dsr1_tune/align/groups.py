@@ -160,7 +160,7 @@ def numbers_of(verdicts: Sequence[Verdict], answers: Answers) -> dict[str, float
     layers, components = means([v.layers for v in verdicts]), means([v.components for v in verdicts])
     return {
         **{f"reward/{name}": value for name, value in (*layers.items(), *components.items())},
-        "reward/errors": float(sum(len(verdict.errors) for verdict in verdicts)),
+        "reward/errors": mean([float(len(verdict.errors)) for verdict in verdicts]),
         "answer/ended": mean([float(ended) for ended in answers.have_ended]),
     }
 

@@ -1,7 +1,7 @@
 """`grpo`: the model answers every prompt several times, and learns which of its answers were better than the others.
 
-Group-relative policy optimisation (arXiv 2402.03300), R1's own recipe, through TRL: there is no value model, an answer's
-advantage is its reward beside those of its group. Answers are drawn and judged as in PPO.
+Group-relative policy optimisation (arXiv 2402.03300), R1's own recipe, through TRL: there is no value model; an
+answer's advantage is its reward beside those of its group. Answers are drawn and judged as in PPO.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dsr1_tune.runs.session import compute_dtype, open_session
 
 
 def run(config: GrpoRun, resume: Path | None = None, console: Console | None = None) -> RunFolder:
-    """Train as `config` says, or go on with the run in `resume`; returns the folder with adapter (or model) and reports.
+    """Train as `config` says, or go on with the run in `resume`; returns its folder.
 
     Raises TuneError for everything the user can mend, before weights are loaded where that is possible, and
     KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.

@@ -104,6 +104,8 @@ class Language(Component):
     def score(self, one: Answered) -> float:
         """1 or 0."""
         text = self.text(one)
+        if not text.strip():
+            return 0.0
         if self.want == "same":
             rule = rules_settings.WrongLanguage()
             return float(not isinstance(wrong_language(as_record(one, text), rule), Drop))
@@ -164,6 +166,8 @@ class NoRepetition(Component):
     def score(self, one: Answered) -> float:
         """From 0 to 1."""
         text = self.text(one)
+        if not text.strip():
+            return 0.0
         record = as_record(one, text)
         if isinstance(repeated_text(record, rules_settings.RepeatedText(min_chars=40)), Drop):
             return 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -12,18 +11,29 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from dsr1_tune.align.components import Answered, Component, Judge, Mapped, NoScore, Score, as_number, attempt, beside
+from dsr1_tune.align.components import (
+    Answered,
+    Component,
+    Judge,
+    Mapped,
+    NoScore,
+    Score,
+    as_number,
+    attempt,
+    beside,
+    in_batches,
+)
 from dsr1_tune.align.final_answer import final_number, final_part, same_text
 from dsr1_tune.align.layers_form import compiled
 from dsr1_tune.data.packs import function_of
 from dsr1_tune.data.record import Message
-from dsr1_tune.errors import ConfigError
+from dsr1_tune.errors import ConfigError, ModelError
 
 
 class Exact(Component):
     """1 where the answer comes down to the expected text; case, width, blanks, markup and full stops do not count."""
 
-    needs_expected: ClassVar[bool] = True
+    is_comparing: ClassVar[bool] = True
     type: Literal["exact"]
 
     def score(self, one: Answered) -> float:
@@ -36,7 +46,7 @@ class Exact(Component):
 class Numeric(Component):
     """1 where the number that the answer comes down to is the expected one."""
 
-    needs_expected: ClassVar[bool] = True
+    is_comparing: ClassVar[bool] = True
     type: Literal["numeric"]
     tolerance: Annotated[float, Field(ge=0)] = 1e-6
     """Difference that still counts as the same."""
@@ -102,7 +112,7 @@ class Function(Mapped):
     """`module:function`, or `file.py:function` beside the reward file. It takes, by name, any of question, answer,
     expected (a text or None) and info (the Answered: prompt, num_tokens, has_ended), and returns a number from 0 to 1,
     or any that scale or sigmoid maps."""
-    compares_expected: Annotated[bool, Field(alias="needs_expected")] = False
+    needs_expected: bool = False
     """Whether rows without an expected answer are refused."""
 
     @field_validator("call")
@@ -120,7 +130,7 @@ class Function(Mapped):
     @property
     def compares(self) -> bool:
         """Whether rows without an expected answer are refused."""
-        return self.compares_expected
+        return self.needs_expected
 
     def open(self) -> Judge:
         """Ready to call."""
@@ -154,7 +164,7 @@ def _taken(function: Callable[..., Any]) -> tuple[str, ...]:
         raise ConfigError(
             f"{name} needs {', '.join(unknown)}; it is given, by name, what it takes of {', '.join(GIVEN)}"
         )
-    return tuple(one.name for one in parameters if one.name in GIVEN)
+    return tuple(one.name for one in parameters if one.name in GIVEN and one.kind is not one.POSITIONAL_ONLY)
 
 
 class RewardModel(Mapped):
@@ -170,6 +180,12 @@ class RewardModel(Mapped):
         folder = Path(beside(info, value))
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}")
+        from dsr1_tune.models.scalar import check_reward
+
+        try:
+            check_reward(folder)
+        except ModelError as error:
+            raise ValueError(error.message) from None
         return str(folder)
 
     @model_validator(mode="after")
@@ -190,28 +206,15 @@ class RewardModel(Mapped):
 
         def judge(answers: Sequence[Answered]) -> list[Score]:
             pairs = [(one.prompt, self.text(one)) for one in answers]
-            return in_batches(score, pairs, self.mapped)
+            said = [pair for pair in pairs if pair[1].strip()]
+            scores = iter(in_batches(score, said, self.mapped) if said else [])
+            return [next(scores) if pair[1].strip() else self._of_blank() for pair in pairs]
 
         return judge
 
-
-def in_batches(
-    score: Callable[[Sequence[Any]], Sequence[float]], items: Sequence[Any], mapped: Callable[[float], float]
-) -> list[Score]:
-    """Scores of all at once; where that fails, of each alone, so that one cannot take the others with it."""
-    try:
-        numbers: Sequence[float | Exception] = score(items)
-    except Exception as error:
-        if len(items) == 1:
-            return [error]
-        return [found for item in items for found in in_batches(score, [item], mapped)]
-    found: list[Score] = []
-    for number in numbers:
-        if isinstance(number, float) and math.isfinite(number):
-            found.append(mapped(number))
-        else:
-            found.append(NoScore(f"it gave {number}, which is no number"))
-    return found
+    def _of_blank(self) -> Score:
+        """A blank answer cannot be shown to a model; it is worth the least there is."""
+        return 0.0 if self.is_bounded else NoScore("the answer is blank")
 
 
 Task = RewardModel | Exact | Numeric | Regex | Function

@@ -59,6 +59,16 @@ class FeedbackExample:
         return self.prompt_ids + self.completion_ids
 
 
+@dataclass(frozen=True)
+class FeedbackData(RunData):
+    """Feedback, of which good answers alone are examples of how to answer."""
+
+    def asked(self, number: int) -> list[Record]:
+        """So many prompts of the probe, each with a good answer."""
+        good = [example for example in self.probe if example.feedback.is_good and not example.num_cut]
+        return [example.record for example in good][:number]
+
+
 def encode_pairs(prepared: Prepared, tokenizer: Any, config: AlignRun) -> RunData:
     """The preference rows encoded and split. Raises DataError unless two are left: one to learn and one to measure."""
     data = _encode_all(prepared, Preference, lambda row: encode_pair(row, tokenizer, config), config)
@@ -86,7 +96,7 @@ def encode_feedback(prepared: Prepared, tokenizer: Any, config: AlignRun) -> Run
             hint="kto measures how far it has moved on answers to other prompts: add rows with another prompt",
         )
     remark = f"{num_good:,} good and {num_bad:,} bad answers to learn from"
-    return replace(data, remarks=(*data.remarks, remark))
+    return FeedbackData(**{**vars(data), "remarks": (*data.remarks, remark)})
 
 
 def as_rows(examples: Sequence[PairExample]) -> Dataset:
@@ -146,7 +156,9 @@ def _encode_all(prepared: Prepared, kind: type[Any], encode: Any, config: AlignR
             drops.append(outcome.at(row.place, "encode", row.row))
         else:
             examples.append(outcome)
-    return divide(prepared, examples, drops, config, _remarks(examples, config.schedule.max_tokens))
+    remarks = _remarks(examples, config.schedule.max_tokens)
+    # What is learned of one answer to a prompt tells something of every other.
+    return divide(prepared, examples, drops, config, remarks, together=lambda row: row.prompt)
 
 
 def _remarks(examples: Sequence[Any], max_tokens: int) -> tuple[str, ...]:

@@ -96,7 +96,7 @@ class Policy:
         self._check_output()
         self._checkpoints = config.schedule.gradient_checkpointing
         if self._checkpoints:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         self.be_deterministic()
 
     def _add_value_adapter(self) -> None:
@@ -207,4 +207,4 @@ class Policy:
         if self._has_own_value_trunk:
             self.model.delete_adapter(VALUE)
         if self._checkpoints:
-            self.model.gradient_checkpointing_disable()
+            self.model.activation_checkpointing_disable()

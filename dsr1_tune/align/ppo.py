@@ -86,7 +86,8 @@ def _learn(session: RolloutSession[PpoRun], model: Any) -> None:
             verdicts = session.judge(asked, answers)
             batch = _weigh(policy, config, asked, answers, verdicts, learner.beta)
             numbers = learner.update(batch, step, steps)
-            numbers = _numbers(numbers, batch, verdicts, answers, config, learner.beta)
+            numbers |= _told(batch, verdicts, answers, config)
+            numbers |= {"kl/beta": learner.beta, "num_tokens": learner.num_tokens}
             if config.ppo.kl_target:
                 kl = numbers["policy/kl_per_answer"]
                 learner.beta = objective.next_beta(learner.beta, kl, config.ppo.kl_target, config.ppo.answers)
@@ -238,6 +239,8 @@ class _Learner:
     scheduler: Any
     beta: float
     num_updates: int
+    num_tokens: float = 0.0
+    """Tokens that went forward and back, in all updates of this process's life and of all processes."""
     has_checked_gradients: bool = False
 
     @classmethod
@@ -290,10 +293,11 @@ class _Learner:
         """One step of the optimizer; every token of the minibatch weighs the same, whichever process has it."""
         device = self.policy.head.weight.device
         num_tokens = processes.summed(torch.tensor(float(sum(b.num_tokens for b in minibatch)), device=device))
+        self.num_tokens += float(num_tokens)
         told: dict[str, Tensor] = {}
         for batch in minibatch:
             for name, value in self._backward(batch, batch.num_tokens / num_tokens.clamp(min=1)).items():
-                told[name] = told.get(name, torch.zeros((), device=device)) + value.detach()
+                told[name] = told.get(name, torch.zeros((), device=device)) + value
         weights = list(self.policy.trained.values())
         _sum_gradients(weights)
         steps.watcher.before_clipping()
@@ -324,13 +328,13 @@ class _Learner:
             loss = loss + ppo.value_weight * value.loss
             (share * loss).backward()
         return {
-            "loss": share * loss,
-            "policy/loss": share * policy.loss,
-            "policy/entropy": share * entropy,
+            "loss": share * loss.detach(),
+            "policy/loss": share * policy.loss.detach(),
+            "policy/entropy": share * entropy.detach(),
             "policy/clip_fraction": share * policy.clip_fraction,
             "policy/approx_kl": share * policy.approx_kl,
             "policy/ratio": share * policy.ratio,
-            "value/loss": share * value.loss,
+            "value/loss": share * value.loss.detach(),
             "value/clip_fraction": share * value.clip_fraction,
         }
 
@@ -353,15 +357,8 @@ def _sum_gradients(weights: Sequence[torch.nn.Parameter]) -> None:
 # --- what is told of it ----------------------------------------------------------------------------------------------
 
 
-def _numbers(
-    numbers: dict[str, float],
-    batches: Sequence[Batch],
-    verdicts: Sequence[Verdict],
-    answers: Answers,
-    config: PpoRun,
-    beta: float,
-) -> dict[str, float]:
-    """The step's line in the log, over all processes; means over answers, or over their tokens."""
+def _told(batches: Sequence[Batch], verdicts: Sequence[Verdict], answers: Answers, config: PpoRun) -> dict[str, float]:
+    """What the log tells of an update's answers, over all processes; means over answers, or over their tokens."""
     kl = sum(float(((batch.old_BT - batch.reference_BT) * batch.mask_BT).sum()) for batch in batches)
     num_tokens = sum(batch.num_tokens for batch in batches)
     of_answers = {
@@ -379,12 +376,9 @@ def _numbers(
     told = dict(zip(of_answers, together.tolist(), strict=True))
     tokens = processes.summed(torch.tensor([float(num_tokens), kl], dtype=torch.float64))
     return {
-        **numbers,
         **told,
         "policy/kl": float(tokens[1] / tokens[0].clamp(min=1)),
-        "kl/beta": beta,
         "value/explained_variance": _explained_variance(batches),
-        "num_tokens": float(tokens[0]) * (1 + config.ppo.epochs),
     }
 
 

@@ -13,13 +13,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from dsr1_tune.align.components import Component
 from dsr1_tune.align.layers_form import Form
+from dsr1_tune.align.layers_logic import Logic
 from dsr1_tune.align.layers_task import Task
 from dsr1_tune.config import Noun
 from dsr1_tune.errors import ConfigError
 
-AnyComponent = Annotated[Form | Task, Field(discriminator="type")]
+AnyComponent = Annotated[Form | Logic | Task, Field(discriminator="type")]
 KINDS: dict[str, type[Component]] = {
-    get_args(kind.model_fields["type"].annotation)[0]: kind for part in (Form, Task) for kind in get_args(part)
+    get_args(kind.model_fields["type"].annotation)[0]: kind for part in (Form, Logic, Task) for kind in get_args(part)
 }
 Positive = Annotated[float, Field(gt=0)]
 Threshold = Annotated[float, Field(gt=0, le=1)]

@@ -21,6 +21,7 @@ from dsr1_tune.data.merge import (
 from dsr1_tune.data.near import BATCH_BYTES, BATCH_PAIRS, Pairs, Verified, likely_pairs
 from dsr1_tune.data.output import answer_of
 from dsr1_tune.data.record import Drop, Feedback, Message, Place, Prompt, Row, messages_of
+from dsr1_tune.data.rules_pairs import opposed
 from dsr1_tune.data.shingles import Flags, Ints
 from dsr1_tune.data.spill import Spill
 from dsr1_tune.data.workers import Crew, Doubtful
@@ -32,8 +33,8 @@ Say = Callable[[str], None]
 class Copies:
     """For each row (N): the row that stands for it, itself if it stays; and how similar it is to it.
 
-    `contradicted` are rows with a row that answers the same question otherwise. Rows with the same number in `alike`
-    must not be separated by a split.
+    `contradicted` are rows with a row that answers the same question otherwise, or judges the same answers otherwise.
+    Rows with the same number in `alike` must not be separated by a split.
     """
 
     stands_for: Ints
@@ -46,13 +47,17 @@ class Copies:
 def find_copies(spill: Spill, dedup: Dedup, drawn: Flags, crew: Crew, say: Say) -> Copies:
     """Exact duplicates first, then near-duplicates, then contradictions among what is left.
 
+    Opposite judgements come before the near-duplicates: a pair that stands the other way round is no copy.
+
     `drawn` (N) are the rows that a file's weight leaves: they stand for others before those that it does not.
     """
     prints = spill.prints
     everyone = np.arange(spill.num_rows)
     rank = preference_order(prints.question_chars + prints.answer_chars, dedup.keep, drawn)
     leader = merge_exact((*prints.question.T, *prints.answer.T, spill.kinds), rank)
-    close = _near_pairs(spill, np.flatnonzero(leader == everyone), dedup, crew, say)
+    opposites = opposed(map(int, spill.stances)) if dedup.contradictions else {}
+    is_opposed = np.isin(everyone, list(opposites))
+    close = _near_pairs(spill, np.flatnonzero((leader == everyone) & ~is_opposed), dedup, crew, say)
     alike = group_alike(prints.question, np.concatenate((close.pairs, _joined(leader))))
     stands_for = leader if dedup.exact or dedup.near else everyone
     similarity = np.ones(spill.num_rows, np.float32)
@@ -71,7 +76,9 @@ def find_copies(spill: Spill, dedup: Dedup, drawn: Flags, crew: Crew, say: Say) 
     # Nor can anybody say that the copies of a contradicted row are right.
     is_contradicted = np.isin(stands_for, list(contradicted))
     others = {int(row): contradicted[int(stands_for[row])] for row in np.flatnonzero(is_contradicted)}
-    return Copies(np.where(is_contradicted, everyone, stands_for), stands_for == leader, similarity, others, alike)
+    is_contradicted |= is_opposed
+    whole = np.where(is_contradicted, everyone, stands_for)
+    return Copies(whole, stands_for == leader, similarity, others | opposites, alike)
 
 
 def _contradicted(spill: Spill, rows: Ints) -> dict[int, int]:

@@ -17,13 +17,17 @@ from dsr1_tune.data.languages import LANGUAGES
 from dsr1_tune.data.outcome import Fate, Outcome
 from dsr1_tune.data.output import answer_of, question_of, turns_of
 from dsr1_tune.data.record import DAMAGE, Place
+from dsr1_tune.data.rules_pairs import Opinions, pair_counts_as
 from dsr1_tune.data.scan import KINDS, Counts, Settings, add_example
 from dsr1_tune.data.shingles import Ints
 from dsr1_tune.data.split import Stratum
 
 SAMPLED_ROWS = 2000
 NUM_BINS = 30
+PAIRS_AT_ONCE = 10_000
 STAGES = ("read", "rules", "privacy", "contamination", "duplicates", "judge", "selection")
+
+_OF_MANY_CODES = (Fate.JUDGED, Fate.CONTRADICTED)
 
 CountTokens = Callable[[list[str]], list[int]]
 
@@ -61,7 +65,8 @@ def gather_facts(
         "noted": ranked(counts.noted),
         "mended": ranked(counts.mended),
         "examples": dict(sorted(counts.examples.items())),
-        "kinds": _count(outcome.spill.kinds[is_kept], [name.lower() for name in KINDS]),
+        "kinds": _count(np.minimum(outcome.spill.kinds[is_kept], len(KINDS) - 1), [name.lower() for name in KINDS]),
+        "opinions": _opinions(outcome, np.flatnonzero(is_kept & (outcome.spill.kinds > 0))),
         "files": [_file(source, config, outcome, late) for source in sources],
         "languages": _count(outcome.spill.languages[is_kept], LANGUAGES),
         "lengths": _lengths(outcome, np.flatnonzero(is_kept), config.base, count_tokens),
@@ -69,7 +74,8 @@ def gather_facts(
         "duplicates": {
             "num_exact": outcome.count(Fate.EXACT),
             "num_near": outcome.count(Fate.NEAR),
-            "num_contradictory": outcome.count(Fate.CONTRADICTED),
+            "num_contradictory": counts.dropped["contradictory_answer"],
+            "num_opposed": counts.dropped["contradictory_preference"] + counts.dropped["contradictory_label"],
             **groups,
         },
         "contamination": _contamination(config, settings.evaluation, counts),
@@ -103,11 +109,10 @@ def _late_drops(outcome: Outcome, counts: Counts) -> Counter[str]:
         if fate in (Fate.TRAIN, Fate.EVAL) or not len(rows):
             continue
         codes: Counter[str] = Counter()
-        if fate == Fate.JUDGED:
-            codes.update(outcome.judged[row].code for row in rows.tolist())
+        if fate in _OF_MANY_CODES:
+            codes.update(map(outcome.code, rows.tolist()))
         else:
-            drop = outcome.drop(int(rows[0]))
-            codes[drop.code if drop else ""] = len(rows)
+            codes[outcome.code(int(rows[0]))] = len(rows)
         counts.dropped.update(codes)
         counts.stages[outcome.stage(fate)] += len(rows)
         for row in _first_of_each(outcome, rows, fate):
@@ -124,12 +129,12 @@ def _late_drops(outcome: Outcome, counts: Counts) -> Counter[str]:
 
 def _first_of_each(outcome: Outcome, rows: Ints, fate: Fate) -> list[int]:
     """The first few rows of each code."""
-    if fate != Fate.JUDGED:
+    if fate not in _OF_MANY_CODES:
         return list(rows[:3].tolist())
     seen: Counter[str] = Counter()
     found = []
     for row in rows.tolist():
-        code = outcome.judged[row].code
+        code = outcome.code(row)
         seen[code] += 1
         if seen[code] <= 3:
             found.append(row)
@@ -148,6 +153,19 @@ def _funnel(counts: Counts) -> list[dict[str, Any]]:
 def _count(codes: npt.NDArray[np.uint8], names: Sequence[str]) -> dict[str, int]:
     counts = np.bincount(codes, minlength=len(names)).tolist()
     return {name: number for name, number in sorted(zip(names, counts, strict=True), key=lambda x: -x[1]) if number}
+
+
+def _opinions(outcome: Outcome, rows: Ints) -> dict[str, Any] | None:
+    """How far length tells the better answer of the pairs among these rows, and how many answers are good and bad."""
+    kinds = outcome.spill.kinds[rows]
+    feedback = KINDS.index("Feedback")
+    counts = Counter(num_good=int((kinds == feedback).sum()), num_bad=int((kinds == feedback + 1).sum()))
+    pairs = rows[kinds == KINDS.index("Preference")]
+    for start in range(0, len(pairs), PAIRS_AT_ONCE):
+        for pair in outcome.spill.outputs(pairs[start : start + PAIRS_AT_ONCE]):
+            counts.update(pair_counts_as(pair["chosen"], pair["rejected"]))
+    found = Opinions.counted(counts)
+    return found.as_json() if found != Opinions() else None
 
 
 def _file(source: Source, config: CleanRun, outcome: Outcome, late: Counter[str]) -> dict[str, Any]:

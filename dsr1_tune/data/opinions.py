@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from dsr1_tune.data.cells import Unusable, path_to, short
@@ -20,7 +21,7 @@ def preference(row: dict[str, Any], shape: Shape, tools: str, place: Place, note
     chosen = _answered(good, good_path, has_prompt)
     rejected = _answered(bad, bad_path, has_prompt)
     told = _shared(chosen[:-1], rejected[:-1], has_prompt)
-    asked = conversation(row, shape, notes) if has_prompt else ()
+    asked = conversation(row, replace(shape, answer=""), notes) if has_prompt else ()
     if (
         asked
         and asked[-1].role == "assistant"

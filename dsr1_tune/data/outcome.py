@@ -15,7 +15,8 @@ import orjson
 from dsr1_tune.data.dedup import Copies
 from dsr1_tune.data.output import answer_of, dumps, question_of
 from dsr1_tune.data.record import Drop, Place
-from dsr1_tune.data.scan import reject
+from dsr1_tune.data.rules_pairs import contradiction
+from dsr1_tune.data.scan import KINDS, reject
 from dsr1_tune.data.spill import Block, Spill
 
 MAX_SHOWN_CHARS = 80
@@ -60,6 +61,8 @@ class Outcome:
             case Fate.NEAR:
                 share = f"{self.copies.similarity[row]:.0%}"
                 drop = Drop("near_duplicate", f"shares {share} of its n-grams with {where}", "remove one of them")
+            case Fate.CONTRADICTED if self.spill.kinds[row]:
+                drop = contradiction(self._kind(row), self._where(row, self.copies.contradicted[row]))
             case Fate.CONTRADICTED:
                 other = self.copies.contradicted[row]
                 detail = f"the same question is answered otherwise at {self._where(row, other)}"
@@ -71,6 +74,17 @@ class Outcome:
             case _:
                 return None
         return drop
+
+    def code(self, row: int) -> str:
+        """The code of what dropped a row after the scan."""
+        fate = Fate(self.fates[row])
+        if fate == Fate.CONTRADICTED:
+            return contradiction(self._kind(row), "").code if self.spill.kinds[row] else "contradictory_answer"
+        drop = self.drop(row)
+        return drop.code if drop else ""
+
+    def _kind(self, row: int) -> str:
+        return KINDS[min(int(self.spill.kinds[row]), len(KINDS) - 1)]
 
     def stage(self, fate: Fate) -> str:
         """The stage in which a row with this fate fell out."""

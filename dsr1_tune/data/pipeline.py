@@ -18,14 +18,16 @@ from dsr1_tune.data.dedup import Seen
 from dsr1_tune.data.output import as_output, dumps
 from dsr1_tune.data.packs import load_pack
 from dsr1_tune.data.read import open_files
-from dsr1_tune.data.record import DAMAGE, Drop, Feedback, Preference, Prompt, Record, Row
+from dsr1_tune.data.record import DAMAGE, Drop, Feedback, Preference, Prompt, Record, Row, prompt_of
 from dsr1_tune.data.report import Report
+from dsr1_tune.data.rules_pairs import answers_differ, objection, opposed, remarks_on_pair, stance_of
 from dsr1_tune.errors import DataError
 from dsr1_tune.whole import whole_file
 
 MAX_NAMED = 5
 
 AnyRow = TypeVar("AnyRow", bound=Row)
+Drawn = TypeVar("Drawn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,27 +89,58 @@ def examine(data: Data) -> Prepared:
         source = reading.source
         num_rows = len(rows) + len(drops) - num_before
         files.append(FileFacts(str(source.path), source.layout, source.encoding, reading.format, num_rows))
-    return Prepared(tuple(rows), tuple(drops), tuple(files))
+    return _without_contradictions(Prepared(tuple(rows), tuple(drops), tuple(files)))
 
 
 def _judge(row: Row, data: Data, checker: rules.Checker | None, seen: Seen) -> Row | Drop:
     """The steps after reading, cheap ones first; the first that objects decides."""
     outcome = rules.not_empty(row)
     if not isinstance(outcome, Drop):
+        outcome = answers_differ(row)
+    if not isinstance(outcome, Drop):
         outcome = rules.long_enough(row, data.min_question_chars, data.min_answer_chars)
+    notes = remarks_on_pair(row)
     if checker and not isinstance(outcome, Drop):
-        outcome = checker.check(outcome).row
+        checked = checker.check(outcome)
+        outcome, notes = checked.row, notes + checked.notes
     if isinstance(outcome, Drop):
         return outcome.at(row.place, "rules", row.row)
+    if notes:
+        outcome = replace(outcome, notes=row.notes + tuple(note.at(row.place, "rules", row.row) for note in notes))
     row = outcome
     outcome = seen.first_time(row)
     return outcome.at(row.place, "duplicates", row.row) if isinstance(outcome, Drop) else outcome
 
 
+def _without_contradictions(prepared: Prepared) -> Prepared:
+    """Less the preferences and feedback that other rows contradict: nobody can say which of them is right."""
+    rows = prepared.rows
+    pairs = opposed([stance_of(row) for row in rows])
+    if not pairs:
+        return prepared
+    drops = [
+        objection(rows[one], _seen_from(rows[one], rows[other])).at(rows[one].place, "duplicates", rows[one].row)
+        for one, other in pairs.items()
+    ]
+    order = {file.file: number for number, file in enumerate(prepared.files)}
+
+    def in_files(drop: Drop) -> tuple[int, int]:
+        return (order[drop.place.file], drop.place.index) if drop.place else (0, 0)
+
+    found = prepared.with_drops(drops)
+    return replace(found, drops=tuple(sorted(found.drops, key=in_files)))
+
+
+def _seen_from(row: Row, other: Row) -> str:
+    where = f"line {other.place.line}" if other.place.file == row.place.file else str(other.place)
+    return f"{where} (row {other.place.index})"
+
+
 def prepare(data: Data, kind: type[Row] = Record) -> Prepared:
     """The rows to train on: `examine`, and only rows of one kind (by default those with an answer to learn).
 
-    Of questions with answers prompts can be made: the answer is then what a model's own is checked against.
+    Of the other kinds prompts can be made: a question's answer is then what a model's own is checked against, the
+    answers that people have compared or labelled are left out.
 
     Raises DataError for a damaged file (unless allowed), and where nothing is left to learn from.
     """
@@ -146,10 +179,11 @@ def prepare(data: Data, kind: type[Row] = Record) -> Prepared:
 
 
 def _as_prompt(row: Row) -> Row:
-    """A question with its answer, as a prompt whose result can be checked against that answer."""
-    if not isinstance(row, Record):
+    """A question as a prompt whose result can be checked against its answer; of the other kinds the prompt alone."""
+    if isinstance(row, Prompt):
         return row
-    return Prompt(row.messages[:-1], row.answer, row.place, row.tools, row.row, row.notes)
+    answer = row.answer if isinstance(row, Record) else None
+    return Prompt(prompt_of(row), answer, row.place, row.tools, row.row, row.notes)
 
 
 @dataclass(frozen=True)
@@ -174,11 +208,13 @@ NEEDS: dict[type[Row], _Need] = {
     ),
     Feedback: _Need(
         "no row has an answer with a label",
-        "kto needs rows with prompt, completion and label (true or false); rows with chosen and rejected are for dpo",
+        "kto needs rows with prompt, completion and label (true or false): see dsr1-tune data init --format feedback, "
+        "or name the column with --map label=NAME; rows with chosen and rejected are for dpo",
     ),
     Prompt: _Need(
         "no row has a prompt",
-        "ppo and grpo need rows with a prompt, and an answer column where it can be checked",
+        "ppo and grpo need rows with a prompt, and ground_truth or an answer where it can be checked: see dsr1-tune "
+        "data init --format prompts",
     ),
 }
 
@@ -215,7 +251,7 @@ def _listed(counts: Counter[str]) -> str:
     return ", ".join(f"{number} {name}" for name, number in counts.most_common())
 
 
-def split(records: Sequence[AnyRow], eval_share: float, seed: int) -> tuple[tuple[AnyRow, ...], tuple[AnyRow, ...]]:
+def split(records: Sequence[Drawn], eval_share: float, seed: int) -> tuple[tuple[Drawn, ...], tuple[Drawn, ...]]:
     """(to train on, held out), both in the order of `records`; the same seed draws the same records.
 
     At least one is held out where there are two and the share is above 0, and at least one is trained on.

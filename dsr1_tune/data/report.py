@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dsr1_tune.data.charset import CERTAIN
 from dsr1_tune.data.record import CODES, DAMAGE, Drop
+from dsr1_tune.data.rules_pairs import Opinions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,6 +48,8 @@ class Report:
     codes: tuple[CodeLine, ...]
     kinds: dict[str, int]
     drops: tuple[Drop, ...]
+    noted: tuple[CodeLine, ...] = ()
+    opinions: Opinions = field(default_factory=Opinions)
 
     @classmethod
     def of(cls, prepared: Prepared) -> Report:
@@ -54,13 +58,10 @@ class Report:
         dropped = Counter(drop.place.file for drop in prepared.drops if drop.place)
         damaged = {drop.place.file for drop in prepared.damage if drop.place}
         files = [FileLine(f, kept[f.file], dropped[f.file], f.file in damaged) for f in prepared.files]
-        examples: dict[str, str] = {}
-        for drop in prepared.drops:
-            examples.setdefault(drop.code, str(drop.place))
-        counts = Counter(drop.code for drop in prepared.drops)
-        codes = [CodeLine(code, number, examples[code]) for code, number in counts.most_common()]
+        codes = _by_code(prepared.drops)
+        noted = _by_code([note for row in prepared.rows for note in row.notes])
         kinds = dict(Counter(type(row).__name__.lower() for row in prepared.rows))
-        return cls(tuple(files), tuple(codes), kinds, prepared.drops)
+        return cls(tuple(files), codes, kinds, prepared.drops, noted, Opinions.of(prepared.rows))
 
     @property
     def num_rows(self) -> int:
@@ -80,6 +81,8 @@ class Report:
             "num_dropped": len(self.drops),
             "kept": self.kinds,
             "dropped": {line.code: line.num_rows for line in self.codes},
+            "noted": {line.code: line.num_rows for line in self.noted},
+            "opinions": self.opinions.as_json() if self.opinions != Opinions() else None,
             "files": [
                 {
                     "file": line.facts.file,
@@ -100,12 +103,24 @@ class Report:
         return {**self.summary(), "bad_rows": [drop.as_json() for drop in self.drops]}
 
 
+def _by_code(drops: Sequence[Drop]) -> tuple[CodeLine, ...]:
+    """How many rows have each code, with the first of them; a row may be remarked on twice."""
+    examples: dict[str, str] = {}
+    for drop in drops:
+        examples.setdefault(drop.code, f"{drop.place}: {drop.detail}")
+    counts = Counter(code for _, code in dict.fromkeys((drop.place, drop.code) for drop in drops))
+    return tuple(CodeLine(code, number, examples[code]) for code, number in counts.most_common())
+
+
 def show(report: Report, console: Console) -> None:
-    """Print the report: files, reasons, then every bad row."""
+    """Print the report: files, remarks, reasons, then every bad row."""
     console.print(_files_table(report))
+    if report.noted:
+        console.print(_codes_table("Remarks on rows that are kept", report.noted))
+    _show_opinions(report.opinions, console)
     if not report.drops:
         return
-    console.print(_codes_table(report))
+    console.print(_codes_table("Why rows are dropped", report.codes))
     shown = report.drops[:MAX_ROWS_SHOWN]
     for line in report.files:
         of_file = [drop for drop in shown if drop.place and drop.place.file == line.facts.file]
@@ -123,6 +138,8 @@ def show_facts(facts: dict[str, Any], console: Console) -> None:
         console.print(_reasons(facts))
     if facts["noted"] or facts["mended"]:
         console.print(_remarks(facts))
+    if counts := facts["opinions"]:
+        _show_opinions(Opinions.counted(counts), console)
     found = facts["personal_data"]["kinds"]
     if found:
         listed = ", ".join(
@@ -218,12 +235,17 @@ def _files_table(report: Report) -> Table:
     return table
 
 
-def _codes_table(report: Report) -> Table:
-    table = _table("Why rows are dropped")
+def _show_opinions(opinions: Opinions, console: Console) -> None:
+    for text, is_warning in opinions.sentences():
+        console.print(_plain(text, "yellow" if is_warning else ""))
+
+
+def _codes_table(title: str, lines: Sequence[CodeLine]) -> Table:
+    table = _table(title)
     table.add_column("rows", justify="right", no_wrap=True)
     table.add_column("code", no_wrap=True)
     table.add_column("meaning; the first such row", overflow="fold")
-    for line in report.codes:
+    for line in lines:
         meaning = _plain(f"{CODES.get(line.code, '')}\n")
         table.add_row(f"{line.num_rows:,}", line.code, meaning.append(_plain(line.example, "dim")))
     return table

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsr1_tune.data import page
 from dsr1_tune.data.report_texts import Language, meaning, named, say
+from dsr1_tune.data.rules_pairs import Opinions
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -115,6 +116,15 @@ def _findings(facts: Facts, language: Language) -> Iterator[str]:
     contradictory = _count(_section(facts, "duplicates") or {}, "num_contradictory")
     if contradictory:
         yield text("finding_contradictory", rows=page.number(contradictory))
+    opposed = _count(_section(facts, "duplicates") or {}, "num_opposed")
+    if opposed:
+        yield text("finding_opposed", rows=page.number(opposed))
+    counts = _section(facts, "opinions") or {}
+    opinions = Opinions.counted({name: _count(counts, name) for name in Opinions.__slots__})
+    if opinions.length_tells:
+        key = "finding_longer" if opinions.longer_share > 0.5 else "finding_shorter"
+        share = page.share(language, opinions.length_share)
+        yield text(key, share=share, pairs=page.number(opinions.num_pairs))
     contaminated = _count(_section(facts, "contamination") or {}, "num_rows")
     if contaminated:
         yield text("finding_contaminated", rows=page.number(contaminated))

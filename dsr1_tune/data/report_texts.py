@@ -31,6 +31,7 @@ TEXTS: dict[str, dict[Language, str]] = {
     "records": {"en": "conversations", "zh": "对话"},
     "preferences": {"en": "preference pairs", "zh": "偏好对"},
     "prompts": {"en": "prompts without answer", "zh": "仅有提问"},
+    "feedback": {"en": "labelled answers", "zh": "带标签的回答"},
     "sections": {"en": "Sections", "zh": "目录"},
     # worth a look
     "findings": {"en": "Worth a look", "zh": "值得关注"},
@@ -66,6 +67,20 @@ TEXTS: dict[str, dict[Language, str]] = {
     "finding_contradictory": {
         "en": "{rows} rows give different short answers to the same question; someone must say which is right.",
         "zh": "{rows} 行对同一问题给出不同的简短答案，需人工确认哪个正确。",
+    },
+    "finding_opposed": {
+        "en": "{rows} rows judge the same answers otherwise than another row does; someone must say which is right.",
+        "zh": "{rows} 行对同样的回答与其他行评价相反，需人工确认哪个正确。",
+    },
+    "finding_longer": {
+        "en": "Who only takes the longer answer is right in {share} of {pairs} pairs: a model may learn just that. Add "
+        "pairs in which the longer answer is the worse one.",
+        "zh": "在 {pairs} 个偏好对中，只选较长的回答就能答对 {share}：模型可能只学到长度。请补充“较长但较差”的例子。",
+    },
+    "finding_shorter": {
+        "en": "Who only takes the shorter answer is right in {share} of {pairs} pairs: a model may learn just that. "
+        "Add pairs in which the shorter answer is the worse one.",
+        "zh": "在 {pairs} 个偏好对中，只选较短的回答就能答对 {share}：模型可能只学到长度。请补充“较短但较差”的例子。",
     },
     # funnel
     "stages": {"en": "From raw file to training data", "zh": "从原始文件到训练数据"},

@@ -94,7 +94,8 @@ class _Plan:
     def of(cls, shape: Shape, row: dict[str, Any]) -> _Plan:
         texts = (*shape.question, shape.answer)
         is_forum = len(texts) > 2 and texts[0].lower() == "title"
-        is_plain = not (shape.turns or shape.chosen or is_forum) and bool(shape.question and shape.answer)
+        is_special = shape.turns or shape.chosen or shape.label or is_forum
+        is_plain = bool(shape.question and shape.answer and not is_special)
         blank = tuple(name for name in (shape.system, shape.history, shape.tools) if name)
         # An empty list is no history and no tools, but a mistake for a system prompt.
         may_be_blank = all(isinstance(row[name], (str, list, NoneType)) for name in blank) and not (

@@ -22,8 +22,9 @@ from dsr1_tune.data.output import Turns, answer_of, as_output, dumps, question_o
 from dsr1_tune.data.packs import Pack
 from dsr1_tune.data.portions import Portion, read_portion
 from dsr1_tune.data.privacy import Action, Guard
-from dsr1_tune.data.record import Checked, Drop, Preference, Row
+from dsr1_tune.data.record import Checked, Drop, Feedback, Preference, Row
 from dsr1_tune.data.rules import Checker, not_empty
+from dsr1_tune.data.rules_pairs import answers_differ, remarks_on_pair, stance_of
 from dsr1_tune.data.shingles import (
     Hashes,
     Prints,
@@ -42,7 +43,8 @@ MIN_UNENDED_ROWS = 20
 MIN_UNENDED_SHARE = 0.01
 _LONG_NUMBER = re.compile(r"[0-9]{5,}[0-9A-Za-z]*|\S*@\S*|\.\w+\.(?:cn|com|org|net)\b")
 MAX_EXAMPLE_CHARS = 300
-KINDS = ("Record", "Preference", "Prompt")
+KINDS = ("Record", "Preference", "Prompt", "Feedback")
+"""Feedback on bad answers counts as a kind of its own, the next one: it repeats none on good answers."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ class Scanned:
     """The outcome of one portion: N kept rows, D dropped ones.
 
     `rows` and `raws` are the kept rows as they will be written and as they were read, `drops` the dropped ones'
-    lines for rejected.jsonl; `numbers` and `drop_numbers` are their indices in the file, `lines` their lines.
+    lines for rejected.jsonl; `numbers` and `drop_numbers` are their indices in the file, `lines` their lines; `stances`
+    are what `stance_of` says of the rows.
     """
 
     rows: list[bytes]
@@ -103,6 +106,7 @@ class Scanned:
     lines: npt.NDArray[np.uint32]
     kinds: npt.NDArray[np.uint8]
     languages: npt.NDArray[np.uint8]
+    stances: Hashes
     prints: Prints
     sketches: npt.NDArray[np.uint8]
     bands: Hashes
@@ -156,8 +160,9 @@ class Scanner:
             raws=[dumps(row.row) for row in kept],
             numbers=np.array([row.place.index for row in kept], np.uint32),
             lines=np.array([row.place.line for row in kept], np.uint32),
-            kinds=np.array([KINDS.index(type(row).__name__) for row in kept], np.uint8),
+            kinds=np.array([_kind(row) for row in kept], np.uint8),
             languages=language_codes(found),
+            stances=np.array([stance_of(row) for row in kept], np.uint64),
             prints=_prints(text, kept),
             sketches=sketches,
             bands=in_bands,
@@ -169,14 +174,17 @@ class Scanner:
     def _check(self, row: Row, counts: Counts) -> Row | Drop:
         """Rules, then personal data; the first that objects decides."""
         filled = not_empty(row)
+        if not isinstance(filled, Drop):
+            filled = answers_differ(row)
         checked = Checked(filled) if isinstance(filled, Drop) else self._ruled(row)
         if isinstance(checked.row, Drop):
             return checked.row.at(row.place, "rules", row.row)
         guarded = self._guarded(checked.row, counts)
         if isinstance(guarded.row, Drop):
             return guarded.row.at(row.place, "privacy", row.row)
-        if row.notes or checked.notes or checked.mended or guarded.mended:
-            self._remark(row, (*row.notes, *checked.notes), {*checked.mended, *guarded.mended}, counts)
+        notes = (*row.notes, *remarks_on_pair(row), *checked.notes)
+        if notes or checked.mended or guarded.mended:
+            self._remark(row, notes, {*checked.mended, *guarded.mended}, counts)
         return guarded.row
 
     def _ruled(self, row: Row) -> Checked:
@@ -233,6 +241,10 @@ def leaves_out_full_stops(rows: Sequence[Row], pack: Pack) -> bool:
         if isinstance(drop, Drop) and drop.code == "truncated_answer":
             num_unended += not isinstance(loose.check(row).row, Drop)
     return num_unended >= max(MIN_UNENDED_ROWS, MIN_UNENDED_SHARE * len(rows))
+
+
+def _kind(row: Row) -> int:
+    return KINDS.index(type(row).__name__) + (isinstance(row, Feedback) and not row.is_good)
 
 
 def _taken_apart(turns: Sequence[Turns]) -> tuple[Text, Tokens]:

@@ -1,7 +1,7 @@
 """What the portions' scans leave on disk until the end: rows by number, hashes by column, counts.
 
 Every portion is a file that is there as a whole or not at all, so that a killed run goes on where it
-was. Held in memory are 70 bytes a row; all else is read when it is needed.
+was. Held in memory are 78 bytes a row; all else is read when it is needed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PRINTS = tuple(field.name for field in fields(Prints))
 def save(scanned: Scanned, folder: Path, number: int) -> None:
     """Write one portion's outcome to one file: a line that says what stands where, then the arrays and lines."""
     arrays: dict[str, npt.NDArray[Any]] = {name: getattr(scanned.prints, name) for name in _PRINTS}
-    for name in ("numbers", "lines", "kinds", "languages", "drop_numbers", "sketches", "bands"):
+    for name in ("numbers", "lines", "kinds", "languages", "stances", "drop_numbers", "sketches", "bands"):
         arrays[name] = getattr(scanned, name)
     parts: dict[str, bytes] = {}
     for name in _LINES:
@@ -122,7 +122,7 @@ class Spill:
         for number, file in enumerate(files):
             saved = _File(_path(folder, number))
             self._files.append(saved)
-            for name in ("lines", "numbers", "kinds", "languages", "rows_ends", *_PRINTS):
+            for name in ("lines", "numbers", "kinds", "languages", "stances", "rows_ends", *_PRINTS):
                 parts.setdefault(name, []).append(saved.array(name))
             num_here = len(parts["rows_ends"][-1])
             parts.setdefault("block", []).append(np.full(num_here, number, np.int32))
@@ -132,6 +132,7 @@ class Spill:
         self.num_rows = num_rows
         self.kinds: npt.NDArray[np.uint8] = whole["kinds"]
         self.languages: npt.NDArray[np.uint8] = whole["languages"]
+        self.stances: Hashes = whole["stances"]
         self.prints = Prints(*(whole[name] for name in _PRINTS))
         self._numbers: npt.NDArray[Any] = whole["numbers"]
         self._lines, self._block, self._ends = whole["lines"], whole["block"], whole["rows_ends"]

@@ -156,6 +156,12 @@ def _preferences(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"prompt": _asked(item), "chosen": item["answer"], "rejected": item["worse"]}
 
 
+def _feedback(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for item in content["items"]:
+        yield {"prompt": _asked(item), "completion": item["answer"], "label": True}
+        yield {"prompt": _asked(item), "completion": item["worse"], "label": False}
+
+
 def _prompts(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for prompt in content["prompts"]:
         yield {"prompt": prompt["question"], "ground_truth": prompt["result"]}
@@ -301,9 +307,24 @@ FORMATS: dict[str, Format] = {
         {
             "prompt": _QUESTION,
             "chosen": {"en": "the better answer", "zh": "较好的回答"},
-            "rejected": {"en": "the worse answer", "zh": "较差的回答"},
+            "rejected": {
+                "en": "the worse answer; sometimes longer than the better one, sometimes shorter, or length is all that "
+                "is learned",
+                "zh": "较差的回答；有时更长、有时更短，否则模型只会学到长度",
+            },
         },
         use="preference",
+    ),
+    "feedback": Format(
+        _feedback,
+        ".jsonl",
+        {"en": "answers that people liked or did not like", "zh": "带有好评或差评的回答"},
+        {
+            "prompt": _QUESTION,
+            "completion": {"en": "an answer", "zh": "一个回答"},
+            "label": {"en": "true for a good answer, false for a bad one", "zh": "好的回答为 true，差的回答为 false"},
+        },
+        use="feedback",
     ),
     "prompts": Format(
         _prompts,
@@ -324,14 +345,27 @@ _USES = {
         "zh": "用清洗后的数据训练：\n\n```\ndsr1-tune lora --data {clean}/train.jsonl\n```\n",
     },
     "preference": {
-        "en": "Rows like these are for reward models and DPO. `dsr1-tune lora` learns from questions with one answer "
-        "and leaves them out.\n",
-        "zh": "这类数据用于奖励模型和 DPO。`dsr1-tune lora` 只学习问答对，会略过它们。\n",
+        "en": "Train a reward model, or the model itself by DPO, on what is left:\n\n```\n"
+        "dsr1-tune reward --data {clean}/train.jsonl\ndsr1-tune dpo --data {clean}/train.jsonl\n```\n\n"
+        "`dsr1-tune lora` learns from questions with one answer and leaves rows like these out.\n",
+        "zh": "用清洗后的数据训练奖励模型，或用 DPO 训练模型本身：\n\n```\n"
+        "dsr1-tune reward --data {clean}/train.jsonl\ndsr1-tune dpo --data {clean}/train.jsonl\n```\n\n"
+        "`dsr1-tune lora` 只学习问答对，会略过这类数据。\n",
+    },
+    "feedback": {
+        "en": "Train on what is left:\n\n```\ndsr1-tune kto --data {clean}/train.jsonl\n```\n\n"
+        "`dsr1-tune lora` learns from questions with one answer and leaves rows like these out.\n",
+        "zh": "用清洗后的数据训练：\n\n```\ndsr1-tune kto --data {clean}/train.jsonl\n```\n\n"
+        "`dsr1-tune lora` 只学习问答对，会略过这类数据。\n",
     },
     "prompt": {
-        "en": "Rows like these are for PPO and GRPO. `dsr1-tune lora` learns from questions with an answer and "
-        "leaves them out.\n",
-        "zh": "这类数据用于 PPO 和 GRPO。`dsr1-tune lora` 只学习问答对，会略过它们。\n",
+        "en": "Let the model answer, and learn from the rewards of its answers; a rewards.yaml says what is rewarded:"
+        "\n\n```\ndsr1-tune grpo --data {clean}/train.jsonl --rewards rewards.yaml\n```\n\n"
+        "`dsr1-tune ppo` takes the same. `dsr1-tune lora` learns from questions with an answer and leaves rows like "
+        "these out.\n",
+        "zh": "让模型作答，并从回答的奖励中学习；rewards.yaml 规定奖励什么：\n\n```\n"
+        "dsr1-tune grpo --data {clean}/train.jsonl --rewards rewards.yaml\n```\n\n"
+        "`dsr1-tune ppo` 用法相同。`dsr1-tune lora` 只学习问答对，会略过这类数据。\n",
     },
 }
 

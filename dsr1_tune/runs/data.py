@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,11 +61,17 @@ def encode_and_split(prepared: Prepared, tokenizer: Any, config: TuneRun) -> Run
 
 
 def divide(
-    prepared: Prepared, examples: Sequence[Any], drops: Sequence[Drop], config: TuneRun, remarks: tuple[str, ...] = ()
+    prepared: Prepared,
+    examples: Sequence[Any],
+    drops: Sequence[Drop],
+    config: TuneRun,
+    remarks: tuple[str, ...] = (),
+    together: Callable[[Any], Hashable] = lambda row: row.place,
 ) -> RunData:
     """Encoded rows of any kind, split into those to train on and those held out. Raises DataError if there is none.
 
-    `drops` are the rows of which no example came; `example.record.place` says of which row an example is.
+    `drops` are the rows of which no example came; `example.record.place` says of which row an example is. Rows that
+    are the same to `together` are all on one side.
     """
     if not examples:
         drop = drops[0]
@@ -74,7 +80,10 @@ def divide(
             hint=drop.fix,
         )
     prepared = prepared.with_drops(drops)
-    train, held_out = split(prepared.rows, config.data.eval_share, config.schedule.seed)
+    groups: dict[Hashable, None] = dict.fromkeys(together(row) for row in prepared.rows)
+    held_groups = set(split(tuple(groups), config.data.eval_share, config.schedule.seed)[1])
+    train = tuple(row for row in prepared.rows if together(row) not in held_groups)
+    held_out = tuple(row for row in prepared.rows if together(row) in held_groups)
     by_place = defaultdict(list)
     for example in examples:
         by_place[example.record.place].append(example)

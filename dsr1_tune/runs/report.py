@@ -22,6 +22,7 @@ from dsr1_tune.runs.callbacks import read_log
 from dsr1_tune.runs.expert_tables import ExpertTables
 from dsr1_tune.runs.experts_png import before_and_after
 from dsr1_tune.runs.folder import FINISHED, RunFolder
+from dsr1_tune.runs.report_align import curves, outcome
 from dsr1_tune.runs.report_charts import HEIGHT, WIDTH, Line, chart, smoothed
 from dsr1_tune.runs.report_texts import TRY_ZH, named, say
 from dsr1_tune.whole import whole_file
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "report.html"
 PICTURE_NAME = "experts.png"
+CALIBRATION_NAME = "calibration.png"
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 MAX_ANSWER_CHARS = 2000
 
@@ -57,10 +59,10 @@ class _Told:
     log: list[dict[str, Any]]
     tables: ExpertTables
     picture: bytes
+    calibration: bytes
 
     @classmethod
     def by(cls, folder: RunFolder) -> _Told:
-        picture = folder.path / PICTURE_NAME
         try:
             manifest = folder.manifest()
         except RunError:
@@ -76,7 +78,8 @@ class _Told:
             data=_read(folder.data / "report.json"),
             log=read_log(folder),
             tables=ExpertTables.read(folder.path),
-            picture=picture.read_bytes() if picture.is_file() else b"",
+            picture=_bytes(folder.path / PICTURE_NAME),
+            calibration=_bytes(folder.path / CALIBRATION_NAME),
         )
 
 
@@ -88,19 +91,31 @@ def _read(file: Path) -> Facts:
     return value if isinstance(value, dict) else {}
 
 
+def _bytes(file: Path) -> bytes:
+    return file.read_bytes() if file.is_file() else b""
+
+
 def language_of(folder: RunFolder) -> Language:
     """The language that most records are in, told from the characters of the first few."""
     votes = 0
     try:
         with (folder.data / "train.jsonl").open(encoding="utf-8") as lines:
             for line in islice(lines, 200):
-                text = " ".join(str(m.get("content", "")) for m in json.loads(line).get("messages", ()))
+                text = " ".join(_contents(json.loads(line)))
                 num_han, num_kana = len(re.findall(r"[\u4e00-\u9fff]", text)), len(re.findall(r"[\u3040-\u30ff]", text))
                 is_chinese = num_han > len(re.findall(r"[A-Za-z]+", text)) and num_kana <= 0.1 * num_han
                 votes += 1 if is_chinese else -1
     except (OSError, ValueError, AttributeError):
         return "en"
     return "zh" if votes > 0 else "en"
+
+
+def _contents(row: Any) -> Iterator[str]:
+    """All that is said in a row, whatever its kind: a conversation, a pair, a prompt."""
+    if isinstance(row, Mapping):
+        yield str(row.get("content", ""))
+    for value in row.values() if isinstance(row, Mapping) else row if isinstance(row, list) else ():
+        yield from _contents(value)
 
 
 def render(told: _Told, language: Language = "en") -> str:
@@ -134,24 +149,28 @@ def _view(told: _Told, language: Language) -> dict[str, Any]:
     metrics = _section(manifest, "metrics")
     config = _section(manifest, "config")
     status = str(manifest.get("status", "running"))
+    command = str(manifest.get("command", ""))
     return {
         "status": status,
         "is_finished": status == FINISHED,
         "error": manifest.get("error") or "",
-        "command": str(manifest.get("command", "")),
+        "command": command,
         "folder": str(told.path),
         "base": str(_section(manifest, "base").get("name", "")),
         "files": [Path(str(file)).name for file in _section(config, "data").get("files", ())],
+        "outcome": outcome(command, told.evaluation, metrics, language),
         "gain": _gain(told.evaluation),
+        "are_held_out": "none are held out" not in str(told.evaluation.get("on", "")),
         "size": _size(metrics.get("coverage")),
         "pace": _pace(told, metrics),
         "alarms": [alarm for alarm in manifest.get("alarms", ()) if isinstance(alarm, Mapping)],
         "rollback": _section(manifest, "rollback"),
         "data": _data(told),
         "coverage": _coverage(metrics.get("coverage")),
-        "charts": list(_charts(told, language)),
+        "charts": [*curves(command, told.log, told.evaluation, language), *_charts(told, language)],
         "experts": _experts(told.tables),
-        "picture": base64.b64encode(told.picture).decode() if told.picture else "",
+        "picture": base64.b64encode(told.picture).decode(),
+        "calibration": base64.b64encode(told.calibration).decode(),
         "samples": list(_samples(told.evaluation)),
         "seconds": list(_section(manifest, "seconds").items()),
         "machine": list(page.leaves(_section(manifest, "machine"))),
@@ -175,7 +194,6 @@ def _gain(evaluation: Facts) -> dict[str, Any] | None:
         "was": _words(before["loss"]),
         "now": _words(after["loss"]),
         "num_records": after.get("num_records", 0),
-        "are_held_out": "none are held out" not in str(evaluation.get("on", "")),
     }
 
 

@@ -11,11 +11,153 @@ from dsr1_tune.data.report_texts import Language
 from dsr1_tune.runs.report_charts import Line, Points, chart, smoothed
 from dsr1_tune.runs.report_texts import say
 
-ALIGNS = ("reward", "dpo", "kto", "ppo", "grpo")
+PAIRS = ("dpo", "kto")
 ROLLOUTS = ("ppo", "grpo")
+ALIGNS = ("reward", *PAIRS, *ROLLOUTS)
 
 Facts = Mapping[str, Any]
 Log = Sequence[Facts]
+
+
+# --- before and after -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measure before and after: numbers as text, and whether it is a part of the one above."""
+
+    name: str
+    before: str
+    after: str
+    is_part: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an alignment run: one number large, what it is, and all that was measured."""
+
+    big: str
+    is_worse: bool
+    headline: str
+    """The key of what the large number is."""
+    summary: str
+    """The key of the sentence that `values` are put into."""
+    values: dict[str, str]
+    rows: tuple[Row, ...]
+    errors: tuple[tuple[str, int], ...] = ()
+    """Rewards that could not be given, by component."""
+
+
+def outcome(command: str, evaluation: Facts, metrics: Facts, language: Language) -> Outcome | None:
+    """What came of it; None for other runs, and until both have been measured."""
+    before, after = _section(evaluation, "before"), _section(evaluation, "after")
+    if command in ROLLOUTS and _are_numbers(before.get("reward"), after.get("reward")):
+        errors = tuple(sorted((str(name), int(count)) for name, count in _section(metrics, "reward_errors").items()))
+        return _of_rollouts(before, after, errors, language)
+    if command in (*PAIRS, "reward") and _are_numbers(before.get("accuracy"), after.get("accuracy")):
+        told = _of_reward_model if command == "reward" else _of_preferences
+        return told(before, after, _section(evaluation, "preferences"), language)
+    return None
+
+
+def _of_rollouts(before: Facts, after: Facts, errors: tuple[tuple[str, int], ...], language: Language) -> Outcome:
+    change = after["reward"] - before["reward"]
+    rows = [Row(say("row_reward", language), _number(before["reward"]), _number(after["reward"]))]
+    for layer, value in _section(after, "layers").items():
+        rows.append(Row(str(layer), _number(_section(before, "layers").get(layer)), _number(value), is_part=True))
+        was, now = _section(before, "components"), _section(after, "components")
+        parts = [name for name in now if str(name).startswith(f"{layer}/")]
+        rows += [Row(str(name), _number(was.get(name)), _number(now[name]), is_part=True) for name in parts]
+    rows.append(
+        Row(say("row_tokens", language), _number(before.get("answer_tokens")), _number(after.get("answer_tokens")))
+    )
+    rows.append(Row(say("row_ended", language), _share(before.get("ended")), _share(after.get("ended"))))
+    return Outcome(
+        big=f"{change:+.3f}",
+        is_worse=change < 0,
+        headline="headline_reward",
+        summary="summary_reward",
+        values={
+            "prompts": f"{int(after.get('num_prompts', 0)):,}",
+            "before": f"{before['reward']:.4f}",
+            "after": f"{after['reward']:.4f}",
+        },
+        rows=tuple(rows),
+        errors=errors,
+    )
+
+
+def _of_preferences(before: Facts, after: Facts, told: Facts, language: Language) -> Outcome:
+    points = 100 * (after["accuracy"] - before["accuracy"])
+    rows = [Row(say("row_likelier", language), _share(before["accuracy"]), _share(after["accuracy"]))]
+    if "accuracy_by_sum" in after:
+        by_sum = _share(before.get("accuracy_by_sum")), _share(after["accuracy_by_sum"])
+        rows.append(Row(say("row_likelier_whole", language), *by_sum))
+    rows += [
+        Row(say("row_raised", language), "", _share(told.get("reward_accuracy"))),
+        Row(say("row_raised_margin", language), "", _number(told.get("reward_margin"))),
+        Row(say("row_loss_chosen", language), _number(before.get("loss")), _number(after.get("loss"))),
+        Row(say("row_length", language), "", _share(after.get("length_accuracy"))),
+    ]
+    return Outcome(
+        big=f"{points:+.1f}",
+        is_worse=points < 0,
+        headline="headline_preferences",
+        summary="summary_preferences",
+        values=_accuracies(before, after, after.get("length_accuracy")),
+        rows=tuple(rows),
+    )
+
+
+def _of_reward_model(before: Facts, after: Facts, told: Facts, language: Language) -> Outcome:
+    rows = [Row(say("row_accuracy", language), _share(before["accuracy"]), _share(after["accuracy"]))]
+    for name, bucket in _section(after, "differs").items():
+        was = _section(_section(before, "differs"), name).get("accuracy")
+        rows.append(
+            Row(f"{name} ({bucket.get('num_pairs')})", _share(was), _share(bucket.get("accuracy")), is_part=True)
+        )
+    rows += [
+        Row(say("row_margin", language), _number(before.get("margin")), _number(after.get("margin"))),
+        Row(say("row_loss_pairs", language), _number(before.get("loss")), _number(after.get("loss"))),
+        Row(
+            say("row_calibration", language),
+            _number(before.get("calibration_error")),
+            _number(after.get("calibration_error")),
+        ),
+        Row(say("row_length", language), "", _share(after.get("length_only"))),
+    ]
+    return Outcome(
+        big=_share(after["accuracy"]),
+        is_worse=after["accuracy"] <= 0.5,
+        headline="headline_reward_model",
+        summary="summary_reward_model",
+        values=_accuracies(before, after, after.get("length_only")),
+        rows=tuple(rows),
+    )
+
+
+def _accuracies(before: Facts, after: Facts, by_length: Any) -> dict[str, str]:
+    return {
+        "pairs": f"{int(after.get('num_records', after.get('num_pairs', 0))):,}",
+        "before": _share(before["accuracy"]),
+        "after": _share(after["accuracy"]),
+        "length": _share(by_length),
+    }
+
+
+def _are_numbers(*values: Any) -> bool:
+    return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if _are_numbers(value) else "–"
+
+
+def _share(value: Any) -> str:
+    return f"{100 * value:.1f}\u202f%" if _are_numbers(value) else "–"
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -46,6 +188,7 @@ CURVES = (
     _Curves("chart_ended", (("line_batch", "answer/ended"),), from_zero=True),
     _Curves("chart_value_loss", (("line_batch", "value/loss"),), from_zero=True),
     _Curves("chart_explained", (("line_batch", "value/explained_variance"),)),
+    _Curves("chart_errors", (("line_batch", "reward/errors"),), from_zero=True),
 )
 
 
@@ -55,10 +198,10 @@ def curves(command: str, log: Log, evaluation: Facts, language: Language) -> Ite
         return
     yield from _reward_curves(log, evaluation, language)
     for curve in CURVES:
-        lines = [
-            Line(say(key, language), f"c{number % 6}", _points(log, name))
-            for number, (key, name) in enumerate(curve.lines)
-        ]
+        found = [(key, _points(log, name)) for key, name in curve.lines]
+        if not any(value for _, points in found for _, value in points) and curve.from_zero:
+            continue  # what was nought throughout
+        lines = [Line(say(key, language), f"c{number % 6}", points) for number, (key, points) in enumerate(found)]
         if drawn := chart(say(curve.title, language), lines, from_zero=curve.from_zero):
             yield drawn
 
@@ -68,48 +211,53 @@ def _reward_curves(log: Log, evaluation: Facts, language: Language) -> Iterator[
     rewards = _points(log, "reward/mean")
     if not rewards:
         return
-    measured = [(0.0, _held_out(evaluation, "before")), (rewards[-1][0], _held_out(evaluation, "after"))]
-    drawn = chart(
-        say("chart_reward", language),
-        [
-            Line(say("line_loss", language), "faint", rewards),
-            Line(say("line_smooth", language), "c0", smoothed(rewards)),
-            Line(say("line_held_out_greedy", language), "dots", [point for point in measured if math.isfinite(point[1])]),
-        ],
-    )
+    measured = [
+        (step, float(value))
+        for step, stage in ((0.0, "before"), (rewards[-1][0], "after"))
+        if _are_numbers(value := _section(evaluation, stage).get("reward"))
+    ]
+    in_all = [
+        Line(say("line_loss", language), "faint", rewards),
+        Line(say("line_smooth", language), "c0", smoothed(rewards)),
+        Line(say("line_held_out_greedy", language), "dots", measured),
+    ]
     layers = layers_of(log)
-    by_layer = [
-        Line(layer, f"c{number % 6}", smoothed(_points(log, f"reward/{layer}")))
-        for number, layer in enumerate(layers)
+    drawn = [
+        chart(say("chart_reward", language), in_all),
+        chart(say("chart_layers", language), _smooth(log, {layer: f"reward/{layer}" for layer in layers})),
     ]
-    parts = [
-        chart(
-            f"{say('chart_components', language)} {layer}",
-            [
-                Line(part, f"c{number % 6}", smoothed(_points(log, f"reward/{layer}/{part}")))
-                for number, part in enumerate(components)
-            ],
-        )
-        for layer, components in layers.items()
+    for layer, parts in layers.items():
+        lines = _smooth(log, {part: f"reward/{layer}/{part}" for part in parts})
+        drawn.append(chart(f"{say('chart_components', language)} {layer}", lines))
+    yield from (one for one in drawn if one)
+
+
+def _smooth(log: Log, names: Mapping[str, str]) -> list[Line]:
+    return [
+        Line(shown, f"c{number % 6}", smoothed(_points(log, name)))
+        for number, (shown, name) in enumerate(names.items())
     ]
-    yield from (one for one in (drawn, chart(say("chart_layers", language), by_layer), *parts) if one)
+
+
+_NO_LAYERS = ("mean", "std", "errors", "with_penalty")
+"""What stands beside the layers in the log."""
 
 
 def layers_of(log: Log) -> dict[str, list[str]]:
     """The reward's layers, and the components of each, in the order in which the log names them."""
     layers: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for line in log for name in line):
-        head, *rest = name.split("/")
-        if head != "reward" or not rest or rest[0] in _WHOLE:
-            continue
-        layer = layers.setdefault(rest[0], [])
-        layer += ["/".join(rest[1:])] if len(rest) > 1 else []
+        head, _, rest = name.partition("/")
+        layer, _, part = rest.partition("/")
+        if head == "reward" and layer and (part or layer not in _NO_LAYERS):
+            layers.setdefault(layer, []).extend([part] if part else [])
     return layers
-
-
-_WHOLE = ("mean", "std", "errors")
-"""What stands beside the layers in the log, and is none."""
 
 
 def _points(log: Log, name: str) -> Points:
     return [(line["step"], float(line[name])) for line in log if isinstance(line.get(name), (int, float))]
+
+
+def _section(facts: Facts, name: str) -> Facts:
+    value = facts.get(name)
+    return value if isinstance(value, Mapping) else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dsr1_tune.data.report_texts import Language
+from dsr1_tune.runs.report_align_texts import ALIGN_TEXTS
 
 TEXTS: dict[str, dict[Language, str]] = {
     "title": {"en": "Training report", "zh": "训练报告"},
@@ -192,6 +193,7 @@ TEXTS: dict[str, dict[Language, str]] = {
         "zh": "由 dsr1-tune {version} 生成。本页全部内容均可在运行目录的 manifest.json、train_log.jsonl、eval.json、"
         "experts_load.npz 与 data/report.json 中找到。",
     },
+    **ALIGN_TEXTS,
 }
 
 TRY_ZH: dict[str, str] = {

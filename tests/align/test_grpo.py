@@ -1,0 +1,209 @@
+"""GRPO: runs that are whole, that go on as if never broken off, and that learn; what TRL is not left to do."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from rich.console import Console
+from safetensors.torch import load_file
+
+from dsr1_tune.align import grpo
+from dsr1_tune.align.groups import GroupOrder, GroupTrainer
+from dsr1_tune.config import GrpoRun
+from dsr1_tune.errors import RunError
+from dsr1_tune.runs.callbacks import read_log
+from dsr1_tune.runs.folder import RunFolder
+
+CODE = """\
+def letters(answer):
+    return sum(character.isalpha() for character in answer) / max(len(answer), 1)
+
+def broken(answer):
+    raise ValueError("no idea")
+"""
+REWARDS = """\
+layers:
+  - name: form
+    gate: none
+    components:
+      - {type: length, max_tokens: 4}
+  - name: task
+    weight: 2
+    components:
+      - {type: function, name: letters, call: "own.py:letters"}
+"""
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prompts of different lengths, and rewards: letters are good."""
+    folder = tmp_path_factory.mktemp("grpo")
+    rows = [{"prompt": f"say it {'again ' * (n % 4)}{n}"} for n in range(11)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "own.py").write_text(CODE)
+    (folder / "rewards.yaml").write_text(REWARDS)
+    (folder / "broken.yaml").write_text(REWARDS.replace("own.py:letters", "own.py:broken"))
+    return folder
+
+
+Start = Callable[..., RunFolder]
+
+
+@pytest.fixture(scope="module")
+def asked(material: Path, tiny_base: Path) -> Callable[..., GrpoRun]:
+    """asked("name", grpo={"group": 2}): what a short run is asked to do."""
+
+    def config(name: str, **changes: Any) -> GrpoRun:
+        tree: dict[str, Any] = {
+            "data": {"files": [str(material / "prompts.jsonl")], "eval_share": 0.2},
+            "base": {"model": str(tiny_base)},
+            "rewards": str(material / "rewards.yaml"),
+            "rollout": {"max_new_tokens": 5, "batch_size": 6},
+            "schedule": {
+                "max_steps": 4, "learning_rate": 0.01, "batch_size": 4, "accumulate": 2, "max_tokens": 128,
+                "gradient_checkpointing": False, "warmup_share": 0,
+            },
+            "grpo": {"group": 4},
+            "watch": {"trackers": []},
+            "samples": 1,
+            "sample_tokens": 4,
+            "out": str(material / name),
+        }  # fmt: skip
+        for key, value in changes.items():
+            tree[key] = {**tree.get(key, {}), **value} if isinstance(value, dict) else value
+        return GrpoRun.model_validate(tree)
+
+    return config
+
+
+def begin(config: GrpoRun, resume: Path | None = None) -> RunFolder:
+    return grpo.run(config, resume, Console(file=io.StringIO(), width=200))
+
+
+@pytest.fixture(scope="module")
+def whole(asked: Callable[..., GrpoRun]) -> Iterator[SimpleNamespace]:
+    """A run over all that has a state: two updates on the same answers, a reference, and accumulated gradients."""
+    seen = SimpleNamespace()
+    close = GroupTrainer.close
+
+    def look(trainer: GroupTrainer) -> None:
+        model: Any = trainer.model
+        seen.adapters = list(model.peft_config)
+        seen.ids = torch.arange(2, 14).view(2, 6)
+        asks = (seen.ids, torch.ones_like(seen.ids), 5)
+        with torch.no_grad():
+            seen.now = trainer._get_per_token_logps_and_entropies(model, *asks)[0]
+            seen.reference = trainer._get_per_token_logps_and_entropies(trainer.ref_model, *asks)[0]
+            with model.disable_adapter():
+                seen.off = trainer._get_per_token_logps_and_entropies(model, *asks)[0]
+        close(trainer)
+        seen.is_clean = "forward" not in vars(model.get_base_model())
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(GroupTrainer, "close", look)
+    seen.folder = begin(asked("whole", grpo={"group": 4, "iterations": 2, "kl": 0.05, "clip": 0.1}))
+    patch.undo()
+    yield seen
+
+
+def test_a_run_leaves_its_numbers_layer_by_layer(whole: SimpleNamespace) -> None:
+    first, again = read_log(whole.folder)[:2]
+    names = {"reward/mean", "reward/std", "reward/form", "reward/form/length", "reward/task", "reward/task/letters"}
+    names |= {"policy/kl", "policy/entropy", "policy/clip_fraction", "answer/tokens", "answer/ended", "reward/errors"}
+    assert names <= set(first)
+    assert not any(name.startswith(("rewards/", "completions/")) for name in first)
+    assert first["reward/mean"] == pytest.approx(first["reward/form"] + 2 * first["reward/task"])
+    assert "reward/mean" not in again and again["num_tokens"] == first["num_tokens"] > 0
+    told = whole.folder.evaluation()
+    assert set(told["after"]["components"]) == {"form/length", "task/letters"} and told["answers_after"]
+    assert whole.folder.manifest()["metrics"]["reward_errors"] == {}
+
+
+def test_the_reference_is_the_model_as_it_began_and_no_copy(whole: SimpleNamespace) -> None:
+    assert whole.adapters == ["default"] and whole.is_clean
+    assert torch.allclose(whole.reference, whole.off, atol=1e-5)
+    assert not torch.allclose(whole.now, whole.off, atol=1e-3)
+    assert read_log(whole.folder)[0]["policy/kl"] == 0 < read_log(whole.folder)[-1]["policy/kl"]
+
+
+@pytest.mark.parametrize("step", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_that_goes_on_is_as_if_never_broken_off(
+    whole: SimpleNamespace, asked: Callable[..., GrpoRun], monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """After the first update the answers of the checkpoint are used again, after the second new ones are drawn."""
+    train = GroupTrainer.training_step
+
+    def disturbed(self: Any, *given: Any) -> Any:
+        if self._step == 2 * (step - 1):
+            os.kill(os.getpid(), signal.SIGINT)
+        return train(self, *given)
+
+    name = f"broken-{step}"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(GroupTrainer, "training_step", disturbed)
+        begin(asked(name, grpo={"group": 4, "iterations": 2, "kl": 0.05, "clip": 0.1}))
+    broken = RunFolder(whole.folder.path.with_name(name))
+    assert read_log(broken)[-1]["step"] == step
+    begin(GrpoRun(), broken.path)
+    timed = ("seconds", "tokens_per_second", "memory/rss_gib")
+    for ours, theirs in zip(read_log(broken), read_log(whole.folder), strict=True):
+        assert {k: v for k, v in ours.items() if k not in timed} == {k: v for k, v in theirs.items() if k not in timed}
+    ours, theirs = (load_file(one.adapter / "adapter_model.safetensors") for one in (broken, whole.folder))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_rewards_that_fail_teach_nothing_and_end_no_run(asked: Callable[..., GrpoRun], material: Path) -> None:
+    only_broken = material / "only.yaml"
+    only_broken.write_text('layers: [{name: task, components: [{type: function, call: "own.py:broken"}]}]')
+    folder = begin(asked("zero", rewards=str(only_broken), schedule={"max_steps": 1}, samples=0))
+    line = read_log(folder)[0]
+    assert line["reward/mean"] == 0 and line["reward/errors"] == 1 and "grad_norm" not in line
+    told = folder.manifest()
+    assert told["metrics"]["reward_errors"]["task/function"] > 8 and not told.get("alarms")
+    trained = load_file(folder.adapter / "adapter_model.safetensors")
+    assert not any(weight.any() for name, weight in trained.items() if "lora_B" in name)
+
+
+def test_a_reward_that_fails_can_end_the_run(asked: Callable[..., GrpoRun], material: Path) -> None:
+    with pytest.raises(RunError, match="no idea"):
+        begin(asked("stop", rewards=str(material / "broken.yaml"), on_reward_error="stop"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"grpo": {"group": 3}}, "does not divide"),
+        ({"grpo": {"clip": 0.3}}, "iterations=1"),
+        ({"schedule": {"neftune": 5}}, "neftune"),
+        ({"adapter": {"dropout": 0.1}}, "dropout"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once(asked: Callable[..., GrpoRun], changes: Any, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        asked("refused", **changes)
+
+
+def test_the_order_depends_on_seed_and_epoch_alone_and_leaves_no_prompt_out() -> None:
+    def order(epoch: int, seed: int = 3) -> list[int]:
+        sampler = GroupOrder(7, num_prompts=3, group=2, repeats=2, seed=seed)
+        sampler.set_epoch(epoch)
+        drawn = list(sampler)
+        assert len(drawn) == len(sampler) == 3 * 3 * 2 * 2
+        return drawn
+
+    assert order(1) == order(1) and order(1) != order(0) != order(0, seed=4)
+    for epoch in range(3):
+        drawn = order(epoch)
+        assert set(drawn) == set(range(7))
+        assert drawn[:6] == drawn[6:12] and drawn[0] == drawn[1] and drawn[2] == drawn[3]
+    assert set(GroupOrder(2, num_prompts=4, group=2, repeats=1, seed=0)) == {0, 1}
