@@ -24,11 +24,24 @@ TRAINING = [
     *["--data", "--model", "--out", "--map", "--epochs", "--on-alarm", "--processes", "--config", "--set", "--resume"]
 ]
 GATES = ["--max-loss-increase", "--min-agreement", "--max-general-drop"]
+ALIGNMENT = [
+    *["--data", "--model", "--out", "--method", "--map", "--epochs", "--on-alarm", "--processes"],
+    *["--config", "--set", "--resume"],
+]
+ROLLOUTS = [
+    *["--data", "--rewards", "--model", "--out", "--method", "--map", "--epochs", "--on-reward-error", "--on-alarm"],
+    *["--processes", "--config", "--set", "--resume"],
+]
 FLAGS = {
     "lora": TRAINING,
     "qlora": TRAINING,
     "full": TRAINING,
     "esft": TRAINING,
+    "reward": ALIGNMENT,
+    "dpo": ALIGNMENT,
+    "kto": ALIGNMENT,
+    "ppo": ROLLOUTS,
+    "grpo": ROLLOUTS,
     "adapt": [
         *["--data", "--model", "--gpu-memory", "--method", "--to", "--out", "--map", "--epochs", "--processes"],
         *["--config", "--set"],

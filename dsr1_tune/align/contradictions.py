@@ -29,13 +29,14 @@ def statements(text: str) -> list[Statement]:
     """The clauses of a text that state something: no questions, conditions or guesses."""
     found = []
     for sentence in _SENTENCE.findall(unicodedata.normalize("NFKC", text)):
-        if sentence.rstrip().endswith("?"):
+        if _CONDITION.search(sentence):
             continue
-        for clause in _CLAUSE.split(sentence):
-            if _CONDITION.search(clause):
-                continue
+        clauses = [clause for clause in _CLAUSE.split(sentence) if clause.strip()]
+        if sentence.rstrip().endswith("?"):  # "I am not allergic, may I take it?" states its first half
+            clauses = [clause for clause in clauses[:-1] if not _ASKS.search(clause)]
+        for clause in clauses:
             statement = _han(clause) if len(_IS_HAN.findall(clause)) > 3 else _latin(clause)
-            if statement:
+            if statement and not _GUESS.search(clause):
                 found.append(statement)
     return found
 
@@ -43,8 +44,17 @@ def statements(text: str) -> list[Statement]:
 _SENTENCE = re.compile(r"[^.!?。\n;]+(?:\.(?=\d)[^.!?。\n;]*)*[.!?。;]?")
 _CLAUSE = re.compile(r"[,，、:：]|\bbut\b|\bwhile\b|\bwhereas\b|但是|但|而(?!且)|然而", re.I)
 _CONDITION = re.compile(
-    r"\b(?:if|unless|when|whether|once|except|without|some|sometimes|may|might|could|can be|or|than|until|only)\b"
-    r"|如果|若|假如|要是|除非|当.{0,12}时|是否|有时|有些|可能|或|的话|只有|一旦|时候|之前|之后",
+    r"\b(?:if|unless|when|whenever|whether|once|in case)\b"
+    r"|如果|若|假如|要是|除非|当.{0,12}时|是否|一旦|的话|只有|时候|之前|之后",
+    re.I,
+)
+_GUESS = re.compile(
+    r"\b(?:except|without|some|sometimes|may|might|could|can be|or|than|until|only)\b|有时|有些|可能|或", re.I
+)
+_ASKS = re.compile(
+    r"^\s*(?:and|or)?\s*(?:is|are|am|was|were|do|does|did|can|could|should|would|will|may|has|have|what|how|why|who|"
+    r"which|where)\b"
+    r"|吗|呢|什么|怎么|怎样|哪|几|多少|是不是|能不能|可不可以",
     re.I,
 )
 _IS_HAN = re.compile(r"[\u3400-\u9fff]")
@@ -83,7 +93,7 @@ _SAME = {"increase": "raise", "increases": "raise", "raises": "raise", "rises": 
 _OPPOSITES = {
     "unsafe": "safe", "dangerous": "safe", "impossible": "possible", "harmless": "harmful", "forbidden": "allowed",
     "prohibited": "allowed", "decrease": "raise", "decreases": "raise", "lower": "raise", "lowers": "raise",
-    "reduce": "raise", "reduces": "raise", "incorrect": "correct", "wrong": "correct", "false": "true",
+    "reduce": "raise", "reduces": "raise", "incorrect": "correct", "wrong": "correct",
     "unnecessary": "necessary", "unable": "able", "ineffective": "effective", "unlikely": "likely",
     "uncommon": "common", "rare": "common", "avoid": "take", "illegal": "legal", "unhealthy": "healthy",
     "noncontagious": "contagious", "falls": "rise", "fall": "rise",
@@ -104,7 +114,7 @@ def _han(text: str) -> Statement | None:
 
 # In these words the sign for "not" denies nothing.
 _NO_DENIAL = re.compile(
-    "非常|不仅|不但|不过|不断|不同|不良|不适|不舒服|不管|不论|无论|不久|不少|不妨|不得不|不安(?!全)|差不多|未来|别人|特别|分别|区别|"
+    "非常|不仅|不但|不过(?!敏|期|量|多)|不断|不同|不良|不适|不舒服|不管|不论|无论|不久|不少|不妨|不得不|不安(?!全)|差不多|未来|别人|特别|分别|区别|"
     "级别|类别|性别|个别|识别|没关系|了不起|对不起|无法避免|是不是|能不能|可不可以|会不会|有没有|要不要|该不该"
 )
 _HAN_NOT = re.compile(

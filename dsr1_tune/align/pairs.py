@@ -38,6 +38,12 @@ class PairExample:
     num_cut: int = 0
 
     @property
+    def differs(self) -> str:
+        """What its row says in a field "differs" about the two answers, such as safety or tone."""
+        named = self.preference.row.get("differs") if isinstance(self.preference.row, dict) else None
+        return named if isinstance(named, str) else ""
+
+    @property
     def input_ids(self) -> Ids:
         """The longer of the two conversations."""
         return self.prompt_ids + max(self.chosen_ids, self.rejected_ids, key=len)

@@ -38,6 +38,8 @@ class HeldOutPairs:
 
     chosen: tuple[Said, ...]
     rejected: tuple[Said, ...]
+    differs: tuple[str, ...] = ()
+    """What the rows say that the two answers differ in, where any of them does."""
 
     @property
     def num_pairs(self) -> int:
@@ -68,6 +70,13 @@ class HeldOutPairs:
     def num_tokens(self) -> int:
         """Tokens of all answers."""
         return sum(said.num_tokens for said in (*self.chosen, *self.rejected))
+
+    def by_difference(self) -> dict[str, HeldOutPairs]:
+        """The pairs that differ in the same, by what that is."""
+        return {
+            name: HeldOutPairs(_where(self.chosen, self.differs, name), _where(self.rejected, self.differs, name))
+            for name in sorted(set(self.differs) - {""})
+        }
 
     def margins(self, before: HeldOutPairs, beta: float) -> list[float]:
         """For each pair, how much more its chosen answer was raised than its rejected one, times β."""
@@ -105,13 +114,16 @@ class HeldOutPairs:
             "accuracy_by_sum": self.accuracy_by_sum,
             "length_accuracy": self.length_accuracy,
             "pairs": [{"chosen": asdict(a), "rejected": asdict(b)} for a, b in self._both()],
+            "differs": list(self.differs),
+            "accuracy_by_difference": {name: pairs.accuracy for name, pairs in self.by_difference().items()},
         }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> HeldOutPairs:
         """The inverse of `as_json`."""
         pairs = value["pairs"]
-        return cls(tuple(Said(**pair["chosen"]) for pair in pairs), tuple(Said(**pair["rejected"]) for pair in pairs))
+        chosen, rejected = ([Said(**pair[side]) for pair in pairs] for side in ("chosen", "rejected"))
+        return cls(tuple(chosen), tuple(rejected), tuple(value["differs"]))
 
 
 def measure_pairs(
@@ -121,7 +133,8 @@ def measure_pairs(
     answers = [answer for one in examples for answer in (one.chosen_ids, one.rejected_ids)]
     asked = [(one.prompt_ids, answer) for one in examples for answer in (one.chosen_ids, one.rejected_ids)]
     said = _said(log_probs(model, asked, pad_token, advance), answers)
-    return HeldOutPairs(said[::2], said[1::2])
+    differs = tuple(one.differs for one in examples)
+    return HeldOutPairs(said[::2], said[1::2], differs if any(differs) else ())
 
 
 @dataclass(frozen=True)
@@ -257,6 +270,8 @@ def as_table(before: Any, after: Any, beta: float, are_held_out: bool) -> Table:
     table.add_row(
         f"loss on {good} answers", f"{before.loss:.4f}", f"{after.loss:.4f}", f"{after.loss / before.loss - 1:+.1%}"
     )
+    for name, now in after.by_difference().items() if is_paired else ():
+        shares(f"likelier per token, {now.num_pairs} of {name}", before.by_difference()[name].accuracy, now.accuracy)
     table.add_section()
     table.add_row(f"for comparison: the longer answer is {good}", "", _percent(after.length_accuracy), "")
     return table
@@ -264,6 +279,10 @@ def as_table(before: Any, after: Any, beta: float, are_held_out: bool) -> Table:
 
 def _said(values: Sequence[float], answers: Sequence[Sequence[int]]) -> tuple[Said, ...]:
     return tuple(Said(value, len(answer)) for value, answer in zip(values, answers, strict=True))
+
+
+def _where(answers: Sequence[Said], names: Sequence[str], name: str) -> tuple[Said, ...]:
+    return tuple(said for said, its in zip(answers, names, strict=True) if its == name)
 
 
 def _mean_loss(answers: Sequence[Said]) -> float:

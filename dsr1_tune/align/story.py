@@ -12,6 +12,7 @@ from dsr1_tune.models.adapters import load_plain_adapter, save_adapter
 from dsr1_tune.models.outputs import put_adapter_on
 from dsr1_tune.models.own_weights import save_model, skeleton, train_own
 from dsr1_tune.models.start import begin_adapter, check_begin
+from dsr1_tune.runs import processes
 from dsr1_tune.runs.session import Session
 
 
@@ -84,12 +85,14 @@ class PreferenceSession(Session[Any]):
 
     def watched_loss(self, model: Any) -> float:
         """The method's own loss on the held-out rows: that of the good answers alone may well rise."""
-        before = self.measured(self.folder.evaluation()["before"])
+        before = self.measured(processes.from_main(self.folder.evaluation)["before"])
         return float(self.measure(model).preference_loss(before, self.beta))
 
     def look_after(self, model: Any) -> None:
         """As always; eval.json also tells how far good answers were told from bad ones."""
         super().look_after(model)
+        if not self.is_main:
+            return
         told = self.folder.evaluation()
         before, after = self.measured(told["before"]), self.measured(told["after"])
         self.folder.write_evaluation(preferences={**compared(before, after, self.beta), "beta": self.beta})

@@ -60,7 +60,9 @@ def check(
         if written:
             typer.echo(f"The bad rows ({len(prepared.drops):,}) are in {written}, each with its reason.")
         else:
-            kinds = ", ".join(f"{number:,} {kind}{'s' * (number > 1)}" for kind, number in report.kinds.items())
+            kinds = ", ".join(
+                f"{number:,} {kind}{'s' * (number > 1 and kind != 'feedback')}" for kind, number in report.kinds.items()
+            )
             typer.echo(f"All {report.num_rows:,} rows are good ({kinds}).")
     if prepared.drops:
         raise typer.Exit(BAD_ROWS)

@@ -95,9 +95,10 @@ class RewardRun(AlignRun):
     """None: a reward model writes no answers."""
 
 
+# TRL's but for discopop: at a margin of 0, where all training begins, its slope is the wrong way.
 DpoLoss = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-    "discopop", "apo_zero", "apo_down", "sft", "sigmoid_norm",
+    "apo_zero", "apo_down", "sft", "sigmoid_norm",
 ]  # fmt: skip
 
 

@@ -308,8 +308,7 @@ FORMATS: dict[str, Format] = {
             "prompt": _QUESTION,
             "chosen": {"en": "the better answer", "zh": "较好的回答"},
             "rejected": {
-                "en": "the worse answer; sometimes longer than the better one, sometimes shorter, or length is all that "
-                "is learned",
+                "en": "the worse answer; now longer than the better one, now shorter, or length is all that is learned",
                 "zh": "较差的回答；有时更长、有时更短，否则模型只会学到长度",
             },
         },

@@ -22,7 +22,7 @@ from dsr1_tune.runs.callbacks import read_log
 from dsr1_tune.runs.expert_tables import ExpertTables
 from dsr1_tune.runs.experts_png import before_and_after
 from dsr1_tune.runs.folder import FINISHED, RunFolder
-from dsr1_tune.runs.report_align import curves, outcome
+from dsr1_tune.runs.report_align import LOSS_OF_ITS_OWN, curves, outcome
 from dsr1_tune.runs.report_charts import HEIGHT, WIDTH, Line, chart, smoothed
 from dsr1_tune.runs.report_texts import TRY_ZH, named, say
 from dsr1_tune.whole import whole_file
@@ -265,6 +265,8 @@ def _charts(told: _Told, language: Language) -> Iterator[dict[str, Any]]:
     losses = points("loss")
     held_out = points("eval_loss")
     before, after = _section(told.evaluation, "before").get("loss"), _section(told.evaluation, "after").get("loss")
+    if told.manifest.get("command") in LOSS_OF_ITS_OWN:
+        before = after = None
     if losses and isinstance(before, (int, float)):
         held_out = [(0.0, float(before)), *held_out]
     if losses and isinstance(after, (int, float)):

@@ -14,6 +14,8 @@ from dsr1_tune.runs.report_texts import say
 PAIRS = ("dpo", "kto")
 ROLLOUTS = ("ppo", "grpo")
 ALIGNS = ("reward", *PAIRS, *ROLLOUTS)
+LOSS_OF_ITS_OWN = (*PAIRS, *ROLLOUTS)
+"""Here the loss before and after is another than the one that is trained: both on one chart would mislead."""
 
 Facts = Mapping[str, Any]
 Log = Sequence[Facts]
@@ -66,11 +68,10 @@ def _of_rollouts(before: Facts, after: Facts, errors: tuple[tuple[str, int], ...
     for layer, value in _section(after, "layers").items():
         rows.append(Row(str(layer), _number(_section(before, "layers").get(layer)), _number(value), is_part=True))
         was, now = _section(before, "components"), _section(after, "components")
-        parts = [name for name in now if str(name).startswith(f"{layer}/")]
+        parts = [name for name in now if name.startswith(f"{layer}/")]
         rows += [Row(str(name), _number(was.get(name)), _number(now[name]), is_part=True) for name in parts]
-    rows.append(
-        Row(say("row_tokens", language), _number(before.get("answer_tokens")), _number(after.get("answer_tokens")))
-    )
+    tokens = (f"{stage['answer_tokens']:.1f}" if "answer_tokens" in stage else "–" for stage in (before, after))
+    rows.append(Row(say("row_tokens", language), *tokens))
     rows.append(Row(say("row_ended", language), _share(before.get("ended")), _share(after.get("ended"))))
     return Outcome(
         big=f"{change:+.3f}",
@@ -150,7 +151,7 @@ def _are_numbers(*values: Any) -> bool:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.4g}" if _are_numbers(value) else "–"
+    return f"{value:.4f}" if _are_numbers(value) else "–"
 
 
 def _share(value: Any) -> str:

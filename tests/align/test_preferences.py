@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,8 @@ def test_pairs_are_counted_as_a_whole_and_per_token() -> None:
     plain = sum(-math.log(1 / (1 + math.exp(-margin))) for margin in (3.0, 1.0, -0.5)) / 3
     assert AFTER.preference_loss(BEFORE, 0.5) == pytest.approx(plain)
     assert BEFORE.preference_loss(BEFORE, 0.5) == pytest.approx(math.log(2))
+    told = replace(BEFORE, differs=("safety", "", "tone")).by_difference()
+    assert {name: one.accuracy for name, one in told.items()} == {"safety": 1.0, "tone": 0.5}
 
 
 def test_feedback_is_counted_over_all_ways_to_compare() -> None:
@@ -77,7 +80,7 @@ def test_feedback_is_counted_over_all_ways_to_compare() -> None:
 
 def test_what_is_measured_survives_json() -> None:
     feedback = HeldOutFeedback(said((-1, 1), (-2, 4)), (True, True))
-    for one in (BEFORE, AFTER, feedback):
+    for one in (BEFORE, AFTER, replace(AFTER, differs=("tone", "", "tone")), feedback):
         assert type(one).from_json(json.loads(json.dumps(one.as_json(), allow_nan=False))) == one
     assert compared(feedback, feedback, 0.1)["accuracy_after"] is None  # nothing bad to compare with
     assert compared(BEFORE, AFTER, 0.5)["by_sum_after"] == 1.0

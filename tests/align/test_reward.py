@@ -218,7 +218,7 @@ def test_it_begins_with_a_trained_adapter(adapter: str, zebras: Path, tiny_base:
     begun = lora.run(first, console=QUIET)
     config = config_for(zebras, begun.path, tmp_path / "run", start={"adapter": adapter})
     run = reward.run(config, console=QUIET)
-    assert run.evaluation()["after"]["accuracy"] > 0.9
+    assert run.evaluation()["after"]["accuracy"] > 0.75
     assert load_scalar(run.path).facts.base == str(tiny_base)
 
 

@@ -85,6 +85,8 @@ ROWS = [
     ("no_assistant", "$.messages[2].content", turns(USER, ASSISTANT, USER)),
     ("no_assistant", "$.messages", turns()),
     ("no_assistant", "$.chosen.content", {"prompt": "Q", "chosen": USER, "rejected": "B"}),
+    ("unknown_label", "$.kto_tag", {"prompt": "Q", "completion": "A", "kto_tag": "maybe"}),
+    ("no_assistant", "$.messages[0].content", {**turns(USER), "kto_tag": True}),
     ("bad_encoding", "$.output", {"input": "Q", "output": "\ud800"}),
     ("bad_encoding", "$.output", {"input": "Q", "output": "a\0b"}),
     ("too_large", "$.output", {"input": "Q", "output": "A" * 1_000_001}),
@@ -93,6 +95,8 @@ ROWS = [
     ("empty_answer", "$.output", {"input": "Q", "output": "\u3000\u200b"}),
     ("empty_answer", "$.messages[1].content", turns(USER, {"role": "assistant", "content": ""}, USER, ASSISTANT)),
     ("empty_answer", "$.chosen", {"prompt": "Q", "chosen": "", "rejected": "B"}),
+    ("empty_answer", "$.completion", {"prompt": "Q", "completion": " ", "kto_tag": False}),
+    ("equal_answers", "$.rejected", {"prompt": "Q", "chosen": "A B", "rejected": " A  B\n"}),
     ("exact_duplicate", "$", {"input": "Q ", "output": "A\n"}),
 ]
 

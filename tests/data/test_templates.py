@@ -11,16 +11,17 @@ import yaml
 from dsr1_tune.config import CleanRun, Data
 from dsr1_tune.data import templates
 from dsr1_tune.data.packs import load_pack
-from dsr1_tune.data.pipeline import examine
+from dsr1_tune.data.pipeline import examine, prepare
 from dsr1_tune.data.privacy import find
-from dsr1_tune.data.record import Drop, Preference, Prompt, Record
+from dsr1_tune.data.record import Drop, Feedback, Message, Place, Preference, Prompt, Record
 from dsr1_tune.data.rules import Checker
+from dsr1_tune.data.rules_pairs import Opinions
 from dsr1_tune.data.templates import DOMAINS, FORMATS, LANGUAGES, init
 from dsr1_tune.errors import DataError
 from dsr1_tune.settings import load_config
 
 CONTENTS = [(domain, language) for domain in DOMAINS for language in LANGUAGES]
-KINDS = {"preference": Preference, "prompts": Prompt}
+KINDS = {"preference": Preference, "feedback": Feedback, "prompts": Prompt}
 READ_AS = {
     "messages": "messages",
     "tools": "messages",
@@ -32,6 +33,7 @@ READ_AS = {
     "csv": "question-answer",
     "firefly": "pairs",
     "preference": "preference",
+    "feedback": "feedback",
     "prompts": "prompts",
 }
 
@@ -43,9 +45,12 @@ def test_every_row_is_good_and_kept(tmp_path, domain, language, format):
     config = load_config(CleanRun, settings)
     prepared = examine(config.data)
     assert [(drop.code, drop.detail) for drop in prepared.drops] == []
-    assert len(prepared.rows) == 6
+    assert len(prepared.rows) == (12 if format == "feedback" else 6)
+    assert [note.code for row in prepared.rows for note in row.notes] == []
     assert {type(row) for row in prepared.rows} == {KINDS.get(format, Record)}
     assert prepared.files[0].format == READ_AS[format]
+    if format in KINDS:
+        assert prepare(config.data, KINDS[format]).rows == prepared.rows
     checker = Checker(load_pack(config.data.rules))
     checked = [checker.check(row) for row in prepared.rows]
     assert [(one.row.code, one.row.detail) for one in checked if isinstance(one.row, Drop)] == []
@@ -86,6 +91,18 @@ def test_formats_say_the_same(tmp_path):
     assert talks[0] == talks[1] == talks[2] == talks[3]
 
 
+def test_length_does_not_tell_the_better_answer():
+    """Over all templates, whoever takes the longer answer is right about as often as not."""
+    rows = [
+        Preference((), Message("assistant", item["answer"]), Message("assistant", item["worse"]), Place("a", 1, 0))
+        for domain, language in CONTENTS
+        for item in yaml.safe_load((templates._FOLDER / f"{domain}.{language}.yaml").read_text("utf-8"))["items"]
+    ]
+    found = Opinions.of(rows)
+    assert found.num_pairs == 60
+    assert found.length_share < 0.55 and not found.length_tells
+
+
 def test_functions_are_described_as_json_schema(tmp_path):
     for domain, language in CONTENTS:
         for row in rows_of(tmp_path / f"{domain}{language}", "tools", domain, language):
@@ -118,7 +135,10 @@ def test_the_readme_explains_every_field(tmp_path):
         assert [name for name in fields if f"| `{name}" not in text and name not in ("system",)] == []
         for command in ("data check", "data clean --config"):
             assert f"dsr1-tune {command} {tmp_path}" in text
-        assert ("dsr1-tune lora --data clean/a/train.jsonl" in text) == (chosen.use == "sft")
+        verbs = {"sft": ("lora",), "preference": ("reward", "dpo"), "feedback": ("kto",), "prompt": ("grpo",)}
+        for use, of_use in verbs.items():
+            for verb in of_use:
+                assert (f"dsr1-tune {verb} --data clean/a/train.jsonl" in text) == (chosen.use == use)
 
 
 def test_settings_can_be_used_as_they_are(tmp_path):

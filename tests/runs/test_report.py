@@ -19,6 +19,7 @@ from dsr1_tune.runs.alarms import TRY, WHAT
 from dsr1_tune.runs.expert_tables import ExpertTables
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.report import TEMPLATE, write_report
+from dsr1_tune.runs.report_align import CURVES, layers_of
 from dsr1_tune.runs.report_charts import HEIGHT, WIDTH, Line, chart, smoothed
 from dsr1_tune.runs.report_texts import TEXTS, TRY_ZH
 
@@ -104,6 +105,38 @@ def page_of(folder: RunFolder, language: Any = "en") -> str:
     return write_report(folder, language).read_text(encoding="utf-8")
 
 
+def fill_alignment(path: Path, command: str, text: str = "is it?") -> RunFolder:
+    """A run folder as a way of alignment leaves it."""
+    folder = fill(path, text=text)
+    folder.update(command=command)
+    pairs = {"loss": 2.0, "accuracy": 0.55, "accuracy_by_sum": 0.5, "length_accuracy": 0.625, "num_records": 40}
+    differs = {"safety": {"num_pairs": 30, "accuracy": 0.9}}
+    scores = {"loss": 0.7, "accuracy": 0.5, "margin": 0.0, "calibration_error": 0.1, "length_only": 0.6}
+    answers = {"reward": 0.25, "layers": {"form": 0.5, text: 0.125}, "components": {"form/length": 0.5}}
+    answers |= {"num_prompts": 24, "answer_tokens": 30.25, "ended": 0.5, "loss": 1.0}
+    sections = {
+        "dpo": (pairs, pairs | {"accuracy": 0.725}),
+        "reward": (scores, scores | {"accuracy": 0.8125, "differs": differs, "num_pairs": 40}),
+        "grpo": (answers, answers | {"reward": 0.75}),
+    }
+    before, after = sections[command]
+    told = {"reward_accuracy": 0.9, "reward_margin": 1.5, "beta": 0.1}
+    folder.write_evaluation(before=before, after=after, preferences=told)
+    metrics = folder.manifest()["metrics"] | {"reward_errors": {f"task/{text}": 17}}
+    folder.update(metrics=metrics)
+    numbers = {
+        "dpo": {"rewards/chosen": 0.5, "rewards/rejected": -0.5, "rewards/accuracies": 0.75, "rewards/margins": 1.0},
+        "reward": {"accuracy": 0.75, "margin": 0.5, "min_reward": -1.0, "mean_reward": 0.0, "max_reward": 1.0},
+        "grpo": {"reward/mean": 0.5, "reward/form": 0.5, "reward/form/length": 0.5, "reward/task": 0.25}
+        | {"reward/errors": 0.1, "policy/kl": 0.01, "policy/entropy": 2.0, "answer/tokens": 30.0},
+    }[command]
+    lines = [
+        {"step": step, "loss": 0.5} | {name: value + step / 99 for name, value in numbers.items()} for step in (1, 2, 3)
+    ]
+    folder.log_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
 class Structure(HTMLParser):
     """Whether tags are closed as they were opened, and what the page asks for from outside."""
 
@@ -183,6 +216,55 @@ def test_what_comes_from_the_data_is_text(tmp_path: Path, language: str) -> None
     assert "&lt;script&gt;" in page and "{{ 7*7 }}" in page and "\u202e" not in page
 
 
+ALIGNMENT = {
+    "dpo": ("+17.5", "55.0", "72.5", "62.5", "90.0", "Implicit rewards of better and worse answers", "1.5000"),
+    "reward": ("81.2", "60.0", "safety (30)", "90.0", "Pairs ranked rightly", "Scores in the batch"),
+    "grpo": ("+0.500", "0.2500", "0.7500", "form/length", "30.2", "17 ×", "Components of layer (smoothed): form"),
+}
+
+
+@pytest.mark.parametrize("command", ALIGNMENT)
+def test_a_page_of_alignment_tells_before_and_after_and_its_own_curves(tmp_path: Path, command: str) -> None:
+    folder = fill_alignment(tmp_path / "run", command, text=EVIL)
+    (folder.path / "calibration.png").write_bytes(b"picture")
+    for language in ("en", "zh"):
+        page = page_of(folder, language)
+        structure = Structure(page)
+        assert not structure.open and "script" not in structure.tags and "{{ 7*7 }}" in page
+        assert bool(re.search(r"[\u4e00-\u9fff]", page)) == (language == "zh")
+    text = " ".join(" ".join(Structure(page_of(folder, "en")).texts).split())
+    for wanted in ALIGNMENT[command]:
+        assert wanted in text, wanted
+    assert "data:image/png;base64,cGljdHVyZQ==" in page_of(folder)
+    assert TEXTS["headline"]["en"] not in text and TEXTS["summary_no_gain"]["en"] not in text
+
+
+@pytest.mark.parametrize("command", ALIGNMENT)
+def test_without_an_after_alignment_claims_nothing(tmp_path: Path, command: str) -> None:
+    folder = fill_alignment(tmp_path / "run", command)
+    told = json.loads(folder.eval_file.read_text())
+    del told["after"]
+    folder.eval_file.write_text(json.dumps(told))
+    page = page_of(folder)
+    assert TEXTS["summary_no_gain"]["en"] in page and 'id="outcome"' not in page and not Structure(page).open
+
+
+def test_names_beside_the_layers_are_no_layers() -> None:
+    log = [
+        {"reward/mean": 1, "reward/std": 0, "reward/form": 1, "reward/form/length": 1, "reward/errors": 0, "loss": 1}
+    ]
+    assert layers_of(log) == {"form": ["length"]}
+
+
+@pytest.mark.parametrize("kind", ["preference", "prompt"])
+def test_the_language_is_told_from_rows_of_any_kind(tmp_path: Path, kind: str) -> None:
+    folder = fill(tmp_path / "run")
+    asked = [{"role": "user", "content": "这个药怎么吃？"}]
+    row = {"messages": asked} if kind == "prompt" else {"prompt": asked, "chosen": asked, "rejected": asked}
+    (folder.data / "train.jsonl").write_text((json.dumps(row) + "\n") * 3)
+    assert 'lang="zh-Hans"' in page_of(folder, "auto")
+
+
 @pytest.mark.parametrize("missing", [[part] for part in PARTS] + [PARTS, PARTS[1:]])
 @pytest.mark.parametrize("is_damaged", [False, True])
 def test_missing_and_damaged_parts_leave_a_sentence(tmp_path: Path, missing: list[str], is_damaged: bool) -> None:
@@ -230,6 +312,7 @@ def test_every_text_is_there_in_both_languages_with_the_same_values() -> None:
         assert not re.search(r"[\u4e00-\u9fff]", texts["en"]), key
     used = set(re.findall(r'(?:\bt|missing)\("(\w+)"', TEMPLATE.read_text(encoding="utf-8")))
     assert used and used <= set(TEXTS)
+    assert {curve.title for curve in CURVES} | {key for curve in CURVES for key, _ in curve.lines} <= set(TEXTS)
     assert set(TRY_ZH) == set(TRY) == set(WHAT)
     assert {f"kind_{what}" for what in WHAT} <= set(TEXTS)
 
