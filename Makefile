@@ -5,12 +5,13 @@ BIN    := $(VENV)/bin
 DATA   ?= examples/medical/medical.json
 RUN    ?=
 METHOD ?= lora
+REWARDS ?=
 A      ?= embedded
 B      ?= $(RUN)
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lora qlora full experts esft resume plan adapt quantize chat compare export serve data-check data-clean base doctor test test-slow check format benchmark clean
+.PHONY: help setup demo lora qlora full experts esft dpo kto reward ppo grpo resume plan adapt quantize score chat compare export serve data-check data-clean base doctor test test-slow check format benchmark clean
 
 help: ## list the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +38,21 @@ qlora: setup ## LoRA over a base in 4 bits: make qlora DATA=medical.json ARGS="-
 full: setup ## every weight, or a part: make full DATA=medical.json ARGS="--set train.only=[attention]"
 	$(BIN)/dsr1-tune full --data $(DATA) $(ARGS)
 
+dpo: setup ## pairs of a better and a worse answer: make dpo DATA=preferences.jsonl ARGS="--model runs/medical"
+	$(BIN)/dsr1-tune dpo --data $(DATA) $(ARGS)
+
+kto: setup ## answers with a label, good or bad: make kto DATA=feedback.jsonl
+	$(BIN)/dsr1-tune kto --data $(DATA) $(ARGS)
+
+reward: setup ## a reward model: make reward DATA=preferences.jsonl
+	$(BIN)/dsr1-tune reward --data $(DATA) $(ARGS)
+
+ppo: setup ## learn from rewarded answers: make ppo DATA=prompts.jsonl REWARDS=rewards.yaml
+	$(BIN)/dsr1-tune ppo --data $(DATA) --rewards $(REWARDS) $(ARGS)
+
+grpo: setup ## the same, answers judged against one another: make grpo DATA=prompts.jsonl REWARDS=rewards.yaml
+	$(BIN)/dsr1-tune grpo --data $(DATA) --rewards $(REWARDS) $(ARGS)
+
 experts: setup ## which experts your data uses: make experts DATA=medical.json
 	$(BIN)/dsr1-tune experts $(DATA) $(ARGS)
 
@@ -48,6 +64,9 @@ resume: setup ## go on with an interrupted run: make resume RUN=runs/medical-...
 
 quantize: setup ## fewer bits, from a run or a model: make quantize RUN=runs/medical-... ARGS="--to nf4"
 	$(BIN)/dsr1-tune quantize $(RUN) $(ARGS)
+
+score: setup ## score answers with a reward model: make score RUN=runs/reward DATA=answers.jsonl
+	$(BIN)/dsr1-tune score $(RUN) $(DATA) $(ARGS)
 
 chat: setup ## talk to a run, or to the embedded base: make chat RUN=runs/medical-...
 	$(BIN)/dsr1-tune chat $(RUN)

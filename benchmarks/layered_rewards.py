@@ -3,14 +3,15 @@
     python benchmarks/layered_rewards.py                       # 5 seeds of every side
     python benchmarks/layered_rewards.py --seeds 1             # a first look
 
-The task: to the prompt `3 7` answer `<tag> 3 7` and end. The model is a tiny mixture of experts that has seen such
-answers among many sloppy ones (a wrong first word, wrong digits, no end), and gives a right one about once in a hundred.
+The task: to the prompt `3 7` answer `<tag> 3 7 </tag>` and end. The model is a tiny mixture of experts that has seen
+such answers among many sloppy ones (other words for the tags, wrong digits, more words), and gives a right one less
+than once in a hundred.
 The same model, prompts, answers per update, learning rate and number of updates for all sides; only the reward file
 differs, and all are worth at most 1:
 
     task      1 where the answer is right in every respect, else 0
-    layered   form (begins with <tag>, ends, is short), then the share of digits that are right, then the task: each
-              layer counts as far as the lower ones are met
+    layered   form (begins with its tag, ends with its tag, four words), then the share of digits that are right, then
+              the task: each layer counts as far as the lower ones are met
     added     the same components without gates
 
 What counts is the share of an update's answers that are right in every respect, whatever was rewarded: the first update
@@ -33,18 +34,18 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 DIGITS = [str(digit) for digit in range(10)]
-TAG, JUNK, END = "<tag>", ["um", "so", "well", "ok"], "<end>"
-WORDS = ["<pad>", END, "<user>", "<assistant>", TAG, *DIGITS, *JUNK]
+TAG, CLOSE, JUNK, END = "<tag>", "</tag>", ["um", "so", "well", "ok"], "<end>"
+WORDS = ["<pad>", END, "<user>", "<assistant>", TAG, CLOSE, *DIGITS, *JUNK]
 TEMPLATE = (
     "{% for message in messages %}{{ '<user> ' if message['role'] == 'user' else '<assistant> ' }}"
     "{{ message['content'] }}{{ ' <end>' if message['role'] == 'assistant' else ' ' }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 SIDES = ("task", "layered", "added")
-TASK = {"type": "regex", "name": "right", "pattern": r"\A<tag> {expected}\Z"}
+TASK = {"type": "regex", "name": "right", "pattern": r"\A<tag> {expected} </tag>\Z"}
 FORM = [
-    {"type": "regex", "name": "tag", "pattern": r"\A<tag>"},
-    {"type": "ended"},
+    {"type": "regex", "name": "open", "pattern": r"\A<tag>"},
+    {"type": "regex", "name": "close", "pattern": r"</tag>\Z"},
     {"type": "function", "name": "short", "call": "partial.py:short"},
 ]
 DIGIT = {"type": "function", "name": "digits", "call": "partial.py:digits"}
@@ -52,8 +53,8 @@ PARTIAL = '''"""Steps on the way to a right answer."""
 
 
 def short(answer):
-    """Whether it is three words."""
-    return len(answer.split()) == 3
+    """Whether it is four words."""
+    return len(answer.split()) == 4
 
 
 def digits(answer, expected):
@@ -125,12 +126,12 @@ def make_model(folder: Path) -> None:
     torch.manual_seed(0)
     config = Qwen3MoeConfig(
         vocab_size=len(WORDS),
-        hidden_size=64,
+        hidden_size=48,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=3,
+        num_key_value_heads=3,
         head_dim=16,
-        num_experts=8,
+        num_experts=4,
         num_experts_per_tok=2,
         moe_intermediate_size=64,
         max_position_embeddings=64,
@@ -139,9 +140,9 @@ def make_model(folder: Path) -> None:
         bos_token_id=0,
     )
     model = Qwen3MoeForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     draw = random.Random(0)
-    for _ in range(600):
+    for _ in range(300):
         rows = [sloppy(draw) for _ in range(64)]
         longest = max(map(len, rows))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
@@ -155,13 +156,14 @@ def make_model(folder: Path) -> None:
 
 
 def sloppy(draw: random.Random) -> list[int]:
-    """A prompt with an answer that is right about once in a hundred."""
+    """A prompt with an answer that is right once in 120: 0.15 · 0.73² · 0.15 · 0.7."""
     asked = [draw.choice(DIGITS), draw.choice(DIGITS)]
     said = [TAG if draw.random() < 0.15 else draw.choice(JUNK)]
-    said += [digit if draw.random() < 0.33 else draw.choice(DIGITS) for digit in asked]
-    while draw.random() < 0.5:
+    said += [digit if draw.random() < 0.7 else draw.choice(DIGITS) for digit in asked]
+    said.append(CLOSE if draw.random() < 0.15 else draw.choice(JUNK))
+    while draw.random() < 0.3 and len(said) < 7:
         said.append(draw.choice(DIGITS + JUNK))
-    words = ["<user>", *asked, "<assistant>", *said[:7], END]
+    words = ["<user>", *asked, "<assistant>", *said, END]
     return [WORDS.index(word) for word in words]
 
 

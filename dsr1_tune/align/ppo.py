@@ -87,6 +87,8 @@ def _learn(session: RolloutSession[PpoRun], model: Any) -> None:
             batch = _weigh(policy, config, asked, answers, verdicts, learner.beta)
             numbers = learner.update(batch, step, steps)
             numbers |= _told(batch, verdicts, answers, config)
+            if policy.replay:
+                numbers["policy/routing_differs"] = policy.replay.take_share()
             numbers |= {"kl/beta": learner.beta, "num_tokens": learner.num_tokens}
             if config.ppo.kl_target:
                 kl = numbers["policy/kl_per_answer"]

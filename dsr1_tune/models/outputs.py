@@ -74,4 +74,6 @@ _RIGHT_BASE = "give an adapter together with the base that it was trained on"
 def _was_quantised(adapter: Path) -> bool:
     """Whether an adapter was trained over a base in 4 bits, as its run's manifest says."""
     manifest = adapter.parent / "manifest.json"
-    return manifest.is_file() and read_json(manifest).get("command") == "qlora"
+    told = read_json(manifest) if manifest.is_file() else {}
+    config = told.get("config")
+    return told.get("command") == "qlora" or (isinstance(config, dict) and config.get("method") == "qlora")

@@ -35,6 +35,14 @@ PAIRS = [
 Configure = Callable[..., DpoRun]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_collections() -> Iterator[None]:
+    """A run collects garbage three times; what the imported libraries hold need not be looked at each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Thirty pairs; three of them are held out."""

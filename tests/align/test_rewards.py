@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from dsr1_tune.align.final_answer import final_number, same_text
 from dsr1_tune.align.reward_errors import RewardErrors
 from dsr1_tune.align.rewards import Answered, LayeredReward, Verdict
+from dsr1_tune.align.score import score_conversations
+from dsr1_tune.config import Base
 from dsr1_tune.data.record import Message
 from dsr1_tune.errors import ConfigError, RunError
+from dsr1_tune.models import scalar
+from dsr1_tune.models.load import load_located, locate
 
 Read = Callable[..., LayeredReward]
 
@@ -387,6 +392,26 @@ def test_a_reward_model_must_say_how_its_number_counts_and_be_one(read: Read, tm
     (tmp_path / "model").mkdir()
     with pytest.raises(ConfigError, match="is no reward model"):
         read([{"type": "reward_model", "path": "model", "sigmoid": True}])
+
+
+def test_a_reward_model_scores_what_is_said(read: Read, tmp_path: Path, tiny_base: Path) -> None:
+    torch.manual_seed(0)
+    base = locate(Base(model=str(tiny_base)))
+    loaded = load_located(base, "float32")
+    model = scalar.ScalarModel(loaded.model, loaded.tokenizer)
+    facts = scalar.RewardFacts(chat_template_sha256=scalar.template_hash(loaded.tokenizer))
+    scalar.save_scalar(model, base, tmp_path / "scorer", facts)
+    part = {"type": "reward_model", "path": "scorer"}
+    with pytest.raises(ConfigError, match="say how it becomes a score"):
+        read([part])
+    answers = [answered("a cat"), answered("<think>well</think>a cat"), answered(" "), answered("a dog " * 9)]
+    raw = [verdict.total for verdict in read([part | {"unbounded": True}]).judge(answers)]
+    wanted = score_conversations(model.eval(), [(answers[0].prompt, "a cat"), (answers[3].prompt, "a dog " * 9)])
+    assert [raw[0], raw[3]] == pytest.approx(wanted, abs=1e-5)
+    assert raw[1] == raw[0] != raw[3]
+    bounded = read([part | {"sigmoid": True}]).judge(answers)
+    assert [verdict.total for verdict in bounded[:2]] == pytest.approx([1 / (1 + math.exp(-wanted[0]))] * 2)
+    assert bounded[2].total == 0 and not bounded[2].errors
 
 
 def test_an_unbounded_component_stands_above_all_gates(read: Read, tmp_path: Path) -> None:
