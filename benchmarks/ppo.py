@@ -80,7 +80,9 @@ def main() -> None:
 
 def make_task(work: Path) -> None:
     """The model, the prompts and the reward, as files that both sides read."""
-    words = sorted({word for file in (ROOT / "docs").glob("*.md") for word in re.findall("[a-z]{3,}", file.read_text())})
+    words = sorted(
+        {word for file in (ROOT / "docs").glob("*.md") for word in re.findall("[a-z]{3,}", file.read_text())}
+    )
     draw = random.Random(0)
     prompts = [f"Say something about {' '.join(draw.sample(words, draw.randint(2, 16)))}." for _ in range(NUM_PROMPTS)]
     (work / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))

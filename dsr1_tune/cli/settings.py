@@ -28,7 +28,11 @@ def settings() -> None:
     known = [row for rows in tables.values() for row in rows] + describe(configs.ExportRun)
     tables |= _alignment(shared)
     tables["plan, adapt"] = [row for row in describe(configs.AdaptRun) if row not in known]
-    others = {"data clean": describe(configs.CleanRun), "export, compare": describe(configs.ExportRun)}
+    others = {
+        "score": describe(configs.ScoreRun),
+        "data clean": describe(configs.CleanRun),
+        "export, compare": describe(configs.ExportRun),
+    }
     for command, rows in (tables | others).items():
         table = Table(title=f"dsr1-tune {command}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("setting", no_wrap=True)

@@ -254,39 +254,14 @@ def _listed(counts: Counter[str]) -> str:
 def split(records: Sequence[Drawn], eval_share: float, seed: int) -> tuple[tuple[Drawn, ...], tuple[Drawn, ...]]:
     """(to train on, held out), both in the order of `records`; the same seed draws the same records.
 
-    At least one is held out where there are two and the share is above 0, and at least one is trained on. Preferences
-    and feedback on the same prompt stay on one side, unless there is no other prompt.
+    At least one is held out where there are two and the share is above 0, and at least one is trained on.
     """
     num_held_out = 0
     if eval_share > 0 and len(records) > 1:
         num_held_out = min(max(1, round(len(records) * eval_share)), len(records) - 1)
-    groups = _same_prompts(records)
-    if 1 < len(groups) < len(records):
-        drawn = _drawn_groups(groups, num_held_out, seed)
-    else:
-        drawn = set(random.Random(seed).sample(range(len(records)), num_held_out))
+    drawn = set(random.Random(seed).sample(range(len(records)), num_held_out))
     train = tuple(record for number, record in enumerate(records) if number not in drawn)
     return train, tuple(records[number] for number in sorted(drawn))
-
-
-def _same_prompts(rows: Sequence[Row]) -> list[list[int]]:
-    """The rows' numbers, those of preferences and feedback on the same prompt together."""
-    groups: dict[Any, list[int]] = {}
-    for number, row in enumerate(rows):
-        judged = isinstance(row, (Preference, Feedback))
-        key = tuple((message.role, message.content) for message in prompt_of(row)) if judged else number
-        groups.setdefault(key, []).append(number)
-    return list(groups.values())
-
-
-def _drawn_groups(groups: Sequence[list[int]], num_rows: int, seed: int) -> set[int]:
-    """The rows of whole groups, about so many of them; one group at least is left."""
-    drawn: set[int] = set()
-    for group in random.Random(seed).sample(groups, len(groups))[1:]:
-        if len(drawn) >= num_rows:
-            break
-        drawn.update(group)
-    return drawn
 
 
 def write(prepared: Prepared, folder: Path, held_out: Sequence[Row] = ()) -> None:

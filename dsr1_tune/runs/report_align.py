@@ -67,11 +67,12 @@ def _of_rollouts(before: Facts, after: Facts, errors: tuple[tuple[str, int], ...
     rows = [Row(say("row_reward", language), _number(before["reward"]), _number(after["reward"]))]
     for layer, value in _section(after, "layers").items():
         rows.append(Row(str(layer), _number(_section(before, "layers").get(layer)), _number(value), is_part=True))
-        was, now = _section(before, "components"), _section(after, "components")
-        parts = [name for name in now if name.startswith(f"{layer}/")]
-        rows += [Row(str(name), _number(was.get(name)), _number(now[name]), is_part=True) for name in parts]
-    tokens = (f"{stage['answer_tokens']:.1f}" if "answer_tokens" in stage else "–" for stage in (before, after))
-    rows.append(Row(say("row_tokens", language), *tokens))
+        for name, score in _section(after, "components").items():
+            if name.startswith(f"{layer}/"):
+                earlier = _section(before, "components").get(name)
+                rows.append(Row(str(name), _number(earlier), _number(score), is_part=True))
+    was, now = (f"{stage['answer_tokens']:.1f}" if "answer_tokens" in stage else "–" for stage in (before, after))
+    rows.append(Row(say("row_tokens", language), was, now))
     rows.append(Row(say("row_ended", language), _share(before.get("ended")), _share(after.get("ended"))))
     return Outcome(
         big=f"{change:+.3f}",
@@ -212,11 +213,11 @@ def _reward_curves(log: Log, evaluation: Facts, language: Language) -> Iterator[
     rewards = _points(log, "reward/mean")
     if not rewards:
         return
-    measured = [
-        (step, float(value))
-        for step, stage in ((0.0, "before"), (rewards[-1][0], "after"))
-        if _are_numbers(value := _section(evaluation, stage).get("reward"))
-    ]
+    ends = (
+        (0.0, _section(evaluation, "before").get("reward")),
+        (rewards[-1][0], _section(evaluation, "after").get("reward")),
+    )
+    measured = [(step, float(value)) for step, value in ends if isinstance(value, (int, float))]
     in_all = [
         Line(say("line_loss", language), "faint", rewards),
         Line(say("line_smooth", language), "c0", smoothed(rewards)),

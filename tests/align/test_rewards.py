@@ -408,7 +408,7 @@ def test_a_reward_model_scores_what_is_said(read: Read, tmp_path: Path, tiny_bas
     raw = [verdict.total for verdict in read([part | {"unbounded": True}]).judge(answers)]
     wanted = score_conversations(model.eval(), [(answers[0].prompt, "a cat"), (answers[3].prompt, "a dog " * 9)])
     assert [raw[0], raw[3]] == pytest.approx(wanted, abs=1e-5)
-    assert raw[1] == raw[0] != raw[3]
+    assert raw[1] == pytest.approx(raw[0], abs=1e-5) and abs(raw[3] - raw[0]) > 1e-4
     bounded = read([part | {"sigmoid": True}]).judge(answers)
     assert [verdict.total for verdict in bounded[:2]] == pytest.approx([1 / (1 + math.exp(-wanted[0]))] * 2)
     assert bounded[2].total == 0 and not bounded[2].errors

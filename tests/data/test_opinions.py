@@ -11,7 +11,7 @@ import pytest
 from dsr1_tune.config import CleanRun, Data
 from dsr1_tune.data import clean
 from dsr1_tune.data.labels import is_good
-from dsr1_tune.data.pipeline import examine, prepare, split
+from dsr1_tune.data.pipeline import examine, prepare
 from dsr1_tune.data.read import read
 from dsr1_tune.data.record import Drop, Feedback, Message, Place, Preference, Prompt, Record, messages_of, prompt_of
 from dsr1_tune.data.report import Report
@@ -190,21 +190,6 @@ def test_prompts_are_made_of_the_other_kinds(write):
     rows = [{"prompt": "P", "answer": "42"}, {"prompt": "Q", "chosen": "A", "rejected": "B"}]
     found = prepare(Data(files=(write("a.jsonl", rows),)), Prompt).rows
     assert [(row.messages[0].content, row.answer) for row in found] == [("P", "42"), ("Q", None)]
-
-
-def test_rows_on_the_same_prompt_are_held_out_together():
-    rows = [
-        Feedback((Message("user", f"Q{number % 10}"),), Message("assistant", f"A{number}"), True, Place("a", 1, number))
-        for number in range(40)
-    ]
-    train, held_out = split(rows, 0.2, seed=7)
-    assert (len(train), len(held_out)) == (32, 8)
-    assert not {prompt_of(row) for row in train} & {prompt_of(row) for row in held_out}
-    assert split(rows, 0.2, seed=7) == (train, held_out) != split(rows, 0.2, seed=8)
-    assert split(rows, 0.0, seed=7) == (tuple(rows), ())
-    # Of one prompt alone some are held out all the same, and something is always left to learn.
-    assert [len(part) for part in split(rows[::10], 0.2, seed=7)] == [3, 1]
-    assert [len(part) for part in split([*rows[::10], rows[1]], 0.9, seed=7)] in ([1, 4], [4, 1])
 
 
 def test_equal_answers_and_uneven_ones():
