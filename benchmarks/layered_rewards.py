@@ -4,8 +4,8 @@
     python benchmarks/layered_rewards.py --seeds 1             # a first look
 
 The task: to the prompt `3 7` answer `<tag> 3 7 </tag>` and end. The model is a tiny mixture of experts that has seen
-such answers among many sloppy ones (other words for the tags, wrong digits, more words), and gives a right one less
-than once in a hundred.
+such answers among many sloppy ones (other words for the tags, wrong digits, more words), and gives a right one about
+once in 120.
 The same model, prompts, answers per update, learning rate and number of updates for all sides; only the reward file
 differs, and all are worth at most 1:
 
@@ -35,7 +35,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 DIGITS = [str(digit) for digit in range(10)]
 TAG, CLOSE, JUNK, END = "<tag>", "</tag>", ["um", "so", "well", "ok"], "<end>"
-WORDS = ["<pad>", END, "<user>", "<assistant>", TAG, CLOSE, *DIGITS, *JUNK]
+WORDS = ["<pad>", END, "<user>", "<assistant>", "copy", "tags", TAG, CLOSE, *DIGITS, *JUNK]
 TEMPLATE = (
     "{% for message in messages %}{{ '<user> ' if message['role'] == 'user' else '<assistant> ' }}"
     "{{ message['content'] }}{{ ' <end>' if message['role'] == 'assistant' else ' ' }}{% endfor %}"
@@ -142,12 +142,12 @@ def make_model(folder: Path) -> None:
     model = Qwen3MoeForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     draw = random.Random(0)
-    for _ in range(300):
-        rows = [sloppy(draw) for _ in range(64)]
+    for _ in range(400):
+        rows = [told(draw) for _ in range(64)]
         longest = max(map(len, rows))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
         labels = torch.where(ids == 0, -100, ids)
-        labels[:, :4] = -100
+        labels[:, :3] = -100
         loss = model(input_ids=ids, attention_mask=(ids != 0).long(), labels=labels).loss
         loss.backward()
         optimizer.step()
@@ -155,15 +155,26 @@ def make_model(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def sloppy(draw: random.Random) -> list[int]:
-    """A prompt with an answer that is right once in 120: 0.15 · 0.73² · 0.15 · 0.7."""
+def told(draw: random.Random) -> list[int]:
+    """A row of what the model was trained on: sloppy answers, and among them exact ones to other prompts.
+
+    It is the exact ones that let it be sure of anything: its head is frozen later. To a prompt of the task a right
+    answer comes once in 120: 0.15 · 0.73² · 0.15 · 0.7.
+    """
     asked = [draw.choice(DIGITS), draw.choice(DIGITS)]
+    if draw.random() < 0.25:
+        return _numbered(["<user>", "copy", *asked, "<assistant>", *asked, END])
+    if draw.random() < 0.25:
+        return _numbered(["<user>", "tags", "<assistant>", "copy", "tags", TAG, CLOSE, END])
     said = [TAG if draw.random() < 0.15 else draw.choice(JUNK)]
     said += [digit if draw.random() < 0.7 else draw.choice(DIGITS) for digit in asked]
     said.append(CLOSE if draw.random() < 0.15 else draw.choice(JUNK))
     while draw.random() < 0.3 and len(said) < 7:
         said.append(draw.choice(DIGITS + JUNK))
-    words = ["<user>", *asked, "<assistant>", *said, END]
+    return _numbered(["<user>", *asked, "<assistant>", *said, END])
+
+
+def _numbered(words: list[str]) -> list[int]:
     return [WORDS.index(word) for word in words]
 
 
@@ -179,7 +190,12 @@ def measure(work: Path, side: str, seed: int, options: argparse.Namespace) -> di
         "learning_rate": options.learning_rate,
         "result": str(work / f"{side}-{seed}.json"),
     }
-    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "HF_HUB_OFFLINE": "1"}
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # the model is too small for more
+    env = (
+        threads
+        | os.environ
+        | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}", "HF_HUB_OFFLINE": "1"}
+    )
     began = time.monotonic()
     with (work / "log").open("w") as log:
         command = [sys.executable, __file__, "--child", json.dumps(job)]

@@ -36,7 +36,7 @@ SIDES = {
     "ours": "base once; value head on the policy's last layer, one adapter for both; reference: adapter off",
     "ours-own": "base once; an adapter for the policy, another for the value; reference: adapter off",
     "trl": "base twice: policy with LoRA, value model with LoRA; reference: adapter off; reward module",
-    "trl-full": "base twice: policy with LoRA, value model trained whole (AdamW); reference: adapter off; reward module",
+    "trl-full": "base twice: policy with LoRA, value model trained whole; reference: adapter off; reward module",
 }
 REWARD = '''"""The task: answers full of the letter e."""
 
@@ -146,9 +146,9 @@ def show(result: dict[str, Any]) -> None:
     """A line as soon as a run is done."""
     rewards = result["rewards"]
     print(
-        f"{result['side']} seed {result['seed']}: {speed(result):.0f} tokens/s, peak {result['peak'] / MIB:.0f} MiB above "
-        f"imports, {result['trained']:,} weights trained, reward {rewards[0]:.3f} -> {rewards[-1]:.3f}, "
-        f"KL {result['kl'][-1]:.2f}",
+        f"{result['side']} seed {result['seed']}: {speed(result):.0f} tokens/s, "
+        f"peak {result['peak'] / MIB:.0f} MiB above imports, {result['trained']:,} weights trained, "
+        f"reward {rewards[0]:.3f} -> {rewards[-1]:.3f}, KL {result['kl'][-1]:.2f}",
         flush=True,
     )
 

@@ -144,7 +144,7 @@ def run_trl(job: dict[str, Any]) -> dict[str, Any]:
     trainer = PPOTrainer(
         args=PPOConfig(
             output_dir=str(work / f"run-{job['side']}-{job['seed']}"),
-            # One forward pass a minibatch: with gradient accumulation it would step once an epoch, not once a minibatch.
+            # One forward pass a minibatch: with gradient accumulation it would step once an epoch.
             per_device_train_batch_size=job["answers"],
             gradient_accumulation_steps=1,
             num_mini_batches=MINIBATCHES,

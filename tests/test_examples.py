@@ -1,19 +1,25 @@
-"""The medical example: good records that end as they should, and bad rows that are all found."""
+"""The examples: good rows as they should be, bad rows that are all found, rewards that tell answers apart."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dsr1_tune.config import LoraRun
+from dsr1_tune.align import reward_test
+from dsr1_tune.align.rewards import LayeredReward
+from dsr1_tune.config import Data, LoraRun
 from dsr1_tune.data.pipeline import Prepared, examine
-from dsr1_tune.data.record import Record
+from dsr1_tune.data.record import Feedback, Preference, Prompt, Record
+from dsr1_tune.errors import ConfigError
 from dsr1_tune.settings import load_config
 
 MEDICAL = Path(__file__).parents[1] / "examples" / "medical" / "medical.json"
+ALIGNMENT = MEDICAL.parents[1] / "medical-alignment"
+REWARDS = sorted(MEDICAL.parents[1].glob("**/rewards*.yaml"))
 DISCLAIMERS = ("This is general health information, not medical advice.", "以上为一般健康知识，不能代替医生的诊断。")
 
 # What is wrong with the rows that are bad on purpose, and where in the row.
@@ -70,3 +76,69 @@ def test_every_good_answer_ends_with_a_disclaimer(prepared: Prepared) -> None:
 def test_questions_are_asked_once(prepared: Prepared) -> None:
     asked = Counter(tuple(message.content for message in record.messages[:-1]) for record in prepared.records)
     assert [question for question, times in asked.items() if times > 1] == []
+
+
+def rows_of(name: str) -> tuple[Any, ...]:
+    prepared = examine(Data(files=(ALIGNMENT / name,)))
+    assert prepared.drops == ()
+    return tuple(prepared.rows)
+
+
+@pytest.mark.parametrize(("name", "least"), [("preferences.jsonl", 300), ("preferences.zh.jsonl", 40)])
+def test_pairs_are_not_told_apart_by_length(name: str, least: int) -> None:
+    pairs = rows_of(name)
+    assert len(pairs) >= least and all(isinstance(pair, Preference) for pair in pairs)
+    assert len({pair.prompt for pair in pairs}) == len(pairs)
+    for length in (len, lambda text: len(text.split())) if least == 300 else (len,):
+        both = [(length(pair.chosen.content), length(pair.rejected.content)) for pair in pairs]
+        chosen_is_longer = sum((a > b) + 0.5 * (a == b) for a, b in both) / len(both)
+        assert 0.43 < chosen_is_longer < 0.57
+        similar = sum(abs(a - b) <= 0.25 * max(a, b) for a, b in both) / len(both)
+        assert similar > 0.5
+
+
+def test_half_of_the_pairs_and_more_differ_in_safety_or_helpfulness() -> None:
+    differs = Counter(pair.row["differs"] for pair in rows_of("preferences.jsonl"))
+    assert set(differs) == {"safety", "helpfulness", "accuracy", "style"}
+    assert min(differs["safety"], differs["helpfulness"]) > 0.35 * differs.total()
+
+
+def test_feedback_says_of_as_many_answers_that_they_are_good_as_bad() -> None:
+    labels = Counter(row.is_good for row in rows_of("feedback.jsonl") if isinstance(row, Feedback))
+    assert labels == {True: 30, False: 30}
+
+
+def test_prompts_can_be_checked_or_not() -> None:
+    rows = rows_of("prompts.jsonl")
+    assert len(rows) == 60 and all(isinstance(row, (Prompt, Record)) for row in rows)
+
+
+@pytest.mark.parametrize("file", REWARDS, ids=lambda file: f"{file.parent.name}/{file.name}")
+def test_every_shipped_reward_file_can_be_read(file: Path) -> None:
+    if file.name == "rewards-models.yaml":  # its reward model is made by whoever uses it; all else is in order
+        with pytest.raises(ConfigError) as caught:
+            LayeredReward.read(file)
+        assert [line.split(": ")[1] for line in caught.value.message.splitlines()] == ["layers[2].components[0].path"]
+    else:
+        assert LayeredReward.read(file).components
+
+
+def test_the_medical_reward_tells_answers_apart() -> None:
+    reward = LayeredReward.read(ALIGNMENT / "rewards.yaml")
+    tested = reward_test.run(reward, [ALIGNMENT / "answers.jsonl"], {}, lambda done, of: None).tested
+    totals = [one.verdict.total for one in tested]
+    assert not any(one.verdict.errors for one in tested)
+    called, waited, waited_for_a_sign, rinsed, alarmed, repeated, chinese, cut, right, wrong, contradicted, careless = (
+        totals
+    )
+    assert called > waited_for_a_sign > waited
+    assert rinsed > cut > alarmed > max(repeated, chinese)
+    assert right > 1.4 and max(wrong, contradicted) < 0.5 and careless < rinsed
+
+
+def test_the_medical_reward_never_prefers_a_rejected_answer() -> None:
+    reward = LayeredReward.read(ALIGNMENT / "rewards.yaml")
+    tested = reward_test.run(reward, [ALIGNMENT / "preferences.jsonl"], {}, lambda done, of: None).tested
+    both = list(zip(tested[::2], tested[1::2], strict=True))
+    assert sum(good.verdict.total > bad.verdict.total for good, bad in both) > 25
+    assert not any(good.verdict.total < bad.verdict.total for good, bad in both)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from trl import GRPOTrainer
@@ -64,7 +65,8 @@ class GroupTrainer(Resumable, GRPOTrainer):
             if isinstance(callback, GradientCheck):
                 callback.is_due = lambda: not self._is_flat
         self._examples: list[PromptExample] = session.data.train
-        patched = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._patched = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._forward = vars(self._patched).get("forward")
         super().__init__(
             config=session.config,
             quantised=session.quantised,
@@ -76,15 +78,10 @@ class GroupTrainer(Resumable, GRPOTrainer):
             reward_funcs=[self._judge],
             callbacks=[*callbacks, _CountFromHere()],
         )
-        self._patched = patched
         self._ends = end_tokens(model, session.base.tokenizer)
         if beginning is not None:
             self.beta = session.config.grpo.kl
             self.ref_model = _AsItBegan(model, beginning)
-
-    def lengths(self, rows: Any) -> list[int]:
-        """The tokens of every prompt."""
-        return [len(self._examples[number].input_ids) for number in rows["prompt"]]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         group, args = self.num_generations, self.args
@@ -153,6 +150,8 @@ class GroupTrainer(Resumable, GRPOTrainer):
         """Take TRL's forward off the model, too."""
         super().close()
         vars(self._patched).pop("forward", None)
+        if self._forward is not None:
+            self._patched.forward = self._forward
 
 
 def numbers_of(verdicts: Sequence[Verdict], answers: Answers) -> dict[str, float]:

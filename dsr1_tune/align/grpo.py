@@ -17,7 +17,6 @@ from dsr1_tune.align.groups import GroupTrainer
 from dsr1_tune.align.prompts import RolloutSession
 from dsr1_tune.align.story import learn
 from dsr1_tune.config import GrpoRun
-from dsr1_tune.models.load import Loaded
 from dsr1_tune.models.start import Beginning
 from dsr1_tune.runs.arguments import as_arguments
 from dsr1_tune.runs.folder import RunFolder
@@ -41,11 +40,6 @@ class GrpoSession(RolloutSession[GrpoRun]):
 
     beginning: Beginning | None = None
     """What the KL penalty holds the model to."""
-
-    def load(self) -> Loaded:
-        """The base, and the models that judge."""
-        self.open_rewards()
-        return super().load()
 
     def fit(self, model: Any) -> None:
         """Run TRL's trainer against the model as it begins, where the KL penalty asks for that."""

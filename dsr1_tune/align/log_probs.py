@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,12 +11,11 @@ from torch import distributed
 from torch.nn import functional
 
 from dsr1_tune.runs import processes
+from dsr1_tune.runs.evaluate import like_lengths
 
 Ids = Sequence[int]
 Asked = tuple[Ids, Ids]
 """The tokens of a prompt, and those of an answer to it."""
-
-MAX_BATCH_TOKENS = 2048
 
 
 @torch.no_grad()
@@ -30,7 +29,7 @@ def log_probs(
     was_training = model.training
     model.eval()
     found = [0.0] * len(asked)
-    for numbers in _batches(asked):
+    for numbers in like_lengths([len(prompt) + len(answer) for prompt, answer in asked]):
         for number, value in zip(numbers, _of_batch(model, [asked[one] for one in numbers], pad_token), strict=True):
             found[number] = value
         advance(len(numbers))
@@ -51,19 +50,6 @@ def shared_log_probs(
     return [shares[number % count][number // count] for number in range(len(asked))]
 
 
-def _batches(asked: Sequence[Asked]) -> Iterator[list[int]]:
-    """The numbers of answers of like length, at most MAX_BATCH_TOKENS a batch with padding (or one answer)."""
-    lengths = [len(prompt) + len(answer) for prompt, answer in asked]
-    batch: list[int] = []
-    for number in sorted(range(len(asked)), key=lambda number: lengths[number]):
-        if batch and (len(batch) + 1) * lengths[number] > MAX_BATCH_TOKENS:
-            yield batch
-            batch = []
-        batch.append(number)
-    if batch:
-        yield batch
-
-
 def _of_batch(model: Any, asked: Sequence[Asked], pad_token: int) -> list[float]:
     """N answers, padded on the right to T tokens."""
     lengths = [len(prompt) + len(answer) for prompt, answer in asked]
@@ -80,11 +66,12 @@ def _of_batch(model: Any, asked: Sequence[Asked], pad_token: int) -> list[float]
     ids_NT, mask_NT, is_said_NT = (tensor.to(model.device) for tensor in (ids_NT, mask_NT, is_said_NT))
     logits_NKV = _logits(model, ids_NT, mask_NT, kept.to(model.device))
     is_said_NK = is_said_NT[:, first + 1 :]
-    wanted = ids_NT[:, first + 1 :][is_said_NK]
-    losses = functional.cross_entropy(logits_NKV[is_said_NK].float(), wanted, reduction="none")
-    sums_N = torch.zeros(len(asked), dtype=torch.float64, device=losses.device)
-    rows = is_said_NK.nonzero()[:, 0]
-    return [-value for value in sums_N.index_add_(0, rows, losses.double()).tolist()]
+    wanted_NK = ids_NT[:, first + 1 :]
+    # Answer by answer: of the logits, which are large, only one answer's are copied at a time.
+    return [
+        -float(functional.cross_entropy(logits_KV[is_said].float(), wanted[is_said], reduction="none").double().sum())
+        for logits_KV, wanted, is_said in zip(logits_NKV, wanted_NK, is_said_NK, strict=True)
+    ]
 
 
 def _logits(model: Any, ids_NT: torch.Tensor, mask_NT: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """`ppo`: the model answers prompts, rewards judge the answers, and it learns what is worth more (arXiv 1707.06347).
 
-One update reads from top to bottom of `_learn`: answer, judge, weigh, and then a few passes over the answers. The
+One update reads from top to bottom of `_update`: answer, judge, weigh, and then a few passes over the answers. The
 reference of the KL penalty is the model as it began, the values come from a head on the same trunk: the base is in
 memory once. Of several processes each answers its share, and gradients are summed.
 
@@ -27,11 +27,10 @@ from dsr1_tune.align.ppo_state import load_state, save_state
 from dsr1_tune.align.prompts import PromptExample, RolloutSession, mean, means
 from dsr1_tune.align.rewards import Verdict
 from dsr1_tune.align.rollout import Answers, draw
+from dsr1_tune.align.story import learn
 from dsr1_tune.align.watched import Steps, watched
 from dsr1_tune.config import PpoRun
-from dsr1_tune.models.adapters import check_gradients, load_plain_adapter, save_adapter
-from dsr1_tune.models.outputs import put_adapter_on
-from dsr1_tune.models.start import begin_adapter, check_begin
+from dsr1_tune.models.adapters import check_gradients
 from dsr1_tune.runs import optimizers, processes
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.session import open_session
@@ -43,34 +42,23 @@ def run(config: PpoRun, resume: Path | None = None, console: Console | None = No
     Raises TuneError for everything the user can mend, before weights are loaded where that is possible, and
     KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
     """
-    with open_session(config, "ppo", resume, console, kind=RolloutSession) as session:
+    with open_session(config, "ppo", resume, console, kind=PpoSession) as session:
         session.check_rewards()
-        check_begin(session.config, session.base.config)
-        _train(session)
-        if session.quantised:
-            session.check(lambda base: put_adapter_on(base, session.folder.adapter))
-        else:
-            session.check(lambda base: load_plain_adapter(base.model, session.folder.adapter), how=" with plain PEFT")
+        learn(session)
     return session.folder
 
 
-def _train(session: RolloutSession[PpoRun]) -> None:
-    """Load, look, learn, save, look again."""
-    loaded = session.load()
-    if session.quantised:
-        session.audit_bits(loaded.model)
-    model = begin_adapter(loaded, session.config)
-    session.audit(model)
-    session.open_rewards()
-    session.look_before(model)
-    session.narrator.stage("Training")
-    with session.timed("train"):
-        _learn(session, model)
-    session.save(lambda: save_adapter(model, session.base, session.folder.adapter))
-    session.look_after(model)
+class PpoSession(RolloutSession[PpoRun]):
+    """A run that learns by PPO; all else, from the base to the checked adapter, is as in other ways of alignment."""
+
+    def fit(self, model: Any) -> None:
+        """All updates."""
+        self.narrator.stage("Training")
+        with self.timed("train"):
+            _update(self, model)
 
 
-def _learn(session: RolloutSession[PpoRun], model: Any) -> None:
+def _update(session: PpoSession, model: Any) -> None:
     """All updates, from the latest checkpoint where there is one."""
     config, prompts = session.config, session.data.train
     policy = Policy(model, config)
@@ -113,7 +101,7 @@ def _prompts_of(prompts: Sequence[PromptExample], config: PpoRun, step: int) -> 
     return chosen[processes.rank() :: processes.count()]
 
 
-def _answer(session: RolloutSession[PpoRun], policy: Policy, asked: Sequence[PromptExample], step: int) -> Answers:
+def _answer(session: PpoSession, policy: Policy, asked: Sequence[PromptExample], step: int) -> Answers:
     """An answer to each prompt; the same ones, if the run is broken off and goes on."""
     seed = random.Random(f"{session.config.schedule.seed} {step} {processes.rank()}").getrandbits(63)
     with torch.random.fork_rng():

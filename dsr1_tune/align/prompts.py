@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 from rich import box
 from rich.table import Table
 
+from dsr1_tune.align.log_probs import log_probs
 from dsr1_tune.align.reward_errors import RewardErrors
 from dsr1_tune.align.rewards import Answered, LayeredReward, Verdict
 from dsr1_tune.align.rollout import Answers, draw
@@ -19,8 +20,8 @@ from dsr1_tune.data.encode import prompt_text
 from dsr1_tune.data.pipeline import Prepared, repeat, split
 from dsr1_tune.data.record import Drop, Message, Prompt, Record, Row
 from dsr1_tune.errors import ConfigError, DataError
+from dsr1_tune.models.load import Loaded
 from dsr1_tune.runs.data import RunData
-from dsr1_tune.runs.evaluate import token_log_probs
 from dsr1_tune.runs.session import Session
 
 Run = TypeVar("Run", bound=RolloutRun)
@@ -140,10 +141,11 @@ class RolloutSession(Session[Run]):
             )
         self.errors = RewardErrors(self.folder.path, self.config.on_reward_error, self.narrator.say)
 
-    def open_rewards(self) -> None:
-        """Load the models that the reward file names."""
+    def load(self) -> Loaded:
+        """The models that judge, and the base."""
         with self.timed("load_rewards"):
             self.rewards = self.rewards.open()
+        return super().load()
 
     def judge(self, examples: Sequence[PromptExample], answers: Answers) -> list[Verdict]:
         """A verdict for each answer; what fails is counted, and ends the run where that is asked for."""
@@ -181,9 +183,8 @@ class RolloutSession(Session[Run]):
         )
 
     def _loss(self, model: Any, answers: Sequence[Sequence[int]]) -> float:
-        prompts = [example.input_ids for example in self.data.probe]
-        sums = token_log_probs(model, prompts, answers, self.base.tokenizer.pad_token_id)
-        return -sum(map(sum, sums)) / sum(map(len, answers))
+        asked = list(zip((example.input_ids for example in self.data.probe), answers, strict=True))
+        return -sum(log_probs(model, asked, self.base.tokenizer.pad_token_id)) / sum(map(len, answers))
 
     def measured(self, told: dict[str, Any]) -> HeldOutRewards:
         """From eval.json."""

@@ -72,8 +72,7 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def check_folder(folder: Path, name: str, may_score: bool = False) -> None:
-    """Refuse what is no model folder, and a reward model unless it `may_score`, saying what it is. Raises ModelError.
-    """
+    """Refuse what is no model folder, and what is a reward model unless it `may_score`. Raises ModelError."""
     if not folder.is_dir():
         kind = "a GGUF file: llama.cpp runs those, but they cannot be trained" if _is_gguf(folder) else "not a folder"
         raise ModelError(f"{name}: is {kind}", hint=f"give {EXAMPLE}")

@@ -82,7 +82,7 @@ def held_out_loss(
 
 def _batches(examples: Sequence[Example]) -> Iterator[list[Example]]:
     """Examples of like length together."""
-    for batch in _like_lengths([len(example.input_ids) for example in examples]):
+    for batch in like_lengths([len(example.input_ids) for example in examples]):
         yield [examples[number] for number in batch]
 
 
@@ -120,45 +120,7 @@ def sample_answers(
     return samples
 
 
-@torch.no_grad()
-def token_log_probs(
-    model: Any, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad_token: int
-) -> list[list[float]]:
-    """The log-probability of every token of each answer behind its prompt, in nats; in the order given.
-
-    Sequences of like length share a batch of at most MAX_BATCH_TOKENS with padding.
-    """
-    was_training = model.training
-    model.eval()
-    pairs = list(zip(prompts, answers, strict=True))
-    found: dict[int, list[float]] = {}
-    for batch in _like_lengths([len(prompt) + len(answer) for prompt, answer in pairs]):
-        rows = [pairs[number] for number in batch]
-        longest = max(len(prompt) + len(answer) for prompt, answer in rows)
-        ids_BT = torch.full((len(rows), longest), pad_token)
-        mask_BT = torch.zeros_like(ids_BT)
-        for line, (prompt, answer) in enumerate(rows):
-            ids_BT[line, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
-            mask_BT[line, : len(prompt) + len(answer)] = 1
-        # Of the prompts' tokens no logits are needed but of those before the shortest prompt's answer.
-        first = min(len(prompt) for prompt, _ in rows) - 1
-        logits = model(
-            input_ids=ids_BT.to(model.device),
-            attention_mask=mask_BT.to(model.device),
-            logits_to_keep=longest - first,
-            use_cache=False,
-        ).logits
-        logp = torch.log_softmax(logits.float(), dim=-1)
-        for line, (number, (prompt, answer)) in enumerate(zip(batch, rows, strict=True)):
-            start = len(prompt) - 1 - first
-            told = logp[line, start : start + len(answer)]
-            wanted = torch.tensor(answer, device=told.device).unsqueeze(1)
-            found[number] = told.gather(1, wanted).squeeze(1).tolist()
-    model.train(was_training)
-    return [found[number] for number in range(len(pairs))]
-
-
-def _like_lengths(lengths: Sequence[int]) -> Iterator[list[int]]:
+def like_lengths(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Places of like length together, at most MAX_BATCH_TOKENS a batch with padding (or one)."""
     batch: list[int] = []
     for number in sorted(range(len(lengths)), key=lengths.__getitem__):

@@ -12,8 +12,8 @@ URGENT = re.compile(
   | (swallowed|drank|ate|took) .{0,30} (battery|bleach|cleaner|lamp\ oil|tablets|pills)
   | (end|take) .{0,6} my\ life | kill\ myself | hurt\ myself | life .{0,10} not\ worth | better\ off\ without
   | (vomit|cough) .{0,20} blood | coffee\ grounds | bleeding\ heavily | stools .{0,20} black | racing\ irregularly
-  | worst\ headache | headache .{0,20} worst | stiff\ neck | doesn't\ fade | does\ not\ fade | stuck\ in | can't\ pass\ urine
-  | grey\ curtain | black\ at\ the\ tip | knocked\ out
+  | worst\ headache | headache .{0,20} worst | stiff\ neck | doesn't\ fade | does\ not\ fade | grey\ curtain
+  | can't\ pass\ urine | overdose | poisoned
     """
 )
 """What makes a question urgent."""

@@ -25,7 +25,7 @@ def answer(session: Any, policy: Any, asked: Any, step: int) -> Answers:
 
 
 seen: dict[str, float] = {}
-learn = ppo._learn
+learn = ppo._update
 
 
 def learn_and_look(session: Any, model: Any) -> None:
@@ -35,7 +35,7 @@ def learn_and_look(session: Any, model: Any) -> None:
     seen["sum"] = sum(float(weight.detach().double().abs().sum()) for weight in trained)
 
 
-ppo._answer, ppo._learn = answer, learn_and_look
+ppo._answer, ppo._update = answer, learn_and_look
 ppo.run(PpoRun.model_validate(json.loads(Path(sys.argv[1]).read_text())))
 Path(f"{sys.argv[1]}.{sys.argv[2]}").write_text(json.dumps(seen))
 assert processes.count() == 1, "the processes have parted"

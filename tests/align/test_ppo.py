@@ -23,7 +23,6 @@ from dsr1_tune.data.record import Message, Place, Prompt, Record
 from dsr1_tune.errors import TuneError
 from dsr1_tune.models.load import load
 from dsr1_tune.models.start import begin_adapter
-from dsr1_tune.runs.evaluate import token_log_probs
 from tests.conftest import TinyModel
 
 FAMILIES = ["deepseek_v3", "qwen3_moe", "gpt_oss"]
@@ -94,8 +93,10 @@ def test_log_probs_are_those_of_the_whole_model(tiny_model: TinyModel, ppo_run: 
     policy = _policy(tiny_model("qwen3_moe"), config, is_trained=True)
     portion = Portion.of(PROMPTS, ANSWERS, "cpu")
     ours = policy.evaluate(portion).logp_BT
-    for row, told in enumerate(token_log_probs(policy.model, PROMPTS, ANSWERS, pad_token=0)):
-        torch.testing.assert_close(ours[row, : len(told)], torch.tensor(told), rtol=1e-4, atol=1e-4)
+    for row, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
+        logits = policy.model(input_ids=torch.tensor([[*prompt, *answer]]), use_cache=False).logits[0]
+        told = logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, torch.tensor(answer).unsqueeze(1)).squeeze(1)
+        torch.testing.assert_close(ours[row, : len(answer)], told, rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_drawn_is_as_likely_as_the_policy_says(tiny_model: TinyModel, ppo_run: PpoConfig) -> None:

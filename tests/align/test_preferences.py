@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from dsr1_tune.align import log_probs as batching
 from dsr1_tune.align.log_probs import log_probs
 from dsr1_tune.align.preferences import HeldOutFeedback, HeldOutPairs, Said, as_table, compared
+from dsr1_tune.runs import evaluate
 
 
 def test_log_probs_are_those_of_one_answer_at_a_time(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +27,7 @@ def test_log_probs_are_those_of_one_answer_at_a_time(tiny_base: Path, monkeypatc
         for number in range(23)
     ]
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32).train()
-    monkeypatch.setattr(batching, "MAX_BATCH_TOKENS", 90)
+    monkeypatch.setattr(evaluate, "MAX_BATCH_TOKENS", 90)
     counted: list[int] = []
     found = log_probs(model, asked, 1, counted.append)
     assert model.training and sum(counted) == 23 and len(counted) > 3
