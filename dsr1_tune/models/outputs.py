@@ -28,10 +28,10 @@ def load_with_adapter(path: str | Path | None, progress: Callable[[str], None] |
     if experts := find_trained_experts(path):
         loaded = load(base_of(experts), progress=progress)
         return Loaded(put_experts_on(loaded, experts), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
-    return load(Base(model=None if path is None else str(_whole_model(path))), progress=progress)
+    return load(Base(model=None if path is None else str(whole_model(path))), progress=progress)
 
 
-def _whole_model(path: str | Path) -> str | Path:
+def whole_model(path: str | Path) -> str | Path:
     """The model that a run of `full` left in its folder, if `path` is one; else `path` itself."""
     folder = local_path(str(path))
     is_run = (folder / "manifest.json").is_file() and (folder / "model" / "config.json").is_file()

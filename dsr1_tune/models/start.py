@@ -13,22 +13,74 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from torch import Tensor, nn
 
-from dsr1_tune.config import AlignRun
+from dsr1_tune.config import Adapter, AlignRun, TuneRun
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.adapters import add_lora, check_adapter
 from dsr1_tune.models.load import Loaded
-from dsr1_tune.models.outputs import put_adapter_on
+from dsr1_tune.models.model_folder import base_of, find_adapter
+from dsr1_tune.models.outputs import put_adapter_on, whole_model
 from dsr1_tune.models.own_weights import skeleton
+from dsr1_tune.models.trained_experts import find_trained_experts
 from dsr1_tune.moe.anatomy import plain_name
 
 _ADAPTER = "default"
+
+Run = TypeVar("Run", bound=TuneRun)
+
+
+def with_start(config: Run) -> Run:
+    """Where an alignment is to begin with what a run left: with an adapter, its own base in the base's place.
+
+    Raises ModelError where it is to begin with what no adapter can be put on.
+    """
+    if not isinstance(config, AlignRun):
+        return config
+    named = config.start.run or config.base.model
+    adapter = find_adapter(named)
+    if adapter is None:
+        if config.start.run:
+            raise ModelError(f"{config.start.run}: holds no adapter", hint="give a run of lora or qlora")
+        if find_trained_experts(named):
+            raise ModelError(
+                f"{named}: holds trained experts, beside which no adapter is trained",
+                hint=f"merge them first: dsr1-tune merge {named} --out merged, and start there",
+            )
+        if named is None:
+            return config
+        return config.model_copy(update={"base": config.base.model_copy(update={"model": str(whole_model(named))})})
+    if config.method == "full":
+        raise ModelError(
+            f"{named}: is an adapter, and method=full trains a base",
+            hint=f"merge it first: dsr1-tune merge {named} --out merged, and start there",
+        )
+    if config.adapter != Adapter() and config.start.adapter == "continue":
+        raise ModelError(
+            f"{named}: start.adapter=continue trains the ranks that it has, so adapter has nothing to say",
+            hint="leave adapter as it is, or take start.adapter=keep, which adds adapter.rank ranks",
+        )
+    if config.start.adapter == "keep":
+        if config.adapter != Adapter(rank=config.adapter.rank):
+            raise ModelError(
+                f"{named}: the new ranks of start.adapter=keep stand in the layers, and have the scale, of its own",
+                hint="of adapter give the rank alone",
+            )
+        if config.schedule.weight_decay:
+            raise ModelError(
+                f"{named}: schedule.weight_decay would shrink the adapter that start.adapter=keep leaves as it is",
+                hint="leave schedule.weight_decay=0, or take start.adapter=continue",
+            )
+    base = base_of(adapter)
+    if config.base.dtype != "auto":
+        base = base.model_copy(update={"dtype": config.base.dtype})
+    start = config.start.model_copy(update={"run": adapter.absolute()})
+    return config.model_copy(update={"base": base, "start": start})
 
 
 def check_begin(config: AlignRun, base_config: Any) -> None:

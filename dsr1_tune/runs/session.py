@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
-from dsr1_tune.config import Adapter, AlignRun, Base, TuneRun
+from dsr1_tune.config import AlignRun, Base, TuneRun
 from dsr1_tune.data.pipeline import Prepared, prepare, write
 from dsr1_tune.data.record import Record, Row
 from dsr1_tune.errors import ModelError, RunError, TuneError
@@ -27,7 +27,8 @@ from dsr1_tune.models import embedded
 from dsr1_tune.models.adapters import audit
 from dsr1_tune.models.context import check_length
 from dsr1_tune.models.load import Loaded, Located, load_located, locate, pick_device
-from dsr1_tune.models.model_folder import base_of, find_adapter, held_kind, is_nf4
+from dsr1_tune.models.model_folder import held_kind, is_nf4
+from dsr1_tune.models.start import with_start
 from dsr1_tune.moe.experts4bit import audit_bits, memory_of
 from dsr1_tune.runs import processes
 from dsr1_tune.runs.arguments import to_arguments
@@ -389,47 +390,6 @@ class Session(Generic[Run]):
 def compute_dtype(model: Any) -> torch.dtype:
     """The number format of what is not quantised, in which the products are computed."""
     return next(weight.dtype for weight in model.get_input_embeddings().parameters())
-
-
-def with_start(config: Run) -> Run:
-    """Where an alignment is to begin with an adapter, its config with that adapter's own base in the base's place.
-
-    Raises ModelError where it is to begin with what no adapter can be put on.
-    """
-    if not isinstance(config, AlignRun):
-        return config
-    named = config.start.run or config.base.model
-    adapter = find_adapter(named)
-    if adapter is None:
-        if config.start.run:
-            raise ModelError(f"{config.start.run}: holds no adapter", hint="give a run of lora or qlora")
-        return config
-    if config.method == "full":
-        raise ModelError(
-            f"{named}: is an adapter, and method=full trains a base",
-            hint=f"merge it first: dsr1-tune merge {named} --out merged, and start there",
-        )
-    if config.adapter != Adapter() and config.start.adapter == "continue":
-        raise ModelError(
-            f"{named}: start.adapter=continue trains the ranks that it has, so adapter has nothing to say",
-            hint="leave adapter as it is, or take start.adapter=keep, which adds adapter.rank ranks",
-        )
-    if config.start.adapter == "keep":
-        if config.adapter != Adapter(rank=config.adapter.rank):
-            raise ModelError(
-                f"{named}: the new ranks of start.adapter=keep stand in the layers, and have the scale, of its own",
-                hint="of adapter give the rank alone",
-            )
-        if config.schedule.weight_decay:
-            raise ModelError(
-                f"{named}: schedule.weight_decay would shrink the adapter that start.adapter=keep leaves as it is",
-                hint="leave schedule.weight_decay=0, or take start.adapter=continue",
-            )
-    base = base_of(adapter)
-    if config.base.dtype != "auto":
-        base = base.model_copy(update={"dtype": config.base.dtype})
-    start = config.start.model_copy(update={"run": adapter.absolute()})
-    return config.model_copy(update={"base": base, "start": start})
 
 
 def _pinned(config: Run, base: Located) -> Run:

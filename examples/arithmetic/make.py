@@ -8,17 +8,17 @@ from itertools import product
 from pathlib import Path
 
 SEED = 7
-NUM_OF_EACH = 100
+NUM_OF_EACH = 70
 
 
 def problems() -> list[tuple[str, int]]:
     """As many sums as differences and products, in an order that the seed alone decides."""
     chance = random.Random(SEED)
-    small, digits = range(1, 21), range(2, 10)
+    numbers = range(1, 13)
     kinds = (
-        [(f"{a} + {b}", a + b) for a, b in product(small, small)],
-        [(f"{a} - {b}", a - b) for a, b in product(small, small) if a >= b],
-        [(f"{a} * {b}", a * b) for a, b in product(digits, range(2, 16))],
+        [(f"{a} + {b}", a + b) for a, b in product(numbers, numbers)],
+        [(f"{a} - {b}", a - b) for a, b in product(numbers, numbers) if a >= b],
+        [(f"{a} * {b}", a * b) for a, b in product(numbers, numbers)],
     )
     chosen = [one for kind in kinds for one in chance.sample(kind, NUM_OF_EACH)]
     chance.shuffle(chosen)
@@ -28,8 +28,8 @@ def problems() -> list[tuple[str, int]]:
 def main() -> None:
     """One line a problem, beside this script."""
     rows = (
-        {"prompt": f"What is {sum_}? Reply with one line: answer: <number>", "answer": str(result)}
-        for sum_, result in problems()
+        {"prompt": f"What is {problem}? Answer in one short line.", "answer": str(result)}
+        for problem, result in problems()
     )
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     Path(__file__).with_name("prompts.jsonl").write_text(lines, encoding="utf-8")

@@ -8,6 +8,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -410,3 +412,20 @@ def test_other_families(configure: Configure, tiny_model: Any, tmp_path: Path, f
     given = configure(tmp_path / "run", base=tiny_model(family), method=method, schedule={"learning_rate": rate})
     folder = go(given)
     assert folder.manifest()["metrics"]["reward_accuracy"] == 1.0
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_steps_of_one(pairs: Path, tiny_base: Path, tmp_path: Path) -> None:
+    """Of 24 pairs to learn from, so that no batch has to be filled up."""
+    curves = []
+    for count, size in ((1, 8), (2, 4)):
+        told = [f"schedule.{name}" for name in (f"batch_size={size}", "learning_rate=0.01", "max_tokens=128")]
+        told += ["data.eval_share=0.2", "samples=0", "watch.trackers=[]", "watch.evaluate_steps=2"]
+        sets = [part for setting in told for part in ("--set", setting)]
+        given = ["--data", str(pairs), "--model", str(tiny_base), "--out", str(tmp_path / f"run{count}"), *sets]
+        command = [sys.executable, "-m", "dsr1_tune", "dpo", *given, "--processes", str(count)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        lines = log_of(RunFolder(tmp_path / f"run{count}"))
+        curves.append([line[name] for line in lines for name in ("loss", "grad_norm", "rewards/margins")])
+    assert len(curves[0]) == 9 and curves[1] == pytest.approx(curves[0], rel=1e-3, abs=1e-5)

@@ -14,8 +14,7 @@ from dsr1_tune.models.adapters import load_plain_adapter, save_adapter
 from dsr1_tune.models.load import load, locate
 from dsr1_tune.models.model_folder import base_of
 from dsr1_tune.models.outputs import load_with_adapter
-from dsr1_tune.models.start import Beginning, begin_adapter
-from dsr1_tune.runs.session import with_start
+from dsr1_tune.models.start import Beginning, begin_adapter, with_start
 from tests.export.conftest import sums, tiny_run  # noqa: F401
 
 IDS = torch.arange(4, 40).view(2, 18)
@@ -119,3 +118,11 @@ def test_what_cannot_start_there(tiny_run: Any, changes: dict[str, Any], said: s
     with pytest.raises(ModelError) as raised:
         _started(run.path, **changes)
     assert said in f"{raised.value.message} {raised.value.hint}"
+
+
+def test_what_other_runs_leave(tiny_run: Any) -> None:  # noqa: F811
+    full = tiny_run("qwen3_moe", "full")
+    assert with_start(AlignRun.model_validate({"base": {"model": str(full.path)}})).base.model == str(full.model)
+    with pytest.raises(ModelError, match="trained experts") as raised:
+        _started(tiny_run("qwen3_moe", "esft").path)
+    assert "dsr1-tune merge" in raised.value.hint
