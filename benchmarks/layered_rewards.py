@@ -1,11 +1,12 @@
 """Layered rewards against the task's reward alone, where that one is sparse: updates of PPO until a threshold.
 
     python benchmarks/layered_rewards.py                       # 5 seeds of every side
+    python benchmarks/layered_rewards.py --tags 0.05           # where the task's reward is sparser
     python benchmarks/layered_rewards.py --seeds 1             # a first look
 
 The task: to the prompt `3 7` answer `<tag> 3 7 </tag>` and end. The model is a tiny mixture of experts that has seen
 such answers among many sloppy ones (other words for the tags, wrong digits, more words), and gives a right one about
-once in 120.
+once in 120; with --tags 0.05 once in 1,070.
 The same model, prompts, answers per update, learning rate and number of updates for all sides; only the reward file
 differs, and all are worth at most 1:
 
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--updates", type=int, default=150)
     parser.add_argument("--threshold", type=float, default=0.8)
+    parser.add_argument("--tags", type=float, default=0.15, help="how often the model knows a tag; 0.05 is sparser")
     parser.add_argument("--answers", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--out", type=Path, help="a JSON-lines file that results are added to")
@@ -83,7 +85,7 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        make_task(work)
+        make_task(work, options.tags)
         for seed in range(options.seeds):
             for side in options.sides:
                 results.append(measure(work, side, seed, options))
@@ -95,7 +97,7 @@ def main() -> None:
     print(table(results, options))
 
 
-def make_task(work: Path) -> None:
+def make_task(work: Path, tags: float = 0.15) -> None:
     """Model, prompts and the reward files."""
     pairs = [f"{a} {b}" for a in DIGITS for b in DIGITS]
     (work / "prompts.jsonl").write_text("".join(json.dumps({"prompt": p, "answer": p}) + "\n" for p in pairs))
@@ -109,10 +111,10 @@ def make_task(work: Path) -> None:
     added = [{**layer, **({} if layer["name"] == "task" else {"gate": "none"})} for layer in steps]
     for side, layers in (("task", [task]), ("layered", steps), ("added", added)):
         (work / f"{side}.yaml").write_text(json.dumps({"layers": layers}))
-    make_model(work / "model")
+    make_model(work / "model", tags)
 
 
-def make_model(folder: Path) -> None:
+def make_model(folder: Path, tags: float) -> None:
     """A Qwen3-MoE of two layers, trained on sloppy answers."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -143,7 +145,7 @@ def make_model(folder: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     draw = random.Random(0)
     for _ in range(400):
-        rows = [told(draw) for _ in range(64)]
+        rows = [told(draw, tags) for _ in range(64)]
         longest = max(map(len, rows))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
         labels = torch.where(ids == 0, -100, ids)
@@ -155,20 +157,20 @@ def make_model(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def told(draw: random.Random) -> list[int]:
+def told(draw: random.Random, tags: float) -> list[int]:
     """A row of what the model was trained on: sloppy answers, and among them exact ones to other prompts.
 
     It is the exact ones that let it be sure of anything: its head is frozen later. To a prompt of the task a right
-    answer comes once in 120: 0.15 · 0.73² · 0.15 · 0.7.
+    answer comes with probability tags² · 0.73² · 0.7: once in 120 with 0.15, once in 1,070 with 0.05.
     """
     asked = [draw.choice(DIGITS), draw.choice(DIGITS)]
     if draw.random() < 0.25:
         return _numbered(["<user>", "copy", *asked, "<assistant>", *asked, END])
     if draw.random() < 0.25:
         return _numbered(["<user>", "tags", "<assistant>", "copy", "tags", TAG, CLOSE, END])
-    said = [TAG if draw.random() < 0.15 else draw.choice(JUNK)]
+    said = [TAG if draw.random() < tags else draw.choice(JUNK)]
     said += [digit if draw.random() < 0.7 else draw.choice(DIGITS) for digit in asked]
-    said.append(CLOSE if draw.random() < 0.15 else draw.choice(JUNK))
+    said.append(CLOSE if draw.random() < tags else draw.choice(JUNK))
     while draw.random() < 0.3 and len(said) < 7:
         said.append(draw.choice(DIGITS + JUNK))
     return _numbered(["<user>", *asked, "<assistant>", *said, END])

@@ -3,16 +3,15 @@
     python benchmarks/plan.py                             # two tiny families, lora, qlora, full and dpo
     python benchmarks/plan.py --models embedded --rows 4  # the embedded base: up to 12 GB, a quarter of an hour
 
-Each method runs as a user runs it, `dsr1-tune METHOD`, in a process of its own, for a few steps; dpo is TRL's
-DPOTrainer with our adapter, the reference being the base with the adapter off. The peak is VmHWM: resident memory,
-pages of mapped files included. Results are added to --out as they come.
+Each method runs as a user runs it, `dsr1-tune METHOD`, in a process of its own, for a few steps; dpo on pairs of which
+both answers are as long as those of the others. The peak is VmHWM: resident memory, pages of mapped files included.
+Results are added to --out as they come.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -53,12 +52,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--out", type=Path, help="a JSON-lines file that results are added to")
-    parser.add_argument("--dpo", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.dpo:
-        dpo(options.dpo[0], Path(options.dpo[1]), options.rows, options.steps, "gradient_checkpointing=false" not in
-            " ".join(options.set))  # fmt: skip
-        return
     print("model | method | predicted MiB | measured | error | predicted phase", flush=True)
     for model in options.models:
         with tempfile.TemporaryDirectory() as scratch:
@@ -110,13 +104,17 @@ def _write_base(folder: str, family: str) -> None:
 
 
 def write_data(file: Path, num_words: int) -> Path:
-    """Twenty records of nearly one length."""
+    """Twenty records of nearly one length; beside them, in pairs.jsonl, as many pairs with answers like theirs."""
     rows = [
         {"input": f"what is {a} times {b}?", "output": f"it is {a * b:3}. " + "so " * num_words}
         for a in range(11, 16)
         for b in range(11, 15)
     ]
     file.write_text(json.dumps(rows))
+    pairs = [
+        {"prompt": row["input"], "chosen": row["output"], "rejected": row["output"].replace("so", "no")} for row in rows
+    ]
+    file.with_name("pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     return file
 
 
@@ -130,11 +128,9 @@ def measure(method: str, base: str | None, data: Path, scratch: Path, options: A
         subprocess.run([*asked, "--json"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     )
     one = planned["methods"][method]
-    command = [sys.executable, "-m", "dsr1_tune", method, "--data", str(data), *model, *sets]
+    learned = data.with_name("pairs.jsonl") if method == "dpo" else data
+    command = [sys.executable, "-m", "dsr1_tune", method, "--data", str(learned), *model, *sets]
     command += ["--out", str(scratch / method)]
-    if method == "dpo":
-        command = [sys.executable, __file__, "--dpo", base or "embedded", str(data), "--rows", str(options.rows)]
-        command += ["--steps", str(options.steps), *(part for one in options.set for part in ("--set", one))]
     start = time.perf_counter()
     with (scratch / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
@@ -158,39 +154,6 @@ def watched(process: subprocess.Popen[bytes]) -> int:
         time.sleep(0.02)
     process.wait()
     return peak
-
-
-def dpo(model: str, data: Path, rows: int, steps: int, is_checkpointed: bool) -> None:
-    """A few steps of TRL's DPOTrainer with our adapter."""
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer
-
-    from dsr1_tune.config import Adapter, Base
-    from dsr1_tune.models.adapters import add_lora
-    from dsr1_tune.models.load import load_located, locate
-
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    located = locate(Base(model=None if model == "embedded" else model))
-    loaded = load_located(located, for_training=True)
-    adapted = add_lora(loaded.model, Adapter())
-    pairs = [
-        {
-            "prompt": [{"role": "user", "content": row["input"]}],
-            "chosen": [{"role": "assistant", "content": row["output"]}],
-            "rejected": [{"role": "assistant", "content": row["output"].replace("so", "no")}],
-        }
-        for row in json.loads(data.read_text())
-    ]
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = DPOConfig(
-            output_dir=scratch, per_device_train_batch_size=rows, max_steps=steps, report_to="none", use_cpu=True,
-            activation_checkpointing=is_checkpointed, gradient_checkpointing=None, save_strategy="no", bf16=False,
-            disable_tqdm=True, max_length=None, router_aux_loss_coef=0.0,
-        )  # fmt: skip
-        trainer = DPOTrainer(
-            model=adapted, args=arguments, train_dataset=Dataset.from_list(pairs), processing_class=loaded.tokenizer
-        )
-        trainer.train()
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ is all that differs. It keeps a value model beside the policy: as its own exampl
 kinder to it, with the same LoRA as the policy (trl). Its policy is a PEFT model, so it holds no reference copy.
 
 Tokens per second: answer tokens, counted once when generated and once for each epoch in which they are trained on,
-over the time of an update; median, after an update to warm up. Peak memory: the largest resident set up to the end of
-training, above what the imports took.
+over the time of an update; median, after an update to warm up. Beside other programs, which slow the wall's clock,
+compare tokens per second of processor time. Peak memory: the largest resident set up to the end of training, above
+what the imports took.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,18 +137,18 @@ def trl_folder() -> Path:
     return folder
 
 
-def speed(result: dict[str, Any]) -> float:
+def speed(result: dict[str, Any], clock: str = "seconds") -> float:
     """Answer tokens per second, generated and trained on, in the median update after the first."""
     passes = 1 + result["epochs"]
-    paces = [passes * tokens / s for tokens, s in zip(result["tokens"][1:], result["seconds"][1:], strict=True)]
-    return statistics.median(paces)
+    return statistics.median(passes * n / s for n, s in zip(result["tokens"][1:], result[clock], strict=True))
 
 
 def show(result: dict[str, Any]) -> None:
     """A line as soon as a run is done."""
     rewards = result["rewards"]
     print(
-        f"{result['side']} seed {result['seed']}: {speed(result):.0f} tokens/s, "
+        f"{result['side']} seed {result['seed']}: {speed(result):.0f} tokens/s "
+        f"({speed(result, 'cpu_seconds'):.0f} per second of processor time), "
         f"peak {result['peak'] / MIB:.0f} MiB above imports, {result['trained']:,} weights trained, "
         f"reward {rewards[0]:.3f} -> {rewards[-1]:.3f}, KL {result['kl'][-1]:.2f}",
         flush=True,
@@ -155,21 +157,25 @@ def show(result: dict[str, Any]) -> None:
 
 def table(results: list[dict[str, Any]], sides: list[str]) -> str:
     """Markdown: the best of each side's runs, in speed and in memory."""
-    paces = {side: max(speed(r) for r in results if r["side"] == side) for side in sides}
-    peaks = {side: min(r["peak"] for r in results if r["side"] == side) for side in sides}
-    trained = {side: max(r["trained"] for r in results if r["side"] == side) for side in sides}
+
+    def best(side: str, pick: Callable[[Any], float], measure: Callable[[dict[str, Any]], float]) -> float:
+        return pick(measure(r) for r in results if r["side"] == side)
+
     base = "trl" if "trl" in sides else sides[-1]
+    base_pace, base_peak = best(base, max, speed), best(base, min, lambda r: r["peak"])
     lines = [
-        f"| side | weights trained | s/update | tokens/s | times {base}'s | peak MiB | of {base}'s | in memory |",
+        f"| side | weights trained | s/update | tokens/s | times {base}'s | tokens per processor second "
+        f"| peak MiB | of {base}'s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for side in sides:
-        took = min(statistics.median(r["seconds"][1:]) for r in results if r["side"] == side)
+        pace, peak = best(side, max, speed), best(side, min, lambda r: r["peak"])
         lines.append(
-            f"| {side} | {trained[side]:,} | {took:.2f} | {paces[side]:.0f} | {paces[side] / paces[base]:.2f} "
-            f"| {peaks[side] / MIB:.0f} | {peaks[side] / peaks[base]:.2f} | {SIDES[side]} |"
+            f"| {side} | {best(side, max, lambda r: r['trained']):,} "
+            f"| {best(side, min, lambda r: statistics.median(r['seconds'])):.2f} | {pace:.0f} | {pace / base_pace:.2f} "
+            f"| {best(side, max, lambda r: speed(r, 'cpu_seconds')):.0f} | {peak / MIB:.0f} | {peak / base_peak:.2f} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *(f"- {side} holds: {SIDES[side]}" for side in sides)])
 
 
 def curves(results: list[dict[str, Any]], sides: list[str]) -> str:

@@ -71,6 +71,7 @@ def run_ours(job: dict[str, Any]) -> dict[str, Any]:
     """Our PPO as the command runs it; memory is read when training ends, before the check of what was saved."""
     from dsr1_tune.align import ppo
     from dsr1_tune.config import PpoRun
+    from dsr1_tune.runs.callbacks import TrainLog
     from dsr1_tune.runs.session import Session
 
     work = Path(job["work"])
@@ -103,14 +104,18 @@ def run_ours(job: dict[str, Any]) -> dict[str, Any]:
         }
     )
     Memory.start()
-    peaks: list[int] = []
-    save = Session.save
+    clock, peaks = Clock(), []
+    log, save = TrainLog.on_log, Session.save
+
+    def log_and_note(*args: Any, **given: Any) -> None:
+        log(*args, **given)
+        clock.note()
 
     def save_after_training(session: Any, write: Any) -> None:
         peaks.append(Memory.peak())
         save(session, write)
 
-    Session.save = save_after_training  # type: ignore[method-assign]
+    TrainLog.on_log, Session.save = log_and_note, save_after_training  # type: ignore[method-assign]
     folder = ppo.run(config)
     lines = [json.loads(line) for line in folder.log_file.read_text().splitlines()]
     lines = [line for line in lines if "reward/mean" in line]
@@ -118,7 +123,7 @@ def run_ours(job: dict[str, Any]) -> dict[str, Any]:
     return {
         "rewards": [line["reward/mean"] for line in lines],
         "kl": [line["policy/kl_per_answer"] for line in lines],
-        "seconds": [b - a for a, b in itertools.pairwise([0.0, *(line["seconds"] for line in lines)])],
+        **clock.told,
         "tokens": [round(line["answer/tokens"] * job["answers"]) for line in lines],
         "trained": sum(line["num_trained"] for line in coverage),
         "peak": peaks[0],
@@ -182,7 +187,7 @@ def run_trl(job: dict[str, Any]) -> dict[str, Any]:
     return {
         "rewards": watch.told("objective/scores"),
         "kl": watch.told("objective/kl"),
-        "seconds": watch.seconds,
+        **watch.clock.told,
         "tokens": reward.tokens_of_updates(job["answers"]),
         "trained": trained,
         "peak": Memory.peak(),
@@ -272,15 +277,10 @@ def watcher() -> Any:
     class Watch(TrainerCallback):
         def __init__(self) -> None:
             self.logs: list[dict[str, float]] = []
-            self.seconds: list[float] = []
-
-        def on_train_begin(self, *args: Any, **given: Any) -> None:
-            self.last = time.perf_counter()
+            self.clock = Clock()
 
         def on_step_end(self, *args: Any, **given: Any) -> None:
-            now = time.perf_counter()
-            self.seconds.append(now - self.last)
-            self.last = now
+            self.clock.note()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
             self.logs.append(logs)
@@ -289,6 +289,23 @@ def watcher() -> Any:
             return [float(line[name]) for line in self.logs if name in line]
 
     return Watch()
+
+
+class Clock:
+    """When updates ended, by the wall's clock and by the processor's."""
+
+    def __init__(self) -> None:
+        self.ends: list[tuple[float, float]] = []
+
+    def note(self) -> None:
+        """An update has ended."""
+        self.ends.append((time.perf_counter(), time.process_time()))
+
+    @property
+    def told(self) -> dict[str, list[float]]:
+        """Seconds of every update but the first."""
+        pairs = list(itertools.pairwise(self.ends))
+        return {"seconds": [b[0] - a[0] for a, b in pairs], "cpu_seconds": [b[1] - a[1] for a, b in pairs]}
 
 
 class Memory:

@@ -155,7 +155,7 @@ def wrong_sums(text: str) -> Iterator[str]:
             yield found[0].strip()
 
 
-_TERM = r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"
+_TERM = r"-?(?:\d{1,3}(?:,\d{3}){1,9}|\d{1,30})(?:\.\d{1,30})?"
 _SUM = re.compile(
     # Not a part of a longer formula: no letter, bracket, operator, power or percent sign before, behind or between.
     rf"(?<![\w.)\]^+*/×÷=%-])(?<![+*/×÷=%^-]\s)(?P<left>{_TERM}(?:\s*[-+*/×÷x]\s*{_TERM})+)\s*=\s*(?P<right>{_TERM})(?![\w%^(/]|\.\d|\s*[-+*/×÷^]\s*[\w(])"

@@ -14,6 +14,14 @@ _MARK = re.compile(
 )
 
 
+MAX_MARKS, MAX_CHARS = 20, 500
+"""A model that has gone astray writes "####" ten thousand times; the last marks, and what is near them, will do."""
+
+
+def _marks(text: str) -> list[re.Match[str]]:
+    return list(_MARK.finditer(text))[-MAX_MARKS:]
+
+
 def final_part(text: str) -> tuple[str, bool]:
     """What an answer comes down to, and whether it says so itself with a box or a mark; else it is all of the text.
 
@@ -23,9 +31,8 @@ def final_part(text: str) -> tuple[str, bool]:
     boxed = _last_boxed(text)
     if boxed is not None:
         return boxed, True
-    marks = list(_MARK.finditer(text))
-    for mark in reversed(marks):
-        rest = text[mark.end() :].lstrip("*_ \t\n")
+    for mark in reversed(_marks(text)):
+        rest = text[mark.end() : mark.end() + MAX_CHARS].lstrip("*_ \t\n")
         line = rest.split("\n", 1)[0].strip().strip("*_").strip()
         if line:
             return line, True
@@ -34,9 +41,10 @@ def final_part(text: str) -> tuple[str, bool]:
 
 def final_numbers(text: str) -> list[Fraction]:
     """The number behind every mark and in every box: more than one value means that an answer names several results."""
-    parts = [text[mark.end() :].lstrip("*_ \t").split("\n", 1)[0] for mark in _MARK.finditer(text)]
+    behind = [text[mark.end() : mark.end() + MAX_CHARS] for mark in _marks(text)]
+    parts = [part.lstrip("*_ \t").split("\n", 1)[0] for part in behind]
     parts = [part for part in parts if "boxed" not in part]
-    parts += [found[1] for found in re.finditer(r"\\f?boxed\s*\{([^{}]*)\}", text)]
+    parts += [found[1] for found in list(re.finditer(r"\\f?boxed\s*\{([^{}]{0,500})\}", text))[-MAX_MARKS:]]
     return [number for part in parts if (number := _number_of_part(part)) is not None]
 
 
@@ -49,9 +57,9 @@ def _number_of_part(part: str) -> Fraction | None:
 
 def _last_boxed(text: str) -> str | None:
     """What stands in the last \\boxed{...} or \\fbox{...} that is closed; its braces may be nested."""
-    for found in reversed(list(re.finditer(r"\\f?boxed\s*\{|\\fbox\s*\{", text))):
+    for found in reversed(list(re.finditer(r"\\f?boxed\s*\{|\\fbox\s*\{", text))[-MAX_MARKS:]):
         depth = 1
-        for at in range(found.end(), len(text)):
+        for at in range(found.end(), min(len(text), found.end() + MAX_CHARS)):
             depth += {"{": 1, "}": -1}.get(text[at], 0)
             if not depth:
                 return text[found.end() : at].strip()

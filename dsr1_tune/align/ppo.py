@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor
-from transformers import get_cosine_schedule_with_warmup
 
 from dsr1_tune.align import objective
 from dsr1_tune.align.policy import Policy, Portion
@@ -163,7 +162,9 @@ def _weigh(
     """
     ppo = config.ppo
     batches = []
-    for rows in _like_lengths(asked, answers, config.schedule.batch_size):
+    # Every minibatch gets at least one portion.
+    size = min(config.schedule.batch_size, max(1, len(asked) // ppo.minibatches))
+    for rows in _like_lengths(asked, answers, size):
         portion = Portion.of(
             [asked[row].input_ids for row in rows], [answers.ids[row] for row in rows], policy.model.device
         )
@@ -219,6 +220,13 @@ def _whitened(tensors: Sequence[Tensor], batches: Sequence[Batch], shift_mean: b
 # --- learning from them ----------------------------------------------------------------------------------------------
 
 
+TOLD = (
+    "loss", "policy/loss", "policy/entropy", "policy/clip_fraction", "policy/approx_kl", "policy/ratio", "value/loss",
+    "value/clip_fraction",
+)  # fmt: skip
+"""What a portion tells of the step that it is a part of."""
+
+
 @dataclass
 class _Learner:
     """What moves the weights, and the weight of the KL penalty, which may move too."""
@@ -240,9 +248,8 @@ class _Learner:
         optimizer = optimizers.for_run(policy.model, config, quantised=config.method == "qlora")
         # The head begins at zero: with an adapter's small steps it would never tell anything.
         optimizer.add_param_group({"params": list(policy.head.parameters()), "lr": config.ppo.value_learning_rate})
-        scheduler = get_cosine_schedule_with_warmup(
-            optimizer, round(schedule.warmup_share * num_updates), num_updates + 1
-        )
+        num_warmup = round(schedule.warmup_share * num_updates)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: _rate(done, num_warmup, num_updates))
         return cls(policy, config, optimizer, scheduler, config.ppo.kl, num_updates)
 
     def save(self, folder: Path) -> None:
@@ -269,12 +276,13 @@ class _Learner:
             else:
                 continue
             break
+        rate = self.scheduler.get_last_lr()[0]
         self.scheduler.step()
         numbers = {name: float(torch.stack([told[name] for told in sums]).mean()) for name in sums[0]}
         return {
             "loss": numbers.pop("loss"),
             "grad_norm": numbers.pop("grad_norm"),
-            "learning_rate": self.scheduler.get_last_lr()[0],
+            "learning_rate": rate,
             **numbers,
             "policy/optimizer_steps": len(sums),
         }
@@ -284,10 +292,10 @@ class _Learner:
         device = self.policy.head.weight.device
         num_tokens = processes.summed(torch.tensor(float(sum(b.num_tokens for b in minibatch)), device=device))
         self.num_tokens += float(num_tokens)
-        told: dict[str, Tensor] = {}
+        told = dict.fromkeys(TOLD, torch.zeros((), device=device))
         for batch in minibatch:
             for name, value in self._backward(batch, batch.num_tokens / num_tokens.clamp(min=1)).items():
-                told[name] = told.get(name, torch.zeros((), device=device)) + value
+                told[name] = told[name] + value
         weights = list(self.policy.trained.values())
         _sum_gradients(weights)
         steps.watcher.before_clipping()
@@ -297,7 +305,7 @@ class _Learner:
         if torch.isfinite(norm):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        numbers = processes.summed(torch.stack(list(told.values()))).unbind() if told else ()
+        numbers = processes.summed(torch.stack(list(told.values()))).unbind()
         return {**dict(zip(told, numbers, strict=True)), "grad_norm": norm.detach()}
 
     def _backward(self, batch: Batch, share: Tensor) -> dict[str, Tensor]:
@@ -317,21 +325,23 @@ class _Learner:
             value = self._value_loss(now.values_BT, batch)
             loss = loss + ppo.value_weight * value.loss
             (share * loss).backward()
-        return {
-            "loss": share * loss.detach(),
-            "policy/loss": share * policy.loss.detach(),
-            "policy/entropy": share * entropy.detach(),
-            "policy/clip_fraction": share * policy.clip_fraction,
-            "policy/approx_kl": share * policy.approx_kl,
-            "policy/ratio": share * policy.ratio,
-            "value/loss": share * value.loss.detach(),
-            "value/clip_fraction": share * value.clip_fraction,
-        }
+        told = (
+            loss, policy.loss, entropy, policy.clip_fraction, policy.approx_kl, policy.ratio, value.loss,
+            value.clip_fraction,
+        )  # fmt: skip
+        return {name: share * one.detach() for name, one in zip(TOLD, told, strict=True)}
 
     def _value_loss(self, values_BT: Tensor, batch: Batch) -> objective.ValueLoss:
         return objective.value_loss(
             values_BT, batch.values_BT, batch.returns_BT, batch.mask_BT, self.config.ppo.value_clip
         )
+
+
+def _rate(num_done: int, num_warmup: int, num_updates: int) -> float:
+    """Of the peak learning rate: up over the warm-up, but never nothing, as an update is dear; down along a cosine."""
+    if num_done < num_warmup:
+        return (num_done + 1) / (num_warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (num_done - num_warmup) / max(num_updates - num_warmup, 1)))
 
 
 def _sum_gradients(weights: Sequence[torch.nn.Parameter]) -> None:

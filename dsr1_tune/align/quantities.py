@@ -7,7 +7,6 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import yaml
@@ -119,12 +118,12 @@ def _plain(text: str) -> str:
 
 
 def _number(said: str | None) -> float | None:
+    """The number; None where there is none, or one that no quantity has."""
     if not said:
         return None
-    if said.lstrip("-+")[0] in _HAN:
-        value: Fraction | None = han_number(said.lstrip("-+"))
-        return None if value is None else float(value)
-    return float(said.replace(",", ""))
+    is_han = said.lstrip("-+")[0] in _HAN
+    value = han_number(said.lstrip("-+")) if is_han else float(said.replace(",", ""))
+    return None if value is None or abs(value) > 1e30 else float(value)
 
 
 def _quantity(text: str, number: float, name: str, per: str | None) -> Quantity:

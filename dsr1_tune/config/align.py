@@ -260,8 +260,11 @@ class PpoRun(RolloutRun):
             raise ValueError("schedule.neftune is for supervised training; leave it at 0")
         if self.adapter.dropout:
             raise ValueError("adapter.dropout would change the answers' probabilities between rollout and update")
-        if self.ppo.minibatches > self.ppo.answers:
-            raise ValueError(f"ppo.minibatches={self.ppo.minibatches}: there are only {self.ppo.answers} ppo.answers")
+        if self.ppo.minibatches * self.parallel.processes > self.ppo.answers:
+            raise ValueError(
+                f"ppo.minibatches={self.ppo.minibatches}: each needs an answer of every process, and there are "
+                f"{self.ppo.answers} ppo.answers for {self.parallel.processes} processes"
+            )
         return self
 
 

@@ -176,7 +176,9 @@ def test_rewards_and_advantages_of_a_batch(tiny_model: TinyModel, ppo_run: PpoCo
 def test_a_run_learns_from_its_answers_and_leaves_what_others_leave(
     tiny_model: TinyModel, ppo_run: PpoConfig, quiet: Console
 ) -> None:
-    folder = ppo.run(ppo_run(tiny_model("qwen3_moe"), ppo={"kl_target": 0.01}), console=quiet)
+    # More minibatches than schedule.batch_size has portions for.
+    changes: dict[str, Any] = {"ppo": {"kl_target": 0.01, "minibatches": 4}, "schedule": {"batch_size": 8}}
+    folder = ppo.run(ppo_run(tiny_model("qwen3_moe"), **changes), console=quiet)
     lines = [json.loads(line) for line in folder.log_file.read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     first, last = lines[0], lines[-1]

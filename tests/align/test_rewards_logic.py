@@ -10,6 +10,7 @@ import pytest
 from dsr1_tune.align.components import Answered
 from dsr1_tune.align.contradictions import contradictions, statements, wrong_sums
 from dsr1_tune.align.layers_logic import NoContradiction, Numbers, Relevance
+from dsr1_tune.align.layers_task import Exact, Numeric
 from dsr1_tune.align.quantities import changed, quantities
 from dsr1_tune.data.record import Message
 
@@ -174,6 +175,32 @@ def test_the_shipped_encoder_knows_which_answer_fits() -> None:
     ]
     fits, other, fits_zh, other_zh = (float(str(score)) for score in judge([answered(*pair) for pair in pairs]))
     assert fits > other + 0.3 and fits_zh > other_zh + 0.3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "9" * 5000 + " + 1 = 2",
+        "1 + 1 = " + "9" * 5000,
+        "9" * 5000 + " mg",
+        "亿" * 16 + "毫克 0 mg -5 mg 5/0 mg",
+        "#### " * 5000,
+        "answer: " * 3000,
+        "\\boxed{" * 3000,
+        "It is so. It is not so? " * 300,
+        "\x00\ud800\uffff" * 1000,
+    ],
+    ids=range(9),
+)
+def test_no_text_is_too_odd(text: str) -> None:
+    one = answered("take 5 mg or " + "9" * 400 + " mg", text, "3")
+    for part in (
+        NoContradiction(type="no_contradiction"),
+        Numbers(type="numbers", limits={"mg": (0, 1)}),
+        Numeric(type="numeric"),
+        Exact(type="exact"),
+    ):
+        assert part.score(one) in (0, 1)
 
 
 def test_the_reading_of_units_is_whole() -> None:

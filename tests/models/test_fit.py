@@ -87,7 +87,7 @@ def test_checkpointing_and_smaller_batches_take_less() -> None:
     assert trace(config, with_lora, torch.float32, 2, 128).peak == pytest.approx(whole.peak / 2, rel=0.15)
 
 
-def test_the_reference_of_dpo_is_counted(tiny_base: Path) -> None:
+def test_dpo_takes_pairs(tiny_base: Path) -> None:
     base = describe(Base(model=str(tiny_base)))
     supervised, pairs = (footprint(base, method, Settings(), SMALL) for method in ("lora", "dpo"))
     assert pairs.parts["activations"] > 1.6 * supervised.parts["activations"]  # twice the sequences
