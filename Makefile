@@ -11,7 +11,7 @@ B      ?= $(RUN)
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lora qlora full experts esft dpo kto reward ppo grpo resume plan adapt quantize score chat compare export serve data-check data-clean base doctor test test-slow check format benchmark clean
+.PHONY: help setup demo lora qlora full experts esft dpo kto reward ppo grpo reward-test resume plan adapt quantize score chat compare export serve data-check data-clean base doctor test test-slow check format benchmark clean
 
 help: ## list the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ ppo: setup ## learn from rewarded answers: make ppo DATA=prompts.jsonl REWARDS=r
 
 grpo: setup ## the same, answers judged against one another: make grpo DATA=prompts.jsonl REWARDS=rewards.yaml
 	$(BIN)/dsr1-tune grpo --data $(DATA) --rewards $(REWARDS) $(ARGS)
+
+reward-test: setup ## what a reward file gives answers: make reward-test REWARDS=rewards.yaml DATA=answers.jsonl
+	$(BIN)/dsr1-tune reward-test $(REWARDS) $(DATA) $(ARGS)
 
 experts: setup ## which experts your data uses: make experts DATA=medical.json
 	$(BIN)/dsr1-tune experts $(DATA) $(ARGS)

@@ -137,8 +137,7 @@ def _value(found: re.Match[str]) -> Fraction | None:
     try:
         if part["per"]:
             said = part["perhan"]
-            inside = han_number(said) if said[0] in _HAN_DIGITS else Fraction(said)
-            return None if inside is None else inside / 100
+            return (han_number(said) if said[0] in _HAN_DIGITS else Fraction(said)) / 100
         if part["whole"]:
             value = Fraction(int(part["whole"])) + Fraction(int(part["over"]), int(part["under"]))
         elif part["top"]:
@@ -149,10 +148,7 @@ def _value(found: re.Match[str]) -> Fraction | None:
                 return None
             value = _decimal(part["plain"]) * Fraction(10) ** power
         else:
-            han = han_number(part["han"])
-            if han is None:
-                return None
-            value = han
+            value = han_number(part["han"])
     except (ZeroDivisionError, ValueError):
         return None
     unit = (part["unit"] or "").lower().replace(" ", "").replace("％", "%")
@@ -164,12 +160,11 @@ def _decimal(text: str) -> Fraction:
     return Fraction(text.replace(",", ""))
 
 
-def han_number(text: str) -> Fraction | None:
-    """三十二 → 32, 一千零五 → 1005, 三点五 → 3.5, 二分之一 → 1/2; None for 一 alone, which is mostly no number."""
+def han_number(text: str) -> Fraction:
+    """三十二 → 32, 一千零五 → 1005, 三点五 → 3.5, 二分之一 → 1/2. Raises ZeroDivisionError for 零分之一."""
     if "分之" in text:
         under, _, over = text.partition("分之")
-        parts = _han_whole(over), _han_whole(under)
-        return Fraction(parts[0], parts[1]) if parts[1] else None
+        return Fraction(_han_whole(over), _han_whole(under))
     whole, _, behind = text.partition("点")
     digits = "".join(str(_HAN_VALUES[sign]) for sign in behind)
     value = Fraction(_han_whole(whole))

@@ -108,7 +108,7 @@ class Function(Mapped):
     type: Literal["function"]
     of: Literal["said", "thought", "all"] = "all"
     """What it is given as the answer: all of it, or only what is said, or the thought."""
-    call: str = Field(pattern=r"^[^:]+(?::[^:]+)*:[A-Za-z_]\w*$")
+    call: str
     """`module:function`, or `file.py:function` beside the reward file. It takes, by name, any of question, answer,
     expected (a text or None) and info (the Answered: prompt, num_tokens, has_ended), and returns a number from 0 to 1,
     or any that scale or sigmoid maps."""
@@ -119,6 +119,8 @@ class Function(Mapped):
     @classmethod
     def _can_be_called(cls, value: str, info: ValidationInfo) -> str:
         file, colon, name = value.rpartition(":")
+        if not file or not name.isidentifier():
+            raise ValueError("is neither module:function nor file.py:function")
         if file.endswith(".py"):
             value = f"{Path(beside(info, file)).resolve()}{colon}{name}"
         try:

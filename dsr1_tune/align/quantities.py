@@ -122,8 +122,8 @@ def _number(said: str | None) -> float | None:
     if not said:
         return None
     is_han = said.lstrip("-+")[0] in _HAN
-    value = han_number(said.lstrip("-+")) if is_han else float(said.replace(",", ""))
-    return None if value is None or abs(value) > 1e30 else float(value)
+    value = float(han_number(said.lstrip("-+"))) if is_han else float(said.replace(",", ""))
+    return None if abs(value) > 1e30 else value
 
 
 def _quantity(text: str, number: float, name: str, per: str | None) -> Quantity:

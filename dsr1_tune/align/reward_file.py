@@ -22,6 +22,8 @@ AnyComponent = Annotated[Form | Logic | Task, Field(discriminator="type")]
 KINDS: dict[str, type[Component]] = {
     get_args(kind.model_fields["type"].annotation)[0]: kind for part in (Form, Logic, Task) for kind in get_args(part)
 }
+RESERVED = ("mean", "errors", "with_penalty")
+"""Names under reward/ in the log that are no layer's."""
 Positive = Annotated[float, Field(gt=0)]
 Threshold = Annotated[float, Field(gt=0, le=1)]
 
@@ -131,9 +133,11 @@ def _described(error: ValidationError) -> list[str]:
     """Every problem with its place, and the nearest name that exists where one does not."""
     lines = []
     for problem in error.errors():
+        if problem["type"] == "too_short" and problem["input"]:
+            continue  # its parts are wrong, and named already
         loc, kind = _without_tags(problem["loc"])
         place = _spelled(loc)
-        said = problem["msg"].removeprefix("Value error, ")
+        said = _PLAINER.get(problem["type"], problem["msg"].removeprefix("Value error, "))
         given = "" if isinstance(problem["input"], (dict, list, Noun)) else f" (given: {problem['input']!r})"
         if problem["type"] == "extra_forbidden":
             lines.append(f"{place}: there is no such setting{_near(str(loc[-1]), _known_at(loc, kind))}")
@@ -145,6 +149,15 @@ def _described(error: ValidationError) -> list[str]:
         else:
             lines.append(f"{place}: {said[:1].lower() + said[1:]}{given}")
     return lines
+
+
+_PLAINER = {
+    "tuple_type": "give a list",
+    "too_short": "is empty",
+    "model_type": "give names with values, such as {soft: 0.8}",
+    "model_attributes_type": "give names with values, such as {type: length, max_chars: 400}",
+    "missing": "is missing",
+}
 
 
 def _without_tags(loc: tuple[int | str, ...]) -> tuple[list[int | str], type[Noun] | None]:
@@ -180,6 +193,8 @@ def _across(tree: dict[str, Any]) -> list[str]:
     for number, layer in enumerate(layers):
         if not isinstance(layer, dict):
             continue
+        if layer.get("name") in RESERVED:
+            problems.append(f"layers[{number}].name: {layer['name']!r} is a number of the log; choose another")
         components = layer.get("components")
         components = components if isinstance(components, list) else []
         named = [

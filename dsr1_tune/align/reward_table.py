@@ -62,7 +62,8 @@ def _show_answer(one: Tested, reward: LayeredReward, console: Console) -> None:
 def _show_summary(outcome: Outcome, console: Console) -> None:
     """Mean, least, most, how many got nothing and how many failed: by component, layer and in all."""
     tested, reward = outcome.tested, outcome.reward
-    table = Table(title=f"{len(tested):,} answers", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    title = f"{len(tested):,} answer{'s' * (len(tested) != 1)}"
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("", overflow="fold")
     for name in ("mean", "min", "max", "are 0", "failed"):
         table.add_column(name, justify="right", no_wrap=True)

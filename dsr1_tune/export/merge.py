@@ -161,9 +161,10 @@ def _compare(
     check_outputs(outputs)
     outputs = replace(outputs, streamed=streamed)
     del adapted
-    if not found.run or "after" not in found.run.evaluation():
+    after = found.run.evaluation().get("after", {}) if found.run else {}
+    if not examples or "loss" not in after:  # what learned from its own answers has no loss
         return outputs, None
-    recorded = HeldOut.from_json(found.run.evaluation()["after"])
+    recorded = HeldOut.from_json(after)
     with narrator.counting("evaluating", len(examples)) as advance:
         loss = held_out_loss(model, examples, pad_token, advance).loss
     held = LossCheck(loss, recorded.loss, _tolerance(found, recorded.loss))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from dsr1_tune.config import TuneRun
-from dsr1_tune.data.encode import Example, encode_all
+from dsr1_tune.data.encode import IGNORED, Example, encode_all
 from dsr1_tune.data.read import read
-from dsr1_tune.data.record import Record, Row
+from dsr1_tune.data.record import Feedback, Preference, Record, Row
 from dsr1_tune.errors import RunError
 from dsr1_tune.runs.folder import RunFolder
 
 AnyRow = TypeVar("AnyRow", bound=Row)
+_ANSWERED: Any = Record | Preference | Feedback
 
 
 def kept_rows(folder: RunFolder, which: Literal["train", "eval"], kind: type[AnyRow]) -> list[AnyRow]:
@@ -24,8 +27,24 @@ def kept_rows(folder: RunFolder, which: Literal["train", "eval"], kind: type[Any
 
 
 def kept_records(folder: RunFolder, which: Literal["train", "eval"]) -> list[Record]:
-    """The records that were trained on or held out. Raises RunError if the run's folder lacks them."""
-    return kept_rows(folder, which, Record)
+    """The records that were trained on or held out; of rows that compare answers the good ones.
+
+    Raises RunError if the run's folder lacks them.
+    """
+    return _good(kept_rows(folder, which, _ANSWERED))
+
+
+def _good(rows: Iterable[Record | Preference | Feedback]) -> list[Record]:
+    """Records as they are, pairs with their chosen answer, and feedback whose answer was liked."""
+    records = []
+    for row in rows:
+        if isinstance(row, Record):
+            records.append(row)
+        elif isinstance(row, Preference):
+            records.append(Record((*row.prompt, row.chosen), row.place, row.tools))
+        elif row.is_good:
+            records.append(Record((*row.prompt, row.completion), row.place, row.tools))
+    return records
 
 
 def rows_of(file: Path, kind: type[AnyRow]) -> list[AnyRow]:
@@ -43,7 +62,18 @@ def records_of(file: Path) -> list[Record]:
 def probe_examples(folder: RunFolder, tokenizer: Any) -> list[Example]:
     """What the trained model was checked on: the held-out records, or eight of the others where there were none."""
     config = TuneRun.model_validate({k: v for k, v in folder.manifest()["config"].items() if k in TuneRun.model_fields})
-    held_out = kept_records(folder, "eval")
-    records = held_out or kept_records(folder, "train")
+    held_out = kept_rows(folder, "eval", _ANSWERED)
+    rows = held_out or kept_rows(folder, "train", _ANSWERED)
+    is_supervised = all(isinstance(row, Record) for row in rows)
+    records = _good(rows if held_out or is_supervised else rows[:8])
     examples = encode_all(records, tokenizer, config.schedule.max_tokens, config.sequences).examples
+    if not is_supervised:
+        examples = [_last_alone(example) for example in examples]
     return examples if held_out else examples[:8]
+
+
+def _last_alone(example: Example) -> Example:
+    """The same, with nothing learned but the last answer: it is what was compared."""
+    end = max(place for place, label in enumerate(example.labels) if label != IGNORED) + 1
+    first = max((place + 1 for place in range(end) if example.labels[place] == IGNORED), default=0)
+    return replace(example, labels=(IGNORED,) * first + example.labels[first:])

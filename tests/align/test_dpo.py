@@ -24,6 +24,7 @@ from torch import nn
 from dsr1_tune.align import dpo, story
 from dsr1_tune.config import DpoRun, LoraRun
 from dsr1_tune.errors import DataError
+from dsr1_tune.export import merge
 from dsr1_tune.models.outputs import load_with_adapter
 from dsr1_tune.runs.evaluate import sample_answers
 from dsr1_tune.runs.folder import RunFolder
@@ -179,6 +180,13 @@ def test_every_step_is_logged_with_its_rewards(done: Done) -> None:
     assert lines[-1]["rewards/chosen"] - lines[-1]["rewards/rejected"] == pytest.approx(lines[-1]["rewards/margins"])
     # Held out, too, it is DPO's loss that is watched, not that of the chosen answers.
     assert lines[3]["eval_loss"] < math.log(2) and lines[7]["eval_loss"] < lines[3]["eval_loss"]
+
+
+def test_the_run_can_be_merged_and_is_what_it_measured(done: Done, tmp_path: Path) -> None:
+    told = io.StringIO()
+    merge.run(done.folder.path, tmp_path / "merged", console=Console(file=told, width=200))
+    loss = done.folder.manifest()["metrics"]["loss_after"]
+    assert f"Held-out loss {loss:.4f}; the run measured {loss:.4f}" in told.getvalue()
 
 
 # --- the reference ---------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import pytest
 
 from dsr1_tune.align.pairs import as_feedback_rows, as_rows, encode_feedback, encode_pairs
 from dsr1_tune.config import AlignRun, Data, DpoRun, KtoRun
-from dsr1_tune.data.encode import prompt_text
-from dsr1_tune.data.pipeline import FileFacts, Prepared, prepare
+from dsr1_tune.data.encode import IGNORED, prompt_text
+from dsr1_tune.data.pipeline import FileFacts, Prepared, prepare, write
 from dsr1_tune.data.record import Feedback, Message, Place, Preference
 from dsr1_tune.errors import DataError
+from dsr1_tune.runs.folder import RunFolder
+from dsr1_tune.runs.kept_rows import kept_records, probe_examples
 from tests.conftest import CHATML
 
 Write = Callable[..., Prepared]
@@ -172,3 +175,22 @@ def test_settings_that_cannot_work_do_not_exist(setting: dict[str, Any], reason:
 def test_kto_wants_a_batch() -> None:
     with pytest.raises(ValueError, match="mean KL of a batch"):
         KtoRun.model_validate({"schedule": {"batch_size": 1}})
+
+
+def test_what_later_stages_measure_is_the_good_answer_alone(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    turns = (Message("user", "hi"), Message("assistant", "hello"), Message("user", "why?"))
+    place = FileFacts("f.jsonl", "jsonl", "utf-8", "feedback", 2)
+    liked = [
+        Feedback(turns, Message("assistant", answer), answer == "so", Place("f.jsonl", number + 1, number))
+        for number, answer in enumerate(("so", "no"))
+    ]
+    pair = Preference(turns, Message("assistant", "so"), Message("assistant", "no"), Place("f.jsonl", 1, 0))
+    for rows in (liked, [pair]):
+        folder = RunFolder(tmp_path / type(rows[0]).__name__)
+        folder.begin(configured(), "dpo")
+        folder.data.mkdir()
+        write(Prepared(tuple(rows), (), (replace(place, num_rows=len(rows)),)), folder.data, held_out=rows)
+        (example,) = probe_examples(folder, tiny_tokenizer)
+        learned = tuple(label for label in example.labels if label != IGNORED)
+        assert said(tiny_tokenizer, learned) == "so<|im_end|>"
+        assert kept_records(folder, "eval")[0].answer == "so"

@@ -162,7 +162,9 @@ def test_an_own_value_trunk_leaves_the_policy_alone(tiny_model: TinyModel, ppo_r
 
 def test_rewards_and_advantages_of_a_batch(tiny_model: TinyModel, ppo_run: PpoConfig) -> None:
     """The score lands on the last token, less the penalty where the answer did not end; the KL on each token."""
-    config = ppo_run(tiny_model("qwen3_moe"), schedule={"batch_size": 4}, ppo={"missing_eos": 0.25, "kl": 0.1})
+    config = ppo_run(
+        tiny_model("qwen3_moe"), schedule={"batch_size": 4}, ppo={"missing_eos": 0.25, "kl": 0.1, "minibatches": 1}
+    )
     policy = _policy(tiny_model("qwen3_moe"), config, is_trained=True)
     (batch,) = _batches(policy, config)
     by_length = sorted(range(4), key=lambda row: len(PROMPTS[row]) + len(ANSWERS[row]))

@@ -83,6 +83,7 @@ def test_log_probs_and_entropy(seed: int, temperature: float) -> None:
 
 
 def test_logits_in_16_bits_are_summed_in_32() -> None:
+    torch.manual_seed(0)
     logits_BTV = (torch.randn(2, 3, VOCABULARY) * 10).to(torch.bfloat16)
     ids_BT = torch.randint(VOCABULARY, (2, 3))
     logp_BT, entropy_BT = objective.log_probs(logits_BTV, ids_BT)
@@ -137,6 +138,18 @@ def test_whitening(seed: int, shift_mean: bool) -> None:
     case.same(found, slow.whiten(rows, shift_mean))
     every = [x for row in case.ragged(found) for x in row]
     assert slow.variance(every) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", SEEDS[2:8])
+def test_whitening_in_portions(seed: int) -> None:
+    """Portions that are whitened by the moments of all of them come to what the whole comes to."""
+    case = Case.of(seed)
+    rows = case.rows()
+    x_BT, mask_BT = case.padded(rows), case.mask
+    portions, masks = [x_BT[:1], x_BT[1:]], [mask_BT[:1], mask_BT[1:]]
+    moments = objective.Moments.of(portions, masks)
+    found = [objective.whiten(x, mask, moments=moments) for x, mask in zip(portions, masks, strict=True)]
+    case.same(torch.cat(found), slow.whiten(rows))
 
 
 def test_whitening_what_is_all_the_same_gives_zeros() -> None:

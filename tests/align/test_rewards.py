@@ -15,6 +15,7 @@ import yaml
 
 from dsr1_tune.align.final_answer import final_number, same_text
 from dsr1_tune.align.reward_errors import RewardErrors
+from dsr1_tune.align.reward_file import KINDS
 from dsr1_tune.align.rewards import Answered, LayeredReward, Verdict
 from dsr1_tune.align.score import score_conversations
 from dsr1_tune.config import Base
@@ -365,15 +366,18 @@ layers:
     ("text", "said"),
     [
         ("", "holds no layers"),
-        ("layers: []", "layers: tuple should have at least 1 item"),
-        ("layers: 3", "layers: input should be"),
-        ("layers: [{name: a, components: []}]", "layers[0].components: tuple should have at least 1 item"),
-        ("layers: [{components: [ended]}]", "layers[0].name: field required"),
-        ("layers: [3]", "layers[0]: input should be"),
+        ("layers: []", "layers: is empty"),
+        ("layers: 3", "layers: give a list"),
+        ("layers: [{name: a, components: []}]", "layers[0].components: is empty"),
+        ("layers: [{components: [ended]}]", "layers[0].name: is missing"),
+        ("layers: [3]", "layers[0]: give names with values"),
         ("layers: [{name: a, components: [{type: length}]}]", "components[0]: give min_chars"),
         ("layers: [{name: a, components: [{type: length, min_chars: 3, max_chars: 2}]}]", "min_chars=3 is more"),
         ("layers: [{name: a, gate: {hard: 1, soft: 1}, components: [ended]}]", "layers[0].gate: give hard or soft"),
         ("layers: [{name: a, components: [ended]}, {name: a, components: [ended]}]", "layers[1].name: 'a' is there 2"),
+        ("layers: [{name: mean, components: [ended]}]", "layers[0].name: 'mean' is a number of the log"),
+        ("layers: [{name: a, gate: 0.5, components: [ended, 3]}]", "layers[0].components[1]: give names"),
+        ("layers: [{name: a, components: [{type: function, call: a.py}]}]", "call: is neither module:function"),
         ("layers: [", "is not YAML"),
         ("layers: [{name: a/b, components: [ended]}]", "layers[0].name: string should match"),
     ],
@@ -420,6 +424,19 @@ def test_an_unbounded_component_stands_above_all_gates(read: Read, tmp_path: Pat
     with pytest.raises(ConfigError, match=r"layers\[0\].gate: function is unbounded"):
         read(raw, ["ended"])
     assert read({"components": raw, "gate": "none"}, ["ended"]).judge([answered("a")])[0].total == 8
+
+
+def test_the_example_in_the_docs_is_one(tmp_path: Path) -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "alignment.md").read_text(encoding="utf-8")
+    section = docs[docs.index("## Layered rewards") :]
+    file = tmp_path / "rewards.yaml"
+    file.write_text(section.split("```yaml\n", 1)[1].split("```", 1)[0], encoding="utf-8")
+    reward = LayeredReward.read(file)
+    assert [layer.name for layer in reward.settings.layers] == ["form", "logic", "task"] and reward.needs_expected
+    verdict = reward.judge([answered("<think>2 and 2 are 4</think>It is 4.", "4", num_tokens=12)])[0]
+    assert verdict.total == pytest.approx(1.4) and not verdict.errors
+    for kind in KINDS:
+        assert f"| `{kind}` |" in section, kind
 
 
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
