@@ -15,8 +15,8 @@ differs, and all are worth at most 1:
               the task: each layer counts as far as the lower ones are met
     added     the same components without gates
 
-What counts is the share of an update's answers that are right in every respect, whatever was rewarded: the first update
-from which on the mean of three updates is at least the threshold. A run that does not get there is censored (>).
+What counts is the share of an update's answers that are right in every respect, whatever was rewarded: the first of
+three updates in a row whose mean is at least the threshold. A run that does not get there is censored (>).
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ def run(job: dict[str, Any]) -> None:
 
 
 def reached(right: list[float], threshold: float) -> int | None:
-    """The first update from which on the mean of three is at least the threshold; None where that never was."""
+    """The first of three updates in a row whose mean is at least the threshold; None where there are none."""
     means = (statistics.mean(right[at : at + SMOOTH]) for at in range(len(right) - SMOOTH + 1))
     return next((number for number, mean in enumerate(means, 1) if mean >= threshold), None)
 
@@ -278,7 +278,7 @@ def table(results: list[dict[str, Any]], options: argparse.Namespace) -> str:
         median = f">{options.updates}" if is_censored else f"{medians[side]:g}"
         base = medians.get("task", float("nan"))
         sign, base = ("<", options.updates) if base == float("inf") else ("", base)
-        share = "" if is_censored or side == "task" else f"{sign}{medians[side] / base:.0%}"
+        share = "" if is_censored or side == "task" or "task" not in medians else f"{sign}{medians[side] / base:.0%}"
         lines.append(f"| {side} | {shown} | {median} | {share} |")
     return "\n".join(lines)
 

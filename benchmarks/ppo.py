@@ -1,14 +1,16 @@
 """PPO side by side: ours, and the last TRL that had it: reward against updates, tokens per second, peak memory.
 
-    python benchmarks/ppo.py                                   # 3 seeds, 30 updates
+    python benchmarks/ppo.py                                   # ours and TRL's, 3 seeds, 30 updates
     python benchmarks/ppo.py --seeds 1 --updates 6             # a short look at speed and memory
     python benchmarks/ppo.py --groups attention                # without updates on routed experts
 
 Both sides get the same mixture of experts with random weights (28 M parameters, float32), prompts, reward, answers per
 update, epochs, minibatches, lengths, learning rate and ranks of the same places. A run is a process of its own; the
 sides take turns. TRL 1.12 is put into a folder of its own, on top of our torch, transformers and PEFT, so that TRL
-is all that differs. It keeps a value model beside the policy: as its own example has it, trained whole (trl-full), or,
-kinder to it, with the same LoRA as the policy (trl). Its policy is a PEFT model, so it holds no reference copy.
+is all that differs. It keeps a value model beside the policy: with the same LoRA as the policy (trl), or, as its own
+example has it, trained whole (trl-full: for memory and speed; the learning rate is LoRA's). Its policy is a PEFT model,
+so it holds no reference copy. Routed experts get their LoRA from stock PEFT on TRL's side, by our products on ours;
+--groups attention shows what is left without that difference.
 
 Tokens per second: answer tokens, counted once when generated and once for each epoch in which they are trained on,
 over the time of an update; median, after an update to warm up. Beside other programs, which slow the wall's clock,
@@ -54,14 +56,14 @@ MIB = 2**20
 def main() -> None:
     """Run what was asked for and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["ours", "trl"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--updates", type=int, default=30)
     parser.add_argument("--groups", nargs="+", choices=("attention", "routed_experts"),
                         default=["attention", "routed_experts"])  # fmt: skip
     parser.add_argument("--answers", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=32, help="longest answer")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--tokens", type=int, default=16, help="longest answer")
+    parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations, both sides")
     parser.add_argument("--out", type=Path, help="a JSON-lines file that results are added to")
     options = parser.parse_args()

@@ -16,7 +16,7 @@ from torch import nn
 
 EPOCHS, MINIBATCHES, RANK = 4, 4, 8
 ROLLOUT = 16
-KL = 0.02
+KL = 0.001
 PLACES = {"attention": ["q_proj", "k_proj", "v_proj", "o_proj"], "routed_experts": ["gate_up_proj", "down_proj"]}
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"

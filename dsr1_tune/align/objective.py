@@ -16,13 +16,19 @@ import torch
 from torch import Tensor
 
 
-def log_probs(logits_BTV: Tensor, ids_BT: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(log-probability of every token that was drawn, entropy of what it was drawn from), both (B, T), in nats."""
+def log_probs(
+    logits_BTV: Tensor, ids_BT: Tensor, temperature: float = 1.0, learns_entropy: bool = True
+) -> tuple[Tensor, Tensor]:
+    """(log-probability of every token that was drawn, entropy of what it was drawn from), both (B, T), in nats.
+
+    An entropy that is not learned from takes no memory for its gradient, which is as much as the logits take.
+    """
     wide = logits_BTV.dtype if logits_BTV.dtype == torch.float64 else torch.float32
     logits_BTV = logits_BTV.to(wide) / temperature
     total_BT = logits_BTV.logsumexp(-1)
     logp_BT = logits_BTV.gather(-1, ids_BT.unsqueeze(-1)).squeeze(-1) - total_BT
-    entropy_BT = total_BT - ((logits_BTV - total_BT.unsqueeze(-1)).exp() * logits_BTV).sum(-1)
+    with torch.set_grad_enabled(learns_entropy and torch.is_grad_enabled()):
+        entropy_BT = total_BT - ((logits_BTV - total_BT.unsqueeze(-1)).exp() * logits_BTV).sum(-1)
     return logp_BT, entropy_BT
 
 
@@ -133,12 +139,16 @@ def next_beta(beta: float, kl: float, target: float, num_answers: int, horizon: 
     return beta * (1 + error * num_answers / horizon)
 
 
-def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> float:
-    """1 - Var(R - V) / Var(R): 1 where values tell the returns, 0 where a constant would do as well."""
-    chosen = mask_BT.bool()
-    returns_N, errors_N = returns_BT[chosen], (returns_BT - values_BT)[chosen]
-    variance = returns_N.var(correction=0)
-    return float(1 - errors_N.var(correction=0) / variance) if variance > 0 else float("nan")
+def explained_variance(
+    values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, add: Callable[[Tensor], Tensor] = lambda x: x
+) -> float:
+    """1 - Var(R - V) / Var(R): 1 where values tell the returns, 0 where a constant would do as well.
+
+    Not a number where all returns are the same; `add` sums a tensor over the processes.
+    """
+    of_returns = Moments.of([returns_BT], [mask_BT], add).variance
+    of_errors = Moments.of([returns_BT - values_BT], [mask_BT], add).variance
+    return float(1 - of_errors / of_returns) if of_returns > 0 else float("nan")
 
 
 def masked_mean(x_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Letters: B answers, S tokens of prompt and answer, T tokens of the answer, D mod
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -93,7 +94,6 @@ class Policy:
         self.head = nn.Linear(model.config.get_text_config().hidden_size, 1, device=weight.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        self._check_output()
         self._checkpoints = config.schedule.gradient_checkpointing
         if self._checkpoints:
             model.activation_checkpointing_enable({"use_reentrant": False})
@@ -102,7 +102,10 @@ class Policy:
     def _add_value_adapter(self) -> None:
         """A second adapter on the same trunk, of the same layers and ranks, for the value head alone."""
         with quiet_patterns():
-            self.model.add_adapter(VALUE, self.model.peft_config[POLICY])
+            # Without the routers that a supervised run may have trained: they stay as they are.
+            own = copy.deepcopy(self.model.peft_config[POLICY])
+            own.modules_to_save = None
+            self.model.add_adapter(VALUE, own)
         use_grouped_products(self.model)
         self._switch(POLICY)
 
@@ -115,7 +118,7 @@ class Policy:
             parameter.requires_grad_(True)
 
     def _value_weights(self) -> list[nn.Parameter]:
-        return [weight for name, weight in self.model.named_parameters() if name.endswith(f".{VALUE}.weight")]
+        return [weight for name, weight in self.model.named_parameters() if f".{VALUE}." in name and ".lora_" in name]
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -134,10 +137,11 @@ class Policy:
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.training = self._checkpoints
 
-    def evaluate(self, portion: Portion, with_values: bool = True) -> Evaluation:
+    def evaluate(self, portion: Portion, with_values: bool = True, learns_entropy: bool = False) -> Evaluation:
         """Log-probabilities and entropies of the answers' tokens, and the values before each of them."""
         hidden_BTD = self._hidden(portion)
-        logp_BT, entropy_BT = self._say(hidden_BTD, portion)
+        logits_BTV = self.model.get_output_embeddings()(hidden_BTD)
+        logp_BT, entropy_BT = log_probs(logits_BTV, portion.answer_BT, self._temperature, learns_entropy)
         if not with_values or self._has_own_value_trunk:
             return Evaluation(logp_BT, entropy_BT, None)
         return Evaluation(logp_BT, entropy_BT, self._value(hidden_BTD))
@@ -149,10 +153,16 @@ class Policy:
         """
         return self._value(self._hidden(portion))
 
-    @property
-    def has_own_value_trunk(self) -> bool:
-        """Whether values need a forward pass of their own."""
-        return self._has_own_value_trunk
+    @contextmanager
+    def counting_replay(self) -> Iterator[None]:
+        """Inside, it is counted how often routers would now choose otherwise than in the rollout."""
+        if self.replay:
+            self.replay.is_counting = True
+        try:
+            yield
+        finally:
+            if self.replay:
+                self.replay.is_counting = False
 
     @contextmanager
     def value_trunk(self) -> Iterator[None]:
@@ -178,27 +188,9 @@ class Policy:
         places_BTD = portion.before_BT.unsqueeze(-1).expand(-1, -1, hidden_BSD.shape[-1])
         return hidden_BSD.gather(1, places_BTD)
 
-    def _say(self, hidden_BTD: Tensor, portion: Portion) -> tuple[Tensor, Tensor]:
-        logits_BTV = self.model.get_output_embeddings()(hidden_BTD)
-        return log_probs(logits_BTV, portion.answer_BT, self._temperature)
-
     def _value(self, hidden_BTD: Tensor) -> Tensor:
         values_BT: Tensor = self.head(hidden_BTD.float()).squeeze(-1)
         return values_BT
-
-    @torch.no_grad()
-    def _check_output(self) -> None:
-        """Some families do more to their logits than a product with the output embeddings."""
-        ids = torch.arange(1, 9, device=self.head.weight.device).unsqueeze(0)
-        self.model.eval()
-        logits = self.model(input_ids=ids, use_cache=False).logits
-        hidden = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        ours = self.model.get_output_embeddings()(hidden)
-        if not torch.allclose(logits.float(), ours.float(), rtol=1e-2, atol=1e-2 * float(logits.abs().max())):
-            raise ModelError(
-                f"ppo does not know how {self.model.config.model_type} makes its logits",
-                hint="grpo trains such a model too",
-            )
 
     def close(self) -> None:
         """Leave the model with its own adapter alone."""
@@ -208,3 +200,19 @@ class Policy:
             self.model.delete_adapter(VALUE)
         if self._checkpoints:
             self.model.activation_checkpointing_disable()
+
+
+@torch.no_grad()
+def check_output(model: PeftModel) -> None:
+    """Some families do more to their logits than a product with the output embeddings. Raises ModelError for them."""
+    was_training = model.training
+    ids = torch.arange(1, 9, device=model.device).unsqueeze(0)
+    model.eval()
+    logits = model(input_ids=ids, use_cache=False).logits.float()
+    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    ours = model.get_output_embeddings()(hidden).float()
+    model.train(was_training)
+    if not torch.allclose(logits, ours, rtol=1e-2, atol=1e-2 * float(logits.abs().max())):
+        raise ModelError(
+            f"ppo does not know how {model.config.model_type} makes its logits", hint="grpo trains such a model too"
+        )

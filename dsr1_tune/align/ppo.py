@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rich.console import Console
 from torch import Tensor
 
 from dsr1_tune.align import objective
-from dsr1_tune.align.policy import Policy, Portion
+from dsr1_tune.align.policy import Policy, Portion, check_output
 from dsr1_tune.align.ppo_state import load_state, save_state
 from dsr1_tune.align.prompts import PromptExample, RolloutSession, mean, means
 from dsr1_tune.align.rewards import Verdict
@@ -29,10 +30,15 @@ from dsr1_tune.align.rollout import Answers, draw
 from dsr1_tune.align.story import learn
 from dsr1_tune.align.watched import Steps, watched
 from dsr1_tune.config import PpoRun
+from dsr1_tune.errors import RunError
 from dsr1_tune.models.adapters import check_gradients
+from dsr1_tune.models.own_weights import skeleton
+from dsr1_tune.moe.monitor import uncounted
+from dsr1_tune.moe.replay import check_replay
 from dsr1_tune.runs import optimizers, processes
-from dsr1_tune.runs.folder import RunFolder
-from dsr1_tune.runs.session import open_session
+from dsr1_tune.runs.folder import RunFolder, step_of
+from dsr1_tune.runs.rollback import set_suspects_aside
+from dsr1_tune.runs.session import open_session, within_memory
 
 
 def run(config: PpoRun, resume: Path | None = None, console: Console | None = None) -> RunFolder:
@@ -43,6 +49,8 @@ def run(config: PpoRun, resume: Path | None = None, console: Console | None = No
     """
     with open_session(config, "ppo", resume, console, kind=PpoSession) as session:
         session.check_rewards()
+        if session.config.ppo.routing_replay:
+            check_replay(skeleton(session.base.config))
         learn(session)
     return session.folder
 
@@ -50,10 +58,16 @@ def run(config: PpoRun, resume: Path | None = None, console: Console | None = No
 class PpoSession(RolloutSession[PpoRun]):
     """A run that learns by PPO; all else, from the base to the checked adapter, is as in other ways of alignment."""
 
+    def look_before(self, model: Any) -> None:
+        """As always, once it is clear that the policy will know its own probabilities."""
+        check_output(model)
+        super().look_before(model)
+
     def fit(self, model: Any) -> None:
         """All updates."""
         self.narrator.stage("Training")
-        with self.timed("train"):
+        hint = "lower schedule.batch_size, rollout.batch_size or rollout.max_new_tokens"
+        with self.timed("train"), within_memory(hint):
             _update(self, model)
 
 
@@ -62,7 +76,9 @@ def _update(session: PpoSession, model: Any) -> None:
     config, prompts = session.config, session.data.train
     policy = Policy(model, config)
     learner = _Learner.begin(policy, config, len(prompts))
+    set_suspects_aside(session.folder)
     checkpoint = processes.from_main(session.folder.latest_checkpoint)
+    session.errors.go_on(step_of(checkpoint) if checkpoint else 0)
     if checkpoint:
         session.narrator.say(f"going on from {checkpoint}")
         learner.load(checkpoint)
@@ -70,12 +86,16 @@ def _update(session: PpoSession, model: Any) -> None:
         for step in steps.remaining():
             asked = _prompts_of(prompts, config, step)
             answers = _answer(session, policy, asked, step)
-            verdicts = session.judge(asked, answers)
-            batch = _weigh(policy, config, asked, answers, verdicts, learner.beta)
-            numbers = learner.update(batch, step, steps)
-            numbers |= _told(batch, verdicts, answers, config)
+            try:
+                verdicts = session.judge(asked, answers, step)
+            except RunError:  # a reward that fails, where that is to end the run
+                steps.save(learner.save)
+                raise
+            minibatches = _weigh(policy, config, asked, answers, verdicts, learner.beta, step)
+            numbers = learner.update(minibatches, step, steps)
+            numbers |= _told(list(chain(*minibatches)), verdicts, answers, config)
             if policy.replay:
-                numbers["policy/routing_differs"] = policy.replay.take_share()
+                numbers["policy/routing_differs"] = policy.replay.take_share(processes.summed)
             numbers |= {"kl/beta": learner.beta, "num_tokens": learner.num_tokens}
             if config.ppo.kl_target:
                 kl = numbers["policy/kl_per_answer"]
@@ -103,7 +123,8 @@ def _prompts_of(prompts: Sequence[PromptExample], config: PpoRun, step: int) -> 
 def _answer(session: PpoSession, policy: Policy, asked: Sequence[PromptExample], step: int) -> Answers:
     """An answer to each prompt; the same ones, if the run is broken off and goes on."""
     seed = random.Random(f"{session.config.schedule.seed} {step} {processes.rank()}").getrandbits(63)
-    with torch.random.fork_rng():
+    device = policy.model.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), uncounted():
         torch.manual_seed(seed)
         answers = draw(
             policy.model,
@@ -133,7 +154,6 @@ class Batch:
     rewards_BT: Tensor
     advantages_BT: Tensor
     returns_BT: Tensor
-    entropy_BT: Tensor
 
     @property
     def mask_BT(self) -> Tensor:
@@ -154,54 +174,69 @@ def _weigh(
     answers: Answers,
     verdicts: Sequence[Verdict],
     beta: float,
-) -> list[Batch]:
-    """Old and reference log-probabilities, values, rewards per token, advantages; answers of like length together.
+    step: int,
+) -> list[list[Batch]]:
+    """Old and reference log-probabilities, values, rewards per token, advantages, in the update's minibatches.
 
     An answer stays in its portion for all passes, so that its old and new log-probabilities are computed alike: before
     the first step of an update their ratio is exactly 1.
     """
     ppo = config.ppo
-    batches = []
-    # Every minibatch gets at least one portion.
-    size = min(config.schedule.batch_size, max(1, len(asked) // ppo.minibatches))
-    for rows in _like_lengths(asked, answers, size):
-        portion = Portion.of(
-            [asked[row].input_ids for row in rows], [answers.ids[row] for row in rows], policy.model.device
-        )
-        if answers.routing:
-            portion = portion.with_routing([answers.routing[row] for row in rows])
-        now = policy.evaluate(portion)
-        if now.values_BT is None:
-            with policy.value_trunk():
-                values_BT = policy.values(portion)
-        else:
-            values_BT = now.values_BT
-        reference_BT = policy.reference(portion)
-        score_B = torch.tensor(
-            [verdicts[row].total - ppo.missing_eos * (not answers.have_ended[row]) for row in rows],
-            device=values_BT.device,
-        )
-        mask_BT = portion.mask_BT
-        rewards_BT = objective.rewards_per_token(score_B, now.logp_BT, reference_BT, mask_BT, beta)
-        nothing_BT = torch.zeros_like(rewards_BT)
-        batches.append(
-            Batch(
-                portion, now.logp_BT, reference_BT, values_BT * mask_BT, score_B, rewards_BT, nothing_BT, nothing_BT,
-                now.entropy_BT,
-            )
-        )  # fmt: skip
+    minibatches = _minibatches(asked, answers, config, step)
+    with uncounted():  # the passes that learn are counted
+        batches = [_batch(policy, config, asked, answers, verdicts, beta, rows) for rows in chain(*minibatches)]
     if ppo.whiten_rewards:
         rewards = _whitened([batch.rewards_BT for batch in batches], batches, shift_mean=False)
         batches = [replace(batch, rewards_BT=one) for batch, one in zip(batches, rewards, strict=True)]
     batches = [_with_advantages(batch, ppo.gamma, ppo.lam) for batch in batches]
     white = _whitened([batch.advantages_BT for batch in batches], batches)
-    return [replace(batch, advantages_BT=one) for batch, one in zip(batches, white, strict=True)]
+    weighed = iter([replace(batch, advantages_BT=one) for batch, one in zip(batches, white, strict=True)])
+    return [list(islice(weighed, len(portions))) for portions in minibatches]
 
 
-def _like_lengths(asked: Sequence[PromptExample], answers: Answers, size: int) -> Iterator[list[int]]:
-    order = sorted(range(len(asked)), key=lambda row: len(asked[row].input_ids) + len(answers.ids[row]))
-    for first in range(0, len(order), size):
-        yield order[first : first + size]
+def _minibatches(asked: Sequence[PromptExample], answers: Answers, config: PpoRun, step: int) -> list[list[list[int]]]:
+    """The answers of every minibatch, drawn at random, in portions of like length."""
+    order = random.Random(f"{config.schedule.seed} {step} minibatches").sample(range(len(asked)), len(asked))
+    size = config.schedule.batch_size
+    minibatches = []
+    for number in range(config.ppo.minibatches):
+        rows = order[number :: config.ppo.minibatches]
+        rows.sort(key=lambda row: len(asked[row].input_ids) + len(answers.ids[row]))
+        minibatches.append([rows[first : first + size] for first in range(0, len(rows), size)])
+    return minibatches
+
+
+def _batch(
+    policy: Policy,
+    config: PpoRun,
+    asked: Sequence[PromptExample],
+    answers: Answers,
+    verdicts: Sequence[Verdict],
+    beta: float,
+    rows: Sequence[int],
+) -> Batch:
+    """A portion as it is before anything is learned from it; its advantages are still to come."""
+    portion = Portion.of(
+        [asked[row].input_ids for row in rows], [answers.ids[row] for row in rows], policy.model.device
+    )
+    if answers.routing:
+        portion = portion.with_routing([answers.routing[row] for row in rows])
+    with policy.counting_replay():
+        now = policy.evaluate(portion)
+    values_BT = now.values_BT
+    if values_BT is None:
+        with policy.value_trunk():
+            values_BT = policy.values(portion)
+    reference_BT, mask_BT = policy.reference(portion), portion.mask_BT
+    penalty = config.ppo.missing_eos
+    score_B = torch.tensor(
+        [verdicts[row].total - penalty * (not answers.have_ended[row]) for row in rows], device=values_BT.device
+    )
+    rewards_BT = objective.rewards_per_token(score_B, now.logp_BT, reference_BT, mask_BT, beta)
+    nothing_BT = torch.zeros_like(rewards_BT)
+    return Batch(
+        portion, now.logp_BT, reference_BT, values_BT * mask_BT, score_B, rewards_BT, nothing_BT, nothing_BT
+    )  # fmt: skip
 
 
 def _with_advantages(batch: Batch, gamma: float, lam: float) -> Batch:
@@ -260,15 +295,13 @@ class _Learner:
         """Go on from a checkpoint."""
         self.beta = load_state(folder, self.policy.trained, self.optimizer, self.scheduler)
 
-    def update(self, batches: Sequence[Batch], step: int, steps: Steps) -> dict[str, float]:
+    def update(self, minibatches: Sequence[Sequence[Batch]], step: int, steps: Steps) -> dict[str, float]:
         """A few passes over the answers, in minibatches; ends early where the policy has moved too far."""
         ppo = self.config.ppo
         sums: list[dict[str, Tensor]] = []
         for epoch in range(ppo.epochs):
-            order = list(range(len(batches)))
-            random.Random(f"{self.config.schedule.seed} {step} {epoch}").shuffle(order)
-            for number in range(ppo.minibatches):
-                minibatch = [batches[place] for place in order[number :: ppo.minibatches]]
+            order = random.Random(f"{self.config.schedule.seed} {step} {epoch}")
+            for minibatch in order.sample(minibatches, len(minibatches)):
                 told = self._minibatch(minibatch, steps)
                 sums.append(told)
                 if ppo.stop_kl and float(told["policy/approx_kl"]) > ppo.stop_kl:
@@ -311,7 +344,7 @@ class _Learner:
     def _backward(self, batch: Batch, share: Tensor) -> dict[str, Tensor]:
         """Gradients of a portion, which is `share` of the minibatch; its part of what is told."""
         ppo, mask_BT = self.config.ppo, batch.mask_BT
-        now = self.policy.evaluate(batch.portion)
+        now = self.policy.evaluate(batch.portion, learns_entropy=ppo.entropy > 0)
         policy = objective.policy_loss(now.logp_BT, batch.old_BT, batch.advantages_BT, mask_BT, ppo.clip)
         entropy = objective.masked_mean(now.entropy_BT, mask_BT)
         loss = policy.loss - ppo.entropy * entropy
@@ -375,17 +408,17 @@ def _told(batches: Sequence[Batch], verdicts: Sequence[Verdict], answers: Answer
     together = processes.summed(torch.tensor(list(of_answers.values()), dtype=torch.float64) * share)
     told = dict(zip(of_answers, together.tolist(), strict=True))
     tokens = processes.summed(torch.tensor([float(num_tokens), kl], dtype=torch.float64))
-    return {
-        **told,
-        "policy/kl": float(tokens[1] / tokens[0].clamp(min=1)),
-        "value/explained_variance": _explained_variance(batches),
-    }
+    told["policy/kl"] = float(tokens[1] / tokens[0].clamp(min=1))
+    explained = _explained_variance(batches)
+    if math.isfinite(explained):  # there is none where all returns are the same
+        told["value/explained_variance"] = explained
+    return told
 
 
 def _explained_variance(batches: Sequence[Batch]) -> float:
-    """Of this process's answers, before they were learned from."""
+    """Of the values before the answers were learned from."""
 
     def flat(name: str) -> Tensor:
         return torch.cat([getattr(batch, name).reshape(-1) for batch in batches]).unsqueeze(0)
 
-    return objective.explained_variance(flat("values_BT"), flat("returns_BT"), flat("mask_BT"))
+    return objective.explained_variance(flat("values_BT"), flat("returns_BT"), flat("mask_BT"), processes.summed)

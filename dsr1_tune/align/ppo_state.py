@@ -35,7 +35,7 @@ def load_state(
         weights = load_file(folder / WEIGHTS)
         states = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
         beta = float(json.loads((folder / STATE).read_text())["beta"])
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # unpicklers fail in many ways
         raise RunError(f"{folder}: cannot be read: {error}", hint="remove it: an earlier one is gone on from") from None
     if weights.keys() != trained.keys():
         raise RunError(f"{folder}: holds other weights than this run trains", hint="start a new run")

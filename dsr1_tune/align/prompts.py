@@ -17,11 +17,12 @@ from dsr1_tune.align.rewards import Answered, LayeredReward, Verdict
 from dsr1_tune.align.rollout import Answers, draw
 from dsr1_tune.config import RolloutRun
 from dsr1_tune.data.encode import prompt_text
-from dsr1_tune.data.pipeline import Prepared, repeat, split
+from dsr1_tune.data.pipeline import Prepared
 from dsr1_tune.data.record import Drop, Message, Prompt, Record, Row
 from dsr1_tune.errors import ConfigError, DataError
 from dsr1_tune.models.load import Loaded
-from dsr1_tune.runs.data import RunData
+from dsr1_tune.moe.monitor import uncounted
+from dsr1_tune.runs.data import RunData, divide
 from dsr1_tune.runs.session import Session
 
 Run = TypeVar("Run", bound=RolloutRun)
@@ -43,7 +44,7 @@ class PromptExample:
 
 def encode_prompts(prepared: Prepared, tokenizer: Any, config: RolloutRun) -> RunData:
     """The prompts to learn from and those held out. Raises DataError if none leaves room for an answer."""
-    examples: dict[Any, PromptExample] = {}
+    examples: list[PromptExample] = []
     drops: list[Drop] = []
     room = config.schedule.max_tokens - config.rollout.max_new_tokens
     for row in prepared.rows:
@@ -52,17 +53,10 @@ def encode_prompts(prepared: Prepared, tokenizer: Any, config: RolloutRun) -> Ru
         if isinstance(outcome, Drop):
             drops.append(outcome.at(row.place, "encode", row.row))
         else:
-            examples[row.place] = outcome
-    if not examples:
-        raise DataError(
-            f"none of the {len(drops)} prompts can be used; the first: {drops[0].place}: {drops[0].detail}",
-            hint=drops[0].fix,
-        )
-    prepared = prepared.with_drops(drops)
-    train, held_out = split(prepared.rows, config.data.eval_share, config.schedule.seed)
-    train = repeat(train, config.data.weights, config.schedule.seed)
-    return RunData(
-        prepared, [examples[row.place] for row in train], [examples[row.place] for row in held_out], held_out
+            examples.append(outcome)
+    # A prompt that stands in several rows, with other results, is on one side.
+    return divide(
+        prepared, examples, drops, config, together=lambda row: tuple((m.role, m.content) for m in row.messages)
     )
 
 
@@ -122,6 +116,11 @@ class RolloutSession(Session[Run]):
     errors: RewardErrors
 
     @classmethod
+    def num_further(cls, config: Any) -> int:
+        """The longest answer."""
+        return int(config.rollout.max_new_tokens)
+
+    @classmethod
     def encode(cls, prepared: Prepared, tokenizer: Any, config: Any) -> RunData:
         """Prompts, as the model is asked them."""
         return encode_prompts(prepared, tokenizer, config)
@@ -147,21 +146,26 @@ class RolloutSession(Session[Run]):
             self.rewards = self.rewards.open()
         return super().load()
 
-    def judge(self, examples: Sequence[PromptExample], answers: Answers) -> list[Verdict]:
-        """A verdict for each answer; what fails is counted, and ends the run where that is asked for."""
+    def judge(
+        self, examples: Sequence[PromptExample], answers: Answers, step: int | None = None, is_share: bool = True
+    ) -> list[Verdict]:
+        """A verdict for each answer; what fails is counted, and ends the run where that is asked for.
+
+        Of several processes each judges its share, or (not `is_share`) all of them the same answers.
+        """
         texts = self.base.tokenizer.batch_decode(answers.spoken, skip_special_tokens=True)
         told = [
             example.answered(text.strip(), len(ids), ended)
             for example, text, ids, ended in zip(examples, texts, answers.ids, answers.have_ended, strict=True)
         ]
         verdicts = self.rewards.judge(told)
-        self.errors.note(told, verdicts)
+        self.errors.note(told, verdicts, step, is_share)
         return verdicts
 
     def measure(self, model: Any) -> HeldOutRewards:
         """The likeliest answer to each held-out prompt, judged."""
         examples: list[PromptExample] = self.data.probe
-        with self.narrator.counting("answering", len(examples)) as advance:
+        with self.narrator.counting("answering", len(examples)) as advance, uncounted():
             answers = draw(
                 model,
                 [example.input_ids for example in examples],
@@ -170,7 +174,7 @@ class RolloutSession(Session[Run]):
                 is_greedy=True,
                 advance=advance,
             )
-        verdicts = self.judge(examples, answers)
+        verdicts = self.judge(examples, answers, is_share=False)
         return HeldOutRewards(
             reward=mean([verdict.total for verdict in verdicts]),
             layers=means([verdict.layers for verdict in verdicts]),

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from dsr1_tune.align.rewards import Answered, Verdict
 from dsr1_tune.errors import RunError
+from dsr1_tune.runs import processes
+from dsr1_tune.whole import whole_file
 
 NAME = "reward_errors.jsonl"
 MAX_KEPT = 5
@@ -31,15 +33,37 @@ class RewardErrors:
         """How often a component failed, over all answers."""
         return self.counts.total()
 
-    def note(self, answers: Sequence[Answered], verdicts: Sequence[Verdict], step: int | None = None) -> int:
-        """Keep what went wrong with these answers; how much that was. Raises RunError at the first with `stop`."""
+    def go_on(self, step: int) -> None:
+        """Take up the count where a run goes on after `step`; what it does again is forgotten."""
+        known = [json.loads(line) for line in self.file.read_text("utf-8").splitlines()] if self.file.exists() else []
+        known = [line for line in known if line.get("step", 0) <= step]
+        if processes.is_main() and self.file.exists():
+            with whole_file(self.file) as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in known)
+        self.counts = Counter(line["component"] for line in known)
+
+    def note(
+        self,
+        answers: Sequence[Answered],
+        verdicts: Sequence[Verdict],
+        step: int | None = None,
+        is_share: bool = True,
+    ) -> int:
+        """Keep what went wrong with these answers; how much that was. Raises RunError at the first with `stop`.
+
+        Where there are several processes all call it, each with its share, or (not `is_share`) all with the same; one
+        of them writes.
+        """
         lines = [
             _line(one, error, step) for one, verdict in zip(answers, verdicts, strict=True) for error in verdict.errors
         ]
+        if is_share:
+            lines = processes.gathered(lines)
         if not lines:
             return 0
-        with self.file.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        if processes.is_main():
+            with self.file.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         if self.on_error == "stop":
             raise self._stopped(lines[0])
         for line in lines:
@@ -61,7 +85,7 @@ class RewardErrors:
 
     def _stopped(self, line: dict[str, Any]) -> RunError:
         message = f"reward {line['component']} failed: {line['error']}; answer: {_short(line['answer'])}"
-        hint = f"the answer is in {self.file}; mend the reward, or go on with --on-reward-error zero"
+        hint = f"the answer is in {self.file}; mend the reward and go on with --resume"
         return RunError(message, hint=hint)
 
     def summary(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from dsr1_tune.config import Rollout
 from dsr1_tune.moe.replay import RoutingReplay, as_sequences
@@ -97,17 +98,28 @@ def _generate(
     ids_BT = torch.tensor([[pad] * (longest - len(ids)) + list(ids) for ids in prompts], device=model.device)
     mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
     drawn = {"do_sample": True, "temperature": rollout.temperature, "top_k": 0, "top_p": 1.0}
-    output_BT = model.generate(
-        input_ids=ids_BT,
-        attention_mask=mask_BT,
+    # Nothing of the model's own: penalties and filters would draw from something else than its probabilities.
+    plain = GenerationConfig(
         max_new_tokens=rollout.max_new_tokens,
         pad_token_id=pad,
         eos_token_id=sorted(ends),
-        repetition_penalty=1.0,
-        **({"do_sample": False, "temperature": None, "top_p": None, "top_k": None} if is_greedy else drawn),
+        **({"do_sample": False} if is_greedy else drawn),
     )
+    with _own_settings_off(model):
+        output_BT = model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=plain)
     answers: list[list[int]] = output_BT[:, longest:].tolist()
     return answers
+
+
+@contextmanager
+def _own_settings_off(model: Any) -> Iterator[None]:
+    """transformers fills what a generation config leaves open from the model's own."""
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own, bare.generation_config = bare.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        bare.generation_config = own
 
 
 def _cut(ids: list[int], ends: set[int]) -> Ids:

@@ -15,7 +15,7 @@ from transformers.trainer_callback import CallbackHandler
 from dsr1_tune.runs import processes
 from dsr1_tune.runs.arguments import to_arguments
 from dsr1_tune.runs.callbacks import GracefulStop, ProgressBar, TrainLog, WholeCheckpoints
-from dsr1_tune.runs.folder import step_of
+from dsr1_tune.runs.folder import RunFolder, step_of
 from dsr1_tune.runs.session import Session, compute_dtype
 from dsr1_tune.runs.trackers import open_trackers
 from dsr1_tune.runs.watching import Watcher
@@ -32,8 +32,13 @@ class Steps:
     state: TrainerState
     control: TrainerControl
     watcher: Watcher
-    checkpoints: Path
+    folder: RunFolder
     save_steps: int
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where they are saved."""
+        return self.folder.checkpoints
 
     def remaining(self) -> Iterator[int]:
         """The numbers of the steps to come, from 1; ends early after Ctrl-C or an alarm that stops the run."""
@@ -49,16 +54,24 @@ class Steps:
         self.control = self.handler.on_log(self.args, self.state, self.control, numbers)
         is_due = self.state.global_step % self.save_steps == 0 or self.state.global_step == self.state.max_steps
         if is_due or self.control.should_save:
-            folder = self.checkpoints / f"checkpoint-{self.state.global_step}"
-            folder.mkdir(parents=True, exist_ok=True)
-            processes.from_main(lambda: save(folder))
-            self.control = self.handler.on_save(self.args, self.state, self.control)
-            self.control.should_save = False
-            processes.from_main(self._forget_old)
+            self.save(save)
+
+    def save(self, save: Callable[[Path], None]) -> None:
+        """A checkpoint of what the steps done so far have come to."""
+        folder = self.checkpoints / f"checkpoint-{self.state.global_step}"
+        if self.state.global_step == 0 or self.folder.is_whole(self.state.global_step):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        processes.from_main(lambda: save(folder))
+        self.control = self.handler.on_save(self.args, self.state, self.control)
+        self.control.should_save = False
+        processes.from_main(self._forget_old)
 
     def _forget_old(self) -> None:
+        """Those that were broken off while they were written do not count among the kept."""
         known = sorted(self.checkpoints.glob("checkpoint-*"), key=step_of)
-        for folder in known[:-NUM_KEPT]:
+        whole = [folder for folder in known if self.folder.is_whole(step_of(folder))]
+        for folder in set(known) - set(whole[-NUM_KEPT:]):
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -85,7 +98,7 @@ def watched(
         is_world_process_zero=session.is_main,
         is_local_process_zero=session.is_main,
     )
-    steps = Steps(handler, args, state, TrainerControl(), watcher, folder.checkpoints, config.schedule.save_steps)
+    steps = Steps(handler, args, state, TrainerControl(), watcher, folder, config.schedule.save_steps)
     try:
         steps.control = handler.on_train_begin(args, state, steps.control)
         yield steps

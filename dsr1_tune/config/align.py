@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dsr1_tune.config.nouns import Adapter, Count, Noun, Schedule
+from dsr1_tune.config.nouns import Adapter, Count, Noun, Schedule, Share
 from dsr1_tune.config.training import Train, TuneRun, refuse_float16
 
 Positive = Annotated[float, Field(gt=0)]
@@ -256,6 +256,12 @@ class PpoRun(RolloutRun):
             raise ValueError("watch.on_alarm=rollback is not for ppo, whose loss says little; use stop")
         if self.watch.evaluate_steps:
             raise ValueError("watch.evaluate_steps measures a loss, which ppo has not; rewards are logged every update")
+        if self.schedule.accumulate != 1:
+            raise ValueError("schedule.accumulate: ppo.answers, ppo.minibatches and schedule.batch_size say it all")
+        if self.parallel.powersgd_rank:
+            raise ValueError("parallel.powersgd_rank is for DDP's gradients; ppo sums an adapter's whole")
+        if self.ppo.kl_target and not self.ppo.kl:
+            raise ValueError("ppo.kl_target moves ppo.kl, which at 0 stays 0; begin with another, such as 0.1")
         if self.schedule.neftune:
             raise ValueError("schedule.neftune is for supervised training; leave it at 0")
         if self.adapter.dropout:
@@ -292,6 +298,8 @@ class GrpoSchedule(RolloutSchedule):
 
     accumulate: Count = 4
     """Forward passes per optimizer step."""
+    warmup_share: Share = 0.0
+    """Share of the steps in which the rate rises; its first step has a rate of 0, and its answers are lost."""
 
 
 class GrpoRun(RolloutRun):

@@ -76,9 +76,20 @@ def with_start(config: Run) -> Run:
                 f"{named}: schedule.weight_decay would shrink the adapter that start.adapter=keep leaves as it is",
                 hint="leave schedule.weight_decay=0, or take start.adapter=continue",
             )
+        if "8bit" in config.schedule.optimizer:
+            raise ModelError(
+                f"{named}: {config.schedule.optimizer} moves even weights without a gradient, and so the adapter that "
+                "start.adapter=keep leaves as it is",
+                hint="take schedule.optimizer=adamw, or start.adapter=continue",
+            )
+    if config.base.revision:
+        raise ModelError(
+            f"{named}: its base is the one that it was trained on, so base.revision has nothing to say",
+            hint="leave base.revision out",
+        )
     base = base_of(adapter)
-    if config.base.dtype != "auto":
-        base = base.model_copy(update={"dtype": config.base.dtype})
+    said = {"dtype": config.base.dtype} if config.base.dtype != "auto" else {}
+    base = base.model_copy(update=said | ({"context": config.base.context} if config.base.context else {}))
     start = config.start.model_copy(update={"run": adapter.absolute()})
     return config.model_copy(update={"base": base, "start": start})
 

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -94,6 +95,19 @@ class Routing:
         return torch.where((self.rows_L > 0) & (other.rows_L > 0), drift_L, 0.0)
 
 
+_UNCOUNTED: ContextVar[bool] = ContextVar("_UNCOUNTED", default=False)
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Inside, no monitor counts: as while answers are generated, where padding behind an answer's end looks real."""
+    token = _UNCOUNTED.set(True)
+    try:
+        yield
+    finally:
+        _UNCOUNTED.reset(token)
+
+
 class RoutingMonitor:
     """Counts what a model's routers choose, from its creation until `close`; `take` reads and begins anew.
 
@@ -167,7 +181,7 @@ class RoutingMonitor:
     @torch.no_grad()
     def _count(self, layer: int, experts: nn.Module, args: tuple[Any, ...]) -> None:
         # Inside a backward pass the engine has a task: what is computed there has been computed before.
-        if self._is_paused or len(args) != 3 or torch._C._current_graph_task_id() != -1:
+        if self._is_paused or _UNCOUNTED.get() or len(args) != 3 or torch._C._current_graph_task_id() != -1:
             return
         _, index_TK, weight_TK = args
         self._num_chosen = index_TK.shape[-1]

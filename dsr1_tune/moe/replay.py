@@ -9,7 +9,7 @@ Letters: L layers, B sequences, S tokens of each, T tokens of a forward pass, E 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -32,16 +32,14 @@ class RoutingReplay:
     """Stands behind a model's routers: notes what they choose, or puts what was noted in its place."""
 
     def __init__(self, model: nn.Module) -> None:
-        """Raises ModelError for a model without routed experts, or with routers of a kind that is not known."""
-        blocks, routers = find_experts(model), find_routers(model)
-        if not blocks or len(blocks) != len(routers):
-            raise ModelError(
-                "ppo.routing_replay needs routed experts with routers of a known kind", hint="leave it false"
-            )
+        """Raises ModelError as `check_replay` does."""
+        check_replay(model)
+        routers = find_routers(model)
         self._weighings: list[Weighing | None] = [None] * len(routers)
         self._noted: Noted | None = None
         self._wanted_LTK: Tensor | None = None
-        self.num_differing = self.num_replayed = 0
+        self.is_counting = False
+        self._num_differing = self._num_replayed = 0
         self._hooks = [
             router.module.register_forward_hook(partial(self._answer, layer)) for layer, router in enumerate(routers)
         ]
@@ -63,11 +61,14 @@ class RoutingReplay:
         """
         self._wanted_LTK = None if routing_LBSK is None else routing_LBSK.flatten(1, 2)
 
-    def take_share(self) -> float:
-        """The share of replayed choices that routers would not have made themselves, since the last time."""
-        share = self.num_differing / max(self.num_replayed, 1)
-        self.num_differing = self.num_replayed = 0
-        return share
+    def take_share(self, add: Callable[[Tensor], Tensor] = lambda x: x) -> float:
+        """The share of replayed choices that routers would not have made themselves, of those that were counted.
+
+        `add` sums a tensor over the processes. It begins anew afterwards.
+        """
+        counts = add(torch.tensor([self._num_differing, self._num_replayed], dtype=torch.float64))
+        self._num_differing = self._num_replayed = 0
+        return float(counts[0] / counts[1].clamp(min=1))
 
     def close(self) -> None:
         """Set the routers free for good."""
@@ -77,7 +78,7 @@ class RoutingReplay:
     def _answer(self, layer: int, router: nn.Module, args: Any, output: tuple[Tensor, ...]) -> Any:
         logits_TE, weight_TK, index_TK = output
         if self._noted is not None:
-            self._noted[layer].append(index_TK.detach().to("cpu", torch.int16))
+            self._noted[layer].append(index_TK.detach().to(torch.int16))
         if self._wanted_LTK is None:
             return None
         weighing = self._weighings[layer]
@@ -86,14 +87,24 @@ class RoutingReplay:
         wanted_TK = self._wanted_LTK[layer].to(index_TK)
         is_free_T1 = (wanted_TK == FREE).any(1, keepdim=True)
         chosen_TK = torch.where(is_free_T1, index_TK, wanted_TK)
-        if torch._C._current_graph_task_id() == -1:  # not when a checkpoint is computed again
+        if self.is_counting:
             self._count(index_TK, chosen_TK, is_free_T1)
         return logits_TE, weighing(logits_TE, chosen_TK).to(weight_TK.dtype), chosen_TK
 
     def _count(self, own_TK: Tensor, chosen_TK: Tensor, is_free_T1: Tensor) -> None:
         is_own_TK = (chosen_TK.unsqueeze(2) == own_TK.unsqueeze(1)).any(2)
-        self.num_differing += int((~is_own_TK).sum())
-        self.num_replayed += int((~is_free_T1).sum()) * own_TK.shape[1]
+        self._num_differing += int((~is_own_TK).sum())
+        self._num_replayed += int((~is_free_T1).sum()) * own_TK.shape[1]
+
+
+def check_replay(model: nn.Module) -> None:
+    """Refuse a model without routed experts, or with routers of a kind that is not known; it may lack its weights."""
+    blocks, routers = find_experts(model), find_routers(model)
+    if not blocks or len(blocks) != len(routers):
+        raise ModelError(
+            "ppo.routing_replay needs routed experts with routers of a known kind, which this model has not",
+            hint="leave ppo.routing_replay=false",
+        )
 
 
 @dataclass(frozen=True)
@@ -144,6 +155,7 @@ def as_sequences(noted: Noted, lengths: Sequence[tuple[int, int]]) -> Tensor:
     num_rows = len(lengths)
     longest_prompt = max(prompt for prompt, _ in lengths)
     longest = max(prompt + answer for prompt, answer in lengths)
+    noted = [[one.to("cpu") for one in layer] for layer in noted]
     first_LBSK = torch.stack([layer[0] for layer in noted]).unflatten(1, (num_rows, longest_prompt))
     later = [torch.stack(step) for step in zip(*(layer[1:] for layer in noted), strict=True)]
     later_LBTK = torch.stack(later, dim=2) if later else first_LBSK[:, :, :0]

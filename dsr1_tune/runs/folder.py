@@ -199,6 +199,10 @@ class RunFolder:
         with whole_file(self._checkpoint(step) / _WHOLE) as file:
             file.write("")
 
+    def is_whole(self, step: int) -> bool:
+        """Whether there is a checkpoint of this step, completely written."""
+        return (self._checkpoint(step) / _WHOLE).exists()
+
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint that was completely written, if any."""
         return max((mark.parent for mark in self.checkpoints.glob(f"checkpoint-*/{_WHOLE}")), key=step_of, default=None)

@@ -32,6 +32,8 @@ def for_run(model: nn.Module, config: TuneRun, quantised: bool) -> torch.optim.O
     """The optimizer that a run's settings ask for."""
     lora_plus = config.adapter.lora_plus if isinstance(config, (LoraRun, QloraRun, EsftRun, AlignRun)) else 1.0
     rounding = config.train.rounding if isinstance(config, (FullRun, AlignRun)) else getattr(config, "rounding", None)
+    if isinstance(config, AlignRun) and config.start.run and config.start.adapter == "keep":
+        quantised = False  # 8-bit AdamW, which auto may mean, moves even weights without a gradient
     return build(model, config.schedule, lora_plus=lora_plus, rounding=rounding, quantised=quantised)
 
 

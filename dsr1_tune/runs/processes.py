@@ -94,7 +94,9 @@ def as_launched(config: Run, is_resumed: bool, say: Callable[[str], None]) -> Ru
     try:
         return type(config).model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(error.errors()[0]["msg"], hint="choose another parallel.strategy") from None
+        said = error.errors()[0]["msg"]
+        hint = "choose another parallel.strategy" if "strategy" in said else "start fewer processes, or change that"
+        raise ConfigError(said, hint=hint) from None
 
 
 _ZERO3 = "--config_file configs/accelerate/zero3.yaml"
@@ -148,6 +150,15 @@ def summed(numbers: torch.Tensor) -> torch.Tensor:
     if count() > 1:
         distributed.all_reduce(numbers)
     return numbers
+
+
+def gathered(mine: list[Value]) -> list[Value]:
+    """The lists of all processes, one behind the other."""
+    if count() == 1:
+        return mine
+    lists: list[Any] = [None] * count()
+    distributed.all_gather_object(lists, mine)
+    return [one for several in lists for one in several]
 
 
 def from_main(make: Callable[[], Value]) -> Value:

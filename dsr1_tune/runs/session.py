@@ -94,7 +94,7 @@ def open_session(
     if resume:
         processes.from_main(lambda: folder.check_base(base.name, base.revision))
     data = processes.from_main(lambda: session_kind.encode(prepared, base.tokenizer, config))
-    check_length(base.config, data.longest, base.name)
+    check_length(base.config, data.longest + session_kind.num_further(config), base.name)
     if not resume:
         folder.begin(_pinned(config, base), command)
     session = session_kind(config, command, folder, narrator, base, data, quantised)
@@ -154,6 +154,11 @@ class Session(Generic[Run]):
     data: RunData
     quantised: bool
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def num_further(cls, config: Any) -> int:
+        """Tokens that the model itself may write behind what is encoded."""
+        return 0
 
     @classmethod
     def encode(cls, prepared: Prepared, tokenizer: Any, config: Any) -> RunData:
@@ -271,12 +276,10 @@ class Session(Generic[Run]):
         if checkpoint:
             self.narrator.say(f"going on from {checkpoint}")
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except torch.OutOfMemoryError as error:
-            raise ModelError(
-                "the GPU's memory is not enough for a training step",
-                hint="lower schedule.batch_size (and raise schedule.accumulate), schedule.max_tokens or adapter.rank",
-            ) from error
+            with within_memory(
+                "lower schedule.batch_size (and raise schedule.accumulate), schedule.max_tokens or adapter.rank"
+            ):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
             bar.close()
             stop.give_back()
@@ -385,6 +388,15 @@ class Session(Generic[Run]):
                 seconds = self.folder.manifest().get("seconds", {})
                 seconds = {**seconds, stage: round(seconds.get(stage, 0) + time.perf_counter() - start, 3)}
                 self.folder.update(seconds=seconds)
+
+
+@contextmanager
+def within_memory(hint: str) -> Iterator[None]:
+    """Around training steps: where the GPU's memory is not enough for one, what to do is said."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError("the GPU's memory is not enough for a training step", hint=hint) from error
 
 
 def compute_dtype(model: Any) -> torch.dtype:

@@ -23,10 +23,14 @@ from dsr1_tune.config import GrpoRun
 from dsr1_tune.errors import RunError
 from dsr1_tune.runs.callbacks import read_log
 from dsr1_tune.runs.folder import RunFolder
+from tests.conftest import save_tiny
 
 CODE = """\
 def letters(answer):
     return sum(character.isalpha() for character in answer) / max(len(answer), 1)
+
+def digits(answer):
+    return sum(character in "0123456789" for character in answer) / 6
 
 def broken(answer):
     raise ValueError("no idea")
@@ -214,12 +218,36 @@ def test_the_order_depends_on_seed_and_epoch_alone_and_leaves_no_prompt_out() ->
     assert set(GroupOrder(2, num_prompts=4, group=2, repeats=1, seed=0)) == {0, 1}
 
 
+@pytest.fixture(scope="module")
+def able(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    """A tiny DeepSeek-V3 whose states are large enough to make any word all but certain."""
+    from transformers import AutoModelForCausalLM
+
+    folder = save_tiny(tmp_path_factory.mktemp("able") / "model", tiny_tokenizer, "deepseek_v3")
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    for name, weight in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.ones_(weight)
+    model.save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.slow
-def test_it_learns_what_is_rewarded(asked: Callable[..., GrpoRun]) -> None:
-    """From random letters and signs to letters alone, on prompts that it never trained on."""
-    learning = {"max_steps": 60, "learning_rate": 0.02, "batch_size": 32, "accumulate": 1}
-    folder = begin(asked("learns", schedule=learning, grpo={"group": 8}, samples=0))
-    log, told = read_log(folder), folder.evaluation()
-    begun, ended = (sum(line["reward/task"] for line in part) / 5 for part in (log[:5], log[-5:]))
-    assert begun < 0.5 and ended > 0.9
-    assert told["after"]["components"]["task/letters"] > 0.9
+def test_it_learns_what_is_rewarded(asked: Callable[..., GrpoRun], material: Path, able: Path) -> None:
+    """From a tenth of the possible reward to nearly all of it, on prompts that it never trained on."""
+    rewards = material / "digits.yaml"
+    rewards.write_text("layers: [{name: task, components: [{type: function, call: 'own.py:digits'}]}]")
+    folder = begin(
+        asked(
+            "learns",
+            base={"model": str(able)},
+            rewards=str(rewards),
+            schedule={"max_steps": 200, "learning_rate": 0.007, "batch_size": 32, "accumulate": 1},
+            rollout={"max_new_tokens": 6, "batch_size": 32},
+            grpo={"group": 16, "iterations": 4},
+            samples=0,
+        )
+    )
+    drawn = [line["reward/mean"] for line in read_log(folder) if "reward/mean" in line]
+    assert sum(drawn[:2]) / 2 < 0.1 and sum(drawn[-3:]) / 3 > 0.9
+    assert folder.evaluation()["after"]["reward"] > 0.9

@@ -10,20 +10,24 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from rich.console import Console
 from safetensors.torch import load_file
 
 from dsr1_tune.align import objective, ppo
 from dsr1_tune.align.policy import Policy, Portion
-from dsr1_tune.align.prompts import PromptExample
+from dsr1_tune.align.ppo_state import load_state, save_state
+from dsr1_tune.align.prompts import PromptExample, encode_prompts
 from dsr1_tune.align.rewards import Verdict
 from dsr1_tune.align.rollout import Answers, draw
 from dsr1_tune.config import PpoRun
+from dsr1_tune.data.pipeline import prepare
 from dsr1_tune.data.record import Message, Place, Prompt, Record
-from dsr1_tune.errors import TuneError
+from dsr1_tune.errors import RunError, TuneError
 from dsr1_tune.models.load import load
 from dsr1_tune.models.start import begin_adapter
 from tests.conftest import TinyModel
+from tests.export.conftest import sums, tiny_run  # noqa: F401
 
 FAMILIES = ["deepseek_v3", "qwen3_moe", "gpt_oss"]
 PROMPTS = ((5, 6, 7), (9, 8, 7, 6, 5, 4), (20, 21), (30, 31, 32, 33))
@@ -51,7 +55,8 @@ def _asked(ids: tuple[int, ...]) -> PromptExample:
 def _batches(policy: Policy, config: PpoRun, scores: tuple[float, ...] = (1.0, 0.0, 0.5, 2.0)) -> list[ppo.Batch]:
     answers = Answers(ANSWERS, tuple(ids[-1] == 1 for ids in ANSWERS))
     verdicts = [Verdict(score) for score in scores]
-    return ppo._weigh(policy, config, [_asked(ids) for ids in PROMPTS], answers, verdicts, config.ppo.kl)
+    weighed = ppo._weigh(policy, config, [_asked(ids) for ids in PROMPTS], answers, verdicts, config.ppo.kl, step=1)
+    return [batch for minibatch in weighed for batch in minibatch]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -167,9 +172,7 @@ def test_rewards_and_advantages_of_a_batch(tiny_model: TinyModel, ppo_run: PpoCo
     )
     policy = _policy(tiny_model("qwen3_moe"), config, is_trained=True)
     (batch,) = _batches(policy, config)
-    by_length = sorted(range(4), key=lambda row: len(PROMPTS[row]) + len(ANSWERS[row]))
-    scores = [(1.0, 0.0, 0.5, 2.0)[row] - 0.25 * (ANSWERS[row][-1] != 1) for row in by_length]
-    assert batch.score_B.tolist() == scores
+    assert sorted(batch.score_B.tolist()) == sorted([1.0, 0.0 - 0.25, 0.5 - 0.25, 2.0])
     kl_BT = (batch.old_BT - batch.reference_BT) * batch.mask_BT
     torch.testing.assert_close((batch.rewards_BT + 0.1 * kl_BT).sum(1), batch.score_B)
     assert float(objective.masked_mean(batch.advantages_BT, batch.mask_BT)) == pytest.approx(0, abs=1e-6)
@@ -239,12 +242,14 @@ def test_replayed_experts_are_those_of_the_rollout(tiny_model: TinyModel, ppo_ru
     ]
     portion = Portion.of(PROMPTS, answers.ids, "cpu")
     free = policy.evaluate(portion).logp_BT
-    replayed = policy.evaluate(portion.with_routing(answers.routing)).logp_BT
+    with policy.counting_replay():
+        replayed = policy.evaluate(portion.with_routing(answers.routing)).logp_BT
     torch.testing.assert_close(replayed, free, rtol=1e-4, atol=1e-4)
     # In float32 rollout and update choose alike: nothing is replaced. Others' experts give another answer.
     assert policy.replay is not None and policy.replay.take_share() < 0.02
     others = [torch.where(one < 0, one, (one + 1) % 4) for one in answers.routing]
-    assert (policy.evaluate(portion.with_routing(others)).logp_BT - free).abs().max() > 1e-2
+    with policy.counting_replay():
+        assert (policy.evaluate(portion.with_routing(others)).logp_BT - free).abs().max() > 1e-2
     assert policy.replay.take_share() > 0.3
 
 
@@ -252,16 +257,98 @@ def test_replayed_experts_are_those_of_the_rollout(tiny_model: TinyModel, ppo_ru
     ("changes", "said"),
     [
         ({"rewards": "nowhere.yaml"}, "nowhere.yaml"),
-        ({"rollout": {"max_new_tokens": 128}}, "none of the 20 prompts can be used"),
+        ({"rollout": {"max_new_tokens": 128}}, "none of the 20 records can be trained on"),
+        ({"schedule": {"max_tokens": 600}, "rollout": {"max_new_tokens": 500}}, "longer than its context of 512"),
+        ({"ppo": {"routing_replay": True}}, "routing_replay"),
+        ({"schedule": {"accumulate": 2}}, "schedule.accumulate"),
         ({"start": {"run": "/nowhere"}}, "/nowhere: holds no adapter"),
     ],
 )
 def test_what_cannot_be_is_refused_before_weights_are_loaded(
     tiny_model: TinyModel, ppo_run: PpoConfig, quiet: Console, monkeypatch: pytest.MonkeyPatch,
-    changes: dict[str, Any], said: str,
+    tmp_path: Path, changes: dict[str, Any], said: str,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("dsr1_tune.runs.session.load_located", lambda *args, **given: pytest.fail("weights are read"))
-    config = ppo_run(tiny_model("qwen3_moe"), **changes)
-    with pytest.raises(TuneError, match=said):
-        ppo.run(config, console=quiet)
-    assert config.out is not None and not config.out.exists()
+    base = tiny_model("llama" if said == "routing_replay" else "qwen3_moe")
+    with pytest.raises((TuneError, ValidationError), match=said):
+        ppo.run(ppo_run(base, **changes), console=quiet)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_batch_size_is_a_matter_of_memory_alone(tiny_model: TinyModel, ppo_run: PpoConfig, quiet: Console) -> None:
+    base = tiny_model("qwen3_moe")
+    runs = [
+        ppo.run(ppo_run(base, out=f"by{size}", schedule={"batch_size": size, "max_steps": 2}), console=quiet)
+        for size in (1, 8)
+    ]
+    ours, theirs = (load_file(run.adapter / "adapter_model.safetensors") for run in runs)
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], rtol=1e-3, atol=2e-4)
+
+
+def test_a_prompt_is_not_held_out_and_learned_from(
+    tiny_model: TinyModel, ppo_run: PpoConfig, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    file = tmp_path / "twice.jsonl"
+    rows = [{"prompt": f"say {n % 6}", "ground_truth": str(n)} for n in range(24)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    config = ppo_run(tiny_model("qwen3_moe"), data={"files": [str(file)], "eval_share": 0.3})
+    data = encode_prompts(prepare(config.data, Prompt), tiny_tokenizer, config)
+    learned, held_out = ({one.input_ids for one in side} for side in (data.train, data.held_out))
+    assert len(data.train) + len(data.held_out) == 24
+    assert held_out and learned and not learned & held_out
+
+
+def test_what_the_base_does_to_its_own_answers_is_left_out(tiny_model: TinyModel, ppo_run: PpoConfig) -> None:
+    config = ppo_run(tiny_model("qwen3_moe"))
+    loaded = load(config.base)
+    torch.manual_seed(1)
+    plain = draw(loaded.model, PROMPTS, loaded.tokenizer, config.rollout)
+    loaded.model.generation_config.suppress_tokens = list(range(20, 250))
+    loaded.model.generation_config.min_new_tokens = 3
+    loaded.model.generation_config.num_return_sequences = 2
+    torch.manual_seed(1)
+    assert draw(loaded.model, PROMPTS, loaded.tokenizer, config.rollout) == plain
+    assert loaded.model.generation_config.min_new_tokens == 3
+
+
+@pytest.mark.parametrize("name", ["trained.safetensors", "optimizer.pt", "ppo_state.json"])
+def test_a_damaged_checkpoint_is_told(tmp_path: Path, name: str) -> None:
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    trained = dict(layer.named_parameters())
+    save_state(tmp_path, trained, optimizer, scheduler, 0.3)
+    assert load_state(tmp_path, trained, optimizer, scheduler) == 0.3
+    (tmp_path / name).write_bytes(b"rubbish")
+    with pytest.raises(RunError, match="cannot be read"):
+        load_state(tmp_path, trained, optimizer, scheduler)
+
+
+def test_a_reward_that_fails_is_counted_or_ends_the_run(
+    tiny_model: TinyModel, ppo_run: PpoConfig, quiet: Console, tmp_path: Path
+) -> None:
+    base = tiny_model("qwen3_moe")
+    config = ppo_run(base)
+    (tmp_path / "own.py").write_text(
+        "def letters(question, answer, expected=None, row=None):\n"
+        "    if question.endswith('7'):\n        raise ValueError('no sevens')\n"
+        "    return float('nan') if question.endswith('8') else 1.0\n"
+    )
+    folder = ppo.run(config, console=quiet)
+    lines = [json.loads(line) for line in (folder.path / "reward_errors.jsonl").read_text().splitlines()]
+    assert folder.manifest()["metrics"]["reward_errors"] == {"task/letters": len(lines)}
+    assert {line["question"].split()[-1] for line in lines} <= {"7", "17", "8", "18"} and len(lines) > 2
+    assert any("no sevens" in line["error"] for line in lines)
+    stopped = ppo_run(base, out="stopped", on_reward_error="stop", data={"eval_share": 0.05})
+    with pytest.raises(RunError, match="letters failed"):
+        ppo.run(stopped, console=quiet)
+
+
+def test_a_value_trunk_beside_an_adapter_with_routers(tiny_run: Any, ppo_run: PpoConfig, quiet: Console) -> None:  # noqa: F811
+    run = tiny_run("qwen3_moe", "lora", router={"mode": "train"})
+    changes: dict[str, Any] = {"ppo": {"value": "own"}, "schedule": {"max_steps": 1}}
+    folder = ppo.run(ppo_run(run.path, **changes), console=quiet)
+    old, new = (load_file(one.adapter / "adapter_model.safetensors") for one in (run, folder))
+    routers = [name for name in old if ".lora_" not in name]
+    assert routers and all(torch.equal(old[name], new[name]) for name in routers)

@@ -51,8 +51,8 @@ def _learn(base: Path, folder: Path, console: Console, seed: int, **ppo_settings
             # The optimum is tens of nats away, which the usual KL penalty would not allow.
             "ppo": {"minibatches": 2, "missing_eos": 0, "kl": 0.001, "entropy": 0.003, **ppo_settings},
             "schedule": {
-                "max_steps": 50,
-                "learning_rate": 0.01,
+                "max_steps": 60,
+                "learning_rate": 0.007,
                 "batch_size": 16,
                 "gradient_checkpointing": False,
                 "seed": seed,

@@ -26,8 +26,9 @@ def _logits(model: Any) -> torch.Tensor:
     return logits
 
 
-def _started(run: Path, **start: Any) -> tuple[AlignRun, PeftModel]:
-    config = with_start(AlignRun.model_validate({"base": {"model": str(run)}, **start}))
+def _started(run: Path, **settings: Any) -> tuple[AlignRun, PeftModel]:
+    tree = {**settings, "base": {"model": str(run), **settings.get("base", {})}}
+    config = with_start(AlignRun.model_validate(tree))
     return config, begin_adapter(load(config.base), config)
 
 
@@ -111,6 +112,8 @@ def test_a_new_adapter_begins_as_the_base(tiny_run: Any) -> None:  # noqa: F811
         ({"start": {"adapter": "continue"}, "adapter": {"rank": 4}}, "has nothing to say"),
         ({"adapter": {"groups": ["attention"]}}, "of its own"),
         ({"schedule": {"weight_decay": 0.1}}, "weight_decay"),
+        ({"schedule": {"optimizer": "adamw_8bit"}}, "adamw_8bit"),
+        ({"base": {"revision": "main"}}, "base.revision"),
     ],
 )
 def test_what_cannot_start_there(tiny_run: Any, changes: dict[str, Any], said: str) -> None:  # noqa: F811
