@@ -105,7 +105,8 @@ class GroupTrainer(Resumable, GRPOTrainer):
         """The rewards of B answers; every layer and component goes into the step's numbers."""
         ids = tuple(map(tuple, completion_ids))
         answers = Answers(ids, tuple(answer[-1] in self._ends for answer in ids))
-        verdicts = self._session.judge([self._examples[number] for number in prompts], answers)
+        step = self.state.global_step + 1
+        verdicts = self._session.judge([self._examples[number] for number in prompts], answers, step)
         for name, value in numbers_of(verdicts, answers).items():
             log_metric(name, value)
         return [verdict.total for verdict in verdicts]

@@ -18,8 +18,9 @@ from dsr1_tune.align.prompts import RolloutSession
 from dsr1_tune.align.story import learn
 from dsr1_tune.config import GrpoRun
 from dsr1_tune.models.start import Beginning
+from dsr1_tune.runs import processes
 from dsr1_tune.runs.arguments import as_arguments
-from dsr1_tune.runs.folder import RunFolder
+from dsr1_tune.runs.folder import RunFolder, step_of
 from dsr1_tune.runs.session import compute_dtype, open_session
 
 
@@ -43,6 +44,8 @@ class GrpoSession(RolloutSession[GrpoRun]):
 
     def fit(self, model: Any) -> None:
         """Run TRL's trainer against the model as it begins, where the KL penalty asks for that."""
+        checkpoint = processes.from_main(self.folder.latest_checkpoint)
+        self.errors.go_on(step_of(checkpoint) if checkpoint else 0)
         self.beginning = Beginning.of(model) if self.config.grpo.kl else None
         super().fit(model)
         self.beginning = None
@@ -63,6 +66,8 @@ class GrpoSession(RolloutSession[GrpoRun]):
             epsilon_high=grpo.clip_higher or None,
             loss_type=grpo.loss,
             scale_rewards=grpo.scale,
+            # What an answer is drawn from must be what is learned.
+            disable_dropout=True,
             # Frozen routers want no auxiliary loss.
             router_aux_loss_coef=0.0,
         )

@@ -124,7 +124,7 @@ def _answer(session: PpoSession, policy: Policy, asked: Sequence[PromptExample],
     """An answer to each prompt; the same ones, if the run is broken off and goes on."""
     seed = random.Random(f"{session.config.schedule.seed} {step} {processes.rank()}").getrandbits(63)
     device = policy.model.device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), uncounted():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         answers = draw(
             policy.model,

@@ -21,7 +21,6 @@ from dsr1_tune.data.pipeline import Prepared
 from dsr1_tune.data.record import Drop, Message, Prompt, Record, Row
 from dsr1_tune.errors import ConfigError, DataError
 from dsr1_tune.models.load import Loaded
-from dsr1_tune.moe.monitor import uncounted
 from dsr1_tune.runs.data import RunData, divide
 from dsr1_tune.runs.session import Session
 
@@ -165,7 +164,7 @@ class RolloutSession(Session[Run]):
     def measure(self, model: Any) -> HeldOutRewards:
         """The likeliest answer to each held-out prompt, judged."""
         examples: list[PromptExample] = self.data.probe
-        with self.narrator.counting("answering", len(examples)) as advance, uncounted():
+        with self.narrator.counting("answering", len(examples)) as advance:
             answers = draw(
                 model,
                 [example.input_ids for example in examples],
@@ -225,6 +224,8 @@ class RolloutSession(Session[Run]):
         table.add_row("tokens per answer", f"{before.answer_tokens:.1f}", f"{after.answer_tokens:.1f}")
         table.add_row("ended by the model", f"{before.ended:.0%}", f"{after.ended:.0%}")
         self.narrator.console.print(table)
+        if failed := self.errors.summary():
+            self.narrator.say(failed)
 
 
 def mean(values: Sequence[float]) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from dsr1_tune.config import Rollout
+from dsr1_tune.moe.monitor import uncounted
 from dsr1_tune.moe.replay import RoutingReplay, as_sequences
 
 Ids = tuple[int, ...]
@@ -51,7 +52,7 @@ def draw(
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     found: dict[int, Ids] = {}
     routing: dict[int, Tensor] = {}
-    with _answering(model):
+    with _answering(model), uncounted():
         for first in range(0, len(order), rollout.batch_size):
             batch = order[first : first + rollout.batch_size]
             asked = [prompts[number] for number in batch]

@@ -1,4 +1,4 @@
-"""What DPO and KTO have in common: from the base to a checked run, for lora, qlora and full."""
+"""What the ways of alignment have in common, from the base to a checked run; and what DPO and KTO have."""
 
 from __future__ import annotations
 

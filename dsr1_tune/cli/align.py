@@ -21,6 +21,15 @@ Method = Annotated[
     str | None,
     typer.Option("--method", metavar="lora|qlora|full", help="What is trained. [default: lora]", show_default=False),
 ]
+PpoMethod = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        metavar="lora|qlora|full",
+        help="What is trained; full only grpo. [default: lora]",
+        show_default=False,
+    ),
+]
 Rewards = Annotated[
     Path | None, typer.Option("--rewards", help="The YAML file of layered rewards.", show_default=False)
 ]
@@ -76,7 +85,7 @@ def _with_rewards(name: str) -> Callable[..., None]:
         rewards: Rewards = None,
         model: StartModel = None,
         out: Out = None,
-        method: Method = None,
+        method: PpoMethod = None,
         map_: Map = None,
         epochs: Epochs = None,
         on_reward_error: OnRewardError = None,

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dsr1_tune.config.nouns import Adapter, Count, Noun, Schedule, Share
+from dsr1_tune.config.nouns import Adapter, Count, Noun, Schedule, Sequences, Share
 from dsr1_tune.config.training import Train, TuneRun, refuse_float16
 
 Positive = Annotated[float, Field(gt=0)]
@@ -199,6 +199,14 @@ class RolloutRun(AlignRun):
         if isinstance(value, dict) and value.get("rewards"):
             return {**value, "rewards": Path(value["rewards"]).expanduser().absolute()}
         return value
+
+    @model_validator(mode="after")
+    def _prompts_alone(self) -> RolloutRun:
+        if self.sequences != Sequences():
+            raise ValueError(
+                "sequences says how answers are learned from; here rows are prompts, and longer ones fall out"
+            )
+        return self
 
 
 class Ppo(Noun):

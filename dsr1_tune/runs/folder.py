@@ -220,6 +220,14 @@ class RunFolder:
                     hint="restore the file, or start a new run",
                 )
 
+    def check_start(self, hashes: Mapping[str, str]) -> None:
+        """Raise RunError if the adapter that the run began with, its reference, is no longer the same."""
+        if self.manifest().get("start_sha256", {}) != dict(hashes):
+            raise RunError(
+                f"{next(iter(hashes), self.path)}: is no longer the adapter that the run began with",
+                hint="restore it, or start a new run",
+            )
+
     def check_base(self, name: str, revision: str | None) -> None:
         """Raise RunError if the base is no longer the one that the run began with."""
         known = self.manifest().get("base", {})

@@ -28,6 +28,7 @@ from dsr1_tune.models.adapters import audit
 from dsr1_tune.models.context import check_length
 from dsr1_tune.models.load import Loaded, Located, load_located, locate, pick_device
 from dsr1_tune.models.model_folder import held_kind, is_nf4
+from dsr1_tune.models.outputs import was_quantised
 from dsr1_tune.models.start import with_start
 from dsr1_tune.moe.experts4bit import audit_bits, memory_of
 from dsr1_tune.runs import processes
@@ -83,6 +84,14 @@ def open_session(
     check_trackers(config.watch)
     # Before the base, which may first have to be built: it is what most often needs mending.
     prepared = processes.from_main(lambda: prepare(config.data, session_kind.learns))
+    starts = processes.from_main(lambda: _start_hashes(config))
+    if resume:
+        processes.from_main(lambda: folder.check_start(starts))
+    elif isinstance(config, AlignRun) and config.start.run and was_quantised(config.start.run) and not quantised:
+        narrator.say(
+            f"{config.start.run}: was trained over a base in 4 bits, which is held in 16 or 32 here; --method qlora "
+            "holds it as it was."
+        )
     if config.base.model is None:
         narrator.say(f"No --model given: this is {embedded.DESCRIPTION}.")
     base = processes.main_first(lambda: locate(config.base, narrator.say, quantised=quantised))
@@ -104,6 +113,7 @@ def open_session(
             ended=None,
             error=None,
             data_sha256=hashes,
+            start_sha256=starts or None,
             base={"name": base.name, "revision": base.revision, "folder": str(base.folder.absolute())},
             versions=package_versions(),
             machine=machine(),
@@ -132,6 +142,13 @@ def _open_folder(config: Any, command: str, resume: Path | None) -> tuple[RunFol
     hashes = hash_files(config.data.files)
     folder.check_data(hashes)
     return folder, config, hashes
+
+
+def _start_hashes(config: TuneRun) -> dict[str, str]:
+    """Of the adapter that an alignment begins with, and so of its reference."""
+    if not isinstance(config, AlignRun) or config.start.run is None:
+        return {}
+    return hash_files((config.start.run / "adapter_model.safetensors",))
 
 
 @dataclass
