@@ -21,12 +21,12 @@ Method = Annotated[
     str | None,
     typer.Option("--method", metavar="lora|qlora|full", help="What is trained. [default: lora]", show_default=False),
 ]
-PpoMethod = Annotated[
+RolloutMethod = Annotated[
     str | None,
     typer.Option(
         "--method",
         metavar="lora|qlora|full",
-        help="What is trained; full only grpo. [default: lora]",
+        help="What is trained; full is for grpo alone. [default: lora]",
         show_default=False,
     ),
 ]
@@ -85,7 +85,7 @@ def _with_rewards(name: str) -> Callable[..., None]:
         rewards: Rewards = None,
         model: StartModel = None,
         out: Out = None,
-        method: PpoMethod = None,
+        method: RolloutMethod = None,
         map_: Map = None,
         epochs: Epochs = None,
         on_reward_error: OnRewardError = None,

@@ -204,7 +204,7 @@ class RolloutRun(AlignRun):
     def _prompts_alone(self) -> RolloutRun:
         if self.sequences != Sequences():
             raise ValueError(
-                "sequences says how answers are learned from; here rows are prompts, and longer ones fall out"
+                "sequences says how answers are learned from; here rows are prompts, and long ones fall out"
             )
         return self
 
