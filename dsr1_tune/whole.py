@@ -37,6 +37,18 @@ def whole_file(path: Path, binary: bool = False) -> Iterator[IO[Any]]:
         raise
 
 
+def check_new(path: Path) -> None:
+    """Raises RunError where something is at `path`, or nothing can be written there: asked before long work."""
+    hint = "choose another --out, or remove it"
+    if path.exists() or path.is_symlink():
+        raise RunError(f"{path}: is already there", hint=hint)
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise RunError(f"{path}: {above} is a file, not a folder", hint=hint)
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise RunError(f"{path}: {above} cannot be written to", hint="check the permissions, or choose another --out")
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary neighbouring folder; it becomes `path`, replacing an older one, only if the block succeeds."""

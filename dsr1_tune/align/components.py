@@ -83,6 +83,10 @@ class Component(Noun):
             raise NoScore("the row has no expected answer")
         return one.expected
 
+    def objection(self, expected: str) -> str:
+        """Why it cannot compare with an expected answer, or nothing; asked for all rows before a run."""
+        return ""
+
     def score(self, one: Answered) -> float:
         """What one answer is worth to this component, from 0 to 1 unless it is unbounded."""
         raise NotImplementedError
@@ -103,11 +107,17 @@ def read_part(answer: str, part: str) -> str:
 
 
 def attempt(score: Callable[[Answered], Any], one: Answered) -> Score:
-    """The score of one answer, or the error that it raised: one answer must not end a run."""
+    """The score of one answer, or the error that it raised: one answer must not end a run, but Ctrl-C may."""
     try:
         return as_number(score(one))
-    except (Exception, SystemExit) as error:
-        return error if isinstance(error, Exception) else NoScore(f"it called exit({error})")
+    except Exception as error:
+        return error
+    except SystemExit as error:
+        return NoScore(f"it called exit({error.code!r})"[:200])
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # such as asyncio's CancelledError
+        return NoScore(f"it raised {type(error).__name__}")
 
 
 def as_number(value: Any) -> float:
@@ -121,18 +131,20 @@ def as_number(value: Any) -> float:
 
 
 def in_batches(
-    score: Callable[[Sequence[Any]], Sequence[float]], items: Sequence[Any], mapped: Callable[[float], float]
+    score: Callable[[Sequence[Any]], Sequence[Score]], items: Sequence[Any], mapped: Callable[[float], float]
 ) -> list[Score]:
     """Scores of all at once; where that fails, of each alone, so that one cannot take the others with it."""
     try:
-        numbers: Sequence[float | Exception] = score(items)
+        numbers = score(items)
     except Exception as error:
         if len(items) == 1:
             return [error]
         return [found for item in items for found in in_batches(score, [item], mapped)]
     found: list[Score] = []
     for number in numbers:
-        if isinstance(number, float) and math.isfinite(number):
+        if isinstance(number, Exception):
+            found.append(number)
+        elif isinstance(number, float) and math.isfinite(number):
             found.append(mapped(number))
         else:
             found.append(NoScore(f"it gave {number}, which is no number"))

@@ -66,11 +66,15 @@ class Numeric(Component):
         allowed = max(Fraction(self.tolerance), Fraction(self.relative) * abs(wanted))
         return float(abs(got - wanted) <= allowed)
 
+    def objection(self, expected: str) -> str:
+        """Where it holds no number, nothing can be compared with it."""
+        return "" if self._number(expected) is not None else f"holds no number: {expected.strip()[:60]!r}"
+
     def _number(self, text: str) -> Fraction | None:
         return final_number(text if self.percent else text.replace("%", " ").replace("％", " "))
 
 
-EXPECTED = "{expected}"
+PLACE = "{expected}"
 
 
 class Regex(Component):
@@ -83,19 +87,19 @@ class Regex(Component):
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, value: str) -> str:
-        compiled(value.replace(EXPECTED, "0"))
+        compiled(value.replace(PLACE, "0"))
         return value
 
     @property
     def compares(self) -> bool:
         """Whether the pattern names the expected answer."""
-        return EXPECTED in self.pattern
+        return PLACE in self.pattern
 
     def score(self, one: Answered) -> float:
         """1 or 0."""
         pattern = self.pattern
         if self.compares:
-            pattern = pattern.replace(EXPECTED, re.escape(self.expected(one).strip()))
+            pattern = pattern.replace(PLACE, re.escape(self.expected(one).strip()))
         return float(re.search(pattern, self.text(one)) is not None)
 
 
@@ -147,26 +151,34 @@ class Function(Mapped):
 
 
 def _taken(function: Callable[..., Any]) -> tuple[str, ...]:
-    """Which of GIVEN a function takes. Raises ConfigError where it needs others."""
+    """Which of GIVEN a function takes. Raises ConfigError where it needs others, or takes none of them."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         raise ConfigError(f"{function!r} does not say what it takes") from None
-    if any(one.kind is one.VAR_KEYWORD for one in parameters):
-        return GIVEN
+    by_name = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
     unknown = [
         one.name
         for one in parameters
-        if (one.name not in GIVEN or one.kind is one.POSITIONAL_ONLY)
-        and one.default is one.empty
-        and one.kind is not one.VAR_POSITIONAL
+        if one.default is one.empty
+        and (one.kind is one.POSITIONAL_ONLY or (one in by_name and one.name not in GIVEN))
     ]
+    taken = tuple(one.name for one in by_name if one.name in GIVEN)
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    is_of_lists = any(one.name in _LISTS for one in by_name)
+    name = getattr(function, "__name__", "the function")
+    given = f"it is given, by name, what it takes of {', '.join(GIVEN)}"
+    if is_of_lists:
+        given += ", for one answer at a time, not lists of them as in TRL"
     if unknown:
-        name = getattr(function, "__name__", "the function")
-        raise ConfigError(
-            f"{name} needs {', '.join(unknown)}; it is given, by name, what it takes of {', '.join(GIVEN)}"
-        )
-    return tuple(one.name for one in parameters if one.name in GIVEN and one.kind is not one.POSITIONAL_ONLY)
+        raise ConfigError(f"{name} needs {', '.join(unknown)}; {given}")
+    if not taken and (is_of_lists or not takes_any):
+        raise ConfigError(f"{name} takes nothing that it could judge; {given}")
+    return GIVEN if takes_any else taken
+
+
+_LISTS = ("prompts", "completions")
+"""What TRL's reward functions take."""
 
 
 class RewardModel(Mapped):
@@ -187,7 +199,7 @@ class RewardModel(Mapped):
         try:
             check_reward(folder)
         except ModelError as error:
-            raise ValueError(error.message) from None
+            raise ValueError(f"{error.message} ({error.hint})") from None
         return str(folder)
 
     @model_validator(mode="after")
@@ -203,8 +215,8 @@ class RewardModel(Mapped):
 
         model = load_scalar(Path(self.path))
 
-        def score(pairs: Sequence[tuple[tuple[Message, ...], str]]) -> list[float]:
-            return [float(number) for number in score_conversations(model, list(pairs))]
+        def score(pairs: Sequence[tuple[tuple[Message, ...], str]]) -> Sequence[Score]:
+            return score_conversations(model, pairs)
 
         def judge(answers: Sequence[Answered]) -> list[Score]:
             pairs = [(one.prompt, self.text(one)) for one in answers]

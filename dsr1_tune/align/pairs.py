@@ -40,13 +40,18 @@ class PairExample:
     @property
     def differs(self) -> str:
         """What its row says in a field "differs" about the two answers, such as safety or tone."""
-        named = self.preference.row.get("differs") if isinstance(self.preference.row, dict) else None
-        return named if isinstance(named, str) else ""
+        return differs_in(self.preference.row)
 
     @property
     def input_ids(self) -> Ids:
         """The longer of the two conversations."""
         return self.prompt_ids + max(self.chosen_ids, self.rejected_ids, key=len)
+
+
+def differs_in(row: Any) -> str:
+    """What a row says in a field "differs" about its two answers, or nothing."""
+    named = row.get("differs") if isinstance(row, dict) else None
+    return named if isinstance(named, str) else ""
 
 
 @dataclass(frozen=True, slots=True)

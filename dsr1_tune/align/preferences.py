@@ -268,13 +268,17 @@ def as_table(before: Any, after: Any, beta: float, are_held_out: bool) -> Table:
     table.add_row(f"{good} raised more than {bad}", "", _percent(after.reward_accuracy(before)), "")
     table.add_row(f"mean margin of reward (β = {beta:g})", "", f"{after.reward_margin(before, beta):.3f}", "")
     table.add_row(
-        f"loss on {good} answers", f"{before.loss:.4f}", f"{after.loss:.4f}", f"{after.loss / before.loss - 1:+.1%}"
+        f"loss on {good} answers", f"{before.loss:.4f}", f"{after.loss:.4f}", _change(before.loss, after.loss)
     )
     for name, now in after.by_difference().items() if is_paired else ():
         shares(f"likelier per token, {now.num_pairs} of {name}", before.by_difference()[name].accuracy, now.accuracy)
     table.add_section()
     table.add_row(f"for comparison: the longer answer is {good}", "", _percent(after.length_accuracy), "")
     return table
+
+
+def _change(was: float, now: float) -> str:
+    return f"{now / was - 1:+.1%}" if was else ""
 
 
 def _said(values: Sequence[float], answers: Sequence[Sequence[int]]) -> tuple[Said, ...]:

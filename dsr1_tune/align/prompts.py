@@ -25,6 +25,7 @@ from dsr1_tune.runs.data import RunData, divide
 from dsr1_tune.runs.session import Session
 
 Run = TypeVar("Run", bound=RolloutRun)
+MAX_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,18 @@ class RolloutSession(Session[Run]):
             raise DataError(
                 f"{lacking[0].prompt.place}: has no answer to check against, which {file} needs "
                 f"({len(lacking):,} rows have none)",
-                hint='add it: {"prompt": ..., "answer": ...}, or name its column with --map',
+                hint='add it: {"prompt": ..., "expected": ...}, or name its column: --map ground_truth=COLUMN',
+            )
+        odd = [
+            (prompt.place, said)
+            for prompt in dict.fromkeys(example.prompt for example in (*self.data.train, *self.data.held_out))
+            if prompt.answer is not None and (said := self.rewards.objection(prompt.answer))
+        ]
+        if odd:
+            raise DataError(
+                _listed([f"{place}: its expected answer {said} in {file}" for place, said in odd]),
+                hint="mend these rows or take them out; of several columns, name the right one: "
+                "--map ground_truth=COLUMN",
             )
         self.errors = RewardErrors(self.folder.path, self.config.on_reward_error, self.narrator.say)
 
@@ -226,6 +238,11 @@ class RolloutSession(Session[Run]):
         self.narrator.console.print(table)
         if failed := self.errors.summary():
             self.narrator.say(failed)
+
+
+def _listed(lines: Sequence[str]) -> str:
+    more = [f"and {len(lines) - MAX_NAMED:,} more rows"] if len(lines) > MAX_NAMED else []
+    return "\n".join([*lines[:MAX_NAMED], *more])
 
 
 def mean(values: Sequence[float]) -> float:

@@ -188,14 +188,8 @@ def score_pairs(model: ScalarModel, pairs: Sequence[PairExample], advance: Any =
     rejected = [pair.prompt_ids + pair.rejected_ids for pair in pairs]
     scores = model.score([*chosen, *rejected], advance=advance).tolist()
     lengths = [(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
-    differs = [differs_in(pair.preference.row) for pair in pairs]
+    differs = [pair.differs or None for pair in pairs]
     return calibration.compare(scores[: len(pairs)], scores[len(pairs) :], lengths, differs)
-
-
-def differs_in(row: Any) -> str | None:
-    """What a row says in its field "differs" about its two answers, such as safety or tone."""
-    named = row.get("differs") if isinstance(row, dict) else None
-    return named if isinstance(named, str) and named else None
 
 
 def as_conversations(pairs: Sequence[PairExample]) -> Dataset:

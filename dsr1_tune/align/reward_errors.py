@@ -35,8 +35,7 @@ class RewardErrors:
 
     def go_on(self, step: int) -> None:
         """Take up the count where a run goes on after `step`; what it does again is forgotten."""
-        known = [json.loads(line) for line in self.file.read_text("utf-8").splitlines()] if self.file.exists() else []
-        known = [line for line in known if line.get("step", 0) <= step]
+        known = [line for line in _lines(self.file) if line.get("step", 0) <= step]
         if processes.is_main() and self.file.exists():
             with whole_file(self.file) as file:
                 file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in known)
@@ -94,6 +93,22 @@ class RewardErrors:
             return ""
         listed = ", ".join(f"{component} {count:,} times" for component, count in self.counts.most_common())
         return f"rewards that failed and counted 0: {listed}; every one is in {self.file}"
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """What the file holds; a line that a killed run left half written is no line."""
+    if not file.exists():
+        return []
+    found = []
+    with file.open("rb") as lines:  # an answer may hold other line ends, such as U+2028, as they are
+        for line in lines:
+            try:
+                told = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(told, dict) and "component" in told:
+                found.append(told)
+    return found
 
 
 def _line(one: Answered, error: str, step: int | None) -> dict[str, Any]:

@@ -40,9 +40,12 @@ class Gate(Noun):
     @classmethod
     def _by_word(cls, value: Any) -> Any:
         """`gate: none`, `gate: hard` (at 1) and `gate: soft` (at 1)."""
-        return {"none": {"hard": None, "soft": None}, "hard": {"hard": 1.0}, "soft": {"soft": 1.0}}.get(
-            value if isinstance(value, str) else "", value
-        )
+        words = {"none": {"hard": None, "soft": None}, "hard": {"hard": 1.0}, "soft": {"soft": 1.0}}
+        if isinstance(value, str) and value in words:
+            return words[value]
+        if not isinstance(value, (dict, Gate)):
+            raise ValueError("give none, hard, soft, or a threshold such as {soft: 0.8}")
+        return value
 
     @model_validator(mode="after")
     def _one_of_them(self) -> Gate:
@@ -108,7 +111,7 @@ def read_file(file: Path) -> RewardFile:
 
 
 def _tree_of(file: Path) -> dict[str, Any]:
-    """What the YAML says, with `- not_empty` written out as `- type: not_empty`."""
+    """What the YAML says, with `- not_empty` written out as `- type: not_empty`, and one component as a list of one."""
     hint = "give a YAML file with layers, such as examples/medical-alignment/rewards.yaml"
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
@@ -120,6 +123,8 @@ def _tree_of(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: holds no layers", hint=hint)
     for layer in _dicts(tree.get("layers")):
         components = layer.get("components")
+        if isinstance(components, (str, dict)):
+            components = [components]
         if isinstance(components, list):
             layer["components"] = [{"type": one} if isinstance(one, str) else one for one in components]
     return tree
@@ -204,6 +209,10 @@ def _across(tree: dict[str, Any]) -> list[str]:
         ]
         problems += _twice(named)
         gate = layer.get("gate")
+        if "gate" in layer and gate is None:
+            problems.append(
+                f"layers[{number}].gate: is empty; give none, hard, soft, or a threshold such as {{soft: 0.8}}"
+            )
         if number == len(layers) - 1 and gate not in (None, "none"):
             problems.append(f"layers[{number}].gate: nothing stands above the last layer; leave it out")
         unbounded = [

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dsr1_tune.align.rewards import Answered, LayeredReward, Verdict
-from dsr1_tune.data.read import read
-from dsr1_tune.data.record import Drop, Feedback, Message, Place, Preference, Prompt, Record, Row
+from dsr1_tune.data.cells import Unusable
+from dsr1_tune.data.read import check_columns, read
+from dsr1_tune.data.record import Drop, Feedback, Message, Place, Preference, Record, Row, prompt_of
+from dsr1_tune.data.results import RESULTS, result_of
 from dsr1_tune.errors import DataError
 from dsr1_tune.whole import whole_file
 
-EXPECTED = ("expected", "ground_truth", "reference_answer")
-"""Columns that hold the checkable result, the first that a row has."""
 BATCH = 64
 
 
@@ -64,11 +65,11 @@ def run(
     found, drops = _answers(files, mapping)
     if not found:
         raise DataError(f"{_listed(files)}: holds no answers to test{_why(drops)}", hint=_HINT)
-    if reward.needs_expected and not any(one.expected for _, _, one in found):
+    if reward.needs_expected and not any(one.expected is not None for _, _, one in found):
         comparing = ", ".join(place for place, part in reward.components.items() if part.compares)
         raise DataError(
             f"{_listed(files)}: no row has an expected answer, and {comparing} of {reward.file} compares with it",
-            hint=f"add a column {' or '.join(EXPECTED)}, or leave those components out",
+            hint=f"add a column {RESULTS[0]}, or name it: --map ground_truth=COLUMN; or leave those components out",
         )
     reward.open()
     tested: list[Tested] = []
@@ -94,45 +95,53 @@ def write(outcome: Outcome, out: Path) -> None:
 def _answers(files: Sequence[Path], mapping: dict[str, str]) -> tuple[list[tuple[Place, str, Answered]], list[Drop]]:
     found: list[tuple[Place, str, Answered]] = []
     drops: list[Drop] = []
+    # A row with a result that is named would be read as a prompt to be answered; here its answer is judged.
+    column = mapping.get("ground_truth", "")
+    mapping = {name: named for name, named in mapping.items() if name != "ground_truth"}
+    columns: set[str] = set()
     for row in read(list(files), mapping):
+        columns.update(row.row if isinstance(row.row, dict) else ())
         if isinstance(row, Drop):
             drops.append(row)
             continue
-        before = len(found)
-        found += [(row.place, side, one) for side, one in _of(row)]
-        if len(found) == before:
-            drop = Drop("no_answer", "has a prompt only, no answer to test", "add a column answer")
-            drops.append(drop.at(row.place, "read", row.row))
+        outcome = _of(row, column, mapping.get("answer", ""))
+        if isinstance(outcome, Drop):
+            drops.append(outcome)
+        else:
+            found += [(row.place, side, one) for side, one in outcome]
+    if column:
+        check_columns({"ground_truth": column}, columns)
     return found, drops
 
 
-def _of(row: Row) -> Iterator[tuple[str, Answered]]:
-    """The answers of a row: one, or both of a pair."""
+def _of(row: Row, column: str, said: str) -> list[tuple[str, Answered]] | Drop:
+    """The answers of a row, one or both of a pair; or why there is none. `said` is the column that is the answer."""
+    told = {name: value for name, value in row.row.items() if name != said} if isinstance(row.row, dict) else {}
+    try:
+        expected = result_of(told, column)
+    except Unusable as bad:
+        return bad.drop.at(row.place, "read", row.row)
     if isinstance(row, Preference):
-        yield "chosen", _answered(row.prompt, row.chosen, row.row)
-        yield "rejected", _answered(row.prompt, row.rejected, row.row)
+        sides = {"chosen": row.chosen, "rejected": row.rejected}
     elif isinstance(row, Feedback):
-        yield "", _answered(row.prompt, row.completion, row.row)
+        sides = {"": row.completion}
     elif isinstance(row, Record):
-        yield "", _answered(row.messages[:-1], row.messages[-1], row.row)
+        sides = {"": row.messages[-1]}
     else:
-        assert isinstance(row, Prompt)
+        drop = Drop("no_answer", "has a prompt only, no answer to test", "add a column answer")
+        return drop.at(row.place, "read", row.row)
+    return [(side, _answered(prompt_of(row), answer, expected, told)) for side, answer in sides.items()]
 
 
-def _answered(prompt: tuple[Message, ...], answer: Message, row: Any) -> Answered:
-    """The answer with what else the row's columns say of it: expected, num_tokens, has_ended."""
-    row = row if isinstance(row, dict) else {}
-    expected = next((row[name] for name in EXPECTED if row.get(name) is not None), None)
-    tokens, ended = row.get("num_tokens"), row.get("has_ended")
+def _answered(prompt: tuple[Message, ...], answer: Message, expected: str | None, told: dict[str, Any]) -> Answered:
+    """The answer with what the row's other columns say of it: num_tokens, has_ended."""
+    tokens, ended = told.get("num_tokens"), told.get("has_ended")
+    is_count = isinstance(tokens, (int, float)) and math.isfinite(tokens)  # tables have 12.0 where a column has gaps
     return Answered(
         prompt,
         answer.content,
-        None
-        if expected is None
-        else expected
-        if isinstance(expected, str)
-        else json.dumps(expected, ensure_ascii=False),
-        tokens if isinstance(tokens, int) else 0,
+        expected,
+        int(tokens) if is_count else 0,  # type: ignore[arg-type]
         ended if isinstance(ended, bool) else True,
     )
 

@@ -12,11 +12,14 @@ The lowest layer's gate is 1. Letters: N answers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dsr1_tune.align.components import Answered, Component, Judge
+from dsr1_tune.align.components import Answered, Component, Judge, Score
 from dsr1_tune.align.reward_file import Layer, RewardFile, read_file
 
 __all__ = ["Answered", "LayeredReward", "Verdict"]
@@ -48,7 +51,8 @@ class LayeredReward:
     @classmethod
     def read(cls, file: Path) -> LayeredReward:
         """Check a reward file whole. Raises ConfigError that lists every problem; loads no weights."""
-        return cls(file, read_file(file))
+        with _left_as_it_is():
+            return cls(file, read_file(file))
 
     @property
     def components(self) -> dict[str, Component]:
@@ -60,17 +64,24 @@ class LayeredReward:
         """Whether a component compares with the row's expected answer: rows without one are then not checkable."""
         return any(one.compares for one in self.components.values())
 
+    def objection(self, expected: str) -> str:
+        """Why a component that compares cannot compare with this expected answer, or nothing."""
+        said = ((place, one.objection(expected)) for place, one in self.components.items() if one.compares)
+        return next((f"{what}, which {place} needs" for place, what in said if what), "")
+
     def open(self) -> LayeredReward:
         """Load the models that the file names. Raises ModelError where one cannot be."""
         if self._judges is None:
-            self._judges = {place: one.open() for place, one in self.components.items()}
+            with _left_as_it_is():
+                self._judges = {place: one.open() for place, one in self.components.items()}
         return self
 
     def judge(self, answers: Sequence[Answered]) -> list[Verdict]:
         """N verdicts, in order. A component that fails for an answer counts 0 there and is named in `errors`."""
         self.open()
         assert self._judges is not None
-        given = {place: judge(answers) for place, judge in self._judges.items()}
+        with _left_as_it_is():
+            given = {place: _scores(judge, answers) for place, judge in self._judges.items()}
         return [self._verdict({place: scores[i] for place, scores in given.items()}) for i in range(len(answers))]
 
     def _verdict(self, given: dict[str, float | Exception]) -> Verdict:
@@ -89,6 +100,32 @@ class LayeredReward:
         return Verdict(total, layers, scores, errors, gates)
 
 
+@contextmanager
+def _left_as_it_is() -> Iterator[None]:
+    """What a reward's own code sets for all (torch's seed, its grad mode, the folder) is as before when it is done."""
+    folder = Path.cwd()
+    torch = sys.modules.get("torch")  # unless it is loaded, nothing of it can be set
+    try:
+        if torch is None:
+            yield
+        else:
+            devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+            with torch.random.fork_rng(devices), torch.set_grad_enabled(torch.is_grad_enabled()):
+                yield
+    finally:
+        os.chdir(folder)
+
+
+def _scores(judge: Judge, answers: Sequence[Answered]) -> list[Score]:
+    """What a component gives; where it raises all the same, each answer alone, so that one cannot take the others."""
+    try:
+        return judge(answers)
+    except Exception as error:
+        if len(answers) == 1:
+            return [error]
+        return [score for one in answers for score in _scores(judge, [one])]
+
+
 def layer_score(layer: Layer, scores: dict[str, float]) -> float:
     """The weighted mean of a layer's components, before its gate."""
     weighted = sum(one.weight * scores[f"{layer.name}/{one.title}"] for one in layer.components)
@@ -97,5 +134,8 @@ def layer_score(layer: Layer, scores: dict[str, float]) -> float:
 
 def _told(error: Exception) -> str:
     """The kind of an error and what it says, on one line."""
-    said = " ".join(str(error).split())
+    try:
+        said = " ".join(str(error).split())
+    except Exception:  # an error of the user's own may fail to say what it is
+        said = ""
     return f"{type(error).__name__}: {said[:300]}" if said else type(error).__name__

@@ -16,16 +16,16 @@ from rich.table import Table
 
 from dsr1_tune.align import calibration
 from dsr1_tune.align.calibration import PairScores
-from dsr1_tune.align.pairs import encode_one
-from dsr1_tune.align.reward import differs_in
+from dsr1_tune.align.components import NoScore
+from dsr1_tune.align.pairs import differs_in, encode_one
 from dsr1_tune.config import AlignRun, Score
 from dsr1_tune.data.output import dumps
 from dsr1_tune.data.read import read
 from dsr1_tune.data.record import DAMAGE, Drop, Feedback, Message, Place, Preference, Prompt, Record, Row
-from dsr1_tune.errors import DataError, ModelError, RunError
+from dsr1_tune.errors import DataError, ModelError
 from dsr1_tune.models.scalar import ScalarModel, check_reward, load_scalar
 from dsr1_tune.runs.narrator import Narrator, quiet_libraries
-from dsr1_tune.whole import whole_file
+from dsr1_tune.whole import check_new, whole_file
 
 MAX_NAMED = 5
 
@@ -47,16 +47,15 @@ def run(
     """
     quiet_libraries()
     narrator = Narrator(console or Console())
-    if out.exists():
-        raise RunError(f"{out}: is already there", hint="choose another --out, or remove it")
+    check_new(out)
     check_reward(model)
     rows = _read(file, mapping)
     scorer = load_scalar(model, progress=narrator.say)
     scores = score_rows(scorer, rows, config, narrator)
+    _show(scores, narrator)
     with whole_file(out, binary=True) as lines:
         for one in scores.rows:
             lines.write(dumps(one.as_json()) + b"\n")
-    _show(scores, narrator)
     narrator.say(f"\nThe scores are in {out}.")
     return scores
 
@@ -66,10 +65,11 @@ def score_conversations(
     conversations: Sequence[tuple[Sequence[Message], str]],
     batch_size: int = 8,
     advance: Callable[[int], None] = lambda count: None,
-) -> list[float]:
+) -> list[float | NoScore]:
     """The score of each (prompt messages, answer), in order.
 
-    It is nan for one that the model cannot be shown: blank, refused by the chat template, or beyond its context.
+    It is a NoScore, which says why, for one that the model cannot be shown (blank, refused by the chat template, or
+    beyond its context) or gives no finite number.
     """
     encoded = [
         encode_answer(model, tuple(prompt), Message("assistant", answer), _context(model))
@@ -77,7 +77,11 @@ def score_conversations(
     ]
     ids = [one for one in encoded if not isinstance(one, Drop)]
     found = iter(model.score(ids, batch_size, advance).tolist())
-    return [math.nan if isinstance(one, Drop) else next(found) for one in encoded]
+    return [NoScore(one.detail) if isinstance(one, Drop) else _finite(next(found)) for one in encoded]
+
+
+def _finite(score: float) -> float | NoScore:
+    return score if math.isfinite(score) else NoScore(f"the reward model gives it no finite score ({score})")
 
 
 def encode_answer(
@@ -198,7 +202,7 @@ class Scores:
 
 
 def score_rows(model: ScalarModel, rows: Sequence[Row | Drop], config: Score, narrator: Narrator) -> Scores:
-    """Score the answers of rows of any kind. Raises ModelError where a score is no number, DataError for none."""
+    """Score the answers of rows of any kind. Raises ModelError where no score is a number, DataError for no answer."""
     max_tokens = min(config.max_tokens, _context(model))
     encoded = [_encode(model, row, max_tokens) for row in rows]
     ids = [one for _, answers in encoded for _, one in answers if not isinstance(one, Drop)]
@@ -208,6 +212,8 @@ def score_rows(model: ScalarModel, rows: Sequence[Row | Drop], config: Score, na
     with narrator.counting("scoring", len(ids)) as advance:
         found = iter(model.score(ids, config.batch_size, advance).tolist())
     scored = tuple(_scored(row, answers, found) for row, answers in encoded)
+    if all(answer.score is None for row in scored for answer in row.answers):
+        raise ModelError("the reward model gives no answer a finite score", hint=_RETRAIN)
     return Scores(scored, _pairs(scored, config.margin))
 
 
@@ -254,14 +260,15 @@ def _scored(row: Row | Drop, encoded: Encoded, found: Any) -> ScoredRow:
         if isinstance(one, Drop):
             answers.append(ScoredAnswer(name, text, problem=one))
             continue
-        score = next(found)
-        if not math.isfinite(score):
-            raise ModelError(
-                f"{row.place}: the reward model gives the {name} no finite score ({score})",
-                hint="train it again with a lower schedule.learning_rate, or base.dtype=float32",
-            )
-        answers.append(ScoredAnswer(name, text, len(one), score))
+        score = _finite(next(found))
+        if isinstance(score, NoScore):
+            answers.append(ScoredAnswer(name, text, len(one), problem=Drop("no_score", f"{name}: {score}", _RETRAIN)))
+        else:
+            answers.append(ScoredAnswer(name, text, len(one), score))
     return ScoredRow(row, tuple(answers), next((answer.problem for answer in answers if answer.problem), None))
+
+
+_RETRAIN = "train the reward model again with a lower schedule.learning_rate, or base.dtype=float32"
 
 
 def _pairs(rows: Sequence[ScoredRow], tie: float) -> PairScores | None:
@@ -272,7 +279,7 @@ def _pairs(rows: Sequence[ScoredRow], tie: float) -> PairScores | None:
     lengths = [(row.answers[0].num_tokens, row.answers[1].num_tokens) for row in pairs]
     chosen, rejected = ([float(row.answers[side].score or 0.0) for row in pairs] for side in (0, 1))
     return calibration.compare(
-        chosen, rejected, lengths, [differs_in(getattr(row.row, "row", None)) for row in pairs], tie
+        chosen, rejected, lengths, [differs_in(getattr(row.row, "row", None)) or None for row in pairs], tie
     )
 
 

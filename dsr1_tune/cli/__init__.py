@@ -98,6 +98,7 @@ _OS_HINTS = {
     errno.ENOSPC: "free some disk space, or choose a place on another disk with --out",
     errno.EDQUOT: "your quota is used up; free some space, or choose another place with --out",
     errno.ENAMETOOLONG: "shorten the name",
+    errno.EEXIST: "a file stands where a folder is needed; choose another place with --out",
     errno.ENOTDIR: "a file stands where a folder is needed; choose another place with --out",
 }
 

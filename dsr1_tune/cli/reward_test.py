@@ -16,7 +16,7 @@ def reward_test(
         list[Path], typer.Argument(metavar="FILE...", help="Answers: rows with question and answer, or pairs.")
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write a JSON line for each answer.", show_default=False)
+        Path | None, typer.Option("--out", help="Write a JSON line for each answer, to a new file.", show_default=False)
     ] = None,
     show: Annotated[int, typer.Option("--show", min=0, help="So many answers one by one.")] = 10,
     map_: Map = None,
@@ -28,10 +28,10 @@ def reward_test(
     from dsr1_tune.align import reward_table, reward_test
     from dsr1_tune.align.rewards import LayeredReward
     from dsr1_tune.data.formats import parse_mapping
-    from dsr1_tune.errors import ConfigError
+    from dsr1_tune.whole import check_new
 
-    if out is not None and (out.is_dir() or out.resolve() in {file.resolve() for file in (rewards, *files)}):
-        raise ConfigError(f"--out {out}: is a folder or one of the files read", hint="name another file")
+    if out is not None:
+        check_new(out)
     reward = LayeredReward.read(rewards)
 
     from rich.console import Console
@@ -40,8 +40,7 @@ def reward_test(
         outcome = reward_test.run(
             reward, files, parse_mapping(map_ or []), lambda done, of: status.update(f"judging ... {done:,} of {of:,}")
         )
-    if out is not None:
-        reward_test.write(outcome, out)
     reward_table.show(outcome, Console(), show)
     if out is not None:
+        reward_test.write(outcome, out)
         typer.echo(f"Every answer is in {out}.")

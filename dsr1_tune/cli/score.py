@@ -31,7 +31,7 @@ def score(
 
     settings = load_config(ScoreRun, config, {}, sets or ())
     mapping = parse_mapping(map_) if map_ else None
-    out = out or Path(f"{file.name.split('.')[0]}-scores.jsonl")
+    out = out or Path(f"{file.stem}-scores.jsonl")
 
     from dsr1_tune.align.score import run
 

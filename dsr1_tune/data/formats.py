@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import islice
 
 from dsr1_tune.data.record import Drop
+from dsr1_tune.data.results import RESULTS
 from dsr1_tune.errors import ConfigError
 
 Names = tuple[tuple[str, str], ...]
@@ -33,7 +34,6 @@ _FORUM = ("title", "ask", "desc", "description")
 _CONTEXTS = ("input", "context", "输入")
 _TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog")
 _SYSTEMS = ("system", "system_prompt")
-_RESULTS = ("ground_truth", "reference_answer", "final_answer", "expected_answer", "reward_model")
 _PAIRS = (
     ("chosen", "rejected"),
     ("chosen_response", "rejected_response"),
@@ -134,7 +134,7 @@ def shape_of(columns: tuple[str, ...], names: Names = ()) -> Shape | Drop:
     label = finder.first("label", _LABELS)
     if label:
         shape = replace(shape, label=label, sure_label=finder.maps("label") or label.strip().lower() in _SURE_LABELS)
-    result = finder.first("ground_truth", _RESULTS)
+    result = finder.first("ground_truth", RESULTS)
     if turns and not finder.maps("question", "prompt", "answer"):
         name = "ShareGPT" if turns.lower().startswith("conversation") else "messages"
         said = answer if label and isinstance(answer, str) else ""

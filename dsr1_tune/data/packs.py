@@ -278,7 +278,7 @@ def function_of(call: str) -> Callable[[Record], Any]:
     where, _, name = call.rpartition(":")
     try:
         module = _module_in(Path(where)) if where.endswith(".py") else importlib.import_module(where)
-    except Exception as error:  # whatever the user's file does when it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's file does when it is imported
         hint = "name it as module:function, or as ./file.py:function beside the pack"
         raise ConfigError(f"{where} cannot be imported: {type(error).__name__}: {error}", hint=hint) from None
     function = getattr(module, name, None)

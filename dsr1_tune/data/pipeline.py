@@ -14,12 +14,14 @@ import orjson
 
 from dsr1_tune.config import Data
 from dsr1_tune.data import rules
+from dsr1_tune.data.cells import Unusable
 from dsr1_tune.data.dedup import Seen
 from dsr1_tune.data.output import as_output, dumps
 from dsr1_tune.data.packs import load_pack
 from dsr1_tune.data.read import open_files
 from dsr1_tune.data.record import DAMAGE, Drop, Feedback, Preference, Prompt, Record, Row, prompt_of
 from dsr1_tune.data.report import Report
+from dsr1_tune.data.results import result_of
 from dsr1_tune.data.rules_pairs import answers_differ, objection, opposed, remarks_on_pair, stance_of
 from dsr1_tune.errors import DataError
 from dsr1_tune.whole import whole_file
@@ -139,14 +141,14 @@ def _seen_from(row: Row, other: Row) -> str:
 def prepare(data: Data, kind: type[Row] = Record) -> Prepared:
     """The rows to train on: `examine`, and only rows of one kind (by default those with an answer to learn).
 
-    Of the other kinds prompts can be made: a question's answer is then what a model's own is checked against, the
-    answers that people have compared or labelled are left out.
+    Of the other kinds prompts can be made: a model's answer is then checked against the row's column of RESULTS, or
+    else against a question's answer; the answers that people have compared or labelled are left out.
 
     Raises DataError for a damaged file (unless allowed), and where nothing is left to learn from.
     """
     prepared = examine(data)
     if kind is Prompt:
-        prepared = replace(prepared, rows=tuple(map(_as_prompt, prepared.rows)))
+        prepared = _as_prompts(prepared, data.map.get("ground_truth", ""))
     num_usable = sum(isinstance(row, kind) for row in prepared.rows)
     if prepared.damage and not data.allow_damaged:
         broken = [f"{drop.place}: {drop.detail}" for drop in prepared.damage]
@@ -178,12 +180,29 @@ def prepare(data: Data, kind: type[Row] = Record) -> Prepared:
     return prepared
 
 
-def _as_prompt(row: Row) -> Row:
-    """A question as a prompt whose result can be checked against its answer; of the other kinds the prompt alone."""
+def _as_prompts(prepared: Prepared, column: str) -> Prepared:
+    """Prompts alone, less the rows whose result is no text; `column` is what --map names for the result."""
+    made = [_as_prompt(row, column) for row in prepared.rows]
+    drops = [
+        one.at(row.place, "selection", row.row)
+        for one, row in zip(made, prepared.rows, strict=True)
+        if isinstance(one, Drop)
+    ]
+    rows = tuple(one for one in made if not isinstance(one, Drop))
+    return replace(prepared, rows=rows, drops=prepared.drops + tuple(drops))
+
+
+def _as_prompt(row: Row, column: str = "") -> Row | Drop:
+    """The row as a prompt; its result is what its column says, else a question's answer."""
     if isinstance(row, Prompt):
         return row
-    answer = row.answer if isinstance(row, Record) else None
-    return Prompt(prompt_of(row), answer, row.place, row.tools, row.row, row.notes)
+    try:
+        result = result_of(row.row, column)
+    except Unusable as bad:
+        return bad.drop
+    if result is None and isinstance(row, Record):
+        result = row.answer
+    return Prompt(prompt_of(row), result, row.place, row.tools, row.row, row.notes)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from types import NoneType
 from typing import Any
 
-from dsr1_tune.data.cells import Unusable, is_null, is_sound, kind_of, path_to, text_of
+from dsr1_tune.data.cells import Unusable, is_null, is_sound, kind_of, path_to
 from dsr1_tune.data.conversation import check_order, conversation, pair_shape, tools_of
 from dsr1_tune.data.formats import Names, Shape, listed, shape_of, unlabelled
 from dsr1_tune.data.json_rows import Raw
 from dsr1_tune.data.labels import Labels
 from dsr1_tune.data.opinions import feedback, has_two_answers, preference
 from dsr1_tune.data.record import Drop, Message, Place, Prompt, Record, Row
+from dsr1_tune.data.results import result_of
 from dsr1_tune.data.tagged import Dialogue, begins_tagged, tell_apart
 
 MAX_PLANS = 4096
@@ -141,19 +142,7 @@ def _carefully(row: dict[str, Any], shape: Shape, place: Place, learned: Learned
     if not learned.prompts:
         fix = "add the answer, or remove the last turn"
         raise Unusable("no_assistant", f"it ends with the {messages[-1].role}'s turn", fix, messages[-1].path)
-    return Prompt(messages, _result(row, shape), place, tools, row, _at(notes, place, row))
-
-
-def _result(row: dict[str, Any], shape: Shape) -> str | None:
-    """What an answer to a prompt is checked against; verl has it in `{"reward_model": {"ground_truth": ...}}`."""
-    if not shape.result or is_null(row[shape.result]):
-        return None
-    path, value = path_to(shape.result), row[shape.result]
-    if isinstance(value, dict) and "ground_truth" in value:
-        path, value = f"{path}.ground_truth", value["ground_truth"]
-    elif shape.result.strip().lower() == "reward_model":
-        return None
-    return text_of(value, path)
+    return Prompt(messages, result_of(row, shape.result), place, tools, row, _at(notes, place, row))
 
 
 def _at(notes: list[Drop], place: Place, row: dict[str, Any]) -> tuple[Drop, ...]:

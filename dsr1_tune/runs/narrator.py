@@ -131,8 +131,8 @@ class Narrator:
         )
         for name in ("", "before", "after", "change"):
             table.add_column(name, justify="right" if name else "left")
-        change = after.loss / before.loss - 1
-        table.add_row("loss", f"{before.loss:.4f}", f"{after.loss:.4f}", f"{change:+.1%}")
+        change = f"{after.loss / before.loss - 1:+.1%}" if before.loss else ""
+        table.add_row("loss", f"{before.loss:.4f}", f"{after.loss:.4f}", change)
         table.add_row("perplexity", f"{before.perplexity:.2f}", f"{after.perplexity:.2f}", "")
         self.console.print(table)
 

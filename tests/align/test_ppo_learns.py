@@ -49,10 +49,10 @@ def _learn(base: Path, folder: Path, console: Console, seed: int, **ppo_settings
             "rewards": rewards,
             "rollout": {"max_new_tokens": NUM_TOKENS, "batch_size": 64},
             # The optimum is tens of nats away, which the usual KL penalty would not allow.
-            "ppo": {"minibatches": 2, "missing_eos": 0, "kl": 0.001, "entropy": 0.003, **ppo_settings},
+            "ppo": {"answers": 64, "missing_eos": 0, "kl": 0.001, "entropy": 0.005, **ppo_settings},
             "schedule": {
-                "max_steps": 60,
-                "learning_rate": 0.007,
+                "max_steps": 80,
+                "learning_rate": 0.004,
                 "batch_size": 16,
                 "gradient_checkpointing": False,
                 "seed": seed,
@@ -65,7 +65,8 @@ def _learn(base: Path, folder: Path, console: Console, seed: int, **ppo_settings
     return ppo.run(config, console=console)
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
 def test_it_reaches_the_known_optimum(base: Path, tmp_path: Path, quiet: Console, seed: int) -> None:
     """From less than a tenth of the possible reward to nearly all of it, of answers drawn and of the likeliest."""
     _is_learned(_learn(base, tmp_path, quiet, seed))

@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 
 from dsr1_tune import cli
+from dsr1_tune.config import Data
+from dsr1_tune.data.pipeline import prepare
+from dsr1_tune.data.record import Prompt
+from dsr1_tune.data.results import RESULTS
 
 REWARDS = """\
 layers:
@@ -94,6 +98,28 @@ def test_pairs_tell_how_often_the_chosen_answer_gets_more(typed: Any) -> None:
     assert " ".join(out.split()).endswith(
         "The chosen answer gets more in 2 of 4 pairs (50%), the same in 1; on average +0.625."
     )
+
+
+def test_it_compares_with_what_training_compares_with(typed: Any) -> None:
+    Path("numeric.yaml").write_text("layers: [{name: task, components: [numeric]}]")
+    rows: list[dict[str, Any]] = [
+        {"prompt": f"{number}?", "answer": "6 * 7, so 42", name: {"ground_truth": 42} if "model" in name else 42}
+        for number, name in enumerate(RESULTS)
+    ]
+    rows += [{"prompt": "a?", "answer": "42", "expected": " ", "num_tokens": 3.0}]
+    code, _, err = typed("numeric.yaml", lines("answers.jsonl", *rows), "--out", "a.jsonl")
+    assert code == 0, err
+    found = [json.loads(line) for line in Path("a.jsonl").read_text().splitlines()]
+    assert [(one["expected"], one["total"]) for one in found] == [("42", 1)] * len(RESULTS) + [(None, 0)]
+    trained = prepare(Data(files=(Path("answers.jsonl"),)), Prompt).rows
+    assert [row.answer for row in trained if isinstance(row, Prompt)] == ["42"] * (len(RESULTS) + 1)
+
+    named = lines("named.jsonl", {"problem": "a?", "solution": "so 42", "answer": 42.0, "expected": [1]})
+    mapping = ["--map", "question=problem,answer=solution,ground_truth=answer"]
+    code, _, err = typed("numeric.yaml", named, *mapping, "--out", "b.jsonl")
+    assert code == 0 and json.loads(Path("b.jsonl").read_text())["total"] == 1, err
+    code, _, err = typed("numeric.yaml", named, "--map", "answer=solution,ground_truth=nothing")
+    assert code == 2 and "--map ground_truth=nothing: no row has such a field" in err
 
 
 def test_bad_input_exits_2_and_says_what_to_do(typed: Any) -> None:

@@ -18,6 +18,7 @@ from dsr1_tune.data.report import Report
 from dsr1_tune.data.report_html import render
 from dsr1_tune.data.rules import Checker
 from dsr1_tune.data.rules_facts import view
+from dsr1_tune.data.results import RESULTS
 from dsr1_tune.data.rules_pairs import Opinions, answers_differ, opposed, remarks_on_pair, stance_of
 from dsr1_tune.errors import DataError
 
@@ -176,6 +177,10 @@ def test_scores_that_disagree_are_remarked_on(write):
         ({"prompt": [U], "reward_model": {"style": "rule", "ground_truth": "42"}}, {}, "42"),
         ({"problem": "Q", "solution": "6 * 7", "answer": "42"}, {"ground_truth": "answer"}, "42"),
         ({"prompt": "Q", "ground_truth": None}, {}, None),
+        ({"prompt": "Q", "expected": "42", "ground_truth": "43"}, {}, "42"),
+        ({"prompt": "Q", "expected": " ", "ground_truth": 42.0}, {}, "42"),
+        ({"prompt": "Q", "expected": "41", "Final": "42"}, {"ground_truth": "final"}, "42"),
+        ({"prompt": "Q", "ground_truth": ""}, {}, None),
         ({"prompt": [U], "reward_model": "a-model"}, {}, None),
     ],
     ids=str,
@@ -190,6 +195,28 @@ def test_prompts_are_made_of_the_other_kinds(write):
     rows = [{"prompt": "P", "answer": "42"}, {"prompt": "Q", "chosen": "A", "rejected": "B"}]
     found = prepare(Data(files=(write("a.jsonl", rows),)), Prompt).rows
     assert [(row.messages[0].content, row.answer) for row in found] == [("P", "42"), ("Q", None)]
+
+
+@pytest.mark.parametrize(
+    ("row", "mapping"),
+    [
+        *[({"prompt": "Q", "answer": "6 * 7, so 42", name: "42"}, {}) for name in RESULTS[:-1]],
+        ({"prompt": "Q", "answer": "6 * 7, so 42", "reward_model": {"ground_truth": 42}}, {}),
+        ({"messages": [U, {"role": "assistant", "content": "6 * 7"}], "right": "42"}, {"ground_truth": "right"}),
+        ({"prompt": "Q", "chosen": "6 * 7", "rejected": "B", "expected": 42}, {}),
+    ],
+    ids=str,
+)
+def test_a_result_goes_before_an_answer(write, row, mapping):
+    (found,) = prepare(Data(files=(write("a.jsonl", [row]),), map=mapping), Prompt).rows
+    assert found.answer == "42"
+
+
+def test_a_result_that_is_no_text_drops_the_row(write):
+    rows = [{"prompt": "P", "answer": "42", "expected": [4, 2]}, {"prompt": "Q", "answer": "42", "expected": ""}]
+    found = prepare(Data(files=(write("a.jsonl", rows),)), Prompt)
+    assert [(drop.code, drop.path, drop.place.line) for drop in found.drops] == [("wrong_type", "$.expected", 1)]
+    assert [row.answer for row in found.rows] == ["42"]
 
 
 def test_equal_answers_and_uneven_ones():
