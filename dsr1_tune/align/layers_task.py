@@ -160,8 +160,7 @@ def _taken(function: Callable[..., Any]) -> tuple[str, ...]:
     unknown = [
         one.name
         for one in parameters
-        if one.default is one.empty
-        and (one.kind is one.POSITIONAL_ONLY or (one in by_name and one.name not in GIVEN))
+        if one.default is one.empty and (one.kind is one.POSITIONAL_ONLY or (one in by_name and one.name not in GIVEN))
     ]
     taken = tuple(one.name for one in by_name if one.name in GIVEN)
     takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters)

@@ -15,15 +15,13 @@ from dsr1_tune.align.components import Component
 from dsr1_tune.align.layers_form import Form
 from dsr1_tune.align.layers_logic import Logic
 from dsr1_tune.align.layers_task import Task
-from dsr1_tune.config import Noun
+from dsr1_tune.config import REWARD_NUMBERS, Noun
 from dsr1_tune.errors import ConfigError
 
 AnyComponent = Annotated[Form | Logic | Task, Field(discriminator="type")]
 KINDS: dict[str, type[Component]] = {
     get_args(kind.model_fields["type"].annotation)[0]: kind for part in (Form, Logic, Task) for kind in get_args(part)
 }
-RESERVED = ("mean", "errors", "with_penalty")
-"""Names under reward/ in the log that are no layer's."""
 Positive = Annotated[float, Field(gt=0)]
 Threshold = Annotated[float, Field(gt=0, le=1)]
 
@@ -198,7 +196,7 @@ def _across(tree: dict[str, Any]) -> list[str]:
     for number, layer in enumerate(layers):
         if not isinstance(layer, dict):
             continue
-        if layer.get("name") in RESERVED:
+        if layer.get("name") in REWARD_NUMBERS:
             problems.append(f"layers[{number}].name: {layer['name']!r} is a number of the log; choose another")
         components = layer.get("components")
         components = components if isinstance(components, list) else []

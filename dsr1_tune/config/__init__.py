@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dsr1_tune.config.adapt import AdaptRun, PlanRun
 from dsr1_tune.config.align import (
+    REWARD_NUMBERS,
     AlignRun,
     Dpo,
     DpoRun,

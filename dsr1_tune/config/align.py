@@ -13,6 +13,8 @@ from dsr1_tune.config.training import Train, TuneRun, refuse_float16
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+REWARD_NUMBERS = ("mean", "std", "errors", "with_penalty")
+"""What the log of a run has under reward/ beside the layers; no layer may be called so."""
 
 
 class Start(Noun):
@@ -257,7 +259,7 @@ class PpoRun(RolloutRun):
     @model_validator(mode="after")
     def _works_together(self) -> PpoRun:
         if self.method == "full":
-            raise ValueError("method=full: the reference of ppo is the base without the adapter; use lora or qlora")
+            raise ValueError("method=full: the reference of ppo is had by putting an adapter back; use lora or qlora")
         if self.base.dtype == "float16":
             raise ValueError("base.dtype=float16 is too narrow for ppo's ratios; use bfloat16 or float32")
         if self.watch.on_alarm == "rollback":

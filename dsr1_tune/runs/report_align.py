@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dsr1_tune.config import REWARD_NUMBERS
 from dsr1_tune.data.report_texts import Language
 from dsr1_tune.runs.report_charts import Line, Points, chart, smoothed
 from dsr1_tune.runs.report_texts import say
@@ -241,17 +242,13 @@ def _smooth(log: Log, names: Mapping[str, str]) -> list[Line]:
     ]
 
 
-_NO_LAYERS = ("mean", "std", "errors", "with_penalty")
-"""What stands beside the layers in the log."""
-
-
 def layers_of(log: Log) -> dict[str, list[str]]:
     """The reward's layers, and the components of each, in the order in which the log names them."""
     layers: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for line in log for name in line):
         head, _, rest = name.partition("/")
         layer, _, part = rest.partition("/")
-        if head == "reward" and layer and (part or layer not in _NO_LAYERS):
+        if head == "reward" and layer and (part or layer not in REWARD_NUMBERS):
             layers.setdefault(layer, []).extend([part] if part else [])
     return layers
 

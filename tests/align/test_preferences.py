@@ -86,3 +86,8 @@ def test_what_is_measured_survives_json() -> None:
     assert compared(BEFORE, AFTER, 0.5)["by_sum_after"] == 1.0
     for before, after in ((BEFORE, AFTER), (feedback, feedback)):
         assert as_table(before, after, 0.1, are_held_out=True).row_count >= 5
+
+
+def test_a_loss_of_nought_has_no_change_in_percent() -> None:
+    sure = HeldOutPairs((Said(0.0, 3),), (Said(-3.0, 3),))
+    assert as_table(sure, sure, 0.1, are_held_out=True).row_count >= 5

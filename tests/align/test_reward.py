@@ -18,15 +18,18 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from dsr1_tune.align import calibration, reward, score
+from dsr1_tune.align.components import NoScore
 from dsr1_tune.align.pairs import encode_pairs
 from dsr1_tune.config import LoraRun, RewardRun, Score
 from dsr1_tune.data.pipeline import prepare
+from dsr1_tune.data.read import read
 from dsr1_tune.data.record import Message, Preference
 from dsr1_tune.errors import ConfigError, DataError, ModelError, RunError
 from dsr1_tune.export.source import find_trained
 from dsr1_tune.models.outputs import load_with_adapter
 from dsr1_tune.models.scalar import load_scalar
 from dsr1_tune.runs.folder import RunFolder
+from dsr1_tune.runs.narrator import Narrator
 from dsr1_tune.settings import load_config
 from dsr1_tune.train import lora
 
@@ -269,7 +272,7 @@ def test_records_and_feedback_are_scored(scorer: RunFolder, tmp_path: Path) -> N
     prompt = [Message("user", "say 1")]
     found = score.score_conversations(load_scalar(scorer.path), [(prompt, good), (prompt, bad), (prompt, " ")])
     assert found[:2] == pytest.approx([line["score"] for line in lines], abs=1e-5)
-    assert found[2] != found[2], "what the model is shown nothing of has no score"
+    assert isinstance(found[2], NoScore) and "shown nothing of the answer" in str(found[2])
 
 
 def test_rows_that_cannot_be_scored_are_listed(scorer: RunFolder, tmp_path: Path) -> None:
@@ -288,6 +291,27 @@ def test_rows_that_cannot_be_scored_are_listed(scorer: RunFolder, tmp_path: Path
     assert [line["kind"] for line in lines[2:]] == ["unreadable", "unreadable"]
     assert "3 of 4 rows have no score:" in told
     assert f"{file}:2: " in told
+
+
+def test_an_answer_whose_score_is_no_number_does_not_lose_the_others(scorer: RunFolder, tmp_path: Path) -> None:
+    model = load_scalar(scorer.path)
+    zebra, light = (set(model.tokenizer(f"a {word} river say 12")["input_ids"]) for word in ("zebra", "light stone"))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[list(zebra - light)] = float("nan")
+    pairs = [
+        {"prompt": "say 1", "chosen": "a zebra river", "rejected": "a light river"},
+        {"prompt": "say 2", "chosen": "a stone river", "rejected": "a light river"},
+    ]
+    rows = list(read([written(tmp_path / "pairs.jsonl", *pairs)]))
+    told = [row.as_json() for row in score.score_rows(model, rows, Score(), Narrator(QUIET)).rows]
+    assert told[0]["chosen_score"] is None and told[0]["rejected_score"] is not None and told[0]["margin"] is None
+    assert told[0]["problem"]["code"] == "no_score" and "chosen: " in told[0]["problem"]["detail"]
+    assert told[1]["margin"] is not None and "problem" not in told[1]
+    found = score.score_conversations(model, [([Message("user", "say 1")], "a zebra river")])
+    assert isinstance(found[0], NoScore) and "no finite score" in str(found[0])
+    records = list(read([written(tmp_path / "records.jsonl", {"question": "say 1", "answer": "a zebra river"})]))
+    with pytest.raises(ModelError, match="no answer a finite score"):
+        score.score_rows(model, records, Score(), Narrator(QUIET))
 
 
 @pytest.mark.parametrize(

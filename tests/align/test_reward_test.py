@@ -126,6 +126,8 @@ def test_bad_input_exits_2_and_says_what_to_do(typed: Any) -> None:
     answers = lines("answers.jsonl", {"question": "a?", "answer": "good"})
     lines("prompts.jsonl", {"prompt": "a?"}, {"prompt": "b?"})
     Path("numeric.yaml").write_text("layers: [{name: task, components: [numeric]}]")
+    Path("exits.py").write_text("import sys\nsys.exit(0)\n")
+    Path("exits.yaml").write_text("layers: [{name: task, components: [{type: function, call: 'exits.py:good'}]}]")
     Path("wrong.yaml").write_text("layers: [{name: task, components: [numbric]}]")
     for arguments, said in (
         (["nowhere.yaml", answers], "nowhere.yaml: cannot be read"),
@@ -136,7 +138,10 @@ def test_bad_input_exits_2_and_says_what_to_do(typed: Any) -> None:
         (["rewards.yaml", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["rewards.yaml", "prompts.jsonl"], "holds no answers to test"),
         (["numeric.yaml", answers], "no row has an expected answer, and task/numeric of numeric.yaml compares"),
-        (["rewards.yaml", answers, "--out", answers], "is a folder or one of the files read"),
+        (["rewards.yaml", answers, "--out", answers], f"{answers}: is already there"),
+        (["rewards.yaml", answers, "--out", "."], ".: is already there"),
+        (["rewards.yaml", answers, "--out", f"{answers}/x"], "answers.jsonl is a file, not a folder"),
+        (["exits.yaml", answers], "exits.py cannot be imported: SystemExit: 0"),
     ):
         code, out, err = typed(*arguments)
         assert (code, out) == (2, "")

@@ -16,9 +16,9 @@ from dsr1_tune.data.read import read
 from dsr1_tune.data.record import Drop, Feedback, Message, Place, Preference, Prompt, Record, messages_of, prompt_of
 from dsr1_tune.data.report import Report
 from dsr1_tune.data.report_html import render
+from dsr1_tune.data.results import RESULTS
 from dsr1_tune.data.rules import Checker
 from dsr1_tune.data.rules_facts import view
-from dsr1_tune.data.results import RESULTS
 from dsr1_tune.data.rules_pairs import Opinions, answers_differ, opposed, remarks_on_pair, stance_of
 from dsr1_tune.errors import DataError
 
