@@ -28,6 +28,8 @@ class Answered:
     num_tokens: int = 0
     has_ended: bool = True
     """Whether the model ended it itself, or it was cut at rollout.max_new_tokens."""
+    opens_thought: bool = False
+    """Whether the prompt ended with <think>: what is said begins behind a </think> then."""
 
     @property
     def question(self) -> str:
@@ -75,6 +77,8 @@ class Component(Noun):
 
     def text(self, one: Answered) -> str:
         """The part of the answer that it reads."""
+        if one.opens_thought and thoughts.CLOSE not in one.answer:  # cut inside the thought
+            return "" if self.of == "said" else one.answer
         return read_part(one.answer, self.of)
 
     def expected(self, one: Answered) -> str:

@@ -109,8 +109,18 @@ class Language(Component):
         if self.want == "same":
             rule = rules_settings.WrongLanguage()
             return float(not isinstance(wrong_language(as_record(one, text), rule), Drop))
+        text = _NO_WORDS.sub(" ", text)
+        if sum(3 if ord(sign) > 0x2E7F else 1 for sign in text if sign.isalpha()) < 8:
+            return 1.0
         found = LANGUAGES[language_codes(tokens(normalise([[("assistant", text)]])))[0]]
         return float(found in ("none", "latin" if self.want == "en" else self.want))
+
+
+# Code and formulas.
+_NO_WORDS = re.compile(
+    r"```.*?(?:```|\Z)|`[^`\n]{1,300}`|\$\$[^$]{1,2000}\$\$|\$[^$\n]{1,500}\$|\\\[.{1,2000}?\\\]|\\\(.{1,500}?\\\)|\\[a-z]+",
+    re.S,
+)
 
 
 class Length(Component):
@@ -180,6 +190,9 @@ class NoRepetition(Component):
 def _share_again(text: str, ngram: int) -> float:
     """The share of a text's n-grams of words (Han: twice as many characters) that stood there before."""
     words, size = WORD.findall(text.lower()), ngram
+    num_words = sum(max(1, len(_HAN.findall(word)) / 2) for word in words)
+    if num_words < (60 if all(map(str.isdigit, words)) else 20):  # too short to tell, or a sum
+        return 0.0
     if len(_HAN.findall(text)) * 4 > sum(map(len, words)):
         words, size = list("".join(words)), 2 * ngram
     grams = [tuple(words[at : at + size]) for at in range(len(words) - size + 1)]
@@ -191,7 +204,11 @@ _HAN = re.compile(r"[\u3400-\u9fff]")
 
 def _share_in_runs(text: str) -> float:
     """The share of a text that is the same few characters ten times in a row and more: aaaaaaaaaa, hahahaha..."""
-    runs = (found.end() - found.start() for found in _RUN.finditer(text))
+    runs = (
+        found.end() - found.start()
+        for found in _RUN.finditer(text)
+        if not found[1].isdigit() or found.end() - found.start() > 40  # 1000000000000, 0.3333333333333
+    )
     return sum(runs) / len(text) if text else 0.0
 
 

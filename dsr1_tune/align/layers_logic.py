@@ -14,7 +14,7 @@ from dsr1_tune.align.components import Answered, Component, Judge, Score, beside
 from dsr1_tune.align.contradictions import contradictions, several_results, statements, wrong_sums, yes_or_no
 from dsr1_tune.align.final_answer import final_number, final_part
 from dsr1_tune.align.layers_form import as_record
-from dsr1_tune.align.quantities import UNITS, changed, quantities
+from dsr1_tune.align.quantities import UNITS, changed, quantities, quantity
 from dsr1_tune.data import rules_settings
 from dsr1_tune.data.record import Drop
 from dsr1_tune.data.rules_answers import answer_repeats_question, answer_restates_question
@@ -84,13 +84,13 @@ class Numbers(Component):
     against: tuple[Literal["question", "expected"], ...] = ("question", "expected")
     """Whose quantities must not be changed; expected only where the row has it."""
     limits: dict[str, tuple[float, float]] = {}
-    """By unit, the least and the most that is plausible, for all units of the kind: {mg: [0, 4000], °C: [30, 43]}."""
+    """By unit, the least and the most plausible, for near units too (g, not kg): {mg: [0, 4000], °C: [30, 43]}."""
 
     @field_validator("limits")
     @classmethod
     def _are_units(cls, value: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
         for name, (least, most) in value.items():
-            if not quantities(f"1 {name}"):
+            if quantity(1, name) is None:
                 raise ValueError(f"{name!r} is no unit known here; known are {', '.join(sorted(UNITS))}")
             if least > most:
                 raise ValueError(f"{name}: {least:g} is more than {most:g}")
@@ -107,10 +107,11 @@ class Numbers(Component):
             if source in self.against and (pairs := changed(quantities(text), said)):
                 return f"{pairs[0][0].text} became {pairs[0][1].text}"
         for name, bounds in self.limits.items():
-            low, high = (quantities(f"{bound} {name}")[0] for bound in bounds)
-            for quantity in said:
-                if quantity.kind == low.kind and not low.value <= quantity.value <= high.value:
-                    return f"{quantity.text} is outside {bounds[0]:g} to {bounds[1]:g} {name}"
+            low, high = quantity(bounds[0], name), quantity(bounds[1], name)
+            assert low and high
+            for one_said in said:
+                if one_said.is_near(low) and not low.value <= one_said.value <= high.value:
+                    return f"{one_said.text} is outside {bounds[0]:g} to {bounds[1]:g} {name}"
         return ""
 
 

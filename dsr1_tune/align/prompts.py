@@ -16,6 +16,7 @@ from dsr1_tune.align.reward_errors import RewardErrors
 from dsr1_tune.align.rewards import Answered, LayeredReward, Verdict
 from dsr1_tune.align.rollout import Answers, draw
 from dsr1_tune.config import RolloutRun
+from dsr1_tune.data import thoughts
 from dsr1_tune.data.encode import prompt_text
 from dsr1_tune.data.pipeline import Prepared
 from dsr1_tune.data.record import Drop, Message, Prompt, Record, Row
@@ -36,10 +37,12 @@ class PromptExample:
     record: Record
     input_ids: tuple[int, ...]
     num_cut: int = 0
+    opens_thought: bool = False
+    """Whether the template ends the prompt with <think>."""
 
     def answered(self, text: str, num_tokens: int, has_ended: bool) -> Answered:
         """An answer to this prompt, to be judged."""
-        return Answered(self.prompt.messages, text, self.prompt.answer, num_tokens, has_ended)
+        return Answered(self.prompt.messages, text, self.prompt.answer, num_tokens, has_ended, self.opens_thought)
 
 
 def encode_prompts(prepared: Prepared, tokenizer: Any, config: RolloutRun) -> RunData:
@@ -73,7 +76,7 @@ def _encode(row: Prompt, tokenizer: Any, room: int) -> PromptExample | Drop:
     if len(ids) > room:
         detail = f"{len(ids):,} tokens; with rollout.max_new_tokens for the answer {max(room, 0):,} are allowed"
         return Drop("too_long", detail, "shorten it, or raise schedule.max_tokens", row.messages[-1].path)
-    return PromptExample(row, record, ids)
+    return PromptExample(row, record, ids, opens_thought=text.rstrip().endswith(thoughts.OPEN))
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,14 @@ class Quantity:
     kind: str
     value: float
     label: str
+    size: float = 1.0
+    """Of its unit, in the first unit of its kind."""
+
+    def is_near(self, other: Quantity) -> bool:
+        """Whether the units are of one kind and at most 1000 times one another: mg and g, not mg and kg."""
+        if self.kind != other.kind or (self._has_no_rate and self.label != other.label):
+            return False
+        return max(self.size, other.size) <= 1000.001 * min(self.size, other.size)
 
     def equals(self, other: Quantity) -> bool:
         """Whether both are the same, but for rounding."""
@@ -59,11 +67,12 @@ class Quantity:
 
     def has_other_unit(self, other: Quantity) -> bool:
         """Whether the same number stands before another unit of the same kind."""
-        return self.kind == other.kind and self.number == other.number and self.label != other.label
+        is_near = self._has_no_rate or max(self.size, other.size) <= 1000.001 * min(self.size, other.size)
+        return self.kind == other.kind and self.number == other.number and self.label != other.label and is_near
 
     def has_slipped(self, other: Quantity) -> bool:
         """Whether it is 10, 100, 1000 ... times the other or a part so small; of powers of ten that says nothing."""
-        if self.kind != other.kind or self._has_no_rate or self.value * other.value <= 0:
+        if self.kind != other.kind or self.label != other.label or self._has_no_rate or self.value * other.value <= 0:
             return False
         power = math.log10(self.value / other.value)
         is_round = math.isclose(math.log10(other.number) % 1, 0, abs_tol=1e-9) if other.number > 0 else True
@@ -126,6 +135,13 @@ def _number(said: str | None) -> float | None:
     return None if abs(value) > 1e30 else value
 
 
+def quantity(number: float, name: str) -> Quantity | None:
+    """So much of a unit by its name, such as mg, $ or ml/kg; None where it is not known."""
+    unit, _, per = name.partition("/")
+    known = unit in UNITS and (not per or per in UNITS)
+    return _quantity(f"{number:g} {name}", number, unit, per or None) if known else None
+
+
 def _quantity(text: str, number: float, name: str, per: str | None) -> Quantity:
     unit = UNITS[name]
     kind, size, label = unit.kind, unit.size, unit.label
@@ -135,7 +151,7 @@ def _quantity(text: str, number: float, name: str, per: str | None) -> Quantity:
     value = number * size
     if label == "°F":
         value = (number - 32) / 1.8
-    return Quantity(text, number, kind, value, label)
+    return Quantity(text, number, kind, value, label, size)
 
 
 def changed(given: Sequence[Quantity], said: Sequence[Quantity]) -> list[tuple[Quantity, Quantity]]:

@@ -129,6 +129,12 @@ def test_a_hard_gate_forgives_rounding(read: Read) -> None:
         ({"type": "language", "want": "en"}, "Take one 片 of aspirin a day.", 1),
         ({"type": "language", "want": "en"}, "42", 1),
         ({"type": "language", "want": "en"}, " ", 0),
+        ({"type": "language", "want": "zh"}, "A", 1),
+        ({"type": "language", "want": "zh"}, "OK", 1),
+        ({"type": "language", "want": "zh"}, "面积是 $\\frac{width}{height} \\times length$ 平方米", 1),
+        ("no_repetition", "1000000000000", 1),
+        ("no_repetition", "1/3 = 0.3333333333333", 1),
+        ("no_repetition", "+".join("3" * 12) + " = 36", 1),
         ("language", "每天饭后吃一片阿司匹林，多喝水，注意休息，如有不适请及时就医。", 0),
         ("language", "You should take one aspirin a day, after a meal.", 1),
         ({"type": "length", "min_chars": 3}, "ab", 0),
@@ -169,6 +175,13 @@ def test_repetition_costs_more_the_more_there_is(score: Callable[..., float]) ->
     assert 1 == values[0] >= values[1] > 0.5
 
 
+def test_nothing_is_said_in_a_thought_that_is_not_closed(score: Callable[..., float]) -> None:
+    assert score("not_empty", "2 and 2", opens_thought=True) == 0
+    assert score("not_empty", "2 and 2</think>4", opens_thought=True) == 1
+    assert score("numeric", "so 4", "4", opens_thought=True) == 0
+    assert score({"type": "not_empty", "of": "thought"}, "2 and 2", opens_thought=True) == 1
+
+
 def test_ended_and_tokens(score: Callable[..., float]) -> None:
     assert score("ended", "a", has_ended=True) == 1
     assert score("ended", "a", has_ended=False) == 0
@@ -199,6 +212,30 @@ def test_ended_and_tokens(score: Callable[..., float]) -> None:
         ("3e-4", Fraction(3, 10_000)),
         ("１２", 12),
         ("12，一般如此", 12),
+        ("The total is 15.\n\n#### Note 2: rounding\nFine.", 15),
+        ("The total is 15.\n1. Rounded\n2. Checked", 15),
+        ("温度为-5℃", -5),
+        ("零下5度", -5),
+        ("答案是负三", -3),
+        ("minus 5", -5),
+        ("5岁-10岁", 10),
+        ("The answer is the sum of 3 and 4: 7.", 7),
+        ("The answer is not 5, it is 7.", 7),
+        ("答案是用3乘4得到12", 12),
+        ("答案是12=3*4", 12),
+        ("Answer: 12 apples (3 bags of 4)", 12),
+        (r"\boxed{3\frac{1}{2}}", Fraction(7, 2)),
+        (r"\frac34", Fraction(3, 4)),
+        ("3×10⁸", 3 * 10**8),
+        ("12²", 144),
+        ("10^3", 1000),
+        ("3千万", 3 * 10**7),
+        ("2百万", 2 * 10**6),
+        ("2万5千", 25_000),
+        ("1亿2千万", 120_000_000),
+        ("一百二", 120),
+        ("一万二", 12_000),
+        ("一百零二", 102),
         ("一样", None),
         ("none", None),
         ("1/0", None),
@@ -218,6 +255,9 @@ def test_the_number_that_an_answer_comes_down_to(text: str, number: float | Frac
         ({"type": "numeric", "relative": 0.01}, "1009", "1,000", 1),
         ({"type": "numeric", "percent": False}, "50%", "50", 1),
         ("numeric", "no idea", "3", 0),
+        ("numeric", r"\boxed{3, 4}", "3, 4", 1),
+        ("numeric", "Answer: 3:4", "3:4", 1),
+        ("numeric", "Answer: 5 to 10", "5 to 10", 1),
         ("numeric", "<think>3</think>4", "3", 0),
         ("numeric", "<think>3</think>4", "steps... #### 4", 1),
         ("exact", "**Paris**.", "paris", 1),
@@ -235,6 +275,9 @@ def test_task(score: Callable[..., float], component: Any, answer: str, expected
 
 def test_what_makes_no_difference_to_a_text() -> None:
     assert same_text(" “The  Answer”。") == same_text("the answer")
+    assert same_text("(B).") == same_text("b)") == same_text("**B**") == "b"
+    for one, other in (("5!", "5"), (".5", "5"), ("(1,2]", "[1,2)"), ("2*3", "23"), ("a_1", "a1")):
+        assert same_text(one) != same_text(other)
 
 
 def own(folder: Path, code: str, name: str = "own.py") -> None:

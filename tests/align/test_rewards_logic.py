@@ -51,6 +51,9 @@ def test_quantities(text: str, wanted: list[tuple[float, str]]) -> None:
         ("250 mg tablets", "250 mg, at most 2500 mg", False),
         ("100 mg", "1 g a day at most", False),
         ("for 3 days", "see a doctor after 3 weeks", False),
+        ("My child weighs 50 kg", "Give 500 mg", False),
+        ("I weigh 75 kg", "Take 750 mg", False),
+        ("I drink 2 L a day", "A glass holds 200 ml", False),
     ],
 )
 def test_changed_quantities(given: str, said: str, is_changed: bool) -> None:
@@ -63,6 +66,9 @@ def test_limits_hold_in_every_unit_of_the_kind() -> None:
     assert part.found(answered("", "4.5 g a day")) == "4.5 g is outside 0 to 4000 mg"
     assert part.score(answered("", "体温385℃")) == 0
     assert part.score(answered("", "101 °F, 4 g, 50 mmHg")) == 1
+    assert part.score(answered("", "Take 500 mg. For a person of 70 kg that is fine.")) == 1
+    small = Numbers(type="numbers", limits={"g": (0.00001, 5), "$": (0, 100)})
+    assert small.score(answered("", "1 g for $50")) == 1 and small.score(answered("", "it costs $500")) == 0
     assert Numbers(type="numbers", against=("expected",)).score(answered("5 mg", "5 g")) == 1
     assert Numbers(type="numbers", against=("expected",)).score(answered("?", "25 g", "25 mg")) == 0
 
@@ -86,6 +92,8 @@ def test_limits_hold_in_every_unit_of_the_kind() -> None:
         ("不要喝酒，多喝水。这种药不同于那种药。", False),
         ("如果发烧，可以吃药。如果不发烧，不可以吃药。", False),
         ("不仅要多喝水，要多休息。", False),
+        ("1型糖尿病患者需要胰岛素。2型糖尿病患者不需要胰岛素。", False),
+        ("Adults with a mild fever can safely take it. Children with a mild fever cannot safely take it.", False),
     ],
 )
 def test_contradictions_with_itself(text: str, is_contradictory: bool) -> None:
@@ -103,6 +111,10 @@ def test_contradictions_with_itself(text: str, is_contradictory: bool) -> None:
         ("x + 4 = 8, 2^3 + 1 = 9, (2+3) * 4 = 20, 50% + 1 = 2, 3 + 4 = 7 + 0, 2x + 4 = 8", []),
         ("共 3+5=9 个", ["3+5=9"]),
         ("4 / 0 = 0", []),
+        (r"$3 \times 4 + 2 = 14$, 3 \cdot 4 + 2 = 14, 3·4 + 2 = 14", []),
+        (r"$3 \times 4 + 2 = 15$", ["3 × 4 + 2 = 15"]),
+        ("√16 + 2 = 6; 7:30 + 45 = 8:15; 20% of 50 + 5 = 15; log 100 + 1 = 3; Half of 10 + 2 = 7", []),
+        ("7 / 8 = 0 and 1 + 1 = 10 in binary", []),
     ],
 )
 def test_wrong_sums(text: str, wrong: list[str]) -> None:
@@ -119,7 +131,7 @@ def test_wrong_sums(text: str, wrong: list[str]) -> None:
         ("2 + 2?", "The answer is 5.", "4", 0),
         ("2 + 2?", "The answer is 4.0.", "4", 1),
         ("2 + 2?", "Take 5 apples.", "4", 1),
-        ("2 + 2?", "Answer: 5. No, answer: 4", None, 0),
+        ("2 + 2?", "The answer is 5. No, the answer is 4", None, 0),
         ("I am not allergic to penicillin. What now?", "You are allergic to penicillin.", None, 0),
         ("I am allergic to penicillin. What now?", "As you are allergic to penicillin, tell the doctor.", None, 1),
         ("我对青霉素不过敏，怎么办？", "您对青霉素过敏，请告诉医生。", None, 0),
@@ -128,6 +140,19 @@ def test_wrong_sums(text: str, wrong: list[str]) -> None:
 )
 def test_contradictions_with_others(question: str, answer: str, expected: str | None, wanted: float) -> None:
     assert NoContradiction(type="no_contradiction").score(answered(question, answer, expected)) == wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "First add: the result is 7. Then double it: the result is 14.",
+        "先相加，结果是7。再乘以2，结果是14。",
+        "(a) The answer is 5. (b) The answer is 7.",
+        "#### 1. Overview\nIt helps.\n#### 2. Details\nIt helps much.",
+    ],
+)
+def test_steps_and_parts_are_no_contradiction(text: str) -> None:
+    assert NoContradiction(type="no_contradiction").score(answered("?", text)) == 1
 
 
 def test_it_is_held_only_against_what_is_asked_for() -> None:
@@ -187,10 +212,14 @@ def test_the_shipped_encoder_knows_which_answer_fits() -> None:
         "#### " * 5000,
         "answer: " * 3000,
         "\\boxed{" * 3000,
+        "\\frac{" + " " * 100_000,
+        "answer" + " " * 100_000,
+        "1 -1 " * 5000,
+        " ".join(f"word{i} is not good for thing{i}." for i in range(3000)),
         "It is so. It is not so? " * 300,
         "\x00\ud800\uffff" * 1000,
     ],
-    ids=range(9),
+    ids=range(13),
 )
 def test_no_text_is_too_odd(text: str) -> None:
     one = answered("take 5 mg or " + "9" * 400 + " mg", text, "3")
