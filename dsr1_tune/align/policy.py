@@ -189,7 +189,8 @@ class Policy:
         return hidden_BSD.gather(1, places_BTD)
 
     def _value(self, hidden_BTD: Tensor) -> Tensor:
-        values_BT: Tensor = self.head(hidden_BTD.float()).squeeze(-1)
+        # A step of AdamW moves a sum over D states of size 1 by D times the learning rate; scaled, by √D times.
+        values_BT: Tensor = self.head(hidden_BTD.float() * hidden_BTD.shape[-1] ** -0.5).squeeze(-1)
         return values_BT
 
     def close(self) -> None:
