@@ -242,9 +242,9 @@ def test_it_learns_what_is_rewarded(asked: Callable[..., GrpoRun], material: Pat
             "learns",
             base={"model": str(able)},
             rewards=str(rewards),
-            schedule={"max_steps": 200, "learning_rate": 0.007, "batch_size": 32, "accumulate": 1},
-            rollout={"max_new_tokens": 6, "batch_size": 32},
-            grpo={"group": 16, "iterations": 4},
+            schedule={"max_steps": 160, "learning_rate": 0.003, "batch_size": 64, "accumulate": 1},
+            rollout={"max_new_tokens": 6, "batch_size": 64},
+            grpo={"group": 16, "iterations": 2},
             samples=0,
         )
     )
