@@ -46,11 +46,6 @@ class DpoSession(PreferenceSession):
         """The pairs as the model sees them."""
         return encode_pairs(prepared, tokenizer, config)
 
-    @property
-    def beta(self) -> float:
-        """DPO's β."""
-        return float(self.config.dpo.beta)
-
     def measure(self, model: Any) -> HeldOutPairs:
         """Which answer of each held-out pair the model finds likelier."""
         with self.narrator.counting("evaluating", 2 * len(self.data.probe)) as advance:

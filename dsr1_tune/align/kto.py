@@ -46,11 +46,6 @@ class KtoSession(PreferenceSession):
         """The answers as the model sees them."""
         return encode_feedback(prepared, tokenizer, config)
 
-    @property
-    def beta(self) -> float:
-        """KTO's β."""
-        return float(self.config.kto.beta)
-
     def measure(self, model: Any) -> HeldOutFeedback:
         """How likely the model finds each held-out answer."""
         with self.narrator.counting("evaluating", len(self.data.probe)) as advance:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import distributed
 from torch.nn import functional
 
 from dsr1_tune.runs import processes
@@ -41,13 +40,9 @@ def shared_log_probs(
     model: Any, asked: Sequence[Asked], pad_token: int, advance: Callable[[int], None] = lambda count: None
 ) -> list[float]:
     """The same; of several processes each takes its share, and all get all of it."""
-    count = processes.count()
-    if count == 1:
-        return log_probs(model, asked, pad_token, advance)
-    mine = log_probs(model, asked[distributed.get_rank() :: count], pad_token, advance)
-    shares: list[Any] = [None] * count
-    distributed.all_gather_object(shares, mine)
-    return [shares[number % count][number // count] for number in range(len(asked))]
+    mine = range(processes.rank(), len(asked), processes.count())
+    found = log_probs(model, [asked[number] for number in mine], pad_token, advance)
+    return [value for _, value in sorted(processes.gathered(list(zip(mine, found, strict=True))))]
 
 
 def _of_batch(model: Any, asked: Sequence[Asked], pad_token: int) -> list[float]:

@@ -85,7 +85,6 @@ class Policy:
         self._temperature = config.rollout.temperature
         self._has_own_value_trunk = config.ppo.value == "own"
         self._beginning = Beginning.of(model)
-        self._policy_weights = list(self._beginning.parameters)
         self.replay = RoutingReplay(model) if config.ppo.routing_replay else None
         if self._has_own_value_trunk:
             self._add_value_adapter()
@@ -114,7 +113,7 @@ class Policy:
         for layer in self.model.modules():
             if isinstance(layer, LoraLayer):
                 layer.set_adapter(adapter)
-        for parameter in (*self._policy_weights, *self._value_weights()):
+        for parameter in (*self._beginning.parameters, *self._value_weights()):
             parameter.requires_grad_(True)
 
     def _value_weights(self) -> list[nn.Parameter]:

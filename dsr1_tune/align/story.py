@@ -60,7 +60,7 @@ def _train_own(session: Session[Any]) -> None:
 class PreferenceSession(Session[Any]):
     """A session that compares answers with how the reference, the model as it began, found them.
 
-    Its kinds say what they are `told_as`, what is measured, and how β is found in the config.
+    Its kinds say what they are `told_as` and what is measured.
     """
 
     told_as: ClassVar[type[HeldOutPairs] | type[HeldOutFeedback]]
@@ -69,8 +69,8 @@ class PreferenceSession(Session[Any]):
 
     @property
     def beta(self) -> float:
-        """How dear it is to leave the reference."""
-        raise NotImplementedError
+        """How dear it is to leave the reference; every method has its own in the settings of its name."""
+        return float(getattr(self.config, self.command).beta)
 
     def ask_reference(self, model: Any, asked: Sequence[Asked]) -> list[float]:
         """What the model as it begins makes of the answers; a run that is rolled back is told the same again."""

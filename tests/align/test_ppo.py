@@ -15,6 +15,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from dsr1_tune.align import objective, ppo
+from dsr1_tune.align.experience import Batch, weigh
 from dsr1_tune.align.policy import Policy, Portion
 from dsr1_tune.align.ppo_state import load_state, save_state
 from dsr1_tune.align.prompts import PromptExample, encode_prompts
@@ -52,10 +53,10 @@ def _asked(ids: tuple[int, ...]) -> PromptExample:
     return PromptExample(prompt, Record(prompt.messages, prompt.place), ids)
 
 
-def _batches(policy: Policy, config: PpoRun, scores: tuple[float, ...] = (1.0, 0.0, 0.5, 2.0)) -> list[ppo.Batch]:
+def _batches(policy: Policy, config: PpoRun, scores: tuple[float, ...] = (1.0, 0.0, 0.5, 2.0)) -> list[Batch]:
     answers = Answers(ANSWERS, tuple(ids[-1] == 1 for ids in ANSWERS))
     verdicts = [Verdict(score) for score in scores]
-    weighed = ppo._weigh(policy, config, [_asked(ids) for ids in PROMPTS], answers, verdicts, config.ppo.kl, step=1)
+    weighed = weigh(policy, config, [_asked(ids) for ids in PROMPTS], answers, verdicts, config.ppo.kl, step=1)
     return [batch for minibatch in weighed for batch in minibatch]
 
 
