@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 from dsr1_tune.config import Data
-from dsr1_tune.data.pipeline import examine, write_rejects
-from dsr1_tune.data.portions import portions, read_portion
-from dsr1_tune.data.read import read
+from dsr1_tune.data.clean.chunks import portions, read_portion
+from dsr1_tune.data.prepare import examine, write_rejects
+from dsr1_tune.data.read.read import read
 from dsr1_tune.data.record import CODES, Drop
 from dsr1_tune.errors import TuneError
 

@@ -24,13 +24,14 @@ import numpy as np
 import orjson
 
 from dsr1_tune.config import Judge
-from dsr1_tune.data import judge_embed, judge_lm, judge_overlap
-from dsr1_tune.data.judge import Models, judge
-from dsr1_tune.data.judge_cutoff import Blend, auc
-from dsr1_tune.data.judge_memo import Memo, Pair
-from dsr1_tune.data.judge_reference import shuffle_characters, shuffle_words
-from dsr1_tune.data.judge_scores import PARTS, Cosines, as_good
-from dsr1_tune.data.read import read
+from dsr1_tune.data.judge import embedder as judge_embed
+from dsr1_tune.data.judge import language_model, lexical
+from dsr1_tune.data.judge.judge import Models, judge
+from dsr1_tune.data.judge.negatives import shuffle_characters, shuffle_words
+from dsr1_tune.data.judge.score_cache import Memo, Pair
+from dsr1_tune.data.judge.scores import PARTS, Cosines, as_good
+from dsr1_tune.data.judge.thresholds import Blend, auc
+from dsr1_tune.data.read.read import read
 from dsr1_tune.data.record import Record
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -93,23 +94,23 @@ def score_all(pairs: Sequence[Pair], cache: Path, lm_rows: int) -> Scored:
     """Every score of every row, the language model's of the first `lm_rows`."""
     number = len(pairs)
     wrong, wrong_too = (other_questions(pairs, step) for step in (0, 1))
-    counts = judge_overlap.Counts()
+    counts = lexical.Counts()
     numbers = np.arange(number)
     counts.add(pairs, numbers)
-    true = {"overlap": judge_overlap.overlap(pairs, counts)}
-    false = {"overlap": judge_overlap.overlap(wrong, counts)}
-    found, sizes = judge_overlap.bits(pairs, counts, numbers)
+    true = {"overlap": lexical.overlap(pairs, counts)}
+    false = {"overlap": lexical.overlap(wrong, counts)}
+    found, sizes = lexical.bits(pairs, counts, numbers)
     usual = found.sum(axis=0) / np.maximum(sizes.sum(axis=0), 1)
     rng = np.random.default_rng(0)
     mash = [(question, shuffle_characters(answer, rng)) for question, answer in pairs]
-    true["surprise"] = judge_overlap.surprise(found, sizes, usual)
-    false["surprise"] = judge_overlap.surprise(*judge_overlap.bits(mash, counts, numbers), usual)
+    true["surprise"] = lexical.surprise(found, sizes, usual)
+    false["surprise"] = lexical.surprise(*lexical.bits(mash, counts, numbers), usual)
     with Memo(cache / "cosine.jsonl") as memo:
         cosines = Cosines(judge_embed.load(None))
         true["cosine"] = memo.scores(pairs, cosines)[:, 0]
         false["cosine"] = memo.scores(wrong, cosines)[:, 0]
     with Memo(cache / "loss.jsonl") as memo:
-        model = judge_lm.load(None)
+        model = language_model.load(None)
 
         def losses(asked: Sequence[Pair], rows: int) -> np.ndarray:
             rows = min(rows, number)
@@ -226,7 +227,7 @@ def print_cuts(files: dict[str, tuple[str, str, int]], cache: Path, with_lm: boo
     print("| file | wrong answers in it | found | good rows | lost | mash found |")
     print("|---|---|---|---|---|---|", flush=True)
     config = Judge(minutes=minutes, lm=None if with_lm else "none")
-    models = Models(lambda name: embedder, judge_lm.load)
+    models = Models(lambda name: embedder, language_model.load)
     for name, (language, place, _) in files.items():
         embedder = Remembering(judge_embed.load(None))
         for share in (0.0, 0.05, 0.2):

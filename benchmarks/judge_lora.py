@@ -22,11 +22,11 @@ import torch
 from transformers import set_seed
 
 from dsr1_tune.config import Adapter, Base, Data
-from dsr1_tune.data.encode import IGNORED, Example, encode_all
-from dsr1_tune.data.pipeline import examine
+from dsr1_tune.data.encode.example import IGNORED, Example, encode_all
+from dsr1_tune.data.prepare import examine
 from dsr1_tune.data.record import Record
-from dsr1_tune.models.adapters import add_lora
 from dsr1_tune.models.load import load_located, locate
+from dsr1_tune.models.trained.lora import add_lora
 from dsr1_tune.runs.evaluate import held_out_loss
 
 ARMS = ("best", "random", "worst")

@@ -54,7 +54,7 @@ def load(folder: Path) -> dict[str, float]:
     import transformers
 
     from dsr1_tune.models.load import Located, load_located
-    from dsr1_tune.moe.experts4bit import audit_bits, memory_of
+    from dsr1_tune.moe.quantized_experts import audit_bits, memory_of
 
     config = transformers.AutoConfig.from_pretrained(folder)
     base = Located(folder, "synthetic", None, None, config)

@@ -51,7 +51,7 @@ def main() -> None:
 
 def compare(kind: str, base: Path, adapter: Path, out: Path, ways: list[str], times: int) -> None:
     """Print a line for each way: seconds, megabytes a second against the copy's, and peak memory."""
-    from dsr1_tune.models.checkpoint import Checkpoint
+    from dsr1_tune.models.weights.checkpoint import Checkpoint
 
     checkpoint = Checkpoint(base)
     largest = max(checkpoint.spec(name).num_bytes for name in checkpoint.names)
@@ -107,8 +107,8 @@ def _copy(base: Path, adapter: Path, out: Path) -> Callable[[], float | None]:
 def _merge(base: Path, adapter: Path, out: Path) -> Callable[[], float | None]:
     import torch
 
-    from dsr1_tune.export.source import open_source
-    from dsr1_tune.models.checkpoint import write_weights
+    from dsr1_tune.export.weights.source import open_source
+    from dsr1_tune.models.weights.checkpoint import write_weights
 
     def go() -> None:
         out.mkdir()
@@ -163,8 +163,8 @@ def write_adapter(base: Path, folder: Path) -> Path:
     from transformers import AutoConfig
 
     from dsr1_tune.config import Adapter
-    from dsr1_tune.models.adapters import add_lora
-    from dsr1_tune.models.own_weights import skeleton
+    from dsr1_tune.models.meta import skeleton
+    from dsr1_tune.models.trained.lora import add_lora
 
     with torch.device("meta"):
         model: Any = add_lora(skeleton(AutoConfig.from_pretrained(base)), Adapter())

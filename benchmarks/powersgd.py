@@ -23,8 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, DeepseekV3Config
 
 from dsr1_tune.config import Adapter
-from dsr1_tune.models.adapters import add_lora
-from dsr1_tune.runs.trainer import POWERSGD_START, use_powersgd
+from dsr1_tune.models.trained.lora import add_lora
+from dsr1_tune.runs.trainer.trainer import POWERSGD_START, use_powersgd
 
 MIB = 2**20
 NUM_PROCESSES = 2

@@ -127,8 +127,8 @@ def measure(work: Path, side: str, seed: int, options: argparse.Namespace) -> di
 
 def trl_folder() -> Path:
     """Where TRL lies; put there first, without its dependencies, which are ours."""
+    from dsr1_tune.atomic import whole_folder
     from dsr1_tune.models.embedded import cache_dir
-    from dsr1_tune.whole import whole_folder
 
     folder: Path = cache_dir() / "benchmarks" / TRL.replace("==", "-")
     if not folder.is_dir():

@@ -71,8 +71,8 @@ def run_ours(job: dict[str, Any]) -> dict[str, Any]:
     """Our PPO as the command runs it; memory is read when training ends, before the check of what was saved."""
     from dsr1_tune.align import ppo
     from dsr1_tune.config import PpoRun
-    from dsr1_tune.runs.callbacks import TrainLog
     from dsr1_tune.runs.session import Session
+    from dsr1_tune.runs.trainer.callbacks import TrainLog
 
     work = Path(job["work"])
     config = PpoRun.model_validate(

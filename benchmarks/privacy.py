@@ -27,8 +27,8 @@ from typing import Any
 
 import yaml
 
-from dsr1_tune.data.privacy import KINDS, Guard, find
-from dsr1_tune.data.read import read
+from dsr1_tune.data.privacy.guard import KINDS, Guard, find
+from dsr1_tune.data.read.read import read
 from dsr1_tune.data.record import Drop, Preference
 from dsr1_tune.errors import DataError
 

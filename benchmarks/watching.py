@@ -26,9 +26,9 @@ def main() -> None:
     options = parser.parse_args()
 
     from dsr1_tune.config import LoraRun
+    from dsr1_tune.config.load import load_config
     from dsr1_tune.moe.monitor import RoutingMonitor
-    from dsr1_tune.runs.watching import Watcher
-    from dsr1_tune.settings import load_config
+    from dsr1_tune.runs.watch.watcher import Watcher
     from dsr1_tune.train import lora
 
     spent: dict[str, float] = {}

@@ -87,7 +87,7 @@ def unreadable(patch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    patch.setattr("dsr1_tune.data.files._open_bytes", refuse)
+    patch.setattr("dsr1_tune.data.read.files._open_bytes", refuse)
 
 
 def unwritable(number: int) -> Patch:

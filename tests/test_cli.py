@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import typer
 
-from dsr1_tune import cli, settings
+from dsr1_tune import cli
 from dsr1_tune.config import LoraRun
+from dsr1_tune.config import load as settings
 from dsr1_tune.errors import DataError
 
 # Few flags: everything else is said by --config and --set. Whoever adds one changes this on purpose.

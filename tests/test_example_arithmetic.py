@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from dsr1_tune.align import reward_test
-from dsr1_tune.align.rewards import LayeredReward
+from dsr1_tune.align.rewards import preview
+from dsr1_tune.align.rewards.layered import LayeredReward
 from dsr1_tune.config import GrpoRun
-from dsr1_tune.settings import load_config
+from dsr1_tune.config.load import load_config
 
 FOLDER = Path(__file__).parents[1] / "examples" / "arithmetic"
 WORKS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
@@ -32,7 +32,7 @@ def test_the_script_writes_the_file_and_every_result_is_right(tmp_path: Path) ->
 
 def test_the_rewards_tell_answers_apart() -> None:
     reward = LayeredReward.read(FOLDER / "rewards.yaml")
-    tested = reward_test.run(reward, [FOLDER / "answers.jsonl"], {}, lambda done, of: None).tested
+    tested = preview.run(reward, [FOLDER / "answers.jsonl"], {}, lambda done, of: None).tested
     assert [one.verdict.total for one in tested] == pytest.approx([3.0, 2.5, 1.0, 0.5, 0.0])
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from dsr1_tune.align import reward_test
-from dsr1_tune.align.rewards import LayeredReward
+from dsr1_tune.align.rewards import preview
+from dsr1_tune.align.rewards.layered import LayeredReward
 from dsr1_tune.config import Data, LoraRun
-from dsr1_tune.data.pipeline import Prepared, examine
+from dsr1_tune.config.load import load_config
+from dsr1_tune.data.prepare import examine
+from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Feedback, Preference, Prompt, Record
 from dsr1_tune.errors import ConfigError
-from dsr1_tune.settings import load_config
 
 MEDICAL = Path(__file__).parents[1] / "examples" / "medical" / "medical.json"
 ALIGNMENT = MEDICAL.parents[1] / "medical-alignment"
@@ -125,7 +126,7 @@ def test_every_shipped_reward_file_can_be_read(file: Path) -> None:
 
 def test_the_medical_reward_tells_answers_apart() -> None:
     reward = LayeredReward.read(ALIGNMENT / "rewards.yaml")
-    tested = reward_test.run(reward, [ALIGNMENT / "answers.jsonl"], {}, lambda done, of: None).tested
+    tested = preview.run(reward, [ALIGNMENT / "answers.jsonl"], {}, lambda done, of: None).tested
     totals = [one.verdict.total for one in tested]
     assert not any(one.verdict.errors for one in tested)
     called, waited, waited_for_a_sign, rinsed, alarmed, repeated, chinese, cut, right, wrong, contradicted, careless = (
@@ -138,7 +139,7 @@ def test_the_medical_reward_tells_answers_apart() -> None:
 
 def test_the_medical_reward_never_prefers_a_rejected_answer() -> None:
     reward = LayeredReward.read(ALIGNMENT / "rewards.yaml")
-    tested = reward_test.run(reward, [ALIGNMENT / "preferences.jsonl"], {}, lambda done, of: None).tested
+    tested = preview.run(reward, [ALIGNMENT / "preferences.jsonl"], {}, lambda done, of: None).tested
     both = list(zip(tested[::2], tested[1::2], strict=True))
     assert sum(good.verdict.total > bad.verdict.total for good, bad in both) > 25
     assert not any(good.verdict.total < bad.verdict.total for good, bad in both)

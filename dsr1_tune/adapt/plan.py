@@ -13,17 +13,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from dsr1_tune.config import PlanRun
-from dsr1_tune.data.pipeline import prepare
+from dsr1_tune.data.prepare import prepare
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models.fit import METHODS, Batch, Footprint, Method, Plan, Settings
-from dsr1_tune.models.fit import plan as fit
-from dsr1_tune.models.fit_base import PlannedBase, describe
+from dsr1_tune.models.folder import read_tokenizer
 from dsr1_tune.models.load import pick_device
 from dsr1_tune.models.memory import GIB, main_memory
-from dsr1_tune.models.model_folder import read_tokenizer
+from dsr1_tune.models.memory_plan.base import PlannedBase, describe
+from dsr1_tune.models.memory_plan.footprint import METHODS, Batch, Footprint, Method, Plan, Settings
+from dsr1_tune.models.memory_plan.footprint import plan as fit
+from dsr1_tune.runs.console import quiet_libraries
 from dsr1_tune.runs.data import encode_and_split
 from dsr1_tune.runs.evaluate import MAX_BATCH_TOKENS
-from dsr1_tune.runs.narrator import quiet_libraries
 
 
 def run(config: PlanRun, console: Console | None = None, methods: tuple[Method, ...] = METHODS) -> Plan:

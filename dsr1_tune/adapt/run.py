@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +16,34 @@ from rich.console import Console
 
 from dsr1_tune import config as configs
 from dsr1_tune.adapt import plan as planning
-from dsr1_tune.adapt.report import write_report
+from dsr1_tune.adapt.page import write_report
 from dsr1_tune.adapt.state import MISSED, PLAN, STAGES, StageName, State, begin
+from dsr1_tune.atomic import whole_file
 from dsr1_tune.config import AdaptRun, CleanRun, TuneRun
-from dsr1_tune.data import clean as cleaning
-from dsr1_tune.data.report import show_facts
+from dsr1_tune.data.clean import run as cleaning
+from dsr1_tune.data.inspect.tables import show_facts
 from dsr1_tune.errors import ConfigError, ModelError, RunError, TuneError
-from dsr1_tune.export import card, compare, compare_report, lineage, merge, quantize
-from dsr1_tune.export.gates import GatesMissed, gentler
-from dsr1_tune.models.fit import Method, Plan
+from dsr1_tune.export import card, compare, lineage, merge, quantize
+from dsr1_tune.export.comparison import page
+from dsr1_tune.export.comparison.gates import GatesMissed, gentler
 from dsr1_tune.models.memory import GIB
+from dsr1_tune.models.memory_plan.footprint import Method, Plan
+from dsr1_tune.runs.console import Narrator, quiet_libraries
+from dsr1_tune.runs.distributed.launch import run_in_processes
 from dsr1_tune.runs.folder import FINISHED, RunFolder
-from dsr1_tune.runs.launch import run_in_processes
-from dsr1_tune.runs.narrator import Narrator, quiet_libraries
-from dsr1_tune.whole import whole_file
+from dsr1_tune.train import esft, full, lora, qlora
 
 KINDS: dict[str, type[TuneRun]] = {
     "lora": configs.LoraRun,
     "qlora": configs.QloraRun,
     "full": configs.FullRun,
     "esft": configs.EsftRun,
+}
+TRAIN: dict[str, Callable[[Any, Path | None, Console | None], RunFolder]] = {
+    "lora": lora.run,
+    "qlora": qlora.run,
+    "full": full.run,
+    "esft": esft.run,
 }
 
 
@@ -197,7 +204,7 @@ class _Way:
     def _train(self, method: str, config: TuneRun, resume: Path | None) -> None:
         number = config.parallel.processes
         if number == 1:
-            import_module(f"dsr1_tune.train.{method}").run(config, resume, self.console)
+            TRAIN[method](config, resume, self.console)
             return
         settings = self.state.folder / "train.yaml"  # JSON is YAML
         with whole_file(settings) as file:
@@ -231,9 +238,9 @@ class _Way:
         if self.made == self.merged:
             before, names = (self.trained, ("run", "merged"))
         found = compare.run(before, self.made, self.config.compare, self.config.gates, None, self.console, names)
-        compare_report.write(found, self.made, self.config.language)
+        page.write(found, self.made, self.config.language)
         self.narrator.say(f"compare.json and compare.html are in {self.made}")
-        lineage.refresh(self.made, (compare_report.JSON_NAME, compare_report.HTML_NAME))
+        lineage.refresh(self.made, (page.JSON_NAME, page.HTML_NAME))
         measured = found.domain or found.general
         facts |= {
             "increase": measured.increase.value,

@@ -14,10 +14,10 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from dsr1_tune import __version__
+from dsr1_tune.atomic import whole_file
 from dsr1_tune.config import AdaptRun
 from dsr1_tune.errors import RunError
 from dsr1_tune.runs.folder import hash_files
-from dsr1_tune.whole import whole_file
 
 StageName = Literal["plan", "clean", "train", "merge", "quantize", "compare", "card"]
 STAGES: tuple[StageName, ...] = ("plan", "clean", "train", "merge", "quantize", "compare", "card")

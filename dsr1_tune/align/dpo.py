@@ -10,17 +10,17 @@ from rich.console import Console
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from dsr1_tune.align.pairs import as_rows, encode_pairs
-from dsr1_tune.align.preferences import HeldOutPairs, measure_pairs
-from dsr1_tune.align.reference import AskedBefore
-from dsr1_tune.align.story import PreferenceSession, learn
+from dsr1_tune.align.preference.encode import as_rows, encode_pairs
+from dsr1_tune.align.preference.metrics import HeldOutPairs, measure_pairs
+from dsr1_tune.align.preference.reference import AskedBefore
+from dsr1_tune.align.preference.session import PreferenceSession, learn
 from dsr1_tune.config import DpoRun
-from dsr1_tune.data.pipeline import Prepared
+from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Preference
-from dsr1_tune.runs.arguments import as_arguments
 from dsr1_tune.runs.data import RunData
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.session import compute_dtype, open_session
+from dsr1_tune.runs.trainer.arguments import as_arguments
 
 
 def run(config: DpoRun, resume: Path | None = None, console: Console | None = None) -> RunFolder:

@@ -13,15 +13,15 @@ from rich.console import Console
 from transformers import TrainerCallback
 from trl import GRPOConfig
 
-from dsr1_tune.align.groups import GroupTrainer
-from dsr1_tune.align.prompts import RolloutSession
-from dsr1_tune.align.story import learn
+from dsr1_tune.align.online.grpo_trainer import GroupTrainer
+from dsr1_tune.align.online.session import RolloutSession
+from dsr1_tune.align.preference.session import learn
 from dsr1_tune.config import GrpoRun
-from dsr1_tune.models.start import Beginning
-from dsr1_tune.runs import processes
-from dsr1_tune.runs.arguments import as_arguments
+from dsr1_tune.models.trained.start import Beginning
+from dsr1_tune.runs.distributed import group
 from dsr1_tune.runs.folder import RunFolder, step_of
 from dsr1_tune.runs.session import compute_dtype, open_session
+from dsr1_tune.runs.trainer.arguments import as_arguments
 
 
 def run(config: GrpoRun, resume: Path | None = None, console: Console | None = None) -> RunFolder:
@@ -44,7 +44,7 @@ class GrpoSession(RolloutSession[GrpoRun]):
 
     def fit(self, model: Any) -> None:
         """Run TRL's trainer against the model as it begins, where the KL penalty asks for that."""
-        checkpoint = processes.from_main(self.folder.latest_checkpoint)
+        checkpoint = group.from_main(self.folder.latest_checkpoint)
         self.errors.go_on(step_of(checkpoint) if checkpoint else 0)
         self.beginning = Beginning.of(model) if self.config.grpo.kl else None
         super().fit(model)

@@ -10,17 +10,17 @@ from rich.console import Console
 from transformers import TrainerCallback
 from trl import KTOConfig, KTOTrainer
 
-from dsr1_tune.align.pairs import as_feedback_rows, encode_feedback
-from dsr1_tune.align.preferences import HeldOutFeedback, measure_feedback
-from dsr1_tune.align.reference import AskedBefore
-from dsr1_tune.align.story import PreferenceSession, learn
+from dsr1_tune.align.preference.encode import as_feedback_rows, encode_feedback
+from dsr1_tune.align.preference.metrics import HeldOutFeedback, measure_feedback
+from dsr1_tune.align.preference.reference import AskedBefore
+from dsr1_tune.align.preference.session import PreferenceSession, learn
 from dsr1_tune.config import KtoRun
-from dsr1_tune.data.pipeline import Prepared
+from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Feedback
-from dsr1_tune.runs.arguments import as_arguments
 from dsr1_tune.runs.data import RunData
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.session import compute_dtype, open_session
+from dsr1_tune.runs.trainer.arguments import as_arguments
 
 
 def run(config: KtoRun, resume: Path | None = None, console: Console | None = None) -> RunFolder:

@@ -21,24 +21,25 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from dsr1_tune.align import objective
-from dsr1_tune.align.experience import Batch, weigh
-from dsr1_tune.align.policy import Policy, check_output
-from dsr1_tune.align.ppo_state import load_state, save_state
-from dsr1_tune.align.prompts import PromptExample, RolloutSession, mean, means
-from dsr1_tune.align.rewards import Verdict
-from dsr1_tune.align.rollout import Answers, draw
-from dsr1_tune.align.story import learn
-from dsr1_tune.align.watched import Steps, watched
+from dsr1_tune.align.online import losses
+from dsr1_tune.align.online.checkpoint import load_state, save_state
+from dsr1_tune.align.online.experience import Batch, weigh
+from dsr1_tune.align.online.generate import Answers, draw
+from dsr1_tune.align.online.loop import Steps, watched
+from dsr1_tune.align.online.policy import Policy, check_output
+from dsr1_tune.align.online.session import PromptExample, RolloutSession, mean, means
+from dsr1_tune.align.preference.session import learn
+from dsr1_tune.align.rewards.layered import Verdict
 from dsr1_tune.config import PpoRun
 from dsr1_tune.errors import RunError
-from dsr1_tune.models.adapters import check_gradients
-from dsr1_tune.models.own_weights import skeleton
+from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.trained.lora import check_gradients
 from dsr1_tune.moe.replay import check_replay
-from dsr1_tune.runs import optimizers, processes
+from dsr1_tune.runs.distributed import group
 from dsr1_tune.runs.folder import RunFolder, step_of
-from dsr1_tune.runs.rollback import set_suspects_aside
 from dsr1_tune.runs.session import open_session, within_memory
+from dsr1_tune.runs.trainer import optimizers
+from dsr1_tune.runs.watch.rollback import set_suspects_aside
 
 
 def run(config: PpoRun, resume: Path | None = None, console: Console | None = None) -> RunFolder:
@@ -77,7 +78,7 @@ def _update(session: PpoSession, model: Any) -> None:
     policy = Policy(model, config)
     learner = _Learner.begin(policy, config, len(prompts))
     set_suspects_aside(session.folder)
-    checkpoint = processes.from_main(session.folder.latest_checkpoint)
+    checkpoint = group.from_main(session.folder.latest_checkpoint)
     session.errors.go_on(step_of(checkpoint) if checkpoint else 0)
     if checkpoint:
         session.narrator.say(f"going on from {checkpoint}")
@@ -95,11 +96,11 @@ def _update(session: PpoSession, model: Any) -> None:
             numbers = learner.update(minibatches, step, steps)
             numbers |= _told(list(chain(*minibatches)), verdicts, answers, config)
             if policy.replay:
-                numbers["policy/routing_differs"] = policy.replay.take_share(processes.summed)
+                numbers["policy/routing_differs"] = policy.replay.take_share(group.summed)
             numbers |= {"kl/beta": learner.beta, "num_tokens": learner.num_tokens}
             if config.ppo.kl_target:
                 kl = numbers["policy/kl_per_answer"]
-                learner.beta = objective.next_beta(learner.beta, kl, config.ppo.kl_target, config.ppo.answers)
+                learner.beta = losses.next_beta(learner.beta, kl, config.ppo.kl_target, config.ppo.answers)
             steps.done(numbers, epoch=step * config.ppo.answers / len(prompts), save=learner.save)
     session.facts["num_steps"] = steps.state.global_step
     policy.close()
@@ -117,12 +118,12 @@ def _prompts_of(prompts: Sequence[PromptExample], config: PpoRun, step: int) -> 
         if turn not in order:
             order[turn] = random.Random(f"{config.schedule.seed} {turn}").sample(range(len(prompts)), len(prompts))
     chosen = [prompts[order[number // len(prompts)][number % len(prompts)]] for number in wanted]
-    return chosen[processes.rank() :: processes.count()]
+    return chosen[group.rank() :: group.count()]
 
 
 def _answer(session: PpoSession, policy: Policy, asked: Sequence[PromptExample], step: int) -> Answers:
     """An answer to each prompt; the same ones, if the run is broken off and goes on."""
-    seed = random.Random(f"{session.config.schedule.seed} {step} {processes.rank()}").getrandbits(63)
+    seed = random.Random(f"{session.config.schedule.seed} {step} {group.rank()}").getrandbits(63)
     device = policy.model.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -208,7 +209,7 @@ class _Learner:
     def _minibatch(self, minibatch: Sequence[Batch], steps: Steps) -> dict[str, Tensor]:
         """One step of the optimizer; every token of the minibatch weighs the same, whichever process has it."""
         device = self.policy.head.weight.device
-        num_tokens = processes.summed(torch.tensor(float(sum(b.num_tokens for b in minibatch)), device=device))
+        num_tokens = group.summed(torch.tensor(float(sum(b.num_tokens for b in minibatch)), device=device))
         self.num_tokens += float(num_tokens)
         told = dict.fromkeys(TOLD, torch.zeros((), device=device))
         for batch in minibatch:
@@ -223,15 +224,15 @@ class _Learner:
         if torch.isfinite(norm):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        numbers = processes.summed(torch.stack(list(told.values()))).unbind()
+        numbers = group.summed(torch.stack(list(told.values()))).unbind()
         return {**dict(zip(told, numbers, strict=True)), "grad_norm": norm.detach()}
 
     def _backward(self, batch: Batch, share: Tensor) -> dict[str, Tensor]:
         """Gradients of a portion, which is `share` of the minibatch; its part of what is told."""
         ppo, mask_BT = self.config.ppo, batch.mask_BT
         now = self.policy.evaluate(batch.portion, learns_entropy=ppo.entropy > 0)
-        policy = objective.policy_loss(now.logp_BT, batch.old_BT, batch.advantages_BT, mask_BT, ppo.clip)
-        entropy = objective.masked_mean(now.entropy_BT, mask_BT)
+        policy = losses.policy_loss(now.logp_BT, batch.old_BT, batch.advantages_BT, mask_BT, ppo.clip)
+        entropy = losses.masked_mean(now.entropy_BT, mask_BT)
         loss = policy.loss - ppo.entropy * entropy
         if now.values_BT is None:
             (share * loss).backward()
@@ -249,8 +250,8 @@ class _Learner:
         )  # fmt: skip
         return {name: share * one.detach() for name, one in zip(TOLD, told, strict=True)}
 
-    def _value_loss(self, values_BT: Tensor, batch: Batch) -> objective.ValueLoss:
-        return objective.value_loss(
+    def _value_loss(self, values_BT: Tensor, batch: Batch) -> losses.ValueLoss:
+        return losses.value_loss(
             values_BT, batch.values_BT, batch.returns_BT, batch.mask_BT, self.config.ppo.value_clip
         )
 
@@ -264,10 +265,10 @@ def _rate(num_done: int, num_warmup: int, num_updates: int) -> float:
 
 def _sum_gradients(weights: Sequence[torch.nn.Parameter]) -> None:
     """Over all processes, in one message: an adapter is small."""
-    if processes.count() == 1:
+    if group.count() == 1:
         return
     gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
-    together = processes.summed(torch.cat([gradient.reshape(-1).float() for gradient in gradients]))
+    together = group.summed(torch.cat([gradient.reshape(-1).float() for gradient in gradients]))
     for weight, part in zip(weights, together.split([weight.numel() for weight in weights]), strict=True):
         weight.grad = part.view_as(weight).to(weight.dtype)
 
@@ -290,9 +291,9 @@ def _told(batches: Sequence[Batch], verdicts: Sequence[Verdict], answers: Answer
         "policy/kl_per_answer": kl / max(len(answers.ids), 1),
     }
     share = torch.tensor([len(answers.ids) / config.ppo.answers], dtype=torch.float64)
-    together = processes.summed(torch.tensor(list(of_answers.values()), dtype=torch.float64) * share)
+    together = group.summed(torch.tensor(list(of_answers.values()), dtype=torch.float64) * share)
     told = dict(zip(of_answers, together.tolist(), strict=True))
-    tokens = processes.summed(torch.tensor([float(num_tokens), kl], dtype=torch.float64))
+    tokens = group.summed(torch.tensor([float(num_tokens), kl], dtype=torch.float64))
     told["policy/kl"] = float(tokens[1] / tokens[0].clamp(min=1))
     explained = _explained_variance(batches)
     if math.isfinite(explained):  # there is none where all returns are the same
@@ -306,4 +307,4 @@ def _explained_variance(batches: Sequence[Batch]) -> float:
     def flat(name: str) -> Tensor:
         return torch.cat([getattr(batch, name).reshape(-1) for batch in batches]).unsqueeze(0)
 
-    return objective.explained_variance(flat("values_BT"), flat("returns_BT"), flat("mask_BT"), processes.summed)
+    return losses.explained_variance(flat("values_BT"), flat("returns_BT"), flat("mask_BT"), group.summed)

@@ -15,22 +15,23 @@ from transformers import TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
 from trl import RewardConfig, RewardTrainer
 
-from dsr1_tune.align import calibration
-from dsr1_tune.align.calibration import PairScores
-from dsr1_tune.align.pairs import PairExample, encode_pairs
+from dsr1_tune.align.preference import calibration
+from dsr1_tune.align.preference.calibration import PairScores
+from dsr1_tune.align.preference.encode import PairExample, encode_pairs
 from dsr1_tune.config import RewardRun
-from dsr1_tune.data.pipeline import Prepared
+from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Preference
 from dsr1_tune.models.load import Loaded
-from dsr1_tune.models.own_weights import skeleton, train_own
-from dsr1_tune.models.scalar import RewardFacts, ScalarModel, put_scalar_on, save_scalar, template_hash
-from dsr1_tune.models.start import begin_adapter, check_begin
+from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.trained.full import train_own
+from dsr1_tune.models.trained.reward_model import RewardFacts, ScalarModel, put_scalar_on, save_scalar, template_hash
+from dsr1_tune.models.trained.start import begin_adapter, check_begin
 from dsr1_tune.moe.routing import open_routers
-from dsr1_tune.runs.arguments import as_arguments
 from dsr1_tune.runs.data import RunData
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.session import Session, compute_dtype, open_session
-from dsr1_tune.runs.trainer import Resumable
+from dsr1_tune.runs.trainer.arguments import as_arguments
+from dsr1_tune.runs.trainer.trainer import Resumable
 
 PLOT = "calibration.png"
 

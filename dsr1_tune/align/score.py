@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +12,21 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dsr1_tune.align import calibration
-from dsr1_tune.align.calibration import PairScores
-from dsr1_tune.align.components import NoScore
-from dsr1_tune.align.pairs import differs_in, encode_one
-from dsr1_tune.config import AlignRun, Score
+from dsr1_tune.align.preference import calibration
+from dsr1_tune.align.preference.calibration import PairScores
+from dsr1_tune.align.preference.encode import differs_in
+from dsr1_tune.align.rewards.component import NoScore
+from dsr1_tune.align.rewards.scoring import Ids, encode_answer, finite_score, max_context
+from dsr1_tune.atomic import check_new, whole_file
+from dsr1_tune.config import Score
 from dsr1_tune.data.output import dumps
-from dsr1_tune.data.read import read
+from dsr1_tune.data.read.read import read
 from dsr1_tune.data.record import DAMAGE, Drop, Feedback, Message, Place, Preference, Prompt, Record, Row
 from dsr1_tune.errors import DataError, ModelError
-from dsr1_tune.models.scalar import ScalarModel, check_reward, load_scalar
-from dsr1_tune.runs.narrator import Narrator, quiet_libraries
-from dsr1_tune.whole import check_new, whole_file
+from dsr1_tune.models.trained.reward_model import ScalarModel, check_reward, load_scalar
+from dsr1_tune.runs.console import Narrator, quiet_libraries
 
 MAX_NAMED = 5
-
-Ids = tuple[int, ...]
 
 
 def run(
@@ -58,54 +55,6 @@ def run(
             lines.write(dumps(one.as_json()) + b"\n")
     narrator.say(f"\nThe scores are in {out}.")
     return scores
-
-
-def score_conversations(
-    model: ScalarModel,
-    conversations: Sequence[tuple[Sequence[Message], str]],
-    batch_size: int = 8,
-    advance: Callable[[int], None] = lambda count: None,
-) -> list[float | NoScore]:
-    """The score of each (prompt messages, answer), in order.
-
-    It is a NoScore, which says why, for one that the model cannot be shown (blank, refused by the chat template, or
-    beyond its context) or gives no finite number.
-    """
-    encoded = [
-        encode_answer(model, tuple(prompt), Message("assistant", answer), _context(model))
-        for prompt, answer in conversations
-    ]
-    ids = [one for one in encoded if not isinstance(one, Drop)]
-    found = iter(model.score(ids, batch_size, advance).tolist())
-    return [NoScore(one.detail) if isinstance(one, Drop) else _finite(next(found)) for one in encoded]
-
-
-def _finite(score: float) -> float | NoScore:
-    return score if math.isfinite(score) else NoScore(f"the reward model gives it no finite score ({score})")
-
-
-def encode_answer(
-    model: ScalarModel,
-    prompt: tuple[Message, ...],
-    answer: Message,
-    max_tokens: int,
-    place: Place | None = None,
-    tools: str = "",
-) -> Ids | Drop:
-    """A conversation as the reward model was trained to see it, or why it cannot be shown."""
-    row = Feedback(prompt, answer, is_good=True, place=place or Place("", 0, 0), tools=tools)
-    outcome = encode_one(row, model.tokenizer, _settings(model.facts.think, max_tokens))
-    return outcome if isinstance(outcome, Drop) else outcome.input_ids
-
-
-@cache
-def _settings(think: str, max_tokens: int) -> AlignRun:
-    return AlignRun.model_validate({"sequences": {"think": think}, "schedule": {"max_tokens": max_tokens}})
-
-
-def _context(model: ScalarModel) -> int:
-    """The longest conversation that the model has positions for."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -203,7 +152,7 @@ class Scores:
 
 def score_rows(model: ScalarModel, rows: Sequence[Row | Drop], config: Score, narrator: Narrator) -> Scores:
     """Score the answers of rows of any kind. Raises ModelError where no score is a number, DataError for no answer."""
-    max_tokens = min(config.max_tokens, _context(model))
+    max_tokens = min(config.max_tokens, max_context(model))
     encoded = [_encode(model, row, max_tokens) for row in rows]
     ids = [one for _, answers in encoded for _, one in answers if not isinstance(one, Drop)]
     if not ids:
@@ -260,7 +209,7 @@ def _scored(row: Row | Drop, encoded: Encoded, found: Any) -> ScoredRow:
         if isinstance(one, Drop):
             answers.append(ScoredAnswer(name, text, problem=one))
             continue
-        score = _finite(next(found))
+        score = finite_score(next(found))
         if isinstance(score, NoScore):
             answers.append(ScoredAnswer(name, text, len(one), problem=Drop("no_score", f"{name}: {score}", _RETRAIN)))
         else:

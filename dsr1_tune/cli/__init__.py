@@ -8,29 +8,14 @@ import sys
 
 import typer
 
-from dsr1_tune.cli import (
-    adapt,
-    align,
-    base,
-    card,
-    chat,
-    check_serve,
-    compare,
-    convert,
-    data,
-    doctor,
-    experts,
-    export,
-    merge,
-    plan,
-    quantize,
-    reward_test,
-    score,
-    serve,
-    settings,
-    training,
-    verify,
-)
+from dsr1_tune.cli import adapt, base, doctor, settings
+from dsr1_tune.cli.align import methods as align_methods
+from dsr1_tune.cli.align import reward_test, score
+from dsr1_tune.cli.data import inspect
+from dsr1_tune.cli.export import card, check_serve, compare, convert_adapter, export, merge, quantize, verify
+from dsr1_tune.cli.serve import chat, serve
+from dsr1_tune.cli.train import experts, plan
+from dsr1_tune.cli.train import methods as train_methods
 from dsr1_tune.errors import TuneError
 
 app = typer.Typer(
@@ -41,15 +26,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for method in training.TRAINS:
-    app.command(method)(training.command(method))
-for method in align.ALIGNS:
-    app.command(method)(align.command(method))
+for method in train_methods.TRAINS:
+    app.command(method)(train_methods.command(method))
+for method in align_methods.ALIGNS:
+    app.command(method)(align_methods.command(method))
 app.command("plan")(plan.plan)
 app.command("adapt")(adapt.adapt)
 app.command("experts")(experts.experts)
 app.command("reward-test")(reward_test.reward_test)
-app.add_typer(data.app, name="data")
+app.add_typer(inspect.app, name="data")
 app.command("score")(score.score)
 app.command("merge")(merge.merge)
 app.command("quantize")(quantize.quantize)
@@ -60,7 +45,7 @@ app.command("compare")(compare.compare)
 app.command("export")(export.export)
 app.command("card")(card.card)
 app.command("verify")(verify.verify)
-app.command("convert-adapter")(convert.convert_adapter)
+app.command("convert-adapter")(convert_adapter.convert_adapter)
 app.command("check-serve")(check_serve.check_serve)
 app.command("serve")(serve.serve)
 app.command("settings")(settings.settings)

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from dsr1_tune.cli.export import To
-from dsr1_tune.cli.training import ConfigFile, DataFiles, Epochs, Map, ModelName, Processes, Sets
+from dsr1_tune.cli.export.export import To
+from dsr1_tune.cli.train.methods import ConfigFile, DataFiles, Epochs, Map, ModelName, Processes, Sets
 
 
 def adapt(
@@ -46,8 +46,8 @@ def adapt(
     quantised model misses a gate (gates.max_loss_increase, gates.min_agreement): everything is kept.
     """
     from dsr1_tune.config import AdaptRun
-    from dsr1_tune.data.formats import parse_mapping
-    from dsr1_tune.settings import load_config
+    from dsr1_tune.config.load import load_config
+    from dsr1_tune.data.read.formats import parse_mapping
 
     flags: dict[str, Any] = {
         "data.files": [str(file) for file in data] if data else None,
@@ -74,7 +74,7 @@ def _going_on(out: Path, given: dict[str, Any], sets: list[str] | tuple[str, ...
     """The settings that the way in `out` began with, and over them what is said now."""
     from dsr1_tune.adapt import state
     from dsr1_tune.config import AdaptRun
-    from dsr1_tune.settings import load_config
+    from dsr1_tune.config.load import load_config
 
     begun = state.begun_with(out)
     if begun is None:

@@ -51,14 +51,14 @@ def _print_json(needs: list[Requirement], here: Capabilities | None, problems: l
 
     import orjson
 
-    from dsr1_tune.models import tool_environments
+    from dsr1_tune.models import isolated_env
 
     tree = {
         "can_train": not any(problem.is_fatal for problem in problems),
         "capabilities": asdict(here) if here else None,
         "packages": [asdict(need) for need in needs],
         "problems": [asdict(problem) for problem in problems],
-        "tools": [asdict(tool) for tool in tool_environments.installed()],
+        "tools": [asdict(tool) for tool in isolated_env.installed()],
     }
     typer.echo(orjson.dumps(tree, default=str, option=orjson.OPT_INDENT_2).decode())
 
@@ -90,9 +90,9 @@ def _print_tables(needs: list[Requirement], here: Capabilities | None, problems:
 
 def _print_tools(console: Console) -> None:
     """The libraries that live in folders of their own, each installed when a command first needs it."""
-    from dsr1_tune.models import tool_environments
+    from dsr1_tune.models import isolated_env
 
-    for tool in tool_environments.installed():
+    for tool in isolated_env.installed():
         state = f"{tool.num_bytes / 2**20:.0f} MiB in {tool.folder}" if tool.folder else "not installed yet"
         console.print(f"{tool.packages[0]} for {tool.used_for}: {state}", soft_wrap=True, highlight=False)
 

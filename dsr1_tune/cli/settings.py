@@ -12,7 +12,7 @@ def settings() -> None:
     from rich.table import Table
 
     from dsr1_tune import config as configs
-    from dsr1_tune.settings import describe
+    from dsr1_tune.config.load import describe
 
     console = Console()
     if not console.is_terminal:
@@ -46,7 +46,7 @@ def settings() -> None:
 def _alignment(shared: list[Row]) -> dict[str, list[Row]]:
     """What the ways of alignment add to that, first what they share, then what two of them share."""
     from dsr1_tune import config as configs
-    from dsr1_tune.settings import describe
+    from dsr1_tune.config.load import describe
 
     common, rollouts = describe(configs.AlignRun), describe(configs.RolloutRun)
     tables = {

@@ -22,9 +22,9 @@ from dsr1_tune.config.align import (
     ScoreRun,
     Start,
 )
-from dsr1_tune.config.cleaning import CleanRun, Dedup, Judge, JudgeScore, Privacy
+from dsr1_tune.config.clean import CleanRun, Dedup, Judge, JudgeScore, Privacy
 from dsr1_tune.config.export import Compare, CompareRun, ExportRun, Gates, Merge, Quantise, Target
-from dsr1_tune.config.nouns import (
+from dsr1_tune.config.sections import (
     GROUPS,
     Adapter,
     Base,

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dsr1_tune.config.cleaning import Dedup, Judge, Privacy
+from dsr1_tune.config.clean import Dedup, Judge, Privacy
 from dsr1_tune.config.export import Compare, Gates, Merge, Quantise
-from dsr1_tune.config.nouns import Adapter
+from dsr1_tune.config.sections import Adapter
 from dsr1_tune.config.training import Esft, Train, TuneRun
 
 Way = Literal["auto", "lora", "qlora", "full", "esft"]

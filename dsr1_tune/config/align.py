@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dsr1_tune.config.nouns import Adapter, Count, Noun, Schedule, Sequences, Share
+from dsr1_tune.config.sections import Adapter, Count, Noun, Schedule, Sequences, Share
 from dsr1_tune.config.training import Train, TuneRun, refuse_float16
 
 Positive = Annotated[float, Field(gt=0)]

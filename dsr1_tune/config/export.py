@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dsr1_tune.config.nouns import Count, Noun
+from dsr1_tune.config.sections import Count, Noun
 
 Target = Literal["none", "nf4", "int8", "w4a16", "fp8", "gguf"]
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dsr1_tune.config.nouns import (
+from dsr1_tune.config.sections import (
     GROUPS,
     Adapter,
     Base,

@@ -12,12 +12,12 @@ from typing import Any, Literal
 import yaml
 from jinja2 import Environment, StrictUndefined
 
+from dsr1_tune.atomic import whole_file
 from dsr1_tune.errors import TuneError
-from dsr1_tune.export import engines, lineage
+from dsr1_tune.export import check_serve, lineage
 from dsr1_tune.export.card_texts import Language, part, say
 from dsr1_tune.export.lineage import Lineage
-from dsr1_tune.models import artefact, embedded
-from dsr1_tune.whole import whole_file
+from dsr1_tune.models import artifact, embedded
 
 FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.j2")
@@ -263,11 +263,11 @@ def _engines(folder: Path, language: Language) -> tuple[list[str], list[str]]:
     commands: list[str] = [f"dsr1-tune chat {folder.name}"]
     refusals: list[str] = []
     try:
-        found = artefact.of(folder)
+        found = artifact.of(folder)
     except TuneError:  # a folder without weights has a card all the same
         return commands, refusals
-    for engine in engines.engines():
-        verdict = engines.run(found, engine)
+    for engine in check_serve.engines():
+        verdict = check_serve.run(found, engine)
         if verdict.command:
             own = verdict.command.replace(str(folder), folder.name)
             commands.append(f"{own}  # {verdict.title} {verdict.version}")

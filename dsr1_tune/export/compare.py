@@ -8,13 +8,13 @@ from rich.console import Console
 
 from dsr1_tune.config import Compare, Gates
 from dsr1_tune.errors import ConfigError
-from dsr1_tune.export import compare_report
-from dsr1_tune.export.compare_rows import Rows, choose_rows
-from dsr1_tune.export.compare_scores import Distributions, Measured, measure
-from dsr1_tune.export.comparison import Comparison, compared
-from dsr1_tune.export.gates import with_gates
-from dsr1_tune.export.scorers import Name, check_present, name_of, open_scorer, stored_bytes
-from dsr1_tune.runs.narrator import Narrator, quiet_libraries
+from dsr1_tune.export.comparison import page
+from dsr1_tune.export.comparison.backends import Name, check_present, name_of, open_scorer, stored_bytes
+from dsr1_tune.export.comparison.gates import with_gates
+from dsr1_tune.export.comparison.measure import Distributions, Measured, measure
+from dsr1_tune.export.comparison.result import Comparison, compared
+from dsr1_tune.export.comparison.rows import Rows, choose_rows
+from dsr1_tune.runs.console import Narrator, quiet_libraries
 
 
 def run(
@@ -44,9 +44,9 @@ def run(
         second = _measured(b, a, name_b, rows, compare, kept, narrator)
     found = compared(first, second, (stored_bytes(a), stored_bytes(b)), rows, compare.seed)
     found = with_gates(found, gates)
-    compare_report.show(found, narrator.console)
+    page.show(found, narrator.console)
     if out is not None:
-        narrator.say(f"compare.json and compare.html are in {compare_report.write(found, out)}")
+        narrator.say(f"compare.json and compare.html are in {page.write(found, out)}")
     return found
 
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import yaml
 
+from dsr1_tune.atomic import whole_file
 from dsr1_tune.errors import RunError
-from dsr1_tune.models.model_folder import local_path
+from dsr1_tune.models.folder import local_path
 from dsr1_tune.runs.folder import FINISHED, RunFolder
-from dsr1_tune.whole import whole_file
 
 FILE = "lineage.json"
 _FORMAT = "dsr1-tune lineage 1"
@@ -67,7 +67,7 @@ def of_run(run: RunFolder) -> tuple[Stage, ...]:
 
 def _data(run: RunFolder, hashes: Mapping[str, str]) -> dict[str, Any]:
     """The files that were given, and what was kept of them."""
-    from dsr1_tune.runs.report import language_of  # brings transformers along, which `verify` can do without
+    from dsr1_tune.runs.report.page import language_of  # brings transformers along, which `verify` can do without
 
     report = _json(run.data / "report.json")
     kept = {

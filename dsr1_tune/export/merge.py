@@ -15,11 +15,13 @@ from rich.console import Console
 from torch import Tensor
 
 from dsr1_tune import __version__
+from dsr1_tune.atomic import new_folder
 from dsr1_tune.config import Base, Merge
-from dsr1_tune.data.encode import Example
+from dsr1_tune.data.encode.example import Example
 from dsr1_tune.errors import RunError
 from dsr1_tune.export import lineage
-from dsr1_tune.export.certificate import (
+from dsr1_tune.export.lineage import Stage
+from dsr1_tune.export.weights.certificate import (
     Certificate,
     LossCheck,
     OutputCheck,
@@ -29,20 +31,26 @@ from dsr1_tune.export.certificate import (
     compare_outputs,
     logits_of,
 )
-from dsr1_tune.export.counting import counted
-from dsr1_tune.export.lineage import Stage
-from dsr1_tune.export.merged import Exact, Merged, MergedFp8, MergedWeights
-from dsr1_tune.export.source import OpenBase, Trained, copy_sidecars, find_trained, open_base, open_trained, stages_of
-from dsr1_tune.models.checkpoint import Checkpoint, Weights, write_weights
+from dsr1_tune.export.weights.load_streamed import load_streamed
+from dsr1_tune.export.weights.merged import Exact, Merged, MergedFp8, MergedWeights
+from dsr1_tune.export.weights.progress import counted
+from dsr1_tune.export.weights.source import (
+    OpenBase,
+    Trained,
+    copy_sidecars,
+    find_trained,
+    open_base,
+    open_trained,
+    stages_of,
+)
 from dsr1_tune.models.load import Loaded, Located, load_located, locate, pick_device
 from dsr1_tune.models.memory import give_back, main_memory
-from dsr1_tune.models.outputs import put_adapter_on
-from dsr1_tune.models.streamed import load_streamed
-from dsr1_tune.models.trained_experts import put_experts_on
+from dsr1_tune.models.trained.attach import put_adapter_on
+from dsr1_tune.models.trained.experts import put_experts_on
+from dsr1_tune.models.weights.checkpoint import Checkpoint, Weights, write_weights
+from dsr1_tune.runs.console import Narrator, quiet_libraries
 from dsr1_tune.runs.evaluate import HeldOut, held_out_loss
 from dsr1_tune.runs.kept_rows import probe_examples
-from dsr1_tune.runs.narrator import Narrator, quiet_libraries
-from dsr1_tune.whole import new_folder
 
 USUAL = Merge()
 MAX_TOKENS = 1024

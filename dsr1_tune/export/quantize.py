@@ -4,26 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dsr1_tune.atomic import new_folder
 from dsr1_tune.config.export import Quantise
 from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.export import lineage
-from dsr1_tune.export.counting import num_bytes
+from dsr1_tune.export.formats import fp8, gptq, int8, nf4, w4a16
+from dsr1_tune.export.gguf import write as gguf
 from dsr1_tune.export.lineage import Stage
-from dsr1_tune.export.quantised import Group, Quantised, chosen
-from dsr1_tune.export.source import Source, open_source
-from dsr1_tune.models.model_folder import local_path
+from dsr1_tune.export.weights.accounting import Group, Quantised, chosen
+from dsr1_tune.export.weights.progress import num_bytes
+from dsr1_tune.export.weights.source import Source, open_source
+from dsr1_tune.models.folder import local_path
+from dsr1_tune.runs.console import Narrator, quiet_libraries
 from dsr1_tune.runs.environment import package_versions
-from dsr1_tune.runs.narrator import Narrator, quiet_libraries
-from dsr1_tune.whole import new_folder
 
 Write = Callable[[Source, Path, Quantise, Narrator], Quantised]
+WRITERS: dict[str, Write] = {
+    "nf4": nf4.write,
+    "int8": int8.write,
+    "fp8": fp8.write,
+    "w4a16": w4a16.write,
+    "gguf": gguf.write,
+}
+"""How each format of `--to` is written."""
 
 
 def run(source: Path | str, out: Path | None, quantise: Quantise, console: Console | None = None) -> Path:
@@ -41,7 +50,7 @@ def run(source: Path | str, out: Path | None, quantise: Quantise, console: Conso
     _check_parts(opened, quantise)
     what = "every layer" if quantise.all else "routed experts"
     narrator.stage(f"Quantise {what} of {opened.name} to {_format(quantise)}")
-    write: Write = import_module(f"dsr1_tune.export.{quantise.to}").write
+    write = gptq.write if (quantise.to, quantise.method) == ("w4a16", "gptq") else WRITERS[quantise.to]
     with new_folder(folder) as part:
         quantised = write(opened, part, quantise, narrator)
         _check_experts(quantised.groups, quantise)

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
+from dsr1_tune.atomic import whole_folder
 from dsr1_tune.errors import ModelError
-from dsr1_tune.whole import whole_folder
 
 if TYPE_CHECKING:
     import torch

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dsr1_tune.atomic import is_disk_full
 from dsr1_tune.errors import ModelError
-from dsr1_tune.whole import is_disk_full
 
 TIMEOUT_SECONDS = 10.0
 # What describes a model; never code, never weights.

@@ -17,26 +17,23 @@ from safetensors import SafetensorError
 
 from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models import embedded, fp8, hub, w4a16
-from dsr1_tune.models.checkpoint import Checkpoint
+from dsr1_tune.models import embedded, hub
 from dsr1_tune.models.context import with_context
-from dsr1_tune.models.memory import GIB, main_memory
-from dsr1_tune.models.model_folder import (
+from dsr1_tune.models.folder import (
     CONVERT,
-    COPY_AGAIN,
     EXAMPLE,
-    NF4_BYTES,
     PICKLES,
     check_folder,
     check_weights,
-    gist,
-    held_kind,
-    is_nf4,
     local_path,
     read_config,
     read_tokenizer,
-    weight_files,
 )
+from dsr1_tune.models.memory import GIB, main_memory
+from dsr1_tune.models.weights.checkpoint import Checkpoint
+from dsr1_tune.models.weights.index import COPY_AGAIN, gist, weight_files
+from dsr1_tune.models.weights.stored_format import NF4_BYTES, held_kind, is_nf4
+from dsr1_tune.quant import fp8, w4a16
 
 _log = logging.getLogger(__name__)
 
@@ -140,7 +137,7 @@ def _read_model(
     """transformers' loader, in 4 bits where that is asked for; float8 weights are multiplied out one by one."""
     from transformers import AutoModelForCausalLM
 
-    from dsr1_tune.models.quantise import Nf4Config
+    from dsr1_tune.models.weights.load_nf4 import Nf4Config
 
     config = deepcopy(located.config)
     settings: dict[str, Any] = {
@@ -153,7 +150,7 @@ def _read_model(
     }
     stored_as: Any = getattr(config, "quantization_config", None)
     if held_kind(stored_as):
-        from dsr1_tune.models.held import open_held
+        from dsr1_tune.models.weights.load_bnb import open_held
 
         settings["quantization_config"], held = open_held(folder, config, located.name)
         return _from_tensors(folder, held, settings)

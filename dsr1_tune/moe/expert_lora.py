@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
-from dsr1_tune.moe.nf4 import Held, held_weight
+from dsr1_tune.quant.nf4 import Held, held_weight
 
 GateFunction = Callable[[Tensor], Tensor]
 

@@ -14,10 +14,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dsr1_tune.atomic import whole_file
 from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.moe.anatomy import find_experts
 from dsr1_tune.moe.monitor import Routing
-from dsr1_tune.whole import whole_file
 
 Score = Literal["gate", "tokens"]
 

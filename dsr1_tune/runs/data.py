@@ -10,12 +10,13 @@ from typing import Any
 from datasets import Dataset
 
 from dsr1_tune.config import TuneRun
-from dsr1_tune.data.encode import Encoded, encode_all
-from dsr1_tune.data.packing import pack
-from dsr1_tune.data.pipeline import Prepared, repeat, split
+from dsr1_tune.data.encode.example import Encoded, encode_all
+from dsr1_tune.data.encode.packing import pack
+from dsr1_tune.data.prepare import repeat, split
+from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Drop, Record, Row
 from dsr1_tune.errors import DataError
-from dsr1_tune.runs.collate import PackedCollator, as_dataset
+from dsr1_tune.runs.trainer.collate import PackedCollator, as_dataset
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dsr1_tune.data.encode import IGNORED, Example, prompt_text
+from dsr1_tune.data.encode.example import IGNORED, Example, prompt_text
 from dsr1_tune.data.record import Record
 
 MAX_BATCH_TOKENS = 2048

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from dsr1_tune.atomic import whole_file
 from dsr1_tune.config import TuneRun
 from dsr1_tune.errors import RunError
-from dsr1_tune.models.model_folder import local_path
-from dsr1_tune.whole import whole_file
+from dsr1_tune.models.folder import local_path
 
 Run = TypeVar("Run", bound=TuneRun)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from dsr1_tune.config import TuneRun
-from dsr1_tune.data.encode import IGNORED, Example, encode_all
-from dsr1_tune.data.read import read
+from dsr1_tune.data.encode.example import IGNORED, Example, encode_all
+from dsr1_tune.data.read.read import read
 from dsr1_tune.data.record import Feedback, Preference, Record, Row
 from dsr1_tune.errors import RunError
 from dsr1_tune.runs.folder import RunFolder

@@ -19,35 +19,36 @@ import torch
 from rich.console import Console
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
+from dsr1_tune.atomic import is_disk_full
 from dsr1_tune.config import AlignRun, Base, TuneRun
-from dsr1_tune.data.pipeline import Prepared, prepare, write
+from dsr1_tune.data.prepare import prepare, write
+from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Record, Row
 from dsr1_tune.errors import ModelError, RunError, TuneError
 from dsr1_tune.models import embedded
-from dsr1_tune.models.adapters import audit
 from dsr1_tune.models.context import check_length
 from dsr1_tune.models.load import Loaded, Located, load_located, locate, pick_device
-from dsr1_tune.models.model_folder import held_kind, is_nf4
-from dsr1_tune.models.outputs import was_quantised
-from dsr1_tune.models.start import with_start
-from dsr1_tune.moe.experts4bit import audit_bits, memory_of
-from dsr1_tune.runs import processes
-from dsr1_tune.runs.arguments import to_arguments
-from dsr1_tune.runs.callbacks import GracefulStop, GradientCheck, ProgressBar, TrainLog, WholeCheckpoints
+from dsr1_tune.models.trained.attach import was_quantised
+from dsr1_tune.models.trained.lora import audit
+from dsr1_tune.models.trained.start import with_start
+from dsr1_tune.models.weights.stored_format import held_kind, is_nf4
+from dsr1_tune.moe.quantized_experts import audit_bits, memory_of
+from dsr1_tune.runs.console import Narrator, quiet_libraries
 from dsr1_tune.runs.data import RunData, encode_and_split, training_set
+from dsr1_tune.runs.distributed import group
+from dsr1_tune.runs.distributed.unshard import make_whole, number_formats
 from dsr1_tune.runs.environment import machine, package_versions
 from dsr1_tune.runs.evaluate import HeldOut, Sample, held_out_loss, sample_answers
 from dsr1_tune.runs.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFolder, hash_files, step_of
-from dsr1_tune.runs.isolation import use_packing
-from dsr1_tune.runs.narrator import Narrator, quiet_libraries
-from dsr1_tune.runs.optimizers import check_optimizer
-from dsr1_tune.runs.report import write_report
-from dsr1_tune.runs.rollback import STOPPED, RollBack, StoppedByAlarm, roll_back, set_suspects_aside
-from dsr1_tune.runs.sharing import make_whole, number_formats
-from dsr1_tune.runs.trackers import check_trackers, open_trackers
-from dsr1_tune.runs.trainer import Resumable, ResumableTrainer
-from dsr1_tune.runs.watching import Watcher, noting_routing
-from dsr1_tune.whole import is_disk_full
+from dsr1_tune.runs.report.page import write_report
+from dsr1_tune.runs.trainer.arguments import to_arguments
+from dsr1_tune.runs.trainer.callbacks import GracefulStop, GradientCheck, ProgressBar, TrainLog, WholeCheckpoints
+from dsr1_tune.runs.trainer.optimizers import check_optimizer
+from dsr1_tune.runs.trainer.packing_check import use_packing
+from dsr1_tune.runs.trainer.trainer import Resumable, ResumableTrainer
+from dsr1_tune.runs.watch.rollback import STOPPED, RollBack, StoppedByAlarm, roll_back, set_suspects_aside
+from dsr1_tune.runs.watch.trackers import check_trackers, open_trackers
+from dsr1_tune.runs.watch.watcher import Watcher, noting_routing
 
 # In 16 bits plain PEFT rounds the sum of weight and update, which the grouped products never form.
 RELOAD_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-2, torch.float16: 1e-2}
@@ -71,22 +72,22 @@ def open_session(
     can mend, and KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
     """
     quiet_libraries()
-    processes.join(config.parallel)
-    narrator = Narrator(console or Console(), is_heard=processes.is_main())
+    group.join(config.parallel)
+    narrator = Narrator(console or Console(), is_heard=group.is_main())
     session_kind: type[Any] = kind or Session
     config = with_start(config)
-    folder, config, hashes = processes.from_main(lambda: _open_folder(config, command, resume))
-    folder = replace(folder, is_written_here=processes.is_main())
-    config = processes.as_launched(config, bool(resume), narrator.say)
+    folder, config, hashes = group.from_main(lambda: _open_folder(config, command, resume))
+    folder = replace(folder, is_written_here=group.is_main())
+    config = group.as_launched(config, bool(resume), narrator.say)
     # The config of a run that goes on, not the one given, says how its base is held.
     quantised = quantised or (isinstance(config, AlignRun) and config.method == "qlora")
     check_optimizer(config.schedule, pick_device())
     check_trackers(config.watch)
     # Before the base, which may first have to be built: it is what most often needs mending.
-    prepared = processes.from_main(lambda: prepare(config.data, session_kind.learns))
-    starts = processes.from_main(lambda: _start_hashes(config))
+    prepared = group.from_main(lambda: prepare(config.data, session_kind.learns))
+    starts = group.from_main(lambda: _start_hashes(config))
     if resume:
-        processes.from_main(lambda: folder.check_start(starts))
+        group.from_main(lambda: folder.check_start(starts))
     elif isinstance(config, AlignRun) and config.start.run and was_quantised(config.start.run) and not quantised:
         narrator.say(
             f"{config.start.run}: was trained over a base in 4 bits, which is held in 16 or 32 here; --method qlora "
@@ -94,15 +95,15 @@ def open_session(
         )
     if config.base.model is None:
         narrator.say(f"No --model given: this is {embedded.DESCRIPTION}.")
-    base = processes.main_first(lambda: locate(config.base, narrator.say, quantised=quantised))
+    base = group.main_first(lambda: locate(config.base, narrator.say, quantised=quantised))
     stored_as: Any = getattr(base.config, "quantization_config", None)
     if held_kind(stored_as) == "int8":
         raise ModelError(f"{base.name}: is stored in 8 bits, for use only", hint="train its 16-bit original")
     if not quantised and (is_nf4(stored_as) or held_kind(stored_as)):
         raise ModelError(f"{base.name}: is stored in 4 bits", hint=f"train it with qlora instead of {command}")
     if resume:
-        processes.from_main(lambda: folder.check_base(base.name, base.revision))
-    data = processes.from_main(lambda: session_kind.encode(prepared, base.tokenizer, config))
+        group.from_main(lambda: folder.check_base(base.name, base.revision))
+    data = group.from_main(lambda: session_kind.encode(prepared, base.tokenizer, config))
     check_length(base.config, data.longest + session_kind.num_further(config), base.name)
     if not resume:
         folder.begin(_pinned(config, base), command)
@@ -118,8 +119,8 @@ def open_session(
             versions=package_versions(),
             machine=machine(),
             seed=config.schedule.seed,
-            processes=processes.count(),
-            global_batch=processes.global_batch(config),
+            processes=group.count(),
+            global_batch=group.global_batch(config),
         )
         narrator.stage("Data")
         narrator.data(data.prepared, len(data.train), len(data.held_out))
@@ -130,7 +131,7 @@ def open_session(
         yield session
         if session.is_main:
             session.finish()
-    processes.leave()
+    group.leave()
 
 
 def _open_folder(config: Any, command: str, resume: Path | None) -> tuple[RunFolder, Any, dict[str, str]]:
@@ -211,7 +212,7 @@ class Session(Generic[Run]):
     def look_before(self, model: Any) -> None:
         """Held-out loss and answers before training; a resumed run keeps those from when it began."""
         self.narrator.stage("Before training")
-        earlier = processes.from_main(self.folder.evaluation)
+        earlier = group.from_main(self.folder.evaluation)
         if "before" in earlier:
             self.narrator.say(f"{self.measured(earlier['before'])}, as measured when the run began")
             return
@@ -267,13 +268,13 @@ class Session(Generic[Run]):
 
     def save(self, write: Callable[[], None]) -> None:
         """Write what came of the training; of several processes one does, the others wait."""
-        processes.from_main(write)
+        group.from_main(write)
 
     def _fit(self, model: Any) -> int:
         stop = GracefulStop(self.narrator.say)
         bar = ProgressBar(self.narrator.console)
         set_suspects_aside(self.folder)
-        checkpoint = processes.from_main(self.folder.latest_checkpoint)
+        checkpoint = group.from_main(self.folder.latest_checkpoint)
         watcher = Watcher(model, self.folder, self.config.watch, self.narrator.say, self.watched_loss, self.judges_loss)
         trackers = open_trackers(self.config, self.folder, first_step=step_of(checkpoint) + 1 if checkpoint else 0)
         trainer = self.trainer(
@@ -342,7 +343,7 @@ class Session(Generic[Run]):
         is loaded in place of the base. Call it when the trained model is gone: only then is there room for another.
         """
         gc.collect()
-        processes.from_main(lambda: self._check(reload, how, whole))
+        group.from_main(lambda: self._check(reload, how, whole))
 
     def _check(self, reload: Callable[[Loaded], Any], how: str, whole: Path | None) -> None:
         self.narrator.stage("Checking what was saved")

@@ -12,7 +12,7 @@ from transformers import TextStreamer
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from dsr1_tune.errors import ModelError, TuneError
-from dsr1_tune.models.llama_cpp import LlamaCpp
+from dsr1_tune.models.llama_cpp.client import LlamaCpp
 from dsr1_tune.models.load import Loaded
 
 HELP = "/new starts again, /system TEXT tells the model how to behave, /quit leaves; Ctrl-C stops an answer"

@@ -19,14 +19,14 @@ from pathlib import Path
 from types import FrameType
 
 from dsr1_tune.errors import ModelError, RunError
-from dsr1_tune.models import llama_cpp
-from dsr1_tune.models.artefact import Artefact, command_for
+from dsr1_tune.models.artifact import Artefact, command_for
+from dsr1_tune.models.llama_cpp import client
 
 ENGINES = ("vllm", "sglang", "llama.cpp", "transformers")
 INSTALL = {
     "vllm": "pip install vllm  (in an environment of its own: it pins another torch)",
     "sglang": "pip install sglang  (in an environment of its own: it pins another torch)",
-    "llama.cpp": f"{llama_cpp.INSTALL}  (or put llama-server on the PATH)",
+    "llama.cpp": f"{client.INSTALL}  (or put llama-server on the PATH)",
     "transformers": 'pip install "transformers[serving]"',
 }
 Say = Callable[[str], None]

@@ -9,14 +9,15 @@ from typing import Any
 from rich.console import Console
 
 from dsr1_tune.config import Adapter, EsftRun
-from dsr1_tune.models.own_weights import skeleton
-from dsr1_tune.models.trained_experts import put_experts_on, save_experts
-from dsr1_tune.moe.expert_rows import check_chosen, train_factors, train_weights
+from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.trained.experts import put_experts_on, save_experts
 from dsr1_tune.moe.routing import check_routers, open_routers
 from dsr1_tune.moe.select import Choice
-from dsr1_tune.runs import choice_table, processes
+from dsr1_tune.moe.selected_experts import check_chosen, train_factors, train_weights
+from dsr1_tune.runs.distributed import group
+from dsr1_tune.runs.expert_profile import choose_for
 from dsr1_tune.runs.folder import RunFolder
-from dsr1_tune.runs.profile import choose_for
+from dsr1_tune.runs.report import choice_table
 from dsr1_tune.runs.session import Session, open_session
 
 
@@ -75,7 +76,7 @@ def _choose(session: Session[EsftRun], model: Any, choice: Choice | None) -> Cho
     session.narrator.stage("Experts")
     if choice is None:
         with session.timed("profile"):
-            choice = processes.from_main(lambda: _choose_for(session, model))
+            choice = group.from_main(lambda: _choose_for(session, model))
     choice_table.show(choice, session.narrator.console)
     if session.is_main:
         choice.write(session.folder.choice_file)

@@ -7,16 +7,16 @@ from pathlib import Path
 from rich.console import Console
 
 from dsr1_tune.config import EsftRun
-from dsr1_tune.data.pipeline import prepare
+from dsr1_tune.data.prepare import prepare
 from dsr1_tune.models.load import load_located, locate
-from dsr1_tune.models.own_weights import skeleton
-from dsr1_tune.moe.expert_rows import check_chosen
+from dsr1_tune.models.meta import skeleton
 from dsr1_tune.moe.select import Choice
-from dsr1_tune.runs import choice_table
+from dsr1_tune.moe.selected_experts import check_chosen
+from dsr1_tune.runs.console import Narrator, quiet_libraries
 from dsr1_tune.runs.data import encode_and_split
-from dsr1_tune.runs.experts_png import heat_map
-from dsr1_tune.runs.narrator import Narrator, quiet_libraries
-from dsr1_tune.runs.profile import choose_for
+from dsr1_tune.runs.expert_profile import choose_for
+from dsr1_tune.runs.report import choice_table
+from dsr1_tune.runs.report.expert_map import heat_map
 
 
 def run(config: EsftRun, out: Path, console: Console | None = None) -> Choice:

@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 
 from dsr1_tune.config import FullRun
-from dsr1_tune.models.own_weights import save_model, skeleton, train_own
+from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.trained.full import save_model, train_own
 from dsr1_tune.moe.routing import open_routers
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.session import Session, open_session

@@ -7,8 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from dsr1_tune.config import LoraRun
-from dsr1_tune.models.adapters import add_lora, check_adapter, load_plain_adapter, save_adapter
-from dsr1_tune.models.own_weights import skeleton
+from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.trained.lora import add_lora, check_adapter, load_plain_adapter, save_adapter
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.session import Session, open_session
 

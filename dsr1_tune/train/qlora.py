@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from dsr1_tune.config import QloraRun
-from dsr1_tune.models.adapters import add_lora, check_adapter, save_adapter
-from dsr1_tune.models.outputs import put_adapter_on
-from dsr1_tune.models.own_weights import skeleton
+from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.trained.attach import put_adapter_on
+from dsr1_tune.models.trained.lora import add_lora, check_adapter, save_adapter
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.session import Session, open_session
 

@@ -15,7 +15,7 @@ from dsr1_tune import cli
 from dsr1_tune.adapt import plan
 from dsr1_tune.config import PlanRun
 from dsr1_tune.errors import TuneError
-from dsr1_tune.models.fit_base import describe
+from dsr1_tune.models.memory_plan.base import describe
 
 
 def called(*words: str) -> Any:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dsr1_tune.align import ppo
-from dsr1_tune.align.rollout import Answers
+from dsr1_tune.align.online.generate import Answers
 from dsr1_tune.config import PpoRun
-from dsr1_tune.runs import processes
+from dsr1_tune.runs.distributed import group
 
 
 def answer(session: Any, policy: Any, asked: Any, step: int) -> Answers:
@@ -38,4 +38,4 @@ def learn_and_look(session: Any, model: Any) -> None:
 ppo._answer, ppo._update = answer, learn_and_look
 ppo.run(PpoRun.model_validate(json.loads(Path(sys.argv[1]).read_text())))
 Path(f"{sys.argv[1]}.{sys.argv[2]}").write_text(json.dumps(seen))
-assert processes.count() == 1, "the processes have parted"
+assert group.count() == 1, "the processes have parted"

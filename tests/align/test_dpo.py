@@ -21,11 +21,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from dsr1_tune.align import dpo, story
+from dsr1_tune.align import dpo
+from dsr1_tune.align.preference import session
 from dsr1_tune.config import DpoRun, LoraRun
 from dsr1_tune.errors import DataError
 from dsr1_tune.export import merge
-from dsr1_tune.models.outputs import load_with_adapter
+from dsr1_tune.models.trained.attach import load_with_adapter
 from dsr1_tune.runs.evaluate import sample_answers
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.train import lora
@@ -267,9 +268,9 @@ def kept_part(name: str, weight: torch.Tensor, old: torch.Tensor) -> torch.Tenso
 
 def sft_loss(sft: RunFolder, folder: RunFolder) -> float:
     """The loss on the held-out chosen answers of the run that was begun with, by itself."""
-    from dsr1_tune.align.pairs import encode_pairs
-    from dsr1_tune.align.preferences import measure_pairs
-    from dsr1_tune.data.pipeline import prepare
+    from dsr1_tune.align.preference.encode import encode_pairs
+    from dsr1_tune.align.preference.metrics import measure_pairs
+    from dsr1_tune.data.prepare import prepare
     from dsr1_tune.data.record import Preference
 
     loaded = load_with_adapter(sft.path)
@@ -382,7 +383,7 @@ def test_bad_files_are_refused_with_the_place(
 @pytest.mark.slow
 def test_a_step_after_a_rollback_has_the_same_reference(configure: Configure, tmp_path: Path) -> None:
     asked: list[int] = []
-    ask = story.shared_log_probs
+    ask = session.shared_log_probs
 
     def once(*given: Any) -> list[float]:
         asked.append(1)
@@ -399,7 +400,7 @@ def test_a_step_after_a_rollback_has_the_same_reference(configure: Configure, tm
         return loss
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(story, "shared_log_probs", once)
+        patch.setattr(session, "shared_log_probs", once)
         patch.setattr(dpo.DPOTrainer, "training_step", fault)
         folder = go(
             configure(

@@ -18,11 +18,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from dsr1_tune.align import grpo
-from dsr1_tune.align.groups import GroupOrder, GroupTrainer
+from dsr1_tune.align.online.grpo_trainer import GroupOrder, GroupTrainer
 from dsr1_tune.config import GrpoRun
 from dsr1_tune.errors import RunError
-from dsr1_tune.runs.callbacks import read_log
 from dsr1_tune.runs.folder import RunFolder
+from dsr1_tune.runs.trainer.callbacks import read_log
 from tests.conftest import save_tiny
 
 CODE = """\

@@ -14,19 +14,20 @@ from pydantic import ValidationError
 from rich.console import Console
 from safetensors.torch import load_file
 
-from dsr1_tune.align import objective, ppo
-from dsr1_tune.align.experience import Batch, weigh
-from dsr1_tune.align.policy import Policy, Portion
-from dsr1_tune.align.ppo_state import load_state, save_state
-from dsr1_tune.align.prompts import PromptExample, encode_prompts
-from dsr1_tune.align.rewards import Verdict
-from dsr1_tune.align.rollout import Answers, draw
+from dsr1_tune.align import ppo
+from dsr1_tune.align.online import losses as objective
+from dsr1_tune.align.online.checkpoint import load_state, save_state
+from dsr1_tune.align.online.experience import Batch, weigh
+from dsr1_tune.align.online.generate import Answers, draw
+from dsr1_tune.align.online.policy import Policy, Portion
+from dsr1_tune.align.online.session import PromptExample, encode_prompts
+from dsr1_tune.align.rewards.layered import Verdict
 from dsr1_tune.config import PpoRun
-from dsr1_tune.data.pipeline import prepare
+from dsr1_tune.data.prepare import prepare
 from dsr1_tune.data.record import Message, Place, Prompt, Record
 from dsr1_tune.errors import RunError, TuneError
 from dsr1_tune.models.load import load
-from dsr1_tune.models.start import begin_adapter
+from dsr1_tune.models.trained.start import begin_adapter
 from tests.conftest import TinyModel
 from tests.export.conftest import sums, tiny_run  # noqa: F401
 

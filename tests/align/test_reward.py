@@ -17,20 +17,22 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from dsr1_tune.align import calibration, reward, score
-from dsr1_tune.align.components import NoScore
-from dsr1_tune.align.pairs import encode_pairs
+from dsr1_tune.align import reward, score
+from dsr1_tune.align.preference import calibration
+from dsr1_tune.align.preference.encode import encode_pairs
+from dsr1_tune.align.rewards.component import NoScore
+from dsr1_tune.align.rewards.scoring import score_conversations
 from dsr1_tune.config import LoraRun, RewardRun, Score
-from dsr1_tune.data.pipeline import prepare
-from dsr1_tune.data.read import read
+from dsr1_tune.config.load import load_config
+from dsr1_tune.data.prepare import prepare
+from dsr1_tune.data.read.read import read
 from dsr1_tune.data.record import Message, Preference
 from dsr1_tune.errors import ConfigError, DataError, ModelError, RunError
-from dsr1_tune.export.source import find_trained
-from dsr1_tune.models.outputs import load_with_adapter
-from dsr1_tune.models.scalar import load_scalar
+from dsr1_tune.export.weights.source import find_trained
+from dsr1_tune.models.trained.attach import load_with_adapter
+from dsr1_tune.models.trained.reward_model import load_scalar
+from dsr1_tune.runs.console import Narrator
 from dsr1_tune.runs.folder import RunFolder
-from dsr1_tune.runs.narrator import Narrator
-from dsr1_tune.settings import load_config
 from dsr1_tune.train import lora
 
 QUIET = Console(file=io.StringIO())
@@ -189,7 +191,7 @@ def test_other_methods_learn_too(method: str, zebras: Path, tiny_base: Path, tmp
     run = reward.run(config, console=Console(file=told, width=200))
     assert run.evaluation()["after"]["accuracy"] > 0.9
     assert ("What is in 4 bits" in told.getvalue()) == (method == "qlora")
-    found = score.score_conversations(load_scalar(run.path), [([Message("user", "say 3")], "a zebra river")])
+    found = score_conversations(load_scalar(run.path), [([Message("user", "say 3")], "a zebra river")])
     assert len(found) == 1
     with pytest.raises(ModelError, match="is a reward model"):
         load_with_adapter(run.path)
@@ -270,7 +272,7 @@ def test_records_and_feedback_are_scored(scorer: RunFolder, tmp_path: Path) -> N
     assert [line["score"] for line in marked] == pytest.approx([line["score"] for line in lines], abs=1e-5)
     assert "labelled good" in told
     prompt = [Message("user", "say 1")]
-    found = score.score_conversations(load_scalar(scorer.path), [(prompt, good), (prompt, bad), (prompt, " ")])
+    found = score_conversations(load_scalar(scorer.path), [(prompt, good), (prompt, bad), (prompt, " ")])
     assert found[:2] == pytest.approx([line["score"] for line in lines], abs=1e-5)
     assert isinstance(found[2], NoScore) and "shown nothing of the answer" in str(found[2])
 
@@ -307,7 +309,7 @@ def test_an_answer_whose_score_is_no_number_does_not_lose_the_others(scorer: Run
     assert told[0]["chosen_score"] is None and told[0]["rejected_score"] is not None and told[0]["margin"] is None
     assert told[0]["problem"]["code"] == "no_score" and "chosen: " in told[0]["problem"]["detail"]
     assert told[1]["margin"] is not None and "problem" not in told[1]
-    found = score.score_conversations(model, [([Message("user", "say 1")], "a zebra river")])
+    found = score_conversations(model, [([Message("user", "say 1")], "a zebra river")])
     assert isinstance(found[0], NoScore) and "no finite score" in str(found[0])
     records = list(read([written(tmp_path / "records.jsonl", {"question": "say 1", "answer": "a zebra river"})]))
     with pytest.raises(ModelError, match="no answer a finite score"):

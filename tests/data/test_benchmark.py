@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dsr1_tune.data.packs import load_pack
+from dsr1_tune.data.rules.packs import load_pack
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 NUM_ROWS = 1500

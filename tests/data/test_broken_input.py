@@ -10,8 +10,8 @@ import re
 import pytest
 
 from dsr1_tune.config import Data
-from dsr1_tune.data import files
-from dsr1_tune.data.pipeline import prepare
+from dsr1_tune.data.prepare import prepare
+from dsr1_tune.data.read import files
 from dsr1_tune.errors import TuneError
 
 ROWS = [{"input": f"question {number}", "output": f"answer {number}"} for number in range(50)]

@@ -10,7 +10,7 @@ import pytest
 
 import dsr1_tune.data
 from dsr1_tune.config import Data
-from dsr1_tune.data.pipeline import examine
+from dsr1_tune.data.prepare import examine
 from dsr1_tune.data.record import CODES
 
 GOOD = {"input": "Q", "output": "A"}

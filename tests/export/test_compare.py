@@ -19,19 +19,21 @@ from typer.testing import CliRunner
 
 from dsr1_tune import cli
 from dsr1_tune.config import Compare, CompareRun, ExportRun, Gates, Quantise
-from dsr1_tune.data.encode import IGNORED
+from dsr1_tune.config.load import load_config
+from dsr1_tune.data.encode.example import IGNORED
 from dsr1_tune.errors import ConfigError, DataError, ModelError, TuneError
-from dsr1_tune.export import compare, compare_report, compare_scores, merge, quantize
-from dsr1_tune.export.compare_rows import GENERAL, choose_rows
-from dsr1_tune.export.comparison import Comparison
-from dsr1_tune.export.gates import gentler, missed_gates
-from dsr1_tune.export.measures import Estimate
-from dsr1_tune.export.scorers import open_scorer
-from dsr1_tune.models.outputs import load_with_adapter
+from dsr1_tune.export import compare, merge, quantize
+from dsr1_tune.export.comparison import measure
+from dsr1_tune.export.comparison import page as compare_report
+from dsr1_tune.export.comparison.backends import open_scorer
+from dsr1_tune.export.comparison.gates import gentler, missed_gates
+from dsr1_tune.export.comparison.result import Comparison
+from dsr1_tune.export.comparison.rows import GENERAL, choose_rows
+from dsr1_tune.export.comparison.statistics import Estimate
+from dsr1_tune.models.trained.attach import load_with_adapter
 from dsr1_tune.runs.evaluate import held_out_loss
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.kept_rows import probe_examples, records_of
-from dsr1_tune.settings import load_config
 from tests.export.conftest import TinyRun
 
 QUICK = Compare(max_rows=6, answers=2, answer_tokens=4)
@@ -165,7 +167,7 @@ def test_other_tokens_are_compared_by_text(base: Path, tmp_path: Path, tiny_mode
 def test_distributions_of_too_many_tokens_are_thinned(base: Path, run: RunFolder, monkeypatch: Any) -> None:
     settings = QUICK.model_copy(update={"answers": 0, "max_rows": 3})
     whole = compared(base, run.path, settings)
-    monkeypatch.setattr(compare_scores.Distributions.__init__, "__defaults__", (40 * 258 * 2,))
+    monkeypatch.setattr(measure.Distributions.__init__, "__defaults__", (40 * 258 * 2,))
     some = compared(base, run.path, settings)
     assert whole.domain and some.domain and whole.general.divergence and some.general.divergence
     assert whole.domain.loss_b == some.domain.loss_b and whole.domain.agreement == some.domain.agreement
@@ -247,7 +249,9 @@ def test_rows_come_from_the_run_or_from_files(base: Path, run: RunFolder, sums: 
 def test_bad_input_is_refused_before_a_model_is_loaded(
     base: Path, b: str | None, settings: dict[str, Any], gates: dict[str, Any], error: type[TuneError], monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("dsr1_tune.export.scorers.load_with_adapter", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "dsr1_tune.export.comparison.backends.load_with_adapter", lambda *_: pytest.fail("a model was loaded")
+    )
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(error) as raised:
         compared(base, b or base, QUICK.model_copy(update=settings), Gates(**gates))
@@ -258,7 +262,9 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
 def test_a_damaged_file_is_refused_before_the_other_model_is_loaded(
     base: Path, run: RunFolder, tmp_path: Path, kind: str, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("dsr1_tune.export.scorers.load_with_adapter", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "dsr1_tune.export.comparison.backends.load_with_adapter", lambda *_: pytest.fail("a model was loaded")
+    )
     broken = tmp_path / "broken"
     if kind == "gguf":
         pytest.importorskip("xllamacpp")

@@ -20,11 +20,11 @@ from transformers import AutoModelForCausalLM
 from dsr1_tune.config import Merge
 from dsr1_tune.errors import ModelError, RunError, TuneError
 from dsr1_tune.export import lineage, merge
-from dsr1_tune.export.certificate import NotCertified
-from dsr1_tune.export.source import open_source
-from dsr1_tune.models import fp8
-from dsr1_tune.models.checkpoint import Checkpoint
+from dsr1_tune.export.weights.certificate import NotCertified
+from dsr1_tune.export.weights.source import open_source
 from dsr1_tune.models.load import load
+from dsr1_tune.models.weights.checkpoint import Checkpoint
+from dsr1_tune.quant import fp8
 from dsr1_tune.runs.folder import RunFolder
 from tests.conftest import save_tiny
 

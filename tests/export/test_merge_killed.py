@@ -17,7 +17,7 @@ from rich.console import Console
 from dsr1_tune.config import Quantise
 from dsr1_tune.errors import ModelError
 from dsr1_tune.export import merge, quantize
-from dsr1_tune.models import checkpoint
+from dsr1_tune.models.weights import checkpoint
 
 from .conftest import TinyRun
 

@@ -23,15 +23,17 @@ from dsr1_tune import cli
 from dsr1_tune.config import Base
 from dsr1_tune.config.export import Quantise
 from dsr1_tune.errors import ConfigError, ModelError, RunError, TuneError
-from dsr1_tune.export import converted, lineage, quantize
-from dsr1_tune.models import fp8, load
-from dsr1_tune.models.checkpoint import Checkpoint, Spec, write_weights
-from dsr1_tune.models.outputs import load_with_adapter
+from dsr1_tune.export import lineage, quantize
+from dsr1_tune.models import load
+from dsr1_tune.models.trained.attach import load_with_adapter
+from dsr1_tune.models.weights import converted
+from dsr1_tune.models.weights.checkpoint import Checkpoint, Spec, write_weights
 from dsr1_tune.moe import expert_lora
 from dsr1_tune.moe.anatomy import find_experts
 from dsr1_tune.moe.expert_lora import _Rows
-from dsr1_tune.moe.experts4bit import audit_bits, memory_of
-from dsr1_tune.moe.nf4 import is_held
+from dsr1_tune.moe.quantized_experts import audit_bits, memory_of
+from dsr1_tune.quant import fp8
+from dsr1_tune.quant.nf4 import is_held
 
 IDS = torch.arange(20).view(1, -1)
 FAMILIES = ["deepseek_v3", "deepseek_v2", "qwen3_moe", "mixtral"]
@@ -161,7 +163,7 @@ def test_experts_stored_in_one_tensor_are_taken_too(tiny_model: Any, tmp_path: P
 
 
 def held_matrices(module: Any, name: str) -> Tensor:
-    from dsr1_tune.moe.nf4 import held_weight
+    from dsr1_tune.quant.nf4 import held_weight
 
     return held_weight(module, name).matrices(slice(None))  # type: ignore[union-attr]
 

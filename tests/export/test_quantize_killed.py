@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from dsr1_tune.config.export import Quantise
 from dsr1_tune.export import lineage, quantize
-from dsr1_tune.models import checkpoint
+from dsr1_tune.models.weights import checkpoint
 
 # Forks before any arithmetic, so that a try costs no imports; killed at any moment of what one run takes.
 TWENTY = """

@@ -16,9 +16,11 @@ from transformers import AutoModelForCausalLM
 
 from dsr1_tune.config import Adapter, Base
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models import embedded, hub, load, model_folder, outputs
-from dsr1_tune.models.adapters import add_lora
+from dsr1_tune.models import embedded, hub, load
+from dsr1_tune.models import folder as model_folder
 from dsr1_tune.models.memory import Memory, main_memory
+from dsr1_tune.models.trained import attach
+from dsr1_tune.models.trained.lora import add_lora
 
 IDS = torch.arange(2, 40)[None]
 
@@ -423,7 +425,7 @@ def run(tiny_model: Any, tmp_path: Path) -> tuple[Path, torch.Tensor]:
 @torch.no_grad()
 def test_an_adapter_goes_onto_its_base(run: tuple[Path, torch.Tensor], part: str) -> None:
     folder, want = run
-    loaded = outputs.load_with_adapter(folder / part)
+    loaded = attach.load_with_adapter(folder / part)
     torch.testing.assert_close(loaded.model(IDS).logits, want, rtol=1e-5, atol=1e-5)
     assert "over" in loaded.name
     assert not loaded.model.training
@@ -432,7 +434,7 @@ def test_an_adapter_goes_onto_its_base(run: tuple[Path, torch.Tensor], part: str
 @torch.no_grad()
 def test_without_an_adapter_it_is_the_base(tiny_model: Any) -> None:
     folder = tiny_model()
-    assert outputs.load_with_adapter(folder).name == str(folder)
+    assert attach.load_with_adapter(folder).name == str(folder)
 
 
 @pytest.mark.parametrize(
@@ -456,7 +458,7 @@ def test_the_manifest_knows_the_base_better(
 def test_a_run_that_is_not_finished_has_no_adapter(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(ModelError, match="is an unfinished run") as caught:
-        outputs.load_with_adapter(tmp_path)
+        attach.load_with_adapter(tmp_path)
     assert f"--resume {tmp_path}" in caught.value.hint
 
 
@@ -483,7 +485,7 @@ def test_an_adapter_of_another_base_is_refused(
     other = tiny_model(name="other", **changes)
     edit_json(folder / "adapter/adapter_config.json", lambda tree: tree.update(base_model_name_or_path=str(other)))
     with pytest.raises(ModelError, match="does not go onto"):
-        outputs.load_with_adapter(folder)
+        attach.load_with_adapter(folder)
 
 
 def test_an_adapter_that_lacks_a_weight_is_refused(run: tuple[Path, torch.Tensor]) -> None:
@@ -492,20 +494,20 @@ def test_an_adapter_that_lacks_a_weight_is_refused(run: tuple[Path, torch.Tensor
     weights.pop(sorted(weights)[0])
     save_file(weights, file)
     with pytest.raises(ModelError, match="1 weights do not match"):
-        outputs.load_with_adapter(run[0])
+        attach.load_with_adapter(run[0])
 
 
 def test_a_damaged_adapter_is_refused(run: tuple[Path, torch.Tensor]) -> None:
     file = run[0] / "adapter" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(ModelError, match="does not go onto"):
-        outputs.load_with_adapter(run[0])
+        attach.load_with_adapter(run[0])
     file.rename(file.with_suffix(".bin"))
     with pytest.raises(ModelError, match=r"has no adapter_model\.safetensors"):
-        outputs.load_with_adapter(run[0])
+        attach.load_with_adapter(run[0])
     (run[0] / "adapter" / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match="does not say which base"):
-        outputs.load_with_adapter(run[0])
+        attach.load_with_adapter(run[0])
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------

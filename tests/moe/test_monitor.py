@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from dsr1_tune.config import Adapter
-from dsr1_tune.models.adapters import add_lora
+from dsr1_tune.models.trained.lora import add_lora
 from dsr1_tune.moe.anatomy import find_experts, plain_name
 from dsr1_tune.moe.monitor import Routing, RoutingMonitor
 from tests.conftest import tiny_config

@@ -13,10 +13,10 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 
 from dsr1_tune.config import Adapter, Base, Router
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models.adapters import add_lora, audit, check_gradients, load_plain_adapter, save_adapter
 from dsr1_tune.models.load import load, locate
-from dsr1_tune.models.outputs import put_adapter_on
-from dsr1_tune.models.own_weights import skeleton
+from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.trained.attach import put_adapter_on
+from dsr1_tune.models.trained.lora import add_lora, audit, check_gradients, load_plain_adapter, save_adapter
 from dsr1_tune.moe.anatomy import find_experts, find_routers
 from dsr1_tune.moe.monitor import RoutingMonitor
 from dsr1_tune.moe.routing import AuxiliaryLoss, check_routers, load_balancing_loss, move_biases, open_routers

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dsr1_tune.config import Base
-from dsr1_tune.data.encode import IGNORED, Example, encode
+from dsr1_tune.data.encode.example import IGNORED, Example, encode
 from dsr1_tune.data.record import Message, Place, Record
 from dsr1_tune.models.load import Loaded, load
 from dsr1_tune.runs import evaluate

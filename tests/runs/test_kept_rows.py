@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dsr1_tune.data.pipeline import FileFacts, Prepared, write
+from dsr1_tune.data.prepare import write
+from dsr1_tune.data.prepared import FileFacts, Prepared
 from dsr1_tune.data.record import Feedback, Message, Place, Preference, Prompt, Record, Row
 from dsr1_tune.errors import RunError
 from dsr1_tune.runs.folder import RunFolder

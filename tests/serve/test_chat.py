@@ -219,7 +219,7 @@ def test_through_a_pipe_with_odd_bytes(tiny_model: Any) -> None:
 
 def test_a_run_folder(tiny_model: Any, tmp_path: Path) -> None:
     from dsr1_tune.config import Adapter
-    from dsr1_tune.models.adapters import add_lora
+    from dsr1_tune.models.trained.lora import add_lora
 
     model = add_lora(load.load(Base(model=str(tiny_model()))).model, Adapter(rank=2))
     model.save_pretrained(str(tmp_path / "run" / "adapter"))
@@ -249,7 +249,7 @@ def test_mistakes_are_errors_of_the_user(arguments: list[str]) -> None:
 def test_stdin_of_another_encoding_does_not_end_the_talk(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
-    from dsr1_tune.cli.chat import chat
+    from dsr1_tune.cli.serve.chat import chat
 
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("é\n".encode("latin-1")), encoding="utf-8"))
     chat(str(tiny_model()), prompt=None, max_new_tokens=2, temperature=0.0)

@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 
 from dsr1_tune import cli
 from dsr1_tune.errors import ConfigError, ModelError, RunError
-from dsr1_tune.models import artefact, embedded
-from dsr1_tune.models.artefact import Artefact, command_for
+from dsr1_tune.models import artifact, embedded
+from dsr1_tune.models.artifact import Artefact, command_for
 from dsr1_tune.serve import engines
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +85,7 @@ def test_the_command_is_printed_for_an_engine_that_is_elsewhere(programs: Path, 
         pytest.skip("transformers can serve here, and so its command is the one")
     done = CliRunner().invoke(cli.app, asked)
     name = "vllm" if engine == "auto" else engine
-    assert done.exit_code == 0 and shlex.split(done.stdout) == command_for(artefact.of(model), name)
+    assert done.exit_code == 0 and shlex.split(done.stdout) == command_for(artifact.of(model), name)
     assert f"{name} is not installed here" in done.stderr and INSTALL_HINTS[name] in done.stderr
     done = CliRunner().invoke(cli.app, asked[:-1])
     assert isinstance(done.exception, ModelError) and "installed here" in done.exception.message
@@ -227,7 +227,7 @@ def test_the_server_script_needs_nothing_of_ours(tmp_path: Path) -> None:
 
 def test_a_run_folder_means_its_adapter(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="there is no such folder"):
-        artefact.of(tmp_path / "nothing")
+        artifact.of(tmp_path / "nothing")
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(ModelError, match=r"has no config\.json"):
-        artefact.of(tmp_path)
+        artifact.of(tmp_path)

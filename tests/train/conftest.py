@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from dsr1_tune.runs import trainer
 from dsr1_tune.runs.folder import RunFolder
+from dsr1_tune.runs.trainer import trainer
 
 
 @pytest.fixture(scope="session")

@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from dsr1_tune.config import Adapter, Base, Data, Esft, EsftRun, Router, Schedule
-from dsr1_tune.data.encode import encode_all
-from dsr1_tune.data.pipeline import prepare
+from dsr1_tune.data.encode.example import encode_all
+from dsr1_tune.data.prepare import prepare
 from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.models import load as loading
-from dsr1_tune.models import outputs
-from dsr1_tune.models.trained_experts import put_experts_on
+from dsr1_tune.models.trained import attach
+from dsr1_tune.models.trained.experts import put_experts_on
 from dsr1_tune.moe.anatomy import find_experts
 from dsr1_tune.moe.select import Choice
 from dsr1_tune.runs import session
@@ -126,9 +126,9 @@ def test_the_audit_counts_the_chosen_alone(done: RunFolder) -> None:
 
 
 def test_the_run_folder_loads_as_the_trained_model(done: RunFolder) -> None:
-    loaded = outputs.load_with_adapter(done.path)
+    loaded = attach.load_with_adapter(done.path)
     assert loss_of(loaded.model, done, loaded.tokenizer) == pytest.approx(done.evaluation()["after"]["loss"], abs=1e-5)
-    also = outputs.load_with_adapter(done.experts)
+    also = attach.load_with_adapter(done.experts)
     assert loss_of(also.model, done, also.tokenizer) == pytest.approx(done.evaluation()["after"]["loss"], abs=1e-5)
 
 
@@ -160,7 +160,7 @@ def test_the_chosen_experts_move_and_nothing_else(
     base = Base(model=str(start))
     folder = esft.run(configure(tmp_path / "run", base=base, samples=0, gradient_checkpointing=True))
     before = AutoModelForCausalLM.from_pretrained(start)
-    changed = moved(before, outputs.load_with_adapter(folder.path).model)
+    changed = moved(before, attach.load_with_adapter(folder.path).model)
     assert {(name.rsplit(".", 2)[0], int(name.rsplit(".", 2)[1])) for name in changed} == chosen_in(folder)
     # Of a chosen expert all weights and biases have moved.
     assert len(changed) == len(chosen_in(folder)) * len(experts_in(before)) // (
@@ -176,7 +176,7 @@ def test_the_experts_of_a_given_file_are_trained(configure: Configure, base_fold
     given = Esft(experts=tmp_path / "mine.json", share=told.share)
     folder = esft.run(configure(tmp_path / "run", esft=given, epochs=1, samples=0))
     assert chosen_in(folder) == {("model.layers.1.mlp.experts", 0), ("model.layers.1.mlp.experts", 2)}
-    changed = moved(AutoModelForCausalLM.from_pretrained(base_folder), outputs.load_with_adapter(folder.experts).model)
+    changed = moved(AutoModelForCausalLM.from_pretrained(base_folder), attach.load_with_adapter(folder.experts).model)
     assert {int(name.rsplit(".", 2)[1]) for name in changed} <= {0, 2} and changed
 
 
@@ -200,7 +200,7 @@ def test_a_larger_share_chooses_more(configure: Configure, tmp_path: Path) -> No
 def test_trained_routers_are_saved_too(configure: Configure, base_folder: Path, tmp_path: Path) -> None:
     folder = esft.run(configure(tmp_path / "run", router=Router(mode="train"), epochs=1, samples=0))
     saved = load_file(folder.experts / "experts.safetensors")["model.layers.1.mlp.gate.weight"]
-    loaded = outputs.load_with_adapter(folder.path).model.get_parameter("model.layers.1.mlp.gate.weight")
+    loaded = attach.load_with_adapter(folder.path).model.get_parameter("model.layers.1.mlp.gate.weight")
     assert torch.equal(saved, loaded)
     plain = AutoModelForCausalLM.from_pretrained(base_folder).get_parameter("model.layers.1.mlp.gate.weight")
     assert not torch.equal(saved, plain)
@@ -211,7 +211,7 @@ def test_moved_balancing_biases_are_saved_too(configure: Configure, tmp_path: Pa
     name = "model.layers.1.mlp.gate.e_score_correction_bias"
     saved = load_file(folder.experts / "experts.safetensors")[name]
     assert saved.any()
-    assert torch.equal(saved, outputs.load_with_adapter(folder.path).model.get_buffer(name))
+    assert torch.equal(saved, attach.load_with_adapter(folder.path).model.get_buffer(name))
 
 
 # --- stopped and going on --------------------------------------------------------------------------------------------

@@ -14,14 +14,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from dsr1_tune.config import Base, Data, FullRun, Router, Schedule, Train
-from dsr1_tune.data.encode import encode_all
-from dsr1_tune.data.pipeline import prepare
+from dsr1_tune.data.encode.example import encode_all
+from dsr1_tune.data.prepare import prepare
 from dsr1_tune.errors import ModelError, TuneError
-from dsr1_tune.models import outputs
+from dsr1_tune.models.trained import attach
 from dsr1_tune.moe.anatomy import Anatomy
-from dsr1_tune.runs import session, stochastic
+from dsr1_tune.runs import session
 from dsr1_tune.runs.evaluate import held_out_loss
 from dsr1_tune.runs.folder import RunFolder
+from dsr1_tune.runs.trainer import stochastic_adamw
 from dsr1_tune.train import full
 
 NUM_STEPS = 8  # 27 records, two epochs in batches of 8
@@ -98,7 +99,7 @@ def test_the_model_is_one_like_any_other(done: RunFolder, sums: Path) -> None:
 
 
 def test_the_run_folder_loads_as_the_trained_model(done: RunFolder) -> None:
-    loaded = outputs.load_with_adapter(done.path)
+    loaded = attach.load_with_adapter(done.path)
     kept = prepare(Data(files=(done.data / "eval.jsonl",)))
     examples, _ = encode_all(kept.records, loaded.tokenizer, 128)
     loss = held_out_loss(loaded.model, examples, loaded.tokenizer.pad_token_id).loss
@@ -217,9 +218,9 @@ def test_bfloat16_weights_are_rounded_stochastically_and_saved_in_bfloat16(
     configure: Configure, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounded: list[int] = []
-    round_ = stochastic.round_to_bfloat16
+    round_ = stochastic_adamw.round_to_bfloat16
     monkeypatch.setattr(
-        stochastic, "round_to_bfloat16", lambda exact, noise: (rounded.append(1), round_(exact, noise))[1]
+        stochastic_adamw, "round_to_bfloat16", lambda exact, noise: (rounded.append(1), round_(exact, noise))[1]
     )
     base = Base(model=str(tiny_base), dtype="bfloat16")
     # So small that rounded to nearest hardly a weight would move.

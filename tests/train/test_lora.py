@@ -25,13 +25,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dsr1_tune.config import GROUPS, Adapter, Base, Data, LoraRun, Schedule
-from dsr1_tune.data.encode import encode_all
-from dsr1_tune.data.pipeline import prepare
+from dsr1_tune.data.encode.example import encode_all
+from dsr1_tune.data.prepare import prepare
 from dsr1_tune.errors import ModelError, RunError, TuneError
 from dsr1_tune.moe.anatomy import Anatomy
-from dsr1_tune.runs import session, trainer
+from dsr1_tune.runs import session
 from dsr1_tune.runs.evaluate import held_out_loss
 from dsr1_tune.runs.folder import RunFolder
+from dsr1_tune.runs.trainer import trainer
 from dsr1_tune.train import lora
 
 ROWS = [{"input": f"what is {a} times {b}?", "output": f"it is {a * b % 10}"} for a in range(5) for b in range(6)]

@@ -16,10 +16,11 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from dsr1_tune.config import Adapter, Base, Data, FullRun, LoraRun, Noun, QloraRun, Router, Schedule, Sequences, Train
 from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.models.load import load
-from dsr1_tune.models.outputs import put_adapter_on
+from dsr1_tune.models.trained.attach import put_adapter_on
 from dsr1_tune.moe.anatomy import find_routers
-from dsr1_tune.runs import session, trainer
+from dsr1_tune.runs import session
 from dsr1_tune.runs.folder import RunFolder
+from dsr1_tune.runs.trainer import trainer
 from dsr1_tune.train import full, lora, qlora
 
 Configure = Callable[..., LoraRun]

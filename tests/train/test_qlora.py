@@ -14,12 +14,13 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from dsr1_tune.config import Adapter, Base, Data, LoraRun, QloraRun, Schedule
+from dsr1_tune.config.load import load_config
 from dsr1_tune.errors import ConfigError, ModelError, RunError
-from dsr1_tune.models import load, outputs
-from dsr1_tune.moe.experts4bit import is_in_nf4
-from dsr1_tune.runs import trainer
+from dsr1_tune.models import load
+from dsr1_tune.models.trained import attach
+from dsr1_tune.moe.quantized_experts import is_in_nf4
 from dsr1_tune.runs.folder import RunFolder
-from dsr1_tune.settings import load_config
+from dsr1_tune.runs.trainer import trainer
 from dsr1_tune.train import lora, qlora
 
 ROWS = [{"input": f"what is {a} times {b}?", "output": f"it is {a * b % 10}"} for a in range(5) for b in range(6)]
@@ -65,13 +66,13 @@ def test_the_run_tells_what_is_in_4_bits_and_what_it_came_to(done: tuple[RunFold
 
 
 def test_a_model_with_the_adapter_is_held_in_4_bits_again(done: tuple[RunFolder, str]) -> None:
-    loaded = outputs.load_with_adapter(done[0].path)
+    loaded = attach.load_with_adapter(done[0].path)
     assert is_in_nf4(loaded.model) and loaded.model.dtype == torch.float32
 
 
 def test_the_adapter_also_goes_onto_the_base_in_16_bits(done: tuple[RunFolder, str], tiny_base: Path) -> None:
     loaded = load.load(Base(model=str(tiny_base)))
-    model = outputs.put_adapter_on(loaded, done[0].adapter)
+    model = attach.put_adapter_on(loaded, done[0].adapter)
     assert torch.isfinite(model(torch.arange(9).view(1, -1)).logits).all()
 
 

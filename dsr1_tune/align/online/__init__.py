@@ -1,0 +1,1 @@
+"""What PPO and GRPO share: generation, rewards and advantages, losses, the loop."""

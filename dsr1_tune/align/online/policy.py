@@ -1,0 +1,218 @@
+"""The model that answers, as PPO sees it: log-probabilities of answers, their reference, and values, on one trunk.
+
+Letters: B answers, S tokens of prompt and answer, T tokens of the answer, D model width, V words.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from dsr1_tune.align.online.losses import log_probs
+from dsr1_tune.config import PpoRun
+from dsr1_tune.errors import ModelError
+from dsr1_tune.models.trained.lora import quiet_patterns
+from dsr1_tune.models.trained.start import Beginning
+from dsr1_tune.moe.expert_lora import use_grouped_products
+from dsr1_tune.moe.replay import FREE, RoutingReplay
+
+POLICY, VALUE = "default", "value"
+
+
+@dataclass(frozen=True)
+class Portion:
+    """Answers that go through the model together, behind their prompts, right-padded."""
+
+    ids_BS: Tensor
+    attention_BS: Tensor
+    before_BT: Tensor
+    """Where in S the token stands from which an answer's token is predicted."""
+    answer_BT: Tensor
+    mask_BT: Tensor
+    routing: Tensor | None = None
+    """The experts that the rollout chose, (layers, B, S, K); -1 where it chose none."""
+
+    @classmethod
+    def of(cls, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], device: Any) -> Portion:
+        """Prompts and answers as token ids."""
+        longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+        num_tokens = max(map(len, answers))
+        ids_BS = torch.zeros(len(prompts), longest, dtype=torch.long)
+        attention_BS = torch.zeros_like(ids_BS)
+        answer_BT = torch.zeros(len(prompts), num_tokens, dtype=torch.long)
+        mask_BT = torch.zeros(len(prompts), num_tokens)
+        before_BT = torch.zeros_like(answer_BT)
+        for line, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            ids_BS[line, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
+            attention_BS[line, : len(prompt) + len(answer)] = 1
+            answer_BT[line, : len(answer)] = torch.tensor(answer)
+            mask_BT[line, : len(answer)] = 1
+            before_BT[line, : len(answer)] = torch.arange(len(prompt) - 1, len(prompt) + len(answer) - 1)
+        return cls(*(tensor.to(device) for tensor in (ids_BS, attention_BS, before_BT, answer_BT, mask_BT)))
+
+    def with_routing(self, chosen: Sequence[Tensor]) -> Portion:
+        """The same, to be sent to the experts that the rollout chose: (L, S, K) of each answer with its prompt."""
+        num_layers, _, num_chosen = chosen[0].shape
+        routing_LBSK = torch.full((num_layers, *self.ids_BS.shape, num_chosen), FREE, dtype=torch.int16)
+        for line, one_LSK in enumerate(chosen):
+            routing_LBSK[:, line, : one_LSK.shape[1]] = one_LSK
+        return replace(self, routing=routing_LBSK.to(self.ids_BS.device))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the model thinks of a portion's answers, token by token."""
+
+    logp_BT: Tensor
+    entropy_BT: Tensor
+    values_BT: Tensor | None
+
+
+class Policy:
+    """A PEFT model with a value head, and its own beginning as the reference. The base is in memory once."""
+
+    def __init__(self, model: PeftModel, config: PpoRun) -> None:
+        self.model = model
+        self._temperature = config.rollout.temperature
+        self._has_own_value_trunk = config.ppo.value == "own"
+        self._beginning = Beginning.of(model)
+        self.replay = RoutingReplay(model) if config.ppo.routing_replay else None
+        if self._has_own_value_trunk:
+            self._add_value_adapter()
+        weight = model.get_output_embeddings().weight
+        # Zero, so that the first values say nothing; float32, as small steps must count.
+        self.head = nn.Linear(model.config.get_text_config().hidden_size, 1, device=weight.device)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self._checkpoints = config.schedule.gradient_checkpointing
+        if self._checkpoints:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        self.be_deterministic()
+
+    def _add_value_adapter(self) -> None:
+        """A second adapter on the same trunk, of the same layers and ranks, for the value head alone."""
+        with quiet_patterns():
+            # Without the routers that a supervised run may have trained: they stay as they are.
+            own = copy.deepcopy(self.model.peft_config[POLICY])
+            own.modules_to_save = None
+            self.model.add_adapter(VALUE, own)
+        use_grouped_products(self.model)
+        self._switch(POLICY)
+
+    def _switch(self, adapter: str) -> None:
+        """PEFT freezes the adapters that it does not switch to; those of ours stay trainable."""
+        for layer in self.model.modules():
+            if isinstance(layer, LoraLayer):
+                layer.set_adapter(adapter)
+        for parameter in (*self._beginning.parameters, *self._value_weights()):
+            parameter.requires_grad_(True)
+
+    def _value_weights(self) -> list[nn.Parameter]:
+        return [weight for name, weight in self.model.named_parameters() if f".{VALUE}." in name and ".lora_" in name]
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """What the optimizer moves: the adapter, the value head, and its adapter where it has one."""
+        weights = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        return weights | {f"value_head.{name}": weight for name, weight in self.head.named_parameters()}
+
+    def be_deterministic(self) -> None:
+        """No dropout and no noise: old and new probabilities differ by what was learned alone.
+
+        Layers are told that they train only for gradient checkpointing's sake; what is inside them is not.
+        """
+        self.model.eval()
+        self.model.config.use_cache = False
+        for layer in self.model.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.training = self._checkpoints
+
+    def evaluate(self, portion: Portion, with_values: bool = True, learns_entropy: bool = False) -> Evaluation:
+        """Log-probabilities and entropies of the answers' tokens, and the values before each of them."""
+        hidden_BTD = self._hidden(portion)
+        logits_BTV = self.model.get_output_embeddings()(hidden_BTD)
+        logp_BT, entropy_BT = log_probs(logits_BTV, portion.answer_BT, self._temperature, learns_entropy)
+        if not with_values or self._has_own_value_trunk:
+            return Evaluation(logp_BT, entropy_BT, None)
+        return Evaluation(logp_BT, entropy_BT, self._value(hidden_BTD))
+
+    def values(self, portion: Portion) -> Tensor:
+        """The values (B, T) where they come from a trunk with an adapter of its own.
+
+        Call `with policy.value_trunk():` around it and its backward pass, in which checkpoints are computed again.
+        """
+        return self._value(self._hidden(portion))
+
+    @contextmanager
+    def counting_replay(self) -> Iterator[None]:
+        """Inside, it is counted how often routers would now choose otherwise than in the rollout."""
+        if self.replay:
+            self.replay.is_counting = True
+        try:
+            yield
+        finally:
+            if self.replay:
+                self.replay.is_counting = False
+
+    @contextmanager
+    def value_trunk(self) -> Iterator[None]:
+        """Inside, the value head's own adapter is on."""
+        self._switch(VALUE)
+        try:
+            yield
+        finally:
+            self._switch(POLICY)
+
+    def reference(self, portion: Portion) -> Tensor:
+        """Log-probabilities (B, T) of the answers under the model as it began."""
+        with self._beginning.put_back():
+            return self.evaluate(portion, with_values=False).logp_BT
+
+    def _hidden(self, portion: Portion) -> Tensor:
+        """The trunk's last states before each token of the answers: only they need logits."""
+        if self.replay:
+            self.replay.use(portion.routing)
+        hidden_BSD = self.model.get_decoder()(
+            input_ids=portion.ids_BS, attention_mask=portion.attention_BS, use_cache=False
+        ).last_hidden_state
+        places_BTD = portion.before_BT.unsqueeze(-1).expand(-1, -1, hidden_BSD.shape[-1])
+        return hidden_BSD.gather(1, places_BTD)
+
+    def _value(self, hidden_BTD: Tensor) -> Tensor:
+        # A step of AdamW moves a sum over D states of size 1 by D times the learning rate; scaled, by √D times.
+        values_BT: Tensor = self.head(hidden_BTD.float() * hidden_BTD.shape[-1] ** -0.5).squeeze(-1)
+        return values_BT
+
+    def close(self) -> None:
+        """Leave the model with its own adapter alone."""
+        if self.replay:
+            self.replay.close()
+        if self._has_own_value_trunk:
+            self.model.delete_adapter(VALUE)
+        if self._checkpoints:
+            self.model.activation_checkpointing_disable()
+
+
+@torch.no_grad()
+def check_output(model: PeftModel) -> None:
+    """Some families do more to their logits than a product with the output embeddings. Raises ModelError for them."""
+    was_training = model.training
+    ids = torch.arange(1, 9, device=model.device).unsqueeze(0)
+    model.eval()
+    logits = model(input_ids=ids, use_cache=False).logits.float()
+    hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+    ours = model.get_output_embeddings()(hidden).float()
+    model.train(was_training)
+    if not torch.allclose(logits, ours, rtol=1e-2, atol=1e-2 * float(logits.abs().max())):
+        raise ModelError(
+            f"ppo does not know how {model.config.model_type} makes its logits", hint="grpo trains such a model too"
+        )

@@ -1,0 +1,259 @@
+"""Prompts to be answered by the model that learns: how they are encoded, and what the answers are worth before and
+after, on prompts that are held out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, TypeVar
+
+from rich import box
+from rich.table import Table
+
+from dsr1_tune.align.online.generate import Answers, draw
+from dsr1_tune.align.preference.log_probs import log_probs
+from dsr1_tune.align.rewards.errors import RewardErrors
+from dsr1_tune.align.rewards.layered import Answered, LayeredReward, Verdict
+from dsr1_tune.config import RolloutRun
+from dsr1_tune.data.encode import thinking
+from dsr1_tune.data.encode.example import prompt_text
+from dsr1_tune.data.prepared import Prepared
+from dsr1_tune.data.record import Drop, Message, Prompt, Record, Row
+from dsr1_tune.errors import ConfigError, DataError
+from dsr1_tune.models.load import Loaded
+from dsr1_tune.runs.data import RunData, divide
+from dsr1_tune.runs.session import Session
+
+Run = TypeVar("Run", bound=RolloutRun)
+MAX_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class PromptExample:
+    """A prompt as the model is asked it; `record` is the same with the checkable result, if any, as its answer."""
+
+    prompt: Prompt
+    record: Record
+    input_ids: tuple[int, ...]
+    num_cut: int = 0
+    opens_thought: bool = False
+    """Whether the template ends the prompt with <think>."""
+
+    def answered(self, text: str, num_tokens: int, has_ended: bool) -> Answered:
+        """An answer to this prompt, to be judged."""
+        return Answered(self.prompt.messages, text, self.prompt.answer, num_tokens, has_ended, self.opens_thought)
+
+
+def encode_prompts(prepared: Prepared, tokenizer: Any, config: RolloutRun) -> RunData:
+    """The prompts to learn from and those held out. Raises DataError if none leaves room for an answer."""
+    examples: list[PromptExample] = []
+    drops: list[Drop] = []
+    room = config.schedule.max_tokens - config.rollout.max_new_tokens
+    for row in prepared.rows:
+        assert isinstance(row, Prompt)
+        outcome = _encode(row, tokenizer, room)
+        if isinstance(outcome, Drop):
+            drops.append(outcome.at(row.place, "encode", row.row))
+        else:
+            examples.append(outcome)
+    # A prompt that stands in several rows, with other results, is on one side.
+    return divide(
+        prepared, examples, drops, config, together=lambda row: tuple((m.role, m.content) for m in row.messages)
+    )
+
+
+def _encode(row: Prompt, tokenizer: Any, room: int) -> PromptExample | Drop:
+    from jinja2 import TemplateError
+
+    record = Record((*row.messages, Message("assistant", row.answer or "")), row.place, row.tools, row.row)
+    try:
+        text = prompt_text(record, tokenizer)
+    except (TemplateError, ValueError, TypeError, KeyError) as error:
+        fix = "change the turns or roles as it says, or choose another base"
+        return Drop("template_refused", f"the model's chat template refuses it: {error}", fix, row.messages[0].path)
+    ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if len(ids) > room:
+        detail = f"{len(ids):,} tokens; with rollout.max_new_tokens for the answer {max(room, 0):,} are allowed"
+        return Drop("too_long", detail, "shorten it, or raise schedule.max_tokens", row.messages[-1].path)
+    return PromptExample(row, record, ids, opens_thought=text.rstrip().endswith(thinking.OPEN))
+
+
+@dataclass(frozen=True)
+class HeldOutRewards:
+    """What the model's likeliest answers to the held-out prompts are worth."""
+
+    reward: float
+    layers: dict[str, float]
+    components: dict[str, float]
+    num_prompts: int
+    answer_tokens: float
+    """Mean length."""
+    ended: float
+    """Share of answers that the model ended itself."""
+    loss: float
+    """Nats per token of those answers under the model that gave them; tells a model that was loaded afresh."""
+    answers: tuple[tuple[int, ...], ...]
+    """Their token ids."""
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> HeldOutRewards:
+        """The inverse of `as_json`."""
+        return cls(**{**told, "answers": tuple(map(tuple, told["answers"]))})
+
+    def as_json(self) -> dict[str, Any]:
+        """For eval.json."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        layers = "".join(f", {name} {value:.3f}" for name, value in self.layers.items())
+        return f"mean reward {self.reward:.4f} ({self.answer_tokens:.0f} tokens, {self.ended:.0%} ended{layers})"
+
+
+class RolloutSession(Session[Run]):
+    """A run that learns from rewarded answers of its own."""
+
+    learns: ClassVar[type[Row]] = Prompt
+    judges_loss: ClassVar[bool] = False
+    rewards: LayeredReward
+    errors: RewardErrors
+
+    @classmethod
+    def num_further(cls, config: Any) -> int:
+        """The longest answer."""
+        return int(config.rollout.max_new_tokens)
+
+    @classmethod
+    def encode(cls, prepared: Prepared, tokenizer: Any, config: Any) -> RunData:
+        """Prompts, as the model is asked them."""
+        return encode_prompts(prepared, tokenizer, config)
+
+    def check_rewards(self) -> None:
+        """Check the reward file, and that the rows have what it needs. Raises ConfigError and DataError."""
+        file = self.config.rewards
+        if file is None:
+            raise ConfigError("no rewards are given", hint="--rewards rewards.yaml")
+        self.rewards = LayeredReward.read(file)
+        lacking = [e for e in (*self.data.train, *self.data.held_out) if e.prompt.answer is None]
+        if self.rewards.needs_expected and lacking:
+            raise DataError(
+                f"{lacking[0].prompt.place}: has no answer to check against, which {file} needs "
+                f"({len(lacking):,} rows have none)",
+                hint='add it: {"prompt": ..., "expected": ...}, or name its column: --map ground_truth=COLUMN',
+            )
+        odd = [
+            (prompt.place, said)
+            for prompt in dict.fromkeys(example.prompt for example in (*self.data.train, *self.data.held_out))
+            if prompt.answer is not None and (said := self.rewards.objection(prompt.answer))
+        ]
+        if odd:
+            raise DataError(
+                _listed([f"{place}: its expected answer {said} in {file}" for place, said in odd]),
+                hint="mend these rows or take them out; of several columns, name the right one: "
+                "--map ground_truth=COLUMN",
+            )
+        self.errors = RewardErrors(self.folder.path, self.config.on_reward_error, self.narrator.say)
+
+    def load(self) -> Loaded:
+        """The models that judge, and the base."""
+        with self.timed("load_rewards"):
+            self.rewards = self.rewards.open()
+        return super().load()
+
+    def judge(
+        self, examples: Sequence[PromptExample], answers: Answers, step: int | None = None, is_share: bool = True
+    ) -> list[Verdict]:
+        """A verdict for each answer; what fails is counted, and ends the run where that is asked for.
+
+        Of several processes each judges its share, or (not `is_share`) all of them the same answers.
+        """
+        texts = self.base.tokenizer.batch_decode(answers.spoken, skip_special_tokens=True)
+        told = [
+            example.answered(text.strip(), len(ids), ended)
+            for example, text, ids, ended in zip(examples, texts, answers.ids, answers.have_ended, strict=True)
+        ]
+        verdicts = self.rewards.judge(told)
+        self.errors.note(told, verdicts, step, is_share)
+        return verdicts
+
+    def measure(self, model: Any) -> HeldOutRewards:
+        """The likeliest answer to each held-out prompt, judged."""
+        examples: list[PromptExample] = self.data.probe
+        with self.narrator.counting("answering", len(examples)) as advance:
+            answers = draw(
+                model,
+                [example.input_ids for example in examples],
+                self.base.tokenizer,
+                self.config.rollout,
+                is_greedy=True,
+                advance=advance,
+            )
+        verdicts = self.judge(examples, answers, is_share=False)
+        return HeldOutRewards(
+            reward=mean([verdict.total for verdict in verdicts]),
+            layers=means([verdict.layers for verdict in verdicts]),
+            components=means([verdict.components for verdict in verdicts]),
+            num_prompts=len(examples),
+            answer_tokens=mean([len(ids) for ids in answers.ids]),
+            ended=mean([float(ended) for ended in answers.have_ended]),
+            loss=self._loss(model, answers.ids),
+            answers=answers.ids,
+        )
+
+    def _loss(self, model: Any, answers: Sequence[Sequence[int]]) -> float:
+        asked = list(zip((example.input_ids for example in self.data.probe), answers, strict=True))
+        return -sum(log_probs(model, asked, self.base.tokenizer.pad_token_id)) / sum(map(len, answers))
+
+    def measured(self, told: dict[str, Any]) -> HeldOutRewards:
+        """From eval.json."""
+        return HeldOutRewards.from_json(told)
+
+    def reloaded_loss(self, model: Any) -> float:
+        """Of the very answers that the trained model gave."""
+        return self._loss(model, self.measured(self.folder.evaluation()["after"]).answers)
+
+    def metrics(self, before: HeldOutRewards, after: HeldOutRewards) -> dict[str, Any]:
+        """Rewards, and how often judging failed."""
+        return {
+            "reward_before": before.reward,
+            "reward_after": after.reward,
+            "reward_errors": self.errors.counts,
+        }
+
+    def show(self, before: HeldOutRewards, after: HeldOutRewards) -> None:
+        """Rewards by layer, before and after."""
+        what = "held-out prompts" if self.data.held_out else "of the training prompts"
+        table = Table(
+            title=f"Mean reward of the likeliest answers ({after.num_prompts:,} {what})",
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+        )
+        for name in ("", "before", "after"):
+            table.add_column(name, justify="right" if name else "left")
+        table.add_row("reward", f"{before.reward:.4f}", f"{after.reward:.4f}")
+        for kind in ("layers", "components"):
+            was, now = getattr(before, kind), getattr(after, kind)
+            for name in now:
+                table.add_row(f"  {name}", f"{was.get(name, 0.0):.4f}", f"{now[name]:.4f}")
+        table.add_row("tokens per answer", f"{before.answer_tokens:.1f}", f"{after.answer_tokens:.1f}")
+        table.add_row("ended by the model", f"{before.ended:.0%}", f"{after.ended:.0%}")
+        self.narrator.console.print(table)
+        if failed := self.errors.summary():
+            self.narrator.say(failed)
+
+
+def _listed(lines: Sequence[str]) -> str:
+    more = [f"and {len(lines) - MAX_NAMED:,} more rows"] if len(lines) > MAX_NAMED else []
+    return "\n".join([*lines[:MAX_NAMED], *more])
+
+
+def mean(values: Sequence[float]) -> float:
+    """0 for none."""
+    return sum(values) / len(values) if values else 0.0
+
+
+def means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The mean of every name."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: mean([row[name] for row in rows if name in row]) for name in names}

@@ -1,0 +1,1 @@
+"""What reward models, DPO and KTO share: pair tokenisation, reference log-probabilities, metrics."""

@@ -1,0 +1,285 @@
+"""Preference pairs and feedback as the model sees them: the prompt's tokens, and those of each answer behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from datasets import Dataset
+
+from dsr1_tune.config import AlignRun, Sequences
+from dsr1_tune.data.encode import thinking
+from dsr1_tune.data.encode.chat_template import render_answer
+from dsr1_tune.data.prepared import Prepared
+from dsr1_tune.data.record import Drop, Feedback, Message, Preference, Record
+from dsr1_tune.errors import DataError
+from dsr1_tune.runs.data import RunData, divide
+
+Ids = tuple[int, ...]
+
+_SHORTEN = "shorten it, raise schedule.max_tokens, or cut its answers with sequences.longer=truncate"
+_LOOK = "look at the answer as the template shows it; it may hold only what the template removes"
+
+
+@dataclass(frozen=True, slots=True)
+class PairExample:
+    """A pair as the model sees it: `prompt_ids + chosen_ids` and `prompt_ids + rejected_ids`.
+
+    An answer's ids end with its end-of-turn token, unless `num_cut` tokens, of both together, were cut off. `record`
+    is the prompt with the chosen answer.
+    """
+
+    preference: Preference
+    record: Record
+    prompt_ids: Ids
+    chosen_ids: Ids
+    rejected_ids: Ids
+    num_cut: int = 0
+
+    @property
+    def differs(self) -> str:
+        """What its row says in a field "differs" about the two answers, such as safety or tone."""
+        return differs_in(self.preference.row)
+
+    @property
+    def input_ids(self) -> Ids:
+        """The longer of the two conversations."""
+        return self.prompt_ids + max(self.chosen_ids, self.rejected_ids, key=len)
+
+
+def differs_in(row: Any) -> str:
+    """What a row says in a field "differs" about its two answers, or nothing."""
+    named = row.get("differs") if isinstance(row, dict) else None
+    return named if isinstance(named, str) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackExample:
+    """An answer that people liked or not, as the model sees it: `prompt_ids + completion_ids`."""
+
+    feedback: Feedback
+    record: Record
+    prompt_ids: Ids
+    completion_ids: Ids
+    num_cut: int = 0
+
+    @property
+    def input_ids(self) -> Ids:
+        """The whole conversation."""
+        return self.prompt_ids + self.completion_ids
+
+
+@dataclass(frozen=True)
+class FeedbackData(RunData):
+    """Feedback, of which good answers alone are examples of how to answer."""
+
+    def asked(self, number: int) -> list[Record]:
+        """So many prompts of the probe, each with a good answer."""
+        good = [example for example in self.probe if example.feedback.is_good and not example.num_cut]
+        return [example.record for example in good][:number]
+
+
+def encode_pairs(prepared: Prepared, tokenizer: Any, config: AlignRun) -> RunData:
+    """The preference rows encoded and split. Raises DataError unless two are left: one to learn and one to measure."""
+    data = _encode_all(prepared, Preference, lambda row: encode_pair(row, tokenizer, config), config)
+    if len(data.prepared.rows) < 2:
+        raise DataError(
+            f"{data.prepared.rows[0].place}: only this one pair can be trained on, and none is left to measure on",
+            hint="give at least two pairs; some hundreds teach something",
+        )
+    return data
+
+
+def encode_feedback(prepared: Prepared, tokenizer: Any, config: AlignRun) -> RunData:
+    """The feedback rows encoded and split. Raises DataError unless good and bad answers are left to learn from."""
+    data = _encode_all(prepared, Feedback, lambda row: encode_one(row, tokenizer, config), config)
+    num_good = sum(example.feedback.is_good for example in data.train)
+    num_bad = len(data.train) - num_good
+    if not num_good or not num_bad:
+        raise DataError(
+            f"all {len(data.train)} answers to learn from are labelled {'good' if num_good else 'bad'}",
+            hint="kto learns from the difference: add answers of the other kind; good ones alone are for lora",
+        )
+    if len({example.prompt_ids for example in data.train}) < 2:
+        raise DataError(
+            "all answers to learn from are to one prompt",
+            hint="kto measures how far it has moved on answers to other prompts: add rows with another prompt",
+        )
+    remark = f"{num_good:,} good and {num_bad:,} bad answers to learn from"
+    return FeedbackData(**{**vars(data), "remarks": (*data.remarks, remark)})
+
+
+def as_rows(examples: Sequence[PairExample]) -> Dataset:
+    """The pairs in the columns of TRL's preference trainers."""
+    return Dataset.from_dict(
+        {
+            "prompt_ids": [example.prompt_ids for example in examples],
+            "chosen_ids": [example.chosen_ids for example in examples],
+            "rejected_ids": [example.rejected_ids for example in examples],
+        }
+    )
+
+
+def as_feedback_rows(examples: Sequence[FeedbackExample], max_tokens: int) -> Dataset:
+    """The feedback in the columns of TRL's KTO trainer.
+
+    KTO measures how far the model has moved on answers that belong to other prompts (`KL_completion_ids`). TRL takes
+    those of a fixed batch, where rows of the same prompt may stand side by side; here it is the next row's with
+    another prompt, cut where both together exceed `max_tokens`.
+    """
+    others = _answers_of_others(examples)
+    return Dataset.from_dict(
+        {
+            "prompt_ids": [example.prompt_ids for example in examples],
+            "completion_ids": [example.completion_ids for example in examples],
+            "label": [example.feedback.is_good for example in examples],
+            "KL_completion_ids": [
+                other[: max(1, max_tokens - len(example.prompt_ids))]
+                for example, other in zip(examples, others, strict=True)
+            ],
+        }
+    )
+
+
+def _answers_of_others(examples: Sequence[FeedbackExample]) -> list[Ids]:
+    """For each row the answer of the next one, from the first again behind the last, that has another prompt."""
+    others: list[Ids] = [()] * len(examples)
+    num = len(examples)
+    following = examples[0]
+    # Backwards and twice round: whichever comes next with another prompt has been seen.
+    for number in range(2 * num - 1, -1, -1):
+        example, after = examples[number % num], examples[(number + 1) % num]
+        if after.prompt_ids != example.prompt_ids:
+            following = after
+        others[number % num] = following.completion_ids
+    return others
+
+
+def _encode_all(prepared: Prepared, kind: type[Any], encode: Any, config: AlignRun) -> RunData:
+    """Every row of one kind encoded; those that cannot be are dropped, with their place."""
+    examples, drops = [], []
+    for row in prepared.rows:
+        if not isinstance(row, kind):
+            continue
+        outcome = encode(row)
+        if isinstance(outcome, Drop):
+            drops.append(outcome.at(row.place, "encode", row.row))
+        else:
+            examples.append(outcome)
+    remarks = _remarks(examples, config.schedule.max_tokens)
+    # What is learned of one answer to a prompt tells something of every other.
+    return divide(prepared, examples, drops, config, remarks, together=lambda row: row.prompt)
+
+
+def _remarks(examples: Sequence[Any], max_tokens: int) -> tuple[str, ...]:
+    """A line about the answers that were cut."""
+    cut = [example.num_cut for example in examples if example.num_cut]
+    if not cut:
+        return ()
+    return (f"{len(cut):,} rows have an answer cut at {max_tokens:,} tokens; {sum(cut):,} tokens are left out",)
+
+
+def encode_pair(row: Preference, tokenizer: Any, config: AlignRun) -> PairExample | Drop:
+    """One pair as token ids, or why it cannot be used."""
+    chosen = _tokens(row, row.chosen, tokenizer, config.sequences)
+    rejected = _tokens(row, row.rejected, tokenizer, config.sequences)
+    if isinstance(chosen, Drop) or isinstance(rejected, Drop):
+        return chosen if isinstance(chosen, Drop) else rejected  # type: ignore[return-value]
+    # A template may show the turns before an answer otherwise for the one than for the other.
+    num_prompt = min(chosen.first, rejected.first, _common(chosen.ids, rejected.ids))
+    max_tokens = config.schedule.max_tokens
+    longest = max(chosen, rejected, key=lambda one: len(one.ids))
+    if drop := _too_long(longest, num_prompt, config):
+        return drop
+    prompt = chosen.ids[:num_prompt]
+    chosen_ids, rejected_ids = chosen.ids[num_prompt:max_tokens], rejected.ids[num_prompt:max_tokens]
+    num_cut = sum(max(0, len(one.ids) - max_tokens) for one in (chosen, rejected))
+    if chosen_ids == rejected_ids:
+        if num_cut:
+            return Drop(
+                "too_long",
+                f"the two answers differ only behind the first {max_tokens:,} tokens",
+                fix="raise schedule.max_tokens",
+                path=row.chosen.path,
+            )
+        return Drop(
+            "nothing_to_learn",
+            "the two answers are the same tokens to the model",
+            fix="a pair needs answers that differ in what the model is shown",
+            path=row.chosen.path,
+        )
+    return PairExample(row, chosen.record, prompt, chosen_ids, rejected_ids, num_cut)
+
+
+def encode_one(row: Feedback, tokenizer: Any, config: AlignRun) -> FeedbackExample | Drop:
+    """One answer with its label as token ids, or why it cannot be used."""
+    answered = _tokens(row, row.completion, tokenizer, config.sequences)
+    if isinstance(answered, Drop):
+        return answered
+    if drop := _too_long(answered, answered.first, config):
+        return drop
+    max_tokens = config.schedule.max_tokens
+    num_cut = max(0, len(answered.ids) - max_tokens)
+    ids, first = answered.ids[:max_tokens], answered.first
+    return FeedbackExample(row, answered.record, ids[:first], ids[first:], num_cut)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """A conversation as tokens, up to the last answer's end-of-turn token; that answer begins at `first`."""
+
+    record: Record
+    ids: Ids
+    first: int
+
+
+def _tokens(row: Preference | Feedback, answer: Message, tokenizer: Any, sequences: Sequences) -> _Answered | Drop:
+    """The prompt with one of its answers through the model's chat template, or why it cannot be used."""
+    from jinja2 import TemplateError
+
+    messages = (*row.prompt, answer)
+    if sequences.think == "strip":
+        messages = tuple(
+            replace(message, content=thinking.strip(message.content)) if message.role == "assistant" else message
+            for message in messages
+        )
+    record = Record(messages, row.place, row.tools, row.row)
+    try:
+        text, span = render_answer(record, tokenizer)
+    except (TemplateError, ValueError, TypeError, KeyError) as error:
+        return Drop(
+            "template_refused",
+            f"the model's chat template refuses it: {error}",
+            fix="change the turns or roles as it says, or choose another base",
+            path=messages[0].path,
+        )
+    if span is None:
+        return Drop("nothing_to_learn", "the model is shown nothing of the answer", fix=_LOOK, path=answer.path)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    said = [
+        number for number, (start, end) in enumerate(encoded["offset_mapping"]) if start < span[1] and span[0] < end
+    ]
+    if not said or not said[0]:
+        return Drop("nothing_to_learn", "the model is shown nothing of the answer", fix=_LOOK, path=answer.path)
+    return _Answered(record, tuple(encoded["input_ids"][: said[-1] + 1]), said[0])
+
+
+def _too_long(answered: _Answered, num_prompt: int, config: AlignRun) -> Drop | None:
+    """Why a conversation does not fit into schedule.max_tokens, neither whole nor, where that is allowed, cut."""
+    num_tokens, max_tokens = len(answered.ids), config.schedule.max_tokens
+    path = answered.record.messages[-1].path
+    if num_tokens > max_tokens and config.sequences.longer != "truncate":
+        return Drop("too_long", f"{num_tokens:,} tokens, {max_tokens:,} are allowed", fix=_SHORTEN, path=path)
+    if num_prompt >= max_tokens:
+        detail = f"the prompt alone has {num_prompt:,} tokens, {max_tokens:,} are allowed with the answer"
+        return Drop("too_long", detail, fix="shorten the prompt, or raise schedule.max_tokens", path=path)
+    return None
+
+
+def _common(one: Ids, other: Ids) -> int:
+    """The number of tokens with which both begin."""
+    for number, (left, right) in enumerate(zip(one, other, strict=False)):
+        if left != right:
+            return number
+    return min(len(one), len(other))

@@ -1,0 +1,1 @@
+"""Layered rewards: components, gates, functions, reward files, and their preview."""

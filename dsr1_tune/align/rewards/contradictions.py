@@ -1,0 +1,243 @@
+"""Contradictions that can be told without a model: a sentence and its denial, sums that are wrong, two results.
+
+Two statements contradict one another where they are made of the same words and one denies what the other says. Who
+says it in other words is not caught.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from dsr1_tune.data.rules.text_features import phrases
+from dsr1_tune.text.final_answer import final_numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A clause as the words that carry its meaning, and whether it denies."""
+
+    text: str
+    words: frozenset[str]
+    is_denied: bool
+
+
+def statements(text: str) -> list[Statement]:
+    """The clauses of a text that state something: no questions, conditions or guesses."""
+    found = []
+    for sentence in _SENTENCE.findall(unicodedata.normalize("NFKC", text)):
+        if _CONDITION.search(sentence):
+            continue
+        clauses = [clause for clause in _CLAUSE.split(sentence) if clause.strip()]
+        if sentence.rstrip().endswith("?"):  # "I am not allergic, may I take it?" states its first half
+            clauses = [clause for clause in clauses[:-1] if not _ASKS.search(clause)]
+        for clause in clauses:
+            statement = _han(clause) if len(_IS_HAN.findall(clause)) > 3 else _latin(clause)
+            if statement and not _GUESS.search(clause):
+                found.append(statement)
+    return found
+
+
+_SENTENCE = re.compile(r"[^.!?。\n;]+(?:\.(?=\d)[^.!?。\n;]*)*[.!?。;]?")
+_CLAUSE = re.compile(r"[,，、:：]|\bbut\b|\bwhile\b|\bwhereas\b|但是|但|而(?!且)|然而", re.I)
+_CONDITION = re.compile(
+    r"\b(?:if|unless|when|whenever|whether|once|in case)\b"
+    r"|如果|若|假如|要是|除非|当.{0,12}时|是否|一旦|的话|只有|时候|之前|之后",
+    re.I,
+)
+_GUESS = re.compile(
+    r"\b(?:except|without|some|sometimes|may|might|could|can be|or|than|until|only)\b|有时|有些|可能|或", re.I
+)
+_ASKS = re.compile(
+    r"^\s*(?:and|or)?\s*(?:is|are|am|was|were|do|does|did|can|could|should|would|will|may|has|have|what|how|why|who|"
+    r"which|where)\b"
+    r"|吗|呢|什么|怎么|怎样|哪|几|多少|是不是|能不能|可不可以",
+    re.I,
+)
+_IS_HAN = re.compile(r"[\u3400-\u9fff]")
+
+
+def _latin(clause: str) -> Statement | None:
+    words = re.findall(r"[a-z0-9]+(?:[.'][a-z0-9]+)*", clause.lower().replace("’", "'"))
+    num_denials = sum(word in _NOT or word.endswith("n't") for word in words)
+    kept = set()
+    for word in words:
+        if word in _EMPTY or word in _NOT or word.endswith("n't"):
+            continue
+        opposite = _OPPOSITES.get(word)
+        num_denials += opposite is not None
+        kept.add(_stem(opposite or _SAME.get(word, word)))
+    return Statement(clause.strip(), frozenset(kept), num_denials % 2 == 1) if len(kept) > 1 else None
+
+
+def _stem(word: str) -> str:
+    for ending in ("ing", "ied", "ies", "ed", "es", "s"):
+        if word.endswith(ending) and len(word) - len(ending) > 2:
+            return word[: -len(ending)] + ("y" if ending in ("ied", "ies") else "")
+    return word[:-1] if word.endswith("e") and len(word) > 4 else word
+
+
+_NOT = frozenset(["not", "no", "never", "cannot", "none", "neither", "nor", "nobody", "nothing", "hardly"])
+_EMPTY = frozenset(
+    phrases(
+        "a|an|the|is|are|was|were|be|been|being|am|do|does|did|has|have|had|will|would|shall|should|must|can|"
+        "of|to|in|on|at|for|and|it|its|this|that|these|those|i|you|he|she|we|they|me|my|your|his|her|our|"
+        "their|them|us|there|so|very|really|quite|also|too|as|by|with|from|yes|since|because|therefore|thus|"
+        "then|any|all"
+    )
+)
+_SAME = {"increase": "raise", "increases": "raise", "raises": "raise", "rises": "rise"}
+_OPPOSITES = {
+    "unsafe": "safe", "dangerous": "safe", "impossible": "possible", "harmless": "harmful", "forbidden": "allowed",
+    "prohibited": "allowed", "decrease": "raise", "decreases": "raise", "lower": "raise", "lowers": "raise",
+    "reduce": "raise", "reduces": "raise", "incorrect": "correct", "wrong": "correct",
+    "unnecessary": "necessary", "unable": "able", "ineffective": "effective", "unlikely": "likely",
+    "uncommon": "common", "rare": "common", "avoid": "take", "illegal": "legal", "unhealthy": "healthy",
+    "noncontagious": "contagious", "falls": "rise", "fall": "rise",
+}  # fmt: skip
+
+
+def _han(text: str) -> Statement | None:
+    clause = _NO_DENIAL.sub("", text)
+    num_denials = len(_HAN_NOT.findall(clause))
+    clause = _HAN_NOT.sub("", clause)
+    for word, opposite in _HAN_OPPOSITES.items():
+        num_denials += clause.count(word)
+        clause = clause.replace(word, opposite)
+    signs = "".join(re.findall(r"[\u3400-\u9fffa-z0-9]", _HAN_EMPTY.sub("", clause.lower())))
+    pairs = {signs[at : at + 2] for at in range(len(signs) - 1)}
+    return Statement(text.strip(), frozenset(pairs), num_denials % 2 == 1) if len(signs) > 3 else None
+
+
+# In these words the sign for "not" denies nothing.
+_NO_DENIAL = re.compile(
+    "非常|不仅|不但|不过(?!敏|期|量|多)|不断|不同|不良|不适|不舒服|不管|不论|无论|不久|不少|不妨|不得不|不安(?!全)|差不多|未来|别人|特别|分别|区别|"
+    "级别|类别|性别|个别|识别|没关系|了不起|对不起|无法避免|是不是|能不能|可不可以|会不会|有没有|要不要|该不该"
+)
+_HAN_NOT = re.compile(
+    r"不能够|不可以|不应该|不应当|不需要|不能|不可|不应|不该|不宜|不要|不会|不是|没有|并非|切勿|禁止|严禁|请勿|绝非|不|没|无|非|未|勿|别"
+)
+_HAN_OPPOSITES = {
+    "降低": "升高", "减少": "增加", "下降": "上升", "危险": "安全", "错误": "正确", "有害": "有益", "避免": "应当",
+}  # fmt: skip
+_HAN_EMPTY = re.compile(
+    "的|了|是|会|能够|可以|应该|应当|需要|能|可|应|该|宜|要|有|您|你|我|他|她|它|这|那|也|都|就|很|请|呢|吗|吧|啊|所以|因此|因为|由于"
+)
+
+
+def contradictions(these: Sequence[Statement], those: Sequence[Statement]) -> list[tuple[Statement, Statement]]:
+    """The pairs of statements of which one denies what the other says in nearly the same words."""
+    return [
+        (one, other)
+        for one in _ends(these)
+        for other in _ends(those)
+        if one.is_denied != other.is_denied and _are_near(one.words, other.words)
+    ]
+
+
+def _ends(found: Sequence[Statement]) -> Sequence[Statement]:
+    """The first and the last ones: every one is held against every other, which takes long where there are many."""
+    return found if len(found) <= 200 else [*found[:100], *found[-100:]]
+
+
+def _are_near(one: frozenset[str], other: frozenset[str]) -> bool:
+    """Whether at most a fifth of all their words are in one of the two alone.
+
+    They are about two things where each has a word of its own (adults, children), or a number makes the difference.
+    """
+    if (one - other and other - one) or any(map(str.isdigit, "".join(one ^ other))):
+        return False
+    return len(one & other) >= 0.8 * len(one | other)
+
+
+def wrong_sums(text: str) -> Iterator[str]:
+    """Every `3 + 4 = 8` in a text that is wrong beyond the rounding of its result."""
+    text = _CODE.sub(" ", unicodedata.normalize("NFKC", text)).replace("−", "-").replace("–", "-")
+    text = re.sub(r"\\(?:times|cdot)(?![a-z])|[·∙⋅]", "×", text.replace("\\div", "÷"))
+    text = re.sub(r"[ \t]+", " ", text)
+    if _OTHER_COUNTING.search(text):
+        return
+    for found in _SUM.finditer(text):
+        if not _stands_alone(text[max(0, found.start() - 40) : found.start()]):
+            continue
+        value = _computed(found["left"])
+        said = found["right"].replace(",", "")
+        if value is None:
+            continue
+        decimals = len(said.partition(".")[2])
+        # A quotient may be cut off instead of rounded.
+        allowed = Fraction(1 if re.search("[/÷]", found["left"]) else Fraction(1, 2), 10**decimals)
+        if abs(value - Fraction(said)) > allowed + Fraction(1, 10**9):
+            yield found[0].strip()
+
+
+_TERM = r"-?(?:\d{1,3}(?:,\d{3}){1,9}|\d{1,30})(?:\.\d{1,30})?"
+_SUM = re.compile(
+    # Not a part of a longer formula: no letter, bracket, operator, power or percent sign before, behind or between.
+    rf"(?<![\w.)\]^+*/×÷=%√}}|!°\\-])(?<![+*/×÷=%^√-]\s)(?<!\d[:,])"
+    rf"(?P<left>{_TERM}(?:\s?[-+*/×÷x]\s?{_TERM}){{1,50}})\s?=\s?(?P<right>{_TERM})"
+    r"(?![\w%^(/!°√\\]|[.,:]\d|\s?\\%|\s?[-+*/×÷^]\s?[\w(\\]|\s?(?:\.{3}|…|million|billion|thousand|万|亿|千|百))"
+)
+_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]{1,300}`", re.S)
+_OTHER_COUNTING = re.compile(
+    r"binary|hexadecimal|octal|\bbase\b|\bmod(?:ulo)?\b|\\[bp]mod|remainder|\d\s?R\s?\d|进制|余\s?\d|o'clock", re.I
+)
+
+
+def _stands_alone(before: str) -> bool:
+    """Whether a sum is all there is, not a part of "20% of 50 + 5", "log 100 + 1", "half of 10 + 2"."""
+    before = before.rstrip(" $*`([\\")
+    if not before or before[-1] in "\n.,;:!?。、>→⇒∴\"'“”":
+        return True
+    word = re.search(r"[a-z]+$", before, re.I)
+    return word[0].lower() in _BEFORE_A_SUM if word else before[-1] in "共有是得即为则算以么"
+
+
+_BEFORE_A_SUM = frozenset(
+    phrases("so|and|then|is|we|have|get|gives|that|thus|hence|therefore|because|since|calculate|compute")
+)
+
+
+def _computed(left: str) -> Fraction | None:
+    """The value of a sum: products before sums, from the left; None for a division by 0."""
+    parts = re.findall(rf"({_TERM})\s*([-+*/×÷x]?)\s*", left)
+    terms: list[Fraction] = []
+    sign, before = Fraction(1), ""
+    for said, behind in parts:
+        number = Fraction(said.replace(",", ""))
+        if before in ("*", "×", "x"):
+            terms[-1] *= number
+        elif before in ("/", "÷"):
+            if not number:
+                return None
+            terms[-1] /= number
+        else:
+            if before == "" and terms:  # 5 -3, where the sign was read as the number's
+                sign = Fraction(1)
+            terms.append(sign * number)
+        if behind in ("+", "-"):
+            sign = Fraction(-1 if behind == "-" else 1)
+        before = behind
+    return sum(terms, Fraction(0))
+
+
+def several_results(text: str) -> list[Fraction]:
+    """The results that an answer names as its own, where they are not all the same: "answer: 5 ... answer: 7"."""
+    found = list(dict.fromkeys(final_numbers(text)))
+    return found if len(found) > 1 else []
+
+
+def yes_or_no(text: str) -> bool | None:
+    """Whether a text begins with a yes or a no; None where with neither."""
+    begin = text.lstrip(" \n\t*_\"'“‘")[:12].lower()
+    found = _YES_NO.match(begin)
+    return None if not found else found.lastgroup == "yes"
+
+
+_YES_NO = re.compile(
+    r"(?P<no>no\b(?!\W{0,2}\d)|false\b|incorrect\b|不是|不能|不可以|不会|不需要|不用|不对|不行|没有|否|不[,，。])"
+    r"|(?P<yes>yes\b|true\b|correct\b|是的|是[,，。]|能[,，。]|可以|会[,，。]|会的|需要[,，。]|对[,，。]|对的|有的|有[,，。]|行[,，。])"
+)

@@ -1,0 +1,141 @@
+"""Layered rewards: what an answer is worth, from its form up to the task, as a YAML file says.
+
+A component gives an answer a score s, from 0 to 1. A layer's score is the mean of its components by their weights v,
+and a layer counts only as far as the layers below it are met:
+
+    score_l = Σ_c v_c · s_c / Σ_c v_c          over the components c of layer l
+    gate_l  = Π_{j<l} g_j                      g_j = how far layer j is met: hard 1 or 0, soft min(1, score_j / soft)
+    total   = Σ_l w_l · gate_l · score_l       w_l = the layer's weight
+
+The lowest layer's gate is 1. Letters: N answers.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dsr1_tune.align.rewards.component import Answered, Component, Judge, Score
+from dsr1_tune.align.rewards.file import Layer, RewardFile, read_file
+
+__all__ = ["Answered", "LayeredReward", "Verdict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an answer is worth in all, by layer after its gate, and by component; and what went wrong in judging it."""
+
+    total: float
+    layers: dict[str, float] = field(default_factory=dict)
+    """gate_l · score_l by layer; times their weights they add up to the total."""
+    components: dict[str, float] = field(default_factory=dict)
+    """By "layer/component", as the component gave it, before weights and gates."""
+    errors: tuple[str, ...] = ()
+    """A line for each component that raised, or gave no number, for this answer."""
+    gates: dict[str, float] = field(default_factory=dict)
+    """gate_l by layer: how far the layers below it are met."""
+
+
+class LayeredReward:
+    """A reward file, checked; `open` loads the models that it names, `judge` gives every answer its verdict."""
+
+    def __init__(self, file: Path, settings: RewardFile) -> None:
+        self.file = file
+        self.settings = settings
+        self._judges: dict[str, Judge] | None = None
+
+    @classmethod
+    def read(cls, file: Path) -> LayeredReward:
+        """Check a reward file whole. Raises ConfigError that lists every problem; loads no weights."""
+        with _left_as_it_is():
+            return cls(file, read_file(file))
+
+    @property
+    def components(self) -> dict[str, Component]:
+        """By "layer/component", in order."""
+        return {f"{layer.name}/{one.title}": one for layer in self.settings.layers for one in layer.components}
+
+    @property
+    def needs_expected(self) -> bool:
+        """Whether a component compares with the row's expected answer: rows without one are then not checkable."""
+        return any(one.compares for one in self.components.values())
+
+    def objection(self, expected: str) -> str:
+        """Why a component that compares cannot compare with this expected answer, or nothing."""
+        said = ((place, one.objection(expected)) for place, one in self.components.items() if one.compares)
+        return next((f"{what}, which {place} needs" for place, what in said if what), "")
+
+    def open(self) -> LayeredReward:
+        """Load the models that the file names. Raises ModelError where one cannot be."""
+        if self._judges is None:
+            with _left_as_it_is():
+                self._judges = {place: one.open() for place, one in self.components.items()}
+        return self
+
+    def judge(self, answers: Sequence[Answered]) -> list[Verdict]:
+        """N verdicts, in order. A component that fails for an answer counts 0 there and is named in `errors`."""
+        self.open()
+        assert self._judges is not None
+        with _left_as_it_is():
+            given = {place: _scores(judge, answers) for place, judge in self._judges.items()}
+        return [self._verdict({place: scores[i] for place, scores in given.items()}) for i in range(len(answers))]
+
+    def _verdict(self, given: dict[str, float | Exception]) -> Verdict:
+        """What one answer's scores come to."""
+        scores = {place: 0.0 if isinstance(score, Exception) else score for place, score in given.items()}
+        errors = tuple(f"{place}: {_told(score)}" for place, score in given.items() if isinstance(score, Exception))
+        total, gate = 0.0, 1.0
+        layers: dict[str, float] = {}
+        gates: dict[str, float] = {}
+        for layer in self.settings.layers:
+            score = layer_score(layer, scores)
+            gates[layer.name] = gate
+            layers[layer.name] = gate * score
+            total += layer.weight * gate * score
+            gate *= layer.how_gated.passed(score)
+        return Verdict(total, layers, scores, errors, gates)
+
+
+@contextmanager
+def _left_as_it_is() -> Iterator[None]:
+    """What a reward's own code sets for all (torch's seed, its grad mode, the folder) is as before when it is done."""
+    folder = Path.cwd()
+    torch = sys.modules.get("torch")  # unless it is loaded, nothing of it can be set
+    try:
+        if torch is None:
+            yield
+        else:
+            devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+            with torch.random.fork_rng(devices), torch.set_grad_enabled(torch.is_grad_enabled()):
+                yield
+    finally:
+        os.chdir(folder)
+
+
+def _scores(judge: Judge, answers: Sequence[Answered]) -> list[Score]:
+    """What a component gives; where it raises all the same, each answer alone, so that one cannot take the others."""
+    try:
+        return judge(answers)
+    except Exception as error:
+        if len(answers) == 1:
+            return [error]
+        return [score for one in answers for score in _scores(judge, [one])]
+
+
+def layer_score(layer: Layer, scores: dict[str, float]) -> float:
+    """The weighted mean of a layer's components, before its gate."""
+    weighted = sum(one.weight * scores[f"{layer.name}/{one.title}"] for one in layer.components)
+    return weighted / sum(one.weight for one in layer.components)
+
+
+def _told(error: Exception) -> str:
+    """The kind of an error and what it says, on one line."""
+    try:
+        said = " ".join(str(error).split())
+    except Exception:  # an error of the user's own may fail to say what it is
+        said = ""
+    return f"{type(error).__name__}: {said[:300]}" if said else type(error).__name__

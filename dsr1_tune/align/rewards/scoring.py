@@ -1,0 +1,64 @@
+"""Score conversations with a reward model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+
+from dsr1_tune.align.preference.encode import encode_one
+from dsr1_tune.align.rewards.component import NoScore
+from dsr1_tune.config import AlignRun
+from dsr1_tune.data.record import Drop, Feedback, Message, Place
+from dsr1_tune.models.trained.reward_model import ScalarModel
+
+Ids = tuple[int, ...]
+
+
+def score_conversations(
+    model: ScalarModel,
+    conversations: Sequence[tuple[Sequence[Message], str]],
+    batch_size: int = 8,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[float | NoScore]:
+    """The score of each (prompt messages, answer), in order.
+
+    It is a NoScore, which says why, for one that the model cannot be shown (blank, refused by the chat template, or
+    beyond its context) or gives no finite number.
+    """
+    encoded = [
+        encode_answer(model, tuple(prompt), Message("assistant", answer), max_context(model))
+        for prompt, answer in conversations
+    ]
+    ids = [one for one in encoded if not isinstance(one, Drop)]
+    found = iter(model.score(ids, batch_size, advance).tolist())
+    return [NoScore(one.detail) if isinstance(one, Drop) else finite_score(next(found)) for one in encoded]
+
+
+def finite_score(score: float) -> float | NoScore:
+    """The score, or a NoScore that says why where it is not a finite number."""
+    return score if math.isfinite(score) else NoScore(f"the reward model gives it no finite score ({score})")
+
+
+def encode_answer(
+    model: ScalarModel,
+    prompt: tuple[Message, ...],
+    answer: Message,
+    max_tokens: int,
+    place: Place | None = None,
+    tools: str = "",
+) -> Ids | Drop:
+    """A conversation as the reward model was trained to see it, or why it cannot be shown."""
+    row = Feedback(prompt, answer, is_good=True, place=place or Place("", 0, 0), tools=tools)
+    outcome = encode_one(row, model.tokenizer, _settings(model.facts.think, max_tokens))
+    return outcome if isinstance(outcome, Drop) else outcome.input_ids
+
+
+@cache
+def _settings(think: str, max_tokens: int) -> AlignRun:
+    return AlignRun.model_validate({"sequences": {"think": think}, "schedule": {"max_tokens": max_tokens}})
+
+
+def max_context(model: ScalarModel) -> int:
+    """The longest conversation that the model has positions for."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31)

@@ -1,0 +1,1 @@
+"""Commands that align, score and try rewards."""

@@ -1,0 +1,1 @@
+"""Commands that merge, quantize, compare and export."""

@@ -1,0 +1,74 @@
+"""`dsr1-tune chat`: talk to a base model, or to one with a trained adapter."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from dsr1_tune.serve.chat import Conversation
+
+
+def chat(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN_OR_MODEL",
+            help="A run folder, an adapter, a model folder, a .gguf file or a Hub id",
+            show_default="embedded",
+        ),
+    ] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="Ask this and leave")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens")] = 512,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 always gives the likeliest answer")] = 0.0,
+) -> None:
+    """Talk to a model in the terminal, or through a pipe: every line is a question, only answers are printed.
+
+    In the terminal: /new, /system TEXT, /quit; Ctrl-C stops an answer, Ctrl-D leaves.
+    """
+    from dsr1_tune.errors import ConfigError
+    from dsr1_tune.models import embedded
+    from dsr1_tune.serve.chat import HELP, talk, typed_lines
+
+    if prompt is not None and not prompt.strip():
+        raise ConfigError("--prompt: asks nothing", hint='for example: --prompt "What is a fever?"')
+    if model is None:
+        _note(f"Using {embedded.WHAT}.")
+    conversation = _begin(model, max_new_tokens, temperature)
+    if prompt is not None:
+        conversation.ask(prompt, _say)
+        _say("\n")
+    elif sys.stdin.isatty():
+        with contextlib.suppress(ImportError):  # not on Windows
+            import readline  # noqa: F401 - gives input() its history and editing
+        _note(f"{conversation.name}. {HELP}")
+        talk(conversation, typed_lines(_note), _say, _note, is_interactive=True)
+    else:
+        sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
+        talk(conversation, sys.stdin, _say, _note, is_interactive=False)
+
+
+def _begin(model: str | None, max_new_tokens: int, temperature: float) -> Conversation:
+    from dsr1_tune.models.llama_cpp.client import LlamaCpp, find_gguf
+    from dsr1_tune.models.trained.attach import load_with_adapter
+    from dsr1_tune.runs.console import quiet_libraries
+    from dsr1_tune.serve.chat import Conversation, GgufConversation
+
+    quiet_libraries()
+    if file := find_gguf(model):
+        return GgufConversation(LlamaCpp(file), max_new_tokens, temperature)
+    return Conversation(load_with_adapter(model, progress=_note), max_new_tokens, temperature)
+
+
+def _say(text: str) -> None:
+    """Answers go to stdout, at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _note(text: str) -> None:
+    """Everything else goes to stderr."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,197 @@
+"""What became of every row, and the files that say so: train, eval, rejected and duplicates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from dsr1_tune.data.clean.duplicates import Copies
+from dsr1_tune.data.clean.scan import KINDS, reject
+from dsr1_tune.data.clean.store import Block, Spill
+from dsr1_tune.data.output import answer_of, dumps, question_of
+from dsr1_tune.data.record import Drop, Place
+from dsr1_tune.data.rules.pairs import contradiction
+
+MAX_SHOWN_CHARS = 80
+GROUPS_AT_ONCE = 1000
+
+
+class Fate(IntEnum):
+    """Where a row ends that the scan kept."""
+
+    TRAIN = 0
+    EVAL = 1
+    EXACT = 2
+    NEAR = 3
+    CONTRADICTED = 4
+    JUDGED = 5
+    NOT_DRAWN = 6
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Every row's fate (N), how often it is written, and what dropped it.
+
+    `copies` says which row stands for a merged one, `judged` what the judge objects to.
+    """
+
+    spill: Spill
+    fates: npt.NDArray[np.uint8]
+    times: npt.NDArray[np.uint8]
+    copies: Copies
+    judged: dict[int, Drop]
+
+    def count(self, fate: Fate) -> int:
+        """How many rows end so."""
+        return int(np.count_nonzero(self.fates == fate))
+
+    def drop(self, row: int) -> Drop | None:
+        """Why a row fell out after the scan, if it did."""
+        fate, where = Fate(self.fates[row]), self._where(row, int(self.copies.stands_for[row]))
+        match fate:
+            case Fate.EXACT:
+                drop = Drop("exact_duplicate", f"the same as {where}", "remove one of them")
+            case Fate.NEAR:
+                share = f"{self.copies.similarity[row]:.0%}"
+                drop = Drop("near_duplicate", f"shares {share} of its n-grams with {where}", "remove one of them")
+            case Fate.CONTRADICTED if self.spill.kinds[row]:
+                drop = contradiction(self._kind(row), self._where(row, self.copies.contradicted[row]))
+            case Fate.CONTRADICTED:
+                other = self.copies.contradicted[row]
+                detail = f"the same question is answered otherwise at {self._where(row, other)}"
+                drop = Drop("contradictory_answer", f"{detail}: {self._answer(other)!r}", "keep the right one")
+            case Fate.JUDGED:
+                drop = self.judged[row]
+            case Fate.NOT_DRAWN:
+                drop = Drop("not_drawn", "the file's weight is below 1", "give the file the weight 1 to take all")
+            case _:
+                return None
+        return drop
+
+    def code(self, row: int) -> str:
+        """The code of what dropped a row after the scan."""
+        fate = Fate(self.fates[row])
+        if fate == Fate.CONTRADICTED:
+            return contradiction(self._kind(row), "").code if self.spill.kinds[row] else "contradictory_answer"
+        drop = self.drop(row)
+        return drop.code if drop else ""
+
+    def _kind(self, row: int) -> str:
+        return KINDS[min(int(self.spill.kinds[row]), len(KINDS) - 1)]
+
+    def stage(self, fate: Fate) -> str:
+        """The stage in which a row with this fate fell out."""
+        return {Fate.JUDGED: "judge", Fate.NOT_DRAWN: "selection"}.get(fate, "duplicates")
+
+    def _where(self, row: int, other: int) -> str:
+        file, line = self.spill.file_of(other), self.spill.line_of(other)
+        where = f"line {line}" if file == self.spill.file_of(row) else f"{file}:{line}"
+        return f"{where} (row {self.spill.index_of(other)})"
+
+    def _answer(self, row: int) -> str:
+        return answer_of(self.spill.outputs(np.array([row]))[0])[:MAX_SHOWN_CHARS]
+
+
+def write_rows(outcome: Outcome, folder: Path) -> None:
+    """Write train.jsonl, eval.jsonl and rejected.jsonl, a portion at a time, in the order of the files."""
+    with (
+        (folder / "train.jsonl").open("wb") as train,
+        (folder / "eval.jsonl").open("wb") as held_out,
+        (folder / "rejected.jsonl").open("wb") as rejected,
+    ):
+        for block in outcome.spill.blocks:
+            fates = outcome.fates[block.first_row : block.first_row + block.num_rows]
+            _write_kept(outcome, block, fates, train, held_out)
+            for _, line in sorted(_rejected(outcome, block, fates)):
+                rejected.write(line + b"\n")
+
+
+def _write_kept(
+    outcome: Outcome, block: Block, fates: npt.NDArray[np.uint8], train: IO[bytes], held_out: IO[bytes]
+) -> None:
+    lines = outcome.spill.lines(block, "rows")
+    times = outcome.times[block.first_row : block.first_row + block.num_rows]
+    for number in np.flatnonzero(fates == Fate.TRAIN).tolist():
+        train.write((lines[number] + b"\n") * int(times[number]))
+    for number in np.flatnonzero(fates == Fate.EVAL).tolist():
+        held_out.write(lines[number] + b"\n")
+
+
+def _rejected(outcome: Outcome, block: Block, fates: npt.NDArray[np.uint8]) -> Iterator[tuple[int, bytes]]:
+    """(index in the file, line) of every row of the portion that fell out, in the scan or later."""
+    spill = outcome.spill
+    yield from zip(spill.numbers(block, "drop_numbers"), spill.lines(block, "drops"), strict=True)
+    fallen = np.flatnonzero(fates > Fate.EVAL).tolist()
+    if not fallen:
+        return
+    raws, numbers = spill.lines(block, "raws"), spill.numbers(block, "numbers")
+    for number in fallen:
+        row = block.first_row + number
+        drop = outcome.drop(row)
+        assert drop
+        place = Place(block.file, spill.line_of(row), numbers[number])
+        stage = outcome.stage(Fate(fates[number]))
+        yield numbers[number], reject(drop.at(place, stage, None), raws[number])
+
+
+def write_groups(outcome: Outcome, path: Path) -> dict[str, Any]:
+    """Write duplicates.jsonl, a group per line: the row that stays and those it stands for; count them."""
+    copies = outcome.copies
+    merged = np.flatnonzero(copies.stands_for != np.arange(len(copies.stands_for)))
+    merged = merged[np.argsort(copies.stands_for[merged], kind="stable")]
+    edges = np.flatnonzero(np.diff(copies.stands_for[merged])) + 1
+    groups = [np.concatenate((copies.stands_for[rows[:1]], rows)) for rows in np.split(merged, edges) if len(rows)]
+    with path.open("wb") as file:
+        for start in range(0, len(groups), GROUPS_AT_ONCE):
+            some = groups[start : start + GROUPS_AT_ONCE]
+            rows = np.unique(np.concatenate(some))
+            texts = dict(zip(rows.tolist(), outcome.spill.outputs(rows), strict=True))
+            for number, members in enumerate(some, start):
+                file.write(dumps(_group(outcome, number, members, texts)) + b"\n")
+    sizes = {number: len(rows) for number, rows in enumerate(groups)}
+    largest = dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:10])
+    return {"num_groups": len(groups), "largest": _largest(path, largest)}
+
+
+def _group(
+    outcome: Outcome, number: int, rows: npt.NDArray[np.int64], texts: dict[int, dict[str, Any]]
+) -> dict[str, Any]:
+    kept, *merged = [
+        {
+            "file": outcome.spill.file_of(row),
+            "line": outcome.spill.line_of(row),
+            "index": outcome.spill.index_of(row),
+            "kind": "near" if outcome.fates[row] == Fate.NEAR else "exact",
+            "similarity": round(float(outcome.copies.similarity[row]), 4),
+            "question": question_of(texts[row])[:MAX_SHOWN_CHARS],
+            "answer": answer_of(texts[row])[:MAX_SHOWN_CHARS],
+        }
+        for row in rows.tolist()
+    ]
+    for name in ("kind", "similarity"):
+        del kept[name]
+    kind = "near" if any(one["kind"] == "near" for one in merged) else "exact"
+    return {"group": number, "kind": kind, "kept": kept, "merged": merged}
+
+
+def _largest(path: Path, sizes: dict[int, int]) -> list[dict[str, Any]]:
+    found = {}
+    with path.open("rb") as file:
+        for number, line in enumerate(file):
+            if number in sizes:
+                group = orjson.loads(line)
+                kept = group["kept"]
+                found[number] = {
+                    "group": number,
+                    "num_rows": sizes[number],
+                    "kept": f"{kept['file']}:{kept['line']}",
+                    "text": kept["question"],
+                }
+    return [found[number] for number in sizes]

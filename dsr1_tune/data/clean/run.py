@@ -1,0 +1,318 @@
+"""`data clean`: data files → rows worth learning from, held-out rows, rejected rows and a report of it all.
+
+The story: cut the files into portions; scan each (read, rules, personal data, contamination) in one of some worker
+processes; merge duplicates; let a small model judge what is left; split; write. Every row ends in exactly one place.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+from filelock import FileLock, Timeout
+
+from dsr1_tune import __version__
+from dsr1_tune.atomic import whole_folder
+from dsr1_tune.config import CleanRun, Data
+from dsr1_tune.data.clean.chunks import Portion, check_columns, cut, open_sources, read_portion
+from dsr1_tune.data.clean.duplicates import Copies, find_copies
+from dsr1_tune.data.clean.outcome import Fate, Outcome, write_groups, write_rows
+from dsr1_tune.data.clean.page import render
+from dsr1_tune.data.clean.scan import Settings, leaves_out_full_stops
+from dsr1_tune.data.clean.split import Stratum, count_strata, hold_out, length_bands
+from dsr1_tune.data.clean.store import Spill
+from dsr1_tune.data.clean.summary import CountTokens, gather_facts, settings_of
+from dsr1_tune.data.clean.workers import Crew
+from dsr1_tune.data.dedup import minhash, ngrams
+from dsr1_tune.data.dedup.contamination import Evaluation
+from dsr1_tune.data.dedup.languages import LANGUAGES
+from dsr1_tune.data.dedup.ngrams import Flags, Hashes, Ints
+from dsr1_tune.data.output import answer_of, as_output, question_of, turns_of
+from dsr1_tune.data.privacy.guard import known_kinds
+from dsr1_tune.data.read.files import Source
+from dsr1_tune.data.record import Drop, Row
+from dsr1_tune.data.rules.packs import Pack, load_pack
+from dsr1_tune.errors import ConfigError, DataError, RunError
+
+DEFAULT_RULES = "general"
+LEARNED_ROWS = 2000
+LEARNED_PORTIONS = 4
+"""So many rows and portions at the start of each file show which preambles its rows share, and how they end."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A finished folder and what its report.json says."""
+
+    folder: Path
+    facts: dict[str, Any]
+
+
+def run(config: CleanRun, say: Say = lambda text: None, count_tokens: CountTokens | None = None) -> Cleaned:
+    """Clean the files as `config` says and leave a folder of results; go on where a killed run stopped.
+
+    `count_tokens` measures texts with the tokenizer of `config.base`. Raises TuneError for what the user can mend.
+    """
+    known_kinds(config.privacy.kinds)
+    pack = _pack(config.data)
+    sources = open_sources(config.data.files, config.data.map)
+    if config.dedup.against:
+        open_sources(config.dedup.against)
+    out = vacant(config)
+    with _workplace(config, pack, out) as work:
+        say("reading")
+        portions = cut(sources, config.data.map)
+        settings = _learn(config, pack, sources)
+        crew = Crew(settings, work, num_workers(config), config.engine)
+        files = crew.scan_all(portions, _Progress(say).one_more)
+        spill = Spill(work, files)
+        check_columns(config.data.map, _columns(spill))
+        say(f"looking for duplicates among {spill.num_rows:,} rows")
+        times = _times(config, spill)
+        copies = find_copies(spill, config.dedup, times > 0, crew, say)
+        fates = _fates(spill, copies, times)
+        judged, judge_facts = _judge(config, spill, fates, out, say)
+        outcome, strata = _split(config, spill, copies, fates, times, judged)
+        say("writing")
+        with whole_folder(out) as folder:
+            write_rows(outcome, folder)
+            groups = write_groups(outcome, folder / "duplicates.jsonl")
+            facts = gather_facts(config, sources, outcome, strata, groups, judge_facts, settings, count_tokens)
+            (folder / "report.json").write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2) + b"\n")
+            (folder / "report.html").write_text(render(facts, _language(config, facts)), encoding="utf-8")
+    return Cleaned(out, facts)
+
+
+def _pack(data: Data) -> Pack:
+    """The pack of rules, with the least lengths that the settings ask for."""
+    pack = load_pack(data.rules or DEFAULT_RULES)
+    lengths = pack.rules.lengths
+    least = {
+        "min_question_chars": max(lengths.min_question_chars, data.min_question_chars),
+        "min_answer_chars": max(lengths.min_answer_chars, data.min_answer_chars),
+    }
+    rules = pack.rules.model_copy(update={"lengths": lengths.model_copy(update=least)})
+    return pack.model_copy(update={"rules": rules})
+
+
+def vacant(config: CleanRun) -> Path:
+    """The folder to write; RunError where it holds something else than an earlier result."""
+    first = config.data.files[0].name.removesuffix(".gz")
+    given = config.out or Path("clean") / Path(first).stem
+    # A link stays one: what it leads to is written.
+    out = given.resolve() if given.is_absolute() else Path(os.path.relpath(given.resolve()))
+    if given.resolve() == Path.cwd():
+        raise RunError(f"{given}: is the folder you are in", hint="name a new one with --out")
+    if out.is_file():
+        raise RunError(f"{out}: is a file", hint="name a folder with --out")
+    if out.is_dir() and any(out.iterdir()) and not (out / "report.json").exists():
+        raise RunError(f"{out}: is in use: it holds no earlier result of this command", hint="name another --out")
+    inside = [str(file) for file in _files(config) if out.resolve() in file.resolve().parents]
+    if inside:
+        raise RunError(f"{out}: holds {inside[0]}, and would be replaced", hint="name another --out")
+    return out
+
+
+def num_workers(config: CleanRun) -> int:
+    """How many processes share the work."""
+    if config.workers:
+        return config.workers
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class _workplace:
+    """The folder beside `out` in which the portions' outcomes wait; what a killed run left there is used again.
+
+    It is removed at the end, and kept where the run is stopped. Only one run at a time may write to a folder.
+    """
+
+    def __init__(self, config: CleanRun, pack: Pack, out: Path) -> None:
+        self._path = out.with_name(f".{out.name}.work")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
+        calls = [Path(custom.call.rpartition(":")[0]) for custom in pack.custom]
+        files = [*_files(config), *(path for path in calls if path.is_file())]
+        self._mark = orjson.dumps(
+            {
+                "version": __version__,
+                "settings": settings_of(config),
+                # With the packs it extends and the words of its lists.
+                "pack": pack.model_dump(mode="json"),
+                "files": [_identity(path) for path in files],
+            }
+        )
+
+    def __enter__(self) -> Path:
+        try:
+            self._lock.acquire()
+        except Timeout:
+            message = f"{self._path}: another run is writing there"
+            raise RunError(message, hint="wait for it, or name another --out") from None
+        mark = self._path / "mark.json"
+        if not (mark.exists() and mark.read_bytes() == self._mark):
+            shutil.rmtree(self._path, ignore_errors=True)
+            self._path.mkdir(parents=True)
+            mark.write_bytes(self._mark)
+        return self._path
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        # What the user has to mend changes the files or the settings, and what was done for the old ones is void.
+        if kind is None or isinstance(error, (DataError, ConfigError)):
+            shutil.rmtree(self._path, ignore_errors=True)
+        self._lock.release()
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+
+
+def _files(config: CleanRun) -> list[Path]:
+    rules = [Path(config.data.rules)] if config.data.rules and Path(config.data.rules).is_file() else []
+    return [*config.data.files, *config.dedup.against, *rules]
+
+
+def _identity(path: Path) -> list[Any]:
+    """What changes when a file does."""
+    found = path.stat()
+    return [str(path.resolve()), found.st_size, found.st_mtime_ns]
+
+
+def _learn(config: CleanRun, pack: Pack, sources: Sequence[Source]) -> Settings:
+    """What the scan needs to know beforehand: the evaluation questions, and which preambles rows share."""
+    dedup = config.dedup
+    evaluation = Evaluation.of(dedup.against, config.data.map, dedup.containment) if dedup.against else None
+    looks_near = dedup.near or config.data.eval_share > 0
+    parts: list[Hashes] = []
+    unended = set()
+    for source in sources:
+        rows = _first_rows(source, config)
+        if looks_near:
+            turns = [turns_of(as_output(row)) for row in rows]
+            parts.append(minhash.boilerplate_of(ngrams.grams_and_words(ngrams.tokens(ngrams.normalise(turns)))))
+        if leaves_out_full_stops(rows, pack):
+            unended.add(str(source.path))
+    action = config.privacy.action or pack.privacy or "count"
+    boilerplate: Hashes = np.unique(np.concatenate([np.zeros(0, np.uint64), *parts]))
+    return Settings(pack, action, config.privacy.kinds, looks_near, boilerplate, frozenset(unended), evaluation)
+
+
+def _first_rows(source: Source, config: CleanRun) -> list[Row]:
+    """The good rows at the beginning of a file, some thousand or some megabytes."""
+    rows: list[Row] = []
+    for number, portion in enumerate(cut([source], config.data.map)):
+        found, _ = read_portion(portion)
+        rows += [row for row in found if not isinstance(row, Drop)]
+        if len(rows) >= LEARNED_ROWS or number >= LEARNED_PORTIONS:
+            break
+    return rows[:LEARNED_ROWS]
+
+
+class _Progress:
+    """Says how many portions are done."""
+
+    def __init__(self, say: Say) -> None:
+        self._say, self._num_done = say, 0
+
+    def one_more(self, portion: Portion) -> None:
+        """Another portion is on disk."""
+        self._num_done += 1
+        self._say(f"reading {portion.source.path}: {self._num_done} portions done")
+
+
+def _columns(spill: Spill) -> set[str]:
+    return {column for block in spill.blocks for column in block.counts.columns}
+
+
+def _times(config: CleanRun, spill: Spill) -> np.ndarray:
+    """How often each row (N) is written: its file's weight, what is left of it beyond whole times by lot."""
+    weights = np.concatenate([np.full(b.num_rows, config.data.weight(b.file)) for b in spill.blocks] or [np.zeros(0)])
+    whole, part = np.divmod(weights, 1)
+    # Another lot than the one that holds rows out.
+    salt = ngrams.mixed(ngrams.mixed(np.array([config.seed], np.uint64)) ^ np.uint64(0x5DEECE66D))
+    draw = ngrams.mixed(np.arange(spill.num_rows).astype(np.uint64) + salt)
+    return (whole + (draw.astype(np.float64) / 2**64 < part)).astype(np.uint8)
+
+
+def _fates(spill: Spill, copies: Copies, times: np.ndarray) -> np.ndarray:
+    """Each row's fate (N) as far as the duplicates and the weights decide it."""
+    fates = np.where(times > 0, Fate.TRAIN, Fate.NOT_DRAWN).astype(np.uint8)
+    is_merged = copies.stands_for != np.arange(spill.num_rows)
+    fates[is_merged] = np.where(copies.is_exact[is_merged], Fate.EXACT, Fate.NEAR)
+    fates[list(copies.contradicted)] = Fate.CONTRADICTED
+    return fates
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Question and answer of the rows that are left, read when asked for."""
+
+    spill: Spill
+    rows: Ints
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def texts(self, indices: Sequence[int]) -> list[tuple[str, str]]:
+        """The texts of these rows, in the order asked for."""
+        asked = self.rows[np.asarray(indices, np.int64)]
+        needed, places = np.unique(asked, return_inverse=True)
+        outputs = self.spill.outputs(needed)
+        return [(question_of(outputs[n]), answer_of(outputs[n])) for n in places.tolist()]
+
+    def languages(self) -> list[str]:
+        """The language of each row."""
+        return [LANGUAGES[code] for code in self.spill.languages[self.rows].tolist()]
+
+
+def _judge(
+    config: CleanRun, spill: Spill, fates: np.ndarray, out: Path, say: Say
+) -> tuple[dict[int, Drop], dict[str, Any] | None]:
+    """What a small model objects to, where it is asked; marks those rows in `fates`."""
+    if not config.judge.ask:
+        return {}, None
+    from dsr1_tune.data.judge.judge import judge
+
+    rows = np.flatnonzero((fates == Fate.TRAIN) & (spill.kinds == 0))
+    cache = out.parent / ".judge-cache"
+    judgement = judge(_Pairs(spill, rows), config.judge, cache, config.seed, say)
+    drops = {int(rows[number]): drop for number, drop in judgement.drops.items()}
+    fates[list(drops)] = Fate.JUDGED
+    return drops, {**judgement.facts, "num_dropped": len(drops)}
+
+
+def _split(
+    config: CleanRun, spill: Spill, copies: Copies, fates: np.ndarray, times: np.ndarray, judged: dict[int, Drop]
+) -> tuple[Outcome, list[Stratum]]:
+    """Hold some rows out."""
+    kept = np.flatnonzero(fates == Fate.TRAIN)
+    names, strata = _strata(spill, kept)
+    held_out: Flags = hold_out(strata, copies.alike[kept], config.data.eval_share, config.seed)
+    fates[kept[held_out]] = Fate.EVAL
+    outcome = Outcome(spill, fates, times, copies, judged)
+    return outcome, count_strata(names, strata, ~held_out, held_out)
+
+
+def _strata(spill: Spill, rows: Ints) -> tuple[list[str], Ints]:
+    """Rows of the same file, language and length: the names, and each row's number among them."""
+    prints = spill.prints
+    lengths = length_bands((prints.question_chars + prints.answer_chars)[rows])
+    files = list(dict.fromkeys(block.file for block in spill.blocks))
+    number = {file: place for place, file in enumerate(files)}
+    by_block = np.repeat([number[block.file] for block in spill.blocks], [block.num_rows for block in spill.blocks])
+    keys = (by_block[rows].astype(np.int64) * len(LANGUAGES) + spill.languages[rows]) * 3 + lengths
+    found, strata = np.unique(keys, return_inverse=True)
+    sizes = ("short", "middle", "long")
+    names = [f"{files[k // 3 // len(LANGUAGES)]}, {LANGUAGES[k // 3 % len(LANGUAGES)]}, {sizes[k % 3]}" for k in found]
+    return names, strata
+
+
+def _language(config: CleanRun, facts: dict[str, Any]) -> Literal["en", "zh"]:
+    """The language of the report: the data's, if nothing is said."""
+    if config.language != "auto":
+        return config.language
+    return "zh" if next(iter(facts["languages"]), "") == "zh" else "en"

@@ -1,0 +1,1 @@
+"""Exact and near duplicates, and rows that stand in an evaluation set."""

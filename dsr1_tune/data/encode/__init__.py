@@ -1,0 +1,1 @@
+"""Turn records into token ids: chat template, thinking, loss masks, packing."""

@@ -1,0 +1,1 @@
+"""Look at data: tables, single rows, statistics and templates."""

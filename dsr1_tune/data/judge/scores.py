@@ -1,0 +1,452 @@
+"""The judge's cascade of scores: without a model for every row, then the dear ones for rows in doubt, in their time.
+
+On every language a score is first tried on reference rows and on bad rows made of them; one that tells them apart no
+better than chance is switched off there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dsr1_tune.config import Judge
+from dsr1_tune.data.judge import lexical
+from dsr1_tune.data.judge.negatives import Bands, Ints, Reference, draw, shuffle_characters, shuffle_words
+from dsr1_tune.data.judge.score_cache import Memo, Pair, digest
+from dsr1_tune.data.judge.thresholds import MIN_AUC, MIN_ROWS, Blend, Cut, auc, auc_floor, auc_of_good, share_of_bad
+
+Floats = npt.NDArray[np.floating]
+Say = Callable[[str], None]
+Clock = Callable[[], float]
+
+CHUNK_ROWS = 2048
+NUM_COSINE_ROWS = 400
+"""Reference rows of a language that the embedding model looks at."""
+NUM_LM_ROWS = 150
+"""Reference rows of a language that the language model looks at; each costs five passes."""
+BEYOND_DOUBT = 3.0
+"""Log-odds from which on an answer needs no closer look: it is twenty times likelier to fit than not."""
+
+
+class PairSource(Protocol):
+    """The rows to judge, read when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def texts(self, indices: Sequence[int], /) -> list[Pair]:
+        """(all that stands before the answer, the answer) of these rows."""
+
+    def languages(self) -> Sequence[str]:
+        """The language of every row."""
+
+
+class Embeds(Protocol):
+    """What the judge asks of an embedding model."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in the report."""
+
+    def questions(self, texts: Sequence[str], /) -> np.ndarray:
+        """Unit vectors [N, D]."""
+
+    def answers(self, texts: Sequence[str], /) -> np.ndarray:
+        """Unit vectors [N, D]."""
+
+
+class Predicts(Protocol):
+    """What the judge asks of a language model."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in the report."""
+
+    def losses(self, pairs: Sequence[Pair], /) -> np.ndarray:
+        """[N, 2] mean loss of each answer under its question, and over how many tokens; ("", answer) is it alone."""
+
+
+@dataclass
+class Measure:
+    """One score on one language: of reference rows, and of bad ones made of them (nan: not scored), better is higher.
+
+    `off` says why the score is not used there; `cut` is where rows are dropped.
+    """
+
+    seen: Floats
+    bad: Floats
+    auc: float
+    off: str = ""
+    cut: Cut | None = None
+
+
+@dataclass
+class Bench:
+    """The rows on the bench and all that is known of them so far; `scores` have a place for every row of the source.
+
+    `salad` is how surprising the language's words are in any order; `fit_auc` how well a row's fit tells.
+    """
+
+    pairs: PairSource
+    config: Judge
+    seed: int
+    say: Say
+    rows: Ints
+    languages: dict[str, Ints]
+    scores: dict[str, Floats]
+    content: str = ""
+    counts: lexical.Counts = field(default_factory=lexical.Counts)
+    references: dict[str, Reference] = field(default_factory=dict)
+    measures: dict[tuple[str, str], Measure] = field(default_factory=dict)
+    salad: dict[str, float] = field(default_factory=dict)
+    fit_auc: Floats = field(default_factory=lambda: np.zeros(0))
+    notes: list[str] = field(default_factory=list)
+
+    def texts(self, rows: Ints) -> list[Pair]:
+        """The pairs of these rows, in this order; the source is read in its own order."""
+        ordered, places = np.unique(rows, return_inverse=True)
+        found = self.pairs.texts(ordered.tolist())
+        return [found[place] for place in places.tolist()]
+
+    def note(self, line: str) -> None:
+        """Say it now and in the report, once."""
+        if line not in self.notes:
+            self.notes.append(line)
+            self.say(f"judge: {line}")
+
+    def is_on(self, score: str, language: str) -> bool:
+        """Whether the score has been found better than chance on the language."""
+        measure = self.measures.get((score, language))
+        return measure is not None and not measure.off
+
+
+SCORES = ("surprise", "overlap", "cosine", "perplexity", "oddity", "ifd", "ifd_perplexity", "contrast", "fit")
+LOWER_IS_BETTER = frozenset({"surprise", "perplexity", "oddity", "ifd", "ifd_perplexity"})
+# ifd_perplexity says the same as ifd, and tells a little less.
+PARTS = ("overlap", "cosine", "ifd", "contrast")
+
+
+def open_bench(pairs: PairSource, config: Judge, seed: int, say: Say) -> Bench:
+    """Draw the sample and sort its rows by language, the most frequent first."""
+    total = len(pairs)
+    rows: Ints = np.arange(total)
+    if config.sample < 1:
+        rows = np.sort(np.random.default_rng(seed).permutation(total)[: max(1, round(total * config.sample))])
+    names, codes = np.unique(np.asarray(pairs.languages(), dtype=str), return_inverse=True)
+    of = {str(name): rows[codes[rows] == code] for code, name in enumerate(names)}
+    languages = dict(sorted(((name, of[name]) for name in of if len(of[name])), key=lambda item: -len(item[1])))
+    scores = {name: np.full(total, np.nan, np.float32) for name in SCORES}
+    return Bench(pairs, config, seed, say, rows, languages, scores, fit_auc=np.zeros(total, np.float32))
+
+
+# --- without a model ------------------------------------------------------------------------------------------------
+
+
+def score_cheaply(bench: Bench) -> None:
+    """Two passes over all rows: learn what the file is made of, then overlap and surprise; and try them out."""
+    content = hashlib.blake2b(digest_size=12)
+    for chunk, texts in _read(bench, "learning its words"):
+        bench.counts.add(texts, chunk)
+        content.update("".join(digest(*pair) for pair in texts).encode())
+    bench.content = content.hexdigest()
+    found, numbers = np.zeros((len(bench.pairs), 3), np.float32), np.zeros((len(bench.pairs), 3), np.int32)
+    for chunk, texts in _read(bench, "scoring without a model"):
+        bench.scores["overlap"][chunk] = lexical.overlap(texts, bench.counts)
+        found[chunk], numbers[chunk] = lexical.bits(texts, bench.counts, chunk)
+    for place, (language, rows) in enumerate(bench.languages.items()):
+        reference = bench.references[language] = draw(rows, bench.texts, bench.seed + place)
+        usual = found[rows].sum(axis=0) / np.maximum(numbers[rows].sum(axis=0), 1)
+        odd = lexical.surprise(found[rows], numbers[rows], usual)
+        bands = Bands(odd, numbers[rows].sum(axis=1))
+        bench.scores["surprise"][rows] = odd - bands.usual(numbers[rows].sum(axis=1))
+
+        def odd_when(
+            shuffle: Callable[[str, np.random.Generator], str],
+            reference: Reference = reference,
+            usual: Floats = usual,
+            bands: Bands = bands,
+        ) -> Floats:
+            shuffled = reference.shuffled(shuffle, bench.seed)
+            costs, sizes = lexical.bits(shuffled, bench.counts, reference.rows)
+            return lexical.surprise(costs, sizes, usual) - bands.usual(sizes.sum(axis=1))
+
+        mash, salad = odd_when(shuffle_characters), odd_when(shuffle_words)
+        _measure(bench, "surprise", language, bench.scores["surprise"][reference.rows], mash)
+        bench.salad[language] = float(np.nanquantile(salad, 0.95)) if np.isfinite(salad).any() else np.inf
+        wrong = np.stack([lexical.overlap(reference.wrong(which), bench.counts) for which in (0, 1)], axis=1)
+        _measure(bench, "overlap", language, bench.scores["overlap"][reference.rows], wrong)
+        blend(bench, language)
+
+
+def _read(bench: Bench, doing: str) -> Iterator[tuple[Ints, list[Pair]]]:
+    """All rows, so many at a time."""
+    for start in range(0, len(bench.rows), CHUNK_ROWS):
+        chunk = bench.rows[start : start + CHUNK_ROWS]
+        yield chunk, bench.pairs.texts(chunk.tolist())
+        bench.say(f"judge: {doing}, {start + len(chunk):,} of {len(bench.rows):,} rows")
+
+
+def _measure(bench: Bench, score: str, language: str, seen: Floats, bad: Floats) -> None:
+    """Note how well the score tells reference rows from bad ones, and switch it off where it hardly does."""
+    seen, bad = as_good(score, seen), as_good(score, bad)
+    num_seen = int((~np.isnan(seen)).sum())
+    num_bad = int((~np.isnan(bad).reshape(len(seen), -1 if len(seen) else 1)).any(axis=1).sum())
+    value = auc(seen, bad.reshape(-1))
+    measure = bench.measures[score, language] = Measure(seen, bad, value)
+    if min(num_seen, num_bad) < MIN_ROWS:
+        measure.off = f"only {min(num_seen, num_bad)} rows to try it on, {MIN_ROWS} are needed"
+    elif (floor := auc_floor(value, num_seen, num_bad)) <= MIN_AUC:
+        measure.off = f"no better than chance: AUC {value:.2f}, perhaps only {floor:.2f}"
+    if measure.off:
+        bench.note(f"{score} is not used on {language}: {measure.off}")
+
+
+# --- with a model, while the time lasts -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The time at which a part of the work must end."""
+
+    clock: Clock
+    end: float
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.end - self.clock()
+
+    def share(self, part: float) -> Budget:
+        """A part of what is left."""
+        return Budget(self.clock, self.clock() + max(self.left, 0.0) * part)
+
+
+def embed(bench: Bench, model: Embeds, memo: Memo, budget: Budget) -> None:
+    """Cosines, of the reference rows and then of rows in doubt."""
+    cosines = Cosines(model)
+    for language, part in _language_by_language(bench, budget):
+        reference = bench.references[language]
+        size = min(len(reference), NUM_COSINE_ROWS)
+        seen, wrong = np.full(len(reference), np.nan), np.full((len(reference), 2), np.nan)
+
+        def try_out(places: Ints, reference: Reference = reference, seen: Floats = seen, wrong: Floats = wrong) -> None:
+            asked = [pair for p in places.tolist() for pair in (reference.pairs[p], *reference.wrong_of(p))]
+            found = memo.scores(asked, cosines).reshape(-1, 3)
+            seen[places], wrong[places] = found[:, 0], found[:, 1:]
+
+        def look(rows: Ints) -> None:
+            bench.scores["cosine"][rows] = memo.scores(bench.texts(rows), cosines)[:, 0]
+            cosines.forget()
+
+        _in_time(bench, np.arange(size), try_out, memo, part.share(0.7), f"trying cosine on {language}", MIN_ROWS)
+        cosines.forget()
+        bench.scores["cosine"][reference.rows] = seen
+        _measure(bench, "cosine", language, seen, wrong)
+        blend(bench, language)
+        if bench.is_on("cosine", language):
+            _in_time(bench, _doubtful(bench, language, "cosine"), look, memo, part, f"cosine on {language}")
+            blend(bench, language)
+
+
+class Cosines:
+    """Cosines of pairs by a model that sees every text once; `forget` the texts when they have been seen."""
+
+    def __init__(self, model: Embeds) -> None:
+        self._model = model
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of the vectors."""
+        self._questions: dict[str, Floats] = {}
+        self._answers: dict[str, Floats] = {}
+
+    def __call__(self, pairs: Sequence[Pair]) -> Floats:
+        """[N, 1] cosine of each question with its answer."""
+        sides = (
+            (self._questions, self._model.questions, [question for question, _ in pairs]),
+            (self._answers, self._model.answers, [answer for _, answer in pairs]),
+        )
+        for known, vectors, texts in sides:
+            new = [text for text in dict.fromkeys(texts) if text not in known]
+            if new:
+                known.update(zip(new, vectors(new), strict=True))
+        return np.array([[float(self._questions[question] @ self._answers[answer])] for question, answer in pairs])
+
+
+def predict(bench: Bench, model: Predicts, memo: Memo, budget: Budget) -> None:
+    """Perplexity, IFD and contrast, of reference rows and then of rows in doubt."""
+    for language, part in _language_by_language(bench, budget):
+        reference = bench.references[language]
+        size = min(len(reference), NUM_LM_ROWS)
+        salad = reference.shuffled(shuffle_words, bench.seed)
+        # Of every reference row: alone, asked, under two other questions, and its words shuffled.
+        tried = np.full((len(reference), 5, 2), np.nan)
+
+        def try_out(
+            places: Ints, reference: Reference = reference, salad: list[Pair] = salad, tried: Floats = tried
+        ) -> None:
+            asked = []
+            for p in places.tolist():
+                pair = reference.pairs[p]
+                asked += [("", pair[1]), pair, *reference.wrong_of(p), ("", salad[p][1])]
+            tried[places] = memo.scores(asked, model.losses).reshape(-1, 5, 2)
+
+        _in_time(bench, np.arange(size), try_out, memo, part.share(0.7), f"trying the LM on {language}", MIN_ROWS)
+        bands = _try_lm_scores(bench, language, tried)
+        blend(bench, language)
+
+        def look(rows: Ints, reference: Reference = reference, bands: Bands = bands) -> None:
+            asked = []
+            for row, pair in zip(rows.tolist(), bench.texts(rows), strict=True):
+                asked += [("", pair[1]), pair, (_another_question(reference, row, pair[0]), pair[1])]
+            _note_losses(bench, rows, memo.scores(asked, model.losses).reshape(-1, 3, 2), bands)
+
+        if any(bench.is_on(score, language) for score in ("ifd", "contrast", "oddity")):
+            _in_time(bench, _doubtful(bench, language, "ifd"), look, memo, part, f"the LM on {language}")
+            blend(bench, language)
+
+
+def _try_lm_scores(bench: Bench, language: str, tried: Floats) -> Bands:
+    """Note the reference rows' scores; returns what loss is usual at which length."""
+    alone, asked, wrong, wrong_too, salad = (tried[:, which, 0] for which in range(5))
+    bands = Bands(alone, tried[:, 0, 1])
+    rows = bench.references[language].rows
+    is_known = ~np.isnan(alone)
+    _note_losses(bench, rows[is_known], tried[is_known][:, [0, 1, 2]], bands)
+    _measure(bench, "ifd", language, asked / alone, _first_of_two(wrong / alone))
+    _measure(bench, "contrast", language, wrong / asked, _first_of_two(wrong_too / wrong))
+    usual, usual_salad = (bands.usual(tried[:, which, 1]) for which in (0, 4))
+    _measure(bench, "oddity", language, np.exp(alone - usual), np.exp(salad - usual_salad))
+    return bands
+
+
+def _first_of_two(values: Floats) -> Floats:
+    """[N, 2] with nothing in the second column, for scores of which only the first wrong question is known."""
+    return np.stack([values, np.full(len(values), np.nan)], axis=1)
+
+
+def _note_losses(bench: Bench, rows: Ints, losses: Floats, bands: Bands) -> None:
+    """Scores from [N, 3, 2] losses and token counts of answers alone, asked and asked otherwise."""
+    alone, asked, other = (losses[:, which, 0] for which in range(3))
+    bench.scores["perplexity"][rows] = np.exp(alone)
+    bench.scores["oddity"][rows] = np.exp(alone - bands.usual(losses[:, 0, 1]))
+    bench.scores["ifd"][rows] = asked / alone
+    bench.scores["ifd_perplexity"][rows] = np.exp(asked - alone)
+    bench.scores["contrast"][rows] = other / asked
+
+
+def _another_question(reference: Reference, row: int, question: str) -> str:
+    """A reference row's question that is not this one."""
+    size = len(reference)
+    others = (reference.pairs[(row + step) % size][0] for step in range(size))
+    return next((other for other in others if other != question), "")
+
+
+def _language_by_language(bench: Bench, budget: Budget) -> Iterator[tuple[str, Budget]]:
+    """The languages with rows enough to calibrate on, and the time for each; what one leaves goes to the next."""
+    enough = [name for name, reference in bench.references.items() if len(reference) >= MIN_ROWS]
+    for place, language in enumerate(enough):
+        yield language, budget.share(1 / (len(enough) - place))
+
+
+def _doubtful(bench: Bench, language: str, score: str) -> Ints:
+    """The rows whose answer may not fit, by what is known of them, the most doubtful first; those scored are left out.
+
+    Rows of which nothing is known come first, for nothing speaks for them.
+    """
+    rows = bench.languages[language]
+    rows = rows[np.isnan(bench.scores[score][rows])]
+    rows = rows[~(bench.scores["fit"][rows] > BEYOND_DOUBT)]
+    fit = bench.scores["fit"][rows]
+    return rows[np.argsort(np.nan_to_num(fit, nan=-np.inf), kind="stable")]
+
+
+def _in_time(
+    bench: Bench, items: Ints, work: Callable[[Ints], None], memo: Memo, budget: Budget, doing: str, least: int = 0
+) -> None:
+    """Work through the items in order, as far as the time goes, and say how far that is.
+
+    Given up early where not even the `least` that is of use could be reached. How far it went is kept: doing the same
+    again, or going on after a kill, gives the same.
+    """
+    settings = (bench.config.minutes, bench.config.sample, bench.config.lm, bench.config.embedder, bench.seed)
+    task = digest(bench.content, repr(settings), doing)
+    end = memo.end(task)
+    done, chunk, start, before = 0, 16, budget.clock(), memo.num_new
+    while done < len(items) and (done < end if end is not None else budget.left > 0):
+        began = budget.clock()
+        stop = min(done + chunk, len(items) if end is None else end)
+        work(items[done:stop])
+        done = stop
+        took = budget.clock() - began
+        chunk = min(chunk * 2, CHUNK_ROWS) if took < 2 else chunk
+        rate = done / max(budget.clock() - start, 1e-9)
+        to_go = (len(items) - done) / rate
+        bench.say(
+            f"judge: {doing}, {done:,} of {len(items):,} rows, {rate:.1f} a second, "
+            f"{_span(min(to_go, max(budget.left, 0)))} to go"
+        )
+        if end is None and memo.num_new > before and done < least and (least - done) / rate > budget.left:
+            break
+    memo.set_end(task, done)
+    if done < len(items):
+        bench.note(f"{doing}: {done:,} of {len(items):,} rows were looked at in the time given")
+
+
+def _span(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+# --- several scores as one ------------------------------------------------------------------------------------------
+
+
+def blend(bench: Bench, language: str) -> None:
+    """Set `fit` from the scores that are switched on and known of a row: logistic regression on the reference rows.
+
+    A row gets the blend of all the scores that it has. How well `fit` tells is measured on the blend without the
+    language model, which has looked at few reference rows; log-odds of different blends compare.
+    """
+    on = tuple(part for part in PARTS if bench.is_on(part, language))
+    plain = tuple(part for part in on if part in ("overlap", "cosine"))
+    sets = [on, plain, tuple(part for part in on if part != "cosine"), tuple(part for part in on if part == "overlap")]
+    rows = bench.languages[language]
+    fit, told = np.full(len(rows), np.nan), np.zeros(len(rows))
+    for names in dict.fromkeys(names for names in sets if names):
+        seen, bad = (_columns(bench, language, names, side) for side in ("seen", "bad"))
+        blended = Blend.fit(seen, bad)
+        seen_fit, bad_fit = blended(seen), blended(bad)
+        value = auc_of_good(auc(seen_fit, bad_fit), share_of_bad(seen_fit, bad_fit))
+        found = blended(np.stack([as_good(name, bench.scores[name][rows]) for name in names], axis=1))
+        told = np.where(np.isnan(fit) & ~np.isnan(found), value, told)
+        fit = np.where(np.isnan(fit), found, fit)
+        if names == (plain if "cosine" in plain else on):
+            _measure(bench, "fit", language, seen_fit, bad_fit.reshape(len(seen), -1))
+    bench.scores["fit"][rows], bench.fit_auc[rows] = fit, told
+
+
+def _columns(bench: Bench, language: str, names: Sequence[str], side: str) -> Floats:
+    """[N, S] the parts of the reference rows, or of the bad ones made of them (two for each)."""
+    return np.stack([getattr(bench.measures[name, language], side).reshape(-1) for name in names], axis=1)
+
+
+def as_good(score: str, values: Floats) -> Floats:
+    """A score such that better is higher and ratios add up; no words at all is no shared word."""
+    values = np.asarray(values, float)
+    if score == "overlap":
+        values = np.nan_to_num(values, nan=0.0)
+    if score in _RATIOS:
+        values = np.log(np.maximum(values, 1e-6))
+    return -values if score in LOWER_IS_BETTER else values
+
+
+def as_score(score: str, good: float) -> float:
+    """`as_good` undone."""
+    value = -good if score in LOWER_IS_BETTER else good
+    return float(np.exp(value)) if score in _RATIOS else float(value)
+
+
+_RATIOS = frozenset({"perplexity", "oddity", "ifd", "ifd_perplexity", "contrast"})

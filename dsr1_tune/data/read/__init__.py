@@ -1,0 +1,1 @@
+"""Read rows of any accepted shape from JSON, JSON lines, CSV, TSV and Parquet files."""

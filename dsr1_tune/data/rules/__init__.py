@@ -1,0 +1,1 @@
+"""Rules that drop or repair records, and the packs that name which rules apply."""

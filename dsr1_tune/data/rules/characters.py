@@ -1,0 +1,389 @@
+"""Rules about characters: broken encodings, signs that are no language, markup, placeholders."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+
+from dsr1_tune.data.record import Drop, Feedback, Message, Preference, Row
+from dsr1_tune.data.rules.settings import Encoding, HtmlMarkup, OddCharacters, ReplacementCharacter, TemplatePlaceholder
+from dsr1_tune.data.rules.text_features import HAN_RUN, LONG, Text, View, ends, quoted, view, with_texts, without_code
+
+
+def encoding(row: Row, rule: Encoding) -> Row | Drop:
+    """Mend text decoded in a wrong encoding; drop the row where it cannot be mended."""
+    seen = view(row)
+    mended: list[str] | None = None
+    for number, text in enumerate(seen.texts):
+        if not _may_be_mojibake(text) or _ABOUT_ENCODINGS.search(seen.asked):
+            continue
+        content = _mend(text.content) if rule.repair else text.content
+        evidence = _mojibake_in(content)
+        if evidence:
+            detail = f"decoded in a wrong encoding: {quoted(evidence)}"
+            return Drop("mojibake", detail, "convert the source to UTF-8 again", text.message.path)
+        if content != text.content:
+            mended = mended or [other.content for other in seen.texts]
+            mended[number] = content
+    if mended:
+        row = with_texts(row, mended)
+    # Else the broken encoding would be what tells the worse answer from the better.
+    if isinstance(row, Preference) and rule.repair:
+        rejected = _repaired(row.rejected)
+        return row if rejected is row.rejected else replace(row, rejected=rejected)
+    if isinstance(row, Feedback) and rule.repair and not row.is_good:
+        completion = _repaired(row.completion)
+        return row if completion is row.completion else replace(row, completion=completion)
+    return row
+
+
+def _repaired(message: Message) -> Message:
+    """The same message, or the mended one."""
+    content = _mend(message.content) if _may_be_mojibake(Text(message)) else message.content
+    return message if content == message.content else replace(message, content=content)
+
+
+# UTF-8 decoded as GBK turns ，。的 and quotation marks into these; they are next to unknown in real Chinese. The last
+# are what U+FFFD and fresh memory look like in GBK.
+_GBK_MARKS = "锛銆鐨鈥紝锟烫屯"
+# UTF-8 decoded as Shift-JIS, GBK decoded as Big5: what their commas and full stops become.
+_OTHER_MARKS = "ｼ縲ｺㄛㄩ﹝﹜"
+_GBK_MARK = re.compile("[锛銆鐨鈥紝].{0,60}[锛銆鐨鈥紝]|锟斤拷|烫烫烫|屯屯屯", re.S)
+# A UTF-8 lead byte and a continuation byte, both decoded as Latin-1 or Windows-1252.
+_LATIN_PAIR = re.compile(
+    "[\u00c2-\u00f4][\u0080-\u00bf\u20ac\u201a\u0192\u201e\u2026\u2020\u2021\u02c6\u2030\u0160\u2039\u0152\u017d\u2018\u2019"
+    "\u201c\u201d\u2022\u2013\u2014\u02dc\u2122\u0161\u203a\u0153\u017e\u0178]"
+)
+_LATIN_RUN = re.compile("[\u00a1-\u00ff]{4}")
+# UTF-8 decoded as Shift-JIS: the lead bytes C2 and C3, and a continuation byte. GBK decoded as Big5: its comma, colon and
+# brackets among Han characters. Both are half-width or phonetic signs, which stand in words of their own kind only.
+_KANA_PAIR = re.compile("(?<![\uff61-\uff9f])[\uff82\uff83\uff8e-\uff91][\uff61-\uff9f](?![\uff61-\uff9f])")
+_KANA_BY_HAN = re.compile("[\u3400-\u9fff][\uff61-\uff9f]|[\uff61-\uff9f][\u3400-\u9fff]")
+_PHONETIC = re.compile("[\u3400-\u9fff][\u3105-\u3129\ufe5b-\ufe5e](?![\u3105-\u3129ˊˇˋ˙])")
+# ASCII read as UTF-16: every second space or so becomes one of these between Han characters.
+_SWAPPED = "".join(chr(code << 8) for code in range(0x61, 0x7B))  # ASCII letters with their two bytes swapped
+_UTF16_SPACE = re.compile(
+    f"[\u3400-\u7fff][\u2060-\u207f]|[\u3400-\u7fff][\u2020-\u205f][\u3400-\u7fff]|[{_SWAPPED}]{{4}}"
+)
+# UTF-8 decoded as GBK in English: it鈥檚, caf茅, 25掳C.
+_HAN_IN_WORD = re.compile("[A-Za-z][\u3400-\u9fff]{1,2}[a-z]|[鈥鈧]|拢\\d|掳[CF]|[卤脳] ?\\d")
+_HANGUL_BY_HAN = re.compile("[\u3400-\u9fff][\uac00-\ud7a3]|[\uac00-\ud7a3][\u3400-\u9fff]")
+# Curly quotes and accents, saved by a program that knew none: `it???s`, `caf??`.
+_MARKS_IN_WORD = re.compile(
+    r"[A-Za-z]\?{3}(?:s|t|re|ve|ll|d|m)\b|[A-Za-z]\?\?[a-z]{2}|(?<=[ (])\?\?(?=[A-Za-z\d])|[a-z]{3}\?\? [a-z]"
+)
+_ABOUT_ENCODINGS = re.compile(r"encod|mojibake|utf-?8|unicode|latin-?1|gbk|编码|乱码|字符集|锟斤拷")
+
+
+def _may_be_mojibake(text: Text) -> bool:
+    """A quick look, before anything is decoded."""
+    data, content = text.data, text.content
+    if b"??" in text.signs and b"??" in data and len(_MARKS_IN_WORD.findall(without_code(text))) > 1:
+        return True
+    if len(data) == len(content):
+        return False
+    if _SUSPECT.search(content) and _is_suspicious(text):
+        return True
+    return text.num_han > 7 and text.num_han * 3 > len(text.shape) and _is_rare_at_an_end(content)
+
+
+# Any of the characters that the expressions above look for: one class is quicker than several searches.
+_SUSPECT = re.compile(f"[\u00c2-\u00f4\u2060-\u207f\uac00-\ud7a3ﾃﾂ鈧拢掳卤脳攀{_GBK_MARKS}{_OTHER_MARKS}]")
+
+
+def _is_suspicious(text: Text) -> bool:
+    """Whether one of the characters stands where it does in no language."""
+    data, content = text.data, text.content
+    may_be_pair = b"\xc2" in data or (b"\xc3" in data and (b"\xe2" in data or b"\xc5" in data))
+    if may_be_pair and (_LATIN_PAIR.search(content) or (b"\xc3" in data and _LATIN_RUN.search(content))):
+        return True
+    if text.num_latin > 8 * text.num_han or ("鈥" in content and text.num_latin > text.num_han):
+        found = _HAN_IN_WORD.search(content) or _where_misread(content)
+        if found or not text.num_han:
+            return found is not None
+    if any(mark in content for mark in _GBK_MARKS) and (_GBK_MARK.search(content) or _looks_rare(content)):
+        return True
+    if "，" not in content and _where_misread(content):  # all of it was misread, or the comma would stand there
+        return True
+    return b"y" in text.shape and _is_misread_korean(content)
+
+
+def _where_misread(content: str) -> re.Match[str] | None:
+    """Signs of Shift-JIS, UTF-16 and Big5 that were none: one of the clear kinds, several of those that may be chance."""
+    found = _KANA_PAIR.search(content) or _UTF16_SPACE.search(content)
+    if found is None and len(_KANA_BY_HAN.findall(content)) > 2:
+        found = _KANA_BY_HAN.search(content)
+    if found is None and len(_PHONETIC.findall(content)) > 1:
+        found = _PHONETIC.search(content)
+    return found
+
+
+def _is_rare_at_an_end(content: str) -> bool:
+    """Whether the beginning or the end lacks the commonest characters, and many of it are rare."""
+    part = content[-40:]
+    if "，" not in part and "的" not in part and "。" not in part and "、" not in part and _looks_rare(part):
+        return True
+    part = content[:40]
+    return "，" not in part and "的" not in part and "。" not in part and "、" not in part and _looks_rare(part)
+
+
+def _is_misread_korean(content: str) -> bool:
+    """Whether Hangul and Han stand side by side without spaces, as where UTF-8 was decoded as EUC-KR."""
+    return content.count(" ") * 12 < len(content) and len(_HANGUL_BY_HAN.findall(content)) > 1
+
+
+# Read wrongly and back again: what is valid UTF-8 then was UTF-8, since other text hardly ever is.
+_MISREAD_AS = ("gbk", "gb18030", "cp932", "big5", "cp949")
+
+
+def _mend(content: str) -> str:
+    """The text as it was meant, where that is certain; else the text."""
+    import ftfy
+    from ftfy.badness import badness
+
+    if sum(map(len, _LATIN_RUN.findall(content))) * 2 > len(content):
+        # Nearly all of it, perhaps more than once: UTF-8 taken for Latin-1 is no valid GBK mostly, but the reverse
+        # never is UTF-8.
+        meant = content
+        while (again := _recoded(meant, "latin-1", "utf-8")) != meant:
+            meant = again
+        if meant == content:
+            meant = _recoded(content, "latin-1", "gb18030")
+        if sum(char in _FREQUENT for char in meant) * 8 > len(meant):
+            return meant
+    elif any(
+        sign.search(content) for sign in (_GBK_MARK, _KANA_PAIR, _KANA_BY_HAN, _HAN_IN_WORD)
+    ) or _is_rare_at_an_end(content):
+        for wrong in _MISREAD_AS:
+            meant = _recoded(content, wrong, "utf-8")
+            if meant != content:
+                return meant
+        return content
+    fixed = ftfy.fix_encoding(content)
+    # Text encoded twice and three times is so long that its badness says little.
+    is_better = badness(fixed) < badness(content) or len(fixed) * 2 < len(content)
+    return fixed if fixed != content and is_better else content
+
+
+def _recoded(content: str, wrong: str, right: str) -> str:
+    try:
+        return content.encode(wrong).decode(right)
+    except UnicodeError:
+        return content
+
+
+def _mojibake_in(content: str) -> str:
+    """The surroundings of what is still broken, or nothing."""
+    from ftfy.badness import is_bad
+
+    found = _GBK_MARK.search(content) or _where_misread(content)
+    if found is None and (is_bad(content) or len(_LATIN_RUN.findall(content)) > 1):
+        found = _LATIN_PAIR.search(content) or _LATIN_RUN.search(content)
+    if found is None and ("鈥" in content or sum(map(str.isascii, content)) * 10 > 9 * len(content)):
+        found = _HAN_IN_WORD.search(content)
+    if found is None and len(_MARKS_IN_WORD.findall(content)) > 1:
+        found = _MARKS_IN_WORD.search(content)
+    if found is None and _is_misread_korean(content):
+        found = _HANGUL_BY_HAN.search(content)
+    if found is None:
+        return content[-40:] if _is_rare_at_an_end(content) else ""
+    return content[max(0, found.start() - 10) : found.start() + 30]
+
+
+def _looks_rare(part: str) -> bool:
+    """Whether the Han characters are such as neither mainland nor Taiwan uses every day, in a text without lists."""
+    han = "".join(run for run in HAN_RUN.findall(part[:400]) if len(run) > 5)  # names in a list are shorter
+    if len(han) < 8:
+        return False
+    num_rare = sum(not _is_common(char) for char in han)
+    if num_rare * 5 > 2 * len(han):
+        return True
+    num_frequent = sum(char in _FREQUENT for char in han)
+    return num_rare * 7 > len(han) and num_frequent * 12 < len(han)
+
+
+# Every sentence holds some of these.
+_FREQUENT = frozenset(
+    "的一是不了在人有我他这中大来上个国到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可她里后小么心多天而能好都然没日于起还发成"
+    "事只作当想看文无开手十用主行方又如前所本见经头面公同三已老从动两长知民样现分将外但身些与高意进把法此实回二理美点月明其种声全工己话"
+    "者向情部正名定女问力机给等几很业最间新什打便位因重被走电四第门相次性病症治疗检查患药体法律需建议可能使用這個們來國會說為時對學過還"
+)
+
+
+@cache
+def _is_common(char: str) -> bool:
+    """Whether GB 2312 or Big5 has the character among those of everyday use."""
+    try:
+        if char.encode("gb2312") < b"\xd8":
+            return True
+    except UnicodeEncodeError:
+        pass
+    try:
+        return char.encode("big5") < b"\xc7"
+    except UnicodeEncodeError:
+        return False
+
+
+def replacement_character(row: Row, rule: ReplacementCharacter) -> Row | Drop:
+    """Drop a row in which characters were lost: they became U+FFFD."""
+    seen = view(row)
+    count, first = 0, None
+    for text in seen.texts:
+        if "\ufffd" in text.content:
+            count += text.content.count("\ufffd")
+            first = first or text
+    if first is None or count <= rule.max_count or "fffd" in seen.asked or "replacement character" in seen.asked:
+        return row
+    at = first.content.index("\ufffd")
+    detail = f"{count} lost characters, the first at {quoted(first.content[max(0, at - 15) : at + 15])}"
+    fix = "take the text from its source again, or raise replacement_character.max_count"
+    return Drop("replacement_character", detail, fix, first.message.path)
+
+
+def odd_characters(row: Row, rule: OddCharacters) -> Row | Drop:
+    """Drop a row whose question or answer is mostly signs or holds control characters; every script is a language."""
+    seen = view(row)
+    for text in seen.checked:
+        num_signs = len(text.signs)
+        suspicious = num_signs * 10 > len(text.shape) * 3 and len(text.shape) >= rule.min_chars
+        why = ""
+        if suspicious or b"\x01" in text.signs or b"\xee" in text.data:
+            why = _oddness(text, rule, seen)
+        if not why and b"o" in text.shape and (b"y" in text.shape or b"g" in text.shape or b"k" in text.shape):
+            why = _mixes_scripts(text.content)
+        if why:
+            fix = "clean the text, or raise odd_characters.max_share"
+            return Drop("odd_characters", f"{why}: {quoted(text.content)}", fix, text.message.path)
+    return row
+
+
+def _oddness(text: Text, rule: OddCharacters, seen: View) -> str:
+    """What is odd about the characters, or nothing."""
+    kinds = Counter(map(_kind, ends(text.content)))
+    total = sum(kinds.values()) - kinds["space"]
+    if kinds["control"] >= max(3, rule.max_control_share * total) or kinds["unassigned"] > 0.05 * total:
+        return f"{kinds['control'] + kinds['unassigned']} control or private characters"
+    if total < rule.min_chars:
+        return ""
+    noise = _NOISE.search(text.content)
+    if noise and _is_mixed(noise[0]):
+        return "a long run of mixed signs"
+    if _ASKS_FOR_SIGNS.search(seen.asked):
+        return ""
+    if kinds["letter"] * 10 > total and (b"```" in text.data or _ASKS_FOR_CODE.search(seen.asked)):
+        return ""  # programs and formulas are signs and letters
+    if kinds["letter"] * 5 > total and _IS_DATA.match(text.content):
+        return ""
+    if kinds["sign"] + kinds["rare sign"] > rule.max_share * total and not _ONLY_MATHS.fullmatch(text.content):
+        return f"{(kinds['sign'] + kinds['rare sign']) * 100 // total} % of it are signs"
+    if kinds["rare sign"] > 0.3 * total:
+        return f"{kinds['rare sign'] * 100 // total} % of it are rare signs"
+    return ""
+
+
+# Rulers, frames and even Brainfuck get by with fewer kinds of signs in a row.
+_NOISE = re.compile(r"[^\w\s\u3000-\u30ff\uff00-\uffef\U0001f000-\U0001ffff\u2600-\u27bf\ufe0f\u200d]{30,}")
+
+
+def _is_mixed(run: str) -> bool:
+    kinds = set(run)
+    return len(kinds) > 8 or sum(not char.isascii() for char in kinds) > 5
+
+
+def _mixes_scripts(content: str) -> str:
+    """Which scripts change from letter to letter, or nothing: no language is written so."""
+    letters = [char for char in content[:LONG] if char.isalpha()]
+    scripts = [_script_of(char) for char in letters]
+    changes = sum(one != other for one, other in pairwise(scripts))
+    num = len(set(scripts))
+    return f"letters of {num} scripts, mixed" if num > 3 and changes * 3 > len(scripts) > 12 else ""
+
+
+def _script_of(char: str) -> str:
+    name = unicodedata.name(char, "?").split(" ")[0]
+    return "JAPANESE" if name in ("CJK", "HIRAGANA", "KATAKANA", "HALFWIDTH", "KATAKANA-HIRAGANA") else name
+
+
+def _kind(char: str) -> str:
+    category = unicodedata.category(char)
+    match category[0]:
+        case "L" | "M" | "N":
+            return "letter"
+        case "Z":
+            return "space"
+        case "P":
+            return "sign"
+        case "S":
+            return "rare sign" if char > "\x7f" and category == "So" else "sign"
+    if category == "Cc":
+        return "space" if char in "\t\n\r\x0b\x0c" else "control"
+    return "space" if category == "Cf" else "unassigned"
+
+
+_ASKS_FOR_SIGNS = re.compile(
+    r"emoji|emoticon|kaomoji|tic-?tac-?toe|noughts|\bboard|\bgrid|\btabs?\b|tablature|brainfuck|befunge|maze|crossword|divider|"
+    r"\bruler|\bframe|banner|shrug|\bface\b|ascii|symbol|morse|braille|pattern|draw|\bart\b|regex|regular expression|punctuat|bracket|"
+    r"parenthes|"
+    r"sudoku|chess|password|表情符|表情包|用表情|颜文字|井字|吉他谱|六线谱|网格|分隔线|迷宫|边框|电码|符号|图案|画|正则|标点|括号|棋|莫尔斯|摩斯|盲文|密码"
+)
+_ASKS_FOR_CODE = re.compile(
+    r"code|program|function|html|css|json|xml|sql|python|java|script|latex|formula|equation|calculat|table|chart|"
+    r"代码|程序|函数|脚本|公式|方程|计算|编程|表格|图表"
+)
+_IS_DATA = re.compile(r"\s*(?:[\[{]\s*[\"\[{\d]|\||\$|\\[\[(a-z])")
+_ONLY_MATHS = re.compile(r"[\d\s+\-*/=^().,<>≤≥×÷%!?？a-z]*\d[\d\s+\-*/=^().,<>≤≥×÷%!?？a-z]*", re.I)
+
+
+def html_markup(row: Row, rule: HtmlMarkup) -> Row | Drop:
+    """Drop an answer with the markup of a web page, unless the conversation is about markup or code."""
+    seen = view(row)
+    for text in seen.answers:
+        if b"<" not in text.signs and b"&" not in text.signs:
+            continue
+        found = _TAG.findall(_CODE_SPAN.sub(" ", ends(text.content)))
+        if len(found) > rule.max_tags and not _ABOUT_MARKUP.search(seen.asked):
+            shown = ", ".join(dict.fromkeys(found))
+            fix = "take the text out of its markup, or raise html_markup.max_tags"
+            detail = f"{len(found)} tags of a web page: {quoted(shown)}"
+            return Drop("html_markup", detail, fix, text.message.path)
+    return row
+
+
+_CODE_SPAN = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.S)
+_NAMES = (
+    "a|abbr|article|aside|b|blockquote|body|button|caption|center|code|col|dd|div|dl|dt|em|figure|font|footer|"
+    "form|h[1-6]|"
+    "head|header|html|i|iframe|img|input|label|li|link|main|meta|nav|ol|option|p|pre|script|section|select|"
+    "small|span|strong|"
+    "style|sub|sup|table|tbody|td|textarea|tfoot|th|thead|title|tr|u|ul|video"
+)
+_TAG = re.compile(
+    rf"</(?:{_NAMES})\s*>|<(?:{_NAMES})\s+[\w-]+\s*=[^<>]{{0,300}}>|<(?:br|hr|p|div|span|li|ul|ol|tr|td|table|"
+    rf"strong|em|html|body)"
+    r"\s*/?>|<!DOCTYPE[^>]*>|<!--.{0,300}?-->|&(?:nbsp|lt|gt|amp|quot|ldquo|rdquo|mdash|hellip|middot|#\d{2,5}|"
+    r"#x[0-9a-f]{2,4});",
+    re.I | re.S,
+)
+_ABOUT_MARKUP = re.compile(
+    r"html|xml|svg|markup|\btags?\b|css|web ?page|web ?app|front-?end|javascript|\breact(?:\.?js)?\b(?! to)|\bvue|php|jsp|markdown|"
+    r"\bcod(?:e|ing)\b|\bprogram(?:s|ming|mer)?\b|\bscripts?\b|<\w+|标签|网页|前端|代码|程序|页面|编程|脚本|富文本"
+)
+
+
+def template_placeholder(row: Row, rule: TemplatePlaceholder) -> Row | Drop:
+    """Say that a text holds a placeholder such as {{name}}, which may be meant to be filled in."""
+    for text in view(row).texts:
+        if b"{" in text.signs and b"{{" in text.data and text.message.role != "tool":
+            names = list(dict.fromkeys(_PLACEHOLDER.findall(text.content)))
+            if names:
+                detail = f"holds {', '.join(names[:5])}"
+                fix = "fill it in, or leave it where it is meant"
+                return Drop("template_placeholder", detail, fix, text.message.path)
+    return row
+
+
+_PLACEHOLDER = re.compile(r"\{\{\s*[^\W\d][\w .-]{0,40}\}\}")

@@ -1,0 +1,210 @@
+"""Rules about what stands there again and again: phrases, lines, turns."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from itertools import groupby
+
+from dsr1_tune.data.record import Drop, Row
+from dsr1_tune.data.rules.settings import RepeatedLines, RepeatedText, RepeatedTurn
+from dsr1_tune.data.rules.text_features import WORD, Text, View, bare, ends, looks_like_code, quoted, view, without_code
+
+
+def repeated_text(row: Row, rule: RepeatedText) -> Row | Drop:
+    """Drop an answer that goes round in circles; of very long answers, beginning and end are looked at."""
+    seen = view(row)
+    for text in seen.answers:
+        if len(text.content) < rule.min_chars:
+            continue
+        content = ends(without_code(text))
+        if len(content) < rule.min_chars:
+            continue
+        why = (_said_twice(content) if rule.max_share < 1 else "") or _goes_in_circles(content, text, rule, seen)
+        if why:
+            fix = "cut the repetition, or raise repeated_text.max_share or max_run"
+            return Drop("repeated_text", why, fix, text.message.path)
+    return row
+
+
+def _said_twice(content: str) -> str:
+    """Whether the second half is the first again."""
+    again = content.find(content[:16], len(content) // 2 - 2)
+    if (
+        again < 10
+        or bare(content[:again]) != bare(content[again:])
+        or 3 * sum(map(str.isalpha, content[:again])) < again
+    ):
+        return ""
+    return f"all of it stands there twice: {quoted(content[:again])}"
+
+
+def _goes_in_circles(content: str, text: Text, rule: RepeatedText, seen: View) -> str:
+    """Why the answer is too repetitive, or nothing.
+
+    Samples from four places are looked for: a text in circles cannot hide from them. Only where some stand there
+    again and again is the whole text looked at.
+    """
+    width = _width(text.is_han)
+    length = len(content)
+    often = []
+    for at in (length - width - 2, length * 3 // 4, length // 2, length // 4):
+        sample = content[at : at + width]
+        if at >= 0 and content.count(sample) > 2:
+            often.append(at)
+    if not often:
+        return ""
+    why = _why_in_circles(content, often, text, rule, seen)
+    end = content[length - width - 2 : length - 2]
+    if not why and often[0] == length - width - 2 and b"2" in text.data and content.count(end) >= rule.max_run:
+        # The last of `1. So it is. 2. So it is.` came back, and only its number is new.
+        unnumbered = _NUMBER.sub(" ", content)
+        if len(unnumbered) + rule.max_run < len(content):
+            places = [max(0, len(unnumbered) * part // 4 - width - 2) for part in (1, 2, 3, 4)]
+            why = _why_in_circles(unnumbered, places, text, rule, seen)
+    return why
+
+
+def _why_in_circles(content: str, often: list[int], text: Text, rule: RepeatedText, seen: View) -> str:
+    """Why the text is too repetitive, whose samples at these places come back, or nothing."""
+    width = _width(text.is_han)
+    length = len(content)
+    unit, num_times = max((_run(content, at, width) for at in often), key=lambda run: len(run[0]) * run[1])
+    why = ""
+    if num_times >= rule.max_run and _is_much(unit, num_times, length):
+        why = f"{quoted(unit)} {num_times} times in a row"
+    share = 0.0
+    if why or len(often) > 2:
+        share, gram, count = _share_said_before(content, text.is_han)
+        if share > rule.max_share:
+            why = why or f"{share:.0%} of it stood there before, {quoted(gram)} {count} times"
+    if not why:
+        return ""
+    # A dozen times the same in a row, within one line, is no program either.
+    is_stuck = num_times > 11 and "\n" not in unit and sum(map(str.isalpha, unit)) > 2
+    if not is_stuck and not _is_prose(unit or content[:200]) and looks_like_code(text):
+        return ""
+    stays_in_bounds = share < 0.85 and (num_times < 2 * rule.max_run or len(unit) < 8)
+    return "" if stays_in_bounds and _REPEATS_BY_NATURE.search(seen.asked) else why
+
+
+def _width(is_han: bool) -> int:
+    """The length of a sample that says something."""
+    return 6 if is_han else 12
+
+
+# The number of an item, at its beginning: after a full stop or a line break.
+_NUMBER = re.compile(r"(?:^|(?<=[\n.。!！?？;；:：)）])[ \t]*)[(（]?\d{1,3}[.)、．）:：][ \t]*")
+
+
+def _is_much(unit: str, num_times: int, length: int) -> bool:
+    """Whether a run is of words, and of whole phrases or a fifth of the text."""
+    num_letters = sum(map(str.isalpha, unit))
+    return num_letters > 1 and (num_letters > 7 or 5 * len(unit) * num_times > length)
+
+
+def _run(content: str, at: int, width: int) -> tuple[str, int]:
+    """The unit that begins with the sample at that place, and how often it stands there in a row."""
+    sample = content[at : at + width]
+    before = content.rfind(sample, 0, at + width - 1)
+    after = content.find(sample, at + 1)
+    period = min(at - before if before >= 0 else _LONGEST_UNIT, after - at if after >= 0 else _LONGEST_UNIT)
+    unit = content[at - period : at] if before == at - period else content[at : at + period]
+    if not 0 < period < _LONGEST_UNIT:
+        return "", 0
+    num_times, here = 0, at
+    while content.startswith(unit, here):
+        num_times, here = num_times + 1, here + period
+    here = at - period
+    while here >= 0 and content.startswith(unit, here):
+        num_times, here = num_times + 1, here - period
+    return unit, num_times
+
+
+_LONGEST_UNIT = 300
+
+
+def _share_said_before(content: str, is_han: bool) -> tuple[float, str, int]:
+    """(share of n-grams that stood there before, the commonest, how often); 8 Han characters or 4 words each."""
+    if is_han:
+        joined = "".join(WORD.findall(content))
+        grams = [joined[i : i + 8] for i in range(len(joined) - 7)]
+    else:
+        words = WORD.findall(content.lower())
+        grams = [" ".join(words[i : i + 4]) for i in range(len(words) - 3)]
+    if not grams:
+        return 0.0, "", 0
+    times = Counter(grams)
+    gram, count = times.most_common(1)[0]
+    return 1 - len(times) / len(grams), gram, count
+
+
+_REPEATS_BY_NATURE = re.compile(
+    r"\bsongs?\b|lyric|\brap\b|chant|mantra|nursery|chorus|repeat|\btimes\b|refrain|"
+    r"(?:write|compose|create|generate|make|construct|craft|complete).{0,40}(?:poem|haiku|verse|rhyme|stanza)|"
+    r"歌|童谣|口号|重复|遍|\d+ ?次|绕口令|说唱|(?:写|作|创|编|生成|补全|续).{0,12}[诗词]"
+)
+
+
+def _is_prose(text: str) -> bool:
+    """Whether the text is words rather than code, a formula or a row of a table."""
+    if "{{" in text:  # {{name}} stands for a word
+        text = text.replace("{{", "").replace("}}", "")
+    return 10 * sum(map(str.isalpha, text)) > 5 * len(text) and not _CODE_SIGN.search(text)
+
+
+_CODE_SIGN = re.compile(r"[{}=<>|\\;]|[a-z_]\(\w*\)|\):")
+
+
+def repeated_lines(row: Row, rule: RepeatedLines) -> Row | Drop:
+    """Drop an answer in which lines of prose stand again and again; code, tables and choruses are fine."""
+    seen = view(row)
+    for text in seen.answers:
+        if text.data.count(b"\n") < rule.max_run - 1:
+            continue
+        lines = without_code(text).split("\n")
+        if len(lines) - len({line[-10:] for line in lines}) - lines.count("") < 2:  # a quick look, at the lines' ends
+            continue
+        lines = [_without_marker(line) for line in lines]
+        lines = [line for line in lines if _is_prose(line)]
+        why = _again_and_again(lines, rule, _REPEATS_BY_NATURE.search(seen.asked) is not None)
+        if why:
+            fix = "cut the repetition, or raise repeated_lines.max_share"
+            return Drop("repeated_lines", why, fix, text.message.path)
+    return row
+
+
+def _without_marker(line: str) -> str:
+    """The line without `- ` or `3. ` before it, if it is a sentence: many items may have the same short answer."""
+    line = line.strip()
+    said = line.lstrip(_MARKERS)
+    return said if len(said) > _SENTENCE or (len(said) * 3 > _SENTENCE and not said.isascii()) else line
+
+
+_MARKERS = "0123456789.)、．）:： \t-*•·"
+_SENTENCE = 24
+
+
+def _again_and_again(lines: list[str], rule: RepeatedLines, creative: bool) -> str:
+    """Why the lines are too repetitive, or nothing."""
+    times = Counter(lines)
+    again = sum((count - 1) * len(line) for line, count in times.items())
+    if again > (0.8 if creative else rule.max_share) * sum(map(len, lines)) and len(lines) - len(times) > 1:
+        line, count = times.most_common(1)[0]
+        return f"{quoted(line)} stands there {count} times"
+    for line, same in groupby(lines):
+        num_same = sum(1 for _ in same)
+        if num_same >= (2 * rule.max_run if creative else rule.max_run):
+            return f"{quoted(line)} {num_same} times in a row"
+    return ""
+
+
+def repeated_turn(row: Row, rule: RepeatedTurn) -> Row | Drop:
+    """Drop a conversation in which the same question gets the same answer twice in a row."""
+    texts = view(row).texts
+    for i in range(len(texts) - 3):  # a question, its answer, and both again
+        question, answer = texts[i].message, texts[i + 1].message
+        if question.role == "user" and question == texts[i + 2].message and answer == texts[i + 3].message:
+            fix = "remove one of the two turns"
+            return Drop("repeated_turn", f"said twice: {quoted(question.content)}", fix, texts[i + 2].message.path)
+    return row

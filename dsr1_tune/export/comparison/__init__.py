@@ -1,0 +1,1 @@
+"""Compare two models: rows, measures, scores, gates and the page."""

@@ -1,0 +1,98 @@
+"""How right is an answer?  One score for each kind of right answer, each between 0 and 1."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rapidfuzz.distance import LCSseq
+
+from dsr1_tune.data.encode import thinking
+from dsr1_tune.text.answer_kind import Kind, chosen_letter, final_number, items, kind_of, said_number
+from dsr1_tune.text.words import content_words, words
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row with an answer to compare with: what kind it is, and so which scores fit."""
+
+    kind: Kind
+    reference: str
+
+    @classmethod
+    def of(cls, question: str, reference: str) -> Task:
+        """The kind told from the question and the right answer; thoughts do not count."""
+        said = thinking.strip(reference).strip()
+        return cls(kind_of(question, said), said)
+
+
+SCORES: dict[Kind, tuple[str, ...]] = {
+    "choice": ("choice_accuracy",),
+    "number": ("numeric",),
+    "list": ("exact_match", "f1"),
+    "span": ("exact_match", "f1"),
+    "text": ("rouge_l",),
+}
+"""Which scores fit which kind of answer."""
+
+
+def scores(task: Task, answer: str) -> dict[str, float]:
+    """The scores that fit, of what an answer says besides its thoughts."""
+    said = thinking.strip(answer).strip()
+    if task.kind == "choice":
+        return {"choice_accuracy": float(chosen_letter(said) == chosen_letter(task.reference))}
+    if task.kind == "number":
+        return {"numeric": numeric(said, task.reference)}
+    if task.kind == "text":
+        return {"rouge_l": rouge_l(said, task.reference)}
+    f1 = bag_f1(items(said), items(task.reference)) if task.kind == "list" else word_f1(said, task.reference)
+    return {"exact_match": exact_match(said, task.reference), "f1": f1}
+
+
+def exact_match(answer: str, reference: str) -> float:
+    """1 where the words are the same, but for case, signs and articles."""
+    return float(content_words(answer) == content_words(reference))
+
+
+def numeric(answer: str, reference: str) -> float:
+    """1 where the answer comes to the reference's number; 2.50 is 2.5, and 1,000 is 1000."""
+    wanted, found = final_number(reference), said_number(answer)
+    return float(wanted is not None and found is not None and math.isclose(wanted, found, rel_tol=1e-6, abs_tol=1e-9))
+
+
+def word_f1(answer: str, reference: str) -> float:
+    """F1 over the words, each as often as it stands there (SQuAD's, arXiv 1606.05250)."""
+    return bag_f1(content_words(answer), content_words(reference))
+
+
+def bag_f1(found: Sequence[str], wanted: Sequence[str]) -> float:
+    """The harmonic mean of precision and recall of what was found; two empty bags agree."""
+    if not found or not wanted:
+        return float(found == wanted)
+    num_right = (Counter(found) & Counter(wanted)).total()
+    return 2 * num_right / (len(found) + len(wanted))
+
+
+def rouge_l(answer: str, reference: str) -> float:
+    """ROUGE-L's F1: the longest common subsequence of words; CJK characters are words."""
+    found, wanted = words(answer), words(reference)
+    if not found or not wanted:
+        return float(found == wanted)
+    return 2 * LCSseq.similarity(found, wanted) / (len(found) + len(wanted))
+
+
+def distinct(answers: Sequence[str], n: int) -> float | None:
+    """Distinct-n (arXiv 1510.03055): the share of different n-grams among all n-grams of all answers; None of none."""
+    grams = [tuple(found[at : at + n]) for found in map(words, answers) for at in range(len(found) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def by_score(rows: Sequence[Mapping[str, float]]) -> dict[str, list[int]]:
+    """Which rows, by number, have which score."""
+    found: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        for name in row:
+            found.setdefault(name, []).append(number)
+    return found

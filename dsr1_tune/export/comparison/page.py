@@ -1,0 +1,194 @@
+"""A comparison as a table in the terminal, as compare.json and as compare.html, one page that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dsr1_tune import __version__
+from dsr1_tune.atomic import whole_file
+from dsr1_tune.export.comparison.result import AnswerPair, Comparison, SetResult, perplexities
+from dsr1_tune.export.comparison.statistics import Estimate
+from dsr1_tune.export.comparison.texts import say
+from dsr1_tune.report import html
+from dsr1_tune.report.catalogue import Language
+from dsr1_tune.text.words import is_chinese
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+JSON_NAME, HTML_NAME = "compare.json", "compare.html"
+TEMPLATE = Path(__file__).with_name("page.html.j2")
+MAX_ANSWERS = 100
+MAX_ANSWER_CHARS = 2000
+
+Line = tuple[str, str, str, str]
+"""The key of a measure's name, what A has, what B has, and the change."""
+
+
+def show(found: Comparison, console: Console) -> None:
+    """The tables, the remarks, and that the gates are passed if they are."""
+    console.print(escape(f"\nA: {found.a.name}\nB: {found.b.name}"), highlight=False, soft_wrap=True)
+    for title, lines in _sections(found, "en"):
+        console.print(f"\n[bold]{escape(title)}[/bold]", highlight=False, soft_wrap=True)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("", width=_NAME_WIDTH)
+        for name in ("A", "B", "change"):
+            table.add_column(name, justify="right", no_wrap=True, min_width=8)
+        table.add_column("95 %", no_wrap=True)
+        for key, a, b, change in lines:
+            # The intervals of A's and B's own numbers are in compare.json and on the page.
+            number, _, interval = change.partition(" (")
+            table.add_row(say(key, "en"), a.partition(" (")[0], b.partition(" (")[0], number, interval.rstrip(")"))
+        console.print(table, highlight=False)
+    for remark in found.remarks:
+        console.print(escape(f"note: {remark}"), highlight=False, soft_wrap=True)
+    if any(limit is not None for limit in (found.asked or {}).values()) and not found.missed:
+        console.print("all gates passed", highlight=False)
+
+
+_NAME_WIDTH = 23
+
+
+def _sections(found: Comparison, language: Language) -> Iterator[tuple[str, list[Line]]]:
+    """The table's parts, each under its title."""
+    for key, one in (("domain_set", found.domain), ("general_set", found.general)):
+        if one is not None:
+            numbers = {"rows": f"{one.num_rows:,}", "tokens": f"{one.num_tokens:,}", "name": one.name}
+            title = f"{say(key, language)} ({say('rows_of', language).format(**numbers)})"
+            yield title, list(_losses(one))
+    if (answers := found.answers) is not None:
+        yield (
+            f"{say('scores', language)} ({say('answered', language).format(rows=f'{len(answers.rows):,}')})",
+            [
+                *(
+                    (f"score_{one.name}", _share(one.a), _share(one.b), _share(one.difference, "+"))
+                    for one in answers.scores
+                ),
+                ("identical", "", "", _share(answers.identical)),
+                ("similarity", "", "", _share(answers.similarity)),
+            ],
+        )
+        yield say("style", language), list(_style(found))
+    yield say("cost", language), list(_cost(found))
+
+
+def _losses(one: SetResult) -> Iterator[Line]:
+    yield "loss_per_token", _number(one.loss_a), _number(one.loss_b), _share(one.increase, "+")
+    a, b = perplexities(one)
+    yield "perplexity", f"{a:,.5g}", f"{b:,.5g}", ""
+    if one.agreement is not None:
+        yield "agreement", "", "", _share(one.agreement)
+    if one.divergence is not None:
+        yield "divergence", "", "", _number(one.divergence, ".3g")
+
+
+def _style(found: Comparison) -> Iterator[Line]:
+    assert found.answers is not None
+    a, b = found.answers.style_a, found.answers.style_b
+    yield "distinct_1", _percent(a.distinct_1), _percent(b.distinct_1), ""
+    yield "distinct_2", _percent(a.distinct_2), _percent(b.distinct_2), ""
+    yield "mean_words", f"{a.mean_words:,.1f}", f"{b.mean_words:,.1f}", ""
+    yield "mean_tokens", f"{a.mean_tokens:,.1f}", f"{b.mean_tokens:,.1f}", ""
+    yield "num_cut", f"{a.num_cut:,}", f"{b.num_cut:,}", ""
+    yield "num_empty", f"{a.num_empty:,}", f"{b.num_empty:,}", ""
+
+
+def _cost(found: Comparison) -> Iterator[Line]:
+    a, b = found.a, found.b
+    yield "num_bytes", _bytes(a.num_bytes), _bytes(b.num_bytes), _change(a.num_bytes, b.num_bytes)
+    yield "stored_bytes", _bytes(a.stored_bytes), _bytes(b.stored_bytes), _change(a.stored_bytes, b.stored_bytes)
+    for name in ("reads_per_second", "writes_per_second"):
+        fast_a, fast_b = getattr(a, name), getattr(b, name)
+        yield name, _speed(fast_a), _speed(fast_b), _change(fast_a, fast_b)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def _speed(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.1f}"
+
+
+def _change(a: float | None, b: float | None) -> str:
+    return f"{b / a - 1:+.1%}" if a and b else ""
+
+
+def _number(one: Estimate, form: str = ".4f") -> str:
+    return f"{one.value:{form}} ({one.low:{form}} … {one.high:{form}})"
+
+
+def _share(one: Estimate, sign: Literal["", "+"] = "") -> str:
+    return f"{one.value:{sign}.2%} ({one.low:{sign}.2%} … {one.high:{sign}.2%})"
+
+
+def _bytes(number: int | None) -> str:
+    if number is None:
+        return "–"
+    return f"{number / 2**30:,.2f} GiB" if number >= 2**30 else f"{number / 2**20:,.2f} MiB"
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def write(found: Comparison, folder: Path, language: Literal["auto", "en", "zh"] = "auto") -> Path:
+    """Leave compare.json and compare.html in `folder`, which is made."""
+    with whole_file(folder / JSON_NAME) as file:
+        json.dump(found.as_json(), file, indent=1, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+    with whole_file(folder / HTML_NAME) as file:
+        file.write(render(found, _language(found) if language == "auto" else language))
+    return folder
+
+
+def _language(found: Comparison) -> Language:
+    """The language that most questions and answers are in."""
+    rows = found.answers.rows if found.answers else ()
+    votes = sum(1 if is_chinese(row.question + row.reference) else -1 for row in rows)
+    return "zh" if votes > 0 else "en"
+
+
+def render(found: Comparison, language: Language = "en") -> str:
+    """The page: no script, no outside font or image, everything that comes from data or models escaped."""
+    headline = found.domain or found.general
+    rows = found.answers.rows if found.answers else ()
+    return _page(language).render(
+        a=found.a.name,
+        b=found.b.name,
+        increase=headline.increase.value,
+        headline="headline" if found.domain else "headline_general",
+        has_gates=any(limit is not None for limit in (found.asked or {}).values()),
+        missed=found.missed,
+        remarks=found.remarks,
+        sections=list(_sections(found, language)),
+        pairs=sorted(rows, key=_likeness)[:MAX_ANSWERS],
+        version=__version__,
+    )
+
+
+def _likeness(pair: AnswerPair) -> float:
+    """What answers are sorted by: the ones whose scores differ most, then those that differ at all."""
+    gap = sum(abs(pair.scores_a[name] - pair.scores_b[name]) for name in pair.scores_a)
+    return -gap if pair.a != pair.b else 1.0
+
+
+@lru_cache
+def _page(language: Language) -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["shown"] = partial(html.shown, language)
+    environment.filters["answer"] = partial(html.shown, language, limit=MAX_ANSWER_CHARS)
+    environment.globals["style"] = html.style()
+    environment.globals["t"] = lambda key, **values: html.text(say(key, language), **values)
+    environment.globals["lang"] = "zh-Hans" if language == "zh" else "en"
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))

@@ -1,0 +1,173 @@
+"""`export`: merge, quantise, compare, card; and only what passed its gates becomes the `current` version."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from dsr1_tune.config import ExportRun, Quantise
+from dsr1_tune.errors import ConfigError, RunError, TuneError
+from dsr1_tune.export import card, compare, lineage, merge, quantize
+from dsr1_tune.export.comparison import page
+from dsr1_tune.export.comparison.gates import GatesMissed, gentler
+from dsr1_tune.export.comparison.result import Comparison
+from dsr1_tune.export.weights.source import find_trained
+from dsr1_tune.models.folder import local_path
+from dsr1_tune.runs.console import Narrator, quiet_libraries
+
+CURRENT, VERSIONS, MISSED, WORK = "current", "versions", "missed", ".unfinished"
+
+
+def run(config: ExportRun, console: Console | None = None) -> Path:
+    """Make a version of the run and let `current` link to it if it passes the gates; returns the version's folder.
+
+    Under `config.out`: versions/<time>-<format>/ with compare.json, compare.html and the card; missed/<time>-<format>/
+    has the comparison of what did not pass. Whatever goes wrong, the version that was current stays so. Raises
+    GatesMissed, or what merging, quantising and comparing raise.
+    """
+    quiet_libraries()
+    narrator = Narrator(console or Console())
+    trained = _run_folder(config)
+    out = config.out or Path("exports") / trained.absolute().name
+    with _held(out), _keeping_current(out, narrator), _work(out) as work:
+        name = _new_name(out, config)
+        merged = merge.run(trained, work / trained.absolute().name, config.merge, console)
+        made, before, names = merged, trained, (str(trained), f"{name}, merged")
+        if config.quantise.to != "none":
+            made, before, names = work / name, merged, ("the merged model", name)
+            quantize.run(merged, made, config.quantise, console)
+        found = compare.run(before, made, config.compare, config.gates, made, console, names)
+        if found.missed:
+            _keep_report(made, out / MISSED / name)
+            raise _missed(found, out / MISSED / name, config.quantise)
+        lineage.refresh(made, (page.JSON_NAME, page.HTML_NAME))
+        card.run(made)
+        version = out / VERSIONS / name
+        version.parent.mkdir(exist_ok=True)
+        made.rename(version)
+        _point(out / CURRENT, version)
+    narrator.say(f"\n{out / CURRENT} is now {version}, with its card and its comparison")
+    return version
+
+
+def _run_folder(config: ExportRun) -> Path:
+    if config.run is None:
+        raise ConfigError("no run is given", hint="dsr1-tune export runs/medical-... --to nf4")
+    folder = local_path(str(config.run))
+    if not folder.is_dir():
+        raise RunError(f"{config.run}: there is no such folder", hint="give the folder of a finished run")
+    if find_trained(folder) is None:
+        raise RunError(f"{config.run}: is no finished run and no adapter", hint="give the folder that training left")
+    return folder
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Nobody else exports into `out` in the meantime. The lock ends with the process, however that ends."""
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out}: is a file", hint="choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    strangers = [entry.name for entry in out.iterdir() if entry.name not in _OURS]
+    if strangers:
+        raise RunError(
+            f"{out}: holds other things than versions, such as {sorted(strangers)[0]}", hint="choose another --out"
+        )
+    if (out / CURRENT).exists() and not (out / CURRENT).is_symlink():
+        raise RunError(f"{out / CURRENT}: is no link", hint="choose another --out, or move it away")
+    lock = FileLock(out / _LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(f"{out}: another export is at work there", hint="wait for it, or choose another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+_LOCK = ".lock"
+_OURS = {CURRENT, VERSIONS, MISSED, WORK, _LOCK}
+
+
+@contextmanager
+def _keeping_current(out: Path, narrator: Narrator) -> Iterator[None]:
+    """Say, when something goes wrong, that what was current still is."""
+    before = current(out)
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, GeneratorExit):
+            narrator.say(f"\n{_still(out, before)}")
+        raise
+
+
+def _still(out: Path, before: Path | None) -> str:
+    if before is None:
+        return f"No version was made current; {out / CURRENT} links to none."
+    return f"{out / CURRENT} is still {before}, as it was."
+
+
+def current(out: Path) -> Path | None:
+    """The version that `current` links to, if it is there."""
+    link = out / CURRENT
+    return link.resolve() if link.is_symlink() and link.exists() else None
+
+
+@contextmanager
+def _work(out: Path) -> Iterator[Path]:
+    """Where unfinished things lie: on the same disk, out of sight, gone afterwards; a killed attempt's go now."""
+    work = out / WORK
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _new_name(out: Path, config: ExportRun) -> str:
+    """<time>-<format>, and a number behind it should that exist."""
+    settings = config.quantise
+    form = {"none": "merged", "gguf": f"gguf-{settings.gguf}", "w4a16": f"w4a16-{settings.method}"}.get(
+        settings.to, settings.to
+    )
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{form}"
+    names = [stem, *(f"{stem}-{number}" for number in range(2, 100))]
+    return next(name for name in names if not any((out / place / name).exists() for place in (VERSIONS, MISSED)))
+
+
+def _keep_report(made: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (page.JSON_NAME, page.HTML_NAME):
+        shutil.move(made / name, folder / name)
+
+
+def _missed(found: Comparison, report: Path, settings: Quantise) -> TuneError:
+    ways = ", or ".join(gentler(settings))
+    return GatesMissed(
+        "\nmissed: ".join(found.missed),
+        hint=f"the comparison is in {report}" + (f"; what loses less: {ways}" if ways else ""),
+    )
+
+
+def _point(link: Path, version: Path) -> None:
+    """Let `link` link to the version, in one step: at no moment is there none."""
+    _sync(version.parent)  # so that a power cut leaves no link to nothing
+    new = link.parent / WORK / f".{link.name}"
+    new.symlink_to(Path(VERSIONS) / version.name)
+    new.replace(link)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

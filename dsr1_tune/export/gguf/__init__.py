@@ -1,0 +1,1 @@
+"""GGUF files and Modelfiles, by the code of llama.cpp."""

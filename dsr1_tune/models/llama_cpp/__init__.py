@@ -1,0 +1,1 @@
+"""Run GGUF models by llama.cpp in a process of its own."""

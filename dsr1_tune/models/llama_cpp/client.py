@@ -1,0 +1,238 @@
+"""A .gguf file in real llama.cpp: log-probabilities at every position, greedy or drawn answers, its own tokenizer.
+
+llama.cpp comes in the wheel of xllamacpp, an optional dependency, and runs in a process of its own
+(llama_cpp_child.py).
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsr1_tune.errors import ModelError
+
+INSTALL = "pip install 'dsr1-tune[gguf]'"
+_CHILD = Path(__file__).with_name("process.py")
+_USUAL_CONTEXT = 8192
+
+
+def library() -> Path:
+    """xllamacpp's shared library, which is llama.cpp. Raises ModelError where it is not installed."""
+    spec = importlib.util.find_spec("xllamacpp")
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    found = [file for place in places for file in sorted(Path(place).glob("xllamacpp*.so"))]
+    if not found:
+        raise ModelError("llama.cpp is needed for this, and not installed", hint=INSTALL)
+    return found[0]
+
+
+def version() -> str:
+    """Of the llama.cpp that is installed, as its wheel says."""
+    return f"xllamacpp {metadata.version('xllamacpp')}"
+
+
+def find_gguf(path: str | Path | None) -> Path | None:
+    """The .gguf file that `path` is, or that it holds as the only weights; else None. Raises ModelError for several."""
+    if path is None:
+        return None
+    place = Path(path).expanduser()
+    if place.suffix == ".gguf" and place.is_file():
+        return place
+    if not place.is_dir() or any(place.glob("*.safetensors")):
+        return None
+    files = sorted(place.glob("*.gguf"))
+    if len(files) > 1:
+        raise ModelError(f"{place}: holds {len(files)} .gguf files", hint=f"name one of them, such as {files[0]}")
+    return files[0] if files else None
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A token of an answer, and the text that it completes."""
+
+    token: int
+    text: str
+
+
+class LlamaCpp:
+    """A loaded .gguf file; use it as a context manager, so that its process ends.
+
+    Raises ModelError if llama.cpp is not installed, does not support the model or cannot read the file, for what does
+    not fit into its context, and if it crashes.
+    """
+
+    def __init__(self, file: Path, context: int | None = None, num_threads: int | None = None) -> None:
+        """`context` in tokens; without it the model's own, at most 8,192, as it costs memory."""
+        if not file.is_file():
+            raise ModelError(f"{file}: there is no such file", hint="give a .gguf file")
+        self.file = file
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(_CHILD), str(library())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            start_new_session=True,  # Ctrl-C stops an answer, not the model
+        )
+        threads = num_threads or int(os.environ.get("OMP_NUM_THREADS", "0") or 0) or os.cpu_count() or 1
+        room = {"context": context or 0, "at_most": context or _USUAL_CONTEXT}
+        try:
+            self._facts, _ = self._ask({"file": str(self.file), "threads": threads, **room})
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def num_vocab(self) -> int:
+        """V, the number of tokens."""
+        return int(self._facts["vocab"])
+
+    @property
+    def context(self) -> int:
+        """How many tokens fit."""
+        return int(self._facts["context"])
+
+    @property
+    def description(self) -> str:
+        """What llama.cpp calls it, such as "qwen3moe 30B.A3B Q4_K - Medium"."""
+        return str(self._facts["description"])
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template in the file."""
+        template = self._facts.get("template")
+        return None if template is None else str(template)
+
+    @property
+    def bos(self) -> str:
+        """The token that begins a text, empty where there is none."""
+        return str(self._facts["bos"])
+
+    @property
+    def eos(self) -> str:
+        """The token that ends a text."""
+        return str(self._facts["eos"])
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether llama.cpp puts `bos` before every text by itself."""
+        return bool(self._facts["add_bos"])
+
+    def logprobs(self, ids: Sequence[int]) -> Tensor:
+        """Log-probabilities (T, V), float32, of the next token after each of `ids`."""
+        facts, data = self._ask({"do": "logits", "ids": list(map(int, ids))})
+        logits_TV = torch.frombuffer(bytearray(data), dtype=torch.float32).view(facts["rows"], self.num_vocab)
+        return logits_TV.log_softmax(-1)
+
+    def generate(self, ids: Sequence[int], max_new_tokens: int) -> list[int]:
+        """The likeliest answer to `ids`, without the token that ends it."""
+        return [spoken.token for spoken in self.stream(ids, max_new_tokens)]
+
+    def stream(
+        self, ids: Sequence[int], max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+    ) -> Iterator[Spoken]:
+        """The answer token by token, drawn where `temperature` is over 0; may be left before its end."""
+        settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        self._send({"do": "generate", "ids": list(map(int, ids)), **settings})
+        decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        has_ended = False
+        try:
+            while True:
+                facts, data = self._receive()
+                if "ended" in facts:
+                    has_ended = True
+                    return
+                yield Spoken(facts["token"], decode(data))
+        except ModelError:
+            has_ended = True
+            raise
+        finally:
+            if not has_ended:
+                self._stop()
+
+    def _stop(self) -> None:
+        """Leave an answer before its end: the child looks for further requests after each token."""
+        self._send({"do": "tokenize", "text": "", "add_special": False})
+        while "ids" not in self._receive()[0]:
+            pass
+
+    def tokenize(self, text: str, add_special: bool = False) -> list[int]:
+        """The text's tokens by llama.cpp's own tokenizer; special ones in it count as such."""
+        facts, _ = self._ask({"do": "tokenize", "text": text, "add_special": add_special})
+        return [int(token) for token in facts["ids"]]
+
+    def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        self._send(request)
+        return self._receive()
+
+    def _send(self, request: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            raise self._ended() from None
+
+    def _receive(self) -> tuple[dict[str, Any], bytes]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise self._ended()
+        facts: dict[str, Any] = json.loads(line)
+        data = self._process.stdout.read(facts["bytes"])
+        if len(data) < facts["bytes"]:
+            raise self._ended()
+        if "refused" in facts:
+            raise ModelError(f"{self.file}: {facts['refused']}", hint="give fewer tokens, or those of this model")
+        return facts, data
+
+    def _ended(self) -> ModelError:
+        """Why the process is gone, from what llama.cpp said last."""
+        code = self._process.wait()
+        self._said.seek(0)
+        said = self._said.read().decode(errors="replace").splitlines()
+        why = next((line for line in reversed(said) if any(word in line for word in _TELLING)), "")
+        why = why.rpartition("error loading model: ")[2].strip() or (said[-1].strip() if said else "")
+        if code in (3, 4, 5):
+            return ModelError(
+                f"{self.file}: llama.cpp cannot load it: {why or f'it does not say why (exit code {code})'}",
+                hint="the model may be of a shape that it does not support, or the file is cut off: write it again",
+            )
+        return ModelError(
+            f"{self.file}: llama.cpp ended with code {code}: {why}",
+            hint="the machine may be out of memory; else please report it with the model's name",
+        )
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+        self._said.close()
+
+    def __enter__(self) -> LlamaCpp:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+_TELLING = ("error loading model:", "GGML_ASSERT", "failed to allocate", "llama_init_from_model:", "not supported")

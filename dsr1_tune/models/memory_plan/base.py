@@ -1,0 +1,115 @@
+"""A base as its config.json describes it: no weights, no tokenizer, no download of more than a few small files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dsr1_tune.config import Base
+from dsr1_tune.errors import ModelError
+from dsr1_tune.models import embedded, hub
+from dsr1_tune.models.context import with_context
+from dsr1_tune.models.folder import check_folder, local_path, read_config
+from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.weights.index import INDEX
+from dsr1_tune.models.weights.stored_format import is_nf4
+from dsr1_tune.moe.anatomy import Anatomy, Part, find_experts
+from dsr1_tune.quant import fp8
+
+
+@dataclass(frozen=True)
+class PlannedBase:
+    """What there is to know of a base before its weights."""
+
+    name: str
+    folder: Path
+    config: Any
+    stored: str
+    """float32, bfloat16, float16, block-FP8 or nf4."""
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """Its skeleton, with no weights."""
+        config = self.config
+        if getattr(config, "quantization_config", None):
+            config = type(config).from_dict({k: v for k, v in config.to_dict().items() if k != "quantization_config"})
+        built: nn.Module = skeleton(config)
+        return built
+
+    @cached_property
+    def sizes(self) -> dict[Part, int]:
+        """Its parameters by part."""
+        part_of, sizes = Anatomy(self.model), dict[Part, int]()
+        for name, weight in self.model.named_parameters():
+            sizes[part_of(name)] = sizes.get(part_of(name), 0) + weight.numel()
+        return sizes
+
+    @property
+    def num_parameters(self) -> int:
+        """All of them."""
+        return sum(self.sizes.values())
+
+    @cached_property
+    def num_fused(self) -> int:
+        """Those that transformers puts together out of several stored tensors."""
+        return sum(w.numel() for block in find_experts(self.model) for w in block.module.parameters(recurse=False))
+
+    @cached_property
+    def largest(self) -> int:
+        """The numbers of the largest weight."""
+        return max(weight.numel() for weight in self.model.parameters())
+
+    @cached_property
+    def keeps_float32(self) -> bool:
+        """Whether transformers leaves some of its tensors in float32 when the others are cast."""
+        lists = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+        pieces = [piece for name in lists for piece in getattr(self.model, name, None) or ()]
+        return any(piece in name for name in self.model.state_dict() for piece in pieces)
+
+    @property
+    def stored_bytes(self) -> int:
+        """About what its files take."""
+        return round(self.num_parameters * _BYTES[self.stored])
+
+
+_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "block-FP8": 1.0, "nf4": 0.52}
+
+
+def describe(base: Base) -> PlannedBase:
+    """The base by its config.json alone. Raises ModelError for what is not there, or no causal language model."""
+    if base.model in (None, embedded.NAME):
+        folder, name = embedded.ensure(), embedded.NAME
+    elif local_path(str(base.model)).exists():
+        folder = local_path(str(base.model))
+        name = str(folder)
+        folder = folder.parent if folder.name == "config.json" else folder
+    elif str(base.model).startswith((".", "/", "~")):
+        raise ModelError(f"{base.model}: there is no such folder", hint="a folder with a config.json is enough")
+    else:
+        folder, name = hub.fetch(str(base.model), base.revision, ("config.json", INDEX))[0], str(base.model)
+    check_folder(folder, name)
+    config = with_context(read_config(folder, name), base.context, name)
+    return PlannedBase(name, folder, config, _stored(folder, config))
+
+
+def _stored(folder: Path, config: Any) -> str:
+    quantised = getattr(config, "quantization_config", None)
+    if fp8.is_block_fp8(quantised):
+        return "block-FP8"
+    if is_nf4(quantised):
+        return "nf4"
+    said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kind = str(said.get("dtype") or said.get("torch_dtype") or getattr(config, "dtype", None) or "bfloat16")
+    kind = kind.removeprefix("torch.")
+    return kind if kind in _BYTES else "bfloat16"
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """torch's number format of that name; what is stored quantised is computed with in bfloat16."""
+    return {"float32": torch.float32, "float16": torch.float16}.get(name, torch.bfloat16)

@@ -1,0 +1,80 @@
+"""What runs leave, loaded for use: a base with its adapter or its trained experts on it, or a whole model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from dsr1_tune.config import Base
+from dsr1_tune.errors import ModelError
+from dsr1_tune.models.folder import base_of, find_adapter, local_path
+from dsr1_tune.models.load import Loaded, load
+from dsr1_tune.models.weights.index import gist, read_json
+
+
+def load_with_adapter(path: str | Path | None, progress: Callable[[str], None] | None = None) -> Loaded:
+    """For using a model: a run folder, a PEFT adapter folder, a folder of trained experts, or any base.
+
+    Raises ModelError as `locate` and `load_located` do, and for an adapter or experts that do not fit their base.
+    """
+    from dsr1_tune.models.trained.experts import find_trained_experts, put_experts_on
+
+    if adapter := find_adapter(path):
+        loaded = load(base_of(adapter), progress, quantised=was_quantised(adapter))
+        return Loaded(put_adapter_on(loaded, adapter), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
+    if experts := find_trained_experts(path):
+        loaded = load(base_of(experts), progress=progress)
+        return Loaded(put_experts_on(loaded, experts), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
+    return load(Base(model=None if path is None else str(whole_model(path))), progress=progress)
+
+
+def whole_model(path: str | Path) -> str | Path:
+    """The model that a run of `full` left in its folder, if `path` is one; else `path` itself."""
+    folder = local_path(str(path))
+    is_run = (folder / "manifest.json").is_file() and (folder / "model" / "config.json").is_file()
+    return folder / "model" if is_run else path
+
+
+def put_adapter_on(loaded: Loaded, adapter: Path) -> Any:
+    """The loaded model with the adapter on it; every weight of the adapter must have found its place."""
+    from peft import PeftModel, get_peft_model_state_dict
+
+    from dsr1_tune.moe.expert_lora import use_grouped_products
+
+    file = adapter / "adapter_model.safetensors"
+    if not file.is_file():
+        raise ModelError(
+            f"{adapter}: has no {file.name}", hint="copy the adapter again; pickled weights are not opened"
+        )
+    try:
+        with safe_open(file, framework="pt") as weights:
+            in_file = set(weights.keys())
+        with warnings.catch_warnings():  # of missing weights, which are refused below
+            warnings.simplefilter("ignore", UserWarning)
+            warnings.simplefilter("ignore", RuntimeWarning)  # of ranks of single groups, which it does not ignore
+            model = PeftModel.from_pretrained(loaded.model, str(adapter))
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelError(f"{adapter}: does not go onto {loaded.name}: {gist(error)}", hint=_RIGHT_BASE) from error
+    # PEFT only warns of weights that the file lacks, and says nothing of those that the model has no place for.
+    if astray := sorted(in_file ^ set(get_peft_model_state_dict(model))):
+        raise ModelError(
+            f"{adapter}: does not go onto {loaded.name}: {len(astray)} weights do not match, such as {astray[0]}",
+            hint=_RIGHT_BASE,
+        )
+    use_grouped_products(model)
+    return model.eval()
+
+
+_RIGHT_BASE = "give an adapter together with the base that it was trained on"
+
+
+def was_quantised(adapter: Path) -> bool:
+    """Whether an adapter was trained over a base in 4 bits, as its run's manifest says."""
+    manifest = adapter.parent / "manifest.json"
+    told = read_json(manifest) if manifest.is_file() else {}
+    config = told.get("config")
+    return told.get("command") == "qlora" or (isinstance(config, dict) and config.get("method") == "qlora")

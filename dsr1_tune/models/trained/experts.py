@@ -1,0 +1,168 @@
+"""Trained experts as files: what `esft` moved of a base, and how it gets onto that base again.
+
+The folder holds `experts.safetensors` (the chosen experts' weights, or their low-rank factors, and what else was
+trained), `experts_config.json` (the base, how they were trained, and which they are) and the tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dsr1_tune.atomic import whole_file, whole_folder
+from dsr1_tune.errors import ModelError
+from dsr1_tune.models.folder import local_path
+from dsr1_tune.models.load import Loaded, Located
+from dsr1_tune.moe.anatomy import find_experts, is_balancing_bias
+from dsr1_tune.moe.selected_experts import ChosenFactors, train_factors, trained_tensors
+
+CONFIG, WEIGHTS = "experts_config.json", "experts.safetensors"
+_FORMAT = "dsr1-tune trained experts 1"
+_RIGHT_BASE = "give trained experts together with the base that they were trained on"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's experts: how many there are, and the numbers of those that were trained."""
+
+    num_experts: int
+    chosen: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Card:
+    """What experts_config.json says."""
+
+    base_model_name_or_path: str
+    revision: str | None
+    method: Literal["weights", "lora"]
+    rank: int
+    scale: float
+    layers: dict[str, Layer]
+
+    @classmethod
+    def of(cls, model: nn.Module, base: Located) -> Card:
+        """What there is to say of a model whose experts were trained."""
+        trained = [(block, block.module.chosen) for block in find_experts(model) if hasattr(block.module, "chosen")]
+        factors = next((chosen for _, chosen in trained if isinstance(chosen, ChosenFactors)), None)
+        return cls(
+            base_model_name_or_path=base.name,
+            revision=base.revision if base.repo_id else None,
+            method="lora" if factors else "weights",
+            rank=factors.rank if factors else 0,
+            scale=factors.scale if factors else 0.0,
+            layers={block.name: Layer(block.num_experts, chosen.numbers) for block, chosen in trained},
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> Card:
+        """Read experts_config.json; raises ModelError if it is damaged."""
+        file = folder / CONFIG
+        try:
+            tree = json.loads(file.read_text(encoding="utf-8"))
+            if tree.pop("format") != _FORMAT:
+                raise ValueError("is of another version")
+            layers = {
+                name: Layer(int(layer["num_experts"]), tuple(map(int, layer["chosen"])))
+                for name, layer in tree.pop("layers").items()
+            }
+            return cls(**tree, layers=layers)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{file}: cannot be used: {error}", hint="copy the folder again") from None
+
+
+def save_experts(model: nn.Module, base: Located, folder: Path) -> None:
+    """Write what was trained of `model` with the tokenizer to `folder`, whole or not at all."""
+    tensors: dict[str, Tensor] = dict(trained_tensors(model))
+    tensors |= {name: weight for name, weight in model.named_parameters() if _is_other(name, weight)}
+    # Balancing biases may have been moved; they are small.
+    tensors |= {name: buffer for name, buffer in model.named_buffers() if is_balancing_bias(name)}
+    with whole_folder(folder) as part:
+        plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        save_file(plain, part / WEIGHTS, metadata={"format": "pt"})
+        with whole_file(part / CONFIG) as file:
+            json.dump({"format": _FORMAT, **asdict(Card.of(model, base))}, file, indent=1, ensure_ascii=False)
+        base.tokenizer.save_pretrained(str(part))
+
+
+def _is_other(name: str, weight: nn.Parameter) -> bool:
+    """Whether a weight was trained that is no expert's, such as a router's."""
+    return is_balancing_bias(name) or (weight.requires_grad and ".chosen." not in name)
+
+
+def find_trained_experts(path: str | Path | None) -> Path | None:
+    """The folder of trained experts that `path` is, or holds as a run folder does under experts/; else None."""
+    if path is None:
+        return None
+    folder = local_path(str(path))
+    return next((place for place in (folder, folder / "experts") if (place / CONFIG).is_file()), None)
+
+
+@torch.no_grad()
+def put_experts_on(loaded: Loaded, folder: Path) -> Any:
+    """The loaded base with the trained experts of `folder` in their places.
+
+    Raises ModelError if the base is not of the shape that they were trained on, or the files are damaged.
+    """
+    card, model = Card.read(folder), loaded.model
+    _check_layers(card, loaded, folder)
+    if card.method == "lora":
+        train_factors(model, {name: layer.chosen for name, layer in card.layers.items()}, card.rank, card.scale)
+    places = _places(model, card)
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            names = set(file.keys())
+            if missing := sorted(places.keys() - names):
+                raise ModelError(f"{folder / WEIGHTS}: has no {missing[0]}", hint="copy the folder again")
+            for name in sorted(names):
+                _put(name, file.get_tensor(name), places, loaded, folder)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{folder / WEIGHTS}: is damaged: {error}", hint="copy the folder again") from error
+    return model.requires_grad_(False).eval()
+
+
+def _check_layers(card: Card, loaded: Loaded, folder: Path) -> None:
+    have = {block.name: block.num_experts for block in find_experts(loaded.model)}
+    for name, layer in card.layers.items():
+        if name not in have:
+            raise ModelError(f"{folder}: {loaded.name} has no experts called {name}", hint=_RIGHT_BASE)
+        if have[name] != layer.num_experts:
+            raise ModelError(
+                f"{folder}: {name} had {layer.num_experts} experts, in {loaded.name} it has {have[name]}",
+                hint=_RIGHT_BASE,
+            )
+
+
+def _places(model: nn.Module, card: Card) -> dict[str, Tensor]:
+    """Where the saved tensors of the chosen experts belong."""
+    if card.method == "lora":
+        return dict(trained_tensors(model))
+    blocks = {block.name: block for block in find_experts(model)}
+    return {
+        f"{name}.{number}.{parameter}": fused[number]
+        for name, layer in card.layers.items()
+        for parameter, fused in blocks[name].module.named_parameters(recurse=False)
+        for number in layer.chosen
+    }
+
+
+def _put(name: str, saved: Tensor, places: dict[str, Tensor], loaded: Loaded, folder: Path) -> None:
+    """Copy one saved tensor to where it belongs."""
+    place = places.get(name)
+    if place is None:
+        others = dict(loaded.model.named_parameters()) | dict(loaded.model.named_buffers())
+        place = others.get(name)
+    if place is None or place.shape != saved.shape:
+        said = "has no such weight" if place is None else f"has it as {tuple(place.shape)}"
+        raise ModelError(
+            f"{folder / WEIGHTS}: {name} {tuple(saved.shape)} does not go onto {loaded.name}, which {said}",
+            hint=_RIGHT_BASE,
+        )
+    place.copy_(saved)

@@ -1,0 +1,322 @@
+"""LoRA on every part that learns: PEFT owns the parameters, `moe.expert_lora` applies those of the experts.
+
+The coverage audit tells what is trained before the first step; the gradient check proves it after the first.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+from torch import Tensor, nn
+
+from dsr1_tune.atomic import whole_folder
+from dsr1_tune.config import GROUPS, Adapter, Group, Router
+from dsr1_tune.errors import ModelError
+from dsr1_tune.models.load import Located
+from dsr1_tune.models.trained import lora_init
+from dsr1_tune.moe.anatomy import PARTS, Anatomy, Part, find_experts, find_linears, find_routers, plain_name
+from dsr1_tune.moe.expert_lora import use_grouped_products
+from dsr1_tune.moe.routing import check_routers, open_routers
+from dsr1_tune.moe.selected_experts import ChosenFactors, are_chosen_rows
+
+# PEFT rewrites these module names to the fused experts of a mixture of experts, wherever they stand, full names and
+# regular expressions too; a linear layer of such a name is reached through its weight, which PEFT takes as it is.
+REWRITTEN = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+_FROZEN = Router()
+
+
+def add_lora(model: nn.Module, adapter: Adapter, router: Router = _FROZEN) -> PeftModel:
+    """Wrap `model` with LoRA on the parts named in `adapter.groups`, and its routers as `router` says.
+
+    Raises ModelError as `check_adapter` does.
+    """
+    check_adapter(model, adapter, router)
+    targets = _targets(model, adapter.groups)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        target_modules=sorted({name for target in targets for name in target.modules}),
+        target_parameters=sorted({name for target in targets for name in target.parameters}) or None,
+        rank_pattern=_patterns(targets, adapter.ranks),
+        alpha_pattern=_patterns(targets, adapter.alphas),
+        use_rslora=adapter.rslora,
+        use_dora=adapter.dora,
+        modules_to_save=_router_names(model) if router.mode != "frozen" else None,
+    )
+    with quiet_patterns():
+        peft_model = get_peft_model(model, config)
+    use_grouped_products(peft_model)
+    open_routers(peft_model, router.mode)
+    for layer in _linear_layers(peft_model):
+        # PEFT would refuse both for the experts' sake. Neither matters to who loads the adapter: its factors are
+        # saved as they have become, and there is no dropout outside training.
+        lora_init.begin(layer, adapter.init)
+        if adapter.dropout:
+            layer.lora_dropout["default"] = nn.Dropout(adapter.dropout)
+    return peft_model
+
+
+def check_adapter(model: nn.Module, adapter: Adapter, router: Router = _FROZEN) -> None:
+    """Refuse what cannot be done on this model, which may be one without weights. Raises ModelError."""
+    check_routers(model, router.mode)
+    targets = _targets(model, adapter.groups)
+    if not any(target.modules or target.parameters for target in targets):
+        raise ModelError(
+            f"the model has no layers of the groups {', '.join(adapter.groups)}",
+            hint=f"choose among {', '.join(GROUPS)} with --set adapter.groups=[...]",
+        )
+    there = {target.group for target in targets if target.modules or target.parameters}
+    asked = {*adapter.ranks, *adapter.alphas, *(adapter.groups if adapter.groups != GROUPS else ())}
+    if absent := [group for group in GROUPS if group in asked - there]:
+        raise ModelError(
+            f"adapter names {', '.join(absent)}, which the model does not have",
+            hint=f"it has {', '.join(group for group in GROUPS if group in there)}",
+        )
+    unable = [target.group for target in targets if target.parameters]
+    if adapter.dora and unable:
+        able = [target.group for target in targets if target.modules and target.group not in unable]
+        raise ModelError(
+            f"adapter.dora: in this mixture of experts PEFT reaches {', '.join(unable)} through bare parameters, "
+            "which have no DoRA, and one adapter is all with it or all without",
+            hint=f"--set adapter.groups=[{','.join(able)}]" if able else "leave adapter.dora=false",
+        )
+    if adapter.init not in ("orthogonal", "pissa", "olora"):
+        return
+    for name, linear, part in find_linears(model):
+        if part not in adapter.groups:
+            continue
+        rank = adapter.ranks.get(part, adapter.rank)
+        if adapter.init == "orthogonal" and rank % 2:
+            raise ModelError(f"adapter.init=orthogonal needs even ranks; {part} has {rank}", hint=f"take {rank + 1}")
+        if adapter.init != "orthogonal" and rank > min(linear.in_features, linear.out_features):
+            raise ModelError(
+                f"adapter.init={adapter.init}: {name} is {linear.out_features} x {linear.in_features} and has no "
+                f"{rank} directions to begin with",
+                hint=f"lower adapter.rank, or adapter.ranks for {part}",
+            )
+
+
+@contextmanager
+def quiet_patterns() -> Iterator[None]:
+    """PEFT says of ranks and alphas of bare parameters that they were ignored, when they were not."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*(rank|alpha)_pattern keys did not match", category=RuntimeWarning)
+        yield
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """How PEFT is told of a group: the shortest names that hit nothing else."""
+
+    group: Group
+    modules: tuple[str, ...]
+    parameters: tuple[str, ...]
+
+
+def _targets(model: nn.Module, groups: Iterable[Group]) -> list[_Targets]:
+    """For each group names that hit all of it and, so that ranks may differ, nothing of any other."""
+    blocks = find_experts(model)
+    linears = list(find_linears(model))
+    targets = []
+    for group in groups:
+        others = [name for name, _, part in linears if part != group]
+        suffixes = {_shortest_suffix(name, others) for name, _, part in linears if part == group}
+        bare = {suffix for suffix in suffixes if blocks and suffix.rpartition(".")[2] in REWRITTEN}
+        parameters = {f"{suffix}.weight" for suffix in bare}
+        if group == "routed_experts":
+            leaves = {(block.name.rpartition(".")[2], parameter) for block in blocks for parameter in block.parameters}
+            parameters |= {f"{leaf}.{parameter}" for leaf, parameter in leaves}
+        targets.append(_Targets(group, tuple(sorted(suffixes - bare)), tuple(sorted(parameters))))
+    return targets
+
+
+def _shortest_suffix(name: str, others: list[str]) -> str:
+    """The shortest dotted end of `name` that no name in `others` ends with."""
+    pieces = name.split(".")
+    for length in range(1, len(pieces)):
+        suffix = ".".join(pieces[-length:])
+        if not any(other == suffix or other.endswith(f".{suffix}") for other in others):
+            return suffix
+    return name
+
+
+def _patterns(targets: Iterable[_Targets], given: dict[Group, Any]) -> dict[str, Any]:
+    """PEFT's rank_pattern or alpha_pattern: regular expressions that fit the ends of names."""
+    return {
+        re.escape(name): given[target.group]
+        for target in targets
+        if target.group in given
+        for name in (*target.modules, *target.parameters)
+    }
+
+
+def _router_names(model: nn.Module) -> list[str]:
+    """The shortest names of the routers that no other module's name ends with, as PEFT compares them."""
+    routers = {router.name for router in find_routers(model)}
+    others = [name for name, _ in model.named_modules() if name not in routers]
+    return sorted({_shortest_ending(name, others) for name in routers})
+
+
+def _shortest_ending(name: str, others: list[str]) -> str:
+    pieces = name.split(".")
+    endings = (".".join(pieces[-length:]) for length in range(1, len(pieces)))
+    return next((ending for ending in endings if not any(other.endswith(ending) for other in others)), name)
+
+
+def _linear_layers(model: nn.Module) -> list[LoraLayer]:
+    """The LoRA layers on linear layers, whichever way PEFT reached them."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), nn.Linear)
+    ]
+
+
+@dataclass(frozen=True)
+class PartCoverage:
+    """One line of the coverage audit, in numbers of parameters."""
+
+    part: Part
+    num_base: int
+    """The base model's own."""
+    num_adapted: int
+    """Those of the base that an update reaches."""
+    num_trained: int
+    """Those that the optimizer moves."""
+    num_frozen: int
+    """Those that it does not."""
+
+
+def audit(model: nn.Module) -> list[PartCoverage]:
+    """What is trained and what is not, by part of the model, from the model as it stands."""
+    part_of = Anatomy(model)
+    base: dict[Part, int] = dict.fromkeys(PARTS, 0)
+    adapted: dict[Part, int] = dict.fromkeys(PARTS, 0)
+    trained: dict[Part, int] = dict.fromkeys(PARTS, 0)
+    frozen: dict[Part, int] = dict.fromkeys(PARTS, 0)
+    for name, parameter in model.named_parameters():
+        part, is_rows = part_of(name), are_chosen_rows(name)
+        if not is_rows and ".lora_" not in name and ".modules_to_save." not in name:
+            base[part] += parameter.numel()
+        if parameter.requires_grad and ".lora_" not in name:
+            adapted[part] += parameter.numel()
+        counted = trained if parameter.requires_grad else frozen
+        counted[part] += parameter.numel()
+        if is_rows:  # a part of a fused weight, which is counted too
+            frozen[part] -= parameter.numel()
+    for name, layer in model.named_modules():
+        if isinstance(layer, ParamWrapper):
+            adapted[part_of(f"{name}.{layer.parameter_name}")] += layer.get_param().numel()
+        elif isinstance(layer, LoraLayer):
+            adapted[part_of(f"{name}.weight")] += layer.get_base_layer().weight.numel()
+        elif isinstance(layer, ChosenFactors):
+            adapted[part_of(f"{name}.lora_A")] += layer.num_reached
+    return [PartCoverage(part, base[part], adapted[part], trained[part], frozen[part]) for part in PARTS if base[part]]
+
+
+def check_gradients(model: nn.Module, may_overflow: bool = False) -> bool:
+    """After a backward pass: raise ModelError if a part that is trained received no gradient, or a bad one.
+
+    With `may_overflow`, as float16's loss scaling does in its first steps, an infinite gradient raises nothing and
+    False is returned: look again after the next step.
+    """
+    part_of = Anatomy(model)
+    largest: dict[Part, float] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            part = part_of(name)
+            size = 0.0 if parameter.grad is None else float(parameter.grad.detach().abs().max())
+            if not math.isfinite(size):
+                if may_overflow:
+                    return False
+                raise ModelError(
+                    f"the first gradient of {plain_name(name)} is not finite",
+                    hint="the base or its numbers are at fault: try --set base.dtype=float32",
+                )
+            largest[part] = max(largest.get(part, 0.0), size)
+    idle = sorted(part for part, size in largest.items() if size == 0.0)
+    if idle:
+        raise ModelError(
+            f"after the first step these trained parts have received no gradient: {', '.join(idle)}; "
+            "the run would train nothing there",
+            hint="leave them out with --set adapter.groups=[...], and please report the model's architecture",
+        )
+    return True
+
+
+def count_trained(coverage: Iterable[PartCoverage]) -> int:
+    """Parameters that the optimizer moves, in all."""
+    return sum(line.num_trained for line in coverage)
+
+
+def save_adapter(model: PeftModel, base: Located, folder: Path) -> None:
+    """Write the adapter with tokenizer and chat template to `folder`, whole or not at all."""
+    # By the name that others know it by: the cache folder it was loaded from is this machine's alone.
+    model.active_peft_config.base_model_name_or_path = base.name
+    model.active_peft_config.revision = base.revision if base.repo_id else None
+    with whole_folder(folder) as part:
+        state, config = _against_the_base(model)
+        kept = model.peft_config["default"]
+        model.peft_config["default"] = config
+        try:
+            model.save_pretrained(str(part), save_embedding_layers=False, state_dict=state)
+        finally:
+            model.peft_config["default"] = kept
+        base.tokenizer.save_pretrained(str(part))
+
+
+def _against_the_base(model: PeftModel) -> tuple[dict[str, Tensor] | None, LoraConfig]:
+    """Weights and config of the update to the base as it was; None and as they are, but for pissa and olora.
+
+    Those train B·A in place of its beginning B0·A0, so the update is [B, -B0]·[A; A0], of twice the rank. With twice
+    alpha (rsLoRA: √2 times) the scale stays.
+    """
+    config = copy.deepcopy(model.peft_config["default"])
+    layers = {name: layer for name, layer in model.named_modules() if lora_init.has_beginning(layer)}
+    if not layers:
+        return None, config
+    state = model.state_dict()
+    growth = math.sqrt(2) if config.use_rslora else 2
+    ranks, alphas = {}, {}
+    for name, layer in layers.items():
+        begun_a, begun_b = layer.lora_A["default"].begun, layer.lora_B["default"].begun
+        for key, more, dim in (("lora_A", begun_a, 0), ("lora_B", -begun_b, 1)):
+            weight = state[f"{name}.{key}.default.weight"]
+            state[f"{name}.{key}.default.weight"] = torch.cat([weight, more.to(weight)], dim=dim)
+        target = plain_name(name) + (f".{layer.parameter_name}" if isinstance(layer, ParamWrapper) else "")
+        ranks[target] = 2 * layer.r["default"]
+        alphas[target] = growth * layer.lora_alpha["default"]
+    config.rank_pattern = _with_own(config.rank_pattern, ranks)
+    config.alpha_pattern = _with_own(config.alpha_pattern, alphas)
+    return state, config
+
+
+def _with_own(patterns: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The patterns that fit none of the full names in `own`, and those names with their values; the order is PEFT's."""
+    others = {key: value for key, value in patterns.items() if not any(_fits(key, name) for name in own)}
+    return others | {re.escape(name): value for name, value in own.items()}
+
+
+def _fits(pattern: str, name: str) -> bool:
+    """As PEFT compares them."""
+    return re.match(rf"(.*\.)?({pattern})$", name) is not None
+
+
+def load_plain_adapter(base: Any, folder: Any) -> PeftModel:
+    """The adapter in `folder` on `base`, by PEFT alone: what any other user of the adapter gets."""
+    with quiet_patterns():
+        model = PeftModel.from_pretrained(base, str(folder))
+    model.eval()
+    return model

@@ -1,0 +1,1 @@
+"""Stored weights: index, layout, number formats, and loading into fewer bits."""

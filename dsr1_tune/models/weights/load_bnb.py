@@ -1,0 +1,222 @@
+"""Folders in bitsandbytes' layout loaded as they are: NF4 and int8 stay what they are, experts among them.
+
+Each stored tensor goes to its place in the buffers of `moe.nf4` and `moe.int8`: `experts.7.up_proj.weight` is a part
+of `gate_up_proj`'s. Everything else goes through transformers' loader, one tensor at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from dsr1_tune.errors import ModelError
+from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.weights import bnb_layout
+from dsr1_tune.models.weights.bnb_layout import Kind
+from dsr1_tune.models.weights.checkpoint import Checkpoint, Spec
+from dsr1_tune.models.weights.index import COPY_AGAIN
+from dsr1_tune.models.weights.layout import Layout, Piece
+from dsr1_tune.models.weights.stored_format import held_kind
+from dsr1_tune.moe.quantized_experts import finish_nf4
+from dsr1_tune.quant import int8, nf4
+
+HELD = "dsr1_held"
+OURS = "dsr1_tune"
+"""The key in a `quantization_config` under which we note what bitsandbytes has no place for."""
+
+
+@register_quantization_config(HELD)
+@dataclass
+class HeldConfig(QuantizationConfigMixin):
+    """Which parameters come in NF4 or int8."""
+
+    kind: str = "nf4"
+    parts: Mapping[str, int] = field(default_factory=dict)
+    """By the parameter's name, in how many parts a matrix was quantised."""
+    quant_method: str = HELD
+
+
+@register_quantizer(HELD)
+class HeldQuantizer(HfQuantizer):
+    """transformers' steps around the loading of weights, for those that are quantised already."""
+
+    requires_calibration = False
+
+    def _process_model_before_weight_loading(self, model: Any, **more: Any) -> None:
+        for name, num_parts in self.quantization_config.parts.items():
+            owner, _, leaf = name.rpartition(".")
+            module = model.get_submodule(owner)
+            weight = getattr(module, leaf)
+            stand_in = nf4.placeholder(weight.shape, weight.dtype, torch.device("cpu"))
+            stand_in._is_hf_initialized = True
+            setattr(module, leaf, stand_in)
+            nf4.keep_placeholder_out(module, leaf)
+            nf4.reserve_as(module, leaf, _sizes(self.quantization_config.kind, tuple(weight.shape), num_parts))
+            linear = nf4.Nf4Linear if self.quantization_config.kind == "nf4" else nf4.Int8Linear
+            module.__class__ = linear if isinstance(module, nn.Linear) else nf4.holding(module.__class__)
+
+    def _process_model_after_weight_loading(self, model: Any, **more: Any) -> None:
+        finish_nf4(model, self.quantization_config.kind)
+
+    def is_serializable(self) -> bool:
+        """`save_pretrained` would leave another layout: what there is to save lies in a folder already."""
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether adapters can be trained over it."""
+        return bool(self.quantization_config.kind == "nf4")
+
+
+def _sizes(kind: str, shape: tuple[int, ...], num_parts: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    num_matrices = shape[0] if len(shape) == 3 else 1
+    rows, cols = shape[-2:]
+    if kind == "int8":
+        return int8.sizes(num_matrices, rows, cols)
+    return nf4.sizes(num_matrices * num_parts, rows // num_parts, cols)
+
+
+# --- what transformers' loader is given in place of a file -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Later:
+    """A tensor that is read, or put together of several, when it is indexed."""
+
+    spec: Spec
+    make: Callable[[], Tensor]
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return self.make()[index]
+
+    def get_dtype(self) -> str:
+        """As safetensors names it."""
+        return self.spec.dtype
+
+    def get_shape(self) -> list[int]:
+        """Of the tensor."""
+        return list(self.spec.shape)
+
+
+def open_held(folder: Path, config: Any, name: str) -> tuple[HeldConfig, dict[str, Later]]:
+    """How to hold the weights of a folder in bitsandbytes' layout, and its tensors by the names they are loaded under.
+
+    Raises ModelError, naming the tensor, for a layout that is another than `bnb_layout`'s.
+    """
+    stored_as: dict[str, Any] = config.quantization_config
+    kind: Kind = "int8" if held_kind(stored_as) == "int8" else "nf4"
+    plain = deepcopy(config)
+    del plain.quantization_config
+    checkpoint = Checkpoint(folder)
+    quantised = bnb_layout.find(kind, checkpoint.names)
+    inside = {part for parts in quantised.values() for part in parts}
+    rest = [stored for stored in checkpoint.names if stored not in inside]
+    layout = Layout.of(skeleton(plain), [*rest, *quantised])
+    tensors = {stored: _as_stored(checkpoint, stored) for stored in rest}
+    worst = max((stored_as.get(OURS) or {}).get("worst_error", {}).values(), default=0.0)
+    parts: dict[str, int] = {}
+    for parameter in sorted({layout.pieces[stored].parameter for stored in quantised if stored in layout.pieces}):
+        pieces = layout.pieces_of(parameter)
+        parts[parameter] = _num_parts(pieces, layout.shapes[parameter], quantised, name)
+        sizes = _sizes(kind, layout.shapes[parameter], parts[parameter])
+        for part, (shape, dtype) in sizes.items():
+            is_fused = len(layout.shapes[parameter]) == 3 and pieces[0].expert is None
+            made = _Buffer(checkpoint, kind, part, _in_order(pieces), shape, dtype, worst, is_fused)
+            made.check()
+            tensors[f"{parameter}_{part}"] = Later(Spec.of(torch.empty(shape, dtype=dtype, device="meta")), made.read)
+    return HeldConfig(kind=kind, parts=parts), tensors
+
+
+def _as_stored(checkpoint: Checkpoint, stored: str) -> Later:
+    return Later(checkpoint.spec(stored), lambda: checkpoint.read(stored))
+
+
+def _in_order(pieces: Sequence[Piece]) -> list[Piece]:
+    """Expert by expert, and in each from its first rows to its last."""
+    return sorted(pieces, key=lambda piece: (piece.expert or 0, piece.rows or (0, 1, 1)))
+
+
+def _num_parts(
+    pieces: Sequence[Piece], shape: tuple[int, ...], quantised: Mapping[str, tuple[str, ...]], name: str
+) -> int:
+    """In how many parts each matrix of a parameter is stored. Raises ModelError where they do not make up a whole."""
+    if left := [piece.stored for piece in pieces if piece.stored not in quantised]:
+        raise ModelError(f"{name}: {left[0]} is not quantised, but its neighbours are", hint=COPY_AGAIN)
+    one = pieces[0]
+    num_parts = one.rows[2] if one.rows else 1
+    num_matrices = shape[0] if one.expert is not None else 1  # all experts may be one tensor
+    if not all(is_plain(piece) for piece in pieces):
+        raise ModelError(
+            f"{name}: {one.stored} is stored with its rows or columns in another order than the model has them",
+            hint="export the model again with --to w4a16 or gguf",
+        )
+    if len(pieces) != num_matrices * num_parts:
+        raise ModelError(f"{name}: {len(pieces)} of {num_matrices * num_parts} parts of {one.parameter} are stored",
+                         hint=COPY_AGAIN)  # fmt: skip
+    return num_parts
+
+
+def is_plain(piece: Piece) -> bool:
+    """Whether a stored tensor is a run of whole rows of its parameter, so that its blocks stay blocks there."""
+    return not piece.is_transposed and (piece.rows is None or piece.rows[1] == 1)
+
+
+@dataclass(frozen=True)
+class _Buffer:
+    """One buffer of a module, put together of what is stored for each part of the weight."""
+
+    checkpoint: Checkpoint
+    kind: Kind
+    part: str
+    pieces: Sequence[Piece]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    worst_error: float
+    is_fused: bool
+    """Whether all experts are in one stored tensor."""
+
+    def read(self) -> Tensor:
+        """The buffer."""
+        if self.part == "error" and not self.is_fused:  # what it was is not stored for each matrix
+            return torch.full(self.shape, self.worst_error)
+        out = torch.empty(self.shape, dtype=self.dtype)
+        rows = out.view(len(self.pieces), -1)
+        for row, piece in zip(rows, self.pieces, strict=True):
+            row.copy_(self._read(piece).reshape(-1))
+        return out
+
+    def _read(self, piece: Piece) -> Tensor:
+        stored = self.checkpoint.read(self._name(piece))
+        if self.part != "offset" or self.is_fused:
+            return stored
+        try:
+            return torch.tensor(bnb_layout.read_state(stored)["offset"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{piece.stored}: its quant_state cannot be used: {error}", hint=COPY_AGAIN) from error
+
+    def check(self) -> None:
+        """Raise ModelError if a tensor is of another size than the model says; nothing is read."""
+        if self.part in ("error", "offset") and not self.is_fused:
+            return
+        wanted = torch.Size(self.shape).numel() // len(self.pieces)
+        for piece in self.pieces:
+            stored = self._name(piece)
+            spec = self.checkpoint.spec(stored)
+            if spec.num_elements != wanted or spec != Spec.of(torch.empty(spec.shape, dtype=self.dtype, device="meta")):
+                raise ModelError(
+                    f"{stored}: holds {spec.num_elements} numbers as {spec.dtype}, in place of {wanted} as "
+                    f"{str(self.dtype).removeprefix('torch.')}",
+                    hint=COPY_AGAIN,
+                )
+
+    def _name(self, piece: Piece) -> str:
+        return bnb_layout.part_name(self.kind, piece.stored, self.part, self.is_fused)

@@ -1,0 +1,24 @@
+"""In which number format a folder stores its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+NF4 = "dsr1_nf4"
+"""The `quant_method` of what is stored in our 4 bits."""
+NF4_BYTES = 4.13 / 8
+"""Bytes a weight in 4 bits takes, its scales included."""
+
+
+def is_nf4(quantisation: Any) -> bool:
+    """Whether a config's `quantization_config` says that the weights are stored in our 4 bits."""
+    return isinstance(quantisation, dict) and quantisation.get("quant_method") == NF4
+
+
+def held_kind(quantisation: Any) -> str | None:
+    """ "nf4" or "int8" where the weights are stored in bitsandbytes' layout of it, and are held as they are."""
+    if not isinstance(quantisation, dict) or quantisation.get("quant_method") != "bitsandbytes":
+        return None
+    if quantisation.get("load_in_8bit"):
+        return "int8"
+    return "nf4" if quantisation.get("bnb_4bit_quant_type") == "nf4" else None

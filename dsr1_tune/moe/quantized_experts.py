@@ -1,0 +1,208 @@
+"""Fused routed experts and linear layers held in NF4: which weights, how experts compute with them, and the proof.
+
+transformers' `load_in_4bit` quantises nn.Linear alone and leaves the experts, nine tenths of a mixture, in 16 bits.
+Here both are held as `moe.nf4` says. `audit_bits` tells what a model really holds, and refuses one of which routed
+experts are left in 16 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from dsr1_tune.errors import ModelError
+from dsr1_tune.moe.anatomy import PARTS, Anatomy, Part, find_experts, find_linears
+from dsr1_tune.moe.expert_lora import apply_experts, is_known_layout
+from dsr1_tune.quant.nf4 import (
+    Nf4,
+    Nf4Linear,
+    fits,
+    held_weight,
+    holding,
+    is_held,
+    keep_placeholder_out,
+    renew_placeholder,
+    reserve,
+)
+
+EXPERTS_IMPLEMENTATION = "nf4"
+_IN_16_BIT: set[Part] = {"router", "embeddings", "norms"}
+_MAX_ERROR = 0.5
+
+
+def _experts_in_nf4(experts: nn.Module, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+    """The forward of fused experts held in NF4, without an update on them."""
+    return apply_experts(experts, x_TD, index_TK, weight_TK, {})
+
+
+ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, _experts_in_nf4)
+ALL_EXPERTS_FUNCTIONS.register("int8", _experts_in_nf4)  # held the same way
+
+
+def weights_to_hold(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Every module with the name of its weight that goes into NF4.
+
+    All but router, norms, embeddings and output head; linear layers of another kind, or that do not divide into blocks
+    of 64, stay as well.
+    Raises ModelError for experts that cannot be held.
+    """
+    blocks = find_experts(model)
+    _refuse_unknown_experts(model, {block.name for block in blocks})
+    for block in blocks:
+        for name in block.parameters:
+            shape = getattr(block.module, name).shape
+            if not fits(shape[1], shape[2]):
+                raise ModelError(
+                    f"the experts of {type(block.module).__name__} are {shape[1]} × {shape[2]}, "
+                    "which does not divide into blocks of 64 weights",
+                    hint="train it with lora, in 16 bits",
+                )
+            yield block.module, name
+    for _, linear, part in find_linears(model):
+        # A subclass has a forward of its own.
+        if part not in _IN_16_BIT and type(linear) is nn.Linear and fits(*linear.weight.shape):
+            yield linear, "weight"
+
+
+def _refuse_unknown_experts(model: nn.Module, known: set[str]) -> None:
+    """Raise ModelError, naming the family, where routed experts stand in a layout that is not known."""
+    for name, module in model.named_modules():
+        is_fused = any(weight.dim() == 3 for weight in module.parameters(recurse=False))
+        is_list = isinstance(module, nn.ModuleList) and name.endswith("experts")
+        if isinstance(module, nn.Conv1d):
+            raise ModelError(
+                f"{type(model).__name__}: {name.rpartition('.')[0]} is a state-space or linear-attention layer; "
+                "some of them read their weights past the modules that hold them, so 4 bits would not be seen",
+                hint="train it with lora, in 16 bits",
+            )
+        is_unknown = (is_fused or is_list) and name not in known
+        if is_unknown or (name in known and not is_known_layout(module)):
+            raise ModelError(
+                f"{type(model).__name__}: its experts ({name}, {type(module).__name__}) are laid out in a way that "
+                "cannot be held in 4 bits",
+                hint="train it with lora, in 16 bits; families that can: DeepSeek-V3/R1/V2, Qwen3-MoE, Mixtral, "
+                "GLM-4-MoE, gpt-oss and others whose experts transformers fuses",
+            )
+
+
+def reserve_nf4(model: nn.Module) -> set[str]:
+    """Prepare a model without weights (on meta) for quantised ones; returns the full names of the weights."""
+    names = {id(module): name for name, module in model.named_modules()}
+    reserved = set()
+    for module, weight in list(weights_to_hold(model)):
+        reserve(module, weight)
+        module.__class__ = Nf4Linear if isinstance(module, nn.Linear) else holding(module.__class__)
+        reserved.add(f"{names[id(module)]}.{weight}")
+    return reserved
+
+
+def finish_nf4(model: nn.Module, implementation: str = EXPERTS_IMPLEMENTATION) -> None:
+    """After the weights are in place: keep placeholders out of what is saved, and let the experts compute."""
+    for module, name in _held(model):
+        renew_placeholder(module, name)
+        keep_placeholder_out(module, name)
+    if find_experts(model):
+        model.set_experts_implementation(implementation)
+
+
+def is_in_nf4(model: nn.Module) -> bool:
+    """Whether a model holds any of its weights in NF4."""
+    return next(_held(model), None) is not None
+
+
+def _held(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    for module in model.modules():
+        for name in list(module._parameters):
+            if is_held(module, name):
+                yield module, name
+
+
+@dataclass(frozen=True)
+class PartBits:
+    """What one part of a model is held in."""
+
+    part: Part
+    num_weights: int
+    num_in_4bit: int
+    num_bytes: int
+    """All of it, scales and what is left in 16 or 32 bits included."""
+    num_bytes_4bit: int
+    worst_error: float
+    """The largest |W - W'| / |W| of any matrix (Frobenius norms); 0 where nothing is quantised."""
+
+    @property
+    def bits(self) -> float:
+        """Bits a weight of what is in 4 bits, scales included."""
+        return 8 * self.num_bytes_4bit / self.num_in_4bit if self.num_in_4bit else 0.0
+
+    @property
+    def share(self) -> float:
+        """Share of the weights that are in 4 bits."""
+        return self.num_in_4bit / self.num_weights
+
+
+def audit_bits(model: nn.Module) -> list[PartBits]:
+    """What a model that was to be quantised really holds, by part.
+
+    Raises ModelError if routed experts are left in 16 bits, nothing is in 4 bits, or a matrix is badly represented.
+    """
+    part_of = Anatomy(model)
+    found: dict[Part, list[float]] = {part: [0, 0, 0, 0, 0.0] for part in PARTS}
+    seen = set()
+    for owner, module in model.named_modules():
+        for name, weight in module._parameters.items():
+            if weight is None or id(weight) in seen:  # tied to another
+                continue
+            seen.add(id(weight))
+            line = found[part_of(f"{owner}.{name}")]
+            line[0] += weight.numel()
+            held = held_weight(module, name)
+            if isinstance(held, Nf4):
+                line[1] += weight.numel()
+                line[2] += held.num_bytes
+                line[3] += held.num_bytes
+                error = float(getattr(module, f"{name}_error").max())
+                line[4] = max(line[4], error) if error == error else error
+            else:
+                line[2] += weight.numel() * weight.element_size()
+    lines = [
+        PartBits(part, int(num), int(num_4bit), int(num_bytes), int(bytes_4bit), error)
+        for part, (num, num_4bit, num_bytes, bytes_4bit, error) in found.items()
+        if num
+    ]
+    _check_bits(model, lines)
+    return lines
+
+
+def _check_bits(model: nn.Module, lines: list[PartBits]) -> None:
+    left = [
+        f"{block.name}.{name}"
+        for block in find_experts(model)
+        for name in block.parameters
+        if not is_held(block.module, name)
+    ]
+    if left:
+        raise ModelError(
+            f"{len(left)} weights of routed experts are left in 16 bits, such as {left[0]}",
+            hint="please report it with the model's name; lora trains it in 16 bits",
+        )
+    if not any(line.num_in_4bit for line in lines):
+        raise ModelError("no weight of the model is in 4 bits", hint="train it with lora, in 16 bits")
+    for line in lines:
+        if not line.worst_error <= _MAX_ERROR:
+            raise ModelError(
+                f"{line.part}: a weight is {line.worst_error:.0%} off in 4 bits, so its numbers are not usable",
+                hint="the checkpoint may be damaged; try lora, in 16 bits",
+            )
+
+
+def memory_of(model: nn.Module) -> int:
+    """Bytes of a model's weights and buffers, a placeholder counting as what it takes."""
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
+    storages = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.device.type != "meta"
+    }
+    return sum(storages.values())

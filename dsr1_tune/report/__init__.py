@@ -1,0 +1,1 @@
+"""What all HTML pages share: layout, style, charts, and texts in two languages."""

@@ -1,0 +1,103 @@
+"""What every HTML page of ours is made of: its style, its numbers, and data shown as text and nothing else."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsr1_tune.report.catalogue import CUT, Language
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+MAX_NAME_CHARS = 300
+
+
+def style() -> Markup:
+    """The style sheet."""
+    from markupsafe import Markup
+
+    return Markup(Path(__file__).with_name("style.css").read_text(encoding="utf-8"))
+
+
+def text(template: str, /, **values: Any) -> Markup:
+    """A text of ours with values in it; they are escaped unless they are Markup."""
+    from markupsafe import escape
+
+    return escape(template).format(**values)
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as (dotted name, value)."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", as_text(value)
+
+
+def as_text(value: Any) -> str:
+    """A value as a reader expects it."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(as_text, value))
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value)
+
+
+def number(value: Any) -> str:
+    """12345 → 12,345; None → –."""
+    if value is None:
+        return "–"
+    return f"{value:,.4g}" if isinstance(value, float) and not value.is_integer() else f"{int(value):,}"
+
+
+def share(language: Language, value: float) -> str:
+    """0.9134 → 91.3 %; what is there is never shown as nothing, and what is not whole never as all."""
+    percent = value * 100
+    space = "" if language == "zh" else "\u202f"
+    if 0 < percent < 0.1:
+        return f"< 0.1{space}%"
+    if 99.9 < percent < 100:
+        return f"> 99.9{space}%"
+    return f"{percent:.1f}{space}%"
+
+
+def shown(language: Language, value: Any, limit: int = MAX_NAME_CHARS) -> Markup:
+    """A text from the data: cut, escaped, visible, and unable to turn the direction of what stands beside it."""
+    from markupsafe import Markup
+
+    whole = value if isinstance(value, str) else as_text(value)
+    cut = whole[:limit]
+    rest = Markup("")
+    if len(cut) < len(whole):
+        rest = Markup(' <span class="more">{}</span>').format(text(CUT[language], more=number(len(whole) - limit)))
+    return Markup('<bdi dir="auto">{}</bdi>').format(Markup("").join(_visible(cut))) + rest
+
+
+def _visible(text: str) -> Iterator[str]:
+    """The text escaped, with a mark in place of every character that hides, or that turns its neighbours round."""
+    from markupsafe import Markup, escape
+
+    start = 0
+    for position, character in enumerate(text):
+        if _is_hidden(character, text[position - 1] if position else ""):
+            yield escape(text[start:position])
+            yield Markup('<span class="hidden">U+{}</span>').format(f"{ord(character):04X}")
+            start = position + 1
+    yield escape(text[start:])
+
+
+def label(text: str) -> str:
+    """A name as an attribute holds it, where there is no place for marks."""
+    return "".join("\ufffd" if _is_hidden(character, "") else character for character in text[:MAX_NAME_CHARS])
+
+
+def _is_hidden(character: str, before: str) -> bool:
+    if character.isprintable() or character in "\n\t\u3000\u00a0":
+        return False
+    if character in "\u200c\u200d":  # they join emoji and Persian letters; after ASCII they only hide
+        return not before or before.isascii()
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")

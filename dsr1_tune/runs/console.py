@@ -1,0 +1,150 @@
+"""What a run tells its user on the terminal: one stage after the other, tables where there is much to compare."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+
+from dsr1_tune.data.inspect import tables
+from dsr1_tune.data.prepared import Prepared
+from dsr1_tune.models.trained.lora import PartCoverage, count_trained
+from dsr1_tune.moe.quantized_experts import PartBits
+from dsr1_tune.runs.evaluate import HeldOut, Sample
+from dsr1_tune.runs.folder import RunFolder
+
+_TITLES = {
+    "attention": "attention",
+    "dense_ffn": "dense FFN",
+    "shared_experts": "shared experts",
+    "routed_experts": "routed experts",
+    "router": "router",
+    "embeddings": "embeddings",
+    "norms": "norms",
+    "other": "other",
+}
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' warnings and bars off the terminal; errors still come through."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for library in ("bitsandbytes", "datasets", "accelerate", "peft", "trl"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+
+
+class Narrator:
+    """Speaks for one run, on one console."""
+
+    def __init__(self, console: Console, is_heard: bool = True) -> None:
+        """Of several processes one `is_heard`; the others say the same to nobody."""
+        self.console = console if is_heard else Console(quiet=True)
+
+    def say(self, text: str) -> None:
+        """A plain line."""
+        self.console.print(escape(text), highlight=False, soft_wrap=True)
+
+    def stage(self, text: str) -> None:
+        """The heading of the next stage."""
+        self.console.print(f"\n[bold]{escape(text)}[/bold]", highlight=False)
+
+    def data(self, prepared: Prepared, num_train: int, num_held_out: int) -> None:
+        """What the files hold, every bad row, and how the good ones are split."""
+        tables.show(tables.Report.of(prepared), self.console)
+        self.say(f"{num_train:,} records to train on, {num_held_out:,} held out")
+
+    def coverage(self, lines: Sequence[PartCoverage]) -> None:
+        """The coverage audit."""
+        table = Table(title="What is trained", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        table.add_column("part")
+        for name in ("parameters", "adapted", "trained", "frozen"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for line in lines:
+            share = f"{line.num_adapted / line.num_base:.0%}"
+            numbers = (f"{line.num_base:,}", share, f"{line.num_trained:,}", f"{line.num_frozen:,}")
+            table.add_row(_TITLES[line.part], *numbers, style="" if line.num_trained else "dim")
+        num_base = sum(line.num_base for line in lines)
+        num_adapted = sum(line.num_adapted for line in lines)
+        num_trained, num_frozen = count_trained(lines), sum(line.num_frozen for line in lines)
+        table.add_section()
+        table.add_row(
+            "together", f"{num_base:,}", f"{num_adapted / num_base:.0%}", f"{num_trained:,}", f"{num_frozen:,}"
+        )
+        self.console.print(table)
+        self.say(f"{num_trained / num_base:.2%} of the base's number of parameters are trained")
+
+    def bits(self, lines: Sequence[PartBits], num_bytes: int) -> None:
+        """What the base is held in."""
+        table = Table(title="What is in 4 bits", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        table.add_column("part")
+        for name in ("weights", "in 4 bits", "bits a weight", "MiB in all", "worst error"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for line in lines:
+            held = (f"{line.bits:.2f}", f"{line.worst_error:.1%}") if line.num_in_4bit else ("", "")
+            table.add_row(
+                *(_TITLES[line.part], f"{line.num_weights:,}", f"{line.share:.0%}", held[0]),
+                *(f"{line.num_bytes / 2**20:,.1f}", held[1]),
+                style="" if line.num_in_4bit else "dim",
+            )
+        num, in_16 = sum(line.num_weights for line in lines), sum(2 * line.num_weights for line in lines)
+        share = sum(line.num_in_4bit for line in lines) / num
+        table.add_section()
+        table.add_row("together", f"{num:,}", f"{share:.0%}", "", f"{num_bytes / 2**20:,.1f}", "")
+        self.console.print(table)
+        self.say(f"the weights take {num_bytes / in_16:.0%} of what they would in 16 bits")
+
+    @contextmanager
+    def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar that counts records; yields the function that moves it."""
+        with Progress(
+            TextColumn(what),
+            BarColumn(),
+            MofNCompleteColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        ) as bar:
+            task = bar.add_task(what, total=total)
+            yield lambda count: bar.advance(task, count)
+
+    def before_and_after(self, before: HeldOut, after: HeldOut, are_held_out: bool) -> None:
+        """The loss of the base and of the trained model on the same records."""
+        what = "Held-out loss" if are_held_out else "Loss on training records"
+        table = Table(
+            title=f"{what} ({after.num_records:,} records, {after.num_tokens:,} tokens)",
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+        )
+        for name in ("", "before", "after", "change"):
+            table.add_column(name, justify="right" if name else "left")
+        change = f"{after.loss / before.loss - 1:+.1%}" if before.loss else ""
+        table.add_row("loss", f"{before.loss:.4f}", f"{after.loss:.4f}", change)
+        table.add_row("perplexity", f"{before.perplexity:.2f}", f"{after.perplexity:.2f}", "")
+        self.console.print(table)
+
+    def answers(self, before: Sequence[Sample], after: Sequence[Sample]) -> None:
+        """The sample answers, one below the other."""
+        for old, new in zip(before, after, strict=True):
+            self.console.print(f"\n[bold]{escape(old.question)}[/bold]", highlight=False)
+            for title, text in (("before", old.answer), ("after", new.answer), ("in the data", new.reference)):
+                self.console.print(f"  [cyan]{title}:[/cyan] {escape(text)}", highlight=False)
+
+    def where(self, folder: RunFolder) -> None:
+        """What to do with the run."""
+        outputs = {"adapter": folder.adapter, "model": folder.model, "folder of trained experts": folder.experts}
+        what, place = next((item for item in outputs.items() if item[1].exists()), ("run", folder.path))
+        self.say(f"\nThe {what} is in {place}. Talk to it with: dsr1-tune chat {folder.path}")

@@ -1,0 +1,187 @@
+"""What a process needs to know of the others that train with it: who speaks, who writes, and when to wait.
+
+The first process (rank 0) alone talks to the user and writes the run folder. All of them take every step together.
+Where there is only one process, nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from importlib.util import find_spec
+from typing import Any, Literal, TypeVar
+
+import torch
+from pydantic import ValidationError
+from torch import distributed
+
+from dsr1_tune.config import Parallel, TuneRun
+from dsr1_tune.errors import ConfigError, RunError, TuneError
+from dsr1_tune.runs.distributed.launch import is_launched
+
+Value = TypeVar("Value")
+Run = TypeVar("Run", bound=TuneRun)
+
+# One process may build, load or answer for long while the others wait; a process that died is noticed by the launcher.
+_TIMEOUT = timedelta(hours=4)
+
+
+def _is_set(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes")
+
+
+# What `accelerate launch` was told, before accelerate itself writes into the environment.
+ACCELERATES_STRATEGY: Literal["fsdp2", "zero3", None] = (
+    "fsdp2" if _is_set("ACCELERATE_USE_FSDP") else "zero3" if _is_set("ACCELERATE_USE_DEEPSPEED") else None
+)
+
+
+def join(parallel: Parallel) -> None:
+    """Meet the other processes, if this one was started as one of several.
+
+    Raises ConfigError where `parallel` asks for several and there is only this one, and RunError for too few GPUs.
+    """
+    if not is_launched():
+        if parallel.processes > 1:
+            raise ConfigError(
+                f"parallel.processes is {parallel.processes}, but this is a single process",
+                hint="the command line starts them: dsr1-tune lora --processes 2; from Python use `accelerate launch`",
+            )
+        return
+    num_gpus, rank_here = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    if num_gpus and rank_here >= num_gpus:
+        raise RunError(
+            f"more processes than GPUs: there are {num_gpus} here", hint=f"start at most {num_gpus} processes"
+        )
+    if num_gpus:
+        torch.cuda.set_device(rank_here)
+    if not distributed.is_initialized():
+        # What is said between processes about the run itself goes by gloo, GPUs or not.
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if num_gpus else "gloo", timeout=_TIMEOUT)
+
+
+def as_launched(config: Run, is_resumed: bool, say: Callable[[str], None]) -> Run:
+    """The config with the processes and the strategy that the run really has, which `accelerate launch` may set.
+
+    Raises ConfigError for what cannot work so.
+    """
+    parallel = config.parallel
+    strategy = ACCELERATES_STRATEGY or parallel.strategy
+    if strategy == "zero3" and find_spec("deepspeed") is None:
+        raise ConfigError("zero3 needs DeepSpeed, which is not installed", hint="pip install deepspeed, or use fsdp2")
+    if strategy == "zero3" and not ACCELERATES_STRATEGY:
+        raise ConfigError("zero3 is set up by accelerate", hint=f"accelerate launch {_ZERO3} -m dsr1_tune lora ...")
+    if strategy != "ddp" and count() == 1:
+        raise ConfigError(
+            f"{strategy} shares the weights out, but there is one process", hint="--processes 2 starts two; or use ddp"
+        )
+    if parallel.powersgd_rank and count() == 1:
+        raise ConfigError(
+            "parallel.powersgd_rank is for gradients sent between processes, and there is one",
+            hint="start more, or leave it 0",
+        )
+    if count() > 1:
+        sizes = (
+            f"{count()} processes × batch_size {config.schedule.batch_size} × accumulate {config.schedule.accumulate}"
+        )
+        say(f"{strategy}: {sizes} = {global_batch(config)} sequences a step")
+    if is_resumed and parallel.processes != count():
+        say(f"It began with {parallel.processes} processes: its steps are others now, and so is its curve.")
+    if (parallel.processes, parallel.strategy) == (count(), strategy):
+        return config
+    tree = config.model_dump() | {"parallel": {**parallel.model_dump(), "processes": count(), "strategy": strategy}}
+    try:
+        return type(config).model_validate(tree)
+    except ValidationError as error:
+        said = error.errors()[0]["msg"]
+        hint = "choose another parallel.strategy" if "strategy" in said else "start fewer processes, or change that"
+        raise ConfigError(said, hint=hint) from None
+
+
+_ZERO3 = "--config_file configs/accelerate/zero3.yaml"
+
+
+def global_batch(config: TuneRun) -> int:
+    """Sequences that one optimizer step learns from, in all processes together."""
+    return count() * config.schedule.batch_size * config.schedule.accumulate
+
+
+def leave() -> None:
+    """Part from the other processes, all at the same time."""
+    if distributed.is_initialized():
+        wait()
+        distributed.destroy_process_group()
+    if not ACCELERATES_STRATEGY:
+        os.environ.pop("ACCELERATE_USE_FSDP", None)  # accelerate would share out the next model, too
+
+
+def count() -> int:
+    """How many processes train together."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of the processes this is, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def is_main() -> bool:
+    """Whether this is the process that speaks and writes."""
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def wait() -> None:
+    """Until all processes have come here."""
+    any_of(False)
+
+
+def any_of(flag: bool) -> bool:
+    """Whether `flag` is set in any of the processes; the same answer in all."""
+    if count() == 1:
+        return flag
+    flags = torch.tensor(int(flag))
+    distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
+    return bool(flags)
+
+
+def summed(numbers: torch.Tensor) -> torch.Tensor:
+    """The sum over all processes of a tensor that each of them has."""
+    if count() > 1:
+        distributed.all_reduce(numbers)
+    return numbers
+
+
+def gathered(mine: list[Value]) -> list[Value]:
+    """The lists of all processes, one behind the other."""
+    if count() == 1:
+        return mine
+    lists: list[Any] = [None] * count()
+    distributed.all_gather_object(lists, mine)
+    return [one for several in lists for one in several]
+
+
+def from_main(make: Callable[[], Value]) -> Value:
+    """What `make` returns in the main process, in all of them; if it fails there, the others end without a word."""
+    if count() == 1:
+        return make()
+    box: list[Any] = [None, False]
+    try:
+        if is_main():
+            box = [make(), True]
+    finally:
+        distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    if not box[1]:
+        raise SystemExit(TuneError.exit_code)
+    value: Value = box[0]
+    return value
+
+
+def main_first(make: Callable[[], Value]) -> Value:
+    """What `make` returns, in each process for itself, but in the others only after the main one has succeeded."""
+    if not is_main():
+        from_main(lambda: None)
+        return make()
+    made: list[Value] = []
+    from_main(lambda: made.append(make()))
+    return made[0]

@@ -1,0 +1,262 @@
+"""What the page of an alignment run shows besides any run's: what was measured before and after, and its curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dsr1_tune.config import REWARD_NUMBERS
+from dsr1_tune.report.catalogue import Language
+from dsr1_tune.report.charts import Line, Points, chart, smoothed
+from dsr1_tune.runs.report.texts import say
+
+PAIRS = ("dpo", "kto")
+ROLLOUTS = ("ppo", "grpo")
+ALIGNS = ("reward", *PAIRS, *ROLLOUTS)
+LOSS_OF_ITS_OWN = (*PAIRS, *ROLLOUTS)
+"""Here the loss before and after is another than the one that is trained: both on one chart would mislead."""
+
+Facts = Mapping[str, Any]
+Log = Sequence[Facts]
+
+
+# --- before and after -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measure before and after: numbers as text, and whether it is a part of the one above."""
+
+    name: str
+    before: str
+    after: str
+    is_part: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an alignment run: one number large, what it is, and all that was measured."""
+
+    big: str
+    is_worse: bool
+    headline: str
+    """The key of what the large number is."""
+    summary: str
+    """The key of the sentence that `values` are put into."""
+    values: dict[str, str]
+    rows: tuple[Row, ...]
+    errors: tuple[tuple[str, int], ...] = ()
+    """Rewards that could not be given, by component."""
+
+
+def outcome(command: str, evaluation: Facts, metrics: Facts, language: Language) -> Outcome | None:
+    """What came of it; None for other runs, and until both have been measured."""
+    before, after = _section(evaluation, "before"), _section(evaluation, "after")
+    if command in ROLLOUTS and _are_numbers(before.get("reward"), after.get("reward")):
+        errors = tuple(sorted((str(name), int(count)) for name, count in _section(metrics, "reward_errors").items()))
+        return _of_rollouts(before, after, errors, language)
+    if command in (*PAIRS, "reward") and _are_numbers(before.get("accuracy"), after.get("accuracy")):
+        told = _of_reward_model if command == "reward" else _of_preferences
+        return told(before, after, _section(evaluation, "preferences"), language)
+    return None
+
+
+def _of_rollouts(before: Facts, after: Facts, errors: tuple[tuple[str, int], ...], language: Language) -> Outcome:
+    change = after["reward"] - before["reward"]
+    rows = [Row(say("row_reward", language), _number(before["reward"]), _number(after["reward"]))]
+    for layer, value in _section(after, "layers").items():
+        rows.append(Row(str(layer), _number(_section(before, "layers").get(layer)), _number(value), is_part=True))
+        for name, score in _section(after, "components").items():
+            if name.startswith(f"{layer}/"):
+                earlier = _section(before, "components").get(name)
+                rows.append(Row(str(name), _number(earlier), _number(score), is_part=True))
+    was, now = (f"{stage['answer_tokens']:.1f}" if "answer_tokens" in stage else "–" for stage in (before, after))
+    rows.append(Row(say("row_tokens", language), was, now))
+    rows.append(Row(say("row_ended", language), _share(before.get("ended")), _share(after.get("ended"))))
+    return Outcome(
+        big=f"{change:+.3f}",
+        is_worse=change < 0,
+        headline="headline_reward",
+        summary="summary_reward",
+        values={
+            "prompts": f"{int(after.get('num_prompts', 0)):,}",
+            "before": f"{before['reward']:.4f}",
+            "after": f"{after['reward']:.4f}",
+        },
+        rows=tuple(rows),
+        errors=errors,
+    )
+
+
+def _of_preferences(before: Facts, after: Facts, told: Facts, language: Language) -> Outcome:
+    points = 100 * (after["accuracy"] - before["accuracy"])
+    rows = [Row(say("row_likelier", language), _share(before["accuracy"]), _share(after["accuracy"]))]
+    if "accuracy_by_sum" in after:
+        by_sum = _share(before.get("accuracy_by_sum")), _share(after["accuracy_by_sum"])
+        rows.append(Row(say("row_likelier_whole", language), *by_sum))
+    rows += [
+        Row(say("row_raised", language), "", _share(told.get("reward_accuracy"))),
+        Row(say("row_raised_margin", language), "", _number(told.get("reward_margin"))),
+        Row(say("row_loss_chosen", language), _number(before.get("loss")), _number(after.get("loss"))),
+        Row(say("row_length", language), "", _share(after.get("length_accuracy"))),
+    ]
+    return Outcome(
+        big=f"{points:+.1f}",
+        is_worse=points < 0,
+        headline="headline_preferences",
+        summary="summary_preferences",
+        values=_accuracies(before, after, after.get("length_accuracy")),
+        rows=tuple(rows),
+    )
+
+
+def _of_reward_model(before: Facts, after: Facts, told: Facts, language: Language) -> Outcome:
+    rows = [Row(say("row_accuracy", language), _share(before["accuracy"]), _share(after["accuracy"]))]
+    for name, bucket in _section(after, "differs").items():
+        was = _section(_section(before, "differs"), name).get("accuracy")
+        rows.append(
+            Row(f"{name} ({bucket.get('num_pairs')})", _share(was), _share(bucket.get("accuracy")), is_part=True)
+        )
+    rows += [
+        Row(say("row_margin", language), _number(before.get("margin")), _number(after.get("margin"))),
+        Row(say("row_loss_pairs", language), _number(before.get("loss")), _number(after.get("loss"))),
+        Row(
+            say("row_calibration", language),
+            _number(before.get("calibration_error")),
+            _number(after.get("calibration_error")),
+        ),
+        Row(say("row_length", language), "", _share(after.get("length_only"))),
+    ]
+    return Outcome(
+        big=_share(after["accuracy"]),
+        is_worse=after["accuracy"] <= 0.5,
+        headline="headline_reward_model",
+        summary="summary_reward_model",
+        values=_accuracies(before, after, after.get("length_only")),
+        rows=tuple(rows),
+    )
+
+
+def _accuracies(before: Facts, after: Facts, by_length: Any) -> dict[str, str]:
+    return {
+        "pairs": f"{int(after.get('num_records', after.get('num_pairs', 0))):,}",
+        "before": _share(before["accuracy"]),
+        "after": _share(after["accuracy"]),
+        "length": _share(by_length),
+    }
+
+
+def _are_numbers(*values: Any) -> bool:
+    return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if _are_numbers(value) else "–"
+
+
+def _share(value: Any) -> str:
+    return f"{100 * value:.1f}\u202f%" if _are_numbers(value) else "–"
+
+
+# --- curves -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Curves:
+    """A chart: the key of its title, and of each line the key of its name and what it is called in the log."""
+
+    title: str
+    lines: tuple[tuple[str, str], ...]
+    from_zero: bool = False
+
+
+CURVES = (
+    _Curves("chart_accuracy", (("line_batch", "rewards/accuracies"), ("line_batch", "accuracy"))),
+    _Curves("chart_pair", (("line_chosen", "rewards/chosen"), ("line_rejected", "rewards/rejected"))),
+    _Curves("chart_margin", (("line_batch", "rewards/margins"), ("line_batch", "margin"))),
+    _Curves("chart_logps", (("line_chosen", "logps/chosen"), ("line_rejected", "logps/rejected"))),
+    _Curves(
+        "chart_scores", (("line_lowest", "min_reward"), ("line_mean", "mean_reward"), ("line_highest", "max_reward"))
+    ),
+    _Curves(
+        "chart_kl",
+        (("line_kl_reference", "policy/kl"), ("line_kl_reference", "kl"), ("line_kl_update", "policy/approx_kl")),
+    ),
+    _Curves("chart_beta", (("line_batch", "kl/beta"),)),
+    _Curves("chart_entropy", (("line_batch", "policy/entropy"), ("line_batch", "entropy")), from_zero=True),
+    _Curves("chart_clip", (("line_policy", "policy/clip_fraction"), ("line_value", "value/clip_fraction")), True),
+    _Curves("chart_tokens", (("line_batch", "answer/tokens"),), from_zero=True),
+    _Curves("chart_ended", (("line_batch", "answer/ended"),), from_zero=True),
+    _Curves("chart_value_loss", (("line_batch", "value/loss"),), from_zero=True),
+    _Curves("chart_explained", (("line_batch", "value/explained_variance"),)),
+    _Curves("chart_errors", (("line_batch", "reward/errors"),), from_zero=True),
+)
+
+
+def curves(command: str, log: Log, evaluation: Facts, language: Language) -> Iterator[dict[str, Any]]:
+    """The charts of an alignment run, what it is about first; none for any other run."""
+    if command not in ALIGNS:
+        return
+    yield from _reward_curves(log, evaluation, language)
+    for curve in CURVES:
+        found = [(key, _points(log, name)) for key, name in curve.lines]
+        if not any(value for _, points in found for _, value in points) and curve.from_zero:
+            continue  # what was nought throughout
+        lines = [Line(say(key, language), f"c{number % 6}", points) for number, (key, points) in enumerate(found)]
+        if drawn := chart(say(curve.title, language), lines, from_zero=curve.from_zero):
+            yield drawn
+
+
+def _reward_curves(log: Log, evaluation: Facts, language: Language) -> Iterator[dict[str, Any]]:
+    """The reward of the model's own answers: in all, by layer, and of each layer's components."""
+    rewards = _points(log, "reward/mean")
+    if not rewards:
+        return
+    ends = (
+        (0.0, _section(evaluation, "before").get("reward")),
+        (rewards[-1][0], _section(evaluation, "after").get("reward")),
+    )
+    measured = [(step, float(value)) for step, value in ends if isinstance(value, (int, float))]
+    in_all = [
+        Line(say("line_loss", language), "faint", rewards),
+        Line(say("line_smooth", language), "c0", smoothed(rewards)),
+        Line(say("line_held_out_greedy", language), "dots", measured),
+    ]
+    layers = layers_of(log)
+    drawn = [
+        chart(say("chart_reward", language), in_all),
+        chart(say("chart_layers", language), _smooth(log, {layer: f"reward/{layer}" for layer in layers})),
+    ]
+    for layer, parts in layers.items():
+        lines = _smooth(log, {part: f"reward/{layer}/{part}" for part in parts})
+        drawn.append(chart(f"{say('chart_components', language)} {layer}", lines))
+    yield from (one for one in drawn if one)
+
+
+def _smooth(log: Log, names: Mapping[str, str]) -> list[Line]:
+    return [
+        Line(shown, f"c{number % 6}", smoothed(_points(log, name)))
+        for number, (shown, name) in enumerate(names.items())
+    ]
+
+
+def layers_of(log: Log) -> dict[str, list[str]]:
+    """The reward's layers, and the components of each, in the order in which the log names them."""
+    layers: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for line in log for name in line):
+        head, _, rest = name.partition("/")
+        layer, _, part = rest.partition("/")
+        if head == "reward" and layer and (part or layer not in REWARD_NUMBERS):
+            layers.setdefault(layer, []).extend([part] if part else [])
+    return layers
+
+
+def _points(log: Log, name: str) -> Points:
+    return [(line["step"], float(line[name])) for line in log if isinstance(line.get(name), (int, float))]
+
+
+def _section(facts: Facts, name: str) -> Facts:
+    value = facts.get(name)
+    return value if isinstance(value, Mapping) else {}

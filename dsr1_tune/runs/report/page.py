@@ -1,0 +1,365 @@
+"""A finished or broken-off run → report.html: one page that needs nothing else, for whoever has to decide."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from dsr1_tune.atomic import whole_file
+from dsr1_tune.data.clean.texts import meaning
+from dsr1_tune.errors import RunError
+from dsr1_tune.moe.monitor import Routing
+from dsr1_tune.report import html
+from dsr1_tune.report.catalogue import Language
+from dsr1_tune.report.charts import HEIGHT, WIDTH, Line, chart, smoothed
+from dsr1_tune.runs.folder import FINISHED, RunFolder
+from dsr1_tune.runs.report.align_sections import LOSS_OF_ITS_OWN, curves, outcome
+from dsr1_tune.runs.report.expert_map import before_and_after
+from dsr1_tune.runs.report.texts import TRY_ZH, named, say
+from dsr1_tune.runs.trainer.callbacks import read_log
+from dsr1_tune.runs.watch.alarms import TRY
+from dsr1_tune.runs.watch.expert_tables import ExpertTables
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+FILE_NAME = "report.html"
+PICTURE_NAME = "experts.png"
+CALIBRATION_NAME = "calibration.png"
+TEMPLATE = Path(__file__).with_name("page.html.j2")
+MAX_ANSWER_CHARS = 2000
+
+Facts = Mapping[str, Any]
+
+
+def write_report(folder: RunFolder, language: Literal["auto", "en", "zh"] = "auto") -> Path:
+    """Draw experts.png and write report.html from what lies in the folder; parts that are missing are said so."""
+    before_and_after(ExpertTables.read(folder.path), folder.path / PICTURE_NAME)
+    file = folder.path / FILE_NAME
+    with whole_file(file) as out:
+        out.write(render(_Told.by(folder), language_of(folder) if language == "auto" else language))
+    return file
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Everything that a run folder tells; empty where a part is missing or damaged."""
+
+    path: Path
+    manifest: Facts
+    evaluation: Facts
+    data: Facts
+    log: list[dict[str, Any]]
+    tables: ExpertTables
+    picture: bytes
+    calibration: bytes
+
+    @classmethod
+    def by(cls, folder: RunFolder) -> _Told:
+        try:
+            manifest = folder.manifest()
+        except RunError:
+            manifest = {}
+        try:
+            evaluation = folder.evaluation()
+        except RunError:
+            evaluation = {}
+        return cls(
+            path=folder.path,
+            manifest=manifest,
+            evaluation=evaluation,
+            data=_read(folder.data / "report.json"),
+            log=read_log(folder),
+            tables=ExpertTables.read(folder.path),
+            picture=_bytes(folder.path / PICTURE_NAME),
+            calibration=_bytes(folder.path / CALIBRATION_NAME),
+        )
+
+
+def _read(file: Path) -> Facts:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _bytes(file: Path) -> bytes:
+    return file.read_bytes() if file.is_file() else b""
+
+
+def language_of(folder: RunFolder) -> Language:
+    """The language that most records are in, told from the characters of the first few."""
+    votes = 0
+    try:
+        with (folder.data / "train.jsonl").open(encoding="utf-8") as lines:
+            for line in islice(lines, 200):
+                text = " ".join(_contents(json.loads(line)))
+                num_han, num_kana = len(re.findall(r"[\u4e00-\u9fff]", text)), len(re.findall(r"[\u3040-\u30ff]", text))
+                is_chinese = num_han > len(re.findall(r"[A-Za-z]+", text)) and num_kana <= 0.1 * num_han
+                votes += 1 if is_chinese else -1
+    except (OSError, ValueError, AttributeError):
+        return "en"
+    return "zh" if votes > 0 else "en"
+
+
+def _contents(row: Any) -> Iterator[str]:
+    """All that is said in a row, whatever its kind: a conversation, a pair, a prompt."""
+    if isinstance(row, Mapping):
+        yield str(row.get("content", ""))
+    for value in row.values() if isinstance(row, Mapping) else row if isinstance(row, list) else ():
+        yield from _contents(value)
+
+
+def render(told: _Told, language: Language = "en") -> str:
+    """The page: no script, no outside font or image, everything that comes from data or settings escaped."""
+    return _page(language).render(**_view(told, language))
+
+
+@lru_cache
+def _page(language: Language) -> Template:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["number"] = html.number
+    environment.filters["share"] = partial(html.share, language)
+    environment.filters["shown"] = partial(html.shown, language)
+    environment.filters["answer"] = partial(html.shown, language, limit=MAX_ANSWER_CHARS)
+    environment.filters["time"] = _time
+    environment.globals["style"] = html.style()
+    environment.globals["t"] = lambda key, **values: html.text(say(key, language), **values)
+    environment.globals["named"] = partial(named, language=language)
+    environment.globals["meaning"] = partial(meaning, language=language)
+    environment.globals["advice"] = lambda what: TRY_ZH.get(what, "") if language == "zh" else TRY.get(what, "")
+    environment.globals["lang"] = "zh-Hans" if language == "zh" else "en"
+    environment.globals["canvas"] = (WIDTH, HEIGHT)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def _view(told: _Told, language: Language) -> dict[str, Any]:
+    """What the template shows: every name is there."""
+    manifest = told.manifest
+    metrics = _section(manifest, "metrics")
+    config = _section(manifest, "config")
+    status = str(manifest.get("status", "running"))
+    command = str(manifest.get("command", ""))
+    return {
+        "status": status,
+        "is_finished": status == FINISHED,
+        "error": manifest.get("error") or "",
+        "command": command,
+        "folder": str(told.path),
+        "base": str(_section(manifest, "base").get("name", "")),
+        "files": [Path(str(file)).name for file in _section(config, "data").get("files", ())],
+        "outcome": outcome(command, told.evaluation, metrics, language),
+        "gain": _gain(told.evaluation),
+        "are_held_out": "none are held out" not in str(told.evaluation.get("on", "")),
+        "size": _size(metrics.get("coverage")),
+        "pace": _pace(told, metrics),
+        "alarms": [alarm for alarm in manifest.get("alarms", ()) if isinstance(alarm, Mapping)],
+        "rollback": _section(manifest, "rollback"),
+        "data": _data(told),
+        "coverage": _coverage(metrics.get("coverage")),
+        "charts": [*curves(command, told.log, told.evaluation, language), *_charts(told, language)],
+        "experts": _experts(told.tables),
+        "picture": base64.b64encode(told.picture).decode(),
+        "calibration": base64.b64encode(told.calibration).decode(),
+        "samples": list(_samples(told.evaluation)),
+        "seconds": list(_section(manifest, "seconds").items()),
+        "machine": list(html.leaves(_section(manifest, "machine"))),
+        "settings": list(html.leaves(config)),
+        "versions": list(html.leaves(_section(manifest, "versions"))),
+        "hashes": list(_section(manifest, "data_sha256").items()),
+        "version": str(_section(manifest, "versions").get("dsr1-tune", "")),
+    }
+
+
+def _gain(evaluation: Facts) -> dict[str, Any] | None:
+    """The held-out loss before and after; None until both are measured."""
+    before, after = _section(evaluation, "before"), _section(evaluation, "after")
+    losses = before.get("loss"), after.get("loss")
+    if not all(isinstance(loss, (int, float)) and math.isfinite(loss) and loss > 0 for loss in losses):
+        return None
+    return {
+        "before": before["loss"],
+        "after": after["loss"],
+        "change": after["loss"] / before["loss"] - 1,
+        "was": _words(before["loss"]),
+        "now": _words(after["loss"]),
+        "num_records": after.get("num_records", 0),
+    }
+
+
+def _words(loss: float) -> str:
+    """A perplexity for people."""
+    perplexity = math.exp(min(loss, 50.0))
+    return f"{perplexity:,.0f}" if perplexity >= 100 else f"{perplexity:.3g}"
+
+
+def _size(coverage: Any) -> dict[str, Any] | None:
+    lines = [line for line in coverage or () if isinstance(line, Mapping)]
+    whole, trained = sum(line["num_base"] for line in lines), sum(line["num_trained"] for line in lines)
+    return {"whole": whole, "trained": trained, "share": trained / whole} if whole else None
+
+
+def _pace(told: _Told, metrics: Facts) -> dict[str, Any] | None:
+    if not told.log:
+        return None
+    last = told.log[-1]
+    seconds, tokens = float(last.get("seconds", 0.0)), float(last.get("num_tokens", 0.0))
+    return {"steps": last["step"], "seconds": seconds, "speed": tokens / seconds if seconds else 0.0}
+
+
+def _data(told: _Told) -> dict[str, Any] | None:
+    if not told.data:
+        return None
+    reasons = {str(code): int(number) for code, number in _section(told.data, "dropped").items()}
+    files = [file for file in told.data.get("files", ()) if isinstance(file, Mapping)]
+    return {
+        "num_rows": told.data.get("num_rows", 0),
+        "num_kept": told.data.get("num_kept", 0),
+        "num_dropped": told.data.get("num_dropped", 0),
+        "num_train": _num_lines(told.path / "data" / "train.jsonl"),
+        "num_eval": _num_lines(told.path / "data" / "eval.jsonl"),
+        "reasons": sorted(reasons.items(), key=lambda pair: -pair[1]),
+        "files": [
+            {name: file.get(name, "") for name in ("file", "num_rows", "num_kept", "num_dropped")} for file in files
+        ],
+    }
+
+
+def _num_lines(file: Path) -> int | None:
+    try:
+        with file.open("rb") as lines:
+            return sum(1 for _ in lines)
+    except OSError:
+        return None
+
+
+def _coverage(coverage: Any) -> dict[str, Any] | None:
+    lines = [dict(line) for line in coverage or () if isinstance(line, Mapping)]
+    if not lines:
+        return None
+    for line in lines:
+        # Where weights themselves are trained, no update stands beside them.
+        reached = max(line["num_adapted"], min(line["num_trained"], line["num_base"]))
+        line["share"] = reached / line["num_base"] if line["num_base"] else 0.0
+    names = ("num_base", "num_trained", "num_frozen")
+    return {"lines": lines, "together": {name: sum(line[name] for line in lines) for name in names}}
+
+
+def _charts(told: _Told, language: Language) -> Iterator[dict[str, Any]]:
+    def points(name: str) -> list[tuple[float, float]]:
+        return [(line["step"], float(line[name])) for line in told.log if isinstance(line.get(name), (int, float))]
+
+    def text(key: str) -> str:
+        return say(key, language)
+
+    losses = points("loss")
+    held_out = points("eval_loss")
+    before, after = _section(told.evaluation, "before").get("loss"), _section(told.evaluation, "after").get("loss")
+    if told.manifest.get("command") in LOSS_OF_ITS_OWN:
+        before = after = None
+    if losses and isinstance(before, (int, float)):
+        held_out = [(0.0, float(before)), *held_out]
+    if losses and isinstance(after, (int, float)):
+        held_out = [point for point in held_out if point[0] < losses[-1][0]] + [(losses[-1][0], float(after))]
+    groups = sorted({name for line in told.log for name in line if name.startswith("grad_norm/")})
+    parts = [(group, group.removeprefix("grad_norm/")) for group in groups]
+    drawn = (
+        chart(
+            text("chart_loss"),
+            [
+                Line(text("line_loss"), "faint", losses),
+                Line(text("line_smooth"), "c0", smoothed(losses)),
+                Line(text("line_held_out"), "dots", held_out),
+            ],
+        ),
+        chart(
+            text("chart_gradients"),
+            [Line(named("part", part, language), f"c{n % 6}", points(group)) for n, (group, part) in enumerate(parts)],
+            is_log=True,
+        ),
+        chart(
+            text("chart_experts"),
+            [
+                Line(text("line_entropy_mean"), "c0", points("experts/entropy_mean")),
+                Line(text("line_entropy_min"), "c1", points("experts/entropy_min")),
+            ],
+        ),
+        chart(text("chart_speed"), [Line(text("line_speed"), "c0", points("tokens_per_second"))], from_zero=True),
+        chart(
+            text("chart_memory"),
+            [
+                Line(text("line_rss"), "c0", points("memory/rss_gib")),
+                Line(text("line_cuda"), "c1", points("memory/cuda_peak_gib")),
+            ],
+            from_zero=True,
+        ),
+    )
+    yield from (one for one in drawn if one)
+
+
+def _experts(tables: ExpertTables) -> dict[str, Any] | None:
+    """Health before, while and after training, one row a measure; None without routed experts."""
+    stages = [("before", tables.before), ("while_training", tables.training), ("after", tables.after)]
+    known = [(name, routing) for name, routing in stages if routing is not None and routing.layers]
+    if not known:
+        return None
+    columns = [_health(routing, tables.before) for _, routing in known]
+    one = (tables.before or known[0][1]) if tables.before is None or tables.before.layers else known[0][1]
+    return {
+        "stages": [name for name, _ in known],
+        "rows": [(measure, [column[measure] for column in columns]) for measure in columns[0]],
+        "num_layers": len(one.layers),
+        "num_experts": one.num_experts,
+        "num_rows": int(one.rows_L.max()),
+    }
+
+
+def _health(routing: Routing, base: Routing | None) -> dict[str, str]:
+    drift_L = None if base is None or base is routing else routing.drift_L(base)
+    return {
+        "entropy_mean": f"{float(routing.entropy_L.mean()):.3f}",
+        "entropy_min": f"{float(routing.entropy_L.min()):.3f}",
+        "violation_max": f"{float(routing.max_violation_L.max()):.2f}",
+        "num_dead": f"{int(routing.dead_LE.sum()):,} / {routing.dead_LE.numel():,}",
+        "drift_mean": "–" if drift_L is None else f"{float(drift_L.mean()):.3f}",
+        "drift_max": "–" if drift_L is None else f"{float(drift_L.max()):.3f}",
+    }
+
+
+def _samples(evaluation: Facts) -> Iterator[dict[str, Any]]:
+    before = [sample for sample in evaluation.get("answers_before", ()) if isinstance(sample, Mapping)]
+    after = [sample for sample in evaluation.get("answers_after", ()) if isinstance(sample, Mapping)]
+    for number, sample in enumerate(before):
+        yield {
+            "question": sample.get("question", ""),
+            "before": sample.get("answer", ""),
+            "after": after[number].get("answer", "") if number < len(after) else None,
+            "reference": sample.get("reference", ""),
+        }
+
+
+def _time(seconds: Any) -> str:
+    """75.3 → 1:15; 4000 → 1:06:40; 3.21 → 3.2 s."""
+    if not isinstance(seconds, (int, float)):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _section(facts: Facts, name: str) -> Facts:
+    value = facts.get(name)
+    return value if isinstance(value, Mapping) else {}

@@ -1,0 +1,189 @@
+"""What watches a training run from outside its loop: the log, the progress bar, Ctrl-C, and the gradient check."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from dsr1_tune.atomic import whole_file
+from dsr1_tune.models.trained.lora import check_gradients
+from dsr1_tune.runs.distributed import group
+from dsr1_tune.runs.folder import RunFolder
+
+
+class GradientCheck(TrainerCallback):
+    """Stops the run at its first step if a part that is to be trained received no gradient."""
+
+    def __init__(self) -> None:
+        self._is_done = False
+        self.is_due: Callable[[], bool] = lambda: True
+        """Whether there is something to learn in this step; a trainer may say otherwise."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Look once, when gradients are complete and not yet used."""
+        if not self._is_done and self.is_due():
+            self._is_done = check_gradients(model, may_overflow=args.fp16)
+
+
+class TrainLog(TrainerCallback):
+    """Appends every optimizer step's numbers to train_log.jsonl; what a resumed run does again is replaced.
+
+    `beside` gives what else belongs into the line of the step that is being logged.
+    """
+
+    def __init__(self, folder: RunFolder, beside: Callable[[], dict[str, Any]] = dict) -> None:
+        self._folder = folder
+        self._beside = beside
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Drop the lines of steps beyond the checkpoint that the run goes on from."""
+        file = self._folder.log_file
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
+        with whole_file(file) as log:
+            log.writelines(line for line in lines if _step_of(line) <= state.global_step)
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """One line per optimizer step."""
+        if not is_step(logs):
+            return
+        numbers = {
+            "step": state.global_step,
+            "epoch": round(state.epoch or 0.0, 4),
+            **{name: value for name, value in logs.items() if name != "epoch"},
+            **self._beside(),
+        }
+        with self._folder.log_file.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(numbers) + "\n")
+
+
+def is_step(logs: Any) -> bool:
+    """Whether these are a step's numbers, not the summary that the trainer gives in the end."""
+    return bool(logs) and ("loss" in logs or "reward/mean" in logs)
+
+
+def read_log(folder: RunFolder) -> list[dict[str, Any]]:
+    """The lines of train_log.jsonl, but for a half-written one."""
+    file = folder.log_file
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return [json.loads(line) for line in lines if math.isfinite(_step_of(line))]
+
+
+def _step_of(line: str) -> float:
+    """The step that a line of the log is about; a half-written one counts as beyond every step."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+class WholeCheckpoints(TrainerCallback):
+    """Marks each checkpoint when it is completely written; only marked ones are resumed from."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Called after the last of its files; of several processes each writes some."""
+        group.wait()
+        self._folder.mark_whole(state.global_step)
+
+
+_SAME_PRESS_SECONDS = 1.0
+
+
+class GracefulStop(TrainerCallback):
+    """Ctrl-C (or a cluster's SIGTERM) finishes the step, saves a checkpoint and stops; a second one stops at once."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.was_asked = False
+        self._asked_at = 0.0
+        self._say = say
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the signals over."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.was_asked and group.count() > 1 and time.monotonic() - self._asked_at < _SAME_PRESS_SECONDS:
+            return  # torch's launcher passes on what the terminal has sent to every process already
+        self._asked_at = time.monotonic()
+        if self.was_asked:
+            self.give_back()
+            raise KeyboardInterrupt
+        self.was_asked = True
+        self._say("stopping: the step is finished and a checkpoint saved (press Ctrl-C again to stop at once)")
+
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
+        """Save and stop, once asked; all processes after the same step, whichever was asked."""
+        self.was_asked = group.any_of(self.was_asked)
+        if self.was_asked:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Give the signals back."""
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Restore the signal handlers that were there before."""
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, handler)
+
+
+class ProgressBar(TrainerCallback):
+    """A bar with loss (or reward) and tokens per second; where the output is no terminal, at most ten lines in all."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[said]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Show the bar."""
+        self._bar.start()
+        self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, said="")
+
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Say where the reward or the loss is."""
+        if not is_step(logs):
+            return
+        speed = float(logs.get("num_tokens", 0.0)) / max(float(logs.get("seconds", 0.0)), 1e-9)
+        # Of answers of its own, a model's loss tells nothing: it compares them with one another.
+        name, value = ("reward", logs["reward/mean"]) if "reward/mean" in logs else ("loss", logs["loss"])
+        said = f"{name} {float(value):.3f}  {speed:,.0f} tokens/s"
+        self._bar.update(self._task, said=said)
+        every = math.ceil(state.max_steps / 10)
+        is_due = state.global_step % every == 0 or state.global_step == state.max_steps
+        if not self._console.is_terminal and is_due:
+            self._console.print(f"step {state.global_step}/{state.max_steps}  {said}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave the bar as it stands."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop drawing; also when training ended by an error."""
+        self._bar.stop()

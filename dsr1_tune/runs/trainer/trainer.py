@@ -1,0 +1,206 @@
+"""TRL's trainer, made to take the same steps however often it was interrupted and however many processes take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, DistributedType
+from datasets import Dataset, concatenate_datasets
+from peft import PeftModel
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Sampler
+from transformers import Trainer
+from transformers.trainer_pt_utils import get_length_grouped_indices
+from trl import SFTTrainer
+
+from dsr1_tune.config import TuneRun
+from dsr1_tune.data.encode.example import IGNORED
+from dsr1_tune.moe.routing import AuxiliaryLoss
+from dsr1_tune.runs.trainer.checkpoint_weights import save_trained
+from dsr1_tune.runs.trainer.collate import is_token
+from dsr1_tune.runs.trainer.optimizers import for_run, forget_8_bit
+from dsr1_tune.runs.trainer.router_balance import BiasRule, real_tokens
+
+# PowerSGD's first steps send gradients whole: the beginning does not take well to approximations.
+POWERSGD_START = 10
+
+
+class Resumable(Trainer):
+    """What makes any of TRL's trainers take the same steps again; it stands before TRL's own among the bases."""
+
+    def __init__(self, *, config: TuneRun | None = None, quantised: bool = False, **given: Any) -> None:
+        """`config` chooses the optimizer and says what DDP sends; the rest is TRL's."""
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._config = config or TuneRun()
+        self.before_clipping: Callable[[float], None] = lambda scale: None
+        self._quantised = quantised
+        args = given["args"]
+        self._global_batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        self._num_records = len(given["train_dataset"])
+        _leave_frozen_alone(given["model"])
+        its_own = getattr(given["model"].config, "router_aux_loss_coef", None)
+        super().__init__(**given)
+        if its_own is not None:
+            # TRL's own auxiliary loss is off (see arguments.py); the model's config is saved as it was.
+            given["model"].config.router_aux_loss_coef = its_own
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Ours instead of upstream's."""
+        if self.optimizer is None:
+            self.optimizer = for_run(self.model if model is None else model, self._config, self._quantised)
+        return self.optimizer
+
+    def lengths(self, rows: Any) -> list[int]:
+        """The tokens of every row: those of like length share a batch."""
+        return [len(ids) for ids in rows["input_ids"]]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        lengths = self.lengths(train_dataset or self.train_dataset)
+        num_fillers = len(lengths) - self._num_records
+        return LengthGrouped(lengths[: self._num_records], self._global_batch, self.args.seed, num_fillers)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        scaler = self.accelerator.scaler
+        self.before_clipping(scaler.get_scale() if scaler else 1.0)
+        return super()._clip_grad_norm(model)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Going on from its very last step, in the middle of an epoch, the trainer would take one more.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
+    def close(self) -> None:
+        """Take off the model what listens to it; also when training ended by an error."""
+        forget_8_bit()
+        if self.neftune_noise_alpha is not None and hasattr(self, "neftune_hook_handle"):
+            self.neftune_hook_handle.remove()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        if isinstance(model, PeftModel):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            save_trained(model, state_dict, Path(output_dir or self.args.output_dir))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As upstream; accelerate forgets FSDP where the processes have CPUs instead of GPUs."""
+        is_fsdp = self._config.parallel.strategy == "fsdp2"
+        if is_fsdp and PartialState().distributed_type == DistributedType.MULTI_CPU:
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        super().create_accelerator_and_postprocess()
+        if is_fsdp and (plugin := self.accelerator.state.fsdp_plugin) and self.args.bf16:
+            # accelerate's own policy hands even the loss over in 16 bits, and sums gradients in them.
+            plugin.mixed_precision_policy = MixedPrecisionPolicy(
+                param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
+            )
+
+    def _build_accelerator_args(self, **given: Any) -> dict[str, Any]:
+        built: dict[str, Any] = super()._build_accelerator_args(**given)
+        if rank := self._config.parallel.powersgd_rank:
+            use_powersgd(built["kwargs_handlers"][0], rank)
+        return built
+
+
+class ResumableTrainer(Resumable, SFTTrainer):
+    """TRL's supervised trainer with batches of like length, in an order that depends on seed and epoch alone."""
+
+    _total_train_tokens: int
+
+    def __init__(self, *, config: TuneRun | None = None, **given: Any) -> None:
+        """`config` also balances the routers."""
+        args, train = given["args"], given["train_dataset"]
+        if args.world_size > 1:
+            # accelerate would fill the last batch up with records of the first, which one process does not see twice.
+            whole = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            given["train_dataset"] = _filled_up(train, -len(train) % whole)
+        super().__init__(config=config, **given)
+        self._num_records = len(train)
+        router = self._config.router
+        self._balance = AuxiliaryLoss(self.model) if router.mode == "aux_loss" else None
+        self._bias_rule = BiasRule(router.bias_rate) if router.mode == "bias" else None
+        if self._bias_rule:
+            self.add_callback(self._bias_rule)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss; of packed batches TRL counts the tokens of one row only, without looking for padding."""
+        before = self._total_train_tokens
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if self.model.training and "attention_mask" not in inputs:
+            num_tokens = self.accelerator.gather_for_metrics(is_token(inputs["position_ids"]).sum()).sum()
+            self._total_train_tokens = before + int(num_tokens)
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        if self.model.training and self._balance:
+            aux_loss = self._balance.take(real_tokens(inputs))
+            self._metrics["train"]["aux_loss"].append(
+                self.accelerator.gather_for_metrics(aux_loss.detach()).mean().item()
+            )
+            # A mean of this forward pass, whereas TRL's loss is its share of the whole batch's. It adds to the
+            # gradient, not to the loss that is reported.
+            steps = 1 if kwargs.get("num_items_in_batch") is None else self.current_gradient_accumulation_steps
+            loss = loss + self._config.router.aux_loss / steps * (aux_loss - aux_loss.detach())
+        return loss
+
+    def close(self) -> None:
+        """Stop balancing too."""
+        if self._balance:
+            self._balance.close()
+        if self._bias_rule:
+            self._bias_rule.close()
+        super().close()
+
+
+def use_powersgd(ddp: DistributedDataParallelKwargs, rank: int) -> None:
+    """Have DDP send low-rank products of its gradients (arXiv 1905.13727)."""
+    ddp.comm_hook = DDPCommunicationHookType.POWER_SGD
+    ddp.comm_state_option = {"matrix_approximation_rank": rank, "start_powerSGD_iter": POWERSGD_START}
+    if not torch.cuda.is_available():
+        # Of several buckets under way, gloo mixes up whose products are whose: PowerSGD sends them from many threads.
+        ddp.bucket_cap_mb = 2**20
+
+
+def _filled_up(train: Dataset, num_fillers: int) -> Dataset:
+    """The records, and behind them so many of two tokens of which nothing is learned."""
+    if not num_fillers:
+        return train
+    filler = {"input_ids": train[0]["input_ids"][:2], "labels": [IGNORED, IGNORED], "seq_lengths": [2]}
+    filler = {column: filler[column] for column in train.column_names}
+    return concatenate_datasets([train, Dataset.from_list([filler] * num_fillers, features=train.features)])
+
+
+def _leave_frozen_alone(model: Any) -> None:
+    """Keep DDP from sending what every process has loaded by itself: all that is not trained."""
+    frozen = [name for name, weight in model.named_parameters() if not weight.requires_grad]
+    frozen += [name for name, _ in model.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
+
+
+class LengthGrouped(Sampler[int]):
+    """Random order in which records of like length share a batch; the same for the same seed and epoch.
+
+    transformers' own sampler draws from the global generator, so that a resumed run would see another order.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, num_fillers: int = 0) -> None:
+        """`num_fillers` more indices come last, which fill the last batch up."""
+        self._lengths = lengths
+        self._batch_size = batch_size
+        self._seed = seed
+        self._num_fillers = num_fillers
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer when an epoch begins."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths) + self._num_fillers
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        yield from get_length_grouped_indices(self._lengths, self._batch_size, generator=generator)
+        yield from range(len(self._lengths), len(self))

@@ -1,0 +1,1 @@
+"""Watch a run: loss, gradients, expert load, alarms, rollback, trackers."""

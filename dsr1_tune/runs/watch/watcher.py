@@ -1,0 +1,257 @@
+"""Watches a training run: completes each step's numbers, judges them, and acts when there is an alarm.
+
+The watcher comes before every other callback, so that the log, the bar and the trackers all see the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from dsr1_tune.config import Watch
+from dsr1_tune.moe.monitor import Routing, RoutingMonitor
+from dsr1_tune.runs.distributed import group as processes
+from dsr1_tune.runs.folder import RunFolder
+from dsr1_tune.runs.trainer.callbacks import read_log
+from dsr1_tune.runs.watch import rollback
+from dsr1_tune.runs.watch.alarms import Alarm, Kind, Numbers
+from dsr1_tune.runs.watch.expert_detectors import Window
+from dsr1_tune.runs.watch.expert_tables import ExpertTables, note_routing
+from dsr1_tune.runs.watch.gradients import GradientNorms
+from dsr1_tune.runs.watch.watchdog import Watchdog
+
+WINDOW = 20
+"""The expert statistics of a step are those of so many steps up to it: a single one holds too few tokens to tell."""
+
+GIB = 2**30
+
+
+@contextmanager
+def noting_routing(model: nn.Module, folder: RunFolder, stage: str) -> Iterator[None]:
+    """What the model routes inside becomes the run's profile of `stage`: before or after training."""
+    monitor = RoutingMonitor(model)
+    try:
+        yield
+        routing = monitor.take()
+    finally:
+        monitor.close()
+    if routing.layers and processes.is_main():
+        note_routing(folder.path, **{stage: routing})
+
+
+class Watcher(TrainerCallback):
+    """Adds to each step's numbers what the trainer does not know, and looks for what is wrong in them.
+
+    `evaluate` measures the held-out loss of the model it is given; `say` prints a line. Raises `RollBack` out of the
+    training loop where an alarm is to be answered so; after training, `raise_if_stopped` tells if one ended it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        folder: RunFolder,
+        config: Watch,
+        say: Callable[[str], None],
+        evaluate: Callable[[nn.Module], float],
+        judges_loss: bool = True,
+    ) -> None:
+        self._folder = folder
+        self._config = config
+        self._say = say
+        self._evaluate = evaluate
+        self._judges_loss = judges_loss
+        self._model = model
+        self._monitor = RoutingMonitor(model)
+        self._gradients = GradientNorms()
+        self._base: Routing | None = None
+        self._window = Window(WINDOW)
+        self._training: Routing | None = None
+        self._begin = self._step_begin = time.perf_counter()
+        self._earlier_tokens = self._earlier_seconds = self._tokens = 0.0
+        self._was_rolled_back = False
+        self._stopped_by: Alarm | None = None
+        self.new_alarms: list[Alarm] = []
+
+    def before_clipping(self, scale: float = 1.0) -> None:
+        """The trainer calls it when a step's gradients are complete; `scale` is float16's."""
+        self._gradients.look(self._model, scale)
+
+    def beside(self) -> dict[str, Any]:
+        """What belongs into the log of this step besides numbers."""
+        return {"alarms": [alarm.as_json() for alarm in self.new_alarms]} if self.new_alarms else {}
+
+    def on_train_begin(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: Any,
+        optimizer: Any = None,
+        lr_scheduler: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Take up the counts, and the detectors' memory, where the checkpoint left them."""
+        step, checkpoint = state.global_step, self._folder.checkpoints / f"checkpoint-{state.global_step}"
+        past = processes.from_main(lambda: _Past.read(self._folder, checkpoint if step else None))
+        lines = [line for line in past.lines if line["step"] <= step]
+        if lines:
+            self._earlier_tokens = self._tokens = float(lines[-1].get("num_tokens", 0.0))
+            self._earlier_seconds = float(lines[-1].get("seconds", 0.0))
+        self._base, self._training, self._was_rolled_back = past.base, past.training, past.was_rolled_back
+        self._watchdog = Watchdog(self._base, may_overflow=args.fp16, judges_loss=self._judges_loss)
+        self._watchdog.replay(map(_numbers_of, lines), past.reported)
+        rollback.change_learning_rate(past.change_of_rate, optimizer, lr_scheduler)
+        if self._config.on_alarm == "rollback" and step == 0 and processes.is_main():
+            rollback.keep_start(self._model, self._folder)
+        self._monitor.take()
+        self._begin = self._step_begin = time.perf_counter()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the step's clock."""
+        self._step_begin = time.perf_counter()
+
+    def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
+        """Complete the numbers, judge them, act."""
+        self.new_alarms = []
+        if not logs or "loss" not in logs:
+            return
+        routing = self._monitor.take(of_all_processes=True)
+        self._complete(logs, routing)
+        every = self._config.evaluate_steps
+        if every and state.global_step % every == 0:
+            logs["eval_loss"] = self._held_out_loss()
+        norms = {"all": float(logs.get("grad_norm", math.nan)), **_by_group(logs)}
+        numbers = Numbers(
+            state.global_step,
+            float(logs["loss"]),
+            norms if "grad_norm" in logs else {},
+            logs.get("eval_loss"),
+            routing if routing.layers else None,
+        )
+        self.new_alarms = self._watchdog.look(numbers)
+        if self.new_alarms:
+            self._act(self.new_alarms, state, control)
+
+    def _complete(self, logs: dict[str, Any], routing: Routing) -> None:
+        """Time, tokens, memory, gradients by group and experts."""
+        now = time.perf_counter()
+        tokens = self._earlier_tokens + float(logs.get("num_tokens", 0.0))
+        logs["num_tokens"] = tokens
+        logs["seconds"] = round(self._earlier_seconds + now - self._begin, 3)
+        logs["tokens_per_second"] = round((tokens - self._tokens) / max(now - self._step_begin, 1e-9), 1)
+        self._tokens = tokens
+        logs["memory/rss_gib"] = round(psutil.Process().memory_info().rss / GIB, 3)
+        if torch.cuda.is_available():
+            logs["memory/cuda_peak_gib"] = round(torch.cuda.max_memory_allocated() / GIB, 3)
+        logs |= {f"grad_norm/{group}": norm for group, norm in self._gradients.take().items()}
+        if routing.layers:
+            self._training = routing if self._training is None else self._training + routing
+            self._window.add(routing)
+            logs |= _expert_numbers(self._window.sum, self._base)
+
+    def _held_out_loss(self) -> float:
+        with self._monitor.paused():
+            loss = self._evaluate(self._model)
+        # All processes act on one number: what differs in its last digit may fall on either side of a limit.
+        return processes.from_main(lambda: loss)
+
+    def _act(self, alarms: list[Alarm], state: TrainerState, control: TrainerControl) -> None:
+        """Say it, note it, and stop or go back where that is asked for."""
+        first = alarms[0]
+        answer = self._config.on_alarm
+        if answer == "rollback" and self._was_rolled_back:
+            answer = "stop"
+        for kind in dict.fromkeys(alarm.what for alarm in alarms):
+            told, *more = [alarm for alarm in alarms if alarm.what == kind]
+            self._say(f"ALARM: {told}" + (f" (also: {', '.join(alarm.where for alarm in more)})" if more else ""))
+        rollback.note(self._folder, alarms, state.global_step, answer)
+        if answer == "stop":
+            self._stopped_by = first
+            # At once: the trainer keeps few checkpoints, and what it saves now must not push a good one out.
+            rollback.set_suspects_aside(self._folder)
+            rollback.note_last_good(self._folder, alarms)
+            control.should_save = True
+            control.should_training_stop = True
+        elif answer == "rollback":
+            raise rollback.RollBack(first, state.global_step)
+
+    def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Put the counts into the checkpoint, before it is marked as whole."""
+        if processes.is_main():
+            checkpoint = self._folder.checkpoints / f"checkpoint-{state.global_step}"
+            rollback.note_learning_rate(self._folder, checkpoint)
+            if self._training is not None:
+                ExpertTables(training=self._training).write(checkpoint)
+
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """Leave the counts in the run folder."""
+        if processes.is_main() and self._training is not None:
+            note_routing(self._folder.path, training=self._training)
+
+    def close(self) -> None:
+        """Stop counting; also when training ended by an error."""
+        self._monitor.close()
+
+    def raise_if_stopped(self) -> None:
+        """Raise StoppedByAlarm if an alarm ended the training."""
+        if self._stopped_by is not None:
+            rollback.set_suspects_aside(self._folder)
+            raise rollback.StoppedByAlarm(self._stopped_by, self._folder)
+
+
+@dataclass(frozen=True)
+class _Past:
+    """What a run that goes on must know of itself."""
+
+    lines: list[dict[str, Any]]
+    base: Routing | None
+    training: Routing | None
+    reported: list[tuple[Kind, str]]
+    was_rolled_back: bool
+    change_of_rate: float
+
+    @classmethod
+    def read(cls, folder: RunFolder, checkpoint: Path | None) -> _Past:
+        return cls(
+            lines=read_log(folder) if checkpoint else [],
+            base=ExpertTables.read(folder.path).before,
+            training=ExpertTables.read(checkpoint).training if checkpoint else None,
+            reported=rollback.reported(folder),
+            was_rolled_back=rollback.was_rolled_back(folder),
+            change_of_rate=rollback.wanted_rate(folder) / rollback.rate_of(checkpoint),
+        )
+
+
+def _by_group(logs: dict[str, Any]) -> dict[str, float]:
+    """The gradient norms of the groups among a step's numbers."""
+    prefix = "grad_norm/"
+    return {name.removeprefix(prefix): float(norm) for name, norm in logs.items() if name.startswith(prefix)}
+
+
+def _numbers_of(line: dict[str, Any]) -> Numbers:
+    """A line of the log as the detectors are fed it; single steps' routing is not in the log."""
+    norms = {"all": float(line["grad_norm"]), **_by_group(line)} if "grad_norm" in line else {}
+    return Numbers(int(line["step"]), float(line.get("loss", math.nan)), norms, line.get("eval_loss"))
+
+
+def _expert_numbers(window: Routing, base: Routing | None) -> dict[str, float]:
+    """All layers in a few numbers."""
+    entropy_L = window.entropy_L
+    numbers = {
+        "experts/entropy_min": float(entropy_L.min()),
+        "experts/entropy_mean": float(entropy_L.mean()),
+        "experts/max_violation_max": float(window.max_violation_L.max()),
+        "experts/dead": int(window.dead_LE.sum()),
+    }
+    if base is not None and base.layers == window.layers:
+        numbers["experts/drift_max"] = float(window.drift_L(base).max())
+    return {name: round(number, 5) for name, number in numbers.items()}

@@ -1,0 +1,1 @@
+"""What a text says: its words, its final answer, and the quantities in it."""

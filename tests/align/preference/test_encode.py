@@ -1,0 +1,197 @@
+"""Pairs and feedback as tokens: what the prompt is, what the answers are, what falls out, and what is held out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsr1_tune.align.preference.encode import as_feedback_rows, as_rows, encode_feedback, encode_pairs
+from dsr1_tune.config import AlignRun, Data, DpoRun, KtoRun
+from dsr1_tune.data.encode.example import IGNORED, prompt_text
+from dsr1_tune.data.prepare import prepare, write
+from dsr1_tune.data.prepared import FileFacts, Prepared
+from dsr1_tune.data.record import Feedback, Message, Place, Preference
+from dsr1_tune.errors import DataError
+from dsr1_tune.runs.folder import RunFolder
+from dsr1_tune.runs.kept_rows import kept_records, probe_examples
+from tests.conftest import CHATML
+
+Write = Callable[..., Prepared]
+THINKING = CHATML.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}")
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Write:
+    """pairs((question, chosen, rejected), ...) is a file of them, read."""
+
+    def write(*rows: tuple[str, str, str]) -> Prepared:
+        path = tmp_path / "pairs.jsonl"
+        named = [dict(zip(("prompt", "chosen", "rejected"), row, strict=True)) for row in rows]
+        path.write_text("\n".join(map(json.dumps, named)))
+        return prepare(Data(files=(path,)), Preference)
+
+    return write
+
+
+def feedback(*rows: tuple[str, str, bool]) -> Prepared:
+    read = [
+        Feedback((Message("user", asked),), Message("assistant", said), is_good, Place("f.jsonl", number + 1, number))
+        for number, (asked, said, is_good) in enumerate(rows)
+    ]
+    return Prepared(tuple(read), (), (FileFacts("f.jsonl", "jsonl", "utf-8", "feedback", len(read)),))
+
+
+def configured(kind: type[AlignRun] = DpoRun, max_tokens: int = 200, **more: Any) -> Any:
+    return kind.model_validate({"schedule": {"max_tokens": max_tokens}, **more})
+
+
+def said(tokenizer: Any, ids: tuple[int, ...]) -> str:
+    return str(tokenizer.decode(ids))
+
+
+TWO = (("why?", "because it is so", "no"), ("when?", "now", "tomorrow, perhaps"))
+
+
+def test_both_answers_go_on_from_the_prompt_and_end_their_turn(pairs: Write, tiny_tokenizer: Any) -> None:
+    data = encode_pairs(pairs(*TWO), tiny_tokenizer, configured())
+    for one in (*data.train, *data.held_out):
+        asked, chosen, rejected = next(row for row in TWO if row[0] == one.preference.prompt[0].content)
+        assert said(tiny_tokenizer, one.prompt_ids) == prompt_text(one.record, tiny_tokenizer)
+        assert said(tiny_tokenizer, one.prompt_ids).endswith("<|im_start|>assistant\n")
+        assert said(tiny_tokenizer, one.chosen_ids) == f"{chosen}<|im_end|>"
+        assert said(tiny_tokenizer, one.rejected_ids) == f"{rejected}<|im_end|>"
+        whole = tiny_tokenizer.apply_chat_template(
+            [{"role": "user", "content": asked}, {"role": "assistant", "content": chosen}], tokenize=False
+        )
+        assert said(tiny_tokenizer, one.prompt_ids + one.chosen_ids) == whole.rstrip()
+        assert len(one.input_ids) == len(one.prompt_ids) + max(len(one.chosen_ids), len(one.rejected_ids))
+    rows = as_rows(data.train)
+    assert rows.column_names == ["prompt_ids", "chosen_ids", "rejected_ids"] and len(rows) == 1
+
+
+def test_where_the_prompt_opens_a_thought_answers_without_one_close_it(pairs: Write, tiny_tokenizer: Any) -> None:
+    before, tiny_tokenizer.chat_template = tiny_tokenizer.chat_template, THINKING
+    try:
+        rows = (("why?", "<think>hm</think>because", "so"), ("when?", "now", "<think>\nlet me see\n</think>\n\nlater"))
+        data = encode_pairs(pairs(*rows), tiny_tokenizer, configured())
+        stripped = encode_pairs(pairs(*rows), tiny_tokenizer, configured(sequences={"think": "strip"}))
+    finally:
+        tiny_tokenizer.chat_template = before
+    told = {one.preference.prompt[0].content: one for one in (*data.train, *data.held_out)}
+    for one in told.values():
+        assert said(tiny_tokenizer, one.prompt_ids).endswith("assistant\n<think>\n")
+    assert said(tiny_tokenizer, told["why?"].chosen_ids) == "hm</think>because<|im_end|>"
+    assert said(tiny_tokenizer, told["why?"].rejected_ids) == "\n</think>\n\nso<|im_end|>"
+    assert said(tiny_tokenizer, told["when?"].rejected_ids) == "let me see\n</think>\n\nlater<|im_end|>"
+    for one in (*stripped.train, *stripped.held_out):
+        for ids in (one.chosen_ids, one.rejected_ids):
+            assert "hm" not in said(tiny_tokenizer, ids) and "let me see" not in said(tiny_tokenizer, ids)
+
+
+def test_long_pairs_fall_out_with_their_place(pairs: Write, tiny_tokenizer: Any) -> None:
+    data = encode_pairs(pairs(*TWO, ("how?", "so", "long " * 40)), tiny_tokenizer, configured(max_tokens=100))
+    (drop,) = data.prepared.drops
+    assert (drop.code, drop.place and drop.place.line, drop.path) == ("too_long", 3, "$.rejected")
+    assert len(data.train) + len(data.held_out) == 2
+
+
+def test_long_answers_can_be_cut_unless_nothing_is_left_to_tell_them_apart(pairs: Write, tiny_tokenizer: Any) -> None:
+    rows = (("how?", "so " * 40, "no " * 60), ("where?", "same " * 40 + "a", "same " * 40 + "b"), *TWO)
+    prepared = pairs(*rows, ("long? " * 40, "yes", "no"))
+    data = encode_pairs(prepared, tiny_tokenizer, configured(max_tokens=100, sequences={"longer": "truncate"}))
+    cut = next(one for one in (*data.train, *data.held_out) if one.num_cut)
+    assert len(cut.prompt_ids) + len(cut.chosen_ids) == len(cut.prompt_ids) + len(cut.rejected_ids) == 100
+    # "so " and "no " of three bytes each, the last blank and all, and the end of the turn.
+    assert cut.num_cut == 2 * len(cut.prompt_ids) + (3 * 40 + 1) + (3 * 60 + 1) - 2 * 100
+    assert {drop.place.line: drop.detail for drop in data.prepared.drops if drop.place} == {
+        2: "the two answers differ only behind the first 100 tokens",
+        5: f"the prompt alone has {len('long? ' * 40) + 19} tokens, 100 are allowed with the answer",
+    }
+    assert "1 rows have an answer cut at 100 tokens" in data.remarks[0]
+    assert not any(record.answer.startswith("so so") for record in data.asked(9))
+
+
+def test_one_pair_alone_is_refused(pairs: Write, tiny_tokenizer: Any) -> None:
+    with pytest.raises(DataError, match=r"pairs.jsonl:1: only this one pair .*(\n|.)*at least two pairs"):
+        encode_pairs(pairs(TWO[0]), tiny_tokenizer, configured())
+
+
+def test_pairs_of_one_prompt_are_held_out_together(pairs: Write, tiny_tokenizer: Any) -> None:
+    rows = [(f"number {number // 3}?", f"good {number}", f"bad {number}") for number in range(30)]
+    data = encode_pairs(pairs(*rows), tiny_tokenizer, configured(data={"eval_share": 0.2}))
+    train, held_out = ({one.prompt_ids for one in side} for side in (data.train, data.held_out))
+    assert (len(train), len(held_out), len(data.held_out)) == (8, 2, 6) and not train & held_out
+
+
+LIKED = [(f"question {number}?", f"{word} {number}", word == "good") for number in range(6) for word in ("good", "bad")]
+
+
+def test_feedback_is_an_answer_and_its_label(tiny_tokenizer: Any) -> None:
+    data = encode_feedback(feedback(*LIKED), tiny_tokenizer, configured(KtoRun, data={"eval_share": 0.2}))
+    assert data.remarks == ("5 good and 5 bad answers to learn from",)
+    assert {record.answer[:4] for record in data.asked(9)} == {"good"}
+    rows = as_feedback_rows(data.train, max_tokens=60)
+    for row in rows:
+        assert said(tiny_tokenizer, row["completion_ids"]).startswith("good" if row["label"] else "bad")
+        number = said(tiny_tokenizer, row["prompt_ids"]).partition("question ")[2][0]
+        other = said(tiny_tokenizer, row["KL_completion_ids"])
+        assert number not in other and len(row["prompt_ids"]) + len(row["KL_completion_ids"]) <= 60
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([row for row in LIKED if row[2]], "answers to learn from are labelled good"),
+        ([("same?", f"{word}", word == "good") for word in ("good", "bad")], "to one prompt"),
+    ],
+)
+def test_feedback_that_teaches_nothing_is_refused(rows: Any, reason: str, tiny_tokenizer: Any) -> None:
+    with pytest.raises(DataError, match=reason):
+        encode_feedback(feedback(*rows), tiny_tokenizer, configured(KtoRun))
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ({"sequences": {"longer": "split"}}, "part an answer from its rival"),
+        ({"sequences": {"think": "mask"}}, "judged as a whole"),
+        ({"sequences": {"learn": ["user"]}}, "only the last answer"),
+        ({"sequences": {"packing": True}}, "compared one by one"),
+        ({"dpo": {"loss": ["sft"]}}, "rejected answers"),
+        ({"dpo": {"loss": ["exo_pair"]}}, "logarithm of dpo.label_smoothing"),
+        ({"dpo": {"label_smoothing": 0.1}}, "robust is sigmoid with it"),
+        ({"dpo": {"loss": ["sigmoid", "sft"], "weights": [1]}}, "1 weights for 2 losses"),
+    ],
+)
+def test_settings_that_cannot_work_do_not_exist(setting: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        DpoRun.model_validate(setting)
+
+
+def test_kto_wants_a_batch() -> None:
+    with pytest.raises(ValueError, match="mean KL of a batch"):
+        KtoRun.model_validate({"schedule": {"batch_size": 1}})
+
+
+def test_what_later_stages_measure_is_the_good_answer_alone(tiny_tokenizer: Any, tmp_path: Path) -> None:
+    turns = (Message("user", "hi"), Message("assistant", "hello"), Message("user", "why?"))
+    place = FileFacts("f.jsonl", "jsonl", "utf-8", "feedback", 2)
+    liked = [
+        Feedback(turns, Message("assistant", answer), answer == "so", Place("f.jsonl", number + 1, number))
+        for number, answer in enumerate(("so", "no"))
+    ]
+    pair = Preference(turns, Message("assistant", "so"), Message("assistant", "no"), Place("f.jsonl", 1, 0))
+    for rows in (liked, [pair]):
+        folder = RunFolder(tmp_path / type(rows[0]).__name__)
+        folder.begin(configured(), "dpo")
+        folder.data.mkdir()
+        write(Prepared(tuple(rows), (), (replace(place, num_rows=len(rows)),)), folder.data, held_out=rows)
+        (example,) = probe_examples(folder, tiny_tokenizer)
+        learned = tuple(label for label in example.labels if label != IGNORED)
+        assert said(tiny_tokenizer, learned) == "so<|im_end|>"
+        assert kept_records(folder, "eval")[0].answer == "so"

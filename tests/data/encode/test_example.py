@@ -1,0 +1,301 @@
+"""The model learns what the assistant says, its end-of-turn token included, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import json
+from itertools import groupby
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from dsr1_tune.data.encode.example import IGNORED, Example, encode, encode_all, prompt_text, render
+from dsr1_tune.data.record import CODES, Drop, Message, Place, Record
+
+# As reasoning models do: only the last answer keeps its thoughts.
+THOUGHTS = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['role'] == 'assistant' and not loop.last %}{{ message['content'].split('</think>')[-1] }}"
+    "{% else %}{{ message['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# No answer keeps its thoughts, and the model is asked with a thought opened for it.
+OPENED = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'].split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+# The thought that is opened for the model stays in the finished turn.
+KEPT = OPENED.replace(".split('</think>')[-1]", "")
+STRICT = (
+    "{% for message in messages %}{% if message['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}"
+    "<|im_start|>{{ message['content'] }}<|im_end|>\n{% endfor %}"
+)
+
+
+def record(*turns: tuple[str, str], tools: str = "") -> Record:
+    """record(("user", "Q"), ("assistant", "A")) as if read from a file."""
+    messages = tuple(Message(role, text, f"$.messages[{i}].content") for i, (role, text) in enumerate(turns))
+    return Record(messages, Place("data.jsonl", 3, 2), tools, row={"raw": True})
+
+
+def asked(answer: str, question: str = "Q") -> Record:
+    return record(("user", question), ("assistant", answer))
+
+
+@pytest.fixture
+def with_template(tiny_tokenizer: Any) -> Any:
+    """with_template(text) is the tiny tokenizer with another chat template."""
+
+    def with_template_(template: str) -> Any:
+        tokenizer = copy.deepcopy(tiny_tokenizer)
+        tokenizer.chat_template = template
+        return tokenizer
+
+    return with_template_
+
+
+def encoded(record: Record, tokenizer: Any, max_tokens: int = 1000) -> Example:
+    outcome = encode(record, tokenizer, max_tokens)
+    assert isinstance(outcome, Example), outcome
+    assert len(outcome.labels) == len(outcome.input_ids)
+    assert all(label in (token, IGNORED) for token, label in zip(outcome.input_ids, outcome.labels, strict=True))
+    return outcome
+
+
+def learned(record: Record, tokenizer: Any) -> list[str]:
+    """What is learned, run by run."""
+    runs = groupby(encoded(record, tokenizer).labels, key=lambda label: label != IGNORED)
+    return [tokenizer.decode(list(run), skip_special_tokens=False) for is_learned, run in runs if is_learned]
+
+
+def refusal(record: Record, tokenizer: Any, max_tokens: int = 1000) -> Drop:
+    outcome = encode(record, tokenizer, max_tokens)
+    assert isinstance(outcome, Drop), outcome
+    assert outcome.code in CODES
+    assert outcome.fix
+    return outcome
+
+
+# --- what is learned -------------------------------------------------------------------------------------------------
+
+
+def test_the_answer_and_its_end_are_learned(tiny_tokenizer: Any) -> None:
+    example = encoded(asked("An answer."), tiny_tokenizer)
+    text = "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nAn answer.<|im_end|>\n"
+    assert tiny_tokenizer.decode(example.input_ids, skip_special_tokens=False) == text
+    assert learned(asked("An answer."), tiny_tokenizer) == ["An answer.<|im_end|>"]
+    assert example.labels[-2:] == (tiny_tokenizer.eos_token_id, IGNORED)
+    assert example.record == asked("An answer.")
+
+
+def test_every_answer_of_a_conversation_is_learned(tiny_tokenizer: Any) -> None:
+    talk = record(
+        ("system", "Be kind."), ("user", "One?"), ("assistant", "1"), ("user", "Two?"), ("assistant", "1 and 1, or 2")
+    )
+    assert learned(talk, tiny_tokenizer) == ["1<|im_end|>", "1 and 1, or 2<|im_end|>"]
+
+
+def test_what_tools_return_is_not_learned(tiny_tokenizer: Any) -> None:
+    talk = record(("user", "Weather?"), ("assistant", "look()"), ("tool", "rain"), ("assistant", "Rain."))
+    assert learned(talk, tiny_tokenizer) == ["look()<|im_end|>", "Rain.<|im_end|>"]
+
+
+def test_a_greeting_before_any_question_is_not_learned(tiny_tokenizer: Any) -> None:
+    talk = record(("assistant", "Hello!"), ("user", "Q"), ("assistant", "A"))
+    assert learned(talk, tiny_tokenizer) == ["A<|im_end|>"]
+
+
+def test_the_same_words_said_by_the_user_are_not_learned(tiny_tokenizer: Any) -> None:
+    assert learned(asked("echo", question="echo"), tiny_tokenizer) == ["echo<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        " leading",
+        "trailing ",
+        "  both\t",
+        "\nlines\n\n",
+        "是",
+        "血压 120/80，正常。",
+        "😀",
+        "👩‍⚕️ ok 👍🏽",
+        "é",
+        "a<|b",
+        "42",
+    ],
+)
+def test_answers_are_learned_to_the_letter(tiny_tokenizer: Any, answer: str) -> None:
+    assert learned(asked(answer, question="怎么样？😀"), tiny_tokenizer) == [f"{answer}<|im_end|>"]
+
+
+def test_a_character_of_several_tokens_is_not_cut_at_the_border(with_template: Any) -> None:
+    side_by_side = with_template("{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    example = encoded(asked("是😀", question="是😀"), side_by_side)
+    assert len(example.input_ids) == 2 * (3 + 4)
+    assert example.labels == (IGNORED,) * 7 + example.input_ids[7:]
+
+
+def test_a_token_across_the_border_is_learned() -> None:
+    """Byte-level merges join the prompt's last newline with the answer's first."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: number for number, token in enumerate([*alphabet, "ĊĊ", "ĊA"])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[("Ċ", "Ċ"), ("Ċ", "A")]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['role'] }}:\n{{ message['content'] }};{% endfor %}"
+        "{% if add_generation_prompt %}assistant:\n{% endif %}"
+    )
+    for answer, token in (("\nB", "ĊĊ"), ("A", "ĊA")):
+        example = encoded(asked(answer), tokenizer)
+        first = next(label for label in example.labels if label != IGNORED)
+        assert tokenizer.convert_ids_to_tokens(first) == token
+
+
+def test_no_special_tokens_are_added_to_those_of_the_template(tiny_tokenizer: Any) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>", special_tokens=[("<|im_start|>", 0), ("<|im_end|>", 1)]
+    )
+    assert tokenizer("Q")["input_ids"][0] == 0
+    assert encoded(asked("A"), tokenizer).input_ids == encoded(asked("A"), tiny_tokenizer).input_ids
+
+
+# --- templates that rewrite ------------------------------------------------------------------------------------------
+
+
+def test_earlier_answers_that_the_template_rewrites_are_left_out(with_template: Any) -> None:
+    talk = record(
+        ("user", "One?"), ("assistant", "<think>hm</think>1"), ("user", "Two?"), ("assistant", "<think>so</think>2")
+    )
+    tokenizer = with_template(THOUGHTS)
+    assert "hm" not in render(talk, tokenizer)[0]
+    assert learned(talk, tokenizer) == ["<think>so</think>2<|im_end|>"]
+
+
+def test_earlier_answers_that_it_leaves_as_they_are_are_learned(with_template: Any) -> None:
+    talk = record(("user", "One?"), ("assistant", "1"), ("user", "Two?"), ("assistant", "<think>so</think>2"))
+    assert learned(talk, with_template(THOUGHTS)) == ["1<|im_end|>", "<think>so</think>2<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "continued"),
+    [
+        ("42", "\n</think>\n\n42"),
+        ("<think>hm</think>42", "hm</think>42"),
+        ("<think>\nhm\n</think>\n\n42", "hm\n</think>\n\n42"),
+        ("hm\n</think>\n\n42", "hm\n</think>\n\n42"),
+        ("<table>", "\n</think>\n\n<table>"),
+        ("<think>hm</think><thin>", "hm</think><thin>"),
+    ],
+)
+@pytest.mark.parametrize("template", ["opened", "kept"])
+def test_an_answer_goes_on_where_the_prompt_has_opened_a_thought(
+    with_template: Any, answer: str, continued: str, template: str
+) -> None:
+    tokenizer = with_template(OPENED if template == "opened" else KEPT)
+    text, _ = render(asked(answer), tokenizer)
+    assert text == prompt_text(asked(answer), tokenizer) + continued + "<|im_end|>\n"
+    assert learned(asked(answer), tokenizer) == [f"{continued}<|im_end|>"]
+
+
+def test_a_thought_opened_by_the_prompt_is_not_learned_but_its_rest_is(with_template: Any) -> None:
+    assert learned(asked("<think>\nhm</think>42"), with_template(KEPT)) == ["hm</think>42<|im_end|>"]
+
+
+def test_a_template_without_end_of_turn(with_template: Any) -> None:
+    tokenizer = with_template(
+        "{% for message in messages %}{{ message['role'] }}: {{ message['content'] | trim }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    assert learned(record(("user", "Q"), ("assistant", " A "), ("user", "R"), ("assistant", "B ")), tokenizer) == [
+        "A",
+        "B",
+    ]
+
+
+# --- what cannot be learned ------------------------------------------------------------------------------------------
+
+
+def test_what_the_template_refuses_is_dropped_with_its_words(with_template: Any) -> None:
+    drop = refusal(record(("system", "Be kind."), ("user", "Q"), ("assistant", "A")), with_template(STRICT))
+    assert drop.code == "template_refused"
+    assert "System role not supported" in drop.detail
+    assert drop.path == "$.messages[0].content"
+
+
+@pytest.mark.parametrize("template", ["{{ messages[9]['content'] + 1 }}", "{{ messages | nofilter }}", "{% if %}"])
+def test_a_template_that_fails_is_dropped_too(with_template: Any, template: str) -> None:
+    assert refusal(asked("A"), with_template(template)).code == "template_refused"
+
+
+def test_the_longest_that_fits(tiny_tokenizer: Any) -> None:
+    length = len(encoded(asked("An answer."), tiny_tokenizer).input_ids)
+    assert isinstance(encode(asked("An answer."), tiny_tokenizer, length), Example)
+    drop = refusal(asked("An answer."), tiny_tokenizer, length - 1)
+    assert drop.code == "too_long"
+    assert str(length) in drop.detail
+    assert str(length - 1) in drop.detail
+    assert "max_tokens" in drop.fix
+    assert drop.path == "$.messages[1].content"
+
+
+def test_an_answer_of_which_the_template_leaves_nothing(with_template: Any) -> None:
+    drop = refusal(asked("<think>only thoughts</think>"), with_template(OPENED))
+    assert (drop.code, drop.path) == ("nothing_to_learn", "$.messages[1].content")
+    silent = with_template("{% for message in messages %}{{ message['role'] }} {% endfor %}")
+    assert refusal(asked("A"), silent).code == "nothing_to_learn"
+
+
+def test_of_a_conversation_only_the_answers_that_are_left_are_learned(with_template: Any) -> None:
+    talk = record(("user", "Q"), ("assistant", "<think>hm</think>"), ("user", "R"), ("assistant", "B"))
+    assert learned(talk, with_template(OPENED)) == ["\n</think>\n\nB<|im_end|>"]
+
+
+# --- tools and prompts -----------------------------------------------------------------------------------------------
+
+
+def test_tools_reach_the_template(with_template: Any) -> None:
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
+    tokenizer = with_template(
+        "{% if tools %}{% for tool in tools %}[{{ tool['function']['name'] }}]{% endfor %}{% endif %}"
+        "{% for message in messages %}{{ message['content'] }}<|im_end|>{% endfor %}"
+    )
+    talk = record(("user", "Q"), ("assistant", "A"), tools=json.dumps(tools))
+    assert render(talk, tokenizer)[0] == "[look]Q<|im_end|>A<|im_end|>"
+    assert prompt_text(talk, tokenizer) == "[look]Q<|im_end|>"
+    assert learned(talk, tokenizer) == ["A<|im_end|>"]
+    assert render(asked("A"), tokenizer)[0] == "Q<|im_end|>A<|im_end|>"
+
+
+def test_the_prompt_is_the_text_up_to_the_last_answer(tiny_tokenizer: Any) -> None:
+    talk = record(("system", "S"), ("user", "Q"), ("assistant", "A"), ("user", "R"), ("assistant", "B"))
+    text, spans = render(talk, tiny_tokenizer)
+    prompt = prompt_text(talk, tiny_tokenizer)
+    assert text == prompt + "B<|im_end|>\n"
+    assert [text[first:end] for first, end in spans] == ["A<|im_end|>", "B<|im_end|>"]
+    assert spans[-1][0] == len(prompt)
+
+
+def test_the_prompt_opens_what_the_template_opens(with_template: Any) -> None:
+    prompt = prompt_text(asked("<think>\nhm</think>42"), with_template(KEPT))
+    assert prompt.endswith("assistant\n<think>\n")
+    assert render(asked("<think>\nhm</think>42"), with_template(KEPT))[0].startswith(prompt)
+
+
+# --- many records ----------------------------------------------------------------------------------------------------
+
+
+def test_records_are_kept_in_order_and_drops_say_where(tiny_tokenizer: Any) -> None:
+    records = [asked("one"), asked("far too long " * 50), asked("three")]
+    examples, drops = encode_all(records, tiny_tokenizer, max_tokens=100)
+    assert [example.record.answer for example in examples] == ["one", "three"]
+    (drop,) = drops
+    assert (drop.code, drop.stage, drop.place, drop.row) == (
+        "too_long", "encode", Place("data.jsonl", 3, 2), {"raw": True}
+    )  # fmt: skip

@@ -1,0 +1,245 @@
+"""check-serve: every trap that an engine falls into is seen beforehand, and the way round it is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gguf import GGUFWriter
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from dsr1_tune import cli
+from dsr1_tune.errors import ConfigError, ModelError
+from dsr1_tune.export import check_serve, lineage
+from dsr1_tune.export.lineage import Stage
+
+QWEN = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "moe_intermediate_size": 768}
+V3 = {
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "model_type": "deepseek_v3",
+    "moe_intermediate_size": 2048,
+    "q_lora_rank": 1536,
+    "topk_method": "noaux_tc",
+    "scoring_func": "sigmoid",
+    "rope_parameters": {"rope_type": "yarn"},
+}
+EXPERT = "model.layers.0.mlp.experts.0.up_proj.weight"
+Folder = Callable[..., Path]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    """folder(config, "model.norm.weight", ...) is a model folder with tensors of these names."""
+
+    def make(config: dict[str, Any], *names: str, tokenizer: bool = True, template: bool = True) -> Path:
+        save_file({name: torch.zeros(1) for name in (EXPERT, *names)}, tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        if tokenizer:
+            (tmp_path / "tokenizer.json").write_text("{}")
+        if template:
+            (tmp_path / "chat_template.jinja").write_text("")
+        return tmp_path
+
+    return make
+
+
+def problems(place: Path, engine: str) -> str:
+    return "; ".join(check_serve.run(place, engine).problems)
+
+
+@pytest.mark.parametrize("config", [QWEN, V3], ids=["qwen", "v3"])
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "transformers"])
+def test_a_model_in_16_bits_is_loaded(folder: Folder, config: dict[str, Any], engine: str) -> None:
+    verdict = check_serve.run(folder(config), engine)
+    assert verdict.loads and str(verdict.artefact.path) in str(verdict.command)
+    assert verdict.sources and not verdict.instead
+
+
+def test_llama_cpp_is_given_a_gguf(folder: Folder) -> None:
+    place = folder(V3)
+    verdict = check_serve.run(place, "llama.cpp")
+    assert "reads only gguf" in verdict.problems[0]
+    assert verdict.instead == (f"dsr1-tune quantize {place} --to gguf --out {place}-gguf",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "engine", "said"),
+    [
+        ({"topk_method": None}, "vllm", 'lacks topk_method, so that vLLM.*add "topk_method": "noaux_tc"'),
+        ({"scoring_func": None}, "sglang", 'add "scoring_func": "sigmoid"'),
+        ({"scoring_func": None}, "llama.cpp", "lacks scoring_func"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "vllm", "of type longrope; vLLM computes only default and"),
+        ({"q_lora_rank": None}, "llama.cpp", "it has no q_lora_rank"),
+        ({"architectures": ["NewForCausalLM"]}, "sglang", "NewForCausalLM, is none that SGLang is known for"),
+        ({"architectures": None}, "vllm", "not named in config.json"),
+        ({"model_type": "new"}, "transformers", "does not know its model_type, new"),
+    ],
+)
+def test_traps_of_deepseek(folder: Folder, changes: dict[str, Any], engine: str, said: str) -> None:
+    config = {name: value for name, value in {**V3, **changes}.items() if value is not None}
+    import re
+
+    assert re.search(said, problems(folder(config), engine))
+
+
+def test_transformers_itself_needs_no_topk_method(folder: Folder) -> None:
+    config = {name: value for name, value in V3.items() if name != "topk_method"}
+    assert check_serve.run(folder(config), "transformers").loads
+
+
+def test_biases_in_attention_have_no_place(folder: Folder) -> None:
+    """As the embedded base has them; there is no export that mends it."""
+    place = folder(V3, "model.layers.0.self_attn.kv_a_proj_with_mqa.bias")
+    for engine in ("vllm", "sglang", "llama.cpp"):
+        verdict = check_serve.run(place, engine)
+        assert "its attention has biases" in "; ".join(verdict.problems) and verdict.instead == ()
+    assert check_serve.run(place, "transformers").loads
+
+
+def w4a16(ignore: list[str], group_size: int = 128) -> dict[str, Any]:
+    groups = {"group_0": {"weights": {"num_bits": 4, "group_size": group_size}}}
+    return {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": groups, "ignore": ignore}}
+
+
+def test_the_router_must_be_left_out_of_w4a16(folder: Folder) -> None:
+    router = "model.layers.0.mlp.gate"
+    assert "1 routers, such as model.layers.0.mlp.gate" in problems(
+        folder(QWEN | w4a16([]), f"{router}.weight"), "vllm"
+    )
+    for entry in (router, r"re:.*mlp\.gate$"):
+        assert check_serve.run(folder(QWEN | w4a16([entry]), f"{router}.weight"), "vllm").loads
+    assert "groups have 16 weights" in problems(folder(QWEN | w4a16([router], 16)), "sglang")
+    assert any(
+        "compressed-tensors" in line for line in check_serve.run(folder(QWEN | w4a16([router])), "transformers").remarks
+    )
+
+
+def test_fp8_blocks_must_divide_the_experts(folder: Folder) -> None:
+    fp8 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    assert check_serve.run(folder(QWEN | fp8), "vllm").loads
+    assert "are 704 wide" in problems(folder(QWEN | fp8 | {"moe_intermediate_size": 704}), "vllm")
+
+
+def test_ours_in_4_bits_leads_back_to_the_run(folder: Folder) -> None:
+    place = folder(QWEN | {"quantization_config": {"quant_method": "bitsandbytes"}})
+    lineage.write(place, [Stage("train", {"run": "/runs/medical"})])
+    told = {engine: check_serve.run(place, engine).instead for engine in check_serve.engines()}
+    assert told["vllm"] == ("dsr1-tune quantize /runs/medical --to w4a16 --out /runs/medical-w4a16",)
+    assert told["llama.cpp"] == ("dsr1-tune quantize /runs/medical --to gguf --out /runs/medical-gguf",)
+    assert told["transformers"] == ("dsr1-tune merge /runs/medical --out /runs/medical-merged",)
+
+
+def test_a_tokenizer_is_needed_and_a_template_is_missed(folder: Folder) -> None:
+    verdict = check_serve.run(folder(QWEN, tokenizer=False, template=False), "vllm")
+    assert "it has no tokenizer" in verdict.problems[0] and "no chat template" in verdict.remarks[0]
+
+
+def gguf(file: Path, architecture: str, *tensors: str, **fields: int) -> Path:
+    writer = GGUFWriter(file, architecture)
+    for name, value in fields.items():
+        writer.add_uint32(f"{architecture}.{name.replace('__', '.')}", value)
+    for name in tensors:
+        writer.add_tensor(name, torch.zeros(32).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def test_gguf_files(tmp_path: Path) -> None:
+    bias = "blk.1.exp_probs_b.bias"
+    good = gguf(tmp_path / "good.gguf", "deepseek2", bias, expert_gating_func=2, attention__q_lora_rank=8)
+    assert check_serve.run(good, "llama.cpp").loads
+    assert f"llama-server --model {good} --jinja" in str(check_serve.run(good, "llama.cpp").command)
+    assert "moved" not in problems(good, "vllm") and "only in a plugin" in problems(good, "vllm")
+    soft = gguf(tmp_path / "soft.gguf", "deepseek2", bias, expert_gating_func=1, attention__q_lora_rank=8)
+    assert "its router is a softmax" in problems(soft, "llama.cpp")
+    few = gguf(tmp_path / "few.gguf", "deepseek2", block_count=3)
+    assert "with 27 layers, but it has 3" in problems(few, "llama.cpp")
+    assert check_serve.run(gguf(tmp_path / "lite.gguf", "deepseek2", "x", block_count=27), "llama.cpp").loads
+    assert "is none that llama.cpp" in problems(gguf(tmp_path / "new.gguf", "new", "x"), "llama.cpp")
+    good.write_bytes(good.read_bytes()[:40])
+    with pytest.raises(ModelError, match="is damaged"):
+        check_serve.run(good, "llama.cpp")
+
+
+def adapter(tmp_path: Path, *names: str, **config: Any) -> Path:
+    place = tmp_path / "adapter"
+    place.mkdir(exist_ok=True)
+    save_file({f"base_model.model.{name}.lora_A.weight": torch.zeros(1) for name in names}, place / _FILE)
+    told = {"r": 8, "lora_alpha": 16, "base_model_name_or_path": "Qwen/Qwen3-30B-A3B", **config}
+    (place / "adapter_config.json").write_text(json.dumps(told))
+    return place
+
+
+_FILE = "adapter_model.safetensors"
+FUSED = ("model.layers.0.mlp.experts.base_layer", "model.layers.0.mlp.experts")
+APART = tuple(f"model.layers.0.mlp.experts.0.{name}_proj" for name in ("gate", "up", "down"))
+
+
+def test_adapters(tmp_path: Path) -> None:
+    place = f"{tmp_path}/adapter"
+    told = check_serve.run(adapter(tmp_path, *FUSED), "vllm")
+    assert "the adapter is peft-fused" in told.problems[0]
+    assert told.instead == (
+        f"dsr1-tune convert-adapter {tmp_path}/adapter --to per-expert --out {tmp_path}/adapter-per-expert",
+    )
+    apart = check_serve.run(adapter(tmp_path, *APART, r=32), "vllm")
+    assert apart.loads and "--max-lora-rank 32 --lora-modules adapter=" in str(apart.command)
+    assert "Qwen/Qwen3-30B-A3B" in str(apart.command) and "is not on this machine" in apart.remarks[0]
+    assert "wants all three" in problems(adapter(tmp_path, APART[2]), "vllm")
+    assert check_serve.run(adapter(tmp_path, APART[2]), "sglang").loads
+    assert "vLLM refuses use_dora" in problems(adapter(tmp_path, *APART, use_dora=True), "vllm")
+    assert "vLLM refuses modules_to_save" in problems(adapter(tmp_path, *APART, modules_to_save=["gate"]), "vllm")
+    ignored = check_serve.run(adapter(tmp_path, *APART, use_rslora=True), "sglang")
+    assert "leaves out, without a word, what is meant by use_rslora" in ignored.problems[0]
+    fused = f"{place}-peft-fused"
+    assert ignored.instead == (
+        f"dsr1-tune convert-adapter {place} --to peft-fused --out {fused}",
+        f"dsr1-tune merge {fused} --out {fused}-merged",
+    )
+    assert check_serve.run(adapter(tmp_path, *APART, use_rslora=True), "vllm").loads
+    assert "--to gguf" in check_serve.run(adapter(tmp_path, *APART), "llama.cpp").instead[-1]
+    merged = f"dsr1-tune merge {place} --out {place}-merged"
+    assert check_serve.run(adapter(tmp_path, *FUSED), "transformers").instead == (merged,)
+
+
+def test_versions(folder: Folder) -> None:
+    place = folder(QWEN)
+    assert check_serve.run(place, "vllm", "0.33.0").remarks == ()
+    assert "0.99.1 was not looked at; what follows is of 0.33.0" in check_serve.run(place, "vllm", "0.99.1").remarks
+    assert "nothing is known here of 0.1.0" in check_serve.run(place, "vllm", "0.1.0").remarks[0]
+    assert check_serve.run(place, "llama.cpp", "b99999").version == "b11549"
+    for engine, version, said in (("tgi", None, "tgi is unknown"), ("vllm", "new", "new is no version")):
+        with pytest.raises(ConfigError, match=said):
+            check_serve.run(place, engine, version)
+
+
+def test_the_command(folder: Folder, tmp_path: Path) -> None:
+    place = folder(V3)
+
+    def run(*words: str) -> tuple[int, str]:
+        done = CliRunner().invoke(cli.app, ["check-serve", str(place), *words])
+        return done.exit_code, done.output
+
+    code, said = run("--engine", "vllm")
+    assert code == 0 and "vLLM 0.33.0 loads" in said and "serve it with: vllm serve" in said
+    code, said = run("--engine", "llama.cpp")
+    assert code == 1 and "it does load what this makes: dsr1-tune quantize" in said
+    code, said = run("--engine", "sglang", "--json")
+    assert code == 0 and json.loads(said)["loads"] is True
+    with pytest.raises(ModelError, match="there is no such folder"):
+        check_serve.run(tmp_path / "nowhere", "vllm")
+
+
+def test_the_table_is_whole() -> None:
+    for name, facts in check_serve.engines().items():
+        for release in facts["releases"]:
+            assert release["sources"] and release["formats"] and "adapters" in release, name
+            assert isinstance(release["version"], str)

@@ -1,0 +1,280 @@
+"""Models in NF4: the same computation as on the dequantised weights, everything audited, the unknown refused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from dsr1_tune.config import Adapter
+from dsr1_tune.errors import ModelError
+from dsr1_tune.models.trained.lora import add_lora
+from dsr1_tune.models.weights.load_nf4 import Nf4Config
+from dsr1_tune.moe import expert_lora
+from dsr1_tune.moe.anatomy import find_experts
+from dsr1_tune.moe.expert_lora import _Rows
+from dsr1_tune.moe.quantized_experts import audit_bits, is_in_nf4, memory_of, reserve_nf4
+from dsr1_tune.quant.nf4 import Nf4, held_weight
+
+FAMILIES = ["deepseek_v3", "deepseek_v2", "qwen3_moe", "mixtral", "glm4_moe", "gpt_oss"]
+IDS = torch.randint(0, 258, (2, 24), generator=torch.Generator().manual_seed(1))
+
+Load = Callable[..., Any]
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32, **more: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map={"": "cpu"}, **more)
+
+
+def load_nf4(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    return load(folder, dtype, quantization_config=Nf4Config())
+
+
+def dequantised(folder: Path, held: Any, dtype: torch.dtype) -> Any:
+    """A plain model with the weights that `held` stands for."""
+    plain = load(folder, dtype)
+    modules = dict(plain.named_modules())
+    for name, module in held.named_modules():
+        for weight in list(module._parameters):
+            value = held_weight(module, weight) if module._parameters[weight] is not None else None
+            if isinstance(value, Nf4):
+                into = modules[name]._parameters[weight]
+                into.data.copy_(value.matrices(slice(None)).view_as(into))
+    return plain
+
+
+def randomise(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in sorted(model.named_parameters()):
+        if ".lora_" in name:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+
+def logits_and_gradients(model: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    model.train()
+    embedded = model.get_input_embeddings()(IDS).detach().requires_grad_()
+    logits = model(inputs_embeds=embedded).logits
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].reshape(-1, 258).float(), IDS[:, 1:].reshape(-1))
+    loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    return logits.detach(), gradients | {"the input": embedded.grad}
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    return float((got.detach().double() - want.double()).norm() / want.detach().double().norm().clamp(min=1e-12))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-3)])
+def test_lora_over_4_bits_equals_lora_over_the_dequantised_weights(
+    tiny_model: Any, family: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    folder = tiny_model(family)
+    held = load_nf4(folder, dtype)
+    plain = dequantised(folder, held, dtype)
+    models = [add_lora(model, Adapter(rank=4)) for model in (held, plain)]
+    for model in models:
+        randomise(model)
+    (got, got_gradients), (want, want_gradients) = map(logits_and_gradients, models)
+    assert relative(got, want) < tolerance
+    assert got_gradients.keys() == want_gradients.keys() and len(got_gradients) > 10
+    wrong = {name: relative(got_gradients[name], want) for name, want in want_gradients.items()}
+    assert max(wrong.values()) < tolerance, wrong
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_experts_equal_stock_peft_on_the_dequantised_weights(tiny_model: Any, family: str) -> None:
+    folder = tiny_model(family)
+    held = load_nf4(folder)
+    plain = dequantised(folder, held, torch.float32)
+    fused = sorted({f"experts.{name}" for block in find_experts(plain) for name in block.parameters})
+    stock = get_peft_model(plain, LoraConfig(r=4, target_modules=[], target_parameters=fused))
+    ours = add_lora(held, Adapter(rank=4, alpha=8, groups=("routed_experts",)))
+    for model in (ours, stock):
+        randomise(model)
+    (got, got_gradients), (want, want_gradients) = map(logits_and_gradients, (ours, stock))
+    assert relative(got, want) < 1e-5
+    assert max(relative(got_gradients[name], want) for name, want in want_gradients.items()) < 1e-5
+
+
+def test_without_an_adapter_the_experts_compute_too(tiny_model: Any) -> None:
+    folder = tiny_model("qwen3_moe")
+    held = load_nf4(folder).eval()
+    with torch.no_grad():
+        assert relative(held(IDS).logits, dequantised(folder, held, torch.float32).eval()(IDS).logits) < 1e-5
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(tiny_model: Any) -> None:
+    model = add_lora(load_nf4(tiny_model()), Adapter(rank=4))
+    randomise(model)
+    _, want = logits_and_gradients(model)
+    want = {name: gradient.clone() for name, gradient in want.items()}
+    model.zero_grad()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    _, got = logits_and_gradients(model)
+    assert max(relative(got[name], gradient) for name, gradient in want.items()) < 1e-6
+
+
+@pytest.mark.parametrize("portion", [1, 2**30])
+def test_as_a_gpu_groups_it_only_chosen_experts_are_dequantised(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch, portion: int
+) -> None:
+    """Rows grouped as on a GPU, all experts at once or one at a time: the CPU's numbers, and no unused expert."""
+    experts = next(m for m in load_nf4(tiny_model("qwen3_moe")).modules() if hasattr(m, "is_transposed"))
+    x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    index, weight = torch.tensor([[0, 3]] * 16), torch.full((16, 2), 0.5)
+    want = expert_lora.apply_experts(experts, x, index, weight, {})
+    (want_dx,) = torch.autograd.grad(want.square().sum(), x)
+
+    chosen: list[int] = []
+    matrices = Nf4.matrices
+    monkeypatch.setattr(Nf4, "matrices", lambda self, index: chosen.extend(index) or matrices(self, index))
+    monkeypatch.setattr(expert_lora, "PORTION_BYTES", portion)
+
+    def there(index_TK: Tensor) -> Tensor:
+        return index_TK.as_subclass(Elsewhere)
+
+    sort = _Rows.sort.__func__  # type: ignore[attr-defined]
+
+    class Elsewhere(Tensor):
+        __torch_function__ = torch._C._disabled_torch_function_impl
+
+        @property
+        def device(self) -> torch.device:
+            return torch.device("cuda")
+
+    monkeypatch.setattr(
+        _Rows, "sort", classmethod(lambda cls, i, num_experts: sort(cls, i.as_subclass(Elsewhere), num_experts))
+    )
+    got = expert_lora.apply_experts(experts, x, index, weight, {})
+    (got_dx,) = torch.autograd.grad(got.square().sum(), x)
+    assert relative(got, want) < 1e-5 and relative(got_dx, want_dx) < 1e-5
+    assert set(chosen) == {0, 3} and len(chosen) == 8  # two weights, forward and backward
+
+
+def test_on_a_cpu_only_chosen_experts_are_dequantised(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    experts = next(m for m in load_nf4(tiny_model("mixtral")).modules() if hasattr(m, "is_transposed"))
+    taken: list[int] = []
+    one = Nf4.__getitem__
+    monkeypatch.setattr(Nf4, "__getitem__", lambda self, index: taken.append(index) or one(self, index))
+    expert_lora.apply_experts(experts, torch.randn(8, 64), torch.tensor([[1, 2]] * 8), torch.ones(8, 2), {})
+    assert sorted(set(taken)) == [1, 2]
+
+
+# --- the audit -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "llama"])
+def test_the_audit_says_what_is_held_in_4_bits(tiny_model: Any, family: str) -> None:
+    model = load_nf4(tiny_model(family))
+    lines = {line.part: line for line in audit_bits(model)}
+    plain = load(tiny_model(family, name="plain"))
+    assert sum(line.num_weights for line in lines.values()) == sum(p.numel() for p in plain.parameters())
+    assert sum(line.num_bytes for line in lines.values()) <= memory_of(model)
+    for part in ("router", "embeddings", "norms"):
+        assert part not in lines or lines[part].num_in_4bit == 0
+    held = [part for part in ("attention", "routed_experts", "shared_experts", "dense_ffn") if part in lines]
+    for part in held:
+        assert lines[part].share > 0.98 and 4.12 < lines[part].bits < 4.15 and 0.05 < lines[part].worst_error < 0.12
+
+
+def test_experts_left_in_16_bits_are_an_error(tiny_model: Any) -> None:
+    with pytest.raises(ModelError, match=r"routed experts are left in 16 bits, such as .*gate_up_proj"):
+        audit_bits(load(tiny_model("qwen3_moe")))
+
+
+def test_one_layer_left_in_16_bits_is_an_error(tiny_model: Any) -> None:
+    model = load_nf4(tiny_model("qwen3_moe"))
+    block = find_experts(model)[1].module
+    for part in ("packed", "absmax", "scale", "offset", "error"):
+        delattr(block, f"down_proj_{part}")
+    with pytest.raises(ModelError, match=r"1 weights of routed experts .*layers\.1\.mlp.experts.down_proj"):
+        audit_bits(model)
+
+
+def test_a_dense_model_in_16_bits_is_an_error(tiny_model: Any) -> None:
+    with pytest.raises(ModelError, match="no weight of the model is in 4 bits"):
+        audit_bits(load(tiny_model("llama")))
+
+
+def test_unusable_numbers_are_an_error(tiny_model: Any) -> None:
+    model = load(tiny_model("qwen3_moe"))
+    model.model.layers[1].mlp.experts.down_proj.data[2, 3, 5] = float("nan")
+    broken = tiny_model("qwen3_moe", name="broken")
+    model.save_pretrained(broken)
+    with pytest.raises(ModelError, match="routed_experts: a weight is nan% off"):
+        audit_bits(load_nf4(broken))
+
+
+def test_linear_layers_of_odd_sizes_stay_as_they_are_and_are_told(tiny_model: Any) -> None:
+    model = load_nf4(tiny_model("deepseek_v3", kv_lora_rank=40, qk_rope_head_dim=10, hidden_size=64))
+    assert is_in_nf4(model)
+    held = {line.part: line for line in audit_bits(model)}
+    assert 0 < held["attention"].share <= 1 and held["routed_experts"].share == 1
+
+
+def test_experts_that_do_not_divide_into_blocks_are_refused(tiny_model: Any) -> None:
+    with pytest.raises(ModelError, match="Qwen3MoeExperts are 6 × 33"):
+        load_nf4(
+            tiny_model(
+                "qwen3_moe",
+                moe_intermediate_size=3,
+                hidden_size=33,
+                num_attention_heads=3,
+                num_key_value_heads=3,
+                head_dim=10,
+            )
+        )
+
+
+def test_experts_of_an_unknown_layout_are_refused_by_name(tiny_model: Any) -> None:
+    config = load(tiny_model("qwen3_moe")).config
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    unknown, listed = copy.deepcopy(model), copy.deepcopy(model)
+    unknown.model.layers[0].mlp.experts.has_post_expert_norm = True
+    listed.model.layers[0].mlp.experts = nn.ModuleList([nn.Linear(64, 64, device="meta") for _ in range(4)])
+    for wrong in (unknown, listed):
+        with pytest.raises(ModelError, match=r"Qwen3MoeForCausalLM: its experts \(model.layers.0.mlp.experts, "):
+            reserve_nf4(wrong)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "llama"])
+def test_cast_or_moved_a_model_stays_in_4_bits_and_its_scales_exact(tiny_model: Any, family: str) -> None:
+    model = load_nf4(tiny_model(family)).eval()
+    scales = {name: b.clone() for name, b in model.named_buffers() if name.endswith(("scale", "offset"))}
+    want, num_bytes = model(IDS).logits, memory_of(model)
+    model = model.to(torch.bfloat16)
+    assert model.dtype == torch.bfloat16 and memory_of(model) < num_bytes
+    assert all(torch.equal(buffer, scales[name]) for name, buffer in model.named_buffers() if name in scales)
+    assert relative(model(IDS).logits, want) < 0.1
+    assert scales
+
+
+def test_linear_layers_with_a_forward_of_their_own_stay_in_16_bits(tiny_model: Any) -> None:
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    config = load(tiny_model("qwen3_moe")).config
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        model.model.layers[0].self_attn.q_proj = Doubled(64, 64)
+    assert not any("layers.0.self_attn.q_proj" in name for name in reserve_nf4(model))
+    assert type(model.model.layers[0].self_attn.q_proj) is Doubled
+
+
+def test_state_space_layers_are_refused_by_name(tiny_model: Any) -> None:
+    config = load(tiny_model("qwen3_moe")).config
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        model.model.layers[0].self_attn.conv1d = nn.Conv1d(4, 4, 3)
+    with pytest.raises(ModelError, match=r"Qwen3MoeForCausalLM: model.layers.0.self_attn is a state-space"):
+        reserve_nf4(model)

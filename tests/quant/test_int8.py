@@ -1,0 +1,88 @@
+"""Matrices in int8 by rows: what bitsandbytes makes of them, and products with them in modules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bitsandbytes import functional as bnb
+from torch import nn
+
+from dsr1_tune.quant import int8
+from dsr1_tune.quant.int8 import Int8
+from dsr1_tune.quant.nf4 import Int8Linear, as_buffers, held_weight, placeholder, reserve_as
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_comes_back_as_bitsandbytes_multiplies_it_out(dtype: torch.dtype) -> None:
+    weight = torch.randn(3, 20, 48)
+    parts = int8.quantise(weight)
+    held = Int8(parts["packed"], parts["scale"], dtype)
+    for expert in range(3):
+        want = bnb.int8_vectorwise_dequant(parts["packed"][expert], parts["scale"][expert])
+        assert torch.equal(held[expert], want.to(dtype))
+        assert torch.equal(parts["scale"][expert], weight[expert].abs().amax(1))
+        # half a step of each row's scale
+        assert ((want - weight[expert]).abs() <= parts["scale"][expert][:, None] / 254 * 1.001).all()
+        assert float(parts["error"][expert]) == pytest.approx(
+            float((want - weight[expert]).norm() / weight[expert].norm()), rel=1e-4
+        )
+    assert torch.equal(held.transpose(1, 2).matrices([2, 0]), held.matrices([2, 0]).transpose(1, 2))
+    assert held.transpose(1, 2).shape == (3, 48, 20)
+
+
+def test_float16_rounds_to_what_bitsandbytes_own_quantiser_gives() -> None:
+    weight = torch.randn(32, 64).half()
+    packed, scale, _ = bnb.int8_vectorwise_quant(weight)
+    ours = int8.quantise(weight.unsqueeze(0))
+    assert torch.equal(ours["scale"][0], scale)
+    assert (ours["packed"][0] - packed).abs().max() <= 1  # its quotient is rounded once more, to 16 bits
+    assert (ours["packed"][0] != packed).float().mean() < 0.01
+
+
+def test_rows_of_zeros_and_huge_numbers_stay_what_they_are() -> None:
+    weight = torch.randn(1, 4, 16)
+    weight[0, 1] = 0
+    weight[0, 2] = 1e30
+    weight[0, 3] = 0
+    weight[0, 3, 0] = 1e-38
+    parts = int8.quantise(weight)
+    back = Int8(parts["packed"], parts["scale"], torch.float32)[0]
+    assert torch.equal(back[1], weight[0, 1]) and torch.isfinite(back).all()
+    assert torch.allclose(back[2], weight[0, 2])
+    assert float(back[3, 0]) == pytest.approx(1e-38, rel=0.2)
+
+
+def test_a_linear_layer_computes_with_it_and_its_scales_survive_a_cast() -> None:
+    linear = nn.Linear(48, 20)
+    parts = int8.quantise(linear.weight.detach().unsqueeze(0))
+    want = bnb.int8_vectorwise_dequant(parts["packed"][0], parts["scale"][0])
+    reserve_as(linear, "weight", int8.sizes(1, 20, 48))
+    for part, tensor in parts.items():
+        linear.register_buffer(f"weight_{part}", tensor)
+    linear.weight = placeholder((20, 48), torch.float32, torch.device("cpu"))
+    linear.__class__ = Int8Linear
+    x = torch.randn(5, 48, requires_grad=True)
+    y = linear(x)
+    assert torch.allclose(y, x @ want.T + linear.bias, atol=1e-5)
+    y.sum().backward()
+    assert torch.allclose(x.grad, want.sum(0).expand(5, -1), atol=1e-5)
+    linear.to(torch.bfloat16)
+    held = held_weight(linear, "weight")
+    assert isinstance(held, Int8) and held.scale.dtype == torch.float32 and held.dtype == torch.bfloat16
+    assert torch.equal(held[0], want.bfloat16())
+    assert held.num_bytes == 20 * 48 + 20 * 4
+
+
+def test_nf4_in_parts_is_each_part_by_itself() -> None:
+    """Gate and up are quantised apart, each with scales and an offset of its own, and computed with as one matrix."""
+    from dsr1_tune.quant.nf4 import Nf4, quantise
+
+    apart = torch.randn(6, 40, 48)  # 30 blocks of 64: less than one block of scales
+    parts = quantise(apart)
+    rows = [parts[name] for name in ("packed", "absmax", "scale", "offset")]
+    together = Nf4(*rows, rows=80, cols=48, dtype=torch.float32, num_parts=2)
+    each = Nf4(*rows, rows=40, cols=48, dtype=torch.float32)
+    assert together.shape == (3, 80, 48) and together.transpose(1, 2).shape == (3, 48, 80)
+    assert torch.equal(together.matrices([2, 0]), each.matrices([4, 5, 0, 1]).view(2, 80, 48))
+    assert torch.equal(together[1], each.matrices(slice(2, 4)).view(80, 48))
+    assert as_buffers("weight", apart)["weight_packed"].shape == (6, 960)

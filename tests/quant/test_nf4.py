@@ -1,0 +1,141 @@
+"""Weights in NF4: bitsandbytes' numbers, any matrix alone, products with gradients, and nothing used in silence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bitsandbytes import functional as bnb
+from torch import nn
+from torch.nn import functional
+
+from dsr1_tune.quant.nf4 import (
+    Nf4,
+    Nf4Linear,
+    as_buffers,
+    fits,
+    held_weight,
+    is_held,
+    keep_placeholder_out,
+    quantise,
+    reserve,
+    sizes,
+)
+from dsr1_tune.quant.nf4_rounding import round_to_codes
+
+
+def as_nf4(weight: torch.Tensor) -> Nf4:
+    parts = quantise(weight)
+    rows, cols = weight.shape[1:]
+    return Nf4(parts["packed"], parts["absmax"], parts["scale"], parts["offset"], rows, cols, weight.dtype)
+
+
+@pytest.fixture
+def weight() -> torch.Tensor:
+    """Three experts; 192 × 128 / 64 blocks do not fill their last block of 256 scales."""
+    return torch.randn(3, 192, 128, generator=torch.Generator().manual_seed(0)) * 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_each_matrix_is_what_bitsandbytes_makes_of_it_alone(weight: torch.Tensor, dtype: torch.dtype) -> None:
+    weight = weight.to(dtype)
+    held = as_nf4(weight)
+    for index, matrix in enumerate(weight):
+        packed, state = bnb.quantize_4bit(matrix, blocksize=64, compress_statistics=True, quant_type="nf4")
+        assert torch.equal(held[index], bnb.dequantize_4bit(packed, state))
+
+
+def test_our_rounding_is_bitsandbytes_own_to_the_last_bit() -> None:
+    """Over several pieces, in any number format and size, on the boundaries between two codes and beside them."""
+    numbers = bnb.get_4bit_type("nf4", device="cpu")
+    boundaries = (numbers[1:] + numbers[:-1]) / 2
+    near = [boundaries.nextafter(torch.tensor(end)) for end in (2.0, -2.0)]
+    edges = torch.cat([boundaries, *near, torch.tensor([1.0, -1.0, 0.0])]).repeat(64)[:3008].view(-1, 64)
+    edges[:, 0] = 1
+    draw = torch.Generator().manual_seed(0)
+    matrices = [edges, edges * 3e-5, torch.zeros(2, 64), torch.full((1, 64), 1e-39), torch.full((1, 64), -1e38)]
+    matrices += [torch.randn(5000, 64, generator=draw) * size for size in (1e-6, 0.02, 300.0)]
+    matrices += [torch.randn(1000, 64, generator=draw).to(dtype) for dtype in (torch.bfloat16, torch.float16)]
+    for matrix in matrices:
+        packed, state = bnb.quantize_4bit(matrix, blocksize=64, quant_type="nf4")
+        codes, scales = round_to_codes(matrix, 64)
+        assert torch.equal(codes, packed.view(-1)) and torch.equal(scales, state.absmax)
+
+
+def test_any_choice_of_matrices_is_the_same_as_one_by_one(weight: torch.Tensor) -> None:
+    held = as_nf4(weight)
+    one_by_one = torch.stack([held[index] for index in range(3)])
+    assert torch.equal(held.matrices(slice(None)), one_by_one)
+    assert torch.equal(held.matrices([2, 0]), one_by_one[[2, 0]])
+    flipped = held.transpose(1, 2)
+    assert flipped.shape == (3, 128, 192) and torch.equal(flipped.matrices([1])[0], one_by_one[1].t())
+    assert flipped.transpose(1, 2).shape == held.shape
+
+
+def test_four_bits_and_a_little_a_weight() -> None:
+    held = as_nf4(torch.randn(2, 768, 576))
+    assert 4.12 < 8 * held.num_bytes / (2 * 768 * 576) < 4.13
+
+
+def test_the_error_is_that_of_each_matrix(weight: torch.Tensor) -> None:
+    weight[1, 0, 0] = 5.0  # an outlier costs its block all precision
+    error, held = quantise(weight)["error"], as_nf4(weight)
+    for index, matrix in enumerate(weight):
+        assert float(error[index]) == pytest.approx(float((held[index] - matrix).norm() / matrix.norm()), rel=1e-5)
+    assert 0.05 < float(error[0]) < 0.12
+    assert float(quantise(torch.zeros(1, 64, 64))["error"]) == 0.0
+    weight[2, 0, 0] = float("nan")
+    assert not float(quantise(weight)["error"][2]) < 1
+
+
+def test_sizes_are_those_of_what_is_made(weight: torch.Tensor) -> None:
+    assert {name: (tuple(t.shape), t.dtype) for name, t in quantise(weight).items()} == sizes(3, 192, 128)
+    assert fits(192, 128) and fits(3, 64) and not fits(3, 63)
+
+
+@pytest.fixture
+def linear() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(128, 192)
+
+
+def hold(linear: nn.Linear) -> Nf4Linear:
+    """The same layer with its weight in NF4, as the loader makes it."""
+    weight = linear.weight.detach().clone()
+    reserve(linear, "weight")
+    assert all(buffer.device.type == "meta" for buffer in linear.buffers())
+    for name, tensor in as_buffers("weight", weight).items():
+        setattr(linear, name, tensor)
+    linear.__class__ = Nf4Linear
+    keep_placeholder_out(linear, "weight")
+    return linear  # type: ignore[return-value]
+
+
+def test_a_linear_layer_computes_with_its_dequantised_weight(linear: nn.Linear) -> None:
+    held = hold(linear)
+    weight = held_weight(held, "weight")
+    assert isinstance(weight, Nf4) and is_held(held, "weight")
+    x = torch.randn(2, 5, 128, requires_grad=True)
+    y = held(x)
+    assert torch.equal(y, functional.linear(x, weight[0], held.bias))
+    dy = torch.randn_like(y)
+    dx, dbias = torch.autograd.grad(y, (x, held.bias), dy)
+    torch.testing.assert_close(dx, dy @ weight[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(dbias, dy.sum((0, 1)), rtol=1e-6, atol=1e-6)
+
+
+def test_nothing_of_the_weights_size_is_kept_for_the_backward_pass(linear: nn.Linear) -> None:
+    held, kept = hold(linear), list[int]()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        held(torch.randn(2, 128, requires_grad=True)).sum().backward()
+    assert sum(kept) < 128 * 192 / 4
+
+
+def test_who_asks_for_the_weight_learns_its_shape_and_who_computes_with_it_gets_nan(linear: nn.Linear) -> None:
+    held = hold(linear)
+    assert held.weight.shape == (192, 128) and held.weight.dtype == torch.float32
+    assert held.weight.untyped_storage().nbytes() == 4 and not held.weight.requires_grad
+    assert functional.linear(torch.ones(1, 128), held.weight).isnan().all()
+
+
+def test_the_placeholder_is_not_saved(linear: nn.Linear) -> None:
+    assert set(hold(linear).state_dict()) == {"bias", *(f"weight_{name}" for name in sizes(1, 192, 128))}

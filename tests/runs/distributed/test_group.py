@@ -1,0 +1,382 @@
+"""Two real processes on a tiny DeepSeek-V3: they take one process's steps, stop together, go on, and fail clearly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from dsr1_tune.config import LoraRun, Parallel
+from dsr1_tune.errors import ConfigError
+from dsr1_tune.runs.distributed import group
+from dsr1_tune.runs.distributed.launch import processes_of
+from dsr1_tune.runs.trainer.trainer import LengthGrouped
+
+ROWS = [{"input": f"what is {a} times {b}?", "output": f"it is {a * b % 10}"} for a in range(5) for b in range(6)]
+NUM_STEPS = 8  # two epochs of 27 records in global batches of 8
+WORKER = Path(__file__).with_name("two_processes.py")
+TIMEOUT = 300
+
+
+@pytest.fixture(scope="module")
+def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "sums.json"
+    path.write_text(json.dumps(ROWS))
+    return path
+
+
+def settings(base: Path, data: Path, out: Path, batch_size: int, **parallel: Any) -> dict[str, Any]:
+    """Two epochs; 8 records a step in one process, or 4 in each of two."""
+    schedule = {"epochs": 2, "learning_rate": 0.01, "batch_size": batch_size, "max_tokens": 128, "save_steps": 100}
+    return {
+        "data": {"files": [str(data)]},
+        "base": {"model": str(base), "dtype": "float32"},
+        "schedule": schedule,
+        "parallel": parallel,
+        "out": str(out),
+        "samples": 1,
+        "sample_tokens": 2,
+    }
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **more}
+
+
+def in_processes(number: int, runs: list[dict[str, Any]], place: Path) -> list[list[dict[str, Any]]]:
+    """Do the runs in so many processes; what each process tells of each run."""
+    place.mkdir(parents=True, exist_ok=True)
+    file = place / "runs.json"
+    file.write_text(json.dumps(runs))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    ranks = [
+        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1"}
+        for rank in range(number)
+    ]
+    started = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(file)],
+            env=environment(MASTER_PORT=port, PATIENCE=str(TIMEOUT - 20), **rank),
+            stderr=-1,
+        )
+        for rank in ranks
+    ]
+    try:
+        said = [process.communicate(timeout=TIMEOUT)[1].decode() for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0] * number, "\n".join(said)
+    return [
+        [json.loads(Path(f"{file}.{run}.{rank}").read_text()) for rank in range(number)] for run in range(len(runs))
+    ]
+
+
+def log_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
+
+
+def curve_of(run: Path) -> list[float]:
+    return [line[name] for line in log_of(run) for name in ("step", "loss", "grad_norm", "learning_rate")]
+
+
+def manifest_of(run: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((run / "manifest.json").read_text())
+    return manifest
+
+
+def after(run: Path) -> float:
+    loss: float = json.loads((run / "eval.json").read_text())["after"]["loss"]
+    return loss
+
+
+@dataclass
+class Done:
+    """The runs that the tests look at, and what each process told of them."""
+
+    place: Path
+    told: dict[str, list[dict[str, Any]]]
+
+    def __getitem__(self, name: str) -> Path:
+        return self.place / name
+
+
+Plan = Callable[..., dict[str, Any]]
+
+
+def done_by(tiny_base: Path, data_file: Path, place: Path, two: Callable[[Plan], dict[str, Any]], *alone: str) -> Done:
+    """One process's runs of the methods `alone`, by their names, and the runs that `two` plans for two processes."""
+
+    def plan(name: str, command: str = "lora", batch_size: int = 4, **parallel: Any) -> dict[str, Any]:
+        return {"command": command, "config": settings(tiny_base, data_file, place / name, batch_size, **parallel)}
+
+    runs = two(plan)
+    in_processes(1, [plan(method, method, batch_size=8) for method in alone], place / "alone")
+    told = in_processes(2, list(runs.values()), place / "together")
+    return Done(place, dict(zip(runs, told, strict=True)))
+
+
+@pytest.fixture(scope="module")
+def done(tiny_base: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """LoRA and QLoRA by one process, and by two in every way."""
+    place = tmp_path_factory.mktemp("runs")
+
+    def two(plan: Plan) -> dict[str, Any]:
+        return {
+            "ddp": plan("ddp"),
+            "fsdp2": plan("fsdp2", strategy="fsdp2"),
+            # Only the second process is interrupted, in its third step.
+            "stopped": plan("stopped") | {"interrupt": [1, 3]},
+            "resumed": plan("stopped") | {"resume": str(place / "stopped")},
+            "fsdp2_stopped": plan("fsdp2_stopped", strategy="fsdp2") | {"interrupt": [1, 3]},
+            "fsdp2_resumed": plan("fsdp2_stopped") | {"resume": str(place / "fsdp2_stopped")},
+            "starved": plan("starved") | {"starve": 1},
+            "quantised": plan("quantised", "qlora"),
+        }
+
+    return done_by(tiny_base, data_file, place, two, "lora", "qlora")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_take_the_steps_of_one(done: Done, strategy: str) -> None:
+    """27 records do not fill the last batch of 8: in it, one process has records and the other fillers."""
+    assert len(log_of(done["lora"])) == NUM_STEPS
+    assert curve_of(done[strategy]) == pytest.approx(curve_of(done["lora"]), abs=1e-4)
+    assert after(done[strategy]) == pytest.approx(after(done["lora"]), abs=1e-4)
+    first, second = done.told[strategy]
+    assert first["sum"] == second["sum"]  # all have the same weights in the end, to the last bit
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_the_manifest_says_who_took_part(done: Done, strategy: str) -> None:
+    manifest = manifest_of(done[strategy])
+    assert manifest["status"] == "finished"
+    assert (manifest["processes"], manifest["global_batch"]) == (2, 8)
+    assert manifest["config"]["parallel"]["processes"] == 2
+    assert manifest["config"]["parallel"]["strategy"] == strategy
+    assert manifest["metrics"]["reloaded_loss"] == pytest.approx(after(done[strategy]), abs=1e-3)
+    assert processes_of(done[strategy]) == 2
+
+
+@pytest.mark.parametrize(("resumed", "whole"), [("stopped", "ddp"), ("fsdp2_stopped", "fsdp2")])
+def test_a_stop_asked_of_one_stops_all_and_the_run_goes_on(done: Done, resumed: str, whole: str) -> None:
+    """`stopped` holds the run after it went on; had the processes stopped apart, the first one would hang."""
+    assert curve_of(done[resumed]) == pytest.approx(curve_of(done[whole]), abs=1e-6)
+    assert after(done[resumed]) == pytest.approx(after(done[whole]), abs=1e-6)
+    assert manifest_of(done[resumed])["status"] == "finished"
+    assert (done[resumed] / "checkpoints" / "checkpoint-3" / ".whole").exists()
+
+
+def test_an_expert_without_tokens_in_one_process_does_no_harm(done: Done) -> None:
+    first, second = done.told["starved"]
+    assert first["experts"] == [0, 1, 2, 3]
+    assert second["experts"] == [1, 2, 3]
+    assert first["sum"] == second["sum"]
+    losses = [line["loss"] for line in log_of(done["starved"])]
+    assert len(losses) == NUM_STEPS
+    assert losses[-1] < losses[0]
+
+
+def test_qlora_with_ddp_takes_the_steps_of_one(done: Done) -> None:
+    """DDP must leave the 4-bit weights alone: it would send their placeholders."""
+    assert curve_of(done["quantised"]) == pytest.approx(curve_of(done["qlora"]), abs=1e-4)
+    assert after(done["quantised"]) == pytest.approx(after(done["qlora"]), abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "strategy"), [("full", "ddp"), ("full", "fsdp2"), ("esft", "ddp")])
+def test_the_other_methods_take_the_steps_of_one(
+    tiny_base: Path, data_file: Path, tmp_path: Path, method: str, strategy: str
+) -> None:
+    done = done_by(tiny_base, data_file, tmp_path, lambda plan: {"two": plan("two", method, strategy=strategy)}, method)
+    assert curve_of(done["two"]) == pytest.approx(curve_of(done[method]), abs=1e-4)
+    assert after(done["two"]) == pytest.approx(after(done[method]), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_powersgd_learns(tiny_base: Path, data_file: Path, tmp_path: Path) -> None:
+    def two(plan: Plan) -> dict[str, Any]:
+        run = plan("two", powersgd_rank=2)
+        run["config"]["schedule"]["epochs"] = 8  # its first steps are sent whole
+        return {"two": run}
+
+    done = done_by(tiny_base, data_file, tmp_path, two, "lora")
+    losses = [line["loss"] for line in log_of(done["two"])]
+    assert losses[-1] < losses[NUM_STEPS] < losses[0]
+    first, second = done.told["two"]
+    assert first["sum"] == second["sum"]
+
+
+# --- from the command line ---
+
+
+def command(base: Path, data: Path, out: Path, *more: str) -> list[str]:
+    given = ["--data", str(data), "--model", str(base), "--out", str(out), "--set", "schedule.max_tokens=128"]
+    few = [
+        "--set",
+        "base.dtype=float32",
+        "--set",
+        "schedule.batch_size=4",
+        "--set",
+        "samples=1",
+        "--set",
+        "sample_tokens=2",
+    ]
+    return [sys.executable, "-m", "dsr1_tune", "lora", *given, *few, *more]
+
+
+def start_and_wait_for_a_step(base: Path, data: Path, run: Path) -> subprocess.Popen[bytes]:
+    """Hundreds of steps: it cannot end by itself in time."""
+    many = ["--processes", "2", "--epochs", "200", "--set", "schedule.save_steps=1000"]
+    process = subprocess.Popen(command(base, data, run, *many), env=environment(), stdout=-1, stderr=-1)
+    log, deadline = run / "train_log.jsonl", time.monotonic() + TIMEOUT
+    while not log.exists() or not log.stat().st_size:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    return process
+
+
+def test_ctrl_c_leaves_one_checkpoint_of_both(tiny_base: Path, data_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start_and_wait_for_a_step(tiny_base, data_file, run)
+    try:
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=TIMEOUT)
+    finally:
+        process.kill()
+    assert (process.returncode, errors.decode()) == (130, "")
+    assert out.decode().count("Go on with:") == 1
+    assert manifest_of(run)["status"] == "interrupted"
+    (mark,) = run.glob("checkpoints/checkpoint-*/.whole")
+    assert sorted(file.name for file in mark.parent.glob("rng_state*")) == ["rng_state_0.pth", "rng_state_1.pth"]
+    assert processes_of(run) == 2  # as many will --resume start
+    assert len(log_of(run)) == int(mark.parent.name.rpartition("-")[2])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_killed_it_leaves_nobody_behind(tiny_base: Path, data_file: Path, tmp_path: Path) -> None:
+    process = start_and_wait_for_a_step(tiny_base, data_file, tmp_path / "run")
+    children = psutil.Process(process.pid).children()
+    assert len(children) == 2
+    process.kill()
+    process.communicate(timeout=TIMEOUT)
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+
+
+@pytest.mark.parametrize(
+    ("dying", "code", "said"),
+    [
+        ("raise", 2, "error: a fault of process 1"),
+        pytest.param("kill", 137, "error: process 1 was killed by SIGKILL", marks=pytest.mark.slow),
+    ],
+)
+def test_a_failing_process_gives_one_error_and_no_hang(
+    tiny_base: Path, data_file: Path, tmp_path: Path, dying: str, code: int, said: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FAULT)  # python runs it in every process, before anything else
+    line = command(tiny_base, data_file, tmp_path / "run", "--processes", "2")
+    done = subprocess.run(
+        line, env=environment(PYTHONPATH=str(tmp_path), DYING=dying), capture_output=True, timeout=TIMEOUT, text=True
+    )
+    assert done.returncode == code
+    assert said in done.stderr
+    assert done.stderr.count("error:") == 1
+    assert "Traceback" not in done.stderr
+
+
+FAULT = """
+import os, signal, threading, time
+if os.environ.get("RANK") == "1":
+    def fail(*args, **kwargs):
+        if os.environ["DYING"] == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        from dsr1_tune.errors import ModelError
+        raise ModelError("a fault of process 1", hint="none")
+    def wait():
+        import sys
+        while True:
+            module = sys.modules.get("dsr1_tune.runs.trainer.trainer")
+            if hasattr(module, "ResumableTrainer"):
+                module.ResumableTrainer.training_step = fail
+                return
+            time.sleep(0.01)
+    threading.Thread(target=wait, daemon=True).start()
+"""
+
+
+def test_an_error_that_all_would_meet_is_said_once(tmp_path: Path, data_file: Path) -> None:
+    line = command(tmp_path / "nowhere", data_file, tmp_path / "run", "--processes", "2")
+    done = subprocess.run(line, env=environment(), capture_output=True, timeout=TIMEOUT, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("error:") == 1
+    assert "there is no such folder" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_accelerate_launch(done: Done, tiny_base: Path, data_file: Path, tmp_path: Path, strategy: str) -> None:
+    config = Path(__file__).parents[2] / "configs" / "accelerate" / f"{strategy}.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    line = command(tiny_base, data_file, tmp_path / "run", "--epochs", "2", "--set", "schedule.learning_rate=0.01")
+    subprocess.run([*launch, *line[1:]], env=environment(), check=True, capture_output=True, timeout=TIMEOUT)
+    assert curve_of(tmp_path / "run") == pytest.approx(curve_of(done["lora"]), abs=1e-4)
+    assert manifest_of(tmp_path / "run")["config"]["parallel"]["strategy"] == strategy
+
+
+# --- what needs no other process ---
+
+
+def test_several_processes_must_be_started() -> None:
+    with pytest.raises(ConfigError, match="single process"):
+        group.join(Parallel(processes=2))
+
+
+@pytest.mark.parametrize(("strategy", "said"), [("fsdp2", "one process"), ("zero3", "DeepSpeed|accelerate")])
+def test_sharing_out_needs_others(strategy: str, said: str) -> None:
+    config = LoraRun.model_validate({"parallel": {"strategy": strategy}})
+    with pytest.raises(ConfigError, match=said):
+        group.as_launched(config, False, print)
+
+
+def test_one_process_asks_nobody() -> None:
+    assert group.count() == 1
+    assert group.is_main()
+    assert group.from_main(lambda: 3) == group.main_first(lambda: 3) == 3
+    assert group.any_of(True)
+    assert not group.any_of(False)
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero3", "multi-node"])
+def test_accelerate_reads_the_shipped_configs(name: str) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(Path(__file__).parents[2] / "configs" / "accelerate" / f"{name}.yaml"))
+    kinds = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero3": "DEEPSPEED", "multi-node": "MULTI_GPU"}
+    assert config.distributed_type == kinds[name]
+    assert config.num_processes == (16 if name == "multi-node" else 2)
+    if name == "fsdp2":
+        assert config.fsdp_config["fsdp_version"] == 2
+
+
+def test_fillers_come_last_and_fill_the_last_batch() -> None:
+    order = list(LengthGrouped([5] * 27, batch_size=8, seed=1, num_fillers=5))
+    assert sorted(order[:27]) == list(range(27))
+    assert order[27:] == [27, 28, 29, 30, 31]
+    alone = LengthGrouped([5] * 27, batch_size=8, seed=1)
+    assert list(alone) == order[:27]  # one process takes the same records in every step
