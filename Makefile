@@ -80,10 +80,10 @@ compare: setup ## hold two models against each other: make compare A=embedded B=
 plan: setup ## what every way of training takes, and what fits: make plan ARGS="--model deepseek-ai/DeepSeek-V3 --memory 80GiB"
 	$(BIN)/dsr1-tune plan $(ARGS)
 
-adapt: setup ## the whole way, from data to a quantised model: make adapt DATA=medical.json ARGS="--gpu-memory 24GiB --out model"
+adapt: setup ## the whole way, from data to a quantized model: make adapt DATA=medical.json ARGS="--gpu-memory 24GiB --out model"
 	$(BIN)/dsr1-tune adapt --data $(DATA) $(ARGS)
 
-export: setup ## merge, quantise, compare, card: make export RUN=runs/medical-... ARGS="--to nf4 --max-loss-increase 2%"
+export: setup ## merge, quantize, compare, card: make export RUN=runs/medical-... ARGS="--to nf4 --max-loss-increase 2%"
 	$(BIN)/dsr1-tune export $(RUN) $(ARGS)
 
 serve: setup ## an OpenAI-compatible server, by an engine that is here: make serve RUN=exports/medical/current

@@ -21,7 +21,7 @@ TARGETS = ["nf4", "nf4-all", "int8", "int8-all", "fp8", "w4a16", "w4a16-gptq"]
 
 
 def main() -> None:
-    """Merge, then quantise and compare target by target; a line for each as it comes."""
+    """Merge, then quantize and compare target by target; a line for each as it comes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--targets", nargs="+", default=TARGETS)

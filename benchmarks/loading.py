@@ -70,7 +70,7 @@ def load(folder: Path) -> dict[str, float]:
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     start = time.perf_counter()
-    loaded = load_located(base, quantised=True)
+    loaded = load_located(base, quantized=True)
     seconds = time.perf_counter() - start
     is_done.set()
     watcher.join()

@@ -163,11 +163,11 @@ def write_adapter(base: Path, folder: Path) -> Path:
     from transformers import AutoConfig
 
     from dsr1_tune.config import Adapter
-    from dsr1_tune.models.meta import skeleton
+    from dsr1_tune.models.meta import meta_model
     from dsr1_tune.models.trained.lora import add_lora
 
     with torch.device("meta"):
-        model: Any = add_lora(skeleton(AutoConfig.from_pretrained(base)), Adapter())
+        model: Any = add_lora(meta_model(AutoConfig.from_pretrained(base)), Adapter())
     state = get_peft_model_state_dict(model)
     generator = torch.Generator().manual_seed(0)
     folder.mkdir()

@@ -127,13 +127,13 @@ def measure(work: Path, side: str, seed: int, options: argparse.Namespace) -> di
 
 def trl_folder() -> Path:
     """Where TRL lies; put there first, without its dependencies, which are ours."""
-    from dsr1_tune.atomic import whole_folder
+    from dsr1_tune.atomic import atomic_folder
     from dsr1_tune.models.embedded import cache_dir
 
     folder: Path = cache_dir() / "benchmarks" / TRL.replace("==", "-")
     if not folder.is_dir():
         print(f"installing {TRL} into {folder} (once)", flush=True)
-        with whole_folder(folder) as part:
+        with atomic_folder(folder) as part:
             options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet"]
             subprocess.run([sys.executable, "-m", "pip", "install", *options, "--target", str(part), TRL], check=True)
     return folder

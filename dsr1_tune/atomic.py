@@ -18,7 +18,7 @@ from dsr1_tune.errors import RunError
 
 
 @contextmanager
-def whole_file(path: Path, binary: bool = False) -> Iterator[IO[Any]]:
+def atomic_write(path: Path, binary: bool = False) -> Iterator[IO[Any]]:
     """Open a temporary neighbour of `path` for writing; it becomes `path` only if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
@@ -50,7 +50,7 @@ def check_new(path: Path) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary neighbouring folder; it becomes `path`, replacing an older one, only if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
@@ -65,7 +65,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A `whole_folder` for large output: `path` must not be there yet, and what a killed attempt left is cleared away.
+    """A `atomic_folder` for large output: `path` must not be there yet, and what a killed attempt left is cleared away.
 
     Raises RunError if something is there, or another process is writing it at this moment.
     """
@@ -84,7 +84,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         # Eight characters are mkdtemp's: those of m.v2 are not m's.
         for left in path.parent.glob(f".{glob.escape(path.name)}.????????.part"):
             shutil.rmtree(left, ignore_errors=True)
-        with whole_folder(path) as part:
+        with atomic_folder(path) as part:
             yield part
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Stopped; nothing is left of {path}") from None

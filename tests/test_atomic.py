@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from dsr1_tune.atomic import is_disk_full, whole_file, whole_folder
+from dsr1_tune.atomic import atomic_folder, atomic_write, is_disk_full
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002], ids=oct)
@@ -26,7 +26,7 @@ def names(folder: Path) -> list[str]:
 
 def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.txt"
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write("感冒")
         assert not path.exists()
     assert path.read_text(encoding="utf-8") == "感冒"
@@ -34,7 +34,7 @@ def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
 
 
 def test_binary(tmp_path: Path) -> None:
-    with whole_file(tmp_path / "a.bin", binary=True) as file:
+    with atomic_write(tmp_path / "a.bin", binary=True) as file:
         file.write(b"\xff\n")
     assert (tmp_path / "a.bin").read_bytes() == b"\xff\n"
 
@@ -42,7 +42,7 @@ def test_binary(tmp_path: Path) -> None:
 def test_a_file_is_replaced_in_one_go(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with path.open() as reader, whole_file(path) as file:
+    with path.open() as reader, atomic_write(path) as file:
         file.write("new")
         file.flush()
         assert path.read_text() == "old"
@@ -55,7 +55,7 @@ def test_a_file_is_replaced_in_one_go(tmp_path: Path) -> None:
 def test_a_failed_file_leaves_the_old_one(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(type(error)), whole_file(path) as file:
+    with pytest.raises(type(error)), atomic_write(path) as file:
         file.write("half")
         file.flush()
         raise error
@@ -73,7 +73,7 @@ def test_a_failed_write_names_its_file_and_leaves_the_old_one(
     path = tmp_path / "a.txt"
     path.write_text("old")
     monkeypatch.setattr(os if step == "fsync" else Path, step, fail)
-    with pytest.raises(OSError, match="No space") as caught, whole_file(path) as file:
+    with pytest.raises(OSError, match="No space") as caught, atomic_write(path) as file:
         file.write("new")
     assert caught.value.filename == str(path)
     assert path.read_text() == "old"
@@ -81,7 +81,7 @@ def test_a_failed_write_names_its_file_and_leaves_the_old_one(
 
 
 def test_a_file_gets_the_usual_permissions(tmp_path: Path, umask: int) -> None:
-    with whole_file(tmp_path / "a.txt"):
+    with atomic_write(tmp_path / "a.txt"):
         pass
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o666 & ~umask
     assert os.umask(umask) == umask
@@ -89,7 +89,7 @@ def test_a_file_gets_the_usual_permissions(tmp_path: Path, umask: int) -> None:
 
 def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "new" / "model"
-    with whole_folder(path) as part:
+    with atomic_folder(path) as part:
         (part / "a.txt").write_text("a")
         assert part.parent == path.parent
         assert not path.exists()
@@ -101,7 +101,7 @@ def test_a_folder_replaces_an_older_one_whole(tmp_path: Path) -> None:
     path = tmp_path / "model"
     path.mkdir()
     (path / "old.txt").write_text("old")
-    with whole_folder(path) as part:
+    with atomic_folder(path) as part:
         (part / "new.txt").write_text("new")
         assert names(path) == ["old.txt"]
     assert names(path) == ["new.txt"]
@@ -113,7 +113,7 @@ def test_a_failed_folder_leaves_the_old_one(tmp_path: Path, error: BaseException
     path = tmp_path / "model"
     path.mkdir()
     (path / "old.txt").write_text("old")
-    with pytest.raises(type(error)), whole_folder(path) as part:
+    with pytest.raises(type(error)), atomic_folder(path) as part:
         (part / "deep").mkdir()
         (part / "deep" / "new.txt").write_text("half")
         raise error
@@ -132,14 +132,14 @@ def test_a_folder_that_cannot_be_moved_leaves_the_old_one(tmp_path: Path, monkey
         return move(self, target)
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="Input/output"), whole_folder(path) as part:
+    with pytest.raises(OSError, match="Input/output"), atomic_folder(path) as part:
         (part / "new.txt").touch()
     assert (path / "old.txt").read_text() == "old"
     assert names(tmp_path) == ["model"]
 
 
 def test_a_folder_and_all_in_it_get_the_usual_permissions(tmp_path: Path, umask: int) -> None:
-    with whole_folder(tmp_path / "model") as part:
+    with atomic_folder(tmp_path / "model") as part:
         (part / "deep").mkdir(mode=0o700)
         (part / "deep" / "weights").touch(mode=0o600)
     modes = {path.name: path.stat().st_mode & 0o777 for path in [tmp_path / "model", *(tmp_path / "model").rglob("*")]}

@@ -1,1 +1,1 @@
-"""One command from a data file to a checked, quantised model: every stage in turn, resumable."""
+"""One command from a data file to a checked, quantized model: every stage in turn, resumable."""

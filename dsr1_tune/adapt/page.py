@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from dsr1_tune.adapt.state import DONE, MISSED, STAGES, State
 from dsr1_tune.adapt.texts import say
-from dsr1_tune.atomic import whole_file
+from dsr1_tune.atomic import atomic_write
 from dsr1_tune.models.memory import GIB
 from dsr1_tune.report import html
 from dsr1_tune.report.catalogue import Language
@@ -32,7 +32,7 @@ def write_report(state: State, language: Literal["auto", "en", "zh"] = "auto") -
     told = state.read()
     spoken = _language(told) if language == "auto" else language
     file = state.folder / NAME
-    with whole_file(file) as out:
+    with atomic_write(file) as out:
         out.write(render(state.folder, told, spoken))
     return file
 
@@ -55,13 +55,13 @@ def render(folder: Path, told: Mapping[str, Any], language: Language) -> str:
     stages, config = told.get("stages", {}), told.get("config", {})
     missed = stages.get("compare", {}).get("missed") or []
     is_done = all(stages.get(name, {}).get("status") in (DONE, MISSED) for name in STAGES)
-    made = "merged" if config.get("quantise", {}).get("to") == "none" else "model"
+    made = "merged" if config.get("quantize", {}).get("to") == "none" else "model"
     return template.render(
         lang="zh-Hans" if language == "zh" else "en",
         status="missed" if missed else "done" if is_done else "open",
         base=stages.get("plan", {}).get("base", ""),
         method=stages.get("plan", {}).get("method", ""),
-        to=config.get("quantise", {}).get("to", ""),
+        to=config.get("quantize", {}).get("to", ""),
         files=[Path(str(file)).name for file in config.get("data", {}).get("files", ())],
         command=f"dsr1-tune chat {folder / made}" if is_done and not missed else f"dsr1-tune adapt --out {folder}",
         missed=missed,

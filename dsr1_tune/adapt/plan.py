@@ -19,8 +19,8 @@ from dsr1_tune.models.folder import read_tokenizer
 from dsr1_tune.models.load import pick_device
 from dsr1_tune.models.memory import GIB, main_memory
 from dsr1_tune.models.memory_plan.base import PlannedBase, describe
-from dsr1_tune.models.memory_plan.footprint import METHODS, Batch, Footprint, Method, Plan, Settings
-from dsr1_tune.models.memory_plan.footprint import plan as fit
+from dsr1_tune.models.memory_plan.estimate import METHODS, Batch, MemoryEstimate, Method, Plan, Settings
+from dsr1_tune.models.memory_plan.estimate import plan as fit
 from dsr1_tune.runs.console import quiet_libraries
 from dsr1_tune.runs.data import encode_and_split
 from dsr1_tune.runs.evaluate import MAX_BATCH_TOKENS
@@ -76,7 +76,7 @@ def batch_of(config: PlanRun, base: PlannedBase) -> Batch:
     data = encode_and_split(prepare(config.data), tokenizer, config)
     train = sorted((len(one.input_ids) for one in data.train), reverse=True)
     rows = min(schedule.batch_size, len(train))
-    return Batch(rows, train[0], *_largest_measured([len(one.input_ids) for one in data.probe]))
+    return Batch(rows, train[0], *_largest_measured([len(one.input_ids) for one in data.eval_subset]))
 
 
 def _largest_measured(lengths: Sequence[int]) -> tuple[int, int]:
@@ -91,7 +91,7 @@ def _largest_measured(lengths: Sequence[int]) -> tuple[int, int]:
 
 def show(made: Plan, config: PlanRun, console: Console) -> None:
     """The table, and what to turn."""
-    batch = made.footprints[0].batch
+    batch = made.estimates[0].batch
     what = "the longest of the data" if config.data.files and not config.sequences.packing else "schedule.max_tokens"
     console.print(
         f"{escape(made.base.name)}: {made.base.num_parameters / 1e9:,.2f} B parameters, stored as {made.base.stored}; "
@@ -101,16 +101,16 @@ def show(made: Plan, config: PlanRun, console: Console) -> None:
     )
     table = Table(box=box.SIMPLE_HEAD, title="GiB for each process", title_justify="left", title_style="bold")
     table.add_column("")
-    for one in made.footprints:
+    for one in made.estimates:
         table.add_column(one.method, justify="right", no_wrap=True)
-    table.add_row("trained, M", *(f"{one.num_trained / 1e6:,.1f}" for one in made.footprints))
+    table.add_row("trained, M", *(f"{one.num_trained / 1e6:,.1f}" for one in made.estimates))
     for name, words in _PARTS.items():
-        table.add_row(words, *(_gib(one.parts[name]) for one in made.footprints))
+        table.add_row(words, *(_gib(one.parts[name]) for one in made.estimates))
     table.add_section()
-    table.add_row("peak", *(_gib(one.peak) for one in made.footprints), style="bold")
-    table.add_row("reached in", *(one.phase for one in made.footprints))
-    table.add_row("must be there", *(_gib(one.needed) for one in made.footprints))
-    table.add_row(f"fits in {made.memory / GIB:,.1f}", *(_verdict(made, one) for one in made.footprints))
+    table.add_row("peak", *(_gib(one.peak) for one in made.estimates), style="bold")
+    table.add_row("reached in", *(one.phase for one in made.estimates))
+    table.add_row("must be there", *(_gib(one.needed) for one in made.estimates))
+    table.add_row(f"fits in {made.memory / GIB:,.1f}", *(_verdict(made, one) for one in made.estimates))
     console.print(table)
     for method, advice in made.advice.items():
         console.print(f"{method}: {escape(advice)}", highlight=False, soft_wrap=True)
@@ -135,7 +135,7 @@ def _gib(size: int) -> str:
     return f"{size / GIB:,.2f}"
 
 
-def _verdict(made: Plan, one: Footprint) -> str:
+def _verdict(made: Plan, one: MemoryEstimate) -> str:
     return "[green]yes[/]" if made.fits(one.method) else "[red]no[/]"
 
 
@@ -156,6 +156,6 @@ def as_json(made: Plan) -> dict[str, Any]:
                 "fits": made.fits(one.method),
                 "advice": made.advice.get(one.method, ""),
             }
-            for one in made.footprints
+            for one in made.estimates
         },
     }

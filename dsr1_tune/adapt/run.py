@@ -1,4 +1,4 @@
-"""`adapt`: from a data file to a model that is served: plan, clean, train, merge, quantise, compare, card.
+"""`adapt`: from a data file to a model that is served: plan, clean, train, merge, quantize, compare, card.
 
 Every stage leaves files in one folder and is noted in adapt.json when it is whole; the same command goes on where it
 was stopped, and training goes on from its checkpoint.
@@ -18,7 +18,7 @@ from dsr1_tune import config as configs
 from dsr1_tune.adapt import plan as planning
 from dsr1_tune.adapt.page import write_report
 from dsr1_tune.adapt.state import MISSED, PLAN, STAGES, StageName, State, begin
-from dsr1_tune.atomic import whole_file
+from dsr1_tune.atomic import atomic_write
 from dsr1_tune.config import AdaptRun, CleanRun, TuneRun
 from dsr1_tune.data.clean import run as cleaning
 from dsr1_tune.data.inspect.tables import show_facts
@@ -27,7 +27,7 @@ from dsr1_tune.export import card, compare, lineage, merge, quantize
 from dsr1_tune.export.comparison import page
 from dsr1_tune.export.comparison.gates import GatesMissed, gentler
 from dsr1_tune.models.memory import GIB
-from dsr1_tune.models.memory_plan.footprint import Method, Plan
+from dsr1_tune.models.memory_plan.estimate import Method, Plan
 from dsr1_tune.runs.console import Narrator, quiet_libraries
 from dsr1_tune.runs.distributed.launch import run_in_processes
 from dsr1_tune.runs.folder import FINISHED, RunFolder
@@ -50,7 +50,7 @@ TRAIN: dict[str, Callable[[Any, Path | None, Console | None], RunFolder]] = {
 def run(config: AdaptRun, console: Console | None = None) -> Path:
     """Go the whole way, or on with it where it was stopped; returns the folder of the model that came of it.
 
-    Raises TuneError for what the user can mend, GatesMissed (exit code 1) where the quantised model has lost too much,
+    Raises TuneError for what the user can mend, GatesMissed (exit code 1) where the quantized model has lost too much,
     and KeyboardInterrupt after a Ctrl-C; what was done is kept in every case.
     """
     quiet_libraries()
@@ -131,7 +131,7 @@ class _Way:
     @property
     def made(self) -> Path:
         """The model that is served."""
-        return self.merged if self.config.quantise.to == "none" else self.state.folder / "model"
+        return self.merged if self.config.quantize.to == "none" else self.state.folder / "model"
 
     @property
     def console(self) -> Console:
@@ -143,7 +143,7 @@ class _Way:
         asked = self.config.method
         methods: tuple[Method, ...] = ("lora", "qlora") if asked == "auto" else (asked,)
         made = planning.run(self.config, self.console, methods)
-        with whole_file(self.state.folder / PLAN, binary=True) as file:
+        with atomic_write(self.state.folder / PLAN, binary=True) as file:
             file.write(orjson.dumps(planning.as_json(made), option=orjson.OPT_INDENT_2))
         method = made.choice if asked == "auto" else asked
         if method is None:
@@ -207,7 +207,7 @@ class _Way:
             TRAIN[method](config, resume, self.console)
             return
         settings = self.state.folder / "train.yaml"  # JSON is YAML
-        with whole_file(settings) as file:
+        with atomic_write(settings) as file:
             file.write(config.model_dump_json(indent=1))
         words = ["--resume", str(resume)] if resume else ["--config", str(settings)]
         code = run_in_processes([method, *words, "--processes", str(number)], number)
@@ -227,9 +227,9 @@ class _Way:
 
     def quantize(self, facts: dict[str, Any]) -> None:
         """Into the format that is served."""
-        facts["to"] = self.config.quantise.to
-        if self.config.quantise.to != "none" and not _is_whole(self.made):
-            quantize.run(self.merged, self.made, self.config.quantise, self.console)
+        facts["to"] = self.config.quantize.to
+        if self.config.quantize.to != "none" and not _is_whole(self.made):
+            quantize.run(self.merged, self.made, self.config.quantize, self.console)
         facts["bytes"] = _weights_bytes(self.made)
 
     def compare(self, facts: dict[str, Any]) -> None:
@@ -258,9 +258,9 @@ class _Way:
     def check_gates(self) -> None:
         """Raise GatesMissed, saying what to do, where a gate was missed."""
         if lines := self.state.stage("compare").get("missed"):
-            ways = gentler(self.config.quantise)
+            ways = gentler(self.config.quantize)
             gently = (
-                f"Quantise more gently into another folder (dsr1-tune quantize {self.merged} {ways[0]}), or allow"
+                f"Quantize more gently into another folder (dsr1-tune quantize {self.merged} {ways[0]}), or allow"
                 if ways
                 else "Allow"
             )

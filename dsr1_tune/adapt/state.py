@@ -14,7 +14,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from dsr1_tune import __version__
-from dsr1_tune.atomic import whole_file
+from dsr1_tune.atomic import atomic_write
 from dsr1_tune.config import AdaptRun
 from dsr1_tune.errors import RunError
 from dsr1_tune.runs.folder import hash_files
@@ -33,7 +33,7 @@ DONE, MISSED = "done", "missed"
 class State:
     """adapt.json of one folder.
 
-    plan.json the footprints · data/ cleaned · run/ the training run · merged/ · model/ · report.html all on one page
+    plan.json the estimates · data/ cleaned · run/ the training run · merged/ · model/ · report.html all on one page
     """
 
     folder: Path
@@ -58,7 +58,7 @@ class State:
     def write(self, **changes: Any) -> None:
         """Change entries, whole or not at all."""
         tree = {"format": _FORMAT, "version": __version__, "stages": {}, **self.read(), **changes}
-        with whole_file(self.file) as file:
+        with atomic_write(self.file) as file:
             json.dump(tree, file, indent=1, ensure_ascii=False, default=str)
             file.write("\n")
 

@@ -30,7 +30,7 @@ TEXTS: dict[str, dict[Language, str]] = {
     "stage_clean": {"en": "Clean", "zh": "清洗"},
     "stage_train": {"en": "Train", "zh": "训练"},
     "stage_merge": {"en": "Merge", "zh": "合并"},
-    "stage_quantize": {"en": "Quantise", "zh": "量化"},
+    "stage_quantize": {"en": "Quantize", "zh": "量化"},
     "stage_compare": {"en": "Compare", "zh": "对比"},
     "stage_card": {"en": "Card", "zh": "模型卡"},
     "state_done": {"en": "done", "zh": "完成"},

@@ -12,7 +12,7 @@ from trl import DPOConfig, DPOTrainer
 
 from dsr1_tune.align.preference.encode import as_rows, encode_pairs
 from dsr1_tune.align.preference.metrics import HeldOutPairs, measure_pairs
-from dsr1_tune.align.preference.reference import AskedBefore
+from dsr1_tune.align.preference.reference import PrecomputedReference
 from dsr1_tune.align.preference.session import PreferenceSession, learn
 from dsr1_tune.config import DpoRun
 from dsr1_tune.data.prepared import Prepared
@@ -48,18 +48,18 @@ class DpoSession(PreferenceSession):
 
     def measure(self, model: Any) -> HeldOutPairs:
         """Which answer of each held-out pair the model finds likelier."""
-        with self.narrator.counting("evaluating", 2 * len(self.data.probe)) as advance:
-            return measure_pairs(model, self.data.probe, self.base.tokenizer.pad_token_id, advance)
+        with self.narrator.counting("evaluating", 2 * len(self.data.eval_subset)) as advance:
+            return measure_pairs(model, self.data.eval_subset, self.base.tokenizer.pad_token_id, advance)
 
     def trainer(self, model: Any, callbacks: list[TrainerCallback]) -> DpoTrainer:
         """TRL's DPOTrainer over the pairs, in which what the reference finds is written already."""
         both = [(one.prompt_ids, answer) for one in self.data.train for answer in (one.chosen_ids, one.rejected_ids)]
-        reference = self.ask_reference(model, both)
+        reference = self.reference_log_probs(model, both)
         rows = as_rows(self.data.train).add_column("ref_chosen_logps", reference[::2])
         return DpoTrainer(
             model=model,
             config=self.config,
-            quantised=self.quantised,
+            quantized=self.quantized,
             args=to_arguments(self.config, self.folder, compute_dtype(model)),
             train_dataset=rows.add_column("ref_rejected_logps", reference[1::2]),
             processing_class=self.base.tokenizer,
@@ -67,7 +67,7 @@ class DpoSession(PreferenceSession):
         )
 
 
-class DpoTrainer(AskedBefore, DPOTrainer):
+class DpoTrainer(PrecomputedReference, DPOTrainer):
     """TRL's DPO, resumable, with a reference that was asked before."""
 
     def lengths(self, rows: Any) -> list[int]:

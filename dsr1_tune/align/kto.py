@@ -12,7 +12,7 @@ from trl import KTOConfig, KTOTrainer
 
 from dsr1_tune.align.preference.encode import as_feedback_rows, encode_feedback
 from dsr1_tune.align.preference.metrics import HeldOutFeedback, measure_feedback
-from dsr1_tune.align.preference.reference import AskedBefore
+from dsr1_tune.align.preference.reference import PrecomputedReference
 from dsr1_tune.align.preference.session import PreferenceSession, learn
 from dsr1_tune.config import KtoRun
 from dsr1_tune.data.prepared import Prepared
@@ -48,20 +48,20 @@ class KtoSession(PreferenceSession):
 
     def measure(self, model: Any) -> HeldOutFeedback:
         """How likely the model finds each held-out answer."""
-        with self.narrator.counting("evaluating", len(self.data.probe)) as advance:
-            return measure_feedback(model, self.data.probe, self.base.tokenizer.pad_token_id, advance)
+        with self.narrator.counting("evaluating", len(self.data.eval_subset)) as advance:
+            return measure_feedback(model, self.data.eval_subset, self.base.tokenizer.pad_token_id, advance)
 
     def trainer(self, model: Any, callbacks: list[TrainerCallback]) -> KtoTrainer:
         """TRL's KTOTrainer over the answers, in which what the reference finds is written already."""
         rows = as_feedback_rows(self.data.train, self.config.schedule.max_tokens)
         asked = [*zip(rows["prompt_ids"], rows["completion_ids"], strict=True)]
         asked += zip(rows["prompt_ids"], rows["KL_completion_ids"], strict=True)
-        reference = self.ask_reference(model, asked)
+        reference = self.reference_log_probs(model, asked)
         rows = rows.add_column("ref_logps", reference[: len(rows)])
         return KtoTrainer(
             model=model,
             config=self.config,
-            quantised=self.quantised,
+            quantized=self.quantized,
             args=to_arguments(self.config, self.folder, compute_dtype(model)),
             train_dataset=rows.add_column("ref_KL_logps", reference[len(rows) :]),
             processing_class=self.base.tokenizer,
@@ -69,7 +69,7 @@ class KtoSession(PreferenceSession):
         )
 
 
-class KtoTrainer(AskedBefore, KTOTrainer):
+class KtoTrainer(PrecomputedReference, KTOTrainer):
     """TRL's KTO, resumable, with a reference that was asked before."""
 
     def lengths(self, rows: Any) -> list[int]:

@@ -29,10 +29,10 @@ from dsr1_tune.align.online.loop import Steps, watched
 from dsr1_tune.align.online.policy import Policy, check_output
 from dsr1_tune.align.online.session import PromptExample, RolloutSession, mean, means
 from dsr1_tune.align.preference.session import learn
-from dsr1_tune.align.rewards.layered import Verdict
+from dsr1_tune.align.rewards.layered import RewardResult
 from dsr1_tune.config import PpoRun
 from dsr1_tune.errors import RunError
-from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.trained.lora import check_gradients
 from dsr1_tune.moe.replay import check_replay
 from dsr1_tune.runs.distributed import group
@@ -51,7 +51,7 @@ def run(config: PpoRun, resume: Path | None = None, console: Console | None = No
     with open_session(config, "ppo", resume, console, kind=PpoSession) as session:
         session.check_rewards()
         if session.config.ppo.routing_replay:
-            check_replay(skeleton(session.base.config))
+            check_replay(meta_model(session.base.config))
         learn(session)
     return session.folder
 
@@ -59,10 +59,10 @@ def run(config: PpoRun, resume: Path | None = None, console: Console | None = No
 class PpoSession(RolloutSession[PpoRun]):
     """A run that learns by PPO; all else, from the base to the checked adapter, is as in other ways of alignment."""
 
-    def look_before(self, model: Any) -> None:
+    def evaluate_before(self, model: Any) -> None:
         """As always, once it is clear that the policy will know its own probabilities."""
         check_output(model)
-        super().look_before(model)
+        super().evaluate_before(model)
 
     def fit(self, model: Any) -> None:
         """All updates."""
@@ -96,7 +96,7 @@ def _update(session: PpoSession, model: Any) -> None:
             numbers = learner.update(minibatches, step, steps)
             numbers |= _told(list(chain(*minibatches)), verdicts, answers, config)
             if policy.replay:
-                numbers["policy/routing_differs"] = policy.replay.take_share(group.summed)
+                numbers["policy/routing_differs"] = policy.replay.take_share(group.all_reduce)
             numbers |= {"kl/beta": learner.beta, "num_tokens": learner.num_tokens}
             if config.ppo.kl_target:
                 kl = numbers["policy/kl_per_answer"]
@@ -118,7 +118,7 @@ def _prompts_of(prompts: Sequence[PromptExample], config: PpoRun, step: int) -> 
         if turn not in order:
             order[turn] = random.Random(f"{config.schedule.seed} {turn}").sample(range(len(prompts)), len(prompts))
     chosen = [prompts[order[number // len(prompts)][number % len(prompts)]] for number in wanted]
-    return chosen[group.rank() :: group.count()]
+    return chosen[group.rank() :: group.world_size()]
 
 
 def _answer(session: PpoSession, policy: Policy, asked: Sequence[PromptExample], step: int) -> Answers:
@@ -166,7 +166,7 @@ class _Learner:
     def begin(cls, policy: Policy, config: PpoRun, num_prompts: int) -> _Learner:
         schedule = config.schedule
         num_updates = schedule.max_steps or math.ceil(schedule.epochs * num_prompts / config.ppo.answers)
-        optimizer = optimizers.for_run(policy.model, config, quantised=config.method == "qlora")
+        optimizer = optimizers.for_run(policy.model, config, quantized=config.method == "qlora")
         # The head begins at zero: with an adapter's small steps it would never tell anything.
         optimizer.add_param_group({"params": list(policy.head.parameters()), "lr": config.ppo.value_learning_rate})
         num_warmup = round(schedule.warmup_share * num_updates)
@@ -209,7 +209,7 @@ class _Learner:
     def _minibatch(self, minibatch: Sequence[Batch], steps: Steps) -> dict[str, Tensor]:
         """One step of the optimizer; every token of the minibatch weighs the same, whichever process has it."""
         device = self.policy.head.weight.device
-        num_tokens = group.summed(torch.tensor(float(sum(b.num_tokens for b in minibatch)), device=device))
+        num_tokens = group.all_reduce(torch.tensor(float(sum(b.num_tokens for b in minibatch)), device=device))
         self.num_tokens += float(num_tokens)
         told = dict.fromkeys(TOLD, torch.zeros((), device=device))
         for batch in minibatch:
@@ -224,7 +224,7 @@ class _Learner:
         if torch.isfinite(norm):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        numbers = group.summed(torch.stack(list(told.values()))).unbind()
+        numbers = group.all_reduce(torch.stack(list(told.values()))).unbind()
         return {**dict(zip(told, numbers, strict=True)), "grad_norm": norm.detach()}
 
     def _backward(self, batch: Batch, share: Tensor) -> dict[str, Tensor]:
@@ -265,10 +265,10 @@ def _rate(num_done: int, num_warmup: int, num_updates: int) -> float:
 
 def _sum_gradients(weights: Sequence[torch.nn.Parameter]) -> None:
     """Over all processes, in one message: an adapter is small."""
-    if group.count() == 1:
+    if group.world_size() == 1:
         return
     gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
-    together = group.summed(torch.cat([gradient.reshape(-1).float() for gradient in gradients]))
+    together = group.all_reduce(torch.cat([gradient.reshape(-1).float() for gradient in gradients]))
     for weight, part in zip(weights, together.split([weight.numel() for weight in weights]), strict=True):
         weight.grad = part.view_as(weight).to(weight.dtype)
 
@@ -276,7 +276,9 @@ def _sum_gradients(weights: Sequence[torch.nn.Parameter]) -> None:
 # --- what is told of it ----------------------------------------------------------------------------------------------
 
 
-def _told(batches: Sequence[Batch], verdicts: Sequence[Verdict], answers: Answers, config: PpoRun) -> dict[str, float]:
+def _told(
+    batches: Sequence[Batch], verdicts: Sequence[RewardResult], answers: Answers, config: PpoRun
+) -> dict[str, float]:
     """What the log tells of an update's answers, over all processes; means over answers, or over their tokens."""
     kl = sum(float(((batch.old_BT - batch.reference_BT) * batch.mask_BT).sum()) for batch in batches)
     num_tokens = sum(batch.num_tokens for batch in batches)
@@ -291,9 +293,9 @@ def _told(batches: Sequence[Batch], verdicts: Sequence[Verdict], answers: Answer
         "policy/kl_per_answer": kl / max(len(answers.ids), 1),
     }
     share = torch.tensor([len(answers.ids) / config.ppo.answers], dtype=torch.float64)
-    together = group.summed(torch.tensor(list(of_answers.values()), dtype=torch.float64) * share)
+    together = group.all_reduce(torch.tensor(list(of_answers.values()), dtype=torch.float64) * share)
     told = dict(zip(of_answers, together.tolist(), strict=True))
-    tokens = group.summed(torch.tensor([float(num_tokens), kl], dtype=torch.float64))
+    tokens = group.all_reduce(torch.tensor([float(num_tokens), kl], dtype=torch.float64))
     told["policy/kl"] = float(tokens[1] / tokens[0].clamp(min=1))
     explained = _explained_variance(batches)
     if math.isfinite(explained):  # there is none where all returns are the same
@@ -307,4 +309,4 @@ def _explained_variance(batches: Sequence[Batch]) -> float:
     def flat(name: str) -> Tensor:
         return torch.cat([getattr(batch, name).reshape(-1) for batch in batches]).unsqueeze(0)
 
-    return losses.explained_variance(flat("values_BT"), flat("returns_BT"), flat("mask_BT"), group.summed)
+    return losses.explained_variance(flat("values_BT"), flat("returns_BT"), flat("mask_BT"), group.all_reduce)

@@ -22,8 +22,8 @@ from dsr1_tune.config import RewardRun
 from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Preference
 from dsr1_tune.models.load import Loaded
-from dsr1_tune.models.meta import skeleton
-from dsr1_tune.models.trained.full import train_own
+from dsr1_tune.models.meta import meta_model
+from dsr1_tune.models.trained.full import enable_full_training
 from dsr1_tune.models.trained.reward_model import RewardFacts, ScalarModel, put_scalar_on, save_scalar, template_hash
 from dsr1_tune.models.trained.start import begin_adapter, check_begin
 from dsr1_tune.moe.routing import open_routers
@@ -43,11 +43,11 @@ def run(config: RewardRun, resume: Path | None = None, console: Console | None =
     config.reward.center keeps the scores around 0. Raises TuneError for everything the user can mend, before weights
     are loaded where that is possible, and KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
     """
-    is_quantised = config.method == "qlora"
-    with open_session(config, "reward", resume, console, quantised=is_quantised, kind=RewardSession) as session:
+    is_quantized = config.method == "qlora"
+    with open_session(config, "reward", resume, console, quantized=is_quantized, kind=RewardSession) as session:
         # What cannot be trained is refused before weights are loaded.
         if session.config.method == "full":
-            _make_trainable(skeleton(session.base.config), session.config)
+            _make_trainable(meta_model(session.base.config), session.config)
         check_begin(session.config, session.base.config)
         _train(session)
         session.check(lambda saved: put_scalar_on(saved, session.output), whole=session.whole)
@@ -58,10 +58,10 @@ def _train(session: RewardSession) -> None:
     """Load, look, train, save, look again."""
     model = ScalarModel(_begin(session, session.load()), session.base.tokenizer)
     session.audit(model)
-    session.look_before(model)
+    session.evaluate_before(model)
     session.fit(model)
     session.save(lambda: save_scalar(model, session.base, session.output, session.reward_facts))
-    session.look_after(model)
+    session.evaluate_after(model)
 
 
 def _begin(session: RewardSession, loaded: Loaded) -> Any:
@@ -69,13 +69,13 @@ def _begin(session: RewardSession, loaded: Loaded) -> Any:
     if session.config.method == "full":
         _make_trainable(loaded.model, session.config)
         return loaded.model
-    if session.quantised:
+    if session.quantized:
         session.audit_bits(loaded.model)
     return begin_adapter(loaded, session.config)
 
 
 def _make_trainable(model: Any, config: RewardRun) -> None:
-    train_own(model, config.train.only)
+    enable_full_training(model, config.train.only)
     open_routers(model, config.router.mode)
 
 
@@ -105,7 +105,7 @@ class RewardSession(Session[RewardRun]):
         return RewardFacts(
             base=self.base.name,
             revision=self.base.revision if self.base.repo_id else None,
-            is_quantised=self.quantised,
+            is_quantized=self.quantized,
             think=self.config.sequences.think,
             max_tokens=self.config.schedule.max_tokens,
             chat_template_sha256=template_hash(self.base.tokenizer),
@@ -113,8 +113,8 @@ class RewardSession(Session[RewardRun]):
 
     def measure(self, model: ScalarModel) -> PairScores:
         """How it ranks the held-out pairs."""
-        with self.narrator.counting("evaluating", 2 * len(self.data.probe)) as advance:
-            return score_pairs(model, self.data.probe, advance)
+        with self.narrator.counting("evaluating", 2 * len(self.data.eval_subset)) as advance:
+            return score_pairs(model, self.data.eval_subset, advance)
 
     def measured(self, told: dict[str, Any]) -> PairScores:
         """The same, from eval.json."""
@@ -126,9 +126,9 @@ class RewardSession(Session[RewardRun]):
         told = {f"{name}_{when}": getattr(s, name) for name in numbers for when, s in _both(before, after)}
         return told | {"length_only": after.length_only}
 
-    def look_after(self, model: ScalarModel) -> None:
+    def evaluate_after(self, model: ScalarModel) -> None:
         """Also draw how far its certainty can be trusted."""
-        super().look_after(model)
+        super().evaluate_after(model)
         if self.is_main:
             calibration.draw(self.measured(self.folder.evaluation()["after"]), self.folder.path / PLOT)
 
@@ -171,7 +171,7 @@ class RewardSession(Session[RewardRun]):
         return RewardLearner(
             model=model,
             config=self.config,
-            quantised=self.quantised,
+            quantized=self.quantized,
             args=arguments,
             train_dataset=as_conversations(self.data.train),
             processing_class=self.base.tokenizer,

@@ -17,7 +17,7 @@ from dsr1_tune.align.preference.calibration import PairScores
 from dsr1_tune.align.preference.encode import differs_in
 from dsr1_tune.align.rewards.component import NoScore
 from dsr1_tune.align.rewards.scoring import Ids, encode_answer, finite_score, max_context
-from dsr1_tune.atomic import check_new, whole_file
+from dsr1_tune.atomic import atomic_write, check_new
 from dsr1_tune.config import Score
 from dsr1_tune.data.output import dumps
 from dsr1_tune.data.read.read import read
@@ -50,7 +50,7 @@ def run(
     scorer = load_scalar(model, progress=narrator.say)
     scores = score_rows(scorer, rows, config, narrator)
     _show(scores, narrator)
-    with whole_file(out, binary=True) as lines:
+    with atomic_write(out, binary=True) as lines:
         for one in scores.rows:
             lines.write(dumps(one.as_json()) + b"\n")
     narrator.say(f"\nThe scores are in {out}.")

@@ -40,10 +40,10 @@ def adapt(
     config: ConfigFile = None,
     sets: Sets = None,
 ) -> None:
-    """Plan, clean, train with the method that fits, merge, quantise, compare against gates, and write the card.
+    """Plan, clean, train with the method that fits, merge, quantize, compare against gates, and write the card.
 
     The same command goes on where it was stopped; so does `dsr1-tune adapt --out OUT` alone. Exit code 1 if the
-    quantised model misses a gate (gates.max_loss_increase, gates.min_agreement): everything is kept.
+    quantized model misses a gate (gates.max_loss_increase, gates.min_agreement): everything is kept.
     """
     from dsr1_tune.config import AdaptRun
     from dsr1_tune.config.load import load_config
@@ -55,7 +55,7 @@ def adapt(
         "base.model": model,
         "memory": gpu_memory,
         "method": method,
-        "quantise.to": to,
+        "quantize.to": to,
         "schedule.epochs": epochs,
         "parallel.processes": processes,
         "out": str(out) if out else None,

@@ -18,7 +18,7 @@ def settings() -> None:
     if not console.is_terminal:
         console = Console(width=200)  # for grep
     shared = describe(configs.TuneRun)
-    kinds: dict[str, type[configs.Noun]] = {
+    kinds: dict[str, type[configs.ConfigSection]] = {
         "lora, qlora": configs.LoraRun,
         "full": configs.FullRun,
         "esft": configs.EsftRun,

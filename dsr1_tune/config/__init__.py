@@ -23,16 +23,16 @@ from dsr1_tune.config.align import (
     Start,
 )
 from dsr1_tune.config.clean import CleanRun, Dedup, Judge, JudgeScore, Privacy
-from dsr1_tune.config.export import Compare, CompareRun, ExportRun, Gates, Merge, Quantise, Target
+from dsr1_tune.config.export import Compare, CompareRun, ExportRun, Gates, Merge, Quantize, Target
 from dsr1_tune.config.sections import (
     GROUPS,
     Adapter,
     Base,
+    ConfigSection,
     Count,
     Data,
     Group,
     Init,
-    Noun,
     Parallel,
     Router,
     Schedule,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from dsr1_tune.config.clean import Dedup, Judge, Privacy
-from dsr1_tune.config.export import Compare, Gates, Merge, Quantise
+from dsr1_tune.config.export import Compare, Gates, Merge, Quantize
 from dsr1_tune.config.sections import Adapter
 from dsr1_tune.config.training import Esft, Train, TuneRun
 
@@ -45,16 +46,18 @@ class PlanRun(TuneRun):
 class AdaptRun(PlanRun):
     """Everything `dsr1-tune adapt` needs to know."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"quantise": "quantize"}
+
     method: Way = "auto"
     """How to train; auto takes what fits."""
     privacy: Privacy = Privacy()
     dedup: Dedup = Dedup()
     judge: Judge = Judge()
     merge: Merge = Merge()
-    quantise: Quantise = Quantise()
+    quantize: Quantize = Quantize()
     compare: Compare = Compare()
     gates: Gates = Gates(max_loss_increase=0.02, min_agreement=0.95)
-    """What the quantised model must keep of the merged one; null turns a gate off."""
+    """What the quantized model must keep of the merged one; null turns a gate off."""
     language: Literal["auto", "en", "zh"] = "auto"
     """Language of report.html, compare.html and the card; auto takes the data's."""
     out: Path | None = None

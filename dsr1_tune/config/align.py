@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dsr1_tune.config.sections import Adapter, Count, Noun, Schedule, Sequences, Share
+from dsr1_tune.config.sections import Adapter, ConfigSection, Count, Schedule, Sequences, Share
 from dsr1_tune.config.training import Train, TuneRun, refuse_float16
 
 Positive = Annotated[float, Field(gt=0)]
@@ -17,7 +17,7 @@ REWARD_NUMBERS = ("mean", "std", "errors", "with_penalty")
 """What the log of a run has under reward/ beside the layers; no layer may be called so."""
 
 
-class Start(Noun):
+class Start(ConfigSection):
     """The trained adapter that alignment begins with."""
 
     run: Path | None = None
@@ -81,7 +81,7 @@ class RewardSchedule(GentleSchedule):
     """Peak learning rate; it falls along a cosine."""
 
 
-class Reward(Noun):
+class Reward(ConfigSection):
     """How answers are scored."""
 
     center: NotNegative = 0.01
@@ -104,7 +104,7 @@ DpoLoss = Literal[
 ]  # fmt: skip
 
 
-class Dpo(Noun):
+class Dpo(ConfigSection):
     """Direct preference optimisation (arXiv 2305.18290)."""
 
     beta: Positive = 0.1
@@ -141,7 +141,7 @@ class DpoRun(AlignRun):
     dpo: Dpo = Dpo()
 
 
-class Kto(Noun):
+class Kto(ConfigSection):
     """Kahneman-Tversky optimisation of unpaired feedback (arXiv 2402.01306)."""
 
     beta: Positive = 0.1
@@ -164,7 +164,7 @@ class KtoRun(AlignRun):
         return self
 
 
-class Rollout(Noun):
+class Rollout(ConfigSection):
     """How the model answers while it learns from its own answers."""
 
     max_new_tokens: Count = 256
@@ -211,7 +211,7 @@ class RolloutRun(AlignRun):
         return self
 
 
-class Ppo(Noun):
+class Ppo(ConfigSection):
     """Proximal policy optimisation (arXiv 1707.06347)."""
 
     answers: Count = 32
@@ -284,7 +284,7 @@ class PpoRun(RolloutRun):
         return self
 
 
-class Grpo(Noun):
+class Grpo(ConfigSection):
     """Group-relative policy optimisation (arXiv 2402.03300)."""
 
     group: Annotated[int, Field(ge=2)] = 8
@@ -337,7 +337,7 @@ class GrpoRun(RolloutRun):
         return self
 
 
-class Score(Noun):
+class Score(ConfigSection):
     """How rows are scored by a reward model."""
 
     batch_size: Count = 8
@@ -348,7 +348,7 @@ class Score(Noun):
     """Pairs whose scores differ by less count as ties."""
 
 
-class ScoreRun(Noun):
+class ScoreRun(ConfigSection):
     """What `dsr1-tune score` needs to know besides the model and the file."""
 
     score: Score = Score()

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dsr1_tune.config.sections import Data, Noun, Share
+from dsr1_tune.config.sections import ConfigSection, Data, Share
 
 
-class Privacy(Noun):
+class Privacy(ConfigSection):
     """What to do about personal data."""
 
     action: Literal["off", "count", "redact", "drop"] | None = None
@@ -19,7 +19,7 @@ class Privacy(Noun):
     """Which kinds to look for, such as email and cn_mobile; none means all but hotline (400 and 800 numbers)."""
 
 
-class Dedup(Noun):
+class Dedup(ConfigSection):
     """Which rows say the same."""
 
     exact: bool = True
@@ -41,7 +41,7 @@ class Dedup(Noun):
 JudgeScore = Literal["surprise", "oddity", "overlap", "cosine", "ifd", "contrast", "fit"]
 
 
-class Judge(Noun):
+class Judge(ConfigSection):
     """What a small model thinks of the rows that the rules leave."""
 
     ask: bool = False
@@ -62,7 +62,7 @@ class Judge(Noun):
     """Cut-offs of your own instead of the calibrated ones: ifd=1,cosine=0.75."""
 
 
-class CleanRun(Noun):
+class CleanRun(ConfigSection):
     """Everything `dsr1-tune data clean` needs to know."""
 
     data: Data = Data()

@@ -1,18 +1,19 @@
-"""What merging, quantising and comparing are asked to do."""
+"""What merging, quantizing and comparing are asked to do."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dsr1_tune.config.sections import Count, Noun
+from dsr1_tune.config.sections import ConfigSection, Count
 
 Target = Literal["none", "nf4", "int8", "w4a16", "fp8", "gguf"]
 
 
-class Merge(Noun):
+class Merge(ConfigSection):
     """How an adapter is merged into its base."""
 
     fp8: Literal["keep", "bfloat16"] = "keep"
@@ -23,14 +24,14 @@ class Merge(Noun):
     """Whether the comparison reads the models layer by layer from disk; auto does where memory is short."""
 
 
-class Quantise(Noun):
+class Quantize(ConfigSection):
     """Into which format, and how."""
 
     to: Target = "nf4"
     """nf4 and int8 for our loader, w4a16 and fp8 for vLLM and SGLang, gguf for llama.cpp and Ollama; none leaves the
     16-bit model as it is."""
     all: bool = False
-    """Quantise attention, dense layers and shared experts too, not only the routed experts."""
+    """Quantize attention, dense layers and shared experts too, not only the routed experts."""
     gguf: Literal["bf16", "f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m"] = "q4_k_m"
     """The type of a GGUF's large matrices."""
     method: Literal["rtn", "gptq"] = "rtn"
@@ -41,7 +42,7 @@ class Quantise(Noun):
     """For gptq: rows to calibrate on."""
 
     @model_validator(mode="after")
-    def _belongs_to_the_format(self) -> Quantise:
+    def _belongs_to_the_format(self) -> Quantize:
         """What another format would heed must not be given in vain; a default may stand in any file."""
         for name, fits, form in (
             ("gguf", self.to == "gguf", "gguf"),
@@ -58,7 +59,7 @@ class Quantise(Noun):
         return self
 
 
-class Compare(Noun):
+class Compare(ConfigSection):
     """What two models are compared on."""
 
     data: tuple[Path, ...] = ()
@@ -110,7 +111,7 @@ def _limit(value: Any) -> Any:
 Limit = Annotated[float, BeforeValidator(_limit), Field(ge=0)]
 
 
-class Gates(Noun):
+class Gates(ConfigSection):
     """What the second model must keep, as a share or in percent; without a value nothing is asked."""
 
     max_loss_increase: Limit | None = None
@@ -121,21 +122,23 @@ class Gates(Noun):
     """General loss may rise by this share: 0.01 or 1%."""
 
 
-class CompareRun(Noun):
+class CompareRun(ConfigSection):
     """What `dsr1-tune compare` needs to know besides the two models."""
 
     compare: Compare = Compare()
     gates: Gates = Gates()
 
 
-class ExportRun(Noun):
+class ExportRun(ConfigSection):
     """Everything `dsr1-tune export` needs to know."""
+
+    renamed: ClassVar[Mapping[str, str]] = {"quantise": "quantize"}
 
     run: Path | None = None
     """The run folder."""
     out: Path | None = None
     """Where versions are kept; `current` links to the good one. Without it exports/<run>."""
     merge: Merge = Merge()
-    quantise: Quantise = Quantise()
+    quantize: Quantize = Quantize()
     compare: Compare = Compare()
     gates: Gates = Gates()

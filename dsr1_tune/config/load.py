@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
 
-from dsr1_tune.config import Noun
+from dsr1_tune.config import ConfigSection
 from dsr1_tune.errors import ConfigError
 
-Config = TypeVar("Config", bound=Noun)
+Config = TypeVar("Config", bound=ConfigSection)
 
 
 def load_config(
@@ -34,10 +35,23 @@ def load_config(
         if not equals or not name.strip():
             raise ConfigError(f"--set {text}: not of the form name=value", hint="for example: --set adapter.rank=32")
         _put(tree, name.strip(), _parse_value(value), said=f"--set {text}")
+    for old, new in _old_names(kind, tree):
+        print(f"note: {old} is called {new} now; the old name works in this version only", file=sys.stderr)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_all_problems(error, file), hint=_known_names(kind, error)) from None
+
+
+def _old_names(kind: type[ConfigSection], tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every setting that is given under a name of an earlier version, with its present name; both dotted."""
+    for name, value in tree.items():
+        new = kind.renamed.get(name, name)
+        if new != name:
+            yield prefix + name, prefix + new
+        section = kind.model_fields[new].annotation if new in kind.model_fields else None
+        if isinstance(value, dict) and isinstance(section, type) and issubclass(section, ConfigSection):
+            yield from _old_names(section, value, f"{prefix}{new}.")
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -92,7 +106,7 @@ def _all_problems(error: ValidationError, file: Path | None) -> str:
         if problem["type"] == "extra_forbidden":
             said = "there is no such setting"
         # Where settings do not go together, the message names them; the input would be all there are.
-        is_told = problem["type"] == "extra_forbidden" or isinstance(problem["input"], (dict, Noun))
+        is_told = problem["type"] == "extra_forbidden" or isinstance(problem["input"], (dict, ConfigSection))
         given = "" if is_told else f" (given: {problem['input']!r})"
         lines.append(f"{name}: {said}{given}")
     return where + "; ".join(lines)
@@ -101,7 +115,7 @@ def _all_problems(error: ValidationError, file: Path | None) -> str:
 _SEE_SETTINGS = "`dsr1-tune settings` lists names, meanings and defaults"
 
 
-def _known_names(kind: type[Noun], error: ValidationError) -> str:
+def _known_names(kind: type[ConfigSection], error: ValidationError) -> str:
     """The names that exist where an unknown one was given."""
     unknown = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
     if not unknown:
@@ -109,18 +123,18 @@ def _known_names(kind: type[Noun], error: ValidationError) -> str:
     *groups, _ = unknown[0]
     for group in groups:
         field = kind.model_fields.get(str(group))
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, Noun):
+        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, ConfigSection):
             break
         kind = field.annotation
     return f"known here: {', '.join(kind.model_fields)}"
 
 
-def describe(kind: type[Noun], prefix: str = "") -> list[tuple[str, str, str]]:
+def describe(kind: type[ConfigSection], prefix: str = "") -> list[tuple[str, str, str]]:
     """(dotted name, default, meaning) of every setting of `kind`, for help and documentation."""
     rows: list[tuple[str, str, str]] = []
     for name, field in kind.model_fields.items():
         annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Noun):
+        if isinstance(annotation, type) and issubclass(annotation, ConfigSection):
             rows += describe(annotation, f"{prefix}{name}.")
         else:
             meaning = " ".join((field.description or "").split())

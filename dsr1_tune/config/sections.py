@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,10 +15,12 @@ Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class Noun(BaseModel):
+class ConfigSection(BaseModel):
     """A frozen group of settings; unknown names are errors and docstrings are the help texts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Settings by the names that they had in an earlier version: old name, present name."""
 
     @model_validator(mode="before")
     @classmethod
@@ -27,12 +30,28 @@ class Noun(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
+    def _old_names(cls, value: Any) -> Any:
+        """Settings under the names that an earlier version had for them, and files that were saved with those."""
+        return rename_old(cls, value) if isinstance(value, dict) else value
+
+    @model_validator(mode="before")
+    @classmethod
     def _lists_on_a_line(cls, value: Any) -> Any:
         """`ranks=attention=16,routed_experts=4` and `groups=attention` are what they look like."""
         return _read_lists(cls, value)
 
 
-class Data(Noun):
+def rename_old(kind: type[ConfigSection], value: dict[str, Any]) -> dict[str, Any]:
+    """`value` with every setting of `kind` under its present name. Raises ValueError where both names are given."""
+    for old, new in kind.renamed.items():
+        if old in value:
+            if new in value:
+                raise ValueError(f"{old} is the old name of {new}; give {new} alone")
+            value = {new if name == old else name: given for name, given in value.items()}
+    return value
+
+
+class Data(ConfigSection):
     """What to learn from, and which rows are worth it."""
 
     files: tuple[Path, ...] = ()
@@ -81,7 +100,7 @@ class Data(Noun):
         return self.weights.get(file, 1.0)
 
 
-def _read_lists(kind: type[Noun], value: Any) -> Any:
+def _read_lists(kind: type[ConfigSection], value: Any) -> Any:
     """Lists and dicts written on a line, made such."""
     if not isinstance(value, dict):
         return value
@@ -103,7 +122,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-class Base(Noun):
+class Base(ConfigSection):
     """The model to start from."""
 
     model: str | None = None
@@ -117,7 +136,7 @@ class Base(Noun):
     """Stretch the context to so many tokens with YaRN (arXiv 2309.00071), where the rope allows it; 0 leaves it."""
 
 
-class Sequences(Noun):
+class Sequences(ConfigSection):
     """How records become sequences of tokens."""
 
     longer: Literal["drop", "truncate", "split"] = "drop"
@@ -140,7 +159,7 @@ class Sequences(Noun):
 Init = Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"]
 
 
-class Adapter(Noun):
+class Adapter(ConfigSection):
     """The low-rank update (LoRA, arXiv 2106.09685)."""
 
     rank: Count = 8
@@ -181,7 +200,7 @@ class Adapter(Noun):
         return self
 
 
-class Schedule(Noun):
+class Schedule(ConfigSection):
     """How long, how fast and in which portions."""
 
     epochs: Annotated[float, Field(gt=0)] = 1.0
@@ -214,7 +233,7 @@ class Schedule(Noun):
     """Seeds the split, the order, the adapter and everything else drawn at random."""
 
 
-class Router(Noun):
+class Router(ConfigSection):
     """What happens to the routers while the rest is trained."""
 
     mode: Literal["frozen", "train", "aux_loss", "bias"] = "frozen"
@@ -226,7 +245,7 @@ class Router(Noun):
     """Step of the bias rule: b += rate * sign(mean load - load)."""
 
 
-class Watch(Noun):
+class Watch(ConfigSection):
     """What is watched while training, and what an alarm does."""
 
     on_alarm: Literal["warn", "stop", "rollback"] = "warn"
@@ -240,7 +259,7 @@ class Watch(Noun):
     """Language of report.html; auto takes the language that most records are in."""
 
 
-class Parallel(Noun):
+class Parallel(ConfigSection):
     """How several processes share the work."""
 
     processes: Count = 1

@@ -11,9 +11,9 @@ from dsr1_tune.config.sections import (
     GROUPS,
     Adapter,
     Base,
+    ConfigSection,
     Count,
     Data,
-    Noun,
     Parallel,
     Router,
     Schedule,
@@ -22,7 +22,7 @@ from dsr1_tune.config.sections import (
 )
 
 
-class TuneRun(Noun):
+class TuneRun(ConfigSection):
     """What every way of training needs to know."""
 
     data: Data = Data()
@@ -77,7 +77,7 @@ class QloraRun(TuneRun):
         return self
 
 
-class Train(Noun):
+class Train(ConfigSection):
     """Which of the base's own weights `full` trains."""
 
     only: tuple[str, ...] = ()
@@ -113,7 +113,7 @@ def refuse_float16(base: Base) -> None:
         raise ValueError("base.dtype=float16 is too narrow for weights that are trained; use bfloat16 or float32")
 
 
-class Esft(Noun):
+class Esft(ConfigSection):
     """Which experts are trained (ESFT, arXiv 2407.01906)."""
 
     experts: Path | None = None

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from dsr1_tune.atomic import whole_file
+from dsr1_tune.atomic import atomic_write
 from dsr1_tune.config import Data
 from dsr1_tune.data.dedup.exact import Seen
 from dsr1_tune.data.inspect.tables import Report
@@ -251,7 +251,7 @@ def write(prepared: Prepared, folder: Path, held_out: Sequence[Row] = ()) -> Non
     _write_lines(folder / "eval.jsonl", map(as_output, held_out))
     write_rejects(prepared.drops, folder / "rejected.jsonl")
     summary = Report.of(prepared).summary()
-    with whole_file(folder / "report.json", binary=True) as file:
+    with atomic_write(folder / "report.json", binary=True) as file:
         file.write(orjson.dumps(summary, option=orjson.OPT_INDENT_2) + b"\n")
 
 
@@ -261,6 +261,6 @@ def write_rejects(drops: Iterable[Drop], path: Path) -> None:
 
 
 def _write_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
-    with whole_file(path, binary=True) as file:
+    with atomic_write(path, binary=True) as file:
         for value in values:
             file.write(dumps(value) + b"\n")

@@ -1,1 +1,1 @@
-"""From a run to a model that one GPU serves: merge, quantise, compare, and say where everything came from."""
+"""From a run to a model that one GPU serves: merge, quantize, compare, and say where everything came from."""

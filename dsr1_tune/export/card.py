@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from dsr1_tune.atomic import whole_file
+from dsr1_tune.atomic import atomic_write
 from dsr1_tune.errors import TuneError
 from dsr1_tune.export import check_serve, lineage
 from dsr1_tune.export.card_texts import Language, part, say
@@ -31,7 +31,7 @@ def run(folder: Path, language: Literal["auto", "en", "zh"] = "auto") -> Path:
     """
     known = lineage.known(folder)
     told = _language(known) if language == "auto" else language
-    with whole_file(folder / FILE) as file:
+    with atomic_write(folder / FILE) as file:
         file.write(render(folder, known, told))
     lineage.refresh(folder, [FILE])
     return folder / FILE
@@ -59,7 +59,7 @@ def render(folder: Path, known: Lineage, language: Language) -> str:
         training=_training(known, language),
         evaluation=_evaluation(known, language),
         merge=list(_merge(known, language)),
-        quantisation=list(_quantisation(known, language)),
+        quantization=list(_quantization(known, language)),
         comparison=_comparison(folder, language),
         commands=commands,
         refusals=refusals,
@@ -102,23 +102,23 @@ def _base(known: Lineage) -> tuple[str, bool]:
 def _front_matter(known: Lineage, folder: Path) -> str:
     """What the Hub reads."""
     name, is_on_hub = _base(known)
-    train, quantised = _facts(known, "train"), _facts(known, "quantize")
+    train, quantized = _facts(known, "train"), _facts(known, "quantize")
     data_language = _facts(known, "data").get("language")
     tree: dict[str, Any] = {
         "base_model": name if is_on_hub else None,
-        "base_model_relation": ("quantized" if quantised else "finetune") if is_on_hub else None,
+        "base_model_relation": ("quantized" if quantized else "finetune") if is_on_hub else None,
         "license": (train.get("base") or {}).get("license"),
         "language": [data_language] if data_language else None,
         "library_name": "gguf" if any(folder.glob("*.gguf")) else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["dsr1-tune", "mixture-of-experts", *filter(None, (train.get("command"), quantised.get("to")))],
+        "tags": ["dsr1-tune", "mixture-of-experts", *filter(None, (train.get("command"), quantized.get("to")))],
     }
     kept = {key: value for key, value in tree.items() if value}
     return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
 
 
 def _summary(known: Lineage, language: Language) -> Iterator[str]:
-    train, quantised = _facts(known, "train"), _facts(known, "quantize")
+    train, quantized = _facts(known, "train"), _facts(known, "quantize")
     if train:
         version = (train.get("versions") or {}).get("dsr1-tune", "")
         yield say("made_by", language, base=_base(known)[0], command=train.get("command"), version=version)
@@ -126,20 +126,20 @@ def _summary(known: Lineage, language: Language) -> Iterator[str]:
         yield say("made_by_none", language)
     if (train.get("base") or {}).get("name") == embedded.NAME:
         yield say("embedded", language)
-    if {"bytes_before", "bytes_after"} <= quantised.keys():
-        before, after = quantised["bytes_before"], quantised["bytes_after"]
+    if {"bytes_before", "bytes_after"} <= quantized.keys():
+        before, after = quantized["bytes_before"], quantized["bytes_after"]
         sizes = {"before": _size(before), "after": _size(after), "share": f"{after / before:.0%}"}
-        yield say("quantised_to", language, to=_format(quantised), **sizes)
+        yield say("quantized_to", language, to=_format(quantized), **sizes)
 
 
 def _size(num_bytes: int) -> str:
     return f"{num_bytes / 2**30:,.2f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.1f} MiB"
 
 
-def _format(quantised: Mapping[str, Any]) -> str:
-    settings = quantised.get("settings") or {}
-    detail = {"gguf": settings.get("gguf"), "w4a16": settings.get("method")}.get(quantised["to"])
-    return f"{quantised['to']} ({detail})" if detail else str(quantised["to"])
+def _format(quantized: Mapping[str, Any]) -> str:
+    settings = quantized.get("settings") or {}
+    detail = {"gguf": settings.get("gguf"), "w4a16": settings.get("method")}.get(quantized["to"])
+    return f"{quantized['to']} ({detail})" if detail else str(quantized["to"])
 
 
 def _data(known: Lineage) -> dict[str, Any] | None:
@@ -227,10 +227,15 @@ def _merge(known: Lineage, language: Language) -> Iterator[str]:
         yield say("merge_loss", language, merged=f"{loss['merged']:.4f}", run=f"{loss['run']:.4f}")
 
 
-def _quantisation(known: Lineage, language: Language) -> Iterator[tuple[str, ...]]:
+def _quantization(known: Lineage, language: Language) -> Iterator[tuple[str, ...]]:
     for group in _facts(known, "quantize").get("groups") or ():
-        done = (f"{group['bits']:.2f}", f"{group['relative_error']:.2%}") if group["num_quantised"] else ("16/32", "–")
+        done = (f"{group['bits']:.2f}", f"{group['relative_error']:.2%}") if _num_quantized(group) else ("16/32", "–")
         yield part(group["part"], language), f"{group['num_tensors']:,}", f"{group['share']:.0%}", *done
+
+
+def _num_quantized(group: Mapping[str, Any]) -> int:
+    """How many matrices of a part were quantized; an earlier version spelled it otherwise in lineage.json."""
+    return int(group.get("num_quantized", group.get("num_quantised", 0)))
 
 
 def _comparison(folder: Path, language: Language) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ TEXTS: dict[str, dict[Language, str]] = {
         "en": "Made by dsr1-tune; what it was trained on is not known here.",
         "zh": "由 dsr1-tune 制作；此处没有其训练来源的记录。",
     },
-    "quantised_to": {
+    "quantized_to": {
         "en": "Its weights are stored as {to}: {after} in place of {before} ({share}).",
         "zh": "权重以 {to} 格式存储：{after}，原为 {before}（{share}）。",
     },
@@ -65,9 +65,9 @@ TEXTS: dict[str, dict[Language, str]] = {
         "en": "Its loss on the held-out records is {merged}; the run measured {run}.",
         "zh": "合并模型的留出损失为 {merged}；训练结束时测得 {run}。",
     },
-    "quantisation": {"en": "Quantisation", "zh": "量化"},
+    "quantization": {"en": "Quantization", "zh": "量化"},
     "matrices": {"en": "matrices", "zh": "矩阵"},
-    "quantised": {"en": "quantised", "zh": "已量化"},
+    "quantized": {"en": "quantized", "zh": "已量化"},
     "bits": {"en": "bits a weight", "zh": "每权重位数"},
     "error": {"en": "relative error", "zh": "相对误差"},
     "comparison": {"en": "Compared with the model before", "zh": "与之前模型的比较"},
@@ -95,7 +95,7 @@ TEXTS: dict[str, dict[Language, str]] = {
         "zh": "没有留出数据，因此无法说明它在新数据上的表现。",
     },
     "limit_not_compared": {
-        "en": "What quantising cost in loss and answers was not measured: `dsr1-tune compare` does that.",
+        "en": "What quantizing cost in loss and answers was not measured: `dsr1-tune compare` does that.",
         "zh": "未测量量化对损失和回答的影响：可用 `dsr1-tune compare` 测量。",
     },
     "limit_base": {"en": "The base's own limits and licence apply.", "zh": "基座自身的局限与许可同样适用。"},

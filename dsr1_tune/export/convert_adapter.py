@@ -27,7 +27,7 @@ from dsr1_tune.export.adapter.config import Scale, fused_config, per_expert_conf
 from dsr1_tune.export.adapter.file import FILE, PREFIX, RIGHT_BASE, Adapter, AdapterFile, Names
 from dsr1_tune.models.folder import base_of, find_adapter
 from dsr1_tune.models.load import locate
-from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.trained.lora import REWRITTEN
 from dsr1_tune.models.weights.checkpoint import DTYPES, Spec, write_weights
 from dsr1_tune.models.weights.index import INDEX
@@ -74,7 +74,7 @@ def run(adapter: Path, to: Form, out: Path, console: Console | None = None) -> P
     if folder is None:
         raise ModelError(f"{adapter}: holds no adapter (no adapter_config.json)", hint="give a run of lora or qlora")
     base = locate(base_of(folder), narrator.say, is_loaded=False)
-    names = Names.of(skeleton(base.config))
+    names = Names.of(meta_model(base.config))
     with new_folder(out) as part:
         done = convert(Adapter.read(folder), to, names)
         for file in sorted(folder.iterdir()):
@@ -108,10 +108,10 @@ def convert(adapter: Adapter, to: Form, names: Names) -> Converted:
         )
     if not (fused if to == "per-expert" else single):
         raise ModelError(f"this adapter is {to} already", hint="use it as it is")
-    return take_apart(adapter, names) if to == "per-expert" else put_together(adapter, names)
+    return unfuse(adapter, names) if to == "per-expert" else put_together(adapter, names)
 
 
-def take_apart(adapter: Adapter, names: Names) -> Converted:
+def unfuse(adapter: Adapter, names: Names) -> Converted:
     """From fused experts to a pair for each expert's every matrix."""
     tensors: Tensors = {}
     scales: dict[str, Scale] = {}

@@ -1,4 +1,4 @@
-"""`export`: merge, quantise, compare, card; and only what passed its gates becomes the `current` version."""
+"""`export`: merge, quantize, compare, card; and only what passed its gates becomes the `current` version."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from dsr1_tune.config import ExportRun, Quantise
+from dsr1_tune.config import ExportRun, Quantize
 from dsr1_tune.errors import ConfigError, RunError, TuneError
 from dsr1_tune.export import card, compare, lineage, merge, quantize
 from dsr1_tune.export.comparison import page
@@ -30,7 +30,7 @@ def run(config: ExportRun, console: Console | None = None) -> Path:
 
     Under `config.out`: versions/<time>-<format>/ with compare.json, compare.html and the card; missed/<time>-<format>/
     has the comparison of what did not pass. Whatever goes wrong, the version that was current stays so. Raises
-    GatesMissed, or what merging, quantising and comparing raise.
+    GatesMissed, or what merging, quantizing and comparing raise.
     """
     quiet_libraries()
     narrator = Narrator(console or Console())
@@ -40,13 +40,13 @@ def run(config: ExportRun, console: Console | None = None) -> Path:
         name = _new_name(out, config)
         merged = merge.run(trained, work / trained.absolute().name, config.merge, console)
         made, before, names = merged, trained, (str(trained), f"{name}, merged")
-        if config.quantise.to != "none":
+        if config.quantize.to != "none":
             made, before, names = work / name, merged, ("the merged model", name)
-            quantize.run(merged, made, config.quantise, console)
+            quantize.run(merged, made, config.quantize, console)
         found = compare.run(before, made, config.compare, config.gates, made, console, names)
         if found.missed:
             _keep_report(made, out / MISSED / name)
-            raise _missed(found, out / MISSED / name, config.quantise)
+            raise _missed(found, out / MISSED / name, config.quantize)
         lineage.refresh(made, (page.JSON_NAME, page.HTML_NAME))
         card.run(made)
         version = out / VERSIONS / name
@@ -134,7 +134,7 @@ def _work(out: Path) -> Iterator[Path]:
 
 def _new_name(out: Path, config: ExportRun) -> str:
     """<time>-<format>, and a number behind it should that exist."""
-    settings = config.quantise
+    settings = config.quantize
     form = {"none": "merged", "gguf": f"gguf-{settings.gguf}", "w4a16": f"w4a16-{settings.method}"}.get(
         settings.to, settings.to
     )
@@ -149,7 +149,7 @@ def _keep_report(made: Path, folder: Path) -> None:
         shutil.move(made / name, folder / name)
 
 
-def _missed(found: Comparison, report: Path, settings: Quantise) -> TuneError:
+def _missed(found: Comparison, report: Path, settings: Quantize) -> TuneError:
     ways = ", or ".join(gentler(settings))
     return GatesMissed(
         "\nmissed: ".join(found.missed),

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from dsr1_tune.atomic import whole_file
+from dsr1_tune.atomic import atomic_write
 from dsr1_tune.errors import RunError
 from dsr1_tune.models.folder import local_path
 from dsr1_tune.runs.folder import FINISHED, RunFolder
@@ -143,7 +143,7 @@ def refresh(folder: Path, names: Iterable[str]) -> Lineage:
 
 
 def _write(folder: Path, lineage: Lineage) -> Lineage:
-    with whole_file(folder / FILE) as file:
+    with atomic_write(folder / FILE) as file:
         json.dump({"format": _FORMAT, **asdict(lineage)}, file, indent=1, ensure_ascii=False, default=str)
         file.write("\n")
     return lineage

@@ -50,7 +50,7 @@ from dsr1_tune.models.trained.experts import put_experts_on
 from dsr1_tune.models.weights.checkpoint import Checkpoint, Weights, write_weights
 from dsr1_tune.runs.console import Narrator, quiet_libraries
 from dsr1_tune.runs.evaluate import HeldOut, held_out_loss
-from dsr1_tune.runs.kept_rows import probe_examples
+from dsr1_tune.runs.kept_rows import eval_subset_examples
 
 USUAL = Merge()
 MAX_TOKENS = 1024
@@ -94,7 +94,7 @@ def _remark(found: Trained) -> str:
     if found.run and found.run.manifest().get("command") == "qlora":
         return (
             "Trained over a base in 4 bits, merged into the same base in 16 bits: rounding to 4 bits once more "
-            "after the merge would lose the update's finer part. Quantise the merged model instead."
+            "after the merge would lose the update's finer part. Quantize the merged model instead."
         )
     return ""
 
@@ -149,7 +149,7 @@ def _compare(
     streamed = merge.streamed == "yes" or (merge.streamed == "auto" and num_bytes * 1.3 > _room())
     if streamed:
         narrator.say("The models are read layer by layer; in float32 one does not fit into the memory.")
-    examples = probe_examples(found.run, base.located.tokenizer) if found.run else []
+    examples = eval_subset_examples(found.run, base.located.tokenizer) if found.run else []
     rows = _rows(examples, merge.rows, base.located)
     pad_token = base.located.tokenizer.pad_token_id
 

@@ -11,20 +11,20 @@ from rich.console import Console
 from rich.table import Table
 
 from dsr1_tune.atomic import new_folder
-from dsr1_tune.config.export import Quantise
+from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.export import lineage
 from dsr1_tune.export.formats import fp8, gptq, int8, nf4, w4a16
 from dsr1_tune.export.gguf import write as gguf
 from dsr1_tune.export.lineage import Stage
-from dsr1_tune.export.weights.accounting import Group, Quantised, chosen
+from dsr1_tune.export.weights.accounting import Group, Quantized, chosen
 from dsr1_tune.export.weights.progress import num_bytes
 from dsr1_tune.export.weights.source import Source, open_source
 from dsr1_tune.models.folder import local_path
 from dsr1_tune.runs.console import Narrator, quiet_libraries
 from dsr1_tune.runs.environment import package_versions
 
-Write = Callable[[Source, Path, Quantise, Narrator], Quantised]
+Write = Callable[[Source, Path, Quantize, Narrator], Quantized]
 WRITERS: dict[str, Write] = {
     "nf4": nf4.write,
     "int8": int8.write,
@@ -35,28 +35,28 @@ WRITERS: dict[str, Write] = {
 """How each format of `--to` is written."""
 
 
-def run(source: Path | str, out: Path | None, quantise: Quantise, console: Console | None = None) -> Path:
-    """Write the model or run at `source` to the folder `out`, quantised; without `out` beside it, named by the format.
+def run(source: Path | str, out: Path | None, quantize: Quantize, console: Console | None = None) -> Path:
+    """Write the model or run at `source` to the folder `out`, quantized; without `out` beside it, named by the format.
 
     Whole or not at all. Raises TuneError for a source that cannot be used, a format that cannot take it, an `out` that
-    is there already, and where fewer matrices of routed experts were quantised than there are.
+    is there already, and where fewer matrices of routed experts were quantized than there are.
     """
     quiet_libraries()
     narrator = Narrator(console or Console())
-    if quantise.to == "none":
-        raise ConfigError("quantise.to: none leaves the model as it is", hint="give --to nf4, int8, w4a16, fp8 or gguf")
+    if quantize.to == "none":
+        raise ConfigError("quantize.to: none leaves the model as it is", hint="give --to nf4, int8, w4a16, fp8 or gguf")
     opened = open_source(source, narrator.say)
-    folder = out or _beside(source, quantise)
-    _check_parts(opened, quantise)
-    what = "every layer" if quantise.all else "routed experts"
-    narrator.stage(f"Quantise {what} of {opened.name} to {_format(quantise)}")
-    write = gptq.write if (quantise.to, quantise.method) == ("w4a16", "gptq") else WRITERS[quantise.to]
+    folder = out or _beside(source, quantize)
+    _check_parts(opened, quantize)
+    what = "every layer" if quantize.all else "routed experts"
+    narrator.stage(f"Quantize {what} of {opened.name} to {_format(quantize)}")
+    write = gptq.write if (quantize.to, quantize.method) == ("w4a16", "gptq") else WRITERS[quantize.to]
     with new_folder(folder) as part:
-        quantised = write(opened, part, quantise, narrator)
-        _check_experts(quantised.groups, quantise)
+        quantized = write(opened, part, quantize, narrator)
+        _check_experts(quantized.groups, quantize)
         before, after = num_bytes(opened.weights), _size_of(part)
-        lineage.write(part, (*opened.stages, _stage(quantise, quantised, before, after)))
-    _show(narrator, quantised.groups)
+        lineage.write(part, (*opened.stages, _stage(quantize, quantized, before, after)))
+    _show(narrator, quantized.groups)
     narrator.say(f"{before / 2**20:,.1f} MiB before, {after / 2**20:,.1f} MiB after ({after / before:.0%})")
     return folder
 
@@ -72,39 +72,39 @@ NEXT = {
 }
 
 
-def _format(quantise: Quantise) -> str:
+def _format(quantize: Quantize) -> str:
     """For people, and the end of a folder's name: nf4, int8, fp8, w4a16, w4a16-gptq, gguf-q4_k_m."""
-    if quantise.to == "gguf":
-        return f"gguf-{quantise.gguf}"
-    return f"{quantise.to}-{quantise.method}" if quantise.to == "w4a16" and quantise.method != "rtn" else quantise.to
+    if quantize.to == "gguf":
+        return f"gguf-{quantize.gguf}"
+    return f"{quantize.to}-{quantize.method}" if quantize.to == "w4a16" and quantize.method != "rtn" else quantize.to
 
 
-def _beside(source: Path | str, quantise: Quantise) -> Path:
+def _beside(source: Path | str, quantize: Quantize) -> Path:
     place = local_path(str(source))
     if not place.exists():  # a model on the Hub
-        return Path(f"{place.name}-{_format(quantise)}")
+        return Path(f"{place.name}-{_format(quantize)}")
     if place.name in ("", ".."):  # a folder named by where it lies
         place = place.resolve()
-    return place.with_name(f"{place.name}-{_format(quantise)}")
+    return place.with_name(f"{place.name}-{_format(quantize)}")
 
 
-def _check_parts(source: Source, quantise: Quantise) -> None:
-    """Refuse, before anything is written, a model that has nothing of what is to be quantised."""
-    if quantise.to != "gguf" and not chosen(source.layout, quantise.all):
+def _check_parts(source: Source, quantize: Quantize) -> None:
+    """Refuse, before anything is written, a model that has nothing of what is to be quantized."""
+    if quantize.to != "gguf" and not chosen(source.layout, quantize.all):
         raise ModelError(
-            f"{source.name}: has no routed experts, and only those are quantised unless told otherwise",
+            f"{source.name}: has no routed experts, and only those are quantized unless told otherwise",
             hint="add --all: every layer but router, embeddings, norms and output head",
         )
 
 
-def _check_experts(groups: tuple[Group, ...], quantise: Quantise) -> None:
+def _check_experts(groups: tuple[Group, ...], quantize: Quantize) -> None:
     """Raise ModelError if matrices of routed experts were left out."""
     for group in groups:
-        is_as_it_was = quantise.to == "gguf" and quantise.gguf in ("bf16", "f16")
-        if group.part == "routed_experts" and group.num_quantised < group.num_tensors and not is_as_it_was:
+        is_as_it_was = quantize.to == "gguf" and quantize.gguf in ("bf16", "f16")
+        if group.part == "routed_experts" and group.num_quantized < group.num_tensors and not is_as_it_was:
             raise ModelError(
-                f"{group.num_tensors - group.num_quantised} of {group.num_tensors} matrices of routed experts "
-                "were not quantised",
+                f"{group.num_tensors - group.num_quantized} of {group.num_tensors} matrices of routed experts "
+                "were not quantized",
                 hint="please report it with the model's name",
             )
 
@@ -115,26 +115,26 @@ def _size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def _stage(quantise: Quantise, quantised: Quantised, before: int, after: int) -> Stage:
+def _stage(quantize: Quantize, quantized: Quantized, before: int, after: int) -> Stage:
     groups = [
-        {**asdict(group), "bits": round(group.bits, 3), "share": round(group.share, 4)} for group in quantised.groups
+        {**asdict(group), "bits": round(group.bits, 3), "share": round(group.share, 4)} for group in quantized.groups
     ]
-    facts = {"settings": quantise.model_dump(mode="json"), "bytes_before": before, "bytes_after": after}
-    return Stage("quantize", {"to": quantise.to, **facts, "groups": groups, **quantised.facts,
+    facts = {"settings": quantize.model_dump(mode="json"), "bytes_before": before, "bytes_after": after}
+    return Stage("quantize", {"to": quantize.to, **facts, "groups": groups, **quantized.facts,
                               "versions": package_versions()})  # fmt: skip
 
 
 def _show(narrator: Narrator, groups: tuple[Group, ...]) -> None:
     """What was done to each part."""
-    table = Table(title="What is quantised", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(title="What is quantized", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     table.add_column("part", no_wrap=True)
-    for name in ("matrices", "quantised", "bits", "error", "worst error"):
+    for name in ("matrices", "quantized", "bits", "error", "worst error"):
         table.add_column(name, justify="right", no_wrap=True)
     for group in groups:
         numbers = (f"{group.bits:.2f}", f"{group.relative_error:.2%}", f"{group.worst_error:.2%}")
         table.add_row(
             *(group.part.replace("_", " "), f"{group.num_tensors:,}", f"{group.share:.0%}"),
-            *(numbers if group.num_quantised else ("", "", "")),
-            style="" if group.num_quantised else "dim",
+            *(numbers if group.num_quantized else ("", "", "")),
+            style="" if group.num_quantized else "dim",
         )
     narrator.console.print(table)

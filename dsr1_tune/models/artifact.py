@@ -19,7 +19,7 @@ ADAPTER_FILE = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
-class Artefact:
+class Artifact:
     """What is to be served."""
 
     path: Path
@@ -38,11 +38,11 @@ class Artefact:
 
     @property
     def format(self) -> str:
-        """How its weights are quantised: none, or a `quant_method`; gguf for those files."""
+        """How its weights are quantized: none, or a `quant_method`; gguf for those files."""
         if self.kind == "gguf":
             return "gguf"
-        quantisation = self.config.get("quantization_config") if self.kind == "model" else None
-        return str(quantisation.get("quant_method", "unknown")) if isinstance(quantisation, Mapping) else "none"
+        quantization = self.config.get("quantization_config") if self.kind == "model" else None
+        return str(quantization.get("quant_method", "unknown")) if isinstance(quantization, Mapping) else "none"
 
     @property
     def form(self) -> Literal["peft-fused", "per-expert", "dense"]:
@@ -57,7 +57,7 @@ class Artefact:
         return max([int(self.config.get("r") or 1), *map(int, (self.config.get("rank_pattern") or {}).values())])
 
 
-def of(place: Path | str) -> Artefact:
+def of(place: Path | str) -> Artifact:
     """What is there; a run folder means its adapter or its model. Raises ModelError for anything that is none of it."""
     if (file := find_gguf(place)) is not None:
         return _gguf(file)
@@ -70,7 +70,7 @@ def of(place: Path | str) -> Artefact:
         raise ModelError(f"{place}: there is no such folder", hint="give a model, an adapter, a run or a .gguf file")
     check_folder(folder, str(place))
     config = read_json(folder / "config.json")
-    return Artefact(folder, "model", _architecture(config), config, frozenset(Checkpoint(folder).names), *_text(folder))
+    return Artifact(folder, "model", _architecture(config), config, frozenset(Checkpoint(folder).names), *_text(folder))
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
@@ -86,16 +86,16 @@ def _text(folder: Path) -> tuple[bool, bool]:
     return has_tokenizer, (folder / "chat_template.jinja").is_file() or bool(told.get("chat_template"))
 
 
-def _adapter(folder: Path) -> Artefact:
+def _adapter(folder: Path) -> Artifact:
     config = read_json(folder / "adapter_config.json")
     base = base_of(folder).model or "embedded"
     place = local_path(base) / "config.json"
     architecture = _architecture(read_json(place)) if place.is_file() else ""
     names = frozenset(read_header(folder / ADAPTER_FILE))
-    return Artefact(folder, "adapter", architecture, config, names, base=base)
+    return Artifact(folder, "adapter", architecture, config, names, base=base)
 
 
-def _gguf(file: Path) -> Artefact:
+def _gguf(file: Path) -> Artifact:
     """A GGUF file's fields and tensors. Raises ModelError if it is damaged."""
     from gguf import GGUFReader
 
@@ -107,7 +107,7 @@ def _gguf(file: Path) -> Artefact:
         raise ModelError(f"{file}: is damaged: {error}", hint="write or copy the file again") from error
     has_template = "tokenizer.chat_template" in fields
     architecture = str(fields.get("general.architecture", ""))
-    return Artefact(file, "gguf", architecture, fields, names, "tokenizer.ggml.model" in fields, has_template)
+    return Artifact(file, "gguf", architecture, fields, names, "tokenizer.ggml.model" in fields, has_template)
 
 
 def _value(entry: Any) -> Any:
@@ -116,24 +116,24 @@ def _value(entry: Any) -> Any:
     return bytes(value).decode(errors="replace") if text else value.tolist()[0]
 
 
-def command_for(artefact: Artefact, engine: str, host: str = "127.0.0.1", port: int = 8000) -> list[str]:
-    """The engine's own command that serves an artefact, which it must be able to load."""
-    path = str(artefact.path)
+def command_for(artifact: Artifact, engine: str, host: str = "127.0.0.1", port: int = 8000) -> list[str]:
+    """The engine's own command that serves an artifact, which it must be able to load."""
+    path = str(artifact.path)
     where = ["--host", host, "--port", str(port)]
     if engine == "llama.cpp":
         return ["llama-server", "--model", path, "--jinja", *where]
     if engine == "transformers":
         return ["transformers", "serve", path, *where]
-    if artefact.kind == "model":
+    if artifact.kind == "model":
         return (
             [*_SERVERS[engine], path, *where] if engine == "vllm" else [*_SERVERS[engine], "--model-path", path, *where]
         )
-    rank = str(max(artefact.max_rank, 16))
+    rank = str(max(artifact.max_rank, 16))
     if engine == "vllm":
         loras = ["--enable-lora", "--max-lora-rank", rank, "--lora-modules", f"adapter={path}"]
-        return [*_SERVERS[engine], artefact.base, *loras, *where]
+        return [*_SERVERS[engine], artifact.base, *loras, *where]
     loras = ["--enable-lora", "--max-lora-rank", rank, "--lora-paths", f"adapter={path}"]
-    return [*_SERVERS[engine], "--model-path", artefact.base, *loras, *where]
+    return [*_SERVERS[engine], "--model-path", artifact.base, *loras, *where]
 
 
 _SERVERS = {"vllm": ("vllm", "serve"), "sglang": ("python", "-m", "sglang.launch_server")}

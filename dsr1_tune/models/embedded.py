@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from dsr1_tune.atomic import whole_folder
+from dsr1_tune.atomic import atomic_folder
 from dsr1_tune.errors import ModelError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ ROUTER_SEED = 0
 # The constant beside the values in the latent; RMSNorm's factor is then constant to (|v| / LATENT_CONSTANT)² / 2, and
 # |v| reaches 45. At 2¹² that still shows in the logits (7e-4), at 2¹⁴ rounding is larger; 2¹⁶ would overflow float16.
 LATENT_CONSTANT = 16384.0
-# Quantisers work in blocks of 64 along a row.
+# Quantizers work in blocks of 64 along a row.
 BLOCK = 64
 
 
@@ -153,7 +153,7 @@ def _build(folder: Path, read: Callable[[], Source], say: Callable[[str], None],
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         say("reading its weights")
         source = read()
-        with whole_folder(folder) as part:
+        with atomic_folder(folder) as part:
             say("rewriting it as a DeepSeek-V3 mixture of experts")
             write(source, part)
     say(f"built in {folder}")
@@ -249,7 +249,7 @@ def _wheel_key(file: Path) -> str:
 
 
 def read_gguf(file: Path) -> Source:
-    """A Llama and its tokenizer from a GGUF file, dequantised to f32. Raises ModelError if the file is damaged."""
+    """A Llama and its tokenizer from a GGUF file, dequantized to f32. Raises ModelError if the file is damaged."""
     import torch
     from gguf import GGUFReader
     from gguf.quants import dequantize

@@ -13,7 +13,7 @@ from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models import embedded
 from dsr1_tune.models.weights.index import COPY_AGAIN, INDEX, ONE_FILE, gist, read_json, weight_files
-from dsr1_tune.models.weights.stored_format import held_kind, is_nf4
+from dsr1_tune.models.weights.stored_format import is_nf4, prequantized_kind
 from dsr1_tune.quant import fp8, w4a16
 
 REWARD_CONFIG = "reward_config.json"
@@ -78,12 +78,14 @@ def read_config(folder: Path, name: str) -> Any:
             f"{name}: is a {config.model_type}, which is no causal language model",
             hint=f"give {EXAMPLE}",
         )
-    quantised = tree.get("quantization_config")
-    is_known = fp8.is_block_fp8(quantised) or is_nf4(quantised) or held_kind(quantised) or w4a16.is_w4a16(quantised)
-    if quantised and not is_known:
-        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else "unknown"
+    quantized = tree.get("quantization_config")
+    is_known = (
+        fp8.is_block_fp8(quantized) or is_nf4(quantized) or prequantized_kind(quantized) or w4a16.is_w4a16(quantized)
+    )
+    if quantized and not is_known:
+        method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else "unknown"
         raise ModelError(
-            f"{name}: its weights are stored quantised ({method})", hint="give its copy in bfloat16, float16 or float32"
+            f"{name}: its weights are stored quantized ({method})", hint="give its copy in bfloat16, float16 or float32"
         )
     return config
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from dsr1_tune.atomic import whole_folder
+from dsr1_tune.atomic import atomic_folder
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.embedded import cache_dir
 
@@ -136,7 +136,7 @@ def _make(tool: str, folder: Path, say: Say) -> None:
             shutil.rmtree(left, ignore_errors=True)
         packages = TOOLS[tool].packages
         say(f"installing {', '.join(packages)} into {folder} (once)")
-        with whole_folder(folder) as part:
+        with atomic_folder(folder) as part:
             _install(packages, part)
             _try(tool, part)
 

@@ -32,7 +32,7 @@ from dsr1_tune.models.folder import (
 from dsr1_tune.models.memory import GIB, main_memory
 from dsr1_tune.models.weights.checkpoint import Checkpoint
 from dsr1_tune.models.weights.index import COPY_AGAIN, gist, weight_files
-from dsr1_tune.models.weights.stored_format import NF4_BYTES, held_kind, is_nf4
+from dsr1_tune.models.weights.stored_format import NF4_BYTES, is_nf4, prequantized_kind
 from dsr1_tune.quant import fp8, w4a16
 
 _log = logging.getLogger(__name__)
@@ -63,15 +63,15 @@ class Loaded:
     revision: str | None
 
 
-def load(base: Base, progress: Callable[[str], None] | None = None, quantised: bool = False) -> Loaded:
+def load(base: Base, progress: Callable[[str], None] | None = None, quantized: bool = False) -> Loaded:
     """Locate and load `base`; see `locate` and `load_located` for what can go wrong."""
-    return load_located(locate(base, progress, quantised), base.dtype, quantised=quantised)
+    return load_located(locate(base, progress, quantized), base.dtype, quantized=quantized)
 
 
 def locate(
     base: Base,
     progress: Callable[[str], None] | None = None,
-    quantised: bool = False,
+    quantized: bool = False,
     is_loaded: bool = True,
     may_score: bool = False,
 ) -> Located:
@@ -101,15 +101,15 @@ def locate(
         num_parameters = _check_remote_weights(folder, repo_id, str(revision), config)
     if is_loaded:
         stored_as: Any = getattr(config, "quantization_config", None)
-        is_held = (held_kind(stored_as) or is_nf4(stored_as)) and repo_id is None
-        _check_room(num_parameters, name, base.dtype, quantised, folder if is_held else None)
+        is_held = (prequantized_kind(stored_as) or is_nf4(stored_as)) and repo_id is None
+        _check_room(num_parameters, name, base.dtype, quantized, folder if is_held else None)
     return Located(folder, name, revision, read_tokenizer(folder, name), config, repo_id)
 
 
-def load_located(located: Located, dtype: str = "auto", for_training: bool = False, quantised: bool = False) -> Loaded:
+def load_located(located: Located, dtype: str = "auto", for_training: bool = False, quantized: bool = False) -> Loaded:
     """Load the weights of a located base, in `dtype` (see config.Base), onto this process's GPU or the CPU.
 
-    `quantised` holds experts and linear layers in 4 bits, see moe.experts4bit. For training the model is left in
+    `quantized` holds experts and linear layers in 4 bits, see moe.experts4bit. For training the model is left in
     train mode without a key-value cache, otherwise in eval mode. Raises ModelError
     when weights are missing, damaged, of other shapes than the config says, or more than the memory holds.
     """
@@ -118,7 +118,7 @@ def load_located(located: Located, dtype: str = "auto", for_training: bool = Fal
     device = pick_device()
     try:
         with _quiet():
-            model, report = _read_model(located, folder, pick_dtype(dtype, device, quantised), device, quantised)
+            model, report = _read_model(located, folder, pick_dtype(dtype, device, quantized), device, quantized)
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{located.name}: does not fit on {device}", hint=_SMALLER) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -132,7 +132,7 @@ def load_located(located: Located, dtype: str = "auto", for_training: bool = Fal
 
 
 def _read_model(
-    located: Located, folder: Path, dtype: torch.dtype, device: torch.device, quantised: bool
+    located: Located, folder: Path, dtype: torch.dtype, device: torch.device, quantized: bool
 ) -> tuple[Any, dict[str, Any]]:
     """transformers' loader, in 4 bits where that is asked for; float8 weights are multiplied out one by one."""
     from transformers import AutoModelForCausalLM
@@ -149,12 +149,12 @@ def _read_model(
         "output_loading_info": True,
     }
     stored_as: Any = getattr(config, "quantization_config", None)
-    if held_kind(stored_as):
-        from dsr1_tune.models.weights.load_bnb import open_held
+    if prequantized_kind(stored_as):
+        from dsr1_tune.models.weights.load_bnb import open_prequantized
 
-        settings["quantization_config"], held = open_held(folder, config, located.name)
+        settings["quantization_config"], held = open_prequantized(folder, config, located.name)
         return _from_tensors(folder, held, settings)
-    if quantised and not is_nf4(stored_as):
+    if quantized and not is_nf4(stored_as):
         settings["quantization_config"] = Nf4Config()
     if w4a16.is_w4a16(stored_as):
         return _from_tensors(folder, w4a16.open_weights(folder, weight_files(folder)), settings)
@@ -212,14 +212,14 @@ def pick_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
 
 
-def pick_dtype(dtype: str, device: torch.device, quantised: bool = False) -> torch.dtype:
+def pick_dtype(dtype: str, device: torch.device, quantized: bool = False) -> torch.dtype:
     """What `dtype` means on `device`: "auto" is bfloat16 on a GPU that computes in it, else float32.
 
     Over a base in 4 bits it is bfloat16 everywhere: what is left is to take 16 bits.
     """
     if dtype != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
-    if quantised:
+    if quantized:
         return torch.bfloat16
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
@@ -229,17 +229,17 @@ def pick_dtype(dtype: str, device: torch.device, quantised: bool = False) -> tor
 _SMALLER = "try qlora, or --set base.dtype=bfloat16, choose a smaller model, or use a machine with more memory"
 
 
-def _check_room(num_parameters: int, name: str, dtype: str, quantised: bool, held: Path | None) -> None:
+def _check_room(num_parameters: int, name: str, dtype: str, quantized: bool, held: Path | None) -> None:
     """Refuse what cannot fit: the kernel would end the process without a word. `held` is a folder of low precision."""
     device = pick_device()
-    number = pick_dtype(dtype, device, quantised and held is not None)
-    need = num_parameters * (NF4_BYTES if quantised else number.itemsize)
+    number = pick_dtype(dtype, device, quantized and held is not None)
+    need = num_parameters * (NF4_BYTES if quantized else number.itemsize)
     if held:
         need = _held_bytes(held, number)
     have = _free_bytes(device)
     if need > have:
         as_what = f"as {str(number).removeprefix('torch.')}"
-        if quantised or held:
+        if quantized or held:
             as_what = "as they are stored" if held else "in 4 bits"
         raise ModelError(
             f"{name}: its {num_parameters / 1e9:.1f} B weights need {need / GIB:.1f} GiB {as_what}, "
@@ -249,7 +249,7 @@ def _check_room(num_parameters: int, name: str, dtype: str, quantised: bool, hel
 
 
 def _held_bytes(folder: Path, number: torch.dtype) -> int:
-    """What the weights take where quantised ones stay as they are stored and the others become `number`."""
+    """What the weights take where quantized ones stay as they are stored and the others become `number`."""
     checkpoint = Checkpoint(folder)
     specs = [checkpoint.spec(name) for name in checkpoint.names]
     return sum(spec.num_elements * (number.itemsize if spec.dtype in _WIDE else 1) for spec in specs)

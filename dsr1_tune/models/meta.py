@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 
-def skeleton(config: Any) -> Any:
+def meta_model(config: Any) -> Any:
     """The model of a transformers config without its weights, to see what it is made of before any are loaded."""
     from transformers import AutoModelForCausalLM
 

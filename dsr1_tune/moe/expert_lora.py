@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
-from dsr1_tune.quant.nf4 import Held, held_weight
+from dsr1_tune.quant.nf4 import QuantizedWeight, stored_weight
 
 GateFunction = Callable[[Tensor], Tensor]
 
 PORTION_BYTES = 2**30
-"""On a GPU, so much of a layer's 4-bit experts is dequantised at a time."""
+"""On a GPU, so much of a layer's 4-bit experts is dequantized at a time."""
 
 
 def use_grouped_products(model: nn.Module) -> int:
@@ -139,8 +139,8 @@ def apply_experts(
             x_TD,
             index_TK,
             weight_TK,
-            held_weight(experts, up_name),
-            held_weight(experts, "down_proj"),
+            stored_weight(experts, up_name),
+            stored_weight(experts, "down_proj"),
             up.packed_a if up else None,
             up.packed_b if up else None,
             down.packed_a if down else None,
@@ -171,8 +171,8 @@ class _ExpertsWithUpdates(torch.autograd.Function):
         x_TD: Tensor,
         index_TK: Tensor,
         weight_TK: Tensor,
-        up: Tensor | Held,
-        down: Tensor | Held,
+        up: Tensor | QuantizedWeight,
+        down: Tensor | QuantizedWeight,
         up_a: Tensor | None,
         up_b: Tensor | None,
         down_a: Tensor | None,
@@ -192,7 +192,7 @@ class _ExpertsWithUpdates(torch.autograd.Function):
             y_PD.add_(layer.down_bias.index_select(0, rows.expert_P))
 
         ctx.layer, ctx.rows = layer, rows
-        ctx.in_4bit = [weight if isinstance(weight, Held) else None for weight in (up, down)]
+        ctx.in_4bit = [weight if isinstance(weight, QuantizedWeight) else None for weight in (up, down)]
         up, down = (weight if isinstance(weight, Tensor) else None for weight in (up, down))
         ctx.save_for_backward(x_TD, weight_TK, up, down, up_a, up_b, down_a, down_b, g, h_up, h_down)
         return rows.combine(y_PD, weight_TK).to(x_TD.dtype)
@@ -243,7 +243,7 @@ class _ExpertsWithUpdates(torch.autograd.Function):
         )
 
 
-def _as_out_in(weight: Tensor | Held, layer: _Layer) -> Tensor | Held:
+def _as_out_in(weight: Tensor | QuantizedWeight, layer: _Layer) -> Tensor | QuantizedWeight:
     """The fused weight as (E, out, in), whichever way the family stores it."""
     return weight.transpose(1, 2) if layer.is_transposed else weight
 
@@ -266,7 +266,12 @@ class _Unpacked:
 
     @classmethod
     def of(
-        cls, packed_a: Tensor | None, packed_b: Tensor | None, scale: float, weight: Tensor | Held, rows: _Rows
+        cls,
+        packed_a: Tensor | None,
+        packed_b: Tensor | None,
+        scale: float,
+        weight: Tensor | QuantizedWeight,
+        rows: _Rows,
     ) -> _Unpacked | None:
         if packed_a is None or packed_b is None:
             return None
@@ -388,7 +393,9 @@ class _Rows:
         """Sum each token's K rows: (P, D) → (T, D)."""
         return self.as_chosen(dx_PD).view(-1, self.num_chosen, dx_PD.shape[-1]).sum(1)
 
-    def linear(self, x: Tensor, weight: Tensor | Held, lora: _Unpacked | None) -> tuple[Tensor, Tensor | None]:
+    def linear(
+        self, x: Tensor, weight: Tensor | QuantizedWeight, lora: _Unpacked | None
+    ) -> tuple[Tensor, Tensor | None]:
         """`y = x Wᵀ + s (x Aᵀ) Bᵀ` and `h = x Aᵀ`: x (P, in), W (E, out, in) → (P, out), (P, R)."""
         y = self._by_expert(x, weight.transpose(1, 2))
         if lora is None:
@@ -406,7 +413,7 @@ class _Rows:
         dy: Tensor,
         x: Tensor | None,
         h: Tensor | None,
-        weight: Tensor | Held,
+        weight: Tensor | QuantizedWeight,
         lora: _Unpacked | None,
         weight_P1: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -436,10 +443,10 @@ class _Rows:
         packed_b = dbt.mul_(lora.scale).transpose(0, 1).reshape(-1, dbt.shape[-1]).t()
         return dx, packed_a, packed_b
 
-    def _by_expert(self, x: Tensor, weight: Tensor | Held) -> Tensor:
+    def _by_expert(self, x: Tensor, weight: Tensor | QuantizedWeight) -> Tensor:
         """Each expert's rows times its matrix: x (P, in), weight (E, in, out) → (P, out), padding rows 0."""
         if not self.spans:
-            if isinstance(weight, Held):
+            if isinstance(weight, QuantizedWeight):
                 return self._by_portions(x, weight)
             return functional.grouped_mm(x, weight, offs=self.offsets_E)
         y = x.new_zeros(x.shape[0], weight.shape[-1])
@@ -449,7 +456,7 @@ class _Rows:
                 torch.mm(x.narrow(0, start, count), matrices[expert], out=y.narrow(0, start, count))
         return y
 
-    def _by_portions(self, x: Tensor, weight: Held) -> Tensor:
+    def _by_portions(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
         """The same by grouped products over the chosen experts alone, as many at a time as PORTION_BYTES hold."""
         ends = self.ends
         starts = [0, *ends[:-1]]

@@ -1,6 +1,6 @@
 """Fused routed experts and linear layers held in NF4: which weights, how experts compute with them, and the proof.
 
-transformers' `load_in_4bit` quantises nn.Linear alone and leaves the experts, nine tenths of a mixture, in 16 bits.
+transformers' `load_in_4bit` quantizes nn.Linear alone and leaves the experts, nine tenths of a mixture, in 16 bits.
 Here both are held as `moe.nf4` says. `audit_bits` tells what a model really holds, and refuses one of which routed
 experts are left in 16 bits.
 """
@@ -20,12 +20,12 @@ from dsr1_tune.quant.nf4 import (
     Nf4,
     Nf4Linear,
     fits,
-    held_weight,
     holding,
     is_held,
     keep_placeholder_out,
     renew_placeholder,
     reserve,
+    stored_weight,
 )
 
 EXPERTS_IMPLEMENTATION = "nf4"
@@ -89,7 +89,7 @@ def _refuse_unknown_experts(model: nn.Module, known: set[str]) -> None:
 
 
 def reserve_nf4(model: nn.Module) -> set[str]:
-    """Prepare a model without weights (on meta) for quantised ones; returns the full names of the weights."""
+    """Prepare a model without weights (on meta) for quantized ones; returns the full names of the weights."""
     names = {id(module): name for name, module in model.named_modules()}
     reserved = set()
     for module, weight in list(weights_to_hold(model)):
@@ -131,7 +131,7 @@ class PartBits:
     """All of it, scales and what is left in 16 or 32 bits included."""
     num_bytes_4bit: int
     worst_error: float
-    """The largest |W - W'| / |W| of any matrix (Frobenius norms); 0 where nothing is quantised."""
+    """The largest |W - W'| / |W| of any matrix (Frobenius norms); 0 where nothing is quantized."""
 
     @property
     def bits(self) -> float:
@@ -145,7 +145,7 @@ class PartBits:
 
 
 def audit_bits(model: nn.Module) -> list[PartBits]:
-    """What a model that was to be quantised really holds, by part.
+    """What a model that was to be quantized really holds, by part.
 
     Raises ModelError if routed experts are left in 16 bits, nothing is in 4 bits, or a matrix is badly represented.
     """
@@ -159,7 +159,7 @@ def audit_bits(model: nn.Module) -> list[PartBits]:
             seen.add(id(weight))
             line = found[part_of(f"{owner}.{name}")]
             line[0] += weight.numel()
-            held = held_weight(module, name)
+            held = stored_weight(module, name)
             if isinstance(held, Nf4):
                 line[1] += weight.numel()
                 line[2] += held.num_bytes

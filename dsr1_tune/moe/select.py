@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from dsr1_tune.atomic import whole_file
+from dsr1_tune.atomic import atomic_write
 from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.moe.anatomy import find_experts
 from dsr1_tune.moe.monitor import Routing
@@ -62,7 +62,7 @@ class Choice:
 
     def write(self, path: Path) -> None:
         """Write experts.json, whole or not at all."""
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             json.dump({"format": _FORMAT, **asdict(self)}, file, indent=1, ensure_ascii=False)
             file.write("\n")
 

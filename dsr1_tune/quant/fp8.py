@@ -15,12 +15,12 @@ from torch import Tensor
 SCALE = "_scale_inv"
 
 
-def is_block_fp8(quantisation: Any) -> bool:
+def is_block_fp8(quantization: Any) -> bool:
     """Whether a config's `quantization_config` is DeepSeek's: weights in float8, a scale for each block of them."""
     return (
-        isinstance(quantisation, dict)
-        and quantisation.get("quant_method") == "fp8"
-        and isinstance(quantisation.get("weight_block_size"), (list, tuple))
+        isinstance(quantization, dict)
+        and quantization.get("quant_method") == "fp8"
+        and isinstance(quantization.get("weight_block_size"), (list, tuple))
     )
 
 
@@ -47,7 +47,7 @@ class StoredWeight:
 
     def __getitem__(self, index: Any) -> Tensor:
         weight: Tensor = self.stored[...]
-        return (weight if self.scale is None else multiply_out(weight, self.scale[...], self.block_size))[index]
+        return (weight if self.scale is None else dequantize(weight, self.scale[...], self.block_size))[index]
 
     def get_dtype(self) -> str:
         """As safetensors names it."""
@@ -58,7 +58,7 @@ class StoredWeight:
         return list(self.stored.get_shape())
 
 
-def multiply_out(weight: Tensor, scale_inv: Tensor, block_size: tuple[int, int]) -> Tensor:
+def dequantize(weight: Tensor, scale_inv: Tensor, block_size: tuple[int, int]) -> Tensor:
     """Float8 (rows, cols) times the scale of each block, the last ones cut where they overhang; in float32."""
     cols = weight.shape[1]
     exact = _as_float32(weight)
@@ -82,7 +82,7 @@ _TABLE = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().
 def to_blocks(weight: Tensor, block_size: tuple[int, int] = (128, 128)) -> tuple[Tensor, Tensor]:
     """(rows, cols) → its float8 (E4M3) and the float32 scale of each block, (⌈rows/128⌉, ⌈cols/128⌉).
 
-    The largest number of a block becomes the largest that float8 holds; `multiply_out` is the way back. The last
+    The largest number of a block becomes the largest that float8 holds; `dequantize` is the way back. The last
     blocks may overhang.
     """
     (rows, cols), (high, wide) = weight.shape, block_size

@@ -81,10 +81,10 @@ def sizes(num_matrices: int, rows: int, cols: int) -> dict[str, tuple[tuple[int,
     }
 
 
-def quantise(weight: Tensor) -> dict[str, Tensor]:
+def quantize(weight: Tensor) -> dict[str, Tensor]:
     """(E, rows, cols) → the tensors that `sizes` names; `error` is |W - W'| / |W| of each matrix (Frobenius norms).
 
-    Rounded in float32: bitsandbytes' own quantiser takes float16, which would round the weights first.
+    Rounded in float32: bitsandbytes' own quantizer takes float16, which would round the weights first.
     """
     exact = weight.float()
     scale = exact.abs().amax(dim=2)

@@ -1,9 +1,9 @@
 """Weights held in NF4 (QLoRA, arXiv 2305.14314): 4 bits a weight, a scale for 64 of them, and scales of the scales.
 
-Each matrix is quantised by itself with bitsandbytes, so that any of them can be had back alone. Products save no
-weights: the backward pass dequantises again.
+Each matrix is quantized by itself with bitsandbytes, so that any of them can be had back alone. Products save no
+weights: the backward pass dequantizes again.
 
-A matrix may have been quantised in P parts, one below the other, as gate and up are where each is a tensor on disk.
+A matrix may have been quantized in P parts, one below the other, as gate and up are where each is a tensor on disk.
 Letters: E matrices (experts; 1 for a linear layer) of rows × cols, M = E · P, n = rows · cols / P.
 """
 
@@ -46,7 +46,7 @@ class Nf4:
     """The number format that matrices come back in."""
     is_flipped: bool = False
     num_parts: int = 1
-    """P, how many parts each matrix was quantised in."""
+    """P, how many parts each matrix was quantized in."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -69,11 +69,11 @@ class Nf4:
         return replace(self, is_flipped=not self.is_flipped)
 
     def __getitem__(self, index: int) -> Tensor:
-        """One matrix, dequantised."""
+        """One matrix, dequantized."""
         return self.matrices(slice(index, index + 1))[0]
 
     def matrices(self, index: slice | Sequence[int]) -> Tensor:
-        """Some of the matrices, dequantised: (N, rows, cols), or a view (N, cols, rows) if flipped."""
+        """Some of the matrices, dequantized: (N, rows, cols), or a view (N, cols, rows) if flipped."""
         index = self._parts(index)
         # Scales of one matrix need not fill their last block, so they are unfolded here, by rows.
         scale = self.scale[index].repeat_interleave(SCALES_BLOCK, dim=1)[:, : self.absmax.shape[1]]
@@ -105,7 +105,7 @@ class Nf4:
 
 @cache
 def scale_map(device: torch.device) -> Tensor:
-    """The 256 values that bitsandbytes quantises scales to."""
+    """The 256 values that bitsandbytes quantizes scales to."""
     return bnb.create_dynamic_map().to(device)
 
 
@@ -126,7 +126,7 @@ def sizes(num_matrices: int, rows: int, cols: int) -> dict[str, tuple[tuple[int,
     }
 
 
-def quantise(weight: Tensor) -> dict[str, Tensor]:
+def quantize(weight: Tensor) -> dict[str, Tensor]:
     """(E, rows, cols) → the tensors that `sizes` names; `error` is |W - W'| / |W| of each matrix (Frobenius norms)."""
     num, rows, cols = weight.shape
     out = {name: torch.empty(shape, dtype=dtype, device=weight.device) for name, (shape, dtype) in
@@ -166,8 +166,8 @@ def reserve_as(module: nn.Module, name: str, wanted: Mapping[str, tuple[tuple[in
 
 
 def as_buffers(name: str, weight: Tensor) -> dict[str, Tensor]:
-    """`weight` quantised, by the names that its module holds it under, and the placeholder that stands for it."""
-    parts = {f"{name}_{part}": tensor for part, tensor in quantise(_as_matrices(weight)).items()}
+    """`weight` quantized, by the names that its module holds it under, and the placeholder that stands for it."""
+    parts = {f"{name}_{part}": tensor for part, tensor in quantize(_as_matrices(weight)).items()}
     return parts | {name: placeholder(weight.shape, weight.dtype, weight.device)}
 
 
@@ -180,11 +180,11 @@ def placeholder(shape: Sequence[int], dtype: torch.dtype, device: torch.device) 
     return nn.Parameter(torch.full((1,), math.nan, dtype=dtype, device=device).expand(*shape), requires_grad=False)
 
 
-Held = Nf4 | Int8
+QuantizedWeight = Nf4 | Int8
 """Matrices that are multiplied out for each use."""
 
 
-def held_weight(module: nn.Module, name: str) -> Tensor | Held:
+def stored_weight(module: nn.Module, name: str) -> Tensor | QuantizedWeight:
     """The weight `name` of a module as products take it: as it is, or in NF4 or int8."""
     weight: Tensor = getattr(module, name)
     if not is_held(module, name):
@@ -258,7 +258,7 @@ class Nf4Linear(_Holding, nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Any leading shape, last dimension `in_features`."""
-        y: Tensor = _LinearProduct.apply(x, self.bias, held_weight(self, "weight"))
+        y: Tensor = _LinearProduct.apply(x, self.bias, stored_weight(self, "weight"))
         return y
 
 
@@ -267,10 +267,10 @@ class Int8Linear(Nf4Linear):
 
 
 class _LinearProduct(torch.autograd.Function):
-    """x Wᵀ + b with a frozen W that is dequantised for each product and never kept."""
+    """x Wᵀ + b with a frozen W that is dequantized for each product and never kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, weight: Held) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, weight: QuantizedWeight) -> Tensor:
         ctx.weight, ctx.dtype = weight, x.dtype
         with torch.autocast(x.device.type, enabled=False):
             return functional.linear(x.to(weight.dtype), weight[0], bias)

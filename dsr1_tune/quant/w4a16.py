@@ -23,12 +23,12 @@ LOWEST, HIGHEST = -8, 7
 _PER_WORD = 8
 
 
-def is_w4a16(quantisation: Any) -> bool:
+def is_w4a16(quantization: Any) -> bool:
     """Whether a config's `quantization_config` is this: symmetric 4-bit integers in groups, nothing else."""
-    if not isinstance(quantisation, dict) or quantisation.get("quant_method") != "compressed-tensors":
+    if not isinstance(quantization, dict) or quantization.get("quant_method") != "compressed-tensors":
         return False
-    groups = quantisation.get("config_groups")
-    if quantisation.get("format") != "pack-quantized" or not isinstance(groups, dict):
+    groups = quantization.get("config_groups")
+    if quantization.get("format") != "pack-quantized" or not isinstance(groups, dict):
         return False
     wanted = {"num_bits": 4, "type": "int", "strategy": "group", "symmetric": True}
     return all(
@@ -41,8 +41,8 @@ def is_w4a16(quantisation: Any) -> bool:
     )
 
 
-def quantisation_config(group_size: int, ignore: Iterable[str]) -> dict[str, Any]:
-    """What config.json says of it; `ignore` names every linear layer that is not quantised."""
+def quantization_config(group_size: int, ignore: Iterable[str]) -> dict[str, Any]:
+    """What config.json says of it; `ignore` names every linear layer that is not quantized."""
     weights = {
         "num_bits": 4,
         "type": "int",
@@ -83,7 +83,7 @@ def unpack(packed: Tensor) -> Tensor:
     return nibbles.view(torch.int8).reshape(num_rows, num_words * _PER_WORD).add_(LOWEST)
 
 
-def multiply_out(q_NK: Tensor, scale_NG: Tensor) -> Tensor:
+def dequantize(q_NK: Tensor, scale_NG: Tensor) -> Tensor:
     """Each integer times its group's scale, in the scale's number format, as the engines do."""
     groups = q_NK.view(*scale_NG.shape, -1).to(scale_NG.dtype)
     return groups.mul_(scale_NG.unsqueeze(-1)).view(q_NK.shape)
@@ -114,7 +114,7 @@ class StoredWeight:
         if self.scale is None:
             whole: Tensor = self.stored[index]
             return whole
-        return multiply_out(unpack(self.stored[...]), self.scale[...])[index]
+        return dequantize(unpack(self.stored[...]), self.scale[...])[index]
 
     def get_dtype(self) -> str:
         """As safetensors names it."""

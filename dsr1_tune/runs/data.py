@@ -34,7 +34,7 @@ class RunData:
     """What was done to long records, in words."""
 
     @property
-    def probe(self) -> list[Any]:
+    def eval_subset(self) -> list[Any]:
         """What the trained model is checked on: the held-out records, or a few others where none are held out."""
         return self.held_out or self.train[:8]
 
@@ -43,11 +43,11 @@ class RunData:
         """What the probe is, for people."""
         if self.held_out:
             return f"{len(self.held_out_records):,} held-out records"
-        return f"{len(self.probe):,} of the training records, as none are held out"
+        return f"{len(self.eval_subset):,} of the training records, as none are held out"
 
     def asked(self, number: int) -> list[Record]:
         """So many of the probe's records to be answered; of one that was cut the last question may be out of reach."""
-        return [example.record for example in self.probe if not example.num_cut][:number]
+        return [example.record for example in self.eval_subset if not example.num_cut][:number]
 
     @property
     def longest(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from dsr1_tune.atomic import whole_file
+from dsr1_tune.atomic import atomic_write
 from dsr1_tune.config import TuneRun
 from dsr1_tune.errors import RunError
 from dsr1_tune.models.folder import local_path
@@ -196,7 +196,7 @@ class RunFolder:
         """Note that the checkpoint of this step is completely written."""
         if not self.is_written_here:
             return
-        with whole_file(self._checkpoint(step) / _WHOLE) as file:
+        with atomic_write(self._checkpoint(step) / _WHOLE) as file:
             file.write("")
 
     def is_whole(self, step: int) -> bool:
@@ -295,6 +295,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.write("\n")

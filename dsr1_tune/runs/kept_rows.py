@@ -59,7 +59,7 @@ def records_of(file: Path) -> list[Record]:
     return rows_of(file, Record)
 
 
-def probe_examples(folder: RunFolder, tokenizer: Any) -> list[Example]:
+def eval_subset_examples(folder: RunFolder, tokenizer: Any) -> list[Example]:
     """What the trained model was checked on: the held-out records, or eight of the others where there were none."""
     config = TuneRun.model_validate({k: v for k, v in folder.manifest()["config"].items() if k in TuneRun.model_fields})
     held_out = kept_rows(folder, "eval", _ANSWERED)

@@ -28,15 +28,15 @@ from dsr1_tune.errors import ModelError, RunError, TuneError
 from dsr1_tune.models import embedded
 from dsr1_tune.models.context import check_length
 from dsr1_tune.models.load import Loaded, Located, load_located, locate, pick_device
-from dsr1_tune.models.trained.attach import was_quantised
+from dsr1_tune.models.trained.attach import was_quantized
 from dsr1_tune.models.trained.lora import audit
 from dsr1_tune.models.trained.start import with_start
-from dsr1_tune.models.weights.stored_format import held_kind, is_nf4
+from dsr1_tune.models.weights.stored_format import is_nf4, prequantized_kind
 from dsr1_tune.moe.quantized_experts import audit_bits, memory_of
 from dsr1_tune.runs.console import Narrator, quiet_libraries
 from dsr1_tune.runs.data import RunData, encode_and_split, training_set
 from dsr1_tune.runs.distributed import group
-from dsr1_tune.runs.distributed.unshard import make_whole, number_formats
+from dsr1_tune.runs.distributed.unshard import number_formats, unshard
 from dsr1_tune.runs.environment import machine, package_versions
 from dsr1_tune.runs.evaluate import HeldOut, Sample, held_out_loss, sample_answers
 from dsr1_tune.runs.folder import FAILED, FINISHED, INTERRUPTED, RUNNING, RunFolder, hash_files, step_of
@@ -62,12 +62,12 @@ def open_session(
     command: str,
     resume: Path | None = None,
     console: Console | None = None,
-    quantised: bool = False,
+    quantized: bool = False,
     kind: type[Session[Any]] | None = None,
 ) -> Iterator[Any]:
     """Everything before weights are loaded; at the end, however it comes, the manifest says how the run stands.
 
-    `quantised` loads the base with its experts and linear layers in 4 bits; `kind` is the session's class, where rows
+    `quantized` loads the base with its experts and linear layers in 4 bits; `kind` is the session's class, where rows
     are something else than answers to learn. Raises TuneError for everything the user
     can mend, and KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
     """
@@ -80,7 +80,7 @@ def open_session(
     folder = replace(folder, is_written_here=group.is_main())
     config = group.as_launched(config, bool(resume), narrator.say)
     # The config of a run that goes on, not the one given, says how its base is held.
-    quantised = quantised or (isinstance(config, AlignRun) and config.method == "qlora")
+    quantized = quantized or (isinstance(config, AlignRun) and config.method == "qlora")
     check_optimizer(config.schedule, pick_device())
     check_trackers(config.watch)
     # Before the base, which may first have to be built: it is what most often needs mending.
@@ -88,18 +88,18 @@ def open_session(
     starts = group.from_main(lambda: _start_hashes(config))
     if resume:
         group.from_main(lambda: folder.check_start(starts))
-    elif isinstance(config, AlignRun) and config.start.run and was_quantised(config.start.run) and not quantised:
+    elif isinstance(config, AlignRun) and config.start.run and was_quantized(config.start.run) and not quantized:
         narrator.say(
             f"{config.start.run}: was trained over a base in 4 bits, which is held in 16 or 32 here; --method qlora "
             "holds it as it was."
         )
     if config.base.model is None:
         narrator.say(f"No --model given: this is {embedded.DESCRIPTION}.")
-    base = group.main_first(lambda: locate(config.base, narrator.say, quantised=quantised))
+    base = group.main_first(lambda: locate(config.base, narrator.say, quantized=quantized))
     stored_as: Any = getattr(base.config, "quantization_config", None)
-    if held_kind(stored_as) == "int8":
+    if prequantized_kind(stored_as) == "int8":
         raise ModelError(f"{base.name}: is stored in 8 bits, for use only", hint="train its 16-bit original")
-    if not quantised and (is_nf4(stored_as) or held_kind(stored_as)):
+    if not quantized and (is_nf4(stored_as) or prequantized_kind(stored_as)):
         raise ModelError(f"{base.name}: is stored in 4 bits", hint=f"train it with qlora instead of {command}")
     if resume:
         group.from_main(lambda: folder.check_base(base.name, base.revision))
@@ -107,7 +107,7 @@ def open_session(
     check_length(base.config, data.longest + session_kind.num_further(config), base.name)
     if not resume:
         folder.begin(_pinned(config, base), command)
-    session = session_kind(config, command, folder, narrator, base, data, quantised)
+    session = session_kind(config, command, folder, narrator, base, data, quantized)
     with _accounted(session):
         folder.update(
             status=RUNNING,
@@ -119,7 +119,7 @@ def open_session(
             versions=package_versions(),
             machine=machine(),
             seed=config.schedule.seed,
-            processes=group.count(),
+            processes=group.world_size(),
             global_batch=group.global_batch(config),
         )
         narrator.stage("Data")
@@ -170,7 +170,7 @@ class Session(Generic[Run]):
     narrator: Narrator
     base: Located
     data: RunData
-    quantised: bool
+    quantized: bool
     facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -192,7 +192,7 @@ class Session(Generic[Run]):
         """The base, ready for training, everything random seeded."""
         self.narrator.stage("Model")
         with self.timed("load"):
-            loaded = load_located(self.base, self.config.base.dtype, for_training=True, quantised=self.quantised)
+            loaded = load_located(self.base, self.config.base.dtype, for_training=True, quantized=self.quantized)
         set_seed(self.config.schedule.seed)
         return loaded
 
@@ -209,7 +209,7 @@ class Session(Generic[Run]):
         self.facts["bits"] = [asdict(line) | {"bits": round(line.bits, 3)} for line in bits]
         self.facts["weights_bytes"] = memory_of(model)
 
-    def look_before(self, model: Any) -> None:
+    def evaluate_before(self, model: Any) -> None:
         """Held-out loss and answers before training; a resumed run keeps those from when it began."""
         self.narrator.stage("Before training")
         earlier = group.from_main(self.folder.evaluation)
@@ -222,7 +222,7 @@ class Session(Generic[Run]):
             on=self.data.probe_name, before=before.as_json(), answers_before=[asdict(s) for s in answers]
         )
 
-    def look_after(self, model: Any) -> None:
+    def evaluate_after(self, model: Any) -> None:
         """The same after training. Raises ModelError if the loss is not a number."""
         self.narrator.stage("After training")
         with self.timed("evaluate_after"):
@@ -246,8 +246,8 @@ class Session(Generic[Run]):
 
     def measure(self, model: Any) -> Any:
         """What is told of the model before and after: has a `loss`, `as_json()` and, for people, a text."""
-        with self.narrator.counting("evaluating", len(self.data.probe)) as advance:
-            return held_out_loss(model, self.data.probe, self.base.tokenizer.pad_token_id, advance)
+        with self.narrator.counting("evaluating", len(self.data.eval_subset)) as advance:
+            return held_out_loss(model, self.data.eval_subset, self.base.tokenizer.pad_token_id, advance)
 
     def measured(self, told: dict[str, Any]) -> Any:
         """What `measure` gave, from its JSON."""
@@ -261,10 +261,10 @@ class Session(Generic[Run]):
             try:
                 self.facts["num_steps"] = self._fit(model)
             except RollBack as fault:
-                make_whole(model, formats)
+                unshard(model, formats)
                 self.narrator.say(roll_back(model, self.folder, fault))
                 self.facts["num_steps"] = self._fit(model)
-            make_whole(model, formats)
+            unshard(model, formats)
 
     def save(self, write: Callable[[], None]) -> None:
         """Write what came of the training; of several processes one does, the others wait."""
@@ -328,7 +328,7 @@ class Session(Generic[Run]):
         return ResumableTrainer(
             model=model,
             config=self.config,
-            quantised=self.quantised,
+            quantized=self.quantized,
             args=to_arguments(self.config, self.folder, compute_dtype(model)),
             train_dataset=learned.rows,
             data_collator=learned.collator,
@@ -350,7 +350,7 @@ class Session(Generic[Run]):
         with self.timed("check"):
             saved = Base(model=str(whole), dtype=self.config.base.dtype)
             base = locate(saved, may_score=True) if whole else self.base
-            loaded = load_located(base, self.config.base.dtype, quantised=self.quantised)
+            loaded = load_located(base, self.config.base.dtype, quantized=self.quantized)
             tolerance = RELOAD_TOLERANCE[compute_dtype(loaded.model)]
             loss = self.reloaded_loss(reload(loaded))
         after = self.measured(self.folder.evaluation()["after"])
@@ -418,7 +418,7 @@ def within_memory(hint: str) -> Iterator[None]:
 
 
 def compute_dtype(model: Any) -> torch.dtype:
-    """The number format of what is not quantised, in which the products are computed."""
+    """The number format of what is not quantized, in which the products are computed."""
     return next(weight.dtype for weight in model.get_input_embeddings().parameters())
 
 

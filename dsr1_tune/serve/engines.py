@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from dsr1_tune.errors import ModelError, RunError
-from dsr1_tune.models.artifact import Artefact, command_for
+from dsr1_tune.models.artifact import Artifact, command_for
 from dsr1_tune.models.llama_cpp import client
 
 ENGINES = ("vllm", "sglang", "llama.cpp", "transformers")
@@ -32,39 +32,39 @@ INSTALL = {
 Say = Callable[[str], None]
 
 
-def fitting(artefact: Artefact, engine: str) -> tuple[str, ...]:
+def fitting(artifact: Artifact, engine: str) -> tuple[str, ...]:
     """The engines that may serve it, the fastest first: the one that was asked for, or those that `auto` tries."""
     if engine != "auto":
         return (engine,)
-    if artefact.kind == "gguf":
+    if artifact.kind == "gguf":
         return ("llama.cpp",)
-    return ("vllm", "sglang", "transformers")[: 2 if artefact.kind == "adapter" else 3]
+    return ("vllm", "sglang", "transformers")[: 2 if artifact.kind == "adapter" else 3]
 
 
-def command(artefact: Artefact, engines: Sequence[str], host: str, port: int) -> list[str] | None:
+def command(artifact: Artifact, engines: Sequence[str], host: str, port: int) -> list[str] | None:
     """What starts the first of the engines that is installed on this machine; None if none is."""
-    started = (_here(artefact, one, host, port) for one in engines)
+    started = (_here(artifact, one, host, port) for one in engines)
     return next((found for found in started if found), None)
 
 
-def not_here(artefact: Artefact, engines: Sequence[str]) -> ModelError:
+def not_here(artifact: Artifact, engines: Sequence[str]) -> ModelError:
     """That none of the engines is installed, with the commands that install them."""
     ways = "; or ".join(INSTALL[one] for one in reversed(engines))
     if len(engines) == 1:
         name = "`transformers serve`" if engines[0] == "transformers" else engines[0]
         return ModelError(f"{name} is not installed here", hint=ways)
-    if artefact.kind == "adapter":
-        ways = f"merge it, and serve what comes of it: dsr1-tune merge {artefact.path}; or {ways}"
+    if artifact.kind == "adapter":
+        ways = f"merge it, and serve what comes of it: dsr1-tune merge {artifact.path}; or {ways}"
     return ModelError(f"no engine that serves this is installed here: {', '.join(engines)}", hint=ways)
 
 
-def _here(artefact: Artefact, engine: str, host: str, port: int) -> list[str] | None:
+def _here(artifact: Artifact, engine: str, host: str, port: int) -> list[str] | None:
     """The command with this machine's own programs in it; None if the engine is not here."""
-    told = command_for(artefact, engine, host, port)
+    told = command_for(artifact, engine, host, port)
     if engine == "llama.cpp":
         if program := shutil.which("llama-server"):
             return [program, *told[1:]]
-        own = [sys.executable, "-m", "dsr1_tune.serve.llama_server", str(artefact.path), "--host", host]
+        own = [sys.executable, "-m", "dsr1_tune.serve.llama_server", str(artifact.path), "--host", host]
         return [*own, "--port", str(port)] if _can_import("xllamacpp") else None
     if engine == "sglang":
         return [sys.executable, *told[1:]] if _can_import("sglang") else None

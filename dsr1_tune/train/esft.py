@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from dsr1_tune.config import Adapter, EsftRun
-from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.trained.experts import put_experts_on, save_experts
 from dsr1_tune.moe.routing import check_routers, open_routers
 from dsr1_tune.moe.select import Choice
@@ -52,7 +52,7 @@ def _already_chosen(session: Session[EsftRun]) -> Choice | None:
 
 def _check(session: Session[EsftRun], choice: Choice | None) -> None:
     """Refuse what the model does not have before its weights are loaded."""
-    model = skeleton(session.base.config)
+    model = meta_model(session.base.config)
     if choice:
         choice.check(model, session.config.esft.experts or session.folder.choice_file)
     check_chosen(model, choice.chosen if choice else None)
@@ -65,10 +65,10 @@ def _train(session: Session[EsftRun], choice: Choice | None) -> None:
     choice = _choose(session, model, choice)
     _make_trainable(session.config, model, choice)
     session.audit(model)
-    session.look_before(model)
+    session.evaluate_before(model)
     session.fit(model)
     session.save(lambda: save_experts(model, session.base, session.folder.experts))
-    session.look_after(model)
+    session.evaluate_after(model)
 
 
 def _choose(session: Session[EsftRun], model: Any, choice: Choice | None) -> Choice:

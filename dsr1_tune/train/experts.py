@@ -9,7 +9,7 @@ from rich.console import Console
 from dsr1_tune.config import EsftRun
 from dsr1_tune.data.prepare import prepare
 from dsr1_tune.models.load import load_located, locate
-from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.meta import meta_model
 from dsr1_tune.moe.select import Choice
 from dsr1_tune.moe.selected_experts import check_chosen
 from dsr1_tune.runs.console import Narrator, quiet_libraries
@@ -28,7 +28,7 @@ def run(config: EsftRun, out: Path, console: Console | None = None) -> Choice:
     narrator = Narrator(console or Console())
     prepared = prepare(config.data)
     base = locate(config.base, narrator.say)
-    check_chosen(skeleton(base.config))
+    check_chosen(meta_model(base.config))
     data = encode_and_split(prepared, base.tokenizer, config)
     narrator.data(data.prepared, len(data.train), len(data.held_out))
     for remark in data.remarks:

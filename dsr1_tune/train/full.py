@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 
 from dsr1_tune.config import FullRun
-from dsr1_tune.models.meta import skeleton
-from dsr1_tune.models.trained.full import save_model, train_own
+from dsr1_tune.models.meta import meta_model
+from dsr1_tune.models.trained.full import enable_full_training, save_model
 from dsr1_tune.moe.routing import open_routers
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.session import Session, open_session
@@ -23,7 +23,7 @@ def run(config: FullRun, resume: Path | None = None, console: Console | None = N
     """
     with open_session(config, "full", resume, console) as session:
         # What cannot be trained is refused before weights are loaded.
-        _make_trainable(skeleton(session.base.config), session.config)
+        _make_trainable(meta_model(session.base.config), session.config)
         _train(session)
         session.check(lambda saved: saved.model, whole=session.folder.model)
     return session.folder
@@ -34,13 +34,13 @@ def _train(session: Session[FullRun]) -> None:
     model = session.load().model
     _make_trainable(model, session.config)
     session.audit(model)
-    session.look_before(model)
+    session.evaluate_before(model)
     session.fit(model)
     session.save(lambda: save_model(model, session.base, session.folder.model))
-    session.look_after(model)
+    session.evaluate_after(model)
 
 
 def _make_trainable(model: Any, config: FullRun) -> None:
     """Freeze what is not to be trained."""
-    train_own(model, config.train.only)
+    enable_full_training(model, config.train.only)
     open_routers(model, config.router.mode)

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dsr1_tune.config import LoraRun
-from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.trained.lora import add_lora, check_adapter, load_plain_adapter, save_adapter
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.session import Session, open_session
@@ -21,7 +21,7 @@ def run(config: LoraRun, resume: Path | None = None, console: Console | None = N
     """
     with open_session(config, "lora", resume, console) as session:
         # What the model does not have is refused before its weights are loaded.
-        check_adapter(skeleton(session.base.config), session.config.adapter, session.config.router)
+        check_adapter(meta_model(session.base.config), session.config.adapter, session.config.router)
         _train(session)
         # What any other user of the adapter gets.
         session.check(lambda base: load_plain_adapter(base.model, session.folder.adapter), how=" with plain PEFT")
@@ -33,7 +33,7 @@ def _train(session: Session[LoraRun]) -> None:
     loaded = session.load()
     model = add_lora(loaded.model, session.config.adapter, session.config.router)
     session.audit(model)
-    session.look_before(model)
+    session.evaluate_before(model)
     session.fit(model)
     session.save(lambda: save_adapter(model, session.base, session.folder.adapter))
-    session.look_after(model)
+    session.evaluate_after(model)

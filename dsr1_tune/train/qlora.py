@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from dsr1_tune.config import QloraRun
-from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.trained.attach import put_adapter_on
 from dsr1_tune.models.trained.lora import add_lora, check_adapter, save_adapter
 from dsr1_tune.runs.folder import RunFolder
@@ -20,9 +20,9 @@ def run(config: QloraRun, resume: Path | None = None, console: Console | None = 
     Raises TuneError for everything the user can mend, before weights are loaded where that is possible, and
     KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
     """
-    with open_session(config, "qlora", resume, console, quantised=True) as session:
+    with open_session(config, "qlora", resume, console, quantized=True) as session:
         # What the model does not have is refused before its weights are loaded.
-        check_adapter(skeleton(session.base.config), session.config.adapter, session.config.router)
+        check_adapter(meta_model(session.base.config), session.config.adapter, session.config.router)
         _train(session)
         session.check(lambda base: put_adapter_on(base, session.folder.adapter))
     return session.folder
@@ -34,7 +34,7 @@ def _train(session: Session[QloraRun]) -> None:
     session.audit_bits(loaded.model)
     model = add_lora(loaded.model, session.config.adapter, session.config.router)
     session.audit(model)
-    session.look_before(model)
+    session.evaluate_before(model)
     session.fit(model)
     session.save(lambda: save_adapter(model, session.base, session.folder.adapter))
-    session.look_after(model)
+    session.evaluate_after(model)

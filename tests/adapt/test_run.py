@@ -90,7 +90,7 @@ def test_it_goes_on_with_its_own_settings(whole: tuple[Path, str], qwen: Path, s
     ("change", "said"),
     [({"schedule": {"max_steps": 3, "max_tokens": 128}}, "schedule.max_steps=2, now it is 3"),
      ({"method": "full"}, 'method="auto", now it is "full"'),
-     ({"quantise": {"to": "none"}}, "quantise.to")],
+     ({"quantize": {"to": "none"}}, "quantize.to")],
 )  # fmt: skip
 def test_other_settings_are_refused(
     whole: tuple[Path, str], qwen: Path, short: Path, change: dict[str, Any], said: str

@@ -38,4 +38,4 @@ def learn_and_look(session: Any, model: Any) -> None:
 ppo._answer, ppo._update = answer, learn_and_look
 ppo.run(PpoRun.model_validate(json.loads(Path(sys.argv[1]).read_text())))
 Path(f"{sys.argv[1]}.{sys.argv[2]}").write_text(json.dumps(seen))
-assert group.count() == 1, "the processes have parted"
+assert group.world_size() == 1, "the processes have parted"

@@ -179,7 +179,7 @@ def test_every_step_is_logged_with_its_rewards(done: Done) -> None:
     # The model is its own reference before it has moved; afterwards chosen answers gain.
     assert lines[0]["loss"] == pytest.approx(math.log(2), abs=1e-5) and lines[-1]["rewards/margins"] > 0.5
     assert lines[-1]["rewards/chosen"] - lines[-1]["rewards/rejected"] == pytest.approx(lines[-1]["rewards/margins"])
-    # Held out, too, it is DPO's loss that is watched, not that of the chosen answers.
+    # QuantizedWeight out, too, it is DPO's loss that is watched, not that of the chosen answers.
     assert lines[3]["eval_loss"] < math.log(2) and lines[7]["eval_loss"] < lines[3]["eval_loss"]
 
 

@@ -21,7 +21,7 @@ from dsr1_tune.align.online.experience import Batch, weigh
 from dsr1_tune.align.online.generate import Answers, draw
 from dsr1_tune.align.online.policy import Policy, Portion
 from dsr1_tune.align.online.session import PromptExample, encode_prompts
-from dsr1_tune.align.rewards.layered import Verdict
+from dsr1_tune.align.rewards.layered import RewardResult
 from dsr1_tune.config import PpoRun
 from dsr1_tune.data.prepare import prepare
 from dsr1_tune.data.record import Message, Place, Prompt, Record
@@ -56,7 +56,7 @@ def _asked(ids: tuple[int, ...]) -> PromptExample:
 
 def _batches(policy: Policy, config: PpoRun, scores: tuple[float, ...] = (1.0, 0.0, 0.5, 2.0)) -> list[Batch]:
     answers = Answers(ANSWERS, tuple(ids[-1] == 1 for ids in ANSWERS))
-    verdicts = [Verdict(score) for score in scores]
+    verdicts = [RewardResult(score) for score in scores]
     weighed = weigh(policy, config, [_asked(ids) for ids in PROMPTS], answers, verdicts, config.ppo.kl, step=1)
     return [batch for minibatch in weighed for batch in minibatch]
 

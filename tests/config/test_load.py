@@ -11,13 +11,13 @@ from pydantic import ValidationError
 from dsr1_tune.config import (
     Adapter,
     AdaptRun,
+    ConfigSection,
     Data,
     DpoRun,
     ExportRun,
     GrpoRun,
     KtoRun,
     LoraRun,
-    Noun,
     PlanRun,
     PpoRun,
     RewardRun,
@@ -26,8 +26,8 @@ from dsr1_tune.config import (
 from dsr1_tune.config.load import describe, load_config
 from dsr1_tune.errors import ConfigError
 
-ROOT = Path(__file__).parents[1]
-RUNS: dict[str, type[Noun]] = {
+ROOT = Path(__file__).parents[2]
+RUNS: dict[str, type[ConfigSection]] = {
     "lora": LoraRun, "reward": RewardRun, "dpo": DpoRun, "kto": KtoRun, "ppo": PpoRun, "grpo": GrpoRun
 }  # fmt: skip
 YAML = sorted([*ROOT.glob("examples/**/*.yaml"), *ROOT.glob("examples/**/*.yml")])
@@ -193,9 +193,9 @@ def test_an_empty_section_leaves_the_defaults(yaml: Any) -> None:
     assert load_config(LoraRun, file, {"schedule.epochs": 2.0}).schedule.epochs == 2
 
 
-def nouns(kind: type[Noun] = LoraRun) -> list[type[Noun]]:
+def nouns(kind: type[ConfigSection] = LoraRun) -> list[type[ConfigSection]]:
     inner = [field.annotation for field in kind.model_fields.values()]
-    below = [noun for noun in inner if isinstance(noun, type) and issubclass(noun, Noun)]
+    below = [noun for noun in inner if isinstance(noun, type) and issubclass(noun, ConfigSection)]
     return [kind, *(noun for each in below for noun in nouns(each))]
 
 
@@ -213,7 +213,7 @@ def test_describe_covers_every_setting_with_its_meaning() -> None:
 
 
 @pytest.mark.parametrize("noun", nouns(), ids=lambda noun: noun.__name__)
-def test_nouns_are_frozen_and_know_their_names(noun: type[Noun]) -> None:
+def test_nouns_are_frozen_and_know_their_names(noun: type[ConfigSection]) -> None:
     assert noun.__doc__
     one = noun()
     with pytest.raises(ValidationError, match="frozen"):
@@ -239,14 +239,14 @@ def test_a_config_survives_json() -> None:
     ],
 )
 @pytest.mark.parametrize("kind", [ExportRun, AdaptRun])
-def test_what_another_format_would_heed_is_refused(kind: type[Noun], flags: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=f"quantise: .*{told}"):
-        load_config(kind, None, {f"quantise.{name}": value for name, value in flags.items()})
+def test_what_another_format_would_heed_is_refused(kind: type[ConfigSection], flags: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=f"quantize: .*{told}"):
+        load_config(kind, None, {f"quantize.{name}": value for name, value in flags.items()})
 
 
 @pytest.mark.parametrize("to", ["none", "nf4", "int8", "w4a16", "fp8", "gguf"])
 def test_the_defaults_of_every_format_may_be_written_down(to: str) -> None:
-    given = load_config(ExportRun, None, {"quantise.to": to})
+    given = load_config(ExportRun, None, {"quantize.to": to})
     assert ExportRun.model_validate(given.model_dump()) == given
 
 
@@ -259,3 +259,22 @@ def test_how_memory_is_written_is_told(said: str) -> None:
 @pytest.mark.parametrize(("said", "gib"), [("24GiB", 24), ("24 g", 24), ("512MiB", 0.5), ("1.5tib", 1536), ("24", 24)])
 def test_memory_in_words(said: str, gib: float) -> None:
     assert load_config(PlanRun, None, {"memory": said}).memory == gib
+
+
+def test_old_names_of_settings_work_and_the_new_one_is_said(yaml: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    config = load_config(ExportRun, yaml("quantise: {to: int8}"), sets=["quantise.all=true"])
+    assert (config.quantize.to, config.quantize.all) == ("int8", True)
+    assert capsys.readouterr().err.splitlines() == [
+        "note: quantise is called quantize now; the old name works in this version only"
+    ]
+    assert ExportRun.model_validate({"quantise": {"to": "fp8"}}).quantize.to == "fp8"
+
+
+def test_old_and_new_name_of_a_setting_together_are_refused(yaml: Any) -> None:
+    with pytest.raises(ConfigError, match="quantise is the old name of quantize"):
+        load_config(ExportRun, yaml("quantise: {to: int8}\nquantize: {to: nf4}"))
+
+
+def test_present_names_of_settings_say_nothing(yaml: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    load_config(ExportRun, yaml("quantize: {to: int8}"))
+    assert capsys.readouterr().err == ""

@@ -132,7 +132,7 @@ def test_lengths_are_the_users_to_choose(write):
 def test_every_code_is_in_the_table():
     """Whoever makes a Drop documents its code; whoever documents one says what it means."""
     used = set()
-    for file in Path(dsr1_tune.data.__file__).parent.glob("*.py"):
+    for file in Path(dsr1_tune.data.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("Drop", "Unusable") and node.args:
                 code = node.args[0]

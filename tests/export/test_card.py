@@ -12,7 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from dsr1_tune.config.export import Quantise
+from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import RunError
 from dsr1_tune.export import card, lineage, merge, quantize
 from dsr1_tune.export.card_texts import PARTS, TEXTS
@@ -24,11 +24,11 @@ QUIET = Console(file=io.StringIO())
 
 
 @pytest.fixture(scope="module")
-def quantised(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run merged and quantised."""
+def quantized(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run merged and quantized."""
     out = tmp_path_factory.mktemp("card")
     merged = merge.run(tiny_run("qwen3_moe", "lora").path, out / "merged", console=QUIET)
-    return quantize.run(merged, out / "w4a16", Quantise(to="w4a16"), QUIET)
+    return quantize.run(merged, out / "w4a16", Quantize(to="w4a16"), QUIET)
 
 
 def written(folder: Path, language: Any = "auto") -> tuple[dict[str, Any], str]:
@@ -37,13 +37,13 @@ def written(folder: Path, language: Any = "auto") -> tuple[dict[str, Any], str]:
     return yaml.safe_load(head), text
 
 
-def test_it_tells_what_is_known(quantised: Path, tiny_run: TinyRun) -> None:
-    head, text = written(quantised)
+def test_it_tells_what_is_known(quantized: Path, tiny_run: TinyRun) -> None:
+    head, text = written(quantized)
     assert head["tags"] == ["dsr1-tune", "mixture-of-experts", "lora", "w4a16"]
     assert (head["library_name"], head["language"]) == ("transformers", ["en"])
     assert "base_model" not in head and "license" not in head  # a folder has no name on the Hub, and says no licence
     metrics = tiny_run("qwen3_moe", "lora").manifest()["metrics"]
-    known = lineage.known(quantised)
+    known = lineage.known(quantized)
     certificate = known.stage("merge").facts["certificate"]
     for number in (
         f"{metrics['loss_before']:.4f} | {metrics['loss_after']:.4f}",
@@ -55,21 +55,21 @@ def test_it_tells_what_is_known(quantised: Path, tiny_run: TinyRun) -> None:
         "| routed experts | 24 | 100% | 4.50 |",
     ):
         assert number in text
-    assert "sums.json" in text and str(quantised.parent) not in text  # names, and nobody's folders
+    assert "sums.json" in text and str(quantized.parent) not in text  # names, and nobody's folders
     assert "vllm serve w4a16 --host" in text and "llama.cpp b11549 does not load it" in text
     assert "was not measured" in text
 
 
-def test_a_card_does_not_disturb_verify(quantised: Path) -> None:
+def test_a_card_does_not_disturb_verify(quantized: Path) -> None:
     for language in ("en", "zh", "en"):
-        written(quantised, language)
-        assert lineage.verify(quantised) == []
-    (quantised / "README.md").write_text("another")
-    assert [difference.file for difference in lineage.verify(quantised)] == ["README.md"]
+        written(quantized, language)
+        assert lineage.verify(quantized) == []
+    (quantized / "README.md").write_text("another")
+    assert [difference.file for difference in lineage.verify(quantized)] == ["README.md"]
 
 
-def test_chinese(quantised: Path) -> None:
-    _, text = written(quantised, "zh")
+def test_chinese(quantized: Path) -> None:
+    _, text = written(quantized, "zh")
     assert "## 数据" in text and "路由专家" in text
     assert not any(say["en"] in text for say in TEXTS.values() if len(say["en"]) > 20 and "{" not in say["en"])
 
@@ -81,19 +81,19 @@ def test_every_text_is_there_in_both_languages() -> None:
     assert set(PARTS) == set(KNOWN_PARTS)
 
 
-def test_a_comparison_in_the_folder_is_told(quantised: Path) -> None:
+def test_a_comparison_in_the_folder_is_told(quantized: Path) -> None:
     def near(value: float) -> dict[str, float]:
         return {"value": value, "low": value - 0.01, "high": value + 0.01}
 
     found = {"loss_a": near(2.0), "loss_b": near(2.5), "increase": near(0.25), "agreement": None}
     told = {"a": {"name": "/x/before"}, "b": {"name": "after"}, "domain": None, "general": found}
-    (quantised / "compare.json").write_text(json.dumps(told))
+    (quantized / "compare.json").write_text(json.dumps(told))
     try:
-        _, text = written(quantised)
+        _, text = written(quantized)
         assert "| general | 2.0000 | 2.5000 | +25.00% (+24.00% … +26.00%) | – |" in text
         assert "A is before, B is after." in text and "was not measured" not in text
     finally:
-        (quantised / "compare.json").unlink()
+        (quantized / "compare.json").unlink()
 
 
 def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:

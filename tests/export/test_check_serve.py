@@ -56,7 +56,7 @@ def problems(place: Path, engine: str) -> str:
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "transformers"])
 def test_a_model_in_16_bits_is_loaded(folder: Folder, config: dict[str, Any], engine: str) -> None:
     verdict = check_serve.run(folder(config), engine)
-    assert verdict.loads and str(verdict.artefact.path) in str(verdict.command)
+    assert verdict.loads and str(verdict.artifact.path) in str(verdict.command)
     assert verdict.sources and not verdict.instead
 
 

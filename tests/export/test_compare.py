@@ -18,7 +18,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from dsr1_tune import cli
-from dsr1_tune.config import Compare, CompareRun, ExportRun, Gates, Quantise
+from dsr1_tune.config import Compare, CompareRun, ExportRun, Gates, Quantize
 from dsr1_tune.config.load import load_config
 from dsr1_tune.data.encode.example import IGNORED
 from dsr1_tune.errors import ConfigError, DataError, ModelError, TuneError
@@ -33,7 +33,7 @@ from dsr1_tune.export.comparison.statistics import Estimate
 from dsr1_tune.models.trained.attach import load_with_adapter
 from dsr1_tune.runs.evaluate import held_out_loss
 from dsr1_tune.runs.folder import RunFolder
-from dsr1_tune.runs.kept_rows import probe_examples, records_of
+from dsr1_tune.runs.kept_rows import eval_subset_examples, records_of
 from tests.export.conftest import TinyRun
 
 QUICK = Compare(max_rows=6, answers=2, answer_tokens=4)
@@ -66,7 +66,7 @@ def trained(run: RunFolder, base: Path, tmp_path_factory: pytest.TempPathFactory
 def test_the_numbers_are_the_plain_ones(run: RunFolder, base: Path, trained: tuple[Comparison, Path]) -> None:
     found, _ = trained
     models = [load_with_adapter(path) for path in (base, run.path)]
-    examples = probe_examples(run, models[0].tokenizer)
+    examples = eval_subset_examples(run, models[0].tokenizer)
     losses = [held_out_loss(one.model, examples, 1).loss for one in models]
     assert found.domain is not None and found.domain.name == f"held-out rows of {run.path}"
     assert (found.domain.loss_a.value, found.domain.loss_b.value) == pytest.approx(tuple(losses), rel=1e-5)
@@ -130,7 +130,7 @@ def test_a_gguf_file_is_measured_like_its_model(tiny_run: TinyRun, tmp_path: Pat
     run = tiny_run("qwen3_moe", "lora", {"norm_topk_prob": True})
     silent = Console(file=io.StringIO())
     merge.run(run.path, tmp_path / "merged", console=silent)
-    quantize.run(tmp_path / "merged", tmp_path / "gguf", Quantise(to="gguf", gguf="bf16"), silent)
+    quantize.run(tmp_path / "merged", tmp_path / "gguf", Quantize(to="gguf", gguf="bf16"), silent)
     found = compared(tmp_path / "merged", tmp_path / "gguf", gates=Gates(max_loss_increase=0.001, min_agreement=0.9))
     assert found.missed == () and found.domain and found.domain.divergence and found.general.divergence
     assert found.domain.divergence.value < 1e-4 and found.general.divergence.value < 1e-4
@@ -307,13 +307,13 @@ def test_out_replaces_nothing_but_an_earlier_comparison(base: Path, tmp_path: Pa
 
 def test_what_is_advised_is_another_format() -> None:
     for to in ("nf4", "int8", "w4a16", "fp8", "gguf", "none"):
-        for flags in gentler(Quantise(to=to)):  # type: ignore[arg-type]
+        for flags in gentler(Quantize(to=to)):  # type: ignore[arg-type]
             sets = [part for part in flags.split() if "=" in part]
-            advised = load_config(ExportRun, None, {"quantise.to": flags.split()[1]}, sets).quantise
-            assert advised != Quantise(to=to)  # type: ignore[arg-type]
-    assert gentler(Quantise(to="int8")) == ("--to gguf --set quantise.gguf=q8_0",)
-    assert gentler(Quantise(to="gguf", gguf="q8_0")) == ("--to gguf --set quantise.gguf=bf16",)
-    assert gentler(Quantise(to="w4a16", method="gptq"))[0] == "--to fp8" and gentler(Quantise(to="none")) == ()
+            advised = load_config(ExportRun, None, {"quantize.to": flags.split()[1]}, sets).quantize
+            assert advised != Quantize(to=to)  # type: ignore[arg-type]
+    assert gentler(Quantize(to="int8")) == ("--to gguf --set quantize.gguf=q8_0",)
+    assert gentler(Quantize(to="gguf", gguf="q8_0")) == ("--to gguf --set quantize.gguf=bf16",)
+    assert gentler(Quantize(to="w4a16", method="gptq"))[0] == "--to fp8" and gentler(Quantize(to="none")) == ()
 
 
 def test_rows_without_answers_are_refused(base: Path, tmp_path: Path) -> None:

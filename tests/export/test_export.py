@@ -37,7 +37,7 @@ def run(tiny_run: TinyRun) -> RunFolder:
 def exported(run: RunFolder, out: Path, to: str = "nf4", **gates: Any) -> tuple[Path, str]:
     """The version, and what was said."""
     said = io.StringIO()
-    config = {"run": run.path, "out": out, "quantise": {"to": to}, "compare": QUICK, "gates": gates}
+    config = {"run": run.path, "out": out, "quantize": {"to": to}, "compare": QUICK, "gates": gates}
     return export.run(ExportRun.model_validate(config), Console(file=said, width=200)), said.getvalue()
 
 

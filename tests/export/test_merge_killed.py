@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from dsr1_tune.config import Quantise
+from dsr1_tune.config import Quantize
 from dsr1_tune.errors import ModelError
 from dsr1_tune.export import merge, quantize
 from dsr1_tune.models.weights import checkpoint
@@ -70,7 +70,7 @@ def export(verb: str, run: Path, out: Path) -> None:
     if verb == "merge":
         merge.run(run, out, console=quiet())
     else:
-        quantize.run(run, out, Quantise(to="fp8"), quiet())
+        quantize.run(run, out, Quantize(to="fp8"), quiet())
 
 
 def quiet() -> Console:

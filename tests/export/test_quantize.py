@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from dsr1_tune import cli
 from dsr1_tune.config import Base
-from dsr1_tune.config.export import Quantise
+from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import ConfigError, ModelError, RunError, TuneError
 from dsr1_tune.export import lineage, quantize
 from dsr1_tune.models import load
@@ -41,15 +41,15 @@ FORMATS = ["nf4", "int8", "fp8"]
 WORST = {"nf4": 0.11, "int8": 0.01, "fp8": 0.03}
 
 
-def quantised(source: Path, out: Path, to: str, **settings: Any) -> tuple[Path, str]:
+def quantized(source: Path, out: Path, to: str, **settings: Any) -> tuple[Path, str]:
     """The folder, and what was said."""
     console = Console(file=io.StringIO(), width=120)
-    folder = quantize.run(source, out, Quantise.model_validate({"to": to, **settings}), console)
+    folder = quantize.run(source, out, Quantize.model_validate({"to": to, **settings}), console)
     return folder, console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def loaded(folder: Path, dtype: str = "float32", quantised: bool = False) -> Any:
-    return load.load(Base(model=str(folder), dtype=dtype), quantised=quantised).model
+def loaded(folder: Path, dtype: str = "float32", quantized: bool = False) -> Any:
+    return load.load(Base(model=str(folder), dtype=dtype), quantized=quantized).model
 
 
 @torch.no_grad()
@@ -58,7 +58,7 @@ def logits(model: Any) -> Tensor:
 
 
 def multiplied_out(folder: Path, source: Path, out: Path) -> tuple[Path, list[str]]:
-    """The folder in full precision, by bitsandbytes' own functions; and what was quantised."""
+    """The folder in full precision, by bitsandbytes' own functions; and what was quantized."""
     stored, exact = load_file(folder / "model.safetensors"), load_file(source / "model.safetensors")
     weights, done = {}, []
     for name, tensor in exact.items():
@@ -70,7 +70,7 @@ def multiplied_out(folder: Path, source: Path, out: Path) -> tuple[Path, list[st
         elif (scale := name.removesuffix("weight") + "SCB") in stored:
             weights[name] = bnb.int8_vectorwise_dequant(stored[name], stored[scale])
         elif f"{name}_scale_inv" in stored:
-            weights[name] = fp8.multiply_out(stored[name], stored[f"{name}_scale_inv"], (128, 128))
+            weights[name] = fp8.dequantize(stored[name], stored[f"{name}_scale_inv"], (128, 128))
         else:
             assert torch.equal(stored[name], tensor)
             weights[name] = tensor
@@ -87,7 +87,7 @@ def test_the_experts_come_back_as_their_library_reads_them(
     tiny_model: Any, tmp_path: Path, family: str, to: str
 ) -> None:
     source = tiny_model(family)
-    folder, said = quantised(source, tmp_path / "out", to)
+    folder, said = quantized(source, tmp_path / "out", to)
     plain, done = multiplied_out(folder, source, tmp_path / "plain")
     assert all(re.search(r"experts\.\d+\.\w+\.weight$", name) for name in done)
     assert len(done) == {"mixtral": 24, "qwen3_moe": 24}.get(family, 12)
@@ -97,8 +97,8 @@ def test_the_experts_come_back_as_their_library_reads_them(
         assert all(is_held(block.module, name) for block in find_experts(model) for name in block.parameters)
     stage = lineage.read(folder).stage("quantize")  # type: ignore[union-attr]
     assert stage is not None and stage.facts["to"] == to
-    (group,) = [group for group in stage.facts["groups"] if group["num_quantised"]]
-    assert group["part"] == "routed_experts" and group["num_quantised"] == group["num_tensors"] == len(done)
+    (group,) = [group for group in stage.facts["groups"] if group["num_quantized"]]
+    assert group["part"] == "routed_experts" and group["num_quantized"] == group["num_tensors"] == len(done)
     assert 0 < group["relative_error"] <= group["worst_error"] < WORST[to]
     exact = load_file(source / "model.safetensors")
     rounded = load_file(plain / "model.safetensors")
@@ -111,7 +111,7 @@ def test_the_experts_come_back_as_their_library_reads_them(
 @pytest.mark.parametrize("to", FORMATS)
 def test_all_takes_every_layer_but_never_the_router(tiny_model: Any, tmp_path: Path, to: str) -> None:
     source = tiny_model("deepseek_v3")
-    folder, _ = quantised(source, tmp_path / "out", to, all=True)
+    folder, _ = quantized(source, tmp_path / "out", to, all=True)
     plain, done = multiplied_out(folder, source, tmp_path / "plain")
     kept = {name for name in load_file(source / "model.safetensors") if name not in done}
     assert not any(word in name for name in done for word in ("mlp.gate.", "embed", "norm", "lm_head", "bias"))
@@ -132,7 +132,7 @@ def test_what_transformers_would_drop_is_kept(tiny_model: Any, tmp_path: Path, t
     save_file(load_file(file) | {name: torch.randn(64, 64) for name in further}, file, {"format": "pt"})
     words = {"num_nextn_predict_layers": 1, "scoring_func": "sigmoid", "topk_method": "noaux_tc"}
     (source / "config.json").write_text(json.dumps(config | words))
-    folder, _ = quantised(source, tmp_path / "out", to)
+    folder, _ = quantized(source, tmp_path / "out", to)
     stored, exact = load_file(folder / "model.safetensors"), load_file(file)
     bias = "model.layers.1.mlp.gate.e_score_correction_bias"
     for name in (*further, bias, "model.layers.1.mlp.gate.weight", "model.norm.weight"):
@@ -148,7 +148,7 @@ def test_what_transformers_would_drop_is_kept(tiny_model: Any, tmp_path: Path, t
 def test_experts_stored_in_one_tensor_are_taken_too(tiny_model: Any, tmp_path: Path, to: str) -> None:
     """gpt-oss: (E, D, 2I), gate and up in turn, with biases, which stay."""
     source = tiny_model("gpt_oss")
-    folder, _ = quantised(source, tmp_path / "out", to)
+    folder, _ = quantized(source, tmp_path / "out", to)
     model = loaded(folder)
     # NF4 blocks and rows of int8 lie in the tensor as it is stored, so rounding it there is the same
     plain = loaded(source)
@@ -163,14 +163,14 @@ def test_experts_stored_in_one_tensor_are_taken_too(tiny_model: Any, tmp_path: P
 
 
 def held_matrices(module: Any, name: str) -> Tensor:
-    from dsr1_tune.quant.nf4 import held_weight
+    from dsr1_tune.quant.nf4 import stored_weight
 
-    return held_weight(module, name).matrices(slice(None))  # type: ignore[union-attr]
+    return stored_weight(module, name).matrices(slice(None))  # type: ignore[union-attr]
 
 
 def test_fp8_of_fp8_is_the_same_again(tiny_model: Any, tmp_path: Path) -> None:
-    once, _ = quantised(tiny_model("deepseek_v3", hidden_size=192), tmp_path / "once", "fp8", all=True)
-    twice, _ = quantised(once, tmp_path / "twice", "fp8", all=True)
+    once, _ = quantized(tiny_model("deepseek_v3", hidden_size=192), tmp_path / "once", "fp8", all=True)
+    twice, _ = quantized(once, tmp_path / "twice", "fp8", all=True)
     want, got = load_file(once / "model.safetensors"), load_file(twice / "model.safetensors")
     assert want.keys() == got.keys() and sum(name.endswith("_scale_inv") for name in want) == 26
     for name, tensor in want.items():
@@ -182,7 +182,7 @@ def test_fp8_of_fp8_is_the_same_again(tiny_model: Any, tmp_path: Path) -> None:
 
 def test_fp8_of_experts_in_one_tensor_is_refused(tiny_model: Any, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="several experts"):
-        quantised(tiny_model("gpt_oss"), tmp_path / "out", "fp8")
+        quantized(tiny_model("gpt_oss"), tmp_path / "out", "fp8")
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -190,7 +190,7 @@ def test_fp8_of_experts_in_one_tensor_is_refused(tiny_model: Any, tmp_path: Path
 def test_it_is_held_in_few_bits_and_answers_in_any_number_format(tiny_model: Any, tmp_path: Path, to: str) -> None:
     # wide enough for weights to outweigh the rest
     source = tiny_model("qwen3_moe", moe_intermediate_size=512, num_experts=8)
-    folder, _ = quantised(source, tmp_path / "out", to)
+    folder, _ = quantized(source, tmp_path / "out", to)
     want, full = logits(loaded(folder)), memory_of(loaded(source))
     assert memory_of(loaded(folder)) < {"nf4": 0.3, "int8": 0.4}[to] * full
     got = logits(loaded(folder, dtype="bfloat16"))
@@ -203,7 +203,7 @@ def test_it_is_held_in_few_bits_and_answers_in_any_number_format(tiny_model: Any
 @pytest.mark.parametrize("to", ["nf4", "int8"])
 def test_as_a_gpu_groups_its_rows(tiny_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str) -> None:
     """Grouped products over some experts at a time give the CPU's numbers."""
-    folder, _ = quantised(tiny_model("deepseek_v3"), tmp_path / "out", to)
+    folder, _ = quantized(tiny_model("deepseek_v3"), tmp_path / "out", to)
     experts = find_experts(loaded(folder))[0].module
     x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     index, weight = torch.tensor([[0, 3]] * 15 + [[1, 3]]), torch.full((16, 2), 0.5)
@@ -226,20 +226,20 @@ def test_as_a_gpu_groups_its_rows(tiny_model: Any, tmp_path: Path, monkeypatch: 
     assert torch.allclose(got, want, atol=1e-4) and torch.allclose(got_dx, want_dx, atol=1e-3)
 
 
-def test_a_quantised_folder_is_not_saved_in_another_layout(tiny_base: Path, tmp_path: Path) -> None:
-    folder, _ = quantised(tiny_base, tmp_path / "out", "nf4")
+def test_a_quantized_folder_is_not_saved_in_another_layout(tiny_base: Path, tmp_path: Path) -> None:
+    folder, _ = quantized(tiny_base, tmp_path / "out", "nf4")
     with pytest.raises(ValueError, match="serializ"):
         loaded(folder).save_pretrained(tmp_path / "again")
 
 
 def test_shards_stay_shards_and_sidecars_come_along(tiny_model: Any, tmp_path: Path) -> None:
     source = tiny_model("deepseek_v3")
-    whole, _ = quantised(source, tmp_path / "whole", "nf4")
+    whole, _ = quantized(source, tmp_path / "whole", "nf4")
     AutoModelForCausalLM.from_pretrained(source).save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
     for file in [*source.glob("*token*"), source / "chat_template.jinja"]:
         shutil.copy(file, tmp_path / "sharded")
     (tmp_path / "sharded" / "LICENSE").write_text("all yours")
-    folder, _ = quantised(tmp_path / "sharded", tmp_path / "out", "nf4")
+    folder, _ = quantized(tmp_path / "sharded", tmp_path / "out", "nf4")
     assert len(list(folder.glob("model-*.safetensors"))) == len(list((tmp_path / "sharded").glob("model-*"))) > 3
     assert (folder / "LICENSE").read_text() == "all yours"
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
@@ -252,31 +252,31 @@ def test_shards_stay_shards_and_sidecars_come_along(tiny_model: Any, tmp_path: P
                 stored.get_tensor(name)
 
 
-def test_a_run_is_merged_while_it_is_quantised(tiny_run: Any, tmp_path: Path) -> None:
+def test_a_run_is_merged_while_it_is_quantized(tiny_run: Any, tmp_path: Path) -> None:
     from dsr1_tune.config.export import Merge
     from dsr1_tune.export import merge
 
     run = tiny_run("qwen3_moe", "lora")
     merged = merge.run(run.path, tmp_path / "merged", Merge(rows=1), Console(file=io.StringIO()))
-    straight, _ = quantised(run.path, tmp_path / "straight", "int8")
-    over, _ = quantised(merged, tmp_path / "over", "int8")
+    straight, _ = quantized(run.path, tmp_path / "straight", "int8")
+    over, _ = quantized(merged, tmp_path / "over", "int8")
     one, other = load_file(straight / "model.safetensors"), load_file(over / "model.safetensors")
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-    base = quantised(run.path.parent / "base", tmp_path / "base", "int8")[0]
+    base = quantized(run.path.parent / "base", tmp_path / "base", "int8")[0]
     assert not torch.equal(logits(loaded(straight)), logits(loaded(base)))
     names = [stage.name for stage in lineage.read(straight).stages]  # type: ignore[union-attr]
     assert names[-1] == "quantize" and "train" in names
 
 
-# --- training over what was quantised --------------------------------------------------------------------------------
+# --- training over what was quantized --------------------------------------------------------------------------------
 
 
 def test_qlora_trains_over_an_nf4_folder_and_nothing_else_does(tiny_base: Path, tmp_path: Path, sums: Path) -> None:
     from dsr1_tune import config as configs
     from dsr1_tune.train import lora, qlora
 
-    nf4, _ = quantised(tiny_base, tmp_path / "nf4", "nf4")
-    int8, _ = quantised(tiny_base, tmp_path / "int8", "int8")
+    nf4, _ = quantized(tiny_base, tmp_path / "nf4", "nf4")
+    int8, _ = quantized(tiny_base, tmp_path / "int8", "int8")
     tree = {"data": {"files": [str(sums)]}, "schedule": {"max_steps": 1, "max_tokens": 128}, "samples": 0}
 
     def settings(kind: Any, folder: Path) -> Any:
@@ -293,7 +293,7 @@ def test_qlora_trains_over_an_nf4_folder_and_nothing_else_does(tiny_base: Path, 
     assert (run.adapter / "adapter_model.safetensors").is_file()
     answered = logits(load_with_adapter(run.path).model)
     assert torch.isfinite(answered).all()
-    bits = {line.part: line for line in audit_bits(loaded(nf4, quantised=True))}
+    bits = {line.part: line for line in audit_bits(loaded(nf4, quantized=True))}
     assert bits["routed_experts"].share == 1 and 0.05 < bits["routed_experts"].worst_error < 0.11
 
 
@@ -302,20 +302,20 @@ def test_qlora_trains_over_an_nf4_folder_and_nothing_else_does(tiny_base: Path, 
 
 def test_transformers_alone_reads_fp8_and_refuses_the_others(tiny_model: Any, tmp_path: Path) -> None:
     source = tiny_model("mixtral")
-    folder, _ = quantised(source, tmp_path / "fp8", "fp8")
+    folder, _ = quantized(source, tmp_path / "fp8", "fp8")
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     assert torch.allclose(logits(plain), logits(loaded(folder)), atol=1e-5)
     for family in ("mixtral", "gpt_oss"):
-        folder, _ = quantised(tiny_model(family), tmp_path / f"{family}-nf4", "nf4")
+        folder, _ = quantized(tiny_model(family), tmp_path / f"{family}-nf4", "nf4")
         with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
             AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    folder, _ = quantised(source, tmp_path / "int8", "int8")
+    folder, _ = quantized(source, tmp_path / "int8", "int8")
     with pytest.raises(RuntimeError):
         logits(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
 
 
 def test_of_a_dense_model_transformers_alone_reads_nf4_too(tiny_model: Any, tmp_path: Path) -> None:
-    folder, _ = quantised(tiny_model("llama"), tmp_path / "out", "nf4", all=True)
+    folder, _ = quantized(tiny_model("llama"), tmp_path / "out", "nf4", all=True)
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     want = logits(loaded(folder))
     assert (logits(plain) - want).norm() / want.norm() < 0.02  # its products are in bfloat16
@@ -327,34 +327,34 @@ def test_of_a_dense_model_transformers_alone_reads_nf4_too(tiny_model: Any, tmp_
 def test_a_dense_model_needs_all(tiny_model: Any, tmp_path: Path) -> None:
     source = tiny_model("llama")
     with pytest.raises(ModelError, match="no routed experts") as refused:
-        quantised(source, tmp_path / "out", "nf4")
+        quantized(source, tmp_path / "out", "nf4")
     assert "--all" in refused.value.hint
-    folder, _ = quantised(source, tmp_path / "out", "nf4", all=True)
+    folder, _ = quantized(source, tmp_path / "out", "nf4", all=True)
     plain, done = multiplied_out(folder, source, tmp_path / "plain")
     assert len(done) == 14 and torch.allclose(logits(loaded(folder)), logits(loaded(plain)), atol=1e-5)
 
 
 def test_experts_that_do_not_divide_are_refused_and_other_layers_left(tiny_model: Any, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"cannot be held in nf4, such as .*experts.0.down_proj.weight \(60 × 33\)"):
-        quantised(tiny_model("qwen3_moe", hidden_size=60, moe_intermediate_size=33), tmp_path / "out", "nf4")
+        quantized(tiny_model("qwen3_moe", hidden_size=60, moe_intermediate_size=33), tmp_path / "out", "nf4")
     assert not (tmp_path / "out").exists()
     odd = tiny_model("qwen3_moe", name="odd", hidden_size=60, moe_intermediate_size=33)
-    folder, _ = quantised(odd, tmp_path / "int8", "int8", all=True)
+    folder, _ = quantized(odd, tmp_path / "int8", "int8", all=True)
     assert torch.isfinite(logits(loaded(folder))).all()
     with safe_open(folder / "model.safetensors", framework="pt") as stored:  # odd sizes, and yet aligned
         assert all(stored.get_tensor(name) is not None for name in stored.keys())  # noqa: SIM118
 
 
-def test_what_is_quantised_already_or_there_already_is_refused(tiny_base: Path, tmp_path: Path) -> None:
-    folder, _ = quantised(tiny_base, tmp_path / "out", "nf4")
+def test_what_is_quantized_already_or_there_already_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    folder, _ = quantized(tiny_base, tmp_path / "out", "nf4")
     before = (folder / "lineage.json").read_bytes()
     with pytest.raises(RunError, match="already there"):
-        quantised(tiny_base, folder, "int8")
+        quantized(tiny_base, folder, "int8")
     assert (folder / "lineage.json").read_bytes() == before
-    with pytest.raises(TuneError, match=r"quantised|4 bits"):
-        quantised(folder, tmp_path / "twice", "int8")
+    with pytest.raises(TuneError, match=r"quantized|4 bits"):
+        quantized(folder, tmp_path / "twice", "int8")
     with pytest.raises(ConfigError, match="none"):
-        quantised(tiny_base, tmp_path / "none", "none")
+        quantized(tiny_base, tmp_path / "none", "none")
 
 
 def test_a_cut_off_shard_is_named_and_nothing_left(tiny_model: Any, tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_a_cut_off_shard_is_named_and_nothing_left(tiny_model: Any, tmp_path: Pa
     file = source / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ModelError, match=r"model\.safetensors"):
-        quantised(source, tmp_path / "out", "nf4")
+        quantized(source, tmp_path / "out", "nf4")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -374,7 +374,7 @@ def test_weights_that_are_no_numbers_are_refused(tiny_model: Any, tmp_path: Path
     save_file(weights, source / "model.safetensors", {"format": "pt"})
     for to in FORMATS:
         with pytest.raises(ModelError, match=re.escape(name)):
-            quantised(source, tmp_path / "out", to)
+            quantized(source, tmp_path / "out", to)
         assert not (tmp_path / "out").exists()
 
 
@@ -392,7 +392,7 @@ def test_weights_that_are_no_numbers_are_refused(tiny_model: Any, tmp_path: Path
     ],
 )
 def test_a_damaged_nf4_folder_is_refused_by_name(tiny_base: Path, tmp_path: Path, change: Any, said: str) -> None:
-    folder, _ = quantised(tiny_base, tmp_path / "out", "nf4")
+    folder, _ = quantized(tiny_base, tmp_path / "out", "nf4")
     weights = load_file(folder / "model.safetensors")
     name = "model.layers.1.mlp.experts.2.up_proj.weight"
     change(weights, name)
@@ -402,11 +402,11 @@ def test_a_damaged_nf4_folder_is_refused_by_name(tiny_base: Path, tmp_path: Path
     assert name in refused.value.message
 
 
-def test_the_command_line_says_what_to_quantise(tiny_base: Path, tmp_path: Path) -> None:
+def test_the_command_line_says_what_to_quantize(tiny_base: Path, tmp_path: Path) -> None:
     words = ["quantize", str(tiny_base), "--to", "int8", "--all", "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == 0, done.output
-    assert "Quantise every layer" in done.output and "dsr1-tune chat" in done.output
+    assert "Quantize every layer" in done.output and "dsr1-tune chat" in done.output
     facts = lineage.read(tmp_path / "out").stage("quantize").facts  # type: ignore[union-attr]
     assert facts["settings"]["all"] and facts["to"] == "int8"
     assert facts["bytes_after"] == sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
@@ -417,7 +417,7 @@ def test_the_command_line_says_what_to_quantise(tiny_base: Path, tmp_path: Path)
 def test_without_out_it_lies_beside_the_source(tiny_model: Any) -> None:
     source = tiny_model("mixtral")
     console = Console(file=io.StringIO())
-    folder = quantize.run(source, None, Quantise(to="fp8"), console)
+    folder = quantize.run(source, None, Quantize(to="fp8"), console)
     assert folder == source.with_name("model-fp8") and (folder / "config.json").is_file()
 
 

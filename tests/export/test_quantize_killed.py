@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from dsr1_tune.config.export import Quantise
+from dsr1_tune.config.export import Quantize
 from dsr1_tune.export import lineage, quantize
 from dsr1_tune.models.weights import checkpoint
 
@@ -27,7 +27,7 @@ import io, os, random, signal, sys, time
 from pathlib import Path
 from rich.console import Console
 import dsr1_tune.export.nf4, transformers.models.qwen3_moe.modeling_qwen3_moe
-from dsr1_tune.config.export import Quantise
+from dsr1_tune.config.export import Quantize
 from dsr1_tune.export import quantize
 
 source, folder = Path(sys.argv[1]), Path(sys.argv[2])
@@ -36,7 +36,7 @@ def start(out):
     child = os.fork()
     if child == 0:
         try:
-            quantize.run(source, out, Quantise(to="nf4"), Console(file=io.StringIO()))
+            quantize.run(source, out, Quantize(to="nf4"), Console(file=io.StringIO()))
         finally:
             os._exit(0 if (out / "lineage.json").is_file() else 1)
     return child
@@ -106,7 +106,7 @@ def test_a_full_disk_leaves_the_earlier_version_alone(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quiet = Console(file=io.StringIO())
-    earlier = quantize.run(tiny_base, tmp_path / "v1", Quantise(to="int8"), quiet)
+    earlier = quantize.run(tiny_base, tmp_path / "v1", Quantize(to="int8"), quiet)
     before = {path.name: path.read_bytes() for path in earlier.iterdir()}
     write, room = os.write, 20_000
 
@@ -119,9 +119,9 @@ def test_a_full_disk_leaves_the_earlier_version_alone(
 
     monkeypatch.setattr(checkpoint.os, "write", full)
     with pytest.raises(OSError, match="No space left") as stopped:
-        quantize.run(tiny_base, tmp_path / "v2", Quantise(to="nf4"), quiet)
+        quantize.run(tiny_base, tmp_path / "v2", Quantize(to="nf4"), quiet)
     assert stopped.value.filename.endswith("model.safetensors")
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["v1"]
     assert {path.name: path.read_bytes() for path in earlier.iterdir()} == before
-    assert (quantize.run(tiny_base, tmp_path / "v2", Quantise(to="nf4"), quiet) / "lineage.json").is_file()
+    assert (quantize.run(tiny_base, tmp_path / "v2", Quantize(to="nf4"), quiet) / "lineage.json").is_file()

@@ -152,7 +152,7 @@ def not_causal(folder: Path) -> None:
     edit_json(folder / "config.json", lambda tree: tree.update(model_type="clip"))
 
 
-def quantised(folder: Path) -> None:
+def quantized(folder: Path) -> None:
     edit_json(folder / "config.json", lambda tree: tree.update(quantization_config={"quant_method": "fp8"}))
 
 
@@ -211,7 +211,7 @@ def no_template(folder: Path) -> None:
         (unknown_type, "transformers cannot use it", "without the code that comes with it"),
         (wrong_value, "transformers cannot use it", "choose a model"),
         (not_causal, "is a clip, which is no causal language model", "give a folder"),
-        (quantised, r"stored quantised \(fp8\)", "bfloat16"),
+        (quantized, r"stored quantized \(fp8\)", "bfloat16"),
         (no_weights, "has no weights", "give a folder"),
         (pickled, r"only as \.bin", "convert it to safetensors"),
         (only_gguf, r"only as \.gguf", "give a folder"),

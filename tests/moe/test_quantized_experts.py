@@ -1,4 +1,4 @@
-"""Models in NF4: the same computation as on the dequantised weights, everything audited, the unknown refused."""
+"""Models in NF4: the same computation as on the dequantized weights, everything audited, the unknown refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dsr1_tune.moe import expert_lora
 from dsr1_tune.moe.anatomy import find_experts
 from dsr1_tune.moe.expert_lora import _Rows
 from dsr1_tune.moe.quantized_experts import audit_bits, is_in_nf4, memory_of, reserve_nf4
-from dsr1_tune.quant.nf4 import Nf4, held_weight
+from dsr1_tune.quant.nf4 import Nf4, stored_weight
 
 FAMILIES = ["deepseek_v3", "deepseek_v2", "qwen3_moe", "mixtral", "glm4_moe", "gpt_oss"]
 IDS = torch.randint(0, 258, (2, 24), generator=torch.Generator().manual_seed(1))
@@ -37,13 +37,13 @@ def load_nf4(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     return load(folder, dtype, quantization_config=Nf4Config())
 
 
-def dequantised(folder: Path, held: Any, dtype: torch.dtype) -> Any:
+def dequantized(folder: Path, held: Any, dtype: torch.dtype) -> Any:
     """A plain model with the weights that `held` stands for."""
     plain = load(folder, dtype)
     modules = dict(plain.named_modules())
     for name, module in held.named_modules():
         for weight in list(module._parameters):
-            value = held_weight(module, weight) if module._parameters[weight] is not None else None
+            value = stored_weight(module, weight) if module._parameters[weight] is not None else None
             if isinstance(value, Nf4):
                 into = modules[name]._parameters[weight]
                 into.data.copy_(value.matrices(slice(None)).view_as(into))
@@ -73,12 +73,12 @@ def relative(got: Tensor, want: Tensor) -> float:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-3)])
-def test_lora_over_4_bits_equals_lora_over_the_dequantised_weights(
+def test_lora_over_4_bits_equals_lora_over_the_dequantized_weights(
     tiny_model: Any, family: str, dtype: torch.dtype, tolerance: float
 ) -> None:
     folder = tiny_model(family)
     held = load_nf4(folder, dtype)
-    plain = dequantised(folder, held, dtype)
+    plain = dequantized(folder, held, dtype)
     models = [add_lora(model, Adapter(rank=4)) for model in (held, plain)]
     for model in models:
         randomise(model)
@@ -90,10 +90,10 @@ def test_lora_over_4_bits_equals_lora_over_the_dequantised_weights(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_experts_equal_stock_peft_on_the_dequantised_weights(tiny_model: Any, family: str) -> None:
+def test_experts_equal_stock_peft_on_the_dequantized_weights(tiny_model: Any, family: str) -> None:
     folder = tiny_model(family)
     held = load_nf4(folder)
-    plain = dequantised(folder, held, torch.float32)
+    plain = dequantized(folder, held, torch.float32)
     fused = sorted({f"experts.{name}" for block in find_experts(plain) for name in block.parameters})
     stock = get_peft_model(plain, LoraConfig(r=4, target_modules=[], target_parameters=fused))
     ours = add_lora(held, Adapter(rank=4, alpha=8, groups=("routed_experts",)))
@@ -108,7 +108,7 @@ def test_without_an_adapter_the_experts_compute_too(tiny_model: Any) -> None:
     folder = tiny_model("qwen3_moe")
     held = load_nf4(folder).eval()
     with torch.no_grad():
-        assert relative(held(IDS).logits, dequantised(folder, held, torch.float32).eval()(IDS).logits) < 1e-5
+        assert relative(held(IDS).logits, dequantized(folder, held, torch.float32).eval()(IDS).logits) < 1e-5
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(tiny_model: Any) -> None:
@@ -123,7 +123,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_model: Any) -> Non
 
 
 @pytest.mark.parametrize("portion", [1, 2**30])
-def test_as_a_gpu_groups_it_only_chosen_experts_are_dequantised(
+def test_as_a_gpu_groups_it_only_chosen_experts_are_dequantized(
     tiny_model: Any, monkeypatch: pytest.MonkeyPatch, portion: int
 ) -> None:
     """Rows grouped as on a GPU, all experts at once or one at a time: the CPU's numbers, and no unused expert."""
@@ -159,7 +159,7 @@ def test_as_a_gpu_groups_it_only_chosen_experts_are_dequantised(
     assert set(chosen) == {0, 3} and len(chosen) == 8  # two weights, forward and backward
 
 
-def test_on_a_cpu_only_chosen_experts_are_dequantised(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_cpu_only_chosen_experts_are_dequantized(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     experts = next(m for m in load_nf4(tiny_model("mixtral")).modules() if hasattr(m, "is_transposed"))
     taken: list[int] = []
     one = Nf4.__getitem__

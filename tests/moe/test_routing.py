@@ -14,7 +14,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss
 from dsr1_tune.config import Adapter, Base, Router
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.load import load, locate
-from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.trained.attach import put_adapter_on
 from dsr1_tune.models.trained.lora import add_lora, audit, check_gradients, load_plain_adapter, save_adapter
 from dsr1_tune.moe.anatomy import find_experts, find_routers
@@ -77,7 +77,7 @@ def test_the_gate_of_a_shared_expert_is_no_router() -> None:
         vocab_size=32, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
         num_experts=4, moe_intermediate_size=16, shared_expert_intermediate_size=16,
     )  # fmt: skip
-    assert [router.name for router in find_routers(skeleton(config))] == [
+    assert [router.name for router in find_routers(meta_model(config))] == [
         "model.layers.0.mlp.gate",
         "model.layers.1.mlp.gate",
     ]
@@ -97,7 +97,7 @@ def test_the_gate_of_a_shared_expert_is_no_router() -> None:
 def test_modes_that_cannot_work_are_refused_without_weights(
     tiny_model: Any, family: str, mode: Any, said: str, hint: str
 ) -> None:
-    model = skeleton(locate(Base(model=str(tiny_model(family)))).config)
+    model = meta_model(locate(Base(model=str(tiny_model(family)))).config)
     with pytest.raises(ModelError, match=said) as refused:
         check_routers(model, mode)
     assert hint in refused.value.hint

@@ -9,13 +9,13 @@ from torch import nn
 
 from dsr1_tune.quant import int8
 from dsr1_tune.quant.int8 import Int8
-from dsr1_tune.quant.nf4 import Int8Linear, as_buffers, held_weight, placeholder, reserve_as
+from dsr1_tune.quant.nf4 import Int8Linear, as_buffers, placeholder, reserve_as, stored_weight
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_it_comes_back_as_bitsandbytes_multiplies_it_out(dtype: torch.dtype) -> None:
     weight = torch.randn(3, 20, 48)
-    parts = int8.quantise(weight)
+    parts = int8.quantize(weight)
     held = Int8(parts["packed"], parts["scale"], dtype)
     for expert in range(3):
         want = bnb.int8_vectorwise_dequant(parts["packed"][expert], parts["scale"][expert])
@@ -30,10 +30,10 @@ def test_it_comes_back_as_bitsandbytes_multiplies_it_out(dtype: torch.dtype) -> 
     assert held.transpose(1, 2).shape == (3, 48, 20)
 
 
-def test_float16_rounds_to_what_bitsandbytes_own_quantiser_gives() -> None:
+def test_float16_rounds_to_what_bitsandbytes_own_quantizer_gives() -> None:
     weight = torch.randn(32, 64).half()
     packed, scale, _ = bnb.int8_vectorwise_quant(weight)
-    ours = int8.quantise(weight.unsqueeze(0))
+    ours = int8.quantize(weight.unsqueeze(0))
     assert torch.equal(ours["scale"][0], scale)
     assert (ours["packed"][0] - packed).abs().max() <= 1  # its quotient is rounded once more, to 16 bits
     assert (ours["packed"][0] != packed).float().mean() < 0.01
@@ -45,7 +45,7 @@ def test_rows_of_zeros_and_huge_numbers_stay_what_they_are() -> None:
     weight[0, 2] = 1e30
     weight[0, 3] = 0
     weight[0, 3, 0] = 1e-38
-    parts = int8.quantise(weight)
+    parts = int8.quantize(weight)
     back = Int8(parts["packed"], parts["scale"], torch.float32)[0]
     assert torch.equal(back[1], weight[0, 1]) and torch.isfinite(back).all()
     assert torch.allclose(back[2], weight[0, 2])
@@ -54,7 +54,7 @@ def test_rows_of_zeros_and_huge_numbers_stay_what_they_are() -> None:
 
 def test_a_linear_layer_computes_with_it_and_its_scales_survive_a_cast() -> None:
     linear = nn.Linear(48, 20)
-    parts = int8.quantise(linear.weight.detach().unsqueeze(0))
+    parts = int8.quantize(linear.weight.detach().unsqueeze(0))
     want = bnb.int8_vectorwise_dequant(parts["packed"][0], parts["scale"][0])
     reserve_as(linear, "weight", int8.sizes(1, 20, 48))
     for part, tensor in parts.items():
@@ -67,18 +67,18 @@ def test_a_linear_layer_computes_with_it_and_its_scales_survive_a_cast() -> None
     y.sum().backward()
     assert torch.allclose(x.grad, want.sum(0).expand(5, -1), atol=1e-5)
     linear.to(torch.bfloat16)
-    held = held_weight(linear, "weight")
+    held = stored_weight(linear, "weight")
     assert isinstance(held, Int8) and held.scale.dtype == torch.float32 and held.dtype == torch.bfloat16
     assert torch.equal(held[0], want.bfloat16())
     assert held.num_bytes == 20 * 48 + 20 * 4
 
 
 def test_nf4_in_parts_is_each_part_by_itself() -> None:
-    """Gate and up are quantised apart, each with scales and an offset of its own, and computed with as one matrix."""
-    from dsr1_tune.quant.nf4 import Nf4, quantise
+    """Gate and up are quantized apart, each with scales and an offset of its own, and computed with as one matrix."""
+    from dsr1_tune.quant.nf4 import Nf4, quantize
 
     apart = torch.randn(6, 40, 48)  # 30 blocks of 64: less than one block of scales
-    parts = quantise(apart)
+    parts = quantize(apart)
     rows = [parts[name] for name in ("packed", "absmax", "scale", "offset")]
     together = Nf4(*rows, rows=80, cols=48, dtype=torch.float32, num_parts=2)
     each = Nf4(*rows, rows=40, cols=48, dtype=torch.float32)

@@ -13,18 +13,18 @@ from dsr1_tune.quant.nf4 import (
     Nf4Linear,
     as_buffers,
     fits,
-    held_weight,
     is_held,
     keep_placeholder_out,
-    quantise,
+    quantize,
     reserve,
     sizes,
+    stored_weight,
 )
 from dsr1_tune.quant.nf4_rounding import round_to_codes
 
 
 def as_nf4(weight: torch.Tensor) -> Nf4:
-    parts = quantise(weight)
+    parts = quantize(weight)
     rows, cols = weight.shape[1:]
     return Nf4(parts["packed"], parts["absmax"], parts["scale"], parts["offset"], rows, cols, weight.dtype)
 
@@ -78,17 +78,17 @@ def test_four_bits_and_a_little_a_weight() -> None:
 
 def test_the_error_is_that_of_each_matrix(weight: torch.Tensor) -> None:
     weight[1, 0, 0] = 5.0  # an outlier costs its block all precision
-    error, held = quantise(weight)["error"], as_nf4(weight)
+    error, held = quantize(weight)["error"], as_nf4(weight)
     for index, matrix in enumerate(weight):
         assert float(error[index]) == pytest.approx(float((held[index] - matrix).norm() / matrix.norm()), rel=1e-5)
     assert 0.05 < float(error[0]) < 0.12
-    assert float(quantise(torch.zeros(1, 64, 64))["error"]) == 0.0
+    assert float(quantize(torch.zeros(1, 64, 64))["error"]) == 0.0
     weight[2, 0, 0] = float("nan")
-    assert not float(quantise(weight)["error"][2]) < 1
+    assert not float(quantize(weight)["error"][2]) < 1
 
 
 def test_sizes_are_those_of_what_is_made(weight: torch.Tensor) -> None:
-    assert {name: (tuple(t.shape), t.dtype) for name, t in quantise(weight).items()} == sizes(3, 192, 128)
+    assert {name: (tuple(t.shape), t.dtype) for name, t in quantize(weight).items()} == sizes(3, 192, 128)
     assert fits(192, 128) and fits(3, 64) and not fits(3, 63)
 
 
@@ -110,9 +110,9 @@ def hold(linear: nn.Linear) -> Nf4Linear:
     return linear  # type: ignore[return-value]
 
 
-def test_a_linear_layer_computes_with_its_dequantised_weight(linear: nn.Linear) -> None:
+def test_a_linear_layer_computes_with_its_dequantized_weight(linear: nn.Linear) -> None:
     held = hold(linear)
-    weight = held_weight(held, "weight")
+    weight = stored_weight(held, "weight")
     assert isinstance(weight, Nf4) and is_held(held, "weight")
     x = torch.randn(2, 5, 128, requires_grad=True)
     y = held(x)

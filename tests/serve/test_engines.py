@@ -23,12 +23,12 @@ from typer.testing import CliRunner
 from dsr1_tune import cli
 from dsr1_tune.errors import ConfigError, ModelError, RunError
 from dsr1_tune.models import artifact, embedded
-from dsr1_tune.models.artifact import Artefact, command_for
+from dsr1_tune.models.artifact import Artifact, command_for
 from dsr1_tune.serve import engines
 
 ROOT = Path(__file__).parents[2]
-MODEL = Artefact(Path("/model"), "model", "Qwen3MoeForCausalLM", {})
-ADAPTER = Artefact(Path("/adapter"), "adapter", "", {"r": 8}, base="Qwen/Qwen3-30B-A3B")
+MODEL = Artifact(Path("/model"), "model", "Qwen3MoeForCausalLM", {})
+ADAPTER = Artifact(Path("/adapter"), "adapter", "", {"r": 8}, base="Qwen/Qwen3-30B-A3B")
 
 
 def free_port() -> int:

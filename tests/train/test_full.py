@@ -266,13 +266,13 @@ def test_settings_that_cannot_work_are_refused(change: dict[str, Any]) -> None:
         FullRun.model_validate(change)
 
 
-def test_a_quantised_base_is_refused(configure: Configure, tiny_model: Any, tmp_path: Path) -> None:
+def test_a_quantized_base_is_refused(configure: Configure, tiny_model: Any, tmp_path: Path) -> None:
     import json
 
     start = tiny_model("qwen3_moe")
     config = json.loads((start / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (start / "config.json").write_text(json.dumps(config))
-    with pytest.raises(TuneError, match="quantised"):
+    with pytest.raises(TuneError, match="quantized"):
         full.run(configure(tmp_path / "run", base=Base(model=str(start))))
     assert not (tmp_path / "run").exists()

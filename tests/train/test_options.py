@@ -13,7 +13,19 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from dsr1_tune.config import Adapter, Base, Data, FullRun, LoraRun, Noun, QloraRun, Router, Schedule, Sequences, Train
+from dsr1_tune.config import (
+    Adapter,
+    Base,
+    ConfigSection,
+    Data,
+    FullRun,
+    LoraRun,
+    QloraRun,
+    Router,
+    Schedule,
+    Sequences,
+    Train,
+)
 from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.models.load import load
 from dsr1_tune.models.trained.attach import put_adapter_on
@@ -31,7 +43,7 @@ def configure(tiny_model: Any, sums: Path, tmp_path: Path) -> Configure:
     """configure("run", "qwen3_moe", neftune=5) is a run of four steps; keywords change its schedule or are nouns."""
 
     def configure_(name: str, family: str = "deepseek_v3", kind: type = LoraRun, **changes: Any) -> Any:
-        nouns = {name: changes.pop(name) for name in list(changes) if isinstance(changes[name], Noun)}
+        nouns = {name: changes.pop(name) for name in list(changes) if isinstance(changes[name], ConfigSection)}
         schedule = {"max_steps": 4, "learning_rate": 1e-2, "batch_size": 4, "save_steps": 100, "max_tokens": 128}
         given = {
             "data": Data(files=(sums,)),

@@ -108,7 +108,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
 
 
 def test_a_base_stored_in_4_bits_is_for_qlora_alone(data_file: Path, tiny_base: Path, tmp_path: Path) -> None:
-    loaded = load.load(Base(model=str(tiny_base), dtype="float32"), quantised=True)
+    loaded = load.load(Base(model=str(tiny_base), dtype="float32"), quantized=True)
     loaded.model.save_pretrained(tmp_path / "base")
     for file in [*tiny_base.glob("*token*"), tiny_base / "chat_template.jinja"]:
         shutil.copy(file, tmp_path / "base")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dsr1_tune.atomic import whole_file
+from dsr1_tune.atomic import atomic_write
 from dsr1_tune.errors import RunError
 
 WEIGHTS, OPTIMIZER, STATE = "trained.safetensors", "optimizer.pt", "ppo_state.json"
@@ -23,7 +23,7 @@ def save_state(
     """Write all that an update depends on; answers are drawn by seeds that the update's number gives."""
     save_file({name: weight.detach().contiguous() for name, weight in trained.items()}, folder / WEIGHTS)
     torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, folder / OPTIMIZER)
-    with whole_file(folder / STATE) as file:
+    with atomic_write(folder / STATE) as file:
         json.dump({"beta": beta}, file)
 
 

@@ -17,7 +17,7 @@ from dsr1_tune.align.online import losses
 from dsr1_tune.align.online.generate import Answers
 from dsr1_tune.align.online.policy import Policy, Portion
 from dsr1_tune.align.online.session import PromptExample
-from dsr1_tune.align.rewards.layered import Verdict
+from dsr1_tune.align.rewards.layered import RewardResult
 from dsr1_tune.config import PpoRun
 from dsr1_tune.moe.monitor import uncounted
 from dsr1_tune.runs.distributed import group
@@ -55,7 +55,7 @@ def weigh(
     config: PpoRun,
     asked: Sequence[PromptExample],
     answers: Answers,
-    verdicts: Sequence[Verdict],
+    verdicts: Sequence[RewardResult],
     beta: float,
     step: int,
 ) -> list[list[Batch]]:
@@ -94,7 +94,7 @@ def _batch(
     config: PpoRun,
     asked: Sequence[PromptExample],
     answers: Answers,
-    verdicts: Sequence[Verdict],
+    verdicts: Sequence[RewardResult],
     beta: float,
     rows: Sequence[int],
 ) -> Batch:
@@ -129,5 +129,5 @@ def _with_advantages(batch: Batch, gamma: float, lam: float) -> Batch:
 
 def _whitened(tensors: Sequence[Tensor], batches: Sequence[Batch], shift_mean: bool = True) -> list[Tensor]:
     """Over all answers of the update, those of the other processes too."""
-    moments = losses.Moments.of(tensors, [batch.mask_BT for batch in batches], group.summed)
+    moments = losses.Moments.of(tensors, [batch.mask_BT for batch in batches], group.all_reduce)
     return [losses.whiten(one, batch.mask_BT, shift_mean, moments) for one, batch in zip(tensors, batches, strict=True)]

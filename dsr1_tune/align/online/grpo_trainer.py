@@ -18,7 +18,7 @@ from trl import GRPOTrainer
 
 from dsr1_tune.align.online.generate import Answers, draw, end_tokens
 from dsr1_tune.align.online.session import PromptExample, RolloutSession, mean, means
-from dsr1_tune.align.rewards.layered import Verdict
+from dsr1_tune.align.rewards.layered import RewardResult
 from dsr1_tune.config import GrpoRun
 from dsr1_tune.models.trained.start import Beginning
 from dsr1_tune.runs.distributed import group as processes
@@ -69,7 +69,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         self._forward = vars(self._patched).get("forward")
         super().__init__(
             config=session.config,
-            quantised=session.quantised,
+            quantized=session.quantized,
             model=model,
             args=args,
             # A prompt is known by its number: it is encoded already.
@@ -155,7 +155,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
             self._patched.forward = self._forward
 
 
-def numbers_of(verdicts: Sequence[Verdict], answers: Answers) -> dict[str, float]:
+def numbers_of(verdicts: Sequence[RewardResult], answers: Answers) -> dict[str, float]:
     """What a batch of verdicts comes to: the means of layers and components, and what failed."""
     layers, components = means([v.layers for v in verdicts]), means([v.components for v in verdicts])
     return {

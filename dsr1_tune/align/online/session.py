@@ -14,7 +14,7 @@ from rich.table import Table
 from dsr1_tune.align.online.generate import Answers, draw
 from dsr1_tune.align.preference.log_probs import log_probs
 from dsr1_tune.align.rewards.errors import RewardErrors
-from dsr1_tune.align.rewards.layered import Answered, LayeredReward, Verdict
+from dsr1_tune.align.rewards.layered import Answered, LayeredReward, RewardResult
 from dsr1_tune.config import RolloutRun
 from dsr1_tune.data.encode import thinking
 from dsr1_tune.data.encode.example import prompt_text
@@ -162,7 +162,7 @@ class RolloutSession(Session[Run]):
 
     def judge(
         self, examples: Sequence[PromptExample], answers: Answers, step: int | None = None, is_share: bool = True
-    ) -> list[Verdict]:
+    ) -> list[RewardResult]:
         """A verdict for each answer; what fails is counted, and ends the run where that is asked for.
 
         Of several processes each judges its share, or (not `is_share`) all of them the same answers.
@@ -178,7 +178,7 @@ class RolloutSession(Session[Run]):
 
     def measure(self, model: Any) -> HeldOutRewards:
         """The likeliest answer to each held-out prompt, judged."""
-        examples: list[PromptExample] = self.data.probe
+        examples: list[PromptExample] = self.data.eval_subset
         with self.narrator.counting("answering", len(examples)) as advance:
             answers = draw(
                 model,
@@ -201,7 +201,7 @@ class RolloutSession(Session[Run]):
         )
 
     def _loss(self, model: Any, answers: Sequence[Sequence[int]]) -> float:
-        asked = list(zip((example.input_ids for example in self.data.probe), answers, strict=True))
+        asked = list(zip((example.input_ids for example in self.data.eval_subset), answers, strict=True))
         return -sum(log_probs(model, asked, self.base.tokenizer.pad_token_id)) / sum(map(len, answers))
 
     def measured(self, told: dict[str, Any]) -> HeldOutRewards:

@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from dsr1_tune.atomic import whole_file
+from dsr1_tune.atomic import atomic_write
 
 EDGES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Where the bins of the calibration begin and end: how sure the model is, from a guess to certain."""
@@ -146,7 +146,7 @@ def draw(scores: PairScores, file: Path) -> None:
     left, right = figure.subplots(1, 2)
     _draw_reliability(left, scores)
     _draw_margins(right, scores)
-    with whole_file(file, binary=True) as out:
+    with atomic_write(file, binary=True) as out:
         figure.savefig(out, format="png")
 
 

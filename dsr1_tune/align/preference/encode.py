@@ -76,7 +76,7 @@ class FeedbackData(RunData):
 
     def asked(self, number: int) -> list[Record]:
         """So many prompts of the probe, each with a good answer."""
-        good = [example for example in self.probe if example.feedback.is_good and not example.num_cut]
+        good = [example for example in self.eval_subset if example.feedback.is_good and not example.num_cut]
         return [example.record for example in good][:number]
 
 

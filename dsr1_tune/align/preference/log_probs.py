@@ -40,9 +40,9 @@ def shared_log_probs(
     model: Any, asked: Sequence[Asked], pad_token: int, advance: Callable[[int], None] = lambda count: None
 ) -> list[float]:
     """The same; of several processes each takes its share, and all get all of it."""
-    mine = range(group.rank(), len(asked), group.count())
+    mine = range(group.rank(), len(asked), group.world_size())
     found = log_probs(model, [asked[number] for number in mine], pad_token, advance)
-    return [value for _, value in sorted(group.gathered(list(zip(mine, found, strict=True))))]
+    return [value for _, value in sorted(group.all_gather(list(zip(mine, found, strict=True))))]
 
 
 def _of_batch(model: Any, asked: Sequence[Asked], pad_token: int) -> list[float]:

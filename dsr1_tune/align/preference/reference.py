@@ -14,7 +14,7 @@ from torch import nn
 from dsr1_tune.runs.trainer.trainer import Resumable
 
 
-class AskedBefore(Resumable):
+class PrecomputedReference(Resumable):
     """A trainer of TRL's that learns from encoded rows in which the reference's log-probabilities stand already."""
 
     def __init__(self, **given: Any) -> None:

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from dsr1_tune.align.preference.log_probs import Asked, shared_log_probs
 from dsr1_tune.align.preference.metrics import HeldOutFeedback, HeldOutPairs, as_table, compared
-from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.trained.attach import put_adapter_on
-from dsr1_tune.models.trained.full import save_model, train_own
+from dsr1_tune.models.trained.full import enable_full_training, save_model
 from dsr1_tune.models.trained.lora import load_plain_adapter, save_adapter
 from dsr1_tune.models.trained.start import begin_adapter, check_begin
 from dsr1_tune.runs.distributed import group
@@ -22,8 +22,8 @@ def learn(session: Session[Any]) -> None:
     config, folder = session.config, session.folder
     if config.method == "full":
         # What cannot be trained is refused before weights are loaded.
-        train_own(skeleton(session.base.config), config.train.only)
-        _train_own(session)
+        enable_full_training(meta_model(session.base.config), config.train.only)
+        _train_full(session)
         session.check(lambda saved: saved.model, whole=folder.model)
         return
     check_begin(config, session.base.config)
@@ -37,24 +37,24 @@ def learn(session: Session[Any]) -> None:
 
 def _train_adapter(session: Session[Any]) -> None:
     loaded = session.load()
-    if session.quantised:
+    if session.quantized:
         session.audit_bits(loaded.model)
     model = begin_adapter(loaded, session.config)
     session.audit(model)
-    session.look_before(model)
+    session.evaluate_before(model)
     session.fit(model)
     session.save(lambda: save_adapter(model, session.base, session.folder.adapter))
-    session.look_after(model)
+    session.evaluate_after(model)
 
 
-def _train_own(session: Session[Any]) -> None:
+def _train_full(session: Session[Any]) -> None:
     model = session.load().model
-    train_own(model, session.config.train.only)
+    enable_full_training(model, session.config.train.only)
     session.audit(model)
-    session.look_before(model)
+    session.evaluate_before(model)
     session.fit(model)
     session.save(lambda: save_model(model, session.base, session.folder.model))
-    session.look_after(model)
+    session.evaluate_after(model)
 
 
 @dataclass
@@ -73,7 +73,7 @@ class PreferenceSession(Session[Any]):
         """How dear it is to leave the reference; every method has its own in the settings of its name."""
         return float(getattr(self.config, self.command).beta)
 
-    def ask_reference(self, model: Any, asked: Sequence[Asked]) -> list[float]:
+    def reference_log_probs(self, model: Any, asked: Sequence[Asked]) -> list[float]:
         """What the model as it begins makes of the answers; a run that is rolled back is told the same again."""
         if self.reference is None:
             with self.narrator.counting("asking the reference", len(asked)) as advance, self.timed("reference"):
@@ -89,9 +89,9 @@ class PreferenceSession(Session[Any]):
         before = self.measured(group.from_main(self.folder.evaluation)["before"])
         return float(self.measure(model).preference_loss(before, self.beta))
 
-    def look_after(self, model: Any) -> None:
+    def evaluate_after(self, model: Any) -> None:
         """As always; eval.json also tells how far good answers were told from bad ones."""
-        super().look_after(model)
+        super().evaluate_after(model)
         if not self.is_main:
             return
         told = self.folder.evaluation()

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from dsr1_tune.config import Noun
+from dsr1_tune.config import ConfigSection
 from dsr1_tune.data.encode import thinking
 from dsr1_tune.data.record import Message
 
@@ -47,7 +47,7 @@ class NoScore(Exception):
     """A component has nothing to go by for this answer."""
 
 
-class Component(Noun):
+class Component(ConfigSection):
     """One thing that is looked at in an answer. A kind of its own overrides `score`, or `open` to judge in batches."""
 
     is_comparing: ClassVar[bool] = False

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from dsr1_tune.align.rewards.layered import Answered, Verdict
-from dsr1_tune.atomic import whole_file
+from dsr1_tune.align.rewards.layered import Answered, RewardResult
+from dsr1_tune.atomic import atomic_write
 from dsr1_tune.errors import RunError
 from dsr1_tune.runs.distributed import group
 
@@ -37,14 +37,14 @@ class RewardErrors:
         """Take up the count where a run goes on after `step`; what it does again is forgotten."""
         known = [line for line in _lines(self.file) if line.get("step", 0) <= step]
         if group.is_main() and self.file.exists():
-            with whole_file(self.file) as file:
+            with atomic_write(self.file) as file:
                 file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in known)
         self.counts = Counter(line["component"] for line in known)
 
     def note(
         self,
         answers: Sequence[Answered],
-        verdicts: Sequence[Verdict],
+        verdicts: Sequence[RewardResult],
         step: int | None = None,
         is_share: bool = True,
     ) -> int:
@@ -57,7 +57,7 @@ class RewardErrors:
             _line(one, error, step) for one, verdict in zip(answers, verdicts, strict=True) for error in verdict.errors
         ]
         if is_share:
-            lines = group.gathered(lines)
+            lines = group.all_gather(lines)
         if not lines:
             return 0
         if group.is_main():

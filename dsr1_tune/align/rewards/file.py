@@ -15,7 +15,7 @@ from dsr1_tune.align.rewards.component import Component
 from dsr1_tune.align.rewards.form import Form
 from dsr1_tune.align.rewards.logic import Logic
 from dsr1_tune.align.rewards.task import Task
-from dsr1_tune.config import REWARD_NUMBERS, Noun
+from dsr1_tune.config import REWARD_NUMBERS, ConfigSection
 from dsr1_tune.errors import ConfigError
 
 AnyComponent = Annotated[Form | Logic | Task, Field(discriminator="type")]
@@ -26,7 +26,7 @@ Positive = Annotated[float, Field(gt=0)]
 Threshold = Annotated[float, Field(gt=0, le=1)]
 
 
-class Gate(Noun):
+class Gate(ConfigSection):
     """How far a layer must be met for the layers above it to count."""
 
     hard: Threshold | None = None
@@ -65,7 +65,7 @@ class Gate(Noun):
         return 1.0
 
 
-class Layer(Noun):
+class Layer(ConfigSection):
     """Some components, and what they must give before the next layer counts."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
@@ -83,7 +83,7 @@ class Layer(Noun):
         return self.gate or Gate(soft=1.0)
 
 
-class RewardFile(Noun):
+class RewardFile(ConfigSection):
     """A layered reward."""
 
     description: str = ""
@@ -141,7 +141,7 @@ def _described(error: ValidationError) -> list[str]:
         loc, kind = _without_tags(problem["loc"])
         place = _spelled(loc)
         said = _PLAINER.get(problem["type"], problem["msg"].removeprefix("Value error, "))
-        given = "" if isinstance(problem["input"], (dict, list, Noun)) else f" (given: {problem['input']!r})"
+        given = "" if isinstance(problem["input"], (dict, list, ConfigSection)) else f" (given: {problem['input']!r})"
         if problem["type"] == "extra_forbidden":
             lines.append(f"{place}: there is no such setting{_near(str(loc[-1]), _known_at(loc, kind))}")
         elif problem["type"] == "union_tag_invalid":
@@ -163,7 +163,7 @@ _PLAINER = {
 }
 
 
-def _without_tags(loc: tuple[int | str, ...]) -> tuple[list[int | str], type[Noun] | None]:
+def _without_tags(loc: tuple[int | str, ...]) -> tuple[list[int | str], type[ConfigSection] | None]:
     """A place without the name of the component's type, which pydantic puts behind its number; and that type."""
     parts = list(loc)
     if len(parts) > 4 and parts[2] == "components" and parts[4] in KINDS:
@@ -176,7 +176,7 @@ def _spelled(loc: list[int | str]) -> str:
     return text.removeprefix(".") or "the file"
 
 
-def _known_at(loc: list[int | str], kind: type[Noun] | None) -> tuple[str, ...]:
+def _known_at(loc: list[int | str], kind: type[ConfigSection] | None) -> tuple[str, ...]:
     if kind is not None:
         return tuple(kind.model_fields)
     return tuple((RewardFile if len(loc) == 1 else Layer if len(loc) == 3 else Gate).model_fields)

@@ -22,11 +22,11 @@ from pathlib import Path
 from dsr1_tune.align.rewards.component import Answered, Component, Judge, Score
 from dsr1_tune.align.rewards.file import Layer, RewardFile, read_file
 
-__all__ = ["Answered", "LayeredReward", "Verdict"]
+__all__ = ["Answered", "LayeredReward", "RewardResult"]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RewardResult:
     """What an answer is worth in all, by layer after its gate, and by component; and what went wrong in judging it."""
 
     total: float
@@ -76,7 +76,7 @@ class LayeredReward:
                 self._judges = {place: one.open() for place, one in self.components.items()}
         return self
 
-    def judge(self, answers: Sequence[Answered]) -> list[Verdict]:
+    def judge(self, answers: Sequence[Answered]) -> list[RewardResult]:
         """N verdicts, in order. A component that fails for an answer counts 0 there and is named in `errors`."""
         self.open()
         assert self._judges is not None
@@ -84,7 +84,7 @@ class LayeredReward:
             given = {place: _scores(judge, answers) for place, judge in self._judges.items()}
         return [self._verdict({place: scores[i] for place, scores in given.items()}) for i in range(len(answers))]
 
-    def _verdict(self, given: dict[str, float | Exception]) -> Verdict:
+    def _verdict(self, given: dict[str, float | Exception]) -> RewardResult:
         """What one answer's scores come to."""
         scores = {place: 0.0 if isinstance(score, Exception) else score for place, score in given.items()}
         errors = tuple(f"{place}: {_told(score)}" for place, score in given.items() if isinstance(score, Exception))
@@ -97,7 +97,7 @@ class LayeredReward:
             layers[layer.name] = gate * score
             total += layer.weight * gate * score
             gate *= layer.how_gated.passed(score)
-        return Verdict(total, layers, scores, errors, gates)
+        return RewardResult(total, layers, scores, errors, gates)
 
 
 @contextmanager

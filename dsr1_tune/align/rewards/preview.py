@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsr1_tune.align.rewards.layered import Answered, LayeredReward, Verdict
-from dsr1_tune.atomic import whole_file
+from dsr1_tune.align.rewards.layered import Answered, LayeredReward, RewardResult
+from dsr1_tune.atomic import atomic_write
 from dsr1_tune.data.read.ground_truth import RESULTS, result_of
 from dsr1_tune.data.read.read import check_columns, read
 from dsr1_tune.data.read.values import Unusable
@@ -26,7 +26,7 @@ class Tested:
 
     place: Place
     one: Answered
-    verdict: Verdict
+    verdict: RewardResult
     side: str = ""
 
     def as_json(self) -> dict[str, Any]:
@@ -88,7 +88,7 @@ _HINT = "give rows with a question and an answer, or pairs; and, to compare with
 
 def write(outcome: Outcome, out: Path) -> None:
     """One JSON line for each answer."""
-    with whole_file(out) as file:
+    with atomic_write(out) as file:
         file.writelines(json.dumps(one.as_json(), ensure_ascii=False) + "\n" for one in outcome.tested)
 
 

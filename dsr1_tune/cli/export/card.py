@@ -14,7 +14,7 @@ def card(
     ],
     language: Annotated[str, typer.Option("--language", help="en, zh, or auto: that of the data.")] = "auto",
 ) -> None:
-    """Write README.md, a model card with what is known of the model: data, training, merge, quantisation, engines."""
+    """Write README.md, a model card with what is known of the model: data, training, merge, quantization, engines."""
     from dsr1_tune.errors import ConfigError
 
     if language not in ("auto", "en", "zh"):

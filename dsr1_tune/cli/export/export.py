@@ -31,7 +31,7 @@ def export(
     config: ConfigFile = None,
     sets: Sets = None,
 ) -> None:
-    """Merge, quantise, compare and write the card; only what passes the gates becomes OUT/current.
+    """Merge, quantize, compare and write the card; only what passes the gates becomes OUT/current.
 
     Exit code 1 if a gate is missed: the version goes, its comparison stays in OUT/missed. Whatever happens, the
     version that was current stays current until a better one is whole.
@@ -41,7 +41,7 @@ def export(
 
     flags = {
         "run": str(run) if run else None,
-        "quantise.to": to,
+        "quantize.to": to,
         "out": str(out) if out else None,
         **gate_flags(max_loss_increase, min_agreement, max_general_drop),
     }

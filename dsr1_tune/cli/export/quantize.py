@@ -30,19 +30,19 @@ def quantize(
     config: ConfigFile = None,
     sets: Sets = None,
 ) -> None:
-    """Quantise the routed experts (with --all every layer) of a model; a run is merged into its base on the way.
+    """Quantize the routed experts (with --all every layer) of a model; a run is merged into its base on the way.
 
     nf4 and int8 are for dsr1-tune itself, w4a16 and fp8 for vLLM and SGLang, gguf for llama.cpp and Ollama. Router,
-    embeddings, norms and output head stay as they are; in gguf what is not quantised takes 8 bits, but for router and
-    norms. --set quantise.group_size=64 and --config say the rest.
+    embeddings, norms and output head stay as they are; in gguf what is not quantized takes 8 bits, but for router and
+    norms. --set quantize.group_size=64 and --config say the rest.
     """
     from dsr1_tune.config.export import ExportRun
     from dsr1_tune.config.load import load_config
 
-    flags = {"quantise.to": to, "quantise.all": all_ or None, "quantise.method": method, "quantise.gguf": gguf}
+    flags = {"quantize.to": to, "quantize.all": all_ or None, "quantize.method": method, "quantize.gguf": gguf}
     settings = load_config(ExportRun, config, flags, sets or ())
 
     from dsr1_tune.export.quantize import NEXT, run
 
-    folder = run(source, out, settings.quantise)
-    typer.echo(f"\nThe model is in {folder}. {NEXT[settings.quantise.to].format(folder=folder)}")
+    folder = run(source, out, settings.quantize)
+    typer.echo(f"\nThe model is in {folder}. {NEXT[settings.quantize.to].format(folder=folder)}")

@@ -18,7 +18,7 @@ import orjson
 from filelock import FileLock, Timeout
 
 from dsr1_tune import __version__
-from dsr1_tune.atomic import whole_folder
+from dsr1_tune.atomic import atomic_folder
 from dsr1_tune.config import CleanRun, Data
 from dsr1_tune.data.clean.chunks import Portion, check_columns, cut, open_sources, read_portion
 from dsr1_tune.data.clean.duplicates import Copies, find_copies
@@ -82,7 +82,7 @@ def run(config: CleanRun, say: Say = lambda text: None, count_tokens: CountToken
         judged, judge_facts = _judge(config, spill, fates, out, say)
         outcome, strata = _split(config, spill, copies, fates, times, judged)
         say("writing")
-        with whole_folder(out) as folder:
+        with atomic_folder(out) as folder:
             write_rows(outcome, folder)
             groups = write_groups(outcome, folder / "duplicates.jsonl")
             facts = gather_facts(config, sources, outcome, strata, groups, judge_facts, settings, count_tokens)

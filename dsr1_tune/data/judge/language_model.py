@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dsr1_tune.atomic import whole_folder
+from dsr1_tune.atomic import atomic_folder
 from dsr1_tune.data.judge.embedder import Ids, batches, both_ends, device, quietly, trim
 from dsr1_tune.errors import ModelError
 
@@ -172,7 +172,7 @@ def _default(cache: Path) -> Path:
         if not (folder / "config.json").is_file():
             for orphan in cache.glob(f".{folder.name}.*.part"):
                 shutil.rmtree(orphan, ignore_errors=True)
-            with whole_folder(folder) as part:
+            with atomic_folder(folder) as part:
                 _convert(file, part)
     return folder
 
@@ -206,7 +206,7 @@ def _convert(file: Path, folder: Path) -> None:
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    # It is no longer quantised, but says so of itself, and would refuse to be saved.
+    # It is no longer quantized, but says so of itself, and would refuse to be saved.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from dsr1_tune.config import Noun
+from dsr1_tune.config import ConfigSection
 from dsr1_tune.data.record import Record
 from dsr1_tune.data.rules import settings
 from dsr1_tune.errors import ConfigError
@@ -22,7 +22,7 @@ from dsr1_tune.errors import ConfigError
 SHIPPED = Path(__file__).with_name("rule_packs")
 
 
-class Rules(Noun):
+class Rules(ConfigSection):
     """Every rule with its settings, in the order in which they run: mending first, then the cheap ones."""
 
     encoding: settings.Encoding = settings.Encoding()
@@ -45,7 +45,7 @@ class Rules(Noun):
     template_placeholder: settings.TemplatePlaceholder = settings.TemplatePlaceholder()
 
 
-class Custom(Noun):
+class Custom(ConfigSection):
     """A rule of the user's own: a function that takes the Record."""
 
     call: str = Field(pattern=r"^[^:]+(?::[^:]+)*:[A-Za-z_]\w*$")
@@ -67,7 +67,7 @@ class Custom(Noun):
         return self.name or self.call.rpartition(":")[2]
 
 
-class Pack(Noun):
+class Pack(ConfigSection):
     """Rules for a kind of data. It holds all it needs, so that it can travel to other processes."""
 
     name: str = "general"
@@ -263,7 +263,7 @@ def _known_at(loc: list[str]) -> tuple[str, ...]:
     if len(loc) == 1:
         return tuple(Rules.model_fields)
     kind = type(getattr(Rules(), loc[1], None))
-    return tuple(kind.model_fields) if issubclass(kind, Noun) else ()
+    return tuple(kind.model_fields) if issubclass(kind, ConfigSection) else ()
 
 
 def _near(name: str, known: tuple[str, ...]) -> str:

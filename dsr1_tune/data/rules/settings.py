@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from dsr1_tune.config import Count, Noun
+from dsr1_tune.config import ConfigSection, Count
 from dsr1_tune.data.rules.text_features import folded
 
 Action = Literal["drop", "warn", "off"]
@@ -15,7 +15,7 @@ Part = Annotated[float, Field(gt=0.0, le=1.0)]
 Words = tuple[Annotated[str, Field(min_length=1)], ...]
 
 
-class Rule(Noun):
+class Rule(ConfigSection):
     """What every rule has."""
 
     action: Action = "drop"

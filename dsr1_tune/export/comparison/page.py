@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dsr1_tune import __version__
-from dsr1_tune.atomic import whole_file
+from dsr1_tune.atomic import atomic_write
 from dsr1_tune.export.comparison.result import AnswerPair, Comparison, SetResult, perplexities
 from dsr1_tune.export.comparison.statistics import Estimate
 from dsr1_tune.export.comparison.texts import say
@@ -142,10 +142,10 @@ def _bytes(number: int | None) -> str:
 
 def write(found: Comparison, folder: Path, language: Literal["auto", "en", "zh"] = "auto") -> Path:
     """Leave compare.json and compare.html in `folder`, which is made."""
-    with whole_file(folder / JSON_NAME) as file:
+    with atomic_write(folder / JSON_NAME) as file:
         json.dump(found.as_json(), file, indent=1, ensure_ascii=False, allow_nan=False)
         file.write("\n")
-    with whole_file(folder / HTML_NAME) as file:
+    with atomic_write(folder / HTML_NAME) as file:
         file.write(render(found, _language(found) if language == "auto" else language))
     return folder
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dsr1_tune.config.export import Quantise
+from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import ModelError
-from dsr1_tune.export.weights.accounting import Counting, Quantised, check_all, chosen, skipped_modules
+from dsr1_tune.export.weights.accounting import Counting, Quantized, check_all, chosen, skipped_modules
 from dsr1_tune.export.weights.progress import counted
 from dsr1_tune.export.weights.source import Source, copy_sidecars
 from dsr1_tune.models.weights import bnb_layout
@@ -26,14 +26,14 @@ from dsr1_tune.runs.console import Narrator
 def write(
     source: Source,
     folder: Path,
-    settings: Quantise,
+    settings: Quantize,
     narrator: Narrator,
     *,
     kind: Kind,
     config: dict[str, Any],
     fits: Callable[[int, int], bool],
-) -> Quantised:
-    """See `nf4.write` and `int8.write`; `fits(rows, cols)` says which matrices can be quantised at all."""
+) -> Quantized:
+    """See `nf4.write` and `int8.write`; `fits(rows, cols)` says which matrices can be quantized at all."""
     wanted = chosen(source.layout, settings.all)
     names = frozenset(name for name in wanted if _can_be_held(source, name, fits))
     experts = {name for name in wanted if source.layout.part(name) == "routed_experts"}
@@ -46,7 +46,7 @@ def write(
     counting = Counting(source.layout)
 
     def make(name: str, weight: Tensor) -> dict[str, Tensor]:
-        parts, error = bnb_layout.quantise(kind, name, weight)
+        parts, error = bnb_layout.quantize(kind, name, weight)
         size = float(weight.float().norm())
         counting.add(name, weight.numel(), sum(part.nbytes for part in parts.values()), error * size, size)
         return parts
@@ -60,10 +60,10 @@ def write(
         "quant_method": "bitsandbytes",
         **config,
         "llm_int8_skip_modules": skipped_modules(source, names),
-        OURS: {"worst_error": {group.part: group.worst_error for group in groups if group.num_quantised}},
+        OURS: {"worst_error": {group.part: group.worst_error for group in groups if group.num_quantized}},
     }
     copy_sidecars(source, folder, {**source.config, "quantization_config": stored_as})
-    return Quantised(groups, {"left": sorted(wanted - names)[:20]} if wanted - names else {})
+    return Quantized(groups, {"left": sorted(wanted - names)[:20]} if wanted - names else {})
 
 
 def _can_be_held(source: Source, name: str, fits: Callable[[int, int], bool]) -> bool:
@@ -71,7 +71,7 @@ def _can_be_held(source: Source, name: str, fits: Callable[[int, int], bool]) ->
     layout: Layout = source.layout
     piece = layout.pieces[name]
     owner, _, leaf = piece.parameter.rpartition(".")
-    module = source.skeleton.get_submodule(owner)
+    module = source.meta_model.get_submodule(owner)
     shape = source.weights.spec(name).shape
     if not is_plain(piece) or not fits(*shape[-2:]):
         return False

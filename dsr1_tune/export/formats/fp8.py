@@ -6,20 +6,20 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dsr1_tune.config.export import Quantise
+from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import ModelError
-from dsr1_tune.export.weights.accounting import Counting, Quantised, check_all, chosen, skipped_modules
+from dsr1_tune.export.weights.accounting import Counting, Quantized, check_all, chosen, skipped_modules
 from dsr1_tune.export.weights.progress import counted
 from dsr1_tune.export.weights.source import Source, copy_sidecars
 from dsr1_tune.models.weights.checkpoint import Spec, write_weights
 from dsr1_tune.models.weights.converted import Converted
-from dsr1_tune.quant.fp8 import multiply_out, to_blocks
+from dsr1_tune.quant.fp8 import dequantize, to_blocks
 from dsr1_tune.runs.console import Narrator
 
 BLOCK = (128, 128)
 
 
-def write(source: Source, folder: Path, settings: Quantise, narrator: Narrator) -> Quantised:
+def write(source: Source, folder: Path, settings: Quantize, narrator: Narrator) -> Quantized:
     """Write the source's weights, config and tokenizer to `folder`, its matrices in block-FP8.
 
     Raises ModelError for experts that are not stored as a matrix each.
@@ -34,7 +34,7 @@ def write(source: Source, folder: Path, settings: Quantise, narrator: Narrator) 
 
     def make(name: str, weight: Tensor) -> dict[str, Tensor]:
         stored, scale = to_blocks(weight, BLOCK)
-        counting.compare(name, weight, multiply_out(stored, scale, BLOCK), stored.nbytes + scale.nbytes)
+        counting.compare(name, weight, dequantize(stored, scale, BLOCK), stored.nbytes + scale.nbytes)
         return {name: stored, f"{name}_scale_inv": scale}
 
     # A base in block-FP8 is not first rounded to 16 bits: what is not merged into comes out as it was.
@@ -51,7 +51,7 @@ def write(source: Source, folder: Path, settings: Quantise, narrator: Narrator) 
         "modules_to_not_convert": skipped_modules(source, names),
     }
     copy_sidecars(source, folder, {**source.config, "quantization_config": stored_as})
-    return Quantised(counting.groups())
+    return Quantized(counting.groups())
 
 
 def _specs(name: str, spec: Spec) -> dict[str, Spec]:

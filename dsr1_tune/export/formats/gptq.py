@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from dsr1_tune.config import Base, TuneRun
-from dsr1_tune.config.export import Quantise
+from dsr1_tune.config.export import Quantize
 from dsr1_tune.data.encode.example import Example, encode_all
 from dsr1_tune.errors import ModelError, RunError
 from dsr1_tune.export.formats.gptq_process import Job
 from dsr1_tune.export.formats.w4a16 import Rounded, pick_group_size, round_to_nearest, write_rounded
-from dsr1_tune.export.weights.accounting import Counting, Quantised, chosen
+from dsr1_tune.export.weights.accounting import Counting, Quantized, chosen
 from dsr1_tune.export.weights.source import Source, copy_sidecars
 from dsr1_tune.models import isolated_env
 from dsr1_tune.models.folder import read_tokenizer
@@ -34,17 +34,17 @@ from dsr1_tune.models.load import load
 from dsr1_tune.models.weights.checkpoint import Checkpoint, write_weights
 from dsr1_tune.models.weights.layout import Piece
 from dsr1_tune.moe.monitor import Routing, RoutingMonitor
-from dsr1_tune.quant.w4a16 import PACKED, SCALE, multiply_out, unpack
+from dsr1_tune.quant.w4a16 import PACKED, SCALE, dequantize, unpack
 from dsr1_tune.runs.console import Narrator
 from dsr1_tune.runs.evaluate import held_out_loss
 from dsr1_tune.runs.folder import RunFolder
-from dsr1_tune.runs.kept_rows import kept_records, probe_examples
+from dsr1_tune.runs.kept_rows import eval_subset_examples, kept_records
 
 TOOL = "llmcompressor"
 MAX_HELD_OUT = 64
 
 
-def write(source: Source, folder: Path, settings: Quantise, narrator: Narrator) -> Quantised:
+def write(source: Source, folder: Path, settings: Quantize, narrator: Narrator) -> Quantized:
     """Write the model to `folder` in W4A16, calibrated on its run's training rows.
 
     Raises RunError if no rows are known, and ModelError if no group size divides a matrix, the library fails or its
@@ -54,7 +54,7 @@ def write(source: Source, folder: Path, settings: Quantise, narrator: Narrator) 
     run = _run_of(source)
     tokenizer = read_tokenizer(source.folder, source.name)
     rows = _calibration_rows(run, tokenizer, settings.calibration_rows)
-    held_out = probe_examples(run, tokenizer)[:MAX_HELD_OUT]
+    held_out = eval_subset_examples(run, tokenizer)[:MAX_HELD_OUT]
     environment = isolated_env.ensure(TOOL, narrator.say)
     with _workshop(folder) as work:
         plain = _in_16_bits(source, work, narrator)
@@ -65,12 +65,12 @@ def write(source: Source, folder: Path, settings: Quantise, narrator: Narrator) 
         narrator.stage(f"Calibrating with GPTQ on {len(rows):,} training rows, in groups of {group_size}")
         made = _calibrate(environment, plain, work, source, rows, settings, group_size, narrator)
         taken = _Taken(made, group_size)
-        quantised = write_rounded(source, folder, settings, group_size, narrator, taken)
+        quantized = write_rounded(source, folder, settings, group_size, narrator, taken)
         taken.tell(narrator)
         losses = _losses(source, folder, work, settings, group_size, held_out, before.loss)
     _tell_losses(losses, len(held_out), narrator)
     facts = {
-        **quantised.facts,
+        **quantized.facts,
         "method": "gptq",
         "library": list(isolated_env.TOOLS[TOOL].packages),
         "calibration": {
@@ -82,7 +82,7 @@ def write(source: Source, folder: Path, settings: Quantise, narrator: Narrator) 
         "rounded_to_nearest": sorted(taken.refused),
         "held_out_loss": losses,
     }
-    return Quantised(quantised.groups, facts)
+    return Quantized(quantized.groups, facts)
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ def _run_of(source: Source) -> RunFolder:
     if source.run is None:
         raise RunError(
             f"{source.name}: the run that it came from is not known, so there are no rows to calibrate on",
-            hint="quantise the run itself, or choose --method rtn",
+            hint="quantize the run itself, or choose --method rtn",
         )
     return source.run
 
@@ -197,7 +197,7 @@ def _tell_reach(
     narrator.say(
         f"experts that none of the rows' {num_tokens:,} tokens reach: {num_dead:,} of {num_experts:,}; they are "
         "calibrated on tokens meant for others"
-        + ("" if are_all else f"; more rows may reach them: --set quantise.calibration_rows={4 * len(rows)}")
+        + ("" if are_all else f"; more rows may reach them: --set quantize.calibration_rows={4 * len(rows)}")
     )
     for layer, experts in list(unreached.items())[:_MAX_LAYERS_TOLD]:
         narrator.say(f"  {layer}: {', '.join(map(str, experts))}")
@@ -217,7 +217,7 @@ def _calibrate(
     work: Path,
     source: Source,
     rows: Sequence[tuple[int, ...]],
-    settings: Quantise,
+    settings: Quantize,
     group_size: int,
     narrator: Narrator,
 ) -> Checkpoint:
@@ -293,7 +293,7 @@ _MAX_TIMES = 3
 
 
 def _distance(weight_NK: Tensor, q_NK: Tensor, scale_NG: Tensor) -> float:
-    return float((multiply_out(q_NK, scale_NG).float() - weight_NK.float()).norm())
+    return float((dequantize(q_NK, scale_NG).float() - weight_NK.float()).norm())
 
 
 # --- was it worth it? ------------------------------------------------------------------------------------------------
@@ -303,7 +303,7 @@ def _losses(
     source: Source,
     folder: Path,
     work: Path,
-    settings: Quantise,
+    settings: Quantize,
     group_size: int,
     held_out: Sequence[Example],
     before: float,

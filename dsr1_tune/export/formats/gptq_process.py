@@ -77,7 +77,7 @@ def _targets(model: nn.Module, linears: tuple[str, ...]) -> list[str]:
 
 
 def _save(model: nn.Module, folder: Path) -> None:
-    """What was quantised, packed by the library, under the names of the model's modules.
+    """What was quantized, packed by the library, under the names of the model's modules.
 
     Its own saving renames experts back only in part: Mixtral's would lie under names that nobody reads.
     """

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dsr1_tune.config.export import Quantise
+from dsr1_tune.config.export import Quantize
 from dsr1_tune.export.formats import bitsandbytes
-from dsr1_tune.export.weights.accounting import Quantised
+from dsr1_tune.export.weights.accounting import Quantized
 from dsr1_tune.export.weights.source import Source
 from dsr1_tune.runs.console import Narrator
 
@@ -22,7 +22,7 @@ _CONFIG: dict[str, Any] = {
 }
 
 
-def write(source: Source, folder: Path, settings: Quantise, narrator: Narrator) -> Quantised:
+def write(source: Source, folder: Path, settings: Quantize, narrator: Narrator) -> Quantized:
     """Write the source's weights, config and tokenizer to `folder`, its matrices in int8 with a scale for each row."""
     return bitsandbytes.write(
         source, folder, settings, narrator, kind="int8", config=_CONFIG, fits=lambda rows, cols: True

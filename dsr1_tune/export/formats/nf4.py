@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dsr1_tune.config.export import Quantise
+from dsr1_tune.config.export import Quantize
 from dsr1_tune.export.formats import bitsandbytes
-from dsr1_tune.export.weights.accounting import Quantised
+from dsr1_tune.export.weights.accounting import Quantized
 from dsr1_tune.export.weights.source import Source
 from dsr1_tune.quant.nf4 import fits
 from dsr1_tune.runs.console import Narrator
@@ -22,8 +22,8 @@ _CONFIG: dict[str, Any] = {
 }
 
 
-def write(source: Source, folder: Path, settings: Quantise, narrator: Narrator) -> Quantised:
-    """Write the source's weights, config and tokenizer to `folder`, its matrices in NF4 with doubly quantised scales.
+def write(source: Source, folder: Path, settings: Quantize, narrator: Narrator) -> Quantized:
+    """Write the source's weights, config and tokenizer to `folder`, its matrices in NF4 with doubly quantized scales.
 
     Raises ModelError for experts that do not divide into blocks of 64 weights.
     """

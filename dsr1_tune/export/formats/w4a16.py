@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dsr1_tune.config.export import Quantise
+from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import ModelError
-from dsr1_tune.export.weights.accounting import Counting, Quantised, check_all, chosen
+from dsr1_tune.export.weights.accounting import Counting, Quantized, check_all, chosen
 from dsr1_tune.export.weights.source import Source, copy_sidecars
 from dsr1_tune.models.memory import give_back
 from dsr1_tune.models.weights.checkpoint import DTYPES, Spec, Stored, Weights, write_weights
 from dsr1_tune.models.weights.layout import Layout
-from dsr1_tune.quant.w4a16 import HIGHEST, LOWEST, PACKED, SCALE, SHAPE, multiply_out, pack, quantisation_config
+from dsr1_tune.quant.w4a16 import HIGHEST, LOWEST, PACKED, SCALE, SHAPE, dequantize, pack, quantization_config
 from dsr1_tune.runs.console import Narrator
 
 Rounded = tuple[Tensor, Tensor]
@@ -29,7 +29,7 @@ Rounded = tuple[Tensor, Tensor]
 GROUP_SIZES = (128, 64, 32)
 
 
-def write(source: Source, folder: Path, settings: Quantise, narrator: Narrator) -> Quantised:
+def write(source: Source, folder: Path, settings: Quantize, narrator: Narrator) -> Quantized:
     """Write the model to `folder` in W4A16, each weight rounded to the nearest.
 
     Raises ModelError for matrices that no group size divides.
@@ -43,11 +43,11 @@ def write(source: Source, folder: Path, settings: Quantise, narrator: Narrator) 
 def write_rounded(
     source: Source,
     folder: Path,
-    settings: Quantise,
+    settings: Quantize,
     group_size: int,
     narrator: Narrator,
     rounded: Callable[[str, Tensor, Counting], Rounded] | None = None,
-) -> Quantised:
+) -> Quantized:
     """Write the chosen matrices as `rounded` rounds them, by default each weight to the nearest, and copy the rest.
 
     `rounded(name, weight, counting)` returns the integers and scales of the matrix stored as `name`.
@@ -59,17 +59,17 @@ def write_rounded(
     with narrator.counting("writing, MiB", total >> 20) as advance:
         write_weights(packed, folder, _in_mib(advance))
     check_all(names, counting.names)
-    ignore = not_quantised(source.weights, source.layout, names)
-    config = {**source.config, "quantization_config": quantisation_config(group_size, ignore)}
+    ignore = not_quantized(source.weights, source.layout, names)
+    config = {**source.config, "quantization_config": quantization_config(group_size, ignore)}
     copy_sidecars(source, folder, config)
-    return Quantised(counting.groups(), {"format": "compressed-tensors pack-quantized", "group_size": group_size})
+    return Quantized(counting.groups(), {"format": "compressed-tensors pack-quantized", "group_size": group_size})
 
 
 def pick_group_size(source: Source, names: frozenset[str], wanted: int) -> int:
     """The wanted group size, or the largest that divides the columns of every chosen matrix."""
     if not names:
         raise ModelError(
-            f"{source.name}: has no routed experts to quantise", hint="give --all to quantise all its layers"
+            f"{source.name}: has no routed experts to quantize", hint="give --all to quantize all its layers"
         )
     columns: dict[int, str] = {}
     for name in sorted(names):
@@ -88,14 +88,14 @@ def pick_group_size(source: Source, names: frozenset[str], wanted: int) -> int:
     other = "choose --to nf4, int8 or gguf, or leave out --all"
     raise ModelError(
         f"{source.name}: {columns[uneven or 0]} has {uneven} columns, which groups of {size} do not divide",
-        hint=f"--set quantise.group_size={fits[0]} does" if fits else other,
+        hint=f"--set quantize.group_size={fits[0]} does" if fits else other,
     )
 
 
-def not_quantised(weights: Weights, layout: Layout, names: frozenset[str]) -> set[str]:
+def not_quantized(weights: Weights, layout: Layout, names: frozenset[str]) -> set[str]:
     """The modules whose weight stays in 16 bits, under their names on disk and under those in transformers' model.
 
-    Engines take every linear layer that is not listed for quantised: the router, the output head and the further
+    Engines take every linear layer that is not listed for quantized: the router, the output head and the further
     prediction layers as well.
     """
     left = set()
@@ -172,7 +172,7 @@ class Packed:
         q_NK, scale_NG = self._rounded(owner, weight_NK, self._counting)
         packed = pack(q_NK)
         num_bytes = packed.nbytes + scale_NG.nbytes
-        self._counting.compare(owner, weight_NK, multiply_out(q_NK, scale_NG), num_bytes)
+        self._counting.compare(owner, weight_NK, dequantize(q_NK, scale_NG), num_bytes)
         self._freed += weight_NK.nbytes
         # Scales that are held lie between what is freed, and keep the C library from using it again.
         if self._freed > _GIVE_BACK:

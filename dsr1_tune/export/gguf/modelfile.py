@@ -39,7 +39,7 @@ def write(source: Source, file: Path, adds_bos: bool, say: Callable[[str], None]
     if found.template is not None:
         lines.append(f'TEMPLATE """{found.template}"""')
     lines += [f"PARAMETER stop {json.dumps(token, ensure_ascii=False)}" for token in _stops(source, tokenizer)]
-    context = getattr(source.skeleton.config, "max_position_embeddings", None) or _USUAL_CONTEXT
+    context = getattr(source.meta_model.config, "max_position_embeddings", None) or _USUAL_CONTEXT
     lines.append(f"PARAMETER num_ctx {min(int(context), _USUAL_CONTEXT)}")
     lines += [f"PARAMETER {name} {value}" for name, value in _sampling(source)]
     (file.parent / FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -22,7 +22,7 @@ from dsr1_tune.moe.anatomy import PARTS, Part
 from dsr1_tune.runs.console import Narrator
 
 
-def quantise(converted: Path, file: Path, kind: str, everything: bool, narrator: Narrator) -> tuple[Group, ...]:
+def quantize(converted: Path, file: Path, kind: str, everything: bool, narrator: Narrator) -> tuple[Group, ...]:
     """Write `file` from the 16-bit one, tensor by tensor; the error of each matrix is measured on the way.
 
     Raises ModelError for a matrix that does not come back, and OSError, with the file's name, if there is no room.
@@ -44,11 +44,11 @@ def quantise(converted: Path, file: Path, kind: str, everything: bool, narrator:
         assert writer.fout is not None
         out = writer.fout[0]
         writer.write_padding(out, out.tell())
-        with narrator.counting("quantising", len(reader.tensors)) as advance:
+        with narrator.counting("quantizing", len(reader.tensors)) as advance:
             for tensor in reader.tensors:
                 chosen = types[tensor.name]
                 # write, not numpy's tofile: that one does not say that a disk is full.
-                for piece in _quantised(converted, tensor, chosen, counts) if chosen else (tensor.data,):
+                for piece in _quantized(converted, tensor, chosen, counts) if chosen else (tensor.data,):
                     out.write(memoryview(piece).cast("B"))
                 writer.write_padding(out, out.tell())
                 advance(1)
@@ -63,11 +63,11 @@ class Counts:
     """Sums over the matrices of each part."""
 
     def __init__(self) -> None:
-        self.quantised: dict[Part, list[tuple[int, int, float, float]]] = {}
+        self.quantized: dict[Part, list[tuple[int, int, float, float]]] = {}
 
     def add(self, part: Part, num_weights: int, num_bytes: int, error: float, size: float) -> None:
         """A matrix: its numbers, what it takes now, |W - W'|² and |W|²."""
-        self.quantised.setdefault(part, []).append((num_weights, num_bytes, error, size))
+        self.quantized.setdefault(part, []).append((num_weights, num_bytes, error, size))
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:
@@ -99,7 +99,7 @@ class _Piece:
     ends_matrix: bool
 
 
-def _quantised(converted: Path, tensor: Any, kind: str, counts: Counts) -> Iterator[Any]:
+def _quantized(converted: Path, tensor: Any, kind: str, counts: Counts) -> Iterator[Any]:
     """The blocks of a tensor, piece by piece, several at once; each matrix is counted when it is through."""
     part, (error, size, num_bytes, num) = part_of(tensor.name), (0.0, 0.0, 0, 0)
     threads = torch.get_num_threads()
@@ -157,8 +157,8 @@ _DTYPES = {
 
 def _there_and_back(rows: Tensor, kind: str) -> tuple[Tensor, float, float]:
     """The blocks, |W - W'|² and |W|²."""
-    blocks, exact = ggml.quantise(rows, kind), rows.float()
-    error = float((ggml.multiply_out(blocks, kind) - exact).square().sum())
+    blocks, exact = ggml.quantize(rows, kind), rows.float()
+    error = float((ggml.dequantize(blocks, kind) - exact).square().sum())
     return blocks, error, float(exact.square().sum())
 
 
@@ -170,7 +170,7 @@ def groups_of(counts: Counts, reader: GGUFReader) -> tuple[Group, ...]:
         if part not in ("router", "norms", "other") and len(shape) > 1:
             num_tensors[part] = num_tensors.get(part, 0) + (shape[0] if part == "routed_experts" else 1)
     return tuple(
-        _group(part, num_tensors[part], counts.quantised.get(part, [])) for part in PARTS if part in num_tensors
+        _group(part, num_tensors[part], counts.quantized.get(part, [])) for part in PARTS if part in num_tensors
     )
 
 

@@ -22,7 +22,7 @@ from dsr1_tune.runs.console import Narrator
 
 def refuse_unsupported(source: Source) -> None:
     """Raise ModelError for a model that converts, but that llama.cpp would not run, or would run wrongly."""
-    config: Any = source.skeleton.config
+    config: Any = source.meta_model.config
     rope = getattr(config, "rope_parameters", None) or {}
     is_latent = getattr(config, "kv_lora_rank", None) is not None
     wrong = {
@@ -42,15 +42,15 @@ def refuse_unsupported(source: Source) -> None:
     if found := [what for what, is_so in (wrong | (latent if is_latent else {})).items() if is_so]:
         raise ModelError(
             f"{source.name}: llama.cpp cannot run it: it has {', '.join(found)}",
-            hint="quantise it to nf4 or int8, which run everywhere, or to w4a16 or fp8 for vLLM and SGLang",
+            hint="quantize it to nf4 or int8, which run everywhere, or to w4a16 or fp8 for vLLM and SGLang",
         )
 
 
 def config_for_llama_cpp(source: Source) -> dict[str, Any]:
     """The source's config.json with everything said that the converter would otherwise assume."""
-    config: Any = source.skeleton.config
+    config: Any = source.meta_model.config
     tree = {name: value for name, value in source.config.items() if name != "quantization_config"}
-    tree.setdefault("architectures", [type(source.skeleton).__name__])
+    tree.setdefault("architectures", [type(source.meta_model).__name__])
     # Older files say rope_scaling and rope_theta, newer ones rope_parameters; the converter takes the one or the other.
     if rope := getattr(config, "rope_parameters", None):
         tree.pop("rope_scaling", None)
@@ -65,7 +65,7 @@ def config_for_llama_cpp(source: Source) -> dict[str, Any]:
 
 def further_layers(source: Source) -> tuple[str, ...]:
     """The stored tensors of multi-token-prediction layers, which come after the model's own."""
-    num_layers = int(getattr(source.skeleton.config, "num_hidden_layers", 0))
+    num_layers = int(getattr(source.meta_model.config, "num_hidden_layers", 0))
     names = (name for shard in source.weights.shards.values() for name in shard)
     return tuple(
         name for name in names if (found := re.match(r"model\.layers\.(\d+)\.", name)) and int(found[1]) >= num_layers

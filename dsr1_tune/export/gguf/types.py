@@ -10,7 +10,7 @@ from dsr1_tune.models.llama_cpp import ggml
 from dsr1_tune.moe.anatomy import Part
 
 SIXTEEN = ("bf16", "f16")
-"""Types that the converter writes, and nothing is quantised for."""
+"""Types that the converter writes, and nothing is quantized for."""
 
 
 @dataclass(frozen=True)

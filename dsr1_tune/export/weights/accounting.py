@@ -1,4 +1,4 @@
-"""What came of quantising: per part of the model how many tensors, in how many bits, how far off; and the proof."""
+"""What came of quantizing: per part of the model how many tensors, in how many bits, how far off; and the proof."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ class Group:
     part: Part
     num_tensors: int
     """Its matrices, as they are stored."""
-    num_quantised: int
+    num_quantized: int
     num_weights: int
-    """Numbers in the quantised ones."""
+    """Numbers in the quantized ones."""
     num_bytes: int
-    """What the quantised ones take, scales included."""
+    """What the quantized ones take, scales included."""
     relative_error: float
-    """|W - W'| / |W| over all quantised ones together (Frobenius norms)."""
+    """|W - W'| / |W| over all quantized ones together (Frobenius norms)."""
     worst_error: float = 0.0
     """The same of the worst matrix."""
 
     @property
     def bits(self) -> float:
-        """Bits a weight of the quantised ones, scales included."""
+        """Bits a weight of the quantized ones, scales included."""
         return 8 * self.num_bytes / self.num_weights if self.num_weights else 0.0
 
     @property
     def share(self) -> float:
-        """Share of the part's matrices that are quantised."""
-        return self.num_quantised / self.num_tensors if self.num_tensors else 0.0
+        """Share of the part's matrices that are quantized."""
+        return self.num_quantized / self.num_tensors if self.num_tensors else 0.0
 
 
 @dataclass(frozen=True)
-class Quantised:
+class Quantized:
     """What a format made of a model."""
 
     groups: tuple[Group, ...]
@@ -52,7 +52,7 @@ class Quantised:
 
 
 class Counting:
-    """Notes every matrix that is quantised while a format writes them; `groups()` at the end."""
+    """Notes every matrix that is quantized while a format writes them; `groups()` at the end."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -103,7 +103,7 @@ _MAX_ERROR = 0.5
 
 
 def chosen(layout: Layout, everything: bool) -> frozenset[str]:
-    """The stored names of the matrices to quantise: of the routed experts, and with `everything` of all layers.
+    """The stored names of the matrices to quantize: of the routed experts, and with `everything` of all layers.
 
     Router, embeddings, norms and the output head are never among them.
     """
@@ -115,15 +115,15 @@ _LAYERS = {"routed_experts", "shared_experts", "attention", "dense_ffn"}
 
 
 def check_all(wanted: Iterable[str], done: Iterable[str]) -> None:
-    """Raise ModelError, naming some, if matrices that were to be quantised are not."""
+    """Raise ModelError, naming some, if matrices that were to be quantized are not."""
     if left := sorted(set(wanted) - set(done)):
         raise ModelError(
-            f"{len(left)} matrices that were to be quantised are not, such as {', '.join(left[:3])}",
+            f"{len(left)} matrices that were to be quantized are not, such as {', '.join(left[:3])}",
             hint="please report it with the model's name",
         )
 
 
-def skipped_modules(source: Source, quantised: Collection[str]) -> list[str]:
+def skipped_modules(source: Source, quantized: Collection[str]) -> list[str]:
     """The stored names of the modules whose matrices stay in 16 bits, as `quantization_config` lists them.
 
     Router, output head and, of the layers that transformers does not load, every matrix are among them.
@@ -132,7 +132,7 @@ def skipped_modules(source: Source, quantised: Collection[str]) -> list[str]:
     for names in source.weights.shards.values():
         for name in names:
             is_matrix = name.endswith(".weight") and len(source.weights.spec(name).shape) >= 2
-            if is_matrix and name not in quantised and not name.endswith("embed_tokens.weight"):
+            if is_matrix and name not in quantized and not name.endswith("embed_tokens.weight"):
                 kept.append(name.removesuffix(".weight"))
     if "lm_head" not in kept:  # it is the embeddings, where they are tied
         kept.append("lm_head")

@@ -132,7 +132,7 @@ def check_tensors(
     targets = [name for name in names if name in merged.updates.by_name]
     of = {state: [name for name in targets if found[name] == state] for state in (CHANGED, NEVER, ROUNDED)}
     # A weight that is another's is stored twice and was trained once.
-    twice = dict(getattr(base.skeleton, "all_tied_weights_keys", None) or {})
+    twice = dict(getattr(base.meta_model, "all_tied_weights_keys", None) or {})
     once = [name for name in targets if base.layout.pieces[name].parameter not in twice]
     stayed = [name for name in once if found[name] != CHANGED]
     counted = _changed_by_part([name for name in once if found[name] == CHANGED], merged, base.layout)
@@ -227,7 +227,7 @@ def _unreached(base: OpenBase, run: RunFolder | None) -> set[tuple[str, int]]:
     """(name of the experts' module, number) of the experts that no training token reached, as the run counted."""
     if run is None or (seen := ExpertTables.read(run.path).training) is None:
         return set()
-    blocks = find_experts(base.skeleton)
+    blocks = find_experts(base.meta_model)
     if len(blocks) != len(seen.load_LE):
         return set()
     return {

@@ -12,7 +12,7 @@ from dsr1_tune.errors import ModelError
 from dsr1_tune.export.weights.updates import Updates
 from dsr1_tune.models.weights.checkpoint import DTYPES, Checkpoint, Spec, Stored, Weights
 from dsr1_tune.models.weights.index import COPY_AGAIN
-from dsr1_tune.quant.fp8 import SCALE, multiply_out, to_blocks
+from dsr1_tune.quant.fp8 import SCALE, dequantize, to_blocks
 
 
 class Plain:
@@ -51,7 +51,7 @@ class Plain:
             return weight
         if self.block_size is None:
             raise ModelError(f"{name}: has scales, but config.json says nothing of FP8", hint=COPY_AGAIN)
-        return multiply_out(weight, self.base.read(name + SCALE), self.block_size)
+        return dequantize(weight, self.base.read(name + SCALE), self.block_size)
 
 
 class Merged:

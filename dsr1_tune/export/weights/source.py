@@ -19,7 +19,7 @@ from dsr1_tune.export.weights.merged import Merged, Plain
 from dsr1_tune.export.weights.updates import Updates, of_adapter, of_experts, of_model
 from dsr1_tune.models.folder import base_of, find_adapter, local_path
 from dsr1_tune.models.load import Located, locate, with_weights
-from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.trained.experts import find_trained_experts
 from dsr1_tune.models.weights.checkpoint import Checkpoint, Weights
 from dsr1_tune.models.weights.index import read_json
@@ -40,8 +40,8 @@ class Source:
     folder: Path
     """Where config.json, tokenizer and the like lie."""
     config: Mapping[str, Any]
-    """What its config.json is to say, but for what a quantiser adds."""
-    skeleton: nn.Module
+    """What its config.json is to say, but for what a quantizer adds."""
+    meta_model: nn.Module
     """The model without weights."""
     layout: Layout
     """Which stored tensor is which part of it: `layout.part(name)`, `layout.is_matrix(name)`."""
@@ -54,7 +54,7 @@ class Source:
 def open_source(path: Path | str, progress: Callable[[str], None] | None = None) -> Source:
     """A model folder as it is, or a finished run (or its adapter) merged into its base while it is read.
 
-    Raises ModelError for anything that is neither, or is quantised already, and RunError for a run that is not
+    Raises ModelError for anything that is neither, or is quantized already, and RunError for a run that is not
     finished.
     """
     trained = find_trained(path)
@@ -65,7 +65,7 @@ def open_source(path: Path | str, progress: Callable[[str], None] | None = None)
     base = open_base(located)
     earlier = lineage.read(folder) if folder.is_dir() else None
     stages = earlier.stages if earlier else (Stage("model", {"name": located.name, "revision": located.revision}),)
-    return Source(str(path), base.plain, base.folder, base.config, base.skeleton, base.layout, stages, run_of(stages))
+    return Source(str(path), base.plain, base.folder, base.config, base.meta_model, base.layout, stages, run_of(stages))
 
 
 def merged_source(trained: Trained, progress: Callable[[str], None] | None = None) -> Source:
@@ -78,7 +78,9 @@ def merged_source(trained: Trained, progress: Callable[[str], None] | None = Non
     # Only a merge that was written can be certified.
     stages = (*stages_of(trained), Stage("merge", {"certificate": None, "remark": "merged while it was read"}))
     weights = Merged(base.plain, updates)
-    return Source(str(trained.path), weights, base.folder, base.config, base.skeleton, base.layout, stages, trained.run)
+    return Source(
+        str(trained.path), weights, base.folder, base.config, base.meta_model, base.layout, stages, trained.run
+    )
 
 
 def stages_of(trained: Trained) -> tuple[Stage, ...]:
@@ -149,14 +151,14 @@ class OpenBase:
     """What the config.json of a model in 16 bits is to say."""
     stored_config: Mapping[str, Any]
     """What config.json says."""
-    skeleton: nn.Module
+    meta_model: nn.Module
     layout: Layout
 
 
 def open_base(located: Located) -> OpenBase:
     """Open the weights of a base; they are downloaded where they are only on the Hub.
 
-    Raises ModelError if it is stored in a quantised format other than block-FP8, or its tensors are not known.
+    Raises ModelError if it is stored in a quantized format other than block-FP8, or its tensors are not known.
     """
     folder = with_weights(located)
     config = read_json(folder / "config.json")
@@ -164,13 +166,13 @@ def open_base(located: Located) -> OpenBase:
     if stored_as and not is_block_fp8(stored_as):
         method = stored_as.get("quant_method", "unknown") if isinstance(stored_as, dict) else "unknown"
         raise ModelError(
-            f"{located.name}: is quantised already ({method})",
+            f"{located.name}: is quantized already ({method})",
             hint="give the model in 16 bits, or the run that it came from",
         )
     checkpoint = Checkpoint(folder)
     rows_cols = stored_as["weight_block_size"] if stored_as else None
     block_size = (int(rows_cols[0]), int(rows_cols[1])) if rows_cols else None
-    model = skeleton(located.config)
+    model = meta_model(located.config)
     layout = Layout.of(model, checkpoint.names)
     return OpenBase(
         located,
@@ -191,7 +193,7 @@ def open_trained(
     """The base of what was trained, and the updates to it. Raises ModelError where they do not go together."""
     base = base or open_base(locate(base_of(trained.folder), progress, is_loaded=False))
     # PEFT changes the model that it is given.
-    model = skeleton(base.located.config)
+    model = meta_model(base.located.config)
     if trained.kind == "adapter":
         return base, of_adapter(trained.folder, model, base.layout, routers_move=_routers_move(trained.run))
     if trained.kind == "experts":

@@ -1,4 +1,4 @@
-"""llama.cpp's own quantisers, called in the library that xllamacpp brings: rows of numbers to blocks and back.
+"""llama.cpp's own quantizers, called in the library that xllamacpp brings: rows of numbers to blocks and back.
 
 These functions are not documented by xllamacpp, so a version is pinned, and each type is tried before it is used.
 """
@@ -38,13 +38,13 @@ def num_bytes(kind: str, num_weights: int) -> int:
     return num_weights // TYPES[kind][1] * TYPES[kind][2]
 
 
-def quantise(matrix: Tensor, kind: str) -> Tensor:
+def quantize(matrix: Tensor, kind: str) -> Tensor:
     """The rows of a matrix (rows, columns) as bytes (rows, bytes a row). Raises ModelError without llama.cpp."""
     _try(kind)
-    return _quantise(matrix, kind)
+    return _quantize(matrix, kind)
 
 
-def multiply_out(data: Tensor, kind: str) -> Tensor:
+def dequantize(data: Tensor, kind: str) -> Tensor:
     """Those bytes as numbers (rows, columns) in float32."""
     _, size, num, function = TYPES[kind]
     back = torch.empty(data.shape[0], data.shape[1] // num * size)
@@ -52,7 +52,7 @@ def multiply_out(data: Tensor, kind: str) -> Tensor:
     return back
 
 
-def _quantise(matrix: Tensor, kind: str) -> Tensor:
+def _quantize(matrix: Tensor, kind: str) -> Tensor:
     number, *_ = TYPES[kind]
     exact = matrix.float().contiguous()
     rows, columns = exact.shape
@@ -70,7 +70,7 @@ _PINNED = f"install the version of xllamacpp that this release is tested with: {
 def _try(kind: str) -> None:
     """A wave, there and back: other functions under these names would show."""
     wave = torch.linspace(0, 60, 8 * 256).sin().view(8, 256)
-    error = float((multiply_out(_quantise(wave, kind), kind) - wave).norm() / wave.norm())
+    error = float((dequantize(_quantize(wave, kind), kind) - wave).norm() / wave.norm())
     if not error < 0.2:
         raise ModelError(f"llama.cpp's {kind} comes back {error:.0%} off", hint=_PINNED)
 

@@ -16,7 +16,7 @@ from dsr1_tune.errors import ModelError
 from dsr1_tune.models import embedded, hub
 from dsr1_tune.models.context import with_context
 from dsr1_tune.models.folder import check_folder, local_path, read_config
-from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.weights.index import INDEX
 from dsr1_tune.models.weights.stored_format import is_nf4
 from dsr1_tune.moe.anatomy import Anatomy, Part, find_experts
@@ -35,11 +35,11 @@ class PlannedBase:
 
     @cached_property
     def model(self) -> nn.Module:
-        """Its skeleton, with no weights."""
+        """Its meta model, with no weights."""
         config = self.config
         if getattr(config, "quantization_config", None):
             config = type(config).from_dict({k: v for k, v in config.to_dict().items() if k != "quantization_config"})
-        built: nn.Module = skeleton(config)
+        built: nn.Module = meta_model(config)
         return built
 
     @cached_property
@@ -99,10 +99,10 @@ def describe(base: Base) -> PlannedBase:
 
 
 def _stored(folder: Path, config: Any) -> str:
-    quantised = getattr(config, "quantization_config", None)
-    if fp8.is_block_fp8(quantised):
+    quantized = getattr(config, "quantization_config", None)
+    if fp8.is_block_fp8(quantized):
         return "block-FP8"
-    if is_nf4(quantised):
+    if is_nf4(quantized):
         return "nf4"
     said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kind = str(said.get("dtype") or said.get("torch_dtype") or getattr(config, "dtype", None) or "bfloat16")
@@ -111,5 +111,5 @@ def _stored(folder: Path, config: Any) -> str:
 
 
 def dtype_named(name: str) -> torch.dtype:
-    """torch's number format of that name; what is stored quantised is computed with in bfloat16."""
+    """torch's number format of that name; what is stored quantized is computed with in bfloat16."""
     return {"float32": torch.float32, "float16": torch.float16}.get(name, torch.bfloat16)

@@ -59,8 +59,8 @@ def trace(
 ) -> Trace:
     """A step over `rows` sequences of `tokens` each, for `dpo` pairs of them.
 
-    `prepare` makes the skeleton of a config into the model that is trained: freezes, quantises, adds an adapter. A few
-    layers are traced and the others taken to be like them.
+    `prepare` makes the meta model of a config into the model that is trained: freezes, quantizes, adds an adapter. A
+    few layers are traced and the others taken to be like them.
     """
     num_layers = int(config.num_hidden_layers)
     few = int(getattr(config, "first_k_dense_replace", 0) or 0) + 2
@@ -86,9 +86,9 @@ def _trace(
 ) -> Trace:
     from trl.trainer.utils import add_fused_lm_head
 
-    from dsr1_tune.models.meta import skeleton
+    from dsr1_tune.models.meta import meta_model
 
-    model = skeleton(config).to(dtype)
+    model = meta_model(config).to(dtype)
     model.config.use_cache = False
     with torch.device("meta"):  # an adapter's factors too
         model = prepare(model).train()

@@ -24,7 +24,7 @@ def load_with_adapter(path: str | Path | None, progress: Callable[[str], None] |
     from dsr1_tune.models.trained.experts import find_trained_experts, put_experts_on
 
     if adapter := find_adapter(path):
-        loaded = load(base_of(adapter), progress, quantised=was_quantised(adapter))
+        loaded = load(base_of(adapter), progress, quantized=was_quantized(adapter))
         return Loaded(put_adapter_on(loaded, adapter), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
     if experts := find_trained_experts(path):
         loaded = load(base_of(experts), progress=progress)
@@ -72,7 +72,7 @@ def put_adapter_on(loaded: Loaded, adapter: Path) -> Any:
 _RIGHT_BASE = "give an adapter together with the base that it was trained on"
 
 
-def was_quantised(adapter: Path) -> bool:
+def was_quantized(adapter: Path) -> bool:
     """Whether an adapter was trained over a base in 4 bits, as its run's manifest says."""
     manifest = adapter.parent / "manifest.json"
     told = read_json(manifest) if manifest.is_file() else {}

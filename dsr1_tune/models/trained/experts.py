@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dsr1_tune.atomic import whole_file, whole_folder
+from dsr1_tune.atomic import atomic_folder, atomic_write
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.folder import local_path
 from dsr1_tune.models.load import Loaded, Located
@@ -84,10 +84,10 @@ def save_experts(model: nn.Module, base: Located, folder: Path) -> None:
     tensors |= {name: weight for name, weight in model.named_parameters() if _is_other(name, weight)}
     # Balancing biases may have been moved; they are small.
     tensors |= {name: buffer for name, buffer in model.named_buffers() if is_balancing_bias(name)}
-    with whole_folder(folder) as part:
+    with atomic_folder(folder) as part:
         plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         save_file(plain, part / WEIGHTS, metadata={"format": "pt"})
-        with whole_file(part / CONFIG) as file:
+        with atomic_write(part / CONFIG) as file:
             json.dump({"format": _FORMAT, **asdict(Card.of(model, base))}, file, indent=1, ensure_ascii=False)
         base.tokenizer.save_pretrained(str(part))
 

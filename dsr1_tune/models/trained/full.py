@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from dsr1_tune.atomic import whole_folder
+from dsr1_tune.atomic import atomic_folder
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.load import Located
 from dsr1_tune.models.meta import layer_stack
 from dsr1_tune.moe.anatomy import Anatomy
 
 
-def train_own(model: nn.Module, only: Sequence[str]) -> None:
+def enable_full_training(model: nn.Module, only: Sequence[str]) -> None:
     """Freeze `model` but for the weights that `only` names, as config.Train has it; routers are never among them.
 
     Raises ModelError, naming it, for a part that the model does not have, or more layers than it has.
@@ -53,7 +53,7 @@ def _last_layers(model: nn.Module, only: Sequence[str]) -> list[str] | None:
 
 def save_model(model: Any, base: Located, folder: Path) -> None:
     """Write the whole model, in the number format it was trained in, with its tokenizer, whole or not at all."""
-    with whole_folder(folder) as part:
+    with atomic_folder(folder) as part:
         # Training goes without the cache; whoever loads the model will want it.
         use_cache, model.config.use_cache = model.config.use_cache, True
         try:

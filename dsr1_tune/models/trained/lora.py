@@ -20,7 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from torch import Tensor, nn
 
-from dsr1_tune.atomic import whole_folder
+from dsr1_tune.atomic import atomic_folder
 from dsr1_tune.config import GROUPS, Adapter, Group, Router
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.load import Located
@@ -266,7 +266,7 @@ def save_adapter(model: PeftModel, base: Located, folder: Path) -> None:
     # By the name that others know it by: the cache folder it was loaded from is this machine's alone.
     model.active_peft_config.base_model_name_or_path = base.name
     model.active_peft_config.revision = base.revision if base.repo_id else None
-    with whole_folder(folder) as part:
+    with atomic_folder(folder) as part:
         state, config = _against_the_base(model)
         kept = model.peft_config["default"]
         model.peft_config["default"] = config

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from dsr1_tune.atomic import whole_folder
+from dsr1_tune.atomic import atomic_folder
 from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.folder import REWARD_CONFIG, base_of, find_reward, local_path
@@ -159,7 +159,7 @@ class RewardFacts:
 
     base: str = ""
     revision: str | None = None
-    is_quantised: bool = False
+    is_quantized: bool = False
     """Whether the base was held in 4 bits."""
     think: str = "keep"
     """Whether answers were shown with their thoughts (keep) or without (strip)."""
@@ -184,7 +184,7 @@ def template_hash(tokenizer: Any) -> str:
 
 def save_scalar(model: ScalarModel, base: Located, folder: Path, facts: RewardFacts) -> None:
     """Write the adapter, or the whole trunk, with the head and what must be known of it; whole or not at all."""
-    with whole_folder(folder) as part:
+    with atomic_folder(folder) as part:
         save = save_adapter if isinstance(model.trunk, PeftModel) else save_model
         save(model.trunk, base, part)
         save_file({"weight": model.head.weight.detach().contiguous()}, part / HEAD_FILE)
@@ -203,11 +203,11 @@ def load_scalar(
     folder = check_reward(path)
     facts = RewardFacts.read(folder)
     if (folder / "adapter_config.json").is_file():
-        base, is_quantised = base_of(folder), facts.is_quantised
+        base, is_quantized = base_of(folder), facts.is_quantized
     else:
-        base, is_quantised = Base(model=str(folder)), False
-    located = locate(base, progress, quantised=is_quantised, may_score=True)
-    model = put_scalar_on(load_located(located, base.dtype, quantised=is_quantised), folder)
+        base, is_quantized = Base(model=str(folder)), False
+    located = locate(base, progress, quantized=is_quantized, may_score=True)
+    model = put_scalar_on(load_located(located, base.dtype, quantized=is_quantized), folder)
     return model if device is None else model.to(device)
 
 

@@ -24,7 +24,7 @@ from dsr1_tune.config import Adapter, AlignRun, TuneRun
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.folder import base_of, find_adapter
 from dsr1_tune.models.load import Loaded
-from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.trained.attach import put_adapter_on, whole_model
 from dsr1_tune.models.trained.experts import find_trained_experts
 from dsr1_tune.models.trained.lora import add_lora, check_adapter
@@ -97,7 +97,7 @@ def with_start(config: Run) -> Run:
 def check_begin(config: AlignRun, base_config: Any) -> None:
     """Refuse an adapter that the base cannot have, before its weights are loaded. Raises ModelError."""
     if config.method != "full" and config.start.run is None:
-        check_adapter(skeleton(base_config), config.adapter, config.router)
+        check_adapter(meta_model(base_config), config.adapter, config.router)
 
 
 def begin_adapter(loaded: Loaded, config: AlignRun) -> PeftModel:

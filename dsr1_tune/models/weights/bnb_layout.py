@@ -52,9 +52,9 @@ def specs(kind: Kind, name: str, spec: Spec) -> dict[str, Spec]:
     }
 
 
-def quantise(kind: Kind, name: str, weight: Tensor) -> tuple[dict[str, Tensor], float]:
+def quantize(kind: Kind, name: str, weight: Tensor) -> tuple[dict[str, Tensor], float]:
     """(the tensors that `specs` names, |W - W'| / |W| by Frobenius norms) of a matrix, or of E in one tensor."""
-    held = (nf4 if kind == "nf4" else int8).quantise(weight if weight.dim() == 3 else weight.unsqueeze(0))
+    held = (nf4 if kind == "nf4" else int8).quantize(weight if weight.dim() == 3 else weight.unsqueeze(0))
     # Of several, the root of the mean of squares: as of one, if they are of about the same size.
     error = float(held["error"].square().mean().sqrt())
     if weight.dim() == 3:
@@ -77,7 +77,7 @@ def quantise(kind: Kind, name: str, weight: Tensor) -> tuple[dict[str, Tensor], 
 
 
 def find(kind: Kind, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """The quantised weights among stored tensors, each with the tensors that make it up.
+    """The quantized weights among stored tensors, each with the tensors that make it up.
 
     Raises ModelError, naming it, where one of those is missing.
     """
@@ -97,7 +97,7 @@ def find(kind: Kind, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     for weight, parts in found.items():
         if absent := [part for part in parts if part not in stored]:
             raise ModelError(
-                f"{weight}: {absent[0]} is missing; only NF4 with doubly quantised scales and int8 by rows are read",
+                f"{weight}: {absent[0]} is missing; only NF4 with doubly quantized scales and int8 by rows are read",
                 hint=COPY_AGAIN,
             )
     return found
@@ -131,7 +131,7 @@ def _state(shape: tuple[int, ...], dtype: str, offset: float) -> bytes:
         "nested_dtype": "float32",
         "nested_offset": offset,
     }
-    # The header of a shard, which says how long each tensor is, is written before any of them is quantised. A multiple
+    # The header of a shard, which says how long each tensor is, is written before any of them is quantized. A multiple
     # of 8 keeps the tensors that follow aligned.
     length = len(json.dumps(tree | {"nested_offset": 0.0})) + _LONGEST_FLOAT
     return json.dumps(tree).ljust(length + -length % 8).encode()

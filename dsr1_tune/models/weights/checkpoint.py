@@ -2,7 +2,7 @@
 
 safetensors files are read with plain reads in place of a memory map, whose pages would count as memory used, and are
 written header first, so that a shard of any size needs no memory. A checkpoint that is made of another one, such as a
-merged or a quantised one, has the same few methods (`Weights`); what it leaves as it was is copied by the kernel.
+merged or a quantized one, has the same few methods (`Weights`); what it leaves as it was is copied by the kernel.
 """
 
 from __future__ import annotations

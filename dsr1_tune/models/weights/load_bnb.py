@@ -19,13 +19,13 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.weights import bnb_layout
 from dsr1_tune.models.weights.bnb_layout import Kind
 from dsr1_tune.models.weights.checkpoint import Checkpoint, Spec
 from dsr1_tune.models.weights.index import COPY_AGAIN
 from dsr1_tune.models.weights.layout import Layout, Piece
-from dsr1_tune.models.weights.stored_format import held_kind
+from dsr1_tune.models.weights.stored_format import prequantized_kind
 from dsr1_tune.moe.quantized_experts import finish_nf4
 from dsr1_tune.quant import int8, nf4
 
@@ -41,13 +41,13 @@ class HeldConfig(QuantizationConfigMixin):
 
     kind: str = "nf4"
     parts: Mapping[str, int] = field(default_factory=dict)
-    """By the parameter's name, in how many parts a matrix was quantised."""
+    """By the parameter's name, in how many parts a matrix was quantized."""
     quant_method: str = HELD
 
 
 @register_quantizer(HELD)
 class HeldQuantizer(HfQuantizer):
-    """transformers' steps around the loading of weights, for those that are quantised already."""
+    """transformers' steps around the loading of weights, for those that are quantized already."""
 
     requires_calibration = False
 
@@ -107,26 +107,26 @@ class Later:
         return list(self.spec.shape)
 
 
-def open_held(folder: Path, config: Any, name: str) -> tuple[HeldConfig, dict[str, Later]]:
+def open_prequantized(folder: Path, config: Any, name: str) -> tuple[HeldConfig, dict[str, Later]]:
     """How to hold the weights of a folder in bitsandbytes' layout, and its tensors by the names they are loaded under.
 
     Raises ModelError, naming the tensor, for a layout that is another than `bnb_layout`'s.
     """
     stored_as: dict[str, Any] = config.quantization_config
-    kind: Kind = "int8" if held_kind(stored_as) == "int8" else "nf4"
+    kind: Kind = "int8" if prequantized_kind(stored_as) == "int8" else "nf4"
     plain = deepcopy(config)
     del plain.quantization_config
     checkpoint = Checkpoint(folder)
-    quantised = bnb_layout.find(kind, checkpoint.names)
-    inside = {part for parts in quantised.values() for part in parts}
+    quantized = bnb_layout.find(kind, checkpoint.names)
+    inside = {part for parts in quantized.values() for part in parts}
     rest = [stored for stored in checkpoint.names if stored not in inside]
-    layout = Layout.of(skeleton(plain), [*rest, *quantised])
+    layout = Layout.of(meta_model(plain), [*rest, *quantized])
     tensors = {stored: _as_stored(checkpoint, stored) for stored in rest}
     worst = max((stored_as.get(OURS) or {}).get("worst_error", {}).values(), default=0.0)
     parts: dict[str, int] = {}
-    for parameter in sorted({layout.pieces[stored].parameter for stored in quantised if stored in layout.pieces}):
+    for parameter in sorted({layout.pieces[stored].parameter for stored in quantized if stored in layout.pieces}):
         pieces = layout.pieces_of(parameter)
-        parts[parameter] = _num_parts(pieces, layout.shapes[parameter], quantised, name)
+        parts[parameter] = _num_parts(pieces, layout.shapes[parameter], quantized, name)
         sizes = _sizes(kind, layout.shapes[parameter], parts[parameter])
         for part, (shape, dtype) in sizes.items():
             is_fused = len(layout.shapes[parameter]) == 3 and pieces[0].expert is None
@@ -146,11 +146,11 @@ def _in_order(pieces: Sequence[Piece]) -> list[Piece]:
 
 
 def _num_parts(
-    pieces: Sequence[Piece], shape: tuple[int, ...], quantised: Mapping[str, tuple[str, ...]], name: str
+    pieces: Sequence[Piece], shape: tuple[int, ...], quantized: Mapping[str, tuple[str, ...]], name: str
 ) -> int:
     """In how many parts each matrix of a parameter is stored. Raises ModelError where they do not make up a whole."""
-    if left := [piece.stored for piece in pieces if piece.stored not in quantised]:
-        raise ModelError(f"{name}: {left[0]} is not quantised, but its neighbours are", hint=COPY_AGAIN)
+    if left := [piece.stored for piece in pieces if piece.stored not in quantized]:
+        raise ModelError(f"{name}: {left[0]} is not quantized, but its neighbours are", hint=COPY_AGAIN)
     one = pieces[0]
     num_parts = one.rows[2] if one.rows else 1
     num_matrices = shape[0] if one.expert is not None else 1  # all experts may be one tensor

@@ -1,4 +1,4 @@
-"""Quantise while loading: transformers' loader hands over one tensor at a time, and keeps only its 4 bits.
+"""Quantize while loading: transformers' loader hands over one tensor at a time, and keeps only its 4 bits.
 
 `from_pretrained(folder, quantization_config=Nf4Config())` loads 16-bit and 32-bit checkpoints so; what is saved with
 `save_pretrained` is in 4 bits, says so in its config.json, and loads again exactly.
@@ -25,7 +25,7 @@ from dsr1_tune.quant.nf4 import as_buffers, keep_placeholder_out, placeholder
 @register_quantization_config(NF4)
 @dataclass
 class Nf4Config(QuantizationConfigMixin):
-    """Experts and linear layers in NF4 with doubly quantised scales; there is nothing to choose."""
+    """Experts and linear layers in NF4 with doubly quantized scales; there is nothing to choose."""
 
     quant_method: str = NF4
 
@@ -71,7 +71,7 @@ class Nf4Quantizer(HfQuantizer):
         return _ToNf4()
 
     def is_serializable(self) -> bool:
-        """Whether what was quantised can be saved."""
+        """Whether what was quantized can be saved."""
         return True
 
     @property

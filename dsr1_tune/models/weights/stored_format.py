@@ -10,15 +10,15 @@ NF4_BYTES = 4.13 / 8
 """Bytes a weight in 4 bits takes, its scales included."""
 
 
-def is_nf4(quantisation: Any) -> bool:
+def is_nf4(quantization: Any) -> bool:
     """Whether a config's `quantization_config` says that the weights are stored in our 4 bits."""
-    return isinstance(quantisation, dict) and quantisation.get("quant_method") == NF4
+    return isinstance(quantization, dict) and quantization.get("quant_method") == NF4
 
 
-def held_kind(quantisation: Any) -> str | None:
+def prequantized_kind(quantization: Any) -> str | None:
     """ "nf4" or "int8" where the weights are stored in bitsandbytes' layout of it, and are held as they are."""
-    if not isinstance(quantisation, dict) or quantisation.get("quant_method") != "bitsandbytes":
+    if not isinstance(quantization, dict) or quantization.get("quant_method") != "bitsandbytes":
         return None
-    if quantisation.get("load_in_8bit"):
+    if quantization.get("load_in_8bit"):
         return "int8"
-    return "nf4" if quantisation.get("bnb_4bit_quant_type") == "nf4" else None
+    return "nf4" if quantization.get("bnb_4bit_quant_type") == "nf4" else None

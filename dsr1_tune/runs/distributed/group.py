@@ -72,25 +72,26 @@ def as_launched(config: Run, is_resumed: bool, say: Callable[[str], None]) -> Ru
         raise ConfigError("zero3 needs DeepSpeed, which is not installed", hint="pip install deepspeed, or use fsdp2")
     if strategy == "zero3" and not ACCELERATES_STRATEGY:
         raise ConfigError("zero3 is set up by accelerate", hint=f"accelerate launch {_ZERO3} -m dsr1_tune lora ...")
-    if strategy != "ddp" and count() == 1:
+    if strategy != "ddp" and world_size() == 1:
         raise ConfigError(
             f"{strategy} shares the weights out, but there is one process", hint="--processes 2 starts two; or use ddp"
         )
-    if parallel.powersgd_rank and count() == 1:
+    if parallel.powersgd_rank and world_size() == 1:
         raise ConfigError(
             "parallel.powersgd_rank is for gradients sent between processes, and there is one",
             hint="start more, or leave it 0",
         )
-    if count() > 1:
-        sizes = (
-            f"{count()} processes × batch_size {config.schedule.batch_size} × accumulate {config.schedule.accumulate}"
-        )
+    if world_size() > 1:
+        schedule = config.schedule
+        sizes = f"{world_size()} processes × batch_size {schedule.batch_size} × accumulate {schedule.accumulate}"
         say(f"{strategy}: {sizes} = {global_batch(config)} sequences a step")
-    if is_resumed and parallel.processes != count():
+    if is_resumed and parallel.processes != world_size():
         say(f"It began with {parallel.processes} processes: its steps are others now, and so is its curve.")
-    if (parallel.processes, parallel.strategy) == (count(), strategy):
+    if (parallel.processes, parallel.strategy) == (world_size(), strategy):
         return config
-    tree = config.model_dump() | {"parallel": {**parallel.model_dump(), "processes": count(), "strategy": strategy}}
+    tree = config.model_dump() | {
+        "parallel": {**parallel.model_dump(), "processes": world_size(), "strategy": strategy}
+    }
     try:
         return type(config).model_validate(tree)
     except ValidationError as error:
@@ -104,19 +105,19 @@ _ZERO3 = "--config_file configs/accelerate/zero3.yaml"
 
 def global_batch(config: TuneRun) -> int:
     """Sequences that one optimizer step learns from, in all processes together."""
-    return count() * config.schedule.batch_size * config.schedule.accumulate
+    return world_size() * config.schedule.batch_size * config.schedule.accumulate
 
 
 def leave() -> None:
     """Part from the other processes, all at the same time."""
     if distributed.is_initialized():
-        wait()
+        barrier()
         distributed.destroy_process_group()
     if not ACCELERATES_STRATEGY:
         os.environ.pop("ACCELERATE_USE_FSDP", None)  # accelerate would share out the next model, too
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes train together."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
@@ -131,39 +132,39 @@ def is_main() -> bool:
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until all processes have come here."""
     any_of(False)
 
 
 def any_of(flag: bool) -> bool:
     """Whether `flag` is set in any of the processes; the same answer in all."""
-    if count() == 1:
+    if world_size() == 1:
         return flag
     flags = torch.tensor(int(flag))
     distributed.all_reduce(flags, op=distributed.ReduceOp.MAX)
     return bool(flags)
 
 
-def summed(numbers: torch.Tensor) -> torch.Tensor:
+def all_reduce(numbers: torch.Tensor) -> torch.Tensor:
     """The sum over all processes of a tensor that each of them has."""
-    if count() > 1:
+    if world_size() > 1:
         distributed.all_reduce(numbers)
     return numbers
 
 
-def gathered(mine: list[Value]) -> list[Value]:
+def all_gather(mine: list[Value]) -> list[Value]:
     """The lists of all processes, one behind the other."""
-    if count() == 1:
+    if world_size() == 1:
         return mine
-    lists: list[Any] = [None] * count()
+    lists: list[Any] = [None] * world_size()
     distributed.all_gather_object(lists, mine)
     return [one for several in lists for one in several]
 
 
 def from_main(make: Callable[[], Value]) -> Value:
     """What `make` returns in the main process, in all of them; if it fails there, the others end without a word."""
-    if count() == 1:
+    if world_size() == 1:
         return make()
     box: list[Any] = [None, False]
     try:

@@ -21,7 +21,7 @@ def number_formats(model: nn.Module) -> dict[str, torch.dtype]:
     return {name: weight.dtype for name, weight in model.named_parameters(remove_duplicate=False)}
 
 
-def make_whole(model: nn.Module, formats: Mapping[str, torch.dtype]) -> None:
+def unshard(model: nn.Module, formats: Mapping[str, torch.dtype]) -> None:
     """Give every process all weights again, in their `formats`, and take away what FSDP2 has put around the layers.
 
     So each process can compute and save as if it were alone. A model that is whole is left as it is.

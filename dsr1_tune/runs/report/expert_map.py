@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dsr1_tune.atomic import whole_file
+from dsr1_tune.atomic import atomic_write
 from dsr1_tune.moe.monitor import Routing
 from dsr1_tune.runs.watch.expert_tables import ExpertTables
 
@@ -82,7 +82,7 @@ def _draw(panels: Sequence[_Panel], layers: tuple[str, ...], file: Path) -> None
     for place, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=True):
         _draw_panel(figure, place, panel, layers)
     figure.supxlabel("grey: no token went there", fontsize=8, color="0.35")
-    with whole_file(file, binary=True) as out:
+    with atomic_write(file, binary=True) as out:
         figure.savefig(out, format="png")
 
 

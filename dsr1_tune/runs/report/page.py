@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dsr1_tune.atomic import whole_file
+from dsr1_tune.atomic import atomic_write
 from dsr1_tune.data.clean.texts import meaning
 from dsr1_tune.errors import RunError
 from dsr1_tune.moe.monitor import Routing
@@ -44,7 +44,7 @@ def write_report(folder: RunFolder, language: Literal["auto", "en", "zh"] = "aut
     """Draw experts.png and write report.html from what lies in the folder; parts that are missing are said so."""
     before_and_after(ExpertTables.read(folder.path), folder.path / PICTURE_NAME)
     file = folder.path / FILE_NAME
-    with whole_file(file) as out:
+    with atomic_write(file) as out:
         out.write(render(_Told.by(folder), language_of(folder) if language == "auto" else language))
     return file
 

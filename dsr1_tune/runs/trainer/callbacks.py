@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from dsr1_tune.atomic import whole_file
+from dsr1_tune.atomic import atomic_write
 from dsr1_tune.models.trained.lora import check_gradients
 from dsr1_tune.runs.distributed import group
 from dsr1_tune.runs.folder import RunFolder
@@ -48,7 +48,7 @@ class TrainLog(TrainerCallback):
         """Drop the lines of steps beyond the checkpoint that the run goes on from."""
         file = self._folder.log_file
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
-        with whole_file(file) as log:
+        with atomic_write(file) as log:
             log.writelines(line for line in lines if _step_of(line) <= state.global_step)
 
     def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -93,7 +93,7 @@ class WholeCheckpoints(TrainerCallback):
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Called after the last of its files; of several processes each writes some."""
-        group.wait()
+        group.barrier()
         self._folder.mark_whole(state.global_step)
 
 
@@ -115,7 +115,7 @@ class GracefulStop(TrainerCallback):
             self._before[number] = signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.was_asked and group.count() > 1 and time.monotonic() - self._asked_at < _SAME_PRESS_SECONDS:
+        if self.was_asked and group.world_size() > 1 and time.monotonic() - self._asked_at < _SAME_PRESS_SECONDS:
             return  # torch's launcher passes on what the terminal has sent to every process already
         self._asked_at = time.monotonic()
         if self.was_asked:

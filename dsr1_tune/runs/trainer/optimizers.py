@@ -28,13 +28,13 @@ def check_optimizer(schedule: Schedule, device: torch.device) -> None:
         )
 
 
-def for_run(model: nn.Module, config: TuneRun, quantised: bool) -> torch.optim.Optimizer:
+def for_run(model: nn.Module, config: TuneRun, quantized: bool) -> torch.optim.Optimizer:
     """The optimizer that a run's settings ask for."""
     lora_plus = config.adapter.lora_plus if isinstance(config, (LoraRun, QloraRun, EsftRun, AlignRun)) else 1.0
     rounding = config.train.rounding if isinstance(config, (FullRun, AlignRun)) else getattr(config, "rounding", None)
     if isinstance(config, AlignRun) and config.start.run and config.start.adapter == "keep":
-        quantised = False  # 8-bit AdamW, which auto may mean, moves even weights without a gradient
-    return build(model, config.schedule, lora_plus=lora_plus, rounding=rounding, quantised=quantised)
+        quantized = False  # 8-bit AdamW, which auto may mean, moves even weights without a gradient
+    return build(model, config.schedule, lora_plus=lora_plus, rounding=rounding, quantized=quantized)
 
 
 def build(
@@ -43,7 +43,7 @@ def build(
     *,
     lora_plus: float = 1.0,
     rounding: Rounding | None = None,
-    quantised: bool = False,
+    quantized: bool = False,
 ) -> torch.optim.Optimizer:
     """The optimizer for the model's trainable weights, with LoRA's B learning `lora_plus` times as fast.
 
@@ -57,7 +57,7 @@ def build(
     check_optimizer(schedule, device)
     name = schedule.optimizer
     if name == "auto":
-        name = "paged_adamw_8bit" if quantised and device.type == "cuda" else "adamw"
+        name = "paged_adamw_8bit" if quantized and device.type == "cuda" else "adamw"
     common: dict[str, Any] = {"lr": schedule.learning_rate, "weight_decay": schedule.weight_decay}
     if name == "adafactor":
         return ExactAdafactor(groups, **common, scale_parameter=False, relative_step=False)

@@ -33,12 +33,12 @@ POWERSGD_START = 10
 class Resumable(Trainer):
     """What makes any of TRL's trainers take the same steps again; it stands before TRL's own among the bases."""
 
-    def __init__(self, *, config: TuneRun | None = None, quantised: bool = False, **given: Any) -> None:
+    def __init__(self, *, config: TuneRun | None = None, quantized: bool = False, **given: Any) -> None:
         """`config` chooses the optimizer and says what DDP sends; the rest is TRL's."""
         self.optimizer: torch.optim.Optimizer | None = None
         self._config = config or TuneRun()
         self.before_clipping: Callable[[float], None] = lambda scale: None
-        self._quantised = quantised
+        self._quantized = quantized
         args = given["args"]
         self._global_batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self._num_records = len(given["train_dataset"])
@@ -52,7 +52,7 @@ class Resumable(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Ours instead of upstream's."""
         if self.optimizer is None:
-            self.optimizer = for_run(self.model if model is None else model, self._config, self._quantised)
+            self.optimizer = for_run(self.model if model is None else model, self._config, self._quantized)
         return self.optimizer
 
     def lengths(self, rows: Any) -> list[int]:

@@ -10,7 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
-from dsr1_tune.atomic import whole_file
+from dsr1_tune.atomic import atomic_write
 from dsr1_tune.moe.monitor import Routing
 
 FILE_NAME = "experts_load.npz"
@@ -54,7 +54,7 @@ class ExpertTables:
         arrays: dict[str, Any] = {"layers": np.array(one.layers), "num_chosen": np.array(one.num_chosen)}
         for stage, routing in found.items():
             arrays |= {f"{stage}_load": routing.load_LE.numpy(), f"{stage}_weight": routing.weight_LE.numpy()}
-        with whole_file(folder / FILE_NAME, binary=True) as file:
+        with atomic_write(folder / FILE_NAME, binary=True) as file:
             np.savez_compressed(file, **arrays)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dsr1_tune.atomic import whole_file, whole_folder
+from dsr1_tune.atomic import atomic_folder, atomic_write
 from dsr1_tune.errors import RunError
 from dsr1_tune.moe.anatomy import Anatomy
 from dsr1_tune.runs.distributed import group as processes
@@ -116,7 +116,7 @@ def set_suspects_aside(folder: RunFolder, keep: bool = True) -> None:
 
 def note_learning_rate(folder: RunFolder, checkpoint: Path) -> None:
     """Write into a checkpoint which share of the configured learning rate it was trained with."""
-    with whole_file(checkpoint / _RATE) as file:
+    with atomic_write(checkpoint / _RATE) as file:
         json.dump({"learning_rate_factor": wanted_rate(folder)}, file)
 
 
@@ -155,7 +155,7 @@ _RATE = "learning_rate.json"
 def keep_start(model: nn.Module, folder: RunFolder) -> None:
     """Write down what training is about to change, so that a rollback may begin anew."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in _changing(model)}
-    with whole_folder(folder.checkpoints / _START) as part:
+    with atomic_folder(folder.checkpoints / _START) as part:
         save_file(tensors, str(part / "start.safetensors"))
 
 

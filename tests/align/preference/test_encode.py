@@ -18,7 +18,7 @@ from dsr1_tune.data.prepared import FileFacts, Prepared
 from dsr1_tune.data.record import Feedback, Message, Place, Preference
 from dsr1_tune.errors import DataError
 from dsr1_tune.runs.folder import RunFolder
-from dsr1_tune.runs.kept_rows import kept_records, probe_examples
+from dsr1_tune.runs.kept_rows import eval_subset_examples, kept_records
 from tests.conftest import CHATML
 
 Write = Callable[..., Prepared]
@@ -191,7 +191,7 @@ def test_what_later_stages_measure_is_the_good_answer_alone(tiny_tokenizer: Any,
         folder.begin(configured(), "dpo")
         folder.data.mkdir()
         write(Prepared(tuple(rows), (), (replace(place, num_rows=len(rows)),)), folder.data, held_out=rows)
-        (example,) = probe_examples(folder, tiny_tokenizer)
+        (example,) = eval_subset_examples(folder, tiny_tokenizer)
         learned = tuple(label for label in example.labels if label != IGNORED)
         assert said(tiny_tokenizer, learned) == "so<|im_end|>"
         assert kept_records(folder, "eval")[0].answer == "so"

@@ -15,7 +15,7 @@ from rich.console import Console
 from dsr1_tune.align import ppo
 from dsr1_tune.align.rewards.component import NoScore, in_batches
 from dsr1_tune.align.rewards.errors import RewardErrors
-from dsr1_tune.align.rewards.layered import Answered, LayeredReward, Verdict
+from dsr1_tune.align.rewards.layered import Answered, LayeredReward, RewardResult
 from dsr1_tune.config import REWARD_NUMBERS, PpoRun
 from dsr1_tune.data.record import Message
 from dsr1_tune.errors import ConfigError, DataError
@@ -134,7 +134,7 @@ def good(answer):
 def test_going_on_reads_any_answer_and_leaves_out_half_a_line(tmp_path: Path) -> None:
     errors = RewardErrors(tmp_path, "zero", lambda said: None)
     texts = ["a\u2028b", "a\x85b", "a\r\nb", "答"]
-    verdicts = [Verdict(0.0, errors=("task/own: ValueError: no",))] * len(texts)
+    verdicts = [RewardResult(0.0, errors=("task/own: ValueError: no",))] * len(texts)
     for step in (1, 2):
         errors.note([answered(text) for text in texts], verdicts, step)
     whole = errors.file.read_bytes()

@@ -15,7 +15,7 @@ import yaml
 
 from dsr1_tune.align.rewards.errors import RewardErrors
 from dsr1_tune.align.rewards.file import KINDS
-from dsr1_tune.align.rewards.layered import Answered, LayeredReward, Verdict
+from dsr1_tune.align.rewards.layered import Answered, LayeredReward, RewardResult
 from dsr1_tune.align.rewards.scoring import score_conversations
 from dsr1_tune.config import Base
 from dsr1_tune.data.record import Message
@@ -327,14 +327,16 @@ def test_a_row_without_an_expected_answer_is_an_error_of_that_row(read: Read) ->
 # --- errors of a run --------------------------------------------------------------------------------------------------
 
 
-def failing(number: int) -> tuple[list[Answered], list[Verdict]]:
-    return [answered(f"a{i}") for i in range(number)], [Verdict(0.0, errors=("task/own: ValueError: no",))] * number
+def failing(number: int) -> tuple[list[Answered], list[RewardResult]]:
+    return [answered(f"a{i}") for i in range(number)], [
+        RewardResult(0.0, errors=("task/own: ValueError: no",))
+    ] * number
 
 
 def test_errors_are_counted_kept_and_said_now_and_then(tmp_path: Path) -> None:
     said: list[str] = []
     errors = RewardErrors(tmp_path, "zero", said.append)
-    assert errors.note([answered("fine")], [Verdict(1.0)]) == 0 and not errors.file.exists()
+    assert errors.note([answered("fine")], [RewardResult(1.0)]) == 0 and not errors.file.exists()
     for _ in range(4):
         errors.note(*failing(30))
     assert errors.counts == {"task/own": 120} and errors.num_errors == 120
@@ -470,7 +472,7 @@ def test_an_unbounded_component_stands_above_all_gates(read: Read, tmp_path: Pat
 
 
 def test_the_example_in_the_docs_is_one(tmp_path: Path) -> None:
-    docs = (Path(__file__).parents[2] / "docs" / "alignment.md").read_text(encoding="utf-8")
+    docs = (Path(__file__).parents[3] / "docs" / "alignment.md").read_text(encoding="utf-8")
     section = docs[docs.index("## Layered rewards") :]
     file = tmp_path / "rewards.yaml"
     file.write_text(section.split("```yaml\n", 1)[1].split("```", 1)[0], encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-MEDICAL = Path(__file__).parents[2] / "examples" / "medical" / "medical.json"
+MEDICAL = Path(__file__).parents[3] / "examples" / "medical" / "medical.json"
 
 
 def run(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:

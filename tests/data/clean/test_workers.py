@@ -10,7 +10,7 @@ from dsr1_tune.config import CleanRun, Data
 from dsr1_tune.data.clean import run
 from dsr1_tune.errors import RunError
 
-MEDICAL = Path(__file__).parents[2] / "examples" / "medical" / "medical.json"
+MEDICAL = Path(__file__).parents[3] / "examples" / "medical" / "medical.json"
 
 
 def cleaned(out: Path, engine: str) -> dict[str, bytes]:

@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import Tensor
 
 from dsr1_tune.config import Base
-from dsr1_tune.config.export import Quantise
+from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import ModelError, RunError
 from dsr1_tune.export import lineage, quantize
 from dsr1_tune.export.formats import gptq
@@ -29,7 +29,7 @@ from dsr1_tune.models.folder import read_tokenizer
 from dsr1_tune.models.load import load
 from dsr1_tune.models.weights.checkpoint import Checkpoint
 from dsr1_tune.moe.monitor import Routing
-from dsr1_tune.quant.w4a16 import multiply_out, pack
+from dsr1_tune.quant.w4a16 import dequantize, pack
 from dsr1_tune.runs.console import Narrator
 from tests.conftest import TinyModel
 from tests.export.conftest import TinyRun
@@ -81,7 +81,7 @@ def test_what_was_wiped_out_is_rounded_instead_and_told(made: Made, counting: Co
     q_NK, scale_NG = round_to_nearest(WEIGHT_NK, 32)
     taken = made(torch.zeros_like(q_NK), scale_NG)
     found = taken(NAME, WEIGHT_NK, counting)
-    assert torch.equal(multiply_out(*found), multiply_out(q_NK, scale_NG))
+    assert torch.equal(dequantize(*found), dequantize(q_NK, scale_NG))
     assert taken.refused == [NAME]
     voice, heard = narrator()
     taken.tell(voice)
@@ -138,7 +138,7 @@ def test_rows_are_the_run_s_own_as_it_saw_them(tiny_run: TinyRun) -> None:
 
 def test_without_a_run_there_is_nothing_to_calibrate_on(tiny_model: TinyModel, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no rows to calibrate on") as caught:
-        quantize.run(tiny_model("qwen3_moe"), tmp_path / "out", Quantise(to="w4a16", method="gptq"))
+        quantize.run(tiny_model("qwen3_moe"), tmp_path / "out", Quantize(to="w4a16", method="gptq"))
     assert "--method rtn" in caught.value.hint
     assert not (tmp_path / "out").exists()
 
@@ -157,7 +157,7 @@ def test_a_job_is_read_as_it_was_saved(tmp_path: Path) -> None:
 def test_a_run_is_calibrated(family: str, everything: bool, tiny_run: TinyRun, tmp_path: Path) -> None:
     run = tiny_run(family, "lora")
     heard = io.StringIO()
-    settings = Quantise(to="w4a16", method="gptq", all=everything)
+    settings = Quantize(to="w4a16", method="gptq", all=everything)
     out = quantize.run(run.path, tmp_path / "out", settings, Console(file=heard, width=200))
     stage = lineage.read(out).stage("quantize")  # type: ignore[union-attr]
     facts: dict[str, Any] = dict(stage.facts)  # type: ignore[union-attr]
@@ -166,7 +166,7 @@ def test_a_run_is_calibrated(family: str, everything: bool, tiny_run: TinyRun, t
     assert facts["rounded_to_nearest"] == []
     # It moves the weights further than rounding does, and the loss less far.
     assert losses["gptq"] - losses["16 bits"] < abs(losses["rtn"] - losses["16 bits"]) + 0.002
-    assert all(0.1 < group["relative_error"] < 0.3 for group in facts["groups"] if group["num_quantised"])
+    assert all(0.1 < group["relative_error"] < 0.3 for group in facts["groups"] if group["num_quantized"])
     assert sorted(path.suffix for path in out.iterdir() if path.suffix == ".safetensors") == [".safetensors"]
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
     assert "experts" in heard.getvalue()

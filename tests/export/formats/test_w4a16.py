@@ -15,16 +15,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dsr1_tune.config import Base
-from dsr1_tune.config.export import Quantise
+from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import ModelError
 from dsr1_tune.export.formats import w4a16
 from dsr1_tune.export.formats.w4a16 import round_to_nearest
-from dsr1_tune.export.weights.accounting import Counting, Quantised, chosen
+from dsr1_tune.export.weights.accounting import Counting, Quantized, chosen
 from dsr1_tune.export.weights.source import open_source
 from dsr1_tune.models import isolated_env
 from dsr1_tune.models.load import load
 from dsr1_tune.models.weights.checkpoint import DTYPES, Checkpoint, read_header, write_weights
-from dsr1_tune.quant.w4a16 import is_w4a16, multiply_out, open_weights, pack, quantisation_config, unpack
+from dsr1_tune.quant.w4a16 import dequantize, is_w4a16, open_weights, pack, quantization_config, unpack
 from dsr1_tune.runs.console import Narrator
 from tests.conftest import TinyModel
 from tests.export.conftest import TinyRun
@@ -33,10 +33,10 @@ FAMILIES = ("qwen3_moe", "deepseek_v3", "mixtral")
 IDS = torch.arange(2, 66)[None]
 
 
-def quantise(source: Path, out: Path, **settings: Any) -> Quantised:
+def quantize(source: Path, out: Path, **settings: Any) -> Quantized:
     out.mkdir()
     narrator = Narrator(Console(file=io.StringIO()))
-    return w4a16.write(open_source(source), out, Quantise(to="w4a16", **settings), narrator)
+    return w4a16.write(open_source(source), out, Quantize(to="w4a16", **settings), narrator)
 
 
 def logits(folder: Path) -> Tensor:
@@ -70,7 +70,7 @@ def test_rounding_is_nearer_than_by_the_range_alone(dtype: torch.dtype) -> None:
     groups = exact.view(64, 4, 64)
     by_range = groups.abs().amax(-1, keepdim=True) / 7.5
     plain = (groups / by_range).round().clamp(-8, 7) * by_range
-    ours = (multiply_out(q_NK, scale_NG).float() - exact).norm()
+    ours = (dequantize(q_NK, scale_NG).float() - exact).norm()
     assert float(ours) < 0.96 * float((plain - groups).norm())
     assert float(ours / exact.norm()) < 0.11
 
@@ -88,17 +88,17 @@ def test_zeros_stay_zeros_and_large_matrices_go_in_pieces(monkeypatch: pytest.Mo
     weight_NK = torch.randn(9, 64, generator=torch.Generator().manual_seed(2))
     weight_NK[3, :32] = 0
     whole = round_to_nearest(weight_NK, 32)
-    assert not multiply_out(*whole)[3, :32].any()
+    assert not dequantize(*whole)[3, :32].any()
     assert bool((whole[1] > 0).all())
     monkeypatch.setattr(w4a16, "_MAX_WEIGHTS", 128)
     assert all(torch.equal(one, other) for one, other in zip(round_to_nearest(weight_NK, 32), whole, strict=True))
 
 
 def test_only_this_format_is_taken_for_it() -> None:
-    config = quantisation_config(64, ["lm_head"])
+    config = quantization_config(64, ["lm_head"])
     assert is_w4a16(config)
     for change in ({"num_bits": 8}, {"symmetric": False}, {"strategy": "channel"}, {"actorder": "group"}):
-        other = quantisation_config(64, [])
+        other = quantization_config(64, [])
         other["config_groups"]["group_0"]["weights"] |= change
         assert not is_w4a16(other), change
     assert not is_w4a16({**config, "format": "float-quantized"})
@@ -112,18 +112,18 @@ def test_only_this_format_is_taken_for_it() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_comes_back_as_rounded(family: str, everything: bool, tiny_model: TinyModel, tmp_path: Path) -> None:
     base, out = tiny_model(family), tmp_path / "out"
-    quantised = quantise(base, out, all=everything)
+    quantized = quantize(base, out, all=everything)
     names = chosen(open_source(base).layout, everything)
-    by_part = {group.part: group for group in quantised.groups}
+    by_part = {group.part: group for group in quantized.groups}
     assert by_part["routed_experts"].share == 1
     assert by_part["attention"].share == float(everything)
-    assert sum(group.num_quantised for group in quantised.groups) == len(names)
+    assert sum(group.num_quantized for group in quantized.groups) == len(names)
     assert by_part["routed_experts"].bits == 4.5  # float32 scales of groups of 64
     assert 0.05 < by_part["routed_experts"].relative_error < by_part["routed_experts"].worst_error < 0.12
     before, stored = load_file(base / "model.safetensors"), load_file(out / "model.safetensors")
     reference = dict(before)
     for name in names:
-        reference[name] = multiply_out(*round_to_nearest(before[name], 64))
+        reference[name] = dequantize(*round_to_nearest(before[name], 64))
         assert stored[f"{name}_shape"].tolist() == list(before[name].shape)
         assert name not in stored
     for name in before.keys() - names:
@@ -139,12 +139,12 @@ def test_a_model_comes_back_as_rounded(family: str, everything: bool, tiny_model
     assert (out / "chat_template.jinja").read_bytes() == (base / "chat_template.jinja").read_bytes()
 
 
-def test_everything_else_is_listed_as_not_quantised(tiny_model: TinyModel, tmp_path: Path) -> None:
+def test_everything_else_is_listed_as_not_quantized(tiny_model: TinyModel, tmp_path: Path) -> None:
     base = tiny_model("deepseek_v3")
     weights = load_file(base / "model.safetensors")
     further = {"model.layers.2.eh_proj.weight": torch.randn(64, 128)}  # a prediction layer that transformers drops
     save_file(weights | further, base / "model.safetensors", metadata={"format": "pt"})
-    quantise(base, tmp_path / "out")
+    quantize(base, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     ignored = set(config.pop("quantization_config")["ignore"])
     assert {"lm_head", "model.layers.1.mlp.gate", "model.layers.0.self_attn.kv_b_proj"} < ignored
@@ -157,7 +157,7 @@ def test_everything_else_is_listed_as_not_quantised(tiny_model: TinyModel, tmp_p
 
 
 def test_a_router_under_another_name_on_disk_is_listed_by_both(tiny_model: TinyModel, tmp_path: Path) -> None:
-    quantise(tiny_model("mixtral"), tmp_path / "out")
+    quantize(tiny_model("mixtral"), tmp_path / "out")
     ignored = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["ignore"]
     assert {"model.layers.0.block_sparse_moe.gate", "model.layers.0.mlp.gate"} < set(ignored)
 
@@ -170,8 +170,8 @@ def test_every_tensor_lies_where_its_format_may(tiny_model: TinyModel, tmp_path:
     }
     odd = {"model.layers.2.odd.weight": torch.randn(7, 32).bfloat16(), "a.odd": torch.randn(3).bfloat16()}
     save_file(half | odd, base / "model.safetensors", metadata={"format": "pt"})
-    quantised = quantise(base, tmp_path / "out")
-    assert quantised.facts["group_size"] == 32
+    quantized = quantize(base, tmp_path / "out")
+    assert quantized.facts["group_size"] == 32
     header = read_header(tmp_path / "out" / "model.safetensors")
     assert {spec.dtype for spec, _ in header.values()} == {"I64", "I32", "F32", "BF16"}
     assert all(stored.begin % DTYPES[spec.dtype].itemsize == 0 for spec, stored in header.values())
@@ -184,22 +184,22 @@ def test_the_largest_group_that_divides_all(
     hidden: int, inner: int, size: int, tiny_model: TinyModel, tmp_path: Path
 ) -> None:
     base = tiny_model("qwen3_moe", hidden_size=hidden, moe_intermediate_size=inner, num_hidden_layers=1)
-    assert quantise(base, tmp_path / "out").facts["group_size"] == size
+    assert quantize(base, tmp_path / "out").facts["group_size"] == size
 
 
 def test_groups_that_do_not_fit_are_refused(tiny_model: TinyModel, tmp_path: Path) -> None:
     base = tiny_model("qwen3_moe")
     with pytest.raises(ModelError, match=r"experts.*_proj\.weight has 64 columns, which groups of 128") as caught:
-        quantise(base, tmp_path / "out", group_size=128)
+        quantize(base, tmp_path / "out", group_size=128)
     assert "group_size=64" in caught.value.hint
     narrow = tiny_model("qwen3_moe", "narrow", moe_intermediate_size=48)
     with pytest.raises(ModelError, match=r"down_proj\.weight has 48 columns"):
-        quantise(narrow, tmp_path / "out2")
+        quantize(narrow, tmp_path / "out2")
 
 
 def test_experts_in_one_tensor_are_refused(tiny_model: TinyModel, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="holds several matrices in one tensor"):
-        quantise(tiny_model("gpt_oss"), tmp_path / "out")
+        quantize(tiny_model("gpt_oss"), tmp_path / "out")
 
 
 def test_weights_that_are_no_numbers_are_refused(tiny_model: TinyModel, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_weights_that_are_no_numbers_are_refused(tiny_model: TinyModel, tmp_path
     weights["model.layers.1.mlp.experts.2.up_proj.weight"][3, 5] = float("nan")
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.experts\.2\.up_proj"):
-        quantise(base, tmp_path / "out")
+        quantize(base, tmp_path / "out")
 
 
 def test_merging_and_rounding_in_one_pass(tiny_run: TinyRun, tmp_path: Path) -> None:
@@ -220,8 +220,8 @@ def test_merging_and_rounding_in_one_pass(tiny_run: TinyRun, tmp_path: Path) -> 
     for file in source.folder.iterdir():
         if file.suffix != ".safetensors":
             (merged / file.name).write_bytes(file.read_bytes())
-    quantise(run.path, tmp_path / "one")
-    quantise(merged, tmp_path / "two")
+    quantize(run.path, tmp_path / "one")
+    quantize(merged, tmp_path / "two")
     file = "model.safetensors"
     assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
     assert (tmp_path / "one" / file).read_bytes() != b""
@@ -230,7 +230,7 @@ def test_merging_and_rounding_in_one_pass(tiny_run: TinyRun, tmp_path: Path) -> 
 
 
 def test_a_damaged_counterpart_is_told(tiny_model: TinyModel, tmp_path: Path) -> None:
-    quantise(tiny_model("qwen3_moe"), tmp_path / "out")
+    quantize(tiny_model("qwen3_moe"), tmp_path / "out")
     stored = load_file(tmp_path / "out" / "model.safetensors")
     del stored["model.layers.0.mlp.experts.1.up_proj.weight_scale"]
     save_file(stored, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
@@ -266,7 +266,7 @@ def test_compressed_tensors_and_transformers_read_the_same(tiny_model: TinyModel
     """The library that vLLM and SGLang read the format with multiplies out the same numbers, to the bit."""
     bases = {tmp_path / f"out-{family}": tiny_model(family, family) for family in FAMILIES}
     for out, base in bases.items():
-        quantise(base, out, all=True)
+        quantize(base, out, all=True)
     isolated_env.ensure("llmcompressor").run(["-c", _THEIRS, *bases])
     for out, base in bases.items():
         theirs, ours = load_file(f"{out}.safetensors"), open_weights(out, ["model.safetensors"])
@@ -284,7 +284,7 @@ def test_a_checkpoint_of_many_shards_keeps_its_index(tiny_model: TinyModel, tmp_
         save_file({name: weights[name] for name in names}, base / file, metadata={"format": "pt"})
     index = {"metadata": {}, "weight_map": {name: file for file, names in shards.items() for name in names}}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
-    quantise(base, tmp_path / "out")
+    quantize(base, tmp_path / "out")
     written = Checkpoint(tmp_path / "out")
     assert list(written.shards) == list(shards)
     owner = "model.layers.0.mlp.experts.0.up_proj.weight"

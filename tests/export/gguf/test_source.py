@@ -13,7 +13,7 @@ import torch
 from gguf import GGUFReader
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from tests.export.test_gguf import YARN, add_further_layer, divergence, in_bf16, quantised
+from tests.export.test_gguf import YARN, add_further_layer, divergence, in_bf16, quantized
 
 from dsr1_tune.export.gguf import quantize
 from dsr1_tune.export.gguf import source as gguf_source
@@ -40,9 +40,9 @@ def test_a_merged_adapter_runs_in_llama_cpp(
     schedule = {"max_steps": 3, "learning_rate": 0.1, "max_tokens": 128}
     run = tiny_run(family, "lora", changes, schedule=schedule)
     quiet = Narrator(Console(file=io.StringIO()))
-    file, _ = quantised(run.path, tmp_path / "bf16", "bf16")
+    file, _ = quantized(run.path, tmp_path / "bf16", "bf16")
     in_8 = tmp_path / "q8.gguf"
-    quantize.quantise(file, in_8, "q8_0", False, quiet)
+    quantize.quantize(file, in_8, "q8_0", False, quiet)
     gguf_source.prepare(open_source(run.path), tmp_path / "merged", quiet)
     merged = in_bf16(tmp_path / "merged")
     exact, rounded = divergence(merged, file), divergence(merged, in_8)
@@ -75,14 +75,14 @@ def test_the_router_scores_by_sigmoid_in_llama_cpp_too(
 ) -> None:
     folder = save_sensitive_v3(tmp_path / "v3", tiny_tokenizer)
     model = in_bf16(folder)
-    right = divergence(model, quantised(folder, tmp_path / "right", "bf16")[0])
+    right = divergence(model, quantized(folder, tmp_path / "right", "bf16")[0])
     completed = gguf_source.config_for_llama_cpp
 
     def as_transformers_wrote_it(source: Any) -> dict[str, Any]:
         return {name: value for name, value in completed(source).items() if name not in ("scoring_func", "topk_method")}
 
     monkeypatch.setattr(gguf_source, "config_for_llama_cpp", as_transformers_wrote_it)
-    wrong = divergence(model, quantised(folder, tmp_path / "wrong", "bf16")[0])
+    wrong = divergence(model, quantized(folder, tmp_path / "wrong", "bf16")[0])
     assert right <= 1e-3
     assert wrong > 20 * right
 
@@ -103,7 +103,7 @@ def test_partial_fp8_blocks_and_further_layers_in_llama_cpp(
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [48, 48], "fmt": "e4m3"}
     (folder / "config.json").write_text(json.dumps(config))
-    file, said = quantised(folder, tmp_path / "out", "bf16")
+    file, said = quantized(folder, tmp_path / "out", "bf16")
     assert "further tokens (" in said
     assert "left out" in said
     assert not any(tensor.name.startswith("blk.2.") for tensor in GGUFReader(file).tensors)
@@ -117,7 +117,7 @@ def test_stretched_rope_in_llama_cpp(tiny_tokenizer: Any, tmp_path: Path, conver
     config = json.loads((folder / "config.json").read_text())
     config |= {"rope_parameters": None, "rope_theta": 10000.0, "rope_scaling": {"type": "yarn", **YARN}}
     (folder / "config.json").write_text(json.dumps(config))
-    file, _ = quantised(folder, tmp_path / "out", "bf16")
+    file, _ = quantized(folder, tmp_path / "out", "bf16")
     right = divergence(in_bf16(folder), file, 300)
     assert right <= 1e-3
     assert divergence(plain, file, 300) > 20 * right

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from dsr1_tune.config import Base
-from dsr1_tune.config.export import Quantise
+from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import ModelError
 from dsr1_tune.export import quantize
 from dsr1_tune.export.gguf import source as gguf_source
@@ -31,10 +31,10 @@ from dsr1_tune.serve.chat import GgufConversation
 from tests.conftest import save_tiny
 
 
-def quantised(source: Path, out: Path, kind: str, **settings: Any) -> tuple[Path, str]:
+def quantized(source: Path, out: Path, kind: str, **settings: Any) -> tuple[Path, str]:
     """The .gguf file that the command writes, and what it said."""
     said = io.StringIO()
-    config = Quantise(to="gguf", gguf=kind, **settings)  # type: ignore[arg-type]
+    config = Quantize(to="gguf", gguf=kind, **settings)  # type: ignore[arg-type]
     folder = quantize.run(source, out, config, Console(file=said, width=200))
     file = find_gguf(folder)
     assert file is not None
@@ -65,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Pat
 
 @pytest.fixture(scope="session")
 def in_q4(folder: Path, converter: None) -> tuple[Path, str]:
-    return quantised(folder, folder.with_name("q4"), "q4_k_m")
+    return quantized(folder, folder.with_name("q4"), "q4_k_m")
 
 
 # --- what is written -------------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def test_every_expert_and_its_error_are_counted(in_q4: tuple[Path, str]) -> None
     stage = json.loads((in_q4[0].parent / "lineage.json").read_text())["stages"][-1]
     groups = {group["part"]: group for group in stage["facts"]["groups"]}
     experts = groups["routed_experts"]
-    assert experts["num_quantised"] == experts["num_tensors"] == 3 * 4 * 3
+    assert experts["num_quantized"] == experts["num_tensors"] == 3 * 4 * 3
     assert experts["num_weights"] == 3 * 4 * 3 * 96 * 256
     assert experts["bits"] == pytest.approx((6 * 4.5 + 2 * 5.5 + 8.5) / 9, abs=1e-3)
     assert 0.04 < experts["relative_error"] < experts["worst_error"] < 0.09
@@ -126,13 +126,13 @@ def test_the_numbers_are_those_of_the_library(in_q4: tuple[Path, str], folder: P
     blocks = torch.from_numpy(tensor.data.copy())
     for expert in range(4):
         exact = stored[f"model.layers.2.mlp.experts.{expert}.up_proj.weight"].bfloat16()
-        assert torch.equal(blocks[expert], ggml.quantise(exact, "Q4_K"))
+        assert torch.equal(blocks[expert], ggml.quantize(exact, "Q4_K"))
 
 
 @pytest.mark.parametrize("kind", ggml.TYPES)
 def test_blocks_come_back(kind: str) -> None:
     matrix = torch.randn(6, 512, generator=torch.Generator().manual_seed(0))
-    back = ggml.multiply_out(ggml.quantise(matrix, kind), kind)
+    back = ggml.dequantize(ggml.quantize(matrix, kind), kind)
     assert back.shape == matrix.shape
     assert float((back - matrix).norm() / matrix.norm()) < {"Q8_0": 0.01, "Q6_K": 0.03, "Q3_K": 0.2}.get(kind, 0.1)
 
@@ -249,14 +249,14 @@ def test_what_llama_cpp_cannot_run_is_refused_at_once(
 ) -> None:
     folder = tiny_model("deepseek_v3", **changes)
     with pytest.raises(ModelError, match=named) as caught:
-        quantised(folder, tmp_path / "out", "q8_0")
+        quantized(folder, tmp_path / "out", "q8_0")
     assert "nf4" in caught.value.hint
     assert not (tmp_path / "out").exists()
 
 
 def test_weights_that_llama_cpp_would_make_sum_to_1_are_refused(tiny_model: Any, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="norm_topk_prob: false"):
-        quantised(tiny_model("qwen3_moe", norm_topk_prob=False), tmp_path / "out", "q8_0")
+        quantized(tiny_model("qwen3_moe", norm_topk_prob=False), tmp_path / "out", "q8_0")
     assert not (tmp_path / "out").exists()
 
 
@@ -267,7 +267,7 @@ def test_an_unknown_tokenizer_is_refused_with_its_reason(tiny_model: Any, tmp_pa
     tree["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     (folder / "tokenizer.json").write_text(json.dumps(tree))
     with pytest.raises(ModelError, match=r"llama\.cpp does not know how its tokenizer splits words"):
-        quantised(folder, tmp_path / "out", "q8_0")
+        quantized(folder, tmp_path / "out", "q8_0")
     assert list(tmp_path.glob("*out*")) == []
 
 
@@ -275,7 +275,7 @@ def test_a_full_disk_is_known_beforehand(folder: Path, tmp_path: Path, monkeypat
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("dsr1_tune.export.gguf.source.shutil.disk_usage", lambda path: usage)
     with pytest.raises(ModelError, match="GiB of disk"):
-        quantised(folder, tmp_path / "out", "q8_0")
+        quantized(folder, tmp_path / "out", "q8_0")
     assert not (tmp_path / "out").exists()
 
 
@@ -360,7 +360,7 @@ def test_a_crash_is_told(in_q4: tuple[Path, str]) -> None:
 def test_without_llama_cpp_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="not installed") as caught:
-        quantised(folder, tmp_path / "out", "q8_0")
+        quantized(folder, tmp_path / "out", "q8_0")
     assert caught.value.hint == "pip install 'dsr1-tune[gguf]'"
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from dsr1_tune.config import GROUPS, Adapter, Base, Group, LoraRun, QloraRun, Router, TuneRun
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.load import locate
-from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.trained.lora import (
     add_lora,
     audit,
@@ -148,7 +148,7 @@ def test_dora_trains_magnitudes(tiny_model: Any, tmp_path: Path, family: str, gr
 
 
 def test_dora_that_would_not_reach_everything_is_refused_without_weights(tiny_model: Any) -> None:
-    model = skeleton(locate(Base(model=str(tiny_model("deepseek_v3")))).config)
+    model = meta_model(locate(Base(model=str(tiny_model("deepseek_v3")))).config)
     with pytest.raises(ModelError, match="dense_ffn, shared_experts, routed_experts") as refused:
         check_adapter(model, Adapter(dora=True))
     assert refused.value.hint == "--set adapter.groups=[attention]"
@@ -258,7 +258,7 @@ def test_a_disabled_adapter_is_the_base_whatever_the_init(tiny_model: Any) -> No
     ],
 )
 def test_ranks_that_an_init_cannot_have_are_refused(tiny_model: Any, adapter: Adapter, said: str) -> None:
-    model = skeleton(locate(Base(model=str(tiny_model("deepseek_v3")))).config)
+    model = meta_model(locate(Base(model=str(tiny_model("deepseek_v3")))).config)
     with pytest.raises(ModelError, match=said):
         check_adapter(model, adapter)
 

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models.meta import skeleton
+from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.weights.checkpoint import Checkpoint
 from dsr1_tune.models.weights.layout import Layout
 from tests.conftest import TinyModel
@@ -19,7 +19,7 @@ FAMILIES = ["deepseek_v3", "deepseek_v2", "glm4_moe", "qwen3_moe", "mixtral", "g
 def test_every_stored_tensor_is_the_piece_that_it_is_said_to_be(tiny_model: TinyModel, family: str) -> None:
     folder = tiny_model(family)
     stored = Checkpoint(folder)
-    layout = Layout.of(skeleton(AutoConfig.from_pretrained(folder)), stored.names)
+    layout = Layout.of(meta_model(AutoConfig.from_pretrained(folder)), stored.names)
     state = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict()
     assert set(layout.pieces) == set(stored.names)
     for name, piece in layout.pieces.items():
@@ -33,7 +33,7 @@ def test_every_stored_tensor_is_the_piece_that_it_is_said_to_be(tiny_model: Tiny
 
 def test_parts_are_told_of_stored_names(tiny_model: TinyModel) -> None:
     folder = tiny_model("mixtral")
-    layout = Layout.of(skeleton(AutoConfig.from_pretrained(folder)), Checkpoint(folder).names)
+    layout = Layout.of(meta_model(AutoConfig.from_pretrained(folder)), Checkpoint(folder).names)
     assert layout.part("model.layers.0.block_sparse_moe.experts.3.w2.weight") == "routed_experts"
     assert layout.part("model.layers.0.block_sparse_moe.gate.weight") == "router"
     assert layout.is_matrix("model.layers.0.block_sparse_moe.experts.3.w1.weight")
@@ -46,4 +46,4 @@ def test_a_weight_that_is_not_stored_is_named(tiny_model: TinyModel) -> None:
     folder = tiny_model("qwen3_moe")
     names = [name for name in Checkpoint(folder).names if "layers.1.self_attn.q_proj" not in name]
     with pytest.raises(ModelError, match=r"1 of the model's weights are not stored .*layers\.1\.self_attn\.q_proj"):
-        Layout.of(skeleton(AutoConfig.from_pretrained(folder)), names)
+        Layout.of(meta_model(AutoConfig.from_pretrained(folder)), names)

@@ -25,8 +25,8 @@ IDS = torch.arange(20).view(1, -1)
 FAMILIES = ["deepseek_v3", "qwen3_moe", "gpt_oss", "llama"]
 
 
-def loaded(folder: Path, quantised: bool = True, dtype: str = "float32") -> Any:
-    return load.load(Base(model=str(folder), dtype=dtype), quantised=quantised).model
+def loaded(folder: Path, quantized: bool = True, dtype: str = "float32") -> Any:
+    return load.load(Base(model=str(folder), dtype=dtype), quantized=quantized).model
 
 
 @torch.no_grad()
@@ -39,7 +39,7 @@ def all_tensors(model: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_was_quantised_is_saved_and_loaded_again_exactly(tiny_model: Any, tmp_path: Path, family: str) -> None:
+def test_what_was_quantized_is_saved_and_loaded_again_exactly(tiny_model: Any, tmp_path: Path, family: str) -> None:
     folder = tiny_model(family)
     first = loaded(folder)
     logits(first)  # a forward pass changes nothing in what is saved
@@ -68,7 +68,7 @@ def test_from_and_into_any_number_format(tiny_model: Any, tmp_path: Path, dtype:
     save_file({name: w.to(stored) for name, w in weights.items()}, folder / "model.safetensors", {"format": "pt"})
     model = loaded(folder, dtype=dtype)
     assert model.dtype == getattr(torch, dtype)
-    want = logits(loaded(folder, quantised=False, dtype=dtype)).float()
+    want = logits(loaded(folder, quantized=False, dtype=dtype)).float()
     assert (logits(model).float() - want).norm() / want.norm() < 0.3
     assert {line.part: line.share for line in audit_bits(model)}["routed_experts"] == 1
 
@@ -88,7 +88,7 @@ def test_a_sharded_checkpoint_gives_the_same(tiny_model: Any, tmp_path: Path) ->
     assert all(torch.equal(got[name], want[name]) for name in want)
 
 
-def test_transformers_own_loader_quantises_while_loading(tiny_base: Path) -> None:
+def test_transformers_own_loader_quantizes_while_loading(tiny_base: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_base, quantization_config=Nf4Config(), dtype=torch.float32)
     assert torch.equal(logits(model.eval()), logits(loaded(tiny_base)))
     assert memory_of(model) < 0.4 * memory_of(AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32))
@@ -146,9 +146,9 @@ def as_fp8_checkpoint(folder: Path, block: int) -> Path:
 @pytest.mark.parametrize("family", ["deepseek_v3", "qwen3_moe"])
 def test_block_fp8_is_multiplied_out(tiny_model: Any, family: str, block: int) -> None:
     """Blocks that divide the weights, that overhang, and that are larger than they are."""
-    want = loaded(tiny_model(family), quantised=False)
+    want = loaded(tiny_model(family), quantized=False)
     folder = as_fp8_checkpoint(tiny_model(family, name="fp8"), block)
-    got = loaded(folder, quantised=False)
+    got = loaded(folder, quantized=False)
     for name, weight in want.state_dict().items():
         rounded = got.state_dict()[name]
         assert rounded.dtype == torch.float32
@@ -159,7 +159,7 @@ def test_block_fp8_is_multiplied_out(tiny_model: Any, family: str, block: int) -
 
 def test_block_fp8_into_4_bits(tiny_model: Any, tmp_path: Path) -> None:
     folder = as_fp8_checkpoint(tiny_model("deepseek_v3"), block=48)
-    exact = loaded(folder, quantised=False)
+    exact = loaded(folder, quantized=False)
     exact.save_pretrained(tmp_path / "exact")
     for file in [*folder.glob("*token*"), folder / "chat_template.jinja"]:
         shutil.copy(file, tmp_path / "exact")
@@ -171,7 +171,7 @@ def test_block_fp8_into_4_bits(tiny_model: Any, tmp_path: Path) -> None:
 def test_multiplying_out_equals_the_formula() -> None:
     weight = torch.randn(100, 70).to(torch.float8_e4m3fn)
     scale = torch.rand(4, 3)
-    got = fp8.multiply_out(weight, scale, (32, 32))
+    got = fp8.dequantize(weight, scale, (32, 32))
     for row, col in [(0, 0), (31, 31), (32, 31), (99, 69), (64, 64)]:
         assert got[row, col] == weight[row, col].float() * scale[row // 32, col // 32]
 
@@ -185,7 +185,7 @@ def test_what_is_put_into_blocks_comes_back(dtype: torch.dtype, block: int) -> N
     want, want_scale = to_fp8(weight, block)
     has_scale = want_scale > 0
     assert scale.shape == want_scale.shape and torch.equal(scale[has_scale], want_scale[has_scale])
-    back = fp8.multiply_out(stored, scale, (block, block))
+    back = fp8.dequantize(stored, scale, (block, block))
     exact = weight.float()
     assert torch.equal(back[:block, :block], exact[:block, :block])
     # E4M3 has 4 significant bits, and its smallest step is 2^-9 of a block's scale
@@ -193,16 +193,16 @@ def test_what_is_put_into_blocks_comes_back(dtype: torch.dtype, block: int) -> N
     different = stored.float() != want.float().nan_to_num()
     assert different.float().mean() < 0.01  # the quotient's last bit
     again = fp8.to_blocks(back, (block, block))
-    assert torch.equal(fp8.multiply_out(*again, (block, block)), back)
+    assert torch.equal(fp8.dequantize(*again, (block, block)), back)
 
 
 @pytest.mark.parametrize(
     "stored_as",
     [{"quant_method": "gptq"}, {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}],
 )
-def test_other_quantised_checkpoints_are_refused(tiny_model: Any, stored_as: dict[str, Any]) -> None:
+def test_other_quantized_checkpoints_are_refused(tiny_model: Any, stored_as: dict[str, Any]) -> None:
     folder = tiny_model("deepseek_v3")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": stored_as}))
-    with pytest.raises(ModelError, match=rf"stored quantised \({stored_as['quant_method']}\)"):
+    with pytest.raises(ModelError, match=rf"stored quantized \({stored_as['quant_method']}\)"):
         load.locate(Base(model=str(folder)))

@@ -106,7 +106,7 @@ def test_16_bit_weights_get_an_adamw_that_rounds(tiny_base: Any, rounding: Any) 
 
 def test_a_runs_settings_reach_it(tiny_base: Any) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.bfloat16)
-    nearest = for_run(model, FullRun(train={"rounding": "nearest"}), quantised=False)
+    nearest = for_run(model, FullRun(train={"rounding": "nearest"}), quantized=False)
     assert nearest.param_groups[0]["rounding"] == "nearest"
     assert for_run(model, EsftRun(rounding="nearest"), False).param_groups[0]["rounding"] == "nearest"
     adapted = add_lora(model, Adapter(), Router(mode="train"))
@@ -145,12 +145,12 @@ def test_a_device_that_cannot_page_is_told(adapted: nn.Module) -> None:
     check_optimizer(schedule, torch.device("cuda"))
     with pytest.raises(ConfigError):
         build(adapted, schedule)
-    # Asked for nothing in particular, a quantised base on a CPU is trained by plain AdamW.
-    assert type(build(adapted, Schedule(), quantised=True)) is torch.optim.AdamW
+    # Asked for nothing in particular, a quantized base on a CPU is trained by plain AdamW.
+    assert type(build(adapted, Schedule(), quantized=True)) is torch.optim.AdamW
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_quantised_base_on_a_gpu_gets_pages(adapted: nn.Module) -> None:
-    optimizer = build(adapted.cuda(), Schedule(), quantised=True)
+def test_a_quantized_base_on_a_gpu_gets_pages(adapted: nn.Module) -> None:
+    optimizer = build(adapted.cuda(), Schedule(), quantized=True)
     assert type(optimizer).__name__ == "PagedAdamW8bit" and optimizer.is_paged

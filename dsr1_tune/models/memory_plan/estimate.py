@@ -1,7 +1,7 @@
 """Will it fit? Bytes for every way of training, from a base's config alone, before anything is downloaded or loaded.
 
-Weights, adapter, gradients and optimizer state are counted on the skeleton that would be trained; what a step keeps and
-throws away is traced (see `fit_trace`); what libraries take, and memory that is freed but not given back, is measured.
+Weights, adapter, gradients and optimizer state are counted on the meta model that would be trained; what a step keeps
+and throws away is traced (see `trace`); what libraries take, and memory that is freed but not given back, is measured.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dsr1_tune.models.load import pick_dtype
 from dsr1_tune.models.memory import GIB
 from dsr1_tune.models.memory_plan.base import PlannedBase, dtype_named
 from dsr1_tune.models.memory_plan.trace import SMALL, Step, Trace, trace
-from dsr1_tune.models.trained.full import train_own
+from dsr1_tune.models.trained.full import enable_full_training
 from dsr1_tune.models.trained.lora import add_lora
 from dsr1_tune.moe.anatomy import find_experts
 from dsr1_tune.moe.quantized_experts import finish_nf4, reserve_nf4
@@ -40,7 +40,7 @@ and with gradient checkpointing), and in parts of all that a step makes."""
 _CACHED = 0.08
 """On a GPU, what torch's allocator holds beyond what is in use, as a share of activations."""
 _PORTION = 2**30
-"""On a GPU, so much of a layer's 4-bit experts is dequantised at a time (moe.expert_lora)."""
+"""On a GPU, so much of a layer's 4-bit experts is dequantized at a time (moe.expert_lora)."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Footprint:
+class MemoryEstimate:
     """What a way of training takes, in bytes for each process."""
 
     method: Method
@@ -103,26 +103,26 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Plan:
-    """Footprints of the ways of training, what there is, and what to turn where it is not enough."""
+    """Estimates for the ways of training, what there is, and what to turn where it is not enough."""
 
     base: PlannedBase
     memory: int
-    footprints: tuple[Footprint, ...]
+    estimates: tuple[MemoryEstimate, ...]
     advice: Mapping[Method, str] = field(default_factory=dict)
 
     def fits(self, method: Method) -> bool:
         """Whether a way of training fits in the memory."""
         return self.of(method).needed <= self.memory
 
-    def of(self, method: Method) -> Footprint:
-        """The footprint of one of them."""
-        return next(one for one in self.footprints if one.method == method)
+    def of(self, method: Method) -> MemoryEstimate:
+        """The estimate for one of them."""
+        return next(one for one in self.estimates if one.method == method)
 
     @property
     def choice(self) -> Method | None:
         """The first that fits of lora, qlora: adapters first, in 16 or 32 bits where there is room."""
         wanted: tuple[Method, ...] = ("lora", "qlora")
-        known = {one.method for one in self.footprints}
+        known = {one.method for one in self.estimates}
         return next((method for method in wanted if method in known and self.fits(method)), None)
 
 
@@ -130,17 +130,17 @@ def plan(
     base: PlannedBase, settings: Settings, batch: Batch, memory: int, methods: tuple[Method, ...] = METHODS
 ) -> Plan:
     """What each of `methods` takes on `base`, and what to turn where that is more than `memory` bytes a process."""
-    footprints = []
+    estimates = []
     for method in methods:
         if method == "esft" and not find_experts(base.model):
             continue
-        footprints.append(footprint(base, method, settings, batch))
-    made = Plan(base, memory, tuple(footprints))
-    advice = {one.method: _advise(one, made, settings) for one in footprints if not made.fits(one.method)}
-    return Plan(base, memory, made.footprints, advice)
+        estimates.append(estimate(base, method, settings, batch))
+    made = Plan(base, memory, tuple(estimates))
+    advice = {one.method: _advise(one, made, settings) for one in estimates if not made.fits(one.method)}
+    return Plan(base, memory, made.estimates, advice)
 
 
-def footprint(base: PlannedBase, method: Method, settings: Settings, batch: Batch) -> Footprint:
+def estimate(base: PlannedBase, method: Method, settings: Settings, batch: Batch) -> MemoryEstimate:
     """What one way of training takes."""
     dtype = _dtype(base, method, settings)
     prepare = _prepare(method, settings)
@@ -163,7 +163,7 @@ def _dtype(base: PlannedBase, method: Method, settings: Settings) -> torch.dtype
     device = torch.device(settings.device) if settings.device == "cpu" or torch.cuda.is_available() else None
     if device is None:  # a GPU that is not here: one that computes in bfloat16
         return dtype_named("bfloat16" if settings.dtype == "auto" else settings.dtype)
-    return pick_dtype(settings.dtype, device, quantised=method == "qlora")
+    return pick_dtype(settings.dtype, device, quantized=method == "qlora")
 
 
 def _config(base: PlannedBase) -> Any:
@@ -171,18 +171,18 @@ def _config(base: PlannedBase) -> Any:
 
 
 def _copy(base: PlannedBase, dtype: torch.dtype) -> nn.Module:
-    from dsr1_tune.models.meta import skeleton
+    from dsr1_tune.models.meta import meta_model
 
-    model: nn.Module = skeleton(_config(base)).to(dtype)
+    model: nn.Module = meta_model(_config(base)).to(dtype)
     return model
 
 
 def _prepare(method: Method, settings: Settings) -> Callable[[Any], Any]:
-    """What makes a skeleton into the model that is trained."""
+    """What makes a meta model into the model that is trained."""
 
     def prepare(model: Any) -> Any:
         if method == "full":
-            train_own(model, settings.train.only)
+            enable_full_training(model, settings.train.only)
             open_routers(model, settings.router.mode)
             return model
         adapter = settings.adapter
@@ -280,7 +280,7 @@ def _together(
     working: int,
     stepped: Trace,
     measured: Trace,
-) -> Footprint:
+) -> MemoryEstimate:
     """The parts of each phase added up."""
     is_cpu = settings.device == "cpu"
     weights = own.weights
@@ -329,13 +329,13 @@ def _together(
         "libraries": libraries,
         "gaps": gaps,
     }
-    return Footprint(method, sum(math.prod(shape) for shape, _ in trained), parts, phases, batch)
+    return MemoryEstimate(method, sum(math.prod(shape) for shape, _ in trained), parts, phases, batch)
 
 
 def _mapped(base: PlannedBase, method: Method, dtype: torch.dtype) -> tuple[int, int]:
     """Bytes of the files that stay mapped once a model is loaded, and while it is.
 
-    A tensor that is taken as it is stored is its pages; one that is cast, quantised or put together is a copy of them,
+    A tensor that is taken as it is stored is its pages; one that is cast, quantized or put together is a copy of them,
     and the pages stay as long as any tensor of the file is taken as it is.
     """
     if base.stored == "nf4":
@@ -350,7 +350,7 @@ def _mapped(base: PlannedBase, method: Method, dtype: torch.dtype) -> tuple[int,
     return copied, copied
 
 
-def _advise(one: Footprint, made: Plan, settings: Settings) -> str:
+def _advise(one: MemoryEstimate, made: Plan, settings: Settings) -> str:
     """The setting to turn for a way of training that does not fit."""
     room = made.memory - one.fixed
     by_batch = one.needed - one.fixed
@@ -370,15 +370,15 @@ def _advise(one: Footprint, made: Plan, settings: Settings) -> str:
     return " or ".join(tips)
 
 
-def _other_method(one: Footprint, made: Plan, settings: Settings) -> str:
+def _other_method(one: MemoryEstimate, made: Plan, settings: Settings) -> str:
     """Where a smaller batch does not help."""
     if one.method in ("full", "esft") and settings.schedule.optimizer in ("auto", "adamw"):
         smaller = one.fixed - one.parts["optimizer"] * 3 // 4
         if smaller < made.memory:
             return "schedule.optimizer=adamw_8bit"
-    if one.method != "qlora" and any(other.method == "qlora" for other in made.footprints):
-        quantised = made.of("qlora")
-        if quantised.fixed < made.memory:
+    if one.method != "qlora" and any(other.method == "qlora" for other in made.estimates):
+        quantized = made.of("qlora")
+        if quantized.fixed < made.memory:
             return "qlora"
     if one.method in ("full", "lora", "dpo") and settings.parallel.strategy == "ddp":
         number = math.ceil(one.fixed / max(made.memory * 0.8, 1))

@@ -1,4 +1,4 @@
-"""Bytes of a run before it runs: counted on the skeleton, traced, and held against real models and real steps."""
+"""Bytes of a run before it runs: counted on the meta model, traced, and held against real models and real steps."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dsr1_tune.models.load import load
 from dsr1_tune.models.memory import GIB
 from dsr1_tune.models.memory_plan import trace as fit_trace
 from dsr1_tune.models.memory_plan.base import PlannedBase, describe
-from dsr1_tune.models.memory_plan.footprint import Batch, Method, Settings, footprint, plan
+from dsr1_tune.models.memory_plan.estimate import Batch, Method, Settings, estimate, plan
 from dsr1_tune.models.memory_plan.trace import trace
-from dsr1_tune.models.trained.full import train_own
+from dsr1_tune.models.trained.full import enable_full_training
 from dsr1_tune.models.trained.lora import add_lora, audit, count_trained
 from dsr1_tune.moe.quantized_experts import memory_of
 from tests.conftest import TinyModel, tiny_config
@@ -39,7 +39,7 @@ def with_lora(model: Any) -> Any:
 
 
 def own(model: Any) -> Any:
-    train_own(model, ())
+    enable_full_training(model, ())
     return model
 
 
@@ -89,7 +89,7 @@ def test_checkpointing_and_smaller_batches_take_less() -> None:
 
 def test_dpo_takes_pairs(tiny_base: Path) -> None:
     base = describe(Base(model=str(tiny_base)))
-    supervised, pairs = (footprint(base, method, Settings(), SMALL) for method in ("lora", "dpo"))
+    supervised, pairs = (estimate(base, method, Settings(), SMALL) for method in ("lora", "dpo"))
     assert pairs.parts["activations"] > 1.6 * supervised.parts["activations"]  # twice the sequences
     assert pairs.num_trained == supervised.num_trained
 
@@ -97,7 +97,7 @@ def test_dpo_takes_pairs(tiny_base: Path) -> None:
 def test_parts_are_those_of_the_real_model(tiny_base: Path) -> None:
     base = describe(Base(model=str(tiny_base)))
     adapted = with_lora(load(Base(model=str(tiny_base), dtype="float32")).model)
-    planned = footprint(base, "lora", Settings(dtype="float32"), SMALL)
+    planned = estimate(base, "lora", Settings(dtype="float32"), SMALL)
     assert planned.num_trained == count_trained(audit(adapted))
     assert planned.parts["weights"] + planned.parts["adapter"] == pytest.approx(memory_of(adapted), rel=0.001)
     assert planned.parts["gradients"] == planned.parts["adapter"]
@@ -105,8 +105,8 @@ def test_parts_are_those_of_the_real_model(tiny_base: Path) -> None:
 
 
 def test_weights_in_4_bits_are_those_of_the_real_model(tiny_base: Path) -> None:
-    planned = footprint(describe(Base(model=str(tiny_base))), "qlora", Settings(), SMALL)
-    loaded = load(Base(model=str(tiny_base)), quantised=True).model
+    planned = estimate(describe(Base(model=str(tiny_base))), "qlora", Settings(), SMALL)
+    loaded = load(Base(model=str(tiny_base)), quantized=True).model
     assert planned.parts["weights"] == pytest.approx(memory_of(loaded), rel=0.001)
 
 
@@ -116,7 +116,7 @@ def test_weights_in_4_bits_are_those_of_the_real_model(tiny_base: Path) -> None:
 )
 def test_the_optimizers_state(tiny_base: Path, optimizer: Any, dtype: str, bytes_each: float) -> None:
     settings = Settings(schedule=Schedule(optimizer=optimizer), dtype=dtype)
-    planned = footprint(describe(Base(model=str(tiny_base))), "full", settings, SMALL)
+    planned = estimate(describe(Base(model=str(tiny_base))), "full", settings, SMALL)
     assert planned.parts["optimizer"] / planned.num_trained == pytest.approx(bytes_each, rel=0.15)
     assert planned.parts["gradients"] / planned.num_trained == (4 if dtype == "float32" else 2)
 
@@ -132,23 +132,23 @@ def test_adafactors_state_is_the_real_ones(tiny_base: Path) -> None:
     optimizer.step()
     held = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)]
     settings = Settings(schedule=Schedule(optimizer="adafactor"), dtype="float32")
-    planned = footprint(describe(Base(model=str(tiny_base))), "full", settings, SMALL)
+    planned = estimate(describe(Base(model=str(tiny_base))), "full", settings, SMALL)
     assert planned.parts["optimizer"] == pytest.approx(sum(t.numel() * 4 for t in held), rel=0.02)
 
 
 def test_a_part_of_the_weights(tiny_base: Path) -> None:
     base = describe(Base(model=str(tiny_base)))
-    some = footprint(base, "full", Settings(train=Train(only=("attention",))), SMALL)
+    some = estimate(base, "full", Settings(train=Train(only=("attention",))), SMALL)
     assert some.num_trained == base.sizes["attention"]
     with pytest.raises(ModelError, match="last:9"):
-        footprint(base, "full", Settings(train=Train(only=("last:9",))), SMALL)
+        estimate(base, "full", Settings(train=Train(only=("last:9",))), SMALL)
 
 
 def test_sharing_out_divides_and_ddp_adds_buckets(tiny_base: Path) -> None:
     base = describe(Base(model=str(tiny_base)))
-    alone = footprint(base, "full", Settings(), SMALL)
-    ddp = footprint(base, "full", Settings(parallel=Parallel(processes=4)), SMALL)
-    shared = footprint(base, "full", Settings(parallel=Parallel(processes=4, strategy="fsdp2")), SMALL)
+    alone = estimate(base, "full", Settings(), SMALL)
+    ddp = estimate(base, "full", Settings(parallel=Parallel(processes=4)), SMALL)
+    shared = estimate(base, "full", Settings(parallel=Parallel(processes=4, strategy="fsdp2")), SMALL)
     assert ddp.parts["gradients"] == 2 * alone.parts["gradients"]
     assert shared.parts["optimizer"] == alone.parts["optimizer"] // 4
 
@@ -156,7 +156,7 @@ def test_sharing_out_divides_and_ddp_adds_buckets(tiny_base: Path) -> None:
 def test_advice_that_is_taken_makes_it_fit(tiny_base: Path) -> None:
     base = describe(Base(model=str(tiny_base)))
     batch = Batch(64, 256, 1, 256)
-    large = footprint(base, "lora", Settings(), batch)
+    large = estimate(base, "lora", Settings(), batch)
     have = large.fixed + (large.needed - large.fixed) // 3
     advised = plan(base, Settings(), batch, have, ("lora",)).advice["lora"]
     assert advised.startswith("schedule.batch_size=")
@@ -180,8 +180,8 @@ def test_a_config_alone_is_enough_for_671_b(v3: PlannedBase) -> None:
 
 @pytest.mark.slow
 def test_qlora_of_671_b(v3: PlannedBase) -> None:
-    made = footprint(v3, "qlora", Settings(device="cuda"), Batch(1, 1024, 1, 1024))
-    assert made.parts["weights"] / GIB == pytest.approx(325, rel=0.01)  # 4.127 bits, and what is not quantised
+    made = estimate(v3, "qlora", Settings(device="cuda"), Batch(1, 1024, 1, 1024))
+    assert made.parts["weights"] / GIB == pytest.approx(325, rel=0.01)  # 4.127 bits, and what is not quantized
 
 
 def test_what_is_no_base_is_refused(tmp_path: Path) -> None:
