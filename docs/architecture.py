@@ -37,7 +37,9 @@ def main() -> int:
 def written() -> str:
     """ARCHITECTURE.md as it should be: its head as it is, and the map as the docstrings have it."""
     head = MAP.read_text(encoding="utf-8").split(MARKER)[0] if MAP.exists() else ""
-    templates = [f"- **{TEMPLATES.name}/** A YAML file for each domain and language, which `data init` writes templates of."]
+    templates = [
+        f"- **{TEMPLATES.name}/** A YAML file for each domain and language, which `data init` writes templates of."
+    ]
     templates += [f"  - `{file.name}`" for file in sorted(TEMPLATES.iterdir())]
     return head + MARKER + "\n" + "\n".join([*tree(PACKAGE), *templates]) + "\n"
 
@@ -66,7 +68,7 @@ def broken_rules() -> Iterator[str]:
     for folder in sorted({file.parent for file in PACKAGE.rglob("*.py")}):
         num_files = sum(1 for file in folder.glob("*.py") if file.name != "__init__.py")
         if num_files > MAX_FILES:
-            yield f"{_name(folder)}: holds {num_files} source files; {MAX_FILES} at most, so that a reader finds the room"
+            yield f"{_name(folder)}: holds {num_files} source files; {MAX_FILES} at most"
     for file in sorted(PACKAGE.rglob("*.py")):
         text = file.read_text(encoding="utf-8")
         if not purpose(file):

@@ -84,8 +84,8 @@ def to_arguments(config: DpoRun, folder: RunFolder, dtype: Any) -> DPOConfig:
         folder,
         dtype,
         beta=config.dpo.beta,
-        loss_type=list(config.dpo.loss),
-        loss_weights=list(config.dpo.weights) or None,
+        loss_type=list(config.dpo.loss_type),
+        loss_weights=list(config.dpo.loss_weights) or None,
         label_smoothing=config.dpo.label_smoothing,
         # Pairs come encoded; none is truncated.
         max_length=None,

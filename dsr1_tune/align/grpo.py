@@ -46,7 +46,7 @@ class GrpoSession(RolloutSession[GrpoRun]):
         """Run TRL's trainer against the model as it begins, where the KL penalty asks for that."""
         checkpoint = group.from_main(self.folder.latest_checkpoint)
         self.errors.go_on(step_of(checkpoint) if checkpoint else 0)
-        self.beginning = Beginning.of(model) if self.config.grpo.kl else None
+        self.beginning = Beginning.of(model) if self.config.grpo.beta else None
         super().fit(model)
         self.beginning = None
 
@@ -58,14 +58,14 @@ class GrpoSession(RolloutSession[GrpoRun]):
             self.config,
             self.folder,
             compute_dtype(model),
-            num_generations=grpo.group,
-            num_iterations=grpo.iterations,
+            num_generations=grpo.num_generations,
+            num_iterations=grpo.num_iterations,
             max_completion_length=rollout.max_new_tokens,
             temperature=rollout.temperature,
-            epsilon=grpo.clip,
-            epsilon_high=grpo.clip_higher or None,
-            loss_type=grpo.loss,
-            scale_rewards=grpo.scale,
+            epsilon=grpo.epsilon,
+            epsilon_high=grpo.epsilon_high or None,
+            loss_type=grpo.loss_type,
+            scale_rewards=grpo.scale_rewards,
             # What an answer is drawn from must be what is learned.
             disable_dropout=True,
             # Frozen routers want no auxiliary loss.

@@ -40,8 +40,9 @@ def run(config: RewardRun, resume: Path | None = None, console: Console | None =
     """Train a reward model as `config` says, or go on with the run in `resume`; returns its folder.
 
     Its loss is that of Bradley and Terry: -log sigmoid(score of the chosen answer - score of the rejected one), and
-    config.reward.center keeps the scores around 0. Raises TuneError for everything the user can mend, before weights
-    are loaded where that is possible, and KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
+    config.reward.center_rewards_coefficient keeps the scores around 0. Raises TuneError for everything the user can
+    mend, before weights are loaded where that is possible, and KeyboardInterrupt after a Ctrl-C, when a checkpoint has
+    been saved.
     """
     is_quantized = config.method == "qlora"
     with open_session(config, "reward", resume, console, quantized=is_quantized, kind=RewardSession) as session:
@@ -163,7 +164,7 @@ class RewardSession(Session[RewardRun]):
             self.config,
             self.folder,
             compute_dtype(model),
-            center_rewards_coefficient=self.config.reward.center or None,
+            center_rewards_coefficient=self.config.reward.center_rewards_coefficient or None,
             # The pairs come encoded; none is filtered out. Dropout is as the adapter's settings say.
             max_length=None,
             disable_dropout=False,

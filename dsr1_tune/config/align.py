@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -84,7 +85,11 @@ class RewardSchedule(GentleSchedule):
 class Reward(ConfigSection):
     """How answers are scored."""
 
-    center: NotNegative = 0.01
+    renamed: ClassVar[Mapping[str, str]] = {
+        "center": "center_rewards_coefficient",
+    }
+
+    center_rewards_coefficient: NotNegative = 0.01
     """Weight of the loss that keeps a pair's scores around 0 (arXiv 2312.09244); 0 leaves it out."""
 
 
@@ -107,31 +112,36 @@ DpoLoss = Literal[
 class Dpo(ConfigSection):
     """Direct preference optimisation (arXiv 2305.18290)."""
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "loss": "loss_type",
+        "weights": "loss_weights",
+    }
+
     beta: Positive = 0.1
     """How dear it is to leave the reference; higher stays closer."""
-    loss: tuple[DpoLoss, ...] = ("sigmoid",)
+    loss_type: tuple[DpoLoss, ...] = ("sigmoid",)
     """One of TRL's losses, or several that are added up: sigmoid,sft."""
-    weights: tuple[Positive, ...] = ()
+    loss_weights: tuple[Positive, ...] = ()
     """The weight of each loss; without it 1 each."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Share of pairs that may be the wrong way round, for robust, exo_pair, aot and aot_unpaired."""
 
     @model_validator(mode="after")
     def _works_together(self) -> Dpo:
-        if not self.loss:
-            raise ValueError("dpo.loss: name at least one, such as sigmoid")
-        if self.weights and len(self.weights) != len(self.loss):
-            raise ValueError(f"dpo.weights: {len(self.weights)} weights for {len(self.loss)} losses")
-        if self.loss == ("sft",):
+        if not self.loss_type:
+            raise ValueError("dpo.loss_type: name at least one, such as sigmoid")
+        if self.loss_weights and len(self.loss_weights) != len(self.loss_type):
+            raise ValueError(f"dpo.loss_weights: {len(self.loss_weights)} weights for {len(self.loss_type)} losses")
+        if self.loss_type == ("sft",):
             raise ValueError(
-                "dpo.loss=sft alone learns nothing of the rejected answers; add it to another: sigmoid,sft"
+                "dpo.loss_type=sft alone learns nothing of the rejected answers; add it to another: sigmoid,sft"
             )
-        if self.label_smoothing and not {"robust", "exo_pair", "aot", "aot_unpaired"} & set(self.loss):
+        if self.label_smoothing and not {"robust", "exo_pair", "aot", "aot_unpaired"} & set(self.loss_type):
             raise ValueError(
-                f"dpo.label_smoothing changes nothing of {', '.join(self.loss)}; robust is sigmoid with it"
+                f"dpo.label_smoothing changes nothing of {', '.join(self.loss_type)}; robust is sigmoid with it"
             )
-        if "exo_pair" in self.loss and not self.label_smoothing:
-            raise ValueError("dpo.loss=exo_pair takes the logarithm of dpo.label_smoothing; the paper's is 0.001")
+        if "exo_pair" in self.loss_type and not self.label_smoothing:
+            raise ValueError("dpo.loss_type=exo_pair takes the logarithm of dpo.label_smoothing; the paper's is 0.001")
         return self
 
 
@@ -264,16 +274,18 @@ class PpoRun(RolloutRun):
             raise ValueError("base.dtype=float16 is too narrow for ppo's ratios; use bfloat16 or float32")
         if self.watch.on_alarm == "rollback":
             raise ValueError("watch.on_alarm=rollback is not for ppo, whose loss says little; use stop")
-        if self.watch.evaluate_steps:
-            raise ValueError("watch.evaluate_steps measures a loss, which ppo has not; rewards are logged every update")
-        if self.schedule.accumulate != 1:
-            raise ValueError("schedule.accumulate: ppo.answers, ppo.minibatches and schedule.batch_size say it all")
+        if self.watch.eval_steps:
+            raise ValueError("watch.eval_steps measures a loss, which ppo has not; rewards are logged every update")
+        if self.schedule.gradient_accumulation_steps != 1:
+            raise ValueError(
+                "schedule.gradient_accumulation_steps: ppo.answers, ppo.minibatches and schedule.batch_size say it all"
+            )
         if self.parallel.powersgd_rank:
             raise ValueError("parallel.powersgd_rank is for DDP's gradients; ppo sums an adapter's whole")
         if self.ppo.kl_target and not self.ppo.kl:
             raise ValueError("ppo.kl_target moves ppo.kl, which at 0 stays 0; begin with another, such as 0.1")
-        if self.schedule.neftune:
-            raise ValueError("schedule.neftune is for supervised training; leave it at 0")
+        if self.schedule.neftune_noise_alpha:
+            raise ValueError("schedule.neftune_noise_alpha is for supervised training; leave it at 0")
         if self.adapter.dropout:
             raise ValueError("adapter.dropout would change the answers' probabilities between rollout and update")
         if self.ppo.minibatches * self.parallel.processes > self.ppo.answers:
@@ -287,26 +299,37 @@ class PpoRun(RolloutRun):
 class Grpo(ConfigSection):
     """Group-relative policy optimisation (arXiv 2402.03300)."""
 
-    group: Annotated[int, Field(ge=2)] = 8
-    """Answers to each prompt, judged against one another; it divides batch_size × accumulate × processes."""
-    iterations: Count = 1
+    renamed: ClassVar[Mapping[str, str]] = {
+        "group": "num_generations",
+        "iterations": "num_iterations",
+        "kl": "beta",
+        "clip": "epsilon",
+        "clip_higher": "epsilon_high",
+        "loss": "loss_type",
+        "scale": "scale_rewards",
+    }
+
+    num_generations: Annotated[int, Field(ge=2)] = 8
+    """Answers to each prompt, judged against one another; it divides batch_size ×
+    gradient_accumulation_steps × processes."""
+    num_iterations: Count = 1
     """Updates that learn from the same answers; the clip works from the second on."""
-    kl: NotNegative = 0.0
+    beta: NotNegative = 0.0
     """Weight of the KL penalty against the model as it began; 0 leaves it out, as R1-Zero's followers do."""
-    clip: Positive = 0.2
-    """The ratio of new to old probability counts only between 1 - clip and 1 + clip_higher."""
-    clip_higher: NotNegative = 0.0
-    """Another upper bound (DAPO, arXiv 2503.14476); 0 takes clip."""
-    loss: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "dapo"
+    epsilon: Positive = 0.2
+    """The ratio of new to old probability counts only between 1 - epsilon and 1 + epsilon_high."""
+    epsilon_high: NotNegative = 0.0
+    """Another upper bound (DAPO, arXiv 2503.14476); 0 takes epsilon."""
+    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "dapo"
     """How tokens are weighed: per answer, over the batch, or without the bias to length."""
-    scale: Literal["group", "batch", "none"] = "group"
+    scale_rewards: Literal["group", "batch", "none"] = "group"
     """Advantages are divided by the standard deviation of the group's rewards, of the batch's, or not."""
 
 
 class GrpoSchedule(RolloutSchedule):
-    """The schedule of grpo: batch_size × accumulate answers per update, of 4 prompts."""
+    """The schedule of grpo: batch_size × gradient_accumulation_steps answers per update, of 4 prompts."""
 
-    accumulate: Count = 4
+    gradient_accumulation_steps: Count = 4
     """Forward passes per optimizer step."""
     warmup_share: Share = 0.0
     """Share of the steps in which the rate rises; its first step has a rate of 0, and its answers are lost."""
@@ -320,19 +343,20 @@ class GrpoRun(RolloutRun):
 
     @model_validator(mode="after")
     def _works_together(self) -> GrpoRun:
-        sizes = self.schedule.batch_size, self.schedule.accumulate, self.parallel.processes
-        if math.prod(sizes) % self.grpo.group:
+        sizes = self.schedule.batch_size, self.schedule.gradient_accumulation_steps, self.parallel.processes
+        if math.prod(sizes) % self.grpo.num_generations:
             raise ValueError(
-                f"grpo.group={self.grpo.group} does not divide the answers of an update: schedule.batch_size {sizes[0]}"
-                f" × schedule.accumulate {sizes[1]} × parallel.processes {sizes[2]} = {math.prod(sizes)}"
+                f"grpo.num_generations={self.grpo.num_generations} does not divide the answers of an update: "
+                f"schedule.batch_size {sizes[0]} × schedule.gradient_accumulation_steps {sizes[1]} × "
+                f"parallel.processes {sizes[2]} = {math.prod(sizes)}"
             )
-        if self.schedule.neftune:
-            raise ValueError("schedule.neftune is for supervised training; leave it at 0")
+        if self.schedule.neftune_noise_alpha:
+            raise ValueError("schedule.neftune_noise_alpha is for supervised training; leave it at 0")
         if self.adapter.dropout:
             raise ValueError("adapter.dropout would change the answers' probabilities between rollout and update")
-        if self.grpo.iterations == 1 and (self.grpo.clip, self.grpo.clip_higher) != (0.2, 0.0):
+        if self.grpo.num_iterations == 1 and (self.grpo.epsilon, self.grpo.epsilon_high) != (0.2, 0.0):
             raise ValueError(
-                "grpo.clip: with grpo.iterations=1 every ratio is 1 and nothing is clipped; take 2 or more"
+                "grpo.epsilon: with grpo.num_iterations=1 every ratio is 1 and nothing is clipped; take 2 or more"
             )
         return self
 

@@ -203,6 +203,11 @@ class Adapter(ConfigSection):
 class Schedule(ConfigSection):
     """How long, how fast and in which portions."""
 
+    renamed: ClassVar[Mapping[str, str]] = {
+        "accumulate": "gradient_accumulation_steps",
+        "neftune": "neftune_noise_alpha",
+    }
+
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the training records."""
     max_steps: Annotated[int, Field(ge=0)] = 0
@@ -219,11 +224,11 @@ class Schedule(ConfigSection):
     """Gradients are clipped to this norm."""
     batch_size: Count = 8
     """Sequences per device and forward pass."""
-    accumulate: Count = 1
+    gradient_accumulation_steps: Count = 1
     """Forward passes per optimizer step."""
     max_tokens: Annotated[int, Field(ge=16)] = 1024
     """Longest sequence; sequences.longer says what is done with longer records."""
-    neftune: Annotated[float, Field(ge=0)] = 0.0
+    neftune_noise_alpha: Annotated[float, Field(ge=0)] = 0.0
     """Noise on the embeddings while training (NEFTune, arXiv 2310.05914); 5 is the paper's, 0 none."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass to save memory."""
@@ -248,10 +253,12 @@ class Router(ConfigSection):
 class Watch(ConfigSection):
     """What is watched while training, and what an alarm does."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"evaluate_steps": "eval_steps"}
+
     on_alarm: Literal["warn", "stop", "rollback"] = "warn"
     """warn says it; stop saves and ends the run; rollback goes back to the last good checkpoint once, with half the
     learning rate."""
-    evaluate_steps: Annotated[int, Field(ge=0)] = 0
+    eval_steps: Annotated[int, Field(ge=0)] = 0
     """Measure the held-out loss every so many optimizer steps; 0 only before and after."""
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ("tensorboard",)
     """Where the curves go, besides train_log.jsonl; trackio and wandb need the extra of that name."""

@@ -160,7 +160,7 @@ def _data(known: Lineage) -> dict[str, Any] | None:
 _SHOWN = (
     *("adapter.rank", "adapter.alpha", "adapter.groups", "adapter.rslora", "adapter.dora", "train.only", "esft.share"),
     *("router.mode", "schedule.learning_rate", "schedule.epochs", "schedule.max_steps", "schedule.batch_size"),
-    *("schedule.accumulate", "schedule.max_tokens", "schedule.optimizer", "schedule.seed"),
+    *("schedule.gradient_accumulation_steps", "schedule.max_tokens", "schedule.optimizer", "schedule.seed"),
 )
 
 

@@ -295,7 +295,8 @@ class Session(Generic[Run]):
             self.narrator.say(f"going on from {checkpoint}")
         try:
             with within_memory(
-                "lower schedule.batch_size (and raise schedule.accumulate), schedule.max_tokens or adapter.rank"
+                "lower schedule.batch_size (and raise schedule.gradient_accumulation_steps), schedule.max_tokens or "
+                "adapter.rank"
             ):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finally:
@@ -316,7 +317,7 @@ class Session(Generic[Run]):
         return num_steps
 
     def watched_loss(self, model: Any) -> float:
-        """What is measured every watch.evaluate_steps, and must not rise."""
+        """What is measured every watch.eval_steps, and must not rise."""
         return float(self.measure(model).loss)
 
     def trainer(self, model: Any, callbacks: list[TrainerCallback]) -> Resumable:

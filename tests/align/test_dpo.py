@@ -154,7 +154,7 @@ def watched(config: DpoRun, at: int = 5) -> Done:
 @pytest.fixture(scope="module")
 def done(configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> Done:
     """One unbroken run, for all tests that only look at it."""
-    return watched(configure(tmp_path_factory.mktemp("runs") / "done", watch={"trackers": [], "evaluate_steps": 4}))
+    return watched(configure(tmp_path_factory.mktemp("runs") / "done", watch={"trackers": [], "eval_steps": 4}))
 
 
 # --- what is learned -------------------------------------------------------------------------------------------------
@@ -346,7 +346,7 @@ def press() -> Iterator[Callable[[int, Callable[[], Any]], None]]:
 
 
 def test_a_resumed_run_is_an_unbroken_one(done: Done, configure: Configure, tmp_path: Path, press: Any) -> None:
-    watch = {"trackers": [], "evaluate_steps": 4}
+    watch = {"trackers": [], "eval_steps": 4}
     press(3, lambda: go(configure(tmp_path / "run", watch=watch)))
     folder = go(DpoRun(), tmp_path / "run")
     for line, other in zip(log_of(folder), log_of(done.folder), strict=True):
@@ -429,7 +429,7 @@ def test_two_processes_take_the_steps_of_one(pairs: Path, tiny_base: Path, tmp_p
     curves = []
     for count, size in ((1, 8), (2, 4)):
         told = [f"schedule.{name}" for name in (f"batch_size={size}", "learning_rate=0.01", "max_tokens=128")]
-        told += ["data.eval_share=0.2", "samples=0", "watch.trackers=[]", "watch.evaluate_steps=2"]
+        told += ["data.eval_share=0.2", "samples=0", "watch.trackers=[]", "watch.eval_steps=2"]
         sets = [part for setting in told for part in ("--set", setting)]
         given = ["--data", str(pairs), "--model", str(tiny_base), "--out", str(tmp_path / f"run{count}"), *sets]
         command = [sys.executable, "-m", "dsr1_tune", "dpo", *given, "--processes", str(count)]

@@ -74,10 +74,11 @@ def asked(material: Path, tiny_base: Path) -> Callable[..., GrpoRun]:
             "rewards": str(material / "rewards.yaml"),
             "rollout": {"max_new_tokens": 5, "batch_size": 6},
             "schedule": {
-                "max_steps": 4, "learning_rate": 0.01, "batch_size": 4, "accumulate": 2, "max_tokens": 128,
+                "max_steps": 4, "learning_rate": 0.01, "batch_size": 4, "gradient_accumulation_steps": 2,
+                "max_tokens": 128,
                 "gradient_checkpointing": False, "warmup_share": 0,
             },
-            "grpo": {"group": 4},
+            "grpo": {"num_generations": 4},
             "watch": {"trackers": []},
             "samples": 1,
             "sample_tokens": 4,
@@ -191,9 +192,9 @@ def test_a_reward_that_fails_can_end_the_run(asked: Callable[..., GrpoRun], mate
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"grpo": {"group": 3}}, "does not divide"),
-        ({"grpo": {"clip": 0.3}}, "iterations=1"),
-        ({"schedule": {"neftune": 5}}, "neftune"),
+        ({"grpo": {"num_generations": 3}}, "does not divide"),
+        ({"grpo": {"epsilon": 0.3}}, "num_iterations=1"),
+        ({"schedule": {"neftune_noise_alpha": 5}}, "neftune_noise_alpha"),
         ({"adapter": {"dropout": 0.1}}, "dropout"),
     ],
 )
@@ -242,7 +243,7 @@ def test_it_learns_what_is_rewarded(asked: Callable[..., GrpoRun], material: Pat
             "learns",
             base={"model": str(able)},
             rewards=str(rewards),
-            schedule={"max_steps": 160, "learning_rate": 0.003, "batch_size": 64, "accumulate": 1},
+            schedule={"max_steps": 160, "learning_rate": 0.003, "batch_size": 64, "gradient_accumulation_steps": 1},
             rollout={"max_new_tokens": 6, "batch_size": 64},
             grpo={"group": 16, "iterations": 2},
             samples=0,

@@ -262,7 +262,7 @@ def test_replayed_experts_are_those_of_the_rollout(tiny_model: TinyModel, ppo_ru
         ({"rollout": {"max_new_tokens": 128}}, "none of the 20 records can be trained on"),
         ({"schedule": {"max_tokens": 600}, "rollout": {"max_new_tokens": 500}}, "longer than its context of 512"),
         ({"ppo": {"routing_replay": True}}, "routing_replay"),
-        ({"schedule": {"accumulate": 2}}, "schedule.accumulate"),
+        ({"schedule": {"gradient_accumulation_steps": 2}}, "schedule.gradient_accumulation_steps"),
         ({"start": {"run": "/nowhere"}}, "/nowhere: holds no adapter"),
     ],
 )

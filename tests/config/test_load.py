@@ -61,7 +61,7 @@ def test_set_beats_a_flag_beats_the_file_beats_the_default(yaml: Any) -> None:
     flags = {"schedule.epochs": 3.0, "schedule.seed": 3}
     got = load_config(LoraRun, file, flags, ["schedule.epochs=4"])
     schedule = got.schedule
-    assert (schedule.epochs, schedule.seed, schedule.batch_size, schedule.accumulate) == (4, 3, 2, 1)
+    assert (schedule.epochs, schedule.seed, schedule.batch_size, schedule.gradient_accumulation_steps) == (4, 3, 2, 1)
     assert got.adapter == Adapter()
 
 
@@ -278,3 +278,37 @@ def test_old_and_new_name_of_a_setting_together_are_refused(yaml: Any) -> None:
 def test_present_names_of_settings_say_nothing(yaml: Any, capsys: pytest.CaptureFixture[str]) -> None:
     load_config(ExportRun, yaml("quantize: {to: int8}"))
     assert capsys.readouterr().err == ""
+
+
+RENAMED = {
+    "schedule.accumulate=3": (LoraRun, "schedule.gradient_accumulation_steps"),
+    "schedule.neftune=5": (LoraRun, "schedule.neftune_noise_alpha"),
+    "watch.evaluate_steps=7": (LoraRun, "watch.eval_steps"),
+    "dpo.loss=[hinge]": (DpoRun, "dpo.loss_type"),
+    "dpo.weights=[2]": (DpoRun, "dpo.loss_weights"),
+    "reward.center=0.5": (RewardRun, "reward.center_rewards_coefficient"),
+    "grpo.group=4": (GrpoRun, "grpo.num_generations"),
+    "grpo.iterations=2": (GrpoRun, "grpo.num_iterations"),
+    "grpo.kl=0.5": (GrpoRun, "grpo.beta"),
+    "grpo.loss=bnpo": (GrpoRun, "grpo.loss_type"),
+    "grpo.scale=none": (GrpoRun, "grpo.scale_rewards"),
+}
+
+
+@pytest.mark.parametrize("text", RENAMED)
+def test_renamed_setting_is_set_by_its_old_name_as_by_its_new_one(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind, new = RENAMED[text]
+    old = text.partition("=")[0]
+    config = load_config(kind, sets=[text])
+    assert capsys.readouterr().err.startswith(f"note: {old} is called {new} now")
+    assert config == load_config(kind, sets=[text.replace(old, new)])
+    assert config != kind()
+
+
+def test_settings_saved_by_an_earlier_version_are_read() -> None:
+    saved = LoraRun(schedule=Schedule(gradient_accumulation_steps=3)).model_dump(mode="json")
+    saved["schedule"]["accumulate"] = saved["schedule"].pop("gradient_accumulation_steps")
+    saved["watch"]["evaluate_steps"] = saved["watch"].pop("eval_steps")
+    assert LoraRun.model_validate(saved) == LoraRun(schedule=Schedule(gradient_accumulation_steps=3))

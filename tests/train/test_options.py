@@ -40,7 +40,10 @@ Configure = Callable[..., LoraRun]
 
 @pytest.fixture
 def configure(tiny_model: Any, sums: Path, tmp_path: Path) -> Configure:
-    """configure("run", "qwen3_moe", neftune=5) is a run of four steps; keywords change its schedule or are nouns."""
+    """configure("run", "qwen3_moe", neftune_noise_alpha=5) is a run of four steps.
+
+    Keywords change its schedule or are nouns.
+    """
 
     def configure_(name: str, family: str = "deepseek_v3", kind: type = LoraRun, **changes: Any) -> Any:
         nouns = {name: changes.pop(name) for name in list(changes) if isinstance(changes[name], ConfigSection)}
@@ -73,7 +76,11 @@ TOGETHER = {
         "adapter": Adapter(rank=4, ranks={"routed_experts": 2}, init="pissa", rslora=True),
     },
     "8bit-dropout": {"optimizer": "adamw_8bit", "adapter": Adapter(rank=64, dropout=0.3, lora_plus=8, init="olora")},
-    "adafactor-neftune": {"optimizer": "adafactor", "neftune": 5.0, "router": Router(mode="bias", bias_rate=0.05)},
+    "adafactor-neftune": {
+        "optimizer": "adafactor",
+        "neftune_noise_alpha": 5.0,
+        "router": Router(mode="bias", bias_rate=0.05),
+    },
     "dora-train": {"adapter": Adapter(rank=4, dora=True, groups=("attention",)), "router": Router(mode="train")},
     "16-bit": {"router": Router(mode="train"), "weight_decay": 0.1},
 }
@@ -104,7 +111,7 @@ def test_every_option_gives_a_run_of_its_own(configure: Configure, told: Any) ->
     options: dict[str, dict[str, Any]] = {
         "none": {},
         "adafactor": {"optimizer": "adafactor"},
-        "neftune": {"neftune": 5.0},
+        "neftune_noise_alpha": {"neftune_noise_alpha": 5.0},
         "lora_plus": {"adapter": Adapter(lora_plus=8)},
         "dropout": {"adapter": Adapter(dropout=0.3)},
     }
@@ -144,11 +151,15 @@ def test_the_bias_rule_of_a_full_run(configure: Configure, stopped: Any, curve: 
     assert (biases[0] - before.bias).abs().max() > 0.04
 
 
-@pytest.mark.parametrize(("accumulate", "packing"), [(1, False), (2, True)])
+@pytest.mark.parametrize(("gradient_accumulation_steps", "packing"), [(1, False), (2, True)])
 def test_the_auxiliary_loss_is_logged_beside_the_loss(
     configure: Configure, told: Any, accumulate: int, packing: bool
 ) -> None:
-    changes = {"batch_size": 4 // accumulate, "accumulate": accumulate, "sequences": Sequences(packing=packing)}
+    changes = {
+        "batch_size": 4 // accumulate,
+        "gradient_accumulation_steps": accumulate,
+        "sequences": Sequences(packing=packing),
+    }
     plain = lora.run(configure("plain", "qwen3_moe", router=Router(mode="train"), **changes), None, told)
     heavy = configure("aux", "qwen3_moe", router=Router(mode="aux_loss", aux_loss=1.0), **changes)
     aux = lora.run(heavy, None, told)
@@ -199,7 +210,7 @@ def test_accumulation_does_not_change_the_weight_of_the_auxiliary_loss(
     """Four portions of a batch weigh a quarter each: the gradients are about alike, and not four times as large."""
     norms = {}
     for accumulate in (1, 4):
-        portions = {"batch_size": 24 // accumulate, "accumulate": accumulate, "max_grad_norm": 1e9}
+        portions = {"batch_size": 24 // accumulate, "gradient_accumulation_steps": accumulate, "max_grad_norm": 1e9}
         gradients = []
         for weight in (1.0, 1e-9):
             router = Router(mode="aux_loss", aux_loss=weight)
@@ -307,7 +318,7 @@ def test_neftune_reaches_the_embeddings_while_training_and_is_gone_afterwards(
         return model
 
     monkeypatch.setattr(lora, "add_lora", listening)
-    lora.run(configure("run", neftune=5.0), None, told)
+    lora.run(configure("run", neftune_noise_alpha=5.0), None, told)
     assert any(training for training, _ in seen) and any(not training for training, _ in seen)
     assert all(distance > 0.01 for training, distance in seen if training)
     assert all(distance < 1e-3 for training, distance in seen if not training)

@@ -82,7 +82,11 @@ def test_one_step_over_packed_records_is_the_step_over_the_same_records(go: Go, 
     """All records in one step: the loss is per learned token over the accumulated batches, whatever they hold."""
     each, _ = go("each", batch_size=NUM_ROWS, gradient_checkpointing=checkpointing)
     packed, said = go(
-        "packed", Sequences(packing=True), batch_size=3, accumulate=5, gradient_checkpointing=checkpointing
+        "packed",
+        Sequences(packing=True),
+        batch_size=3,
+        gradient_accumulation_steps=5,
+        gradient_checkpointing=checkpointing,
     )
     assert "36 records packed into" in said
     (one,), (other,) = log_of(each), log_of(packed)
@@ -98,7 +102,7 @@ def test_so_it_is_in_other_families(go: Go, tiny_model: Any, family: str) -> Non
     """gpt_oss builds its masks without looking at the positions, and is given them."""
     folder = tiny_model(family, family)
     each, _ = go("each", family=folder, batch_size=NUM_ROWS)
-    packed, _ = go("packed", Sequences(packing=True), family=folder, batch_size=3, accumulate=5)
+    packed, _ = go("packed", Sequences(packing=True), family=folder, batch_size=3, gradient_accumulation_steps=5)
     assert log_of(packed)[0]["loss"] == pytest.approx(log_of(each)[0]["loss"], rel=1e-5)
     assert log_of(packed)[0]["grad_norm"] == pytest.approx(log_of(each)[0]["grad_norm"], rel=1e-4)
 
@@ -110,7 +114,7 @@ def test_so_it_is_over_a_base_in_4_bits(tiny_model: Any, data_file: Path, tmp_pa
         config = QloraRun(
             data=Data(files=(data_file,)),
             base=base,
-            schedule=Schedule(batch_size=batch_size, accumulate=5 if packing else 1, max_tokens=400),
+            schedule=Schedule(batch_size=batch_size, gradient_accumulation_steps=5 if packing else 1, max_tokens=400),
             sequences=Sequences(packing=packing),
             out=tmp_path / f"packing-{packing}",
             samples=0,

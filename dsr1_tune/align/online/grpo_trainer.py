@@ -58,7 +58,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         args: Any,
         callbacks: list[TrainerCallback],
     ) -> None:
-        """`beginning` is what the weight grpo.kl holds the model to."""
+        """`beginning` is what the weight grpo.beta holds the model to."""
         self._session = session
         self._is_flat = False
         for callback in callbacks:
@@ -80,7 +80,7 @@ class GroupTrainer(Resumable, GRPOTrainer):
         )
         self._ends = end_tokens(model, session.base.tokenizer)
         if beginning is not None:
-            self.beta = session.config.grpo.kl
+            self.beta = session.config.grpo.beta
             self.ref_model = _AsItBegan(model, beginning)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:

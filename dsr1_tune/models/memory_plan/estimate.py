@@ -361,8 +361,8 @@ def _advise(one: MemoryEstimate, made: Plan, settings: Settings) -> str:
         return "schedule.gradient_checkpointing=true"
     share = room / by_batch
     if (rows := math.floor(one.batch.rows * share)) >= 1:
-        accumulate = settings.schedule.accumulate * math.ceil(one.batch.rows / rows)
-        return f"schedule.batch_size={rows} schedule.accumulate={accumulate}"
+        accumulate = settings.schedule.gradient_accumulation_steps * math.ceil(one.batch.rows / rows)
+        return f"schedule.batch_size={rows} schedule.gradient_accumulation_steps={accumulate}"
     tokens = math.floor(one.batch.tokens * one.batch.rows * share / 64) * 64
     if tokens >= 64:
         tips.append(f"schedule.batch_size=1 schedule.max_tokens={tokens}")

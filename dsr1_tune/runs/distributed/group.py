@@ -83,7 +83,10 @@ def as_launched(config: Run, is_resumed: bool, say: Callable[[str], None]) -> Ru
         )
     if world_size() > 1:
         schedule = config.schedule
-        sizes = f"{world_size()} processes × batch_size {schedule.batch_size} × accumulate {schedule.accumulate}"
+        sizes = (
+            f"{world_size()} processes × batch_size {schedule.batch_size} × gradient_accumulation_steps "
+            f"{schedule.gradient_accumulation_steps}"
+        )
         say(f"{strategy}: {sizes} = {global_batch(config)} sequences a step")
     if is_resumed and parallel.processes != world_size():
         say(f"It began with {parallel.processes} processes: its steps are others now, and so is its curve.")
@@ -105,7 +108,7 @@ _ZERO3 = "--config_file configs/accelerate/zero3.yaml"
 
 def global_batch(config: TuneRun) -> int:
     """Sequences that one optimizer step learns from, in all processes together."""
-    return world_size() * config.schedule.batch_size * config.schedule.accumulate
+    return world_size() * config.schedule.batch_size * config.schedule.gradient_accumulation_steps
 
 
 def leave() -> None:

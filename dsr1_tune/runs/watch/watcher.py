@@ -126,7 +126,7 @@ class Watcher(TrainerCallback):
             return
         routing = self._monitor.take(of_all_processes=True)
         self._complete(logs, routing)
-        every = self._config.evaluate_steps
+        every = self._config.eval_steps
         if every and state.global_step % every == 0:
             logs["eval_loss"] = self._held_out_loss()
         norms = {"all": float(logs.get("grad_norm", math.nan)), **_by_group(logs)}

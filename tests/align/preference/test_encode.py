@@ -162,10 +162,10 @@ def test_feedback_that_teaches_nothing_is_refused(rows: Any, reason: str, tiny_t
         ({"sequences": {"think": "mask"}}, "judged as a whole"),
         ({"sequences": {"learn": ["user"]}}, "only the last answer"),
         ({"sequences": {"packing": True}}, "compared one by one"),
-        ({"dpo": {"loss": ["sft"]}}, "rejected answers"),
-        ({"dpo": {"loss": ["exo_pair"]}}, "logarithm of dpo.label_smoothing"),
+        ({"dpo": {"loss_type": ["sft"]}}, "rejected answers"),
+        ({"dpo": {"loss_type": ["exo_pair"]}}, "logarithm of dpo.label_smoothing"),
         ({"dpo": {"label_smoothing": 0.1}}, "robust is sigmoid with it"),
-        ({"dpo": {"loss": ["sigmoid", "sft"], "weights": [1]}}, "1 weights for 2 losses"),
+        ({"dpo": {"loss_type": ["sigmoid", "sft"], "loss_weights": [1]}}, "1 weights for 2 losses"),
     ],
 )
 def test_settings_that_cannot_work_do_not_exist(setting: dict[str, Any], reason: str) -> None:

@@ -110,7 +110,7 @@ def updates(model: nn.Module, part: str, factor: str = "lora_B") -> list[nn.Para
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, sums: Path) -> tuple[RunFolder, str]:
     told = Told()
-    config = configure(tmp_path_factory.mktemp("healthy") / "run", tiny_base, sums, Watch(evaluate_steps=10))
+    config = configure(tmp_path_factory.mktemp("healthy") / "run", tiny_base, sums, Watch(eval_steps=10))
     return lora.run(config, console=told), told.text
 
 
@@ -191,7 +191,7 @@ def test_a_resumed_run_counts_on(
 
     pressed: list[int] = []
     sabotage(press_ctrl_c)
-    config = configure(tmp_path / "run", tiny_base, sums, Watch(evaluate_steps=10))
+    config = configure(tmp_path / "run", tiny_base, sums, Watch(eval_steps=10))
     with pytest.raises(KeyboardInterrupt):
         lora.run(config, console=Told())
     at_the_break = log_of(tmp_path / "run")[-1]
@@ -291,7 +291,7 @@ def test_a_fault_that_is_put_in_stops_the_run(
 
 
 def test_learning_by_heart_is_noticed(tmp_path: Path, tiny_base: Path, noise: Path) -> None:
-    watch = Watch(on_alarm="stop", evaluate_steps=10)
+    watch = Watch(on_alarm="stop", eval_steps=10)
     config = configure(tmp_path / "run", tiny_base, noise, watch, max_steps=120, learning_rate=2e-2, save_steps=50)
     with pytest.raises(StoppedByAlarm) as caught:
         lora.run(config, console=Told())
