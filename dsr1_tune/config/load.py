@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -26,32 +26,50 @@ def load_config(
 
     Raises ConfigError that lists every problem at once.
     """
-    tree: dict[str, Any] = _read_yaml(file) if file else {}
+    tree = _present_names(kind, _read_yaml(file)) if file else {}
     for dotted, value in (flags or {}).items():
         if value is not None:
-            _put(tree, dotted, value, said=dotted)
+            _put(tree, _present_name(kind, dotted), value, said=dotted)
     for text in sets:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
             raise ConfigError(f"--set {text}: not of the form name=value", hint="for example: --set adapter.rank=32")
-        _put(tree, name.strip(), _parse_value(value), said=f"--set {text}")
-    for old, new in _old_names(kind, tree):
-        print(f"note: {old} is called {new} now; the old name works in this version only", file=sys.stderr)
+        _put(tree, _present_name(kind, name.strip()), _parse_value(value), said=f"--set {text}")
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_all_problems(error, file), hint=_known_names(kind, error)) from None
 
 
-def _old_names(kind: type[ConfigSection], tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every setting that is given under a name of an earlier version, with its present name; both dotted."""
+def _present_names(kind: type[ConfigSection], tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`tree` with every setting under its present name; one line says so of each that had an old one."""
+    renamed: dict[str, Any] = {}
     for name, value in tree.items():
         new = kind.renamed.get(name, name)
         if new != name:
-            yield prefix + name, prefix + new
+            if new in tree:
+                raise ConfigError(f"{prefix}{name} is the old name of {prefix}{new}", hint=f"give {prefix}{new} alone")
+            _note(prefix + name, prefix + new)
         section = kind.model_fields[new].annotation if new in kind.model_fields else None
         if isinstance(value, dict) and isinstance(section, type) and issubclass(section, ConfigSection):
-            yield from _old_names(section, value, f"{prefix}{new}.")
+            value = _present_names(section, value, f"{prefix}{new}.")
+        renamed[new] = value
+    return renamed
+
+
+def _present_name(kind: type[ConfigSection], dotted: str) -> str:
+    """The present name of one dotted setting."""
+    tree: dict[str, Any] = {}
+    _put(tree, dotted, None, said=dotted)
+    tree, names = _present_names(kind, tree), []
+    while tree:
+        ((name, tree),) = tree.items()
+        names.append(name)
+    return ".".join(names)
+
+
+def _note(old: str, new: str) -> None:
+    print(f"note: {old} is called {new} now; the old name works in this version only", file=sys.stderr)
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

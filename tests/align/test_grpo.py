@@ -65,7 +65,7 @@ Start = Callable[..., RunFolder]
 
 @pytest.fixture(scope="module")
 def asked(material: Path, tiny_base: Path) -> Callable[..., GrpoRun]:
-    """asked("name", grpo={"group": 2}): what a short run is asked to do."""
+    """asked("name", grpo={"num_generations": 2}): what a short run is asked to do."""
 
     def config(name: str, **changes: Any) -> GrpoRun:
         tree: dict[str, Any] = {
@@ -116,7 +116,7 @@ def whole(asked: Callable[..., GrpoRun]) -> Iterator[SimpleNamespace]:
 
     patch = pytest.MonkeyPatch()
     patch.setattr(GroupTrainer, "close", look)
-    seen.folder = begin(asked("whole", grpo={"group": 4, "iterations": 2, "kl": 0.05, "clip": 0.1}))
+    seen.folder = begin(asked("whole", grpo={"num_generations": 4, "num_iterations": 2, "beta": 0.05, "epsilon": 0.1}))
     patch.undo()
     yield seen
 
@@ -162,7 +162,7 @@ def test_a_run_that_goes_on_is_as_if_never_broken_off(
     name = f"broken-{step}"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(GroupTrainer, "training_step", disturbed)
-        begin(asked(name, grpo={"group": 4, "iterations": 2, "kl": 0.05, "clip": 0.1}))
+        begin(asked(name, grpo={"num_generations": 4, "num_iterations": 2, "beta": 0.05, "epsilon": 0.1}))
     broken = RunFolder(whole.folder.path.with_name(name))
     assert read_log(broken)[-1]["step"] == step
     begin(GrpoRun(), broken.path)
@@ -245,7 +245,7 @@ def test_it_learns_what_is_rewarded(asked: Callable[..., GrpoRun], material: Pat
             rewards=str(rewards),
             schedule={"max_steps": 160, "learning_rate": 0.003, "batch_size": 64, "gradient_accumulation_steps": 1},
             rollout={"max_new_tokens": 6, "batch_size": 64},
-            grpo={"group": 16, "iterations": 2},
+            grpo={"num_generations": 16, "num_iterations": 2},
             samples=0,
         )
     )

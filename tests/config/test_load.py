@@ -264,9 +264,10 @@ def test_memory_in_words(said: str, gib: float) -> None:
 def test_old_names_of_settings_work_and_the_new_one_is_said(yaml: Any, capsys: pytest.CaptureFixture[str]) -> None:
     config = load_config(ExportRun, yaml("quantise: {to: int8}"), sets=["quantise.all=true"])
     assert (config.quantize.to, config.quantize.all) == ("int8", True)
-    assert capsys.readouterr().err.splitlines() == [
-        "note: quantise is called quantize now; the old name works in this version only"
-    ]
+    assert (
+        capsys.readouterr().err.splitlines()
+        == ["note: quantise is called quantize now; the old name works in this version only"] * 2
+    )  # the file's and the --set's
     assert ExportRun.model_validate({"quantise": {"to": "fp8"}}).quantize.to == "fp8"
 
 
@@ -312,3 +313,10 @@ def test_settings_saved_by_an_earlier_version_are_read() -> None:
     saved["schedule"]["accumulate"] = saved["schedule"].pop("gradient_accumulation_steps")
     saved["watch"]["evaluate_steps"] = saved["watch"].pop("eval_steps")
     assert LoraRun.model_validate(saved) == LoraRun(schedule=Schedule(gradient_accumulation_steps=3))
+
+
+def test_old_name_in_a_file_and_new_name_in_set_go_together(yaml: Any) -> None:
+    old = yaml("schedule: {accumulate: 3}")
+    assert load_config(LoraRun, old, sets=["schedule.gradient_accumulation_steps=5"]) == LoraRun(
+        schedule=Schedule(gradient_accumulation_steps=5)
+    )
