@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dsr1_tune.cli.export.export import To
-from dsr1_tune.cli.train.methods import ConfigFile, DataFiles, Epochs, Map, ModelName, Processes, Sets
+from dsr1_tune.cli.options import ConfigFile, DataFiles, Epochs, Map, ModelName, Processes, Sets
 
 
 def adapt(

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from dsr1_tune.cli.train import methods
-from dsr1_tune.cli.train.methods import ConfigFile, DataFiles, Epochs, Map, OnAlarm, Out, Processes, Resume, Sets
+from dsr1_tune.cli.options import ConfigFile, DataFiles, Epochs, Map, OnAlarm, Out, Processes, Resume, Sets
+from dsr1_tune.cli.start import Given, start
 
 StartModel = Annotated[
     str | None,
@@ -74,7 +74,8 @@ def _with_data(name: str) -> Callable[..., None]:
         sets: Sets = None,
         resume: Resume = None,
     ) -> None:
-        methods.start(name, data, model, out, map_, epochs, on_alarm, processes, config, sets, resume, method=method)
+        given = Given(data, model, out, map_, epochs, on_alarm, processes, config, sets, resume)
+        start(name, given, method=method)
 
     return align
 
@@ -95,21 +96,7 @@ def _with_rewards(name: str) -> Callable[..., None]:
         sets: Sets = None,
         resume: Resume = None,
     ) -> None:
-        methods.start(
-            name,
-            data,
-            model,
-            out,
-            map_,
-            epochs,
-            on_alarm,
-            processes,
-            config,
-            sets,
-            resume,
-            method=method,
-            rewards=rewards,
-            on_reward_error=on_reward_error,
-        )
+        given = Given(data, model, out, map_, epochs, on_alarm, processes, config, sets, resume)
+        start(name, given, method=method, rewards=rewards, on_reward_error=on_reward_error)
 
     return align

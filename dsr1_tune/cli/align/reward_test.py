@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dsr1_tune.cli.train.methods import Map
+from dsr1_tune.cli.options import Map
 
 
 def reward_test(

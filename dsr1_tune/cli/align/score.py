@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dsr1_tune.cli.train.methods import ConfigFile, Map, Sets
+from dsr1_tune.cli.options import ConfigFile, Map, Sets
 
 
 def score(

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dsr1_tune.cli.train.methods import ConfigFile, Sets
+from dsr1_tune.cli.options import ConfigFile, Sets
 
 _MODEL = "A run folder, an adapter, a model folder, a GGUF file, a Hub id, or embedded."
 MaxLossIncrease = Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dsr1_tune.cli.export.compare import MaxGeneralDrop, MaxLossIncrease, MinAgreement, gate_flags
-from dsr1_tune.cli.train.methods import ConfigFile, Sets
+from dsr1_tune.cli.options import ConfigFile, Sets
 
 To = Annotated[
     str | None,

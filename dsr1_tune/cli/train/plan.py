@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dsr1_tune.cli.train.methods import ConfigFile, DataFiles, Map, ModelName, Sets
+from dsr1_tune.cli.options import ConfigFile, DataFiles, Map, ModelName, Sets
 
 Memory = Annotated[
     str | None,
