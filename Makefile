@@ -11,7 +11,7 @@ B      ?= $(RUN)
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo lora qlora full experts esft dpo kto reward ppo grpo reward-test resume plan adapt quantize score chat compare export serve data-check data-clean base doctor test test-slow check format benchmark clean
+.PHONY: help setup architecture demo lora qlora full experts esft dpo kto reward ppo grpo reward-test resume plan adapt quantize score chat compare export serve data-check data-clean base doctor test test-slow check format benchmark clean
 
 help: ## list the recipes
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -108,11 +108,15 @@ test: setup ## the tests (minutes)
 test-slow: setup ## the longer checks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m slow $(ARGS)
 
-check: setup ## ruff, mypy, import-linter
+check: setup ## ruff, mypy, import-linter, the map and the rules of the house
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python docs/architecture.py --check
+
+architecture: setup ## write ARCHITECTURE.md anew, from the docstrings
+	$(BIN)/python docs/architecture.py
 
 format: setup ## let ruff put the code in order
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,83 @@
+"""ARCHITECTURE.md says what is there, and the house keeps its rules."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def architecture() -> ModuleType:
+    """The script that writes the map."""
+    spec = importlib.util.spec_from_file_location("architecture", ROOT / "docs" / "architecture.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_map_names_every_file_with_its_purpose(architecture: ModuleType) -> None:
+    assert (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8") == architecture.written()
+    lines = architecture.written().splitlines()
+    for file in (ROOT / "dsr1_tune").rglob("*.py"):
+        if file.name != "__init__.py":
+            assert any(f"`{file.name}` {architecture.purpose(file)}" in line for line in lines), file
+
+
+def test_house_keeps_its_rules(architecture: ModuleType) -> None:
+    assert list(architecture.broken_rules()) == []
+
+
+def test_house_rules_name_what_breaks_them(
+    architecture: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "dsr1_tune"
+    (package / "room").mkdir(parents=True)
+    (package / "__init__.py").write_text('"""All."""\n')
+    (package / "room" / "__init__.py").write_text('"""A room."""\n')
+    for number in range(17):
+        (package / "room" / f"file{number}.py").write_text('"""Says something."""\n')
+    monkeypatch.setattr(architecture, "ROOT", tmp_path)
+    monkeypatch.setattr(architecture, "PACKAGE", package)
+    assert list(architecture.broken_rules()) == ["dsr1_tune/room: holds 17 source files; 16 at most"]
+    (package / "room" / "file16.py").unlink()
+    assert list(architecture.broken_rules()) == []
+    (package / "room" / "file0.py").write_text('"""Long."""\n' + "x = 1\n" * 400)
+    (package / "room" / "file1.py").write_text('"""One function."""\ndef f():\n' + "    x = 1\n" * 60)
+    (package / "room" / "file2.py").write_text("x = 1\n")
+    assert list(architecture.broken_rules()) == [
+        "dsr1_tune/room/file0.py: has 401 lines; 400 at most",
+        "dsr1_tune/room/file1.py:2: f has 61 lines; 60 at most",
+        "dsr1_tune/room/file2.py: says nowhere what it is for; begin with a docstring",
+    ]
+
+
+def test_stale_map_fails_the_check(
+    architecture: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stale = tmp_path / "ARCHITECTURE.md"
+    stale.write_text((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8") + "more\n", encoding="utf-8")
+    monkeypatch.setattr(architecture, "MAP", stale)
+    monkeypatch.setattr(sys, "argv", ["architecture.py", "--check"])
+    assert architecture.main() == 1
+    assert "ARCHITECTURE.md: is stale" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["architecture.py"])
+    assert architecture.main() == 0
+    assert stale.read_text(encoding="utf-8") == (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+
+
+def test_most_modules_have_a_mirrored_test() -> None:
+    """Nine in ten modules; the others hold texts, tables, or what only another process runs."""
+    modules = [
+        file.relative_to(ROOT / "dsr1_tune")
+        for file in (ROOT / "dsr1_tune").rglob("*.py")
+        if file.name not in ("__init__.py", "__main__.py")
+    ]
+    lacking = [file for file in modules if not (ROOT / "tests" / file.parent / f"test_{file.name}").is_file()]
+    assert len(lacking) <= 0.15 * len(modules), lacking
