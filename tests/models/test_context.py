@@ -14,8 +14,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.context import check_length, with_context
-from dsr1_tune.models.folder import base_of
 from dsr1_tune.models.load import load, locate
+from dsr1_tune.models.ref import base_of
 
 FAMILIES = ["deepseek_v3", "deepseek_v2", "qwen3_moe", "mixtral", "llama", "gpt_oss"]
 LATENT = ["deepseek_v3", "deepseek_v2"]

@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM
 from dsr1_tune.config import Adapter, Base
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models import embedded, hub, load
-from dsr1_tune.models import folder as model_folder
+from dsr1_tune.models.folder import ModelFolder
 from dsr1_tune.models.memory import Memory, main_memory
+from dsr1_tune.models.ref import base_of
 from dsr1_tune.models.trained import attach
 from dsr1_tune.models.trained.lora import add_lora
 
@@ -68,7 +69,7 @@ def test_several_weight_files(tiny_model: Any) -> None:
         shutil.copy(file, folder / "cut")
     shutil.copy(folder / "chat_template.jinja", folder / "cut")
     located = locate(folder / "cut")
-    assert len(model_folder.weight_files(located.folder)) > 2
+    assert len(ModelFolder(located.folder, "").weight_files) > 2
     load.load_located(located)
     next(iter(sorted((folder / "cut").glob("*.safetensors")))).unlink()
     with pytest.raises(ModelError, match="weight files are missing"):
@@ -451,7 +452,7 @@ def test_the_manifest_knows_the_base_better(
 ) -> None:
     folder, _ = run
     (folder / "manifest.json").write_text(json.dumps({"base": recorded}))
-    base = model_folder.base_of(folder / "adapter")
+    base = base_of(folder / "adapter")
     assert (base.model, base.revision) == (model, recorded["revision"] if model == "somebody/tiny" else None)
 
 
@@ -466,7 +467,7 @@ def test_a_run_that_is_not_finished_has_no_adapter(tmp_path: Path) -> None:
 def test_an_adapter_over_the_embedded_base_finds_it_wherever_it_is(run: tuple[Path, torch.Tensor], name: str) -> None:
     folder, _ = run
     edit_json(folder / "adapter/adapter_config.json", lambda tree: tree.update(base_model_name_or_path=name))
-    assert model_folder.base_of(folder / "adapter") == Base()
+    assert base_of(folder / "adapter") == Base()
 
 
 def test_an_adapter_is_no_base(run: tuple[Path, torch.Tensor]) -> None:

@@ -11,8 +11,9 @@ from safetensors import SafetensorError, safe_open
 
 from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models.folder import base_of, find_adapter, local_path
 from dsr1_tune.models.load import Loaded, load
+from dsr1_tune.models.ref import Adapter, Experts, ModelRef, RewardModel, Run
+from dsr1_tune.models.trained.experts import put_experts_on
 from dsr1_tune.models.weights.index import gist, read_json
 
 
@@ -21,22 +22,17 @@ def load_with_adapter(path: str | Path | None, progress: Callable[[str], None] |
 
     Raises ModelError as `locate` and `load_located` do, and for an adapter or experts that do not fit their base.
     """
-    from dsr1_tune.models.trained.experts import find_trained_experts, put_experts_on
-
-    if adapter := find_adapter(path):
-        loaded = load(base_of(adapter), progress, quantized=was_quantized(adapter))
-        return Loaded(put_adapter_on(loaded, adapter), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
-    if experts := find_trained_experts(path):
-        loaded = load(base_of(experts), progress=progress)
-        return Loaded(put_experts_on(loaded, experts), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
-    return load(Base(model=None if path is None else str(whole_model(path))), progress=progress)
-
-
-def whole_model(path: str | Path) -> str | Path:
-    """The model that a run of `full` left in its folder, if `path` is one; else `path` itself."""
-    folder = local_path(str(path))
-    is_run = (folder / "manifest.json").is_file() and (folder / "model" / "config.json").is_file()
-    return folder / "model" if is_run else path
+    ref = ModelRef.resolve(path)
+    if isinstance(ref, RewardModel):
+        ref.refuse()
+    if isinstance(ref, Adapter):
+        loaded = load(ref.base, progress, quantized=was_quantized(ref.path))
+        return Loaded(put_adapter_on(loaded, ref.path), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
+    if isinstance(ref, Experts):
+        loaded = load(ref.base, progress=progress)
+        return Loaded(put_experts_on(loaded, ref.path), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
+    model = ref.model if isinstance(ref, Run) and ref.model else path
+    return load(Base(model=None if model is None else str(model)), progress=progress)
 
 
 def put_adapter_on(loaded: Loaded, adapter: Path) -> Any:

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from dsr1_tune.atomic import atomic_folder, atomic_write
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models.folder import local_path
 from dsr1_tune.models.load import Loaded, Located
+from dsr1_tune.models.ref import EXPERTS_CONFIG
 from dsr1_tune.moe.anatomy import find_experts, is_balancing_bias
 from dsr1_tune.moe.selected_experts import ChosenFactors, train_factors, trained_tensors
 
-CONFIG, WEIGHTS = "experts_config.json", "experts.safetensors"
+WEIGHTS = "experts.safetensors"
 _FORMAT = "dsr1-tune trained experts 1"
 _RIGHT_BASE = "give trained experts together with the base that they were trained on"
 
@@ -64,7 +64,7 @@ class Card:
     @classmethod
     def read(cls, folder: Path) -> Card:
         """Read experts_config.json; raises ModelError if it is damaged."""
-        file = folder / CONFIG
+        file = folder / EXPERTS_CONFIG
         try:
             tree = json.loads(file.read_text(encoding="utf-8"))
             if tree.pop("format") != _FORMAT:
@@ -87,7 +87,7 @@ def save_experts(model: nn.Module, base: Located, folder: Path) -> None:
     with atomic_folder(folder) as part:
         plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         save_file(plain, part / WEIGHTS, metadata={"format": "pt"})
-        with atomic_write(part / CONFIG) as file:
+        with atomic_write(part / EXPERTS_CONFIG) as file:
             json.dump({"format": _FORMAT, **asdict(Card.of(model, base))}, file, indent=1, ensure_ascii=False)
         base.tokenizer.save_pretrained(str(part))
 
@@ -95,14 +95,6 @@ def save_experts(model: nn.Module, base: Located, folder: Path) -> None:
 def _is_other(name: str, weight: nn.Parameter) -> bool:
     """Whether a weight was trained that is no expert's, such as a router's."""
     return is_balancing_bias(name) or (weight.requires_grad and ".chosen." not in name)
-
-
-def find_trained_experts(path: str | Path | None) -> Path | None:
-    """The folder of trained experts that `path` is, or holds as a run folder does under experts/; else None."""
-    if path is None:
-        return None
-    folder = local_path(str(path))
-    return next((place for place in (folder, folder / "experts") if (place / CONFIG).is_file()), None)
 
 
 @torch.no_grad()

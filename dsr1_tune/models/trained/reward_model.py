@@ -24,8 +24,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from dsr1_tune.atomic import atomic_folder
 from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models.folder import REWARD_CONFIG, base_of, find_reward, local_path
 from dsr1_tune.models.load import Loaded, Located, load_located, locate
+from dsr1_tune.models.ref import REWARD_CONFIG, ModelRef, RewardModel, base_of, local_path
 from dsr1_tune.models.trained.attach import put_adapter_on
 from dsr1_tune.models.trained.full import save_model
 from dsr1_tune.models.trained.lora import save_adapter
@@ -214,7 +214,7 @@ def load_scalar(
 def check_reward(path: str | Path) -> Path:
     """The folder of the reward model at `path`, before any weights are loaded. Raises ModelError if it is none."""
     place = local_path(str(path))
-    folder = find_reward(place)
+    found = ModelRef.resolve(path)
     manifest = place / "manifest.json"
     told = read_json(manifest) if manifest.is_file() else {}
     if told.get("command") == "reward" and told.get("status") != "finished":
@@ -222,9 +222,9 @@ def check_reward(path: str | Path) -> Path:
             f"{path}: is a reward run that is not finished ({told.get('status')})",
             hint=f"go on with it: dsr1-tune reward --resume {path}",
         )
-    if folder is None:
+    if not isinstance(found, RewardModel):
         raise ModelError(f"{path}: is no reward model", hint="train one: dsr1-tune reward --data preferences.jsonl")
-    return folder
+    return found.path
 
 
 def put_scalar_on(loaded: Loaded, folder: Path) -> ScalarModel:

@@ -22,11 +22,10 @@ from torch import Tensor, nn
 
 from dsr1_tune.config import Adapter, AlignRun, TuneRun
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models.folder import base_of, find_adapter
+from dsr1_tune.models import ref
 from dsr1_tune.models.load import Loaded
 from dsr1_tune.models.meta import meta_model
-from dsr1_tune.models.trained.attach import put_adapter_on, whole_model
-from dsr1_tune.models.trained.experts import find_trained_experts
+from dsr1_tune.models.trained.attach import put_adapter_on
 from dsr1_tune.models.trained.lora import add_lora, check_adapter
 from dsr1_tune.moe.anatomy import plain_name
 
@@ -43,18 +42,21 @@ def with_start(config: Run) -> Run:
     if not isinstance(config, AlignRun):
         return config
     named = config.start.run or config.base.model
-    adapter = find_adapter(named)
-    if adapter is None:
+    found = ref.ModelRef.resolve(named)
+    if isinstance(found, ref.RewardModel):
+        found.refuse()
+    if not isinstance(found, ref.Adapter):
         if config.start.run:
             raise ModelError(f"{config.start.run}: holds no adapter", hint="give a run of lora or qlora")
-        if find_trained_experts(named):
+        if isinstance(found, ref.Experts):
             raise ModelError(
                 f"{named}: holds trained experts, beside which no adapter is trained",
                 hint=f"merge them first: dsr1-tune merge {named} --out merged, and start there",
             )
         if named is None:
             return config
-        return config.model_copy(update={"base": config.base.model_copy(update={"model": str(whole_model(named))})})
+        model = found.model if isinstance(found, ref.Run) and found.model else named
+        return config.model_copy(update={"base": config.base.model_copy(update={"model": str(model)})})
     if config.method == "full":
         raise ModelError(
             f"{named}: is an adapter, and method=full trains a base",
@@ -87,10 +89,10 @@ def with_start(config: Run) -> Run:
             f"{named}: its base is the one that it was trained on, so base.revision has nothing to say",
             hint="leave base.revision out",
         )
-    base = base_of(adapter)
+    base = found.base
     said = {"dtype": config.base.dtype} if config.base.dtype != "auto" else {}
     base = base.model_copy(update=said | ({"context": config.base.context} if config.base.context else {}))
-    start = config.start.model_copy(update={"run": adapter.absolute()})
+    start = config.start.model_copy(update={"run": found.path.absolute()})
     return config.model_copy(update={"base": base, "start": start})
 
 

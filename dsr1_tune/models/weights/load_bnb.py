@@ -25,7 +25,7 @@ from dsr1_tune.models.weights.bnb_layout import Kind
 from dsr1_tune.models.weights.checkpoint import Checkpoint, Spec
 from dsr1_tune.models.weights.index import COPY_AGAIN
 from dsr1_tune.models.weights.layout import Layout, Piece
-from dsr1_tune.models.weights.stored_format import prequantized_kind
+from dsr1_tune.models.weights.stored_format import StoredFormat
 from dsr1_tune.moe.quantized_experts import finish_nf4
 from dsr1_tune.quant import int8, nf4
 
@@ -113,7 +113,7 @@ def open_prequantized(folder: Path, config: Any, name: str) -> tuple[HeldConfig,
     Raises ModelError, naming the tensor, for a layout that is another than `bnb_layout`'s.
     """
     stored_as: dict[str, Any] = config.quantization_config
-    kind: Kind = "int8" if prequantized_kind(stored_as) == "int8" else "nf4"
+    kind: Kind = "int8" if StoredFormat.of(config) is StoredFormat.BNB_INT8 else "nf4"
     plain = deepcopy(config)
     del plain.quantization_config
     checkpoint = Checkpoint(folder)
