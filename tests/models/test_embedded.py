@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models import embedded, hub
+from dsr1_tune.models.weights.index import ONE_FILE
 
 TEXTS = (
     "The capital of France is Paris.",
@@ -165,7 +166,7 @@ def test_rewriting_is_deterministic(tmp_path: Path, tiny_tokenizer: Any) -> None
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         embedded.write(source, tmp_path / name)
-    assert (tmp_path / "a" / embedded.WEIGHTS).read_bytes() == (tmp_path / "b" / embedded.WEIGHTS).read_bytes()
+    assert (tmp_path / "a" / ONE_FILE).read_bytes() == (tmp_path / "b" / ONE_FILE).read_bytes()
 
 
 # --- the cache and the sources ---------------------------------------------------------------------------------------
@@ -265,7 +266,7 @@ def test_a_build_that_fails_leaves_nothing(
 ) -> None:
     def half(source: embedded.Source, folder: Path) -> None:
         (folder / "config.json").write_text("{}")
-        (folder / embedded.WEIGHTS).write_bytes(b"half")
+        (folder / ONE_FILE).write_bytes(b"half")
         raise error
 
     monkeypatch.setattr(embedded, "write", half)
