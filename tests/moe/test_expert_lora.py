@@ -24,6 +24,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from dsr1_tune.moe import expert_lora
 from dsr1_tune.moe.expert_lora import GroupedExpertLora, LinearParamLora, use_grouped_products
+from dsr1_tune.moe.expert_rows import RoutedRows
 
 FAMILIES = ["deepseek_v3", "deepseek_v2", "qwen3_moe", "mixtral", "gpt_oss"]
 FUSED = ("gate_up_proj", "down_proj")
@@ -352,7 +353,7 @@ def test_uneven_loads(num_tokens: int, num_experts: int, num_chosen: int) -> Non
 
 def test_the_routings_reach_every_kind_of_tiling() -> None:
     def tiles(index_TK: Tensor) -> tuple[int, list[int]]:
-        rows = expert_lora._Rows.sort(index_TK, num_experts=4)
+        rows = RoutedRows.sort(index_TK, num_experts=4)
         return rows.tile, torch.bincount(rows.expert_N, minlength=4).tolist()
 
     assert tiles(balanced()) == (8, [1, 1, 1, 1])
@@ -433,8 +434,8 @@ def test_gradients_pass_the_numerical_check(kind: str) -> None:
 
     def output(x_TD: Tensor, weight_TK: Tensor, up_a: Tensor, down_a: Tensor, up_b: Tensor, down_b: Tensor) -> Tensor:
         updates = {
-            "gate_up_proj": expert_lora._Factors(up_a, up_b, 0.7),
-            "down_proj": expert_lora._Factors(down_a, down_b, 1.3),
+            "gate_up_proj": expert_lora.PackedLora(up_a, up_b, 0.7),
+            "down_proj": expert_lora.PackedLora(down_a, down_b, 1.3),
         }
         return expert_lora.apply_experts(experts, x_TD, index_TK, weight_TK, updates)
 

@@ -17,9 +17,9 @@ from dsr1_tune.config import Adapter
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.trained.lora import add_lora
 from dsr1_tune.models.weights.load_nf4 import Nf4Config
-from dsr1_tune.moe import expert_lora
+from dsr1_tune.moe import expert_lora, expert_rows
 from dsr1_tune.moe.anatomy import find_experts
-from dsr1_tune.moe.expert_lora import _Rows
+from dsr1_tune.moe.expert_rows import RoutedRows
 from dsr1_tune.moe.quantized_experts import audit_bits, is_in_nf4, memory_of, reserve_nf4
 from dsr1_tune.quant.nf4 import Nf4, stored_weight
 
@@ -136,12 +136,12 @@ def test_as_a_gpu_groups_it_only_chosen_experts_are_dequantized(
     chosen: list[int] = []
     matrices = Nf4.matrices
     monkeypatch.setattr(Nf4, "matrices", lambda self, index: chosen.extend(index) or matrices(self, index))
-    monkeypatch.setattr(expert_lora, "PORTION_BYTES", portion)
+    monkeypatch.setattr(expert_rows, "PORTION_BYTES", portion)
 
     def there(index_TK: Tensor) -> Tensor:
         return index_TK.as_subclass(Elsewhere)
 
-    sort = _Rows.sort.__func__  # type: ignore[attr-defined]
+    sort = RoutedRows.sort.__func__  # type: ignore[attr-defined]
 
     class Elsewhere(Tensor):
         __torch_function__ = torch._C._disabled_torch_function_impl
@@ -151,7 +151,7 @@ def test_as_a_gpu_groups_it_only_chosen_experts_are_dequantized(
             return torch.device("cuda")
 
     monkeypatch.setattr(
-        _Rows, "sort", classmethod(lambda cls, i, num_experts: sort(cls, i.as_subclass(Elsewhere), num_experts))
+        RoutedRows, "sort", classmethod(lambda cls, i, num_experts: sort(cls, i.as_subclass(Elsewhere), num_experts))
     )
     got = expert_lora.apply_experts(experts, x, index, weight, {})
     (got_dx,) = torch.autograd.grad(got.square().sum(), x)
