@@ -23,8 +23,8 @@ from dsr1_tune.models.memory import GIB, main_memory
 from dsr1_tune.models.ref import Hub, Missing, ModelRef, local_path
 from dsr1_tune.models.weights.checkpoint import Checkpoint
 from dsr1_tune.models.weights.index import COPY_AGAIN, gist, weight_files
+from dsr1_tune.models.weights.lazy import open_fp8, open_w4a16
 from dsr1_tune.models.weights.stored_format import NF4_BYTES, StoredFormat
-from dsr1_tune.quant import fp8, w4a16
 
 _log = logging.getLogger(__name__)
 
@@ -149,11 +149,11 @@ def _read_model(
     if quantized and stored is not StoredFormat.NF4:
         settings["quantization_config"] = Nf4Config()
     if stored is StoredFormat.W4A16:
-        return _from_tensors(folder, w4a16.open_weights(folder, weight_files(folder)), settings)
+        return _from_tensors(folder, open_w4a16(Checkpoint(folder)), settings)
     if stored is not StoredFormat.BLOCK_FP8:
         return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **settings)
     rows, cols = config.quantization_config["weight_block_size"]
-    return _from_tensors(folder, fp8.open_weights(folder, weight_files(folder), (rows, cols)), settings)
+    return _from_tensors(folder, open_fp8(Checkpoint(folder), (rows, cols)), settings)
 
 
 def _from_tensors(folder: Path, weights: Any, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -6,7 +6,7 @@ of `gate_up_proj`'s. Everything else goes through transformers' loader, one tens
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from dsr1_tune.models.weights.bnb_layout import Kind
 from dsr1_tune.models.weights.checkpoint import Checkpoint, Spec
 from dsr1_tune.models.weights.index import COPY_AGAIN
 from dsr1_tune.models.weights.layout import Layout, Piece
+from dsr1_tune.models.weights.lazy import LazyTensor
 from dsr1_tune.models.weights.stored_format import StoredFormat
 from dsr1_tune.moe.quantized_experts import finish_nf4
 from dsr1_tune.quant import int8, nf4
@@ -55,12 +56,9 @@ class HeldQuantizer(HfQuantizer):
         for name, num_parts in self.quantization_config.parts.items():
             owner, _, leaf = name.rpartition(".")
             module = model.get_submodule(owner)
-            weight = getattr(module, leaf)
-            stand_in = nf4.placeholder(weight.shape, weight.dtype, torch.device("cpu"))
-            stand_in._is_hf_initialized = True
-            setattr(module, leaf, stand_in)
-            nf4.keep_placeholder_out(module, leaf)
-            nf4.reserve_as(module, leaf, _sizes(self.quantization_config.kind, tuple(weight.shape), num_parts))
+            shape = tuple(getattr(module, leaf).shape)
+            nf4.put_placeholder(module, leaf)
+            nf4.reserve_as(module, leaf, _sizes(self.quantization_config.kind, shape, num_parts))
             linear = nf4.Nf4Linear if self.quantization_config.kind == "nf4" else nf4.Int8Linear
             module.__class__ = linear if isinstance(module, nn.Linear) else nf4.holding(module.__class__)
 
@@ -85,29 +83,7 @@ def _sizes(kind: str, shape: tuple[int, ...], num_parts: int) -> dict[str, tuple
     return nf4.sizes(num_matrices * num_parts, rows // num_parts, cols)
 
 
-# --- what transformers' loader is given in place of a file -----------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Later:
-    """A tensor that is read, or put together of several, when it is indexed."""
-
-    spec: Spec
-    make: Callable[[], Tensor]
-
-    def __getitem__(self, index: Any) -> Tensor:
-        return self.make()[index]
-
-    def get_dtype(self) -> str:
-        """As safetensors names it."""
-        return self.spec.dtype
-
-    def get_shape(self) -> list[int]:
-        """Of the tensor."""
-        return list(self.spec.shape)
-
-
-def open_prequantized(folder: Path, config: Any, name: str) -> tuple[HeldConfig, dict[str, Later]]:
+def open_prequantized(folder: Path, config: Any, name: str) -> tuple[HeldConfig, dict[str, LazyTensor]]:
     """How to hold the weights of a folder in bitsandbytes' layout, and its tensors by the names they are loaded under.
 
     Raises ModelError, naming the tensor, for a layout that is another than `bnb_layout`'s.
@@ -121,7 +97,7 @@ def open_prequantized(folder: Path, config: Any, name: str) -> tuple[HeldConfig,
     inside = {part for parts in quantized.values() for part in parts}
     rest = [stored for stored in checkpoint.names if stored not in inside]
     layout = Layout.of(meta_model(plain), [*rest, *quantized])
-    tensors = {stored: _as_stored(checkpoint, stored) for stored in rest}
+    tensors = {stored: LazyTensor.as_stored(checkpoint, stored) for stored in rest}
     worst = max((stored_as.get(OURS) or {}).get("worst_error", {}).values(), default=0.0)
     parts: dict[str, int] = {}
     for parameter in sorted({layout.pieces[stored].parameter for stored in quantized if stored in layout.pieces}):
@@ -132,12 +108,10 @@ def open_prequantized(folder: Path, config: Any, name: str) -> tuple[HeldConfig,
             is_fused = len(layout.shapes[parameter]) == 3 and pieces[0].expert is None
             made = _Buffer(checkpoint, kind, part, _in_order(pieces), shape, dtype, worst, is_fused)
             made.check()
-            tensors[f"{parameter}_{part}"] = Later(Spec.of(torch.empty(shape, dtype=dtype, device="meta")), made.read)
+            tensors[f"{parameter}_{part}"] = LazyTensor(
+                Spec.of(torch.empty(shape, dtype=dtype, device="meta")), made.read
+            )
     return HeldConfig(kind=kind, parts=parts), tensors
-
-
-def _as_stored(checkpoint: Checkpoint, stored: str) -> Later:
-    return Later(checkpoint.spec(stored), lambda: checkpoint.read(stored))
 
 
 def _in_order(pieces: Sequence[Piece]) -> list[Piece]:
