@@ -101,7 +101,7 @@ def locate(
 def load_located(located: Located, dtype: str = "auto", for_training: bool = False, quantized: bool = False) -> Loaded:
     """Load the weights of a located base, in `dtype` (see config.Base), onto this process's GPU or the CPU.
 
-    `quantized` holds experts and linear layers in 4 bits, see moe.experts4bit. For training the model is left in
+    `quantized` holds experts and linear layers in 4 bits, see moe.quantized_experts. For training the model is left in
     train mode without a key-value cache, otherwise in eval mode. Raises ModelError
     when weights are missing, damaged, of other shapes than the config says, or more than the memory holds.
     """

@@ -1,6 +1,6 @@
 """Folders in bitsandbytes' layout loaded as they are: NF4 and int8 stay what they are, experts among them.
 
-Each stored tensor goes to its place in the buffers of `moe.nf4` and `moe.int8`: `experts.7.up_proj.weight` is a part
+Each stored tensor goes to its place in the buffers of quant.nf4 and quant.int8: `experts.7.up_proj.weight` is a part
 of `gate_up_proj`'s. Everything else goes through transformers' loader, one tensor at a time.
 """
 
@@ -22,7 +22,7 @@ from dsr1_tune.errors import ModelError
 from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.weights import bnb_layout
 from dsr1_tune.models.weights.bnb_layout import Kind
-from dsr1_tune.models.weights.checkpoint import Checkpoint, Spec
+from dsr1_tune.models.weights.checkpoint import NAMES, Checkpoint, Spec
 from dsr1_tune.models.weights.index import COPY_AGAIN
 from dsr1_tune.models.weights.layout import Layout, Piece
 from dsr1_tune.models.weights.lazy import LazyTensor
@@ -108,9 +108,7 @@ def open_prequantized(folder: Path, config: Any, name: str) -> tuple[HeldConfig,
             is_fused = len(layout.shapes[parameter]) == 3 and pieces[0].expert is None
             made = _Buffer(checkpoint, kind, part, _in_order(pieces), shape, dtype, worst, is_fused)
             made.check()
-            tensors[f"{parameter}_{part}"] = LazyTensor(
-                Spec.of(torch.empty(shape, dtype=dtype, device="meta")), made.read
-            )
+            tensors[f"{parameter}_{part}"] = LazyTensor(Spec(NAMES[dtype], shape), made.read)
     return HeldConfig(kind=kind, parts=parts), tensors
 
 
@@ -185,7 +183,7 @@ class _Buffer:
         for piece in self.pieces:
             stored = self._name(piece)
             spec = self.checkpoint.spec(stored)
-            if spec.num_elements != wanted or spec != Spec.of(torch.empty(spec.shape, dtype=self.dtype, device="meta")):
+            if spec.num_elements != wanted or spec.dtype != NAMES[self.dtype]:
                 raise ModelError(
                     f"{stored}: holds {spec.num_elements} numbers as {spec.dtype}, in place of {wanted} as "
                     f"{str(self.dtype).removeprefix('torch.')}",
