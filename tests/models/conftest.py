@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from dsr1_tune.config import Adapter, Base
 from dsr1_tune.models import embedded
 from dsr1_tune.models.smollm2 import Llama, Source
 
 TinyLlama = Callable[..., tuple[Source, Any]]
+ADAPTER_IDS = torch.arange(2, 40)[None]
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +60,19 @@ def tiny_llama(tiny_tokenizer: Any) -> TinyLlama:
         return Source(llama, tiny_tokenizer, "a test"), model
 
     return make
+
+
+@pytest.fixture
+def adapter_run(tiny_model: Any, tmp_path: Path) -> tuple[Path, torch.Tensor]:
+    """A run folder with an adapter over a tiny model, and the logits that the two give."""
+    from dsr1_tune.models.load import load
+    from dsr1_tune.models.trained.lora import add_lora
+
+    folder = tiny_model()
+    model = add_lora(load(Base(model=str(folder))).model, Adapter(rank=2))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(str(tmp_path / "run" / "adapter"))
+    with torch.no_grad():
+        return tmp_path / "run", model.eval()(ADAPTER_IDS).logits

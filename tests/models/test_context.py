@@ -15,7 +15,6 @@ from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.context import check_length, with_context
 from dsr1_tune.models.load import load, locate
-from dsr1_tune.models.ref import base_of
 
 FAMILIES = ["deepseek_v3", "deepseek_v2", "qwen3_moe", "mixtral", "llama", "gpt_oss"]
 LATENT = ["deepseek_v3", "deepseek_v2"]
@@ -67,12 +66,20 @@ def test_the_frequencies_are_yarns(folder_of: Any, family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_runs_at_its_length(folder_of: Any, family: str) -> None:
+@torch.no_grad()
+def test_stretched_context_runs_at_its_length(folder_of: Any, family: str) -> None:
+    """Its last token still sees the first, and the beginning of a text is read alike however long the text is."""
     model = load(Base(model=str(folder_of(family)), context=TOKENS)).model
+    assert model.config.max_position_embeddings == TOKENS
     ids = torch.randint(2, 258, (1, TOKENS), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        logits = model(input_ids=ids, use_cache=False).logits
-    assert torch.isfinite(logits).all()
+    logits = model(input_ids=ids, use_cache=False).logits
+    assert logits.shape == (1, TOKENS, 258) and torch.isfinite(logits).all()
+    alone = model(input_ids=ids[:, :ORIGINAL], use_cache=False).logits
+    torch.testing.assert_close(logits[:, :ORIGINAL], alone, rtol=1e-3, atol=1e-3)
+    unstretched = load(Base(model=str(folder_of(family)))).model(input_ids=ids[:, :ORIGINAL], use_cache=False).logits
+    assert not torch.allclose(alone, unstretched, rtol=1e-3, atol=1e-3)
+    ids[0, 0] = (ids[0, 0] + 1) % 258
+    assert not torch.equal(model(input_ids=ids, use_cache=False).logits[:, -1], logits[:, -1])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -198,17 +205,6 @@ def test_texts_longer_than_the_context_are_refused() -> None:
 
 
 # --- loaded again ----------------------------------------------------------------------------------------------------
-
-
-def test_an_adapters_base_is_stretched_as_its_run_says(tmp_path: Path) -> None:
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    (tmp_path / "manifest.json").write_text(
-        '{"base": {"name": "org/base", "revision": "abc"}, "config": {"base": {"dtype": "bfloat16", "context": 32768}}}'
-    )
-    assert base_of(adapter) == Base(model="org/base", revision="abc", dtype="bfloat16", context=32_768)
-    (tmp_path / "manifest.json").write_text('{"base": {"name": "org/base", "revision": "abc"}, "config": {"base": {}}}')
-    assert base_of(adapter) == Base(model="org/base", revision="abc")
 
 
 def test_a_saved_stretched_model_needs_no_setting(folder_of: Any, tmp_path: Path) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
+from dsr1_tune.models import load
 from dsr1_tune.models.folder import ModelFolder
 from dsr1_tune.models.weights.stored_format import StoredFormat
 
@@ -58,3 +62,23 @@ def test_model_folder_check_names_what_is_there_instead(tmp_path: Path) -> None:
         ModelFolder(tmp_path, "named").check()
     with pytest.raises(ModelError, match="named: is not a folder"):
         ModelFolder(tmp_path / "nothing", "named").check()
+
+
+def test_model_folder_check_refuses_an_adapter_with_its_base(adapter_run: tuple[Path, torch.Tensor]) -> None:
+    folder, _ = adapter_run
+    for place in (folder, folder / "adapter"):
+        with pytest.raises(ModelError, match="is an adapter, not a base model") as caught:
+            ModelFolder(place, str(place)).check()
+        assert str(folder.parent / "model") in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "stored_as",
+    [{"quant_method": "gptq"}, {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}],
+)
+def test_model_folder_refuses_other_quantized_checkpoints(tiny_model: Any, stored_as: dict[str, Any]) -> None:
+    folder = tiny_model("deepseek_v3")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": stored_as}))
+    with pytest.raises(ModelError, match=rf"stored quantized \({stored_as['quant_method']}\)"):
+        load.locate(Base(model=str(folder)))

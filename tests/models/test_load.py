@@ -10,18 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub.errors import HTTPError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from dsr1_tune.config import Adapter, Base
+from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models import embedded, hub, load
 from dsr1_tune.models.folder import ModelFolder
-from dsr1_tune.models.memory import Memory, main_memory
-from dsr1_tune.models.ref import base_of
-from dsr1_tune.models.trained import attach
-from dsr1_tune.models.trained.lora import add_lora
+from dsr1_tune.models.memory import Memory
 
 IDS = torch.arange(2, 40)[None]
 
@@ -303,62 +299,6 @@ def test_what_does_not_fit_is_refused(tiny_model: Any, monkeypatch: pytest.Monke
 
 
 @pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No network, and an empty Hub cache."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-
-
-def test_offline_a_hub_id_fails_at_once(offline: None) -> None:
-    with pytest.raises(ModelError, match="not in the local cache, and the Hub cannot be reached") as caught:
-        locate("somebody/some-model")
-    assert "HF_HUB_OFFLINE" in caught.value.hint
-
-
-def fake_response(status: int) -> Any:
-    from types import SimpleNamespace
-
-    return SimpleNamespace(status_code=status, headers={}, request=SimpleNamespace(url="", method="GET"), text="")
-
-
-@pytest.mark.parametrize(
-    ("error", "says", "mend"),
-    [
-        ("GatedRepoError", "only approved accounts", "accept its terms"),
-        ("RepositoryNotFoundError", "neither a folder here nor a public model", "hf auth login"),
-        ("RevisionNotFoundError", "has no revision 'v9'", "commits"),
-        ("HfHubHTTPError", "the Hub does not give it: boom", "try again later"),
-    ],
-)
-def test_what_the_hub_refuses_is_explained(monkeypatch: pytest.MonkeyPatch, error: str, says: str, mend: str) -> None:
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise getattr(errors, error)("boom\nmore", response=fake_response(403))
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(ModelError, match=says) as caught:
-        locate("somebody/some-model", revision="v9")
-    assert mend in caught.value.hint
-
-
-@pytest.mark.parametrize("error", [OSError("consistency check failed"), HTTPError("timed out")])
-def test_a_download_that_breaks_off_can_go_on(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    import huggingface_hub
-
-    def break_off(*_: Any, **__: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", break_off)
-    with pytest.raises(ModelError, match=f"some-model: the download broke off: {error}") as caught:
-        locate("somebody/some-model")
-    assert "goes on where it stopped" in caught.value.hint
-
-
-@pytest.fixture
 def on_hub(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model on the Hub under somebody/tiny: its small files come first, its weights when they are asked for."""
     folder = tiny_model()
@@ -404,121 +344,3 @@ def test_weights_that_are_only_on_the_hub_offline(on_hub: Path, monkeypatch: pyt
     monkeypatch.setattr(hub, "file_sizes", lambda *_: None)
     with pytest.raises(ModelError, match="weights are not in the local cache"):
         load.locate(Base(model="somebody/tiny"))
-
-
-# --- adapters --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def run(tiny_model: Any, tmp_path: Path) -> tuple[Path, torch.Tensor]:
-    """A run folder with an adapter over a tiny model, and the logits that the two give."""
-    folder = tiny_model()
-    model = add_lora(load.load(Base(model=str(folder))).model, Adapter(rank=2))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    model.save_pretrained(str(tmp_path / "run" / "adapter"))
-    with torch.no_grad():
-        return tmp_path / "run", model.eval()(IDS).logits
-
-
-@pytest.mark.parametrize("part", ["", "adapter"], ids=["run folder", "adapter folder"])
-@torch.no_grad()
-def test_an_adapter_goes_onto_its_base(run: tuple[Path, torch.Tensor], part: str) -> None:
-    folder, want = run
-    loaded = attach.load_with_adapter(folder / part)
-    torch.testing.assert_close(loaded.model(IDS).logits, want, rtol=1e-5, atol=1e-5)
-    assert "over" in loaded.name
-    assert not loaded.model.training
-
-
-@torch.no_grad()
-def test_without_an_adapter_it_is_the_base(tiny_model: Any) -> None:
-    folder = tiny_model()
-    assert attach.load_with_adapter(folder).name == str(folder)
-
-
-@pytest.mark.parametrize(
-    ("recorded", "model"),
-    [
-        ({"name": "somebody/tiny", "revision": "c0ffee", "folder": "/cache/tiny"}, "somebody/tiny"),
-        ({"name": "models/tiny", "revision": None, "folder": "/home/me/models/tiny"}, "/home/me/models/tiny"),
-        ({"name": "embedded", "revision": "recipe1", "folder": "/cache/tiny"}, None),
-    ],
-    ids=["hub", "folder", "embedded"],
-)
-def test_the_manifest_knows_the_base_better(
-    run: tuple[Path, torch.Tensor], recorded: dict[str, str | None], model: str | None
-) -> None:
-    folder, _ = run
-    (folder / "manifest.json").write_text(json.dumps({"base": recorded}))
-    base = base_of(folder / "adapter")
-    assert (base.model, base.revision) == (model, recorded["revision"] if model == "somebody/tiny" else None)
-
-
-def test_a_run_that_is_not_finished_has_no_adapter(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(ModelError, match="is an unfinished run") as caught:
-        attach.load_with_adapter(tmp_path)
-    assert f"--resume {tmp_path}" in caught.value.hint
-
-
-@pytest.mark.parametrize("name", ["embedded", f"/elsewhere/{embedded.FOLDER_PREFIX}wheel-1"])
-def test_an_adapter_over_the_embedded_base_finds_it_wherever_it_is(run: tuple[Path, torch.Tensor], name: str) -> None:
-    folder, _ = run
-    edit_json(folder / "adapter/adapter_config.json", lambda tree: tree.update(base_model_name_or_path=name))
-    assert base_of(folder / "adapter") == Base()
-
-
-def test_an_adapter_is_no_base(run: tuple[Path, torch.Tensor]) -> None:
-    folder, _ = run
-    for place in (folder, folder / "adapter"):
-        with pytest.raises(ModelError, match="is an adapter, not a base model") as caught:
-            locate(place)
-        assert str(folder.parent / "model") in caught.value.hint
-
-
-@pytest.mark.parametrize("changes", [{"num_hidden_layers": 3}, {"n_routed_experts": 8}, {"hidden_size": 128}], ids=str)
-def test_an_adapter_of_another_base_is_refused(
-    run: tuple[Path, torch.Tensor], tiny_model: Any, changes: dict[str, int]
-) -> None:
-    folder, _ = run
-    other = tiny_model(name="other", **changes)
-    edit_json(folder / "adapter/adapter_config.json", lambda tree: tree.update(base_model_name_or_path=str(other)))
-    with pytest.raises(ModelError, match="does not go onto"):
-        attach.load_with_adapter(folder)
-
-
-def test_an_adapter_that_lacks_a_weight_is_refused(run: tuple[Path, torch.Tensor]) -> None:
-    file = run[0] / "adapter" / "adapter_model.safetensors"
-    weights = load_file(file)
-    weights.pop(sorted(weights)[0])
-    save_file(weights, file)
-    with pytest.raises(ModelError, match="1 weights do not match"):
-        attach.load_with_adapter(run[0])
-
-
-def test_a_damaged_adapter_is_refused(run: tuple[Path, torch.Tensor]) -> None:
-    file = run[0] / "adapter" / "adapter_model.safetensors"
-    file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(ModelError, match="does not go onto"):
-        attach.load_with_adapter(run[0])
-    file.rename(file.with_suffix(".bin"))
-    with pytest.raises(ModelError, match=r"has no adapter_model\.safetensors"):
-        attach.load_with_adapter(run[0])
-    (run[0] / "adapter" / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match="does not say which base"):
-        attach.load_with_adapter(run[0])
-
-
-# --- memory ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_containers_limit_counts(tmp_path: Path) -> None:
-    assert main_memory(tmp_path).free > 0
-    (tmp_path / "memory.max").write_text("1000\n")
-    (tmp_path / "memory.current").write_text("700\n")
-    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 100\n")
-    assert main_memory(tmp_path) == Memory(total=1000, free=400)
-    (tmp_path / "memory.max").write_text("max\n")
-    assert main_memory(tmp_path).total > 1000

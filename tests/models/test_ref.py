@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models import ref
+from dsr1_tune.models import embedded, ref
 from dsr1_tune.models.ref import ModelRef, base_of, find_adapter, local_path
 
 
@@ -111,3 +112,39 @@ def test_base_of_refuses_an_adapter_that_names_none(tmp_path: Path) -> None:
     put(tmp_path / "adapter_config.json")
     with pytest.raises(ModelError, match="does not say which base it belongs to"):
         base_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "model"),
+    [
+        ({"name": "somebody/tiny", "revision": "c0ffee", "folder": "/cache/tiny"}, "somebody/tiny"),
+        ({"name": "models/tiny", "revision": None, "folder": "/home/me/models/tiny"}, "/home/me/models/tiny"),
+        ({"name": "embedded", "revision": "recipe1", "folder": "/cache/tiny"}, None),
+    ],
+    ids=["hub", "folder", "embedded"],
+)
+def test_base_of_is_known_better_to_the_manifest(
+    adapter_run: tuple[Path, torch.Tensor], recorded: dict[str, str | None], model: str | None
+) -> None:
+    folder, _ = adapter_run
+    (folder / "manifest.json").write_text(json.dumps({"base": recorded}))
+    base = base_of(folder / "adapter")
+    assert (base.model, base.revision) == (model, recorded["revision"] if model == "somebody/tiny" else None)
+
+
+@pytest.mark.parametrize("name", ["embedded", f"/elsewhere/{embedded.FOLDER_PREFIX}wheel-1"])
+def test_base_of_finds_the_embedded_base_wherever_it_is(adapter_run: tuple[Path, torch.Tensor], name: str) -> None:
+    folder, _ = adapter_run
+    put(folder / "adapter/adapter_config.json", json.dumps({"base_model_name_or_path": name}))
+    assert base_of(folder / "adapter") == Base()
+
+
+def test_base_of_is_stretched_as_its_run_says(tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (tmp_path / "manifest.json").write_text(
+        '{"base": {"name": "org/base", "revision": "abc"}, "config": {"base": {"dtype": "bfloat16", "context": 32768}}}'
+    )
+    assert base_of(adapter) == Base(model="org/base", revision="abc", dtype="bfloat16", context=32_768)
+    (tmp_path / "manifest.json").write_text('{"base": {"name": "org/base", "revision": "abc"}, "config": {"base": {}}}')
+    assert base_of(adapter) == Base(model="org/base", revision="abc")

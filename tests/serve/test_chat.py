@@ -246,10 +246,19 @@ def test_mistakes_are_errors_of_the_user(arguments: list[str]) -> None:
     assert result.exception.hint
 
 
-def test_stdin_of_another_encoding_does_not_end_the_talk(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stdin_of_another_encoding_does_not_end_the_talk(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A byte that is no UTF-8 is asked as the replacement character, and the next line is answered too."""
     import io
 
     from dsr1_tune.cli.serve.chat import chat
 
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("é\n".encode("latin-1")), encoding="utf-8"))
-    chat(str(tiny_model()), prompt=None, max_new_tokens=2, temperature=0.0)
+    folder = str(tiny_model())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("é\n/new\nhello\n".encode("latin-1")), "utf-8"))
+    chat(folder, prompt=None, max_new_tokens=5, temperature=0.0)
+    piped = capsys.readouterr()
+    assert "started again" in piped.err
+    for question in ("\ufffd", "hello"):
+        chat(folder, prompt=question, max_new_tokens=5, temperature=0.0)
+    assert piped.out == capsys.readouterr().out != ""

@@ -213,21 +213,3 @@ def test_the_containers_run_our_commands() -> None:
     for target, service in services.items():
         assert f" AS {target}" in (ROOT / service["build"]["dockerfile"]).read_text()
         assert service["volumes"][0].endswith(":/model:ro") and service["ports"] == ["127.0.0.1:${PORT:-8000}:8000"]
-
-
-def test_the_server_script_needs_nothing_of_ours(tmp_path: Path) -> None:
-    """So that the container has no more than this file."""
-    text = Path(engines.__file__).with_name("llama_server.py").read_text()
-    (tmp_path / "server.py").write_text(text)
-    command = [sys.executable, "-P", str(tmp_path / "server.py")]
-    assert "import dsr1_tune" not in text and "from dsr1_tune" not in text
-    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 1 and "holds 0 .gguf files" in done.stderr
-
-
-def test_a_run_folder_means_its_adapter(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="there is no such folder"):
-        artifact.of(tmp_path / "nothing")
-    (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(ModelError, match=r"has no config\.json"):
-        artifact.of(tmp_path)
