@@ -1,4 +1,4 @@
-"""What lies in a folder that is to be served: a model, an adapter or a GGUF file, and what its files say."""
+"""What is in a folder that is to be served: a model, an adapter or a GGUF file, and what its files say."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Artifact:
 
     @property
     def form(self) -> Literal["peft-fused", "per-expert", "dense"]:
-        """How an adapter has the factors of routed experts, if it has any."""
+        """How an adapter stores LoRA A and B of routed experts, if it has any."""
         if any(re.search(r"\.experts\.(base_layer\.)*lora_", name) for name in self.names):
             return "peft-fused"
         return "per-expert" if any(re.search(r"\.experts\.\d+\.", name) for name in self.names) else "dense"

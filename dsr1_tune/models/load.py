@@ -126,7 +126,7 @@ def load_located(located: Located, dtype: str = "auto", for_training: bool = Fal
 def _read_model(
     located: Located, folder: Path, dtype: torch.dtype, device: torch.device, quantized: bool
 ) -> tuple[Any, dict[str, Any]]:
-    """transformers' loader, in 4 bits where that is asked for; float8 weights are multiplied out one by one."""
+    """transformers' loader, in 4 bits where that is asked for; float8 weights are dequantized one by one."""
     from transformers import AutoModelForCausalLM
 
     from dsr1_tune.models.weights.load_nf4 import Nf4Config

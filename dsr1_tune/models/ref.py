@@ -158,16 +158,20 @@ def _is_path(name: str) -> bool:
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
+def manifest_in(folder: Path) -> dict[str, Any]:
+    """What a run folder's manifest says; nothing where there is none. Raises ModelError for a damaged one."""
+    file = folder / "manifest.json"
+    return read_json(file) if file.is_file() else {}
+
+
 def base_of(folder: Path) -> Base:
     """The base that an adapter, or experts, were trained on: as the run's manifest says, else as their config does."""
-    manifest = folder.parent / "manifest.json"
-    if manifest.is_file():
-        tree = read_json(manifest)
-        base = tree.get("base")
-        if isinstance(base, dict) and isinstance(base.get("name"), str):
-            # A folder has no revision, and may have been named from another working directory.
-            name = base["name"] if base.get("revision") else str(base.get("folder") or base["name"])
-            return _base(name, base.get("revision"), **_settings_in(tree))
+    manifest = manifest_in(folder.parent)
+    base = manifest.get("base")
+    if isinstance(base, dict) and isinstance(base.get("name"), str):
+        # A folder has no revision, and may have been named from another working directory.
+        name = base["name"] if base.get("revision") else str(base.get("folder") or base["name"])
+        return _base(name, base.get("revision"), **_settings_in(manifest))
     own = (folder / name for name in (ADAPTER_CONFIG, EXPERTS_CONFIG))
     config = next((read_json(file) for file in own if file.is_file()), {})
     name = config.get("base_model_name_or_path")

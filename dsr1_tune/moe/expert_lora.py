@@ -106,7 +106,7 @@ def _single_active(wrapper: ParamWrapper) -> str | None:
 
 @dataclass(frozen=True)
 class PackedLora:
-    """LoRA's two factors as PEFT packs them for E experts: A (E·R, in) expert-major, B (out, R·E) rank-major."""
+    """LoRA A and B as PEFT packs them for E experts: A (E·R, in) expert-major, B (out, R·E) rank-major."""
 
     packed_a: Tensor
     packed_b: Tensor
@@ -157,7 +157,7 @@ class _Layer:
 
 
 class _ExpertsWithUpdates(torch.autograd.Function):
-    """Dispatch → up product → gate → down product → combine, frozen weights, trainable low-rank factors."""
+    """Dispatch → up product → gate → down product → combine, frozen weights, trainable LoRA A and B."""
 
     @staticmethod
     def forward(

@@ -190,7 +190,7 @@ def put_placeholder(module: nn.Module, name: str) -> None:
 
 
 QuantizedWeight = Nf4 | Int8
-"""Matrices that are multiplied out for each use."""
+"""Matrices that are dequantized for each use."""
 
 
 def stored_weight(module: nn.Module, name: str) -> Tensor | QuantizedWeight:

@@ -1,6 +1,6 @@
 """compressed-tensors' "pack-quantized" format with 4-bit integers: what vLLM and SGLang call W4A16.
 
-`X.weight` lies on disk as `X.weight_packed` (int32, eight weights each, the first in the lowest four bits),
+`X.weight` is stored as `X.weight_packed` (int32, eight weights each, the first in the lowest four bits),
 `X.weight_scale` (one for each group of weights along a row) and `X.weight_shape`.
 
 Letters: N rows, the outputs; K columns, the inputs; G groups of a row.

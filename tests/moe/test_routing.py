@@ -15,7 +15,7 @@ from dsr1_tune.config import Adapter, Base, Router
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.load import load, locate
 from dsr1_tune.models.meta import meta_model
-from dsr1_tune.models.trained.attach import put_adapter_on
+from dsr1_tune.models.trained.attach import attach_adapter
 from dsr1_tune.models.trained.lora import add_lora, audit, check_gradients, load_plain_adapter, save_adapter
 from dsr1_tune.moe.anatomy import find_experts, find_routers
 from dsr1_tune.moe.monitor import RoutingMonitor
@@ -155,7 +155,7 @@ def test_trained_routers_move_and_load_again(tiny_model: Any, tmp_path: Path, fa
         want = model(IDS).logits
         plain = load_plain_adapter(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "adapter")
         torch.testing.assert_close(plain(IDS).logits, want, rtol=1e-5, atol=1e-5)
-        ours = put_adapter_on(load(Base(model=str(folder))), tmp_path / "adapter")
+        ours = attach_adapter(load(Base(model=str(folder))), tmp_path / "adapter")
         torch.testing.assert_close(ours(IDS).logits, want, rtol=1e-4, atol=1e-4)
 
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from dsr1_tune.errors import ModelError
 from dsr1_tune.moe import selected_experts
 from dsr1_tune.moe.anatomy import ExpertBlock, find_experts
-from dsr1_tune.moe.selected_experts import Rows, train_factors, train_weights, trained_tensors
+from dsr1_tune.moe.selected_experts import Rows, train_lora, train_weights, trained_tensors
 
 FAMILIES = ["deepseek_v3", "deepseek_v2", "qwen3_moe", "mixtral", "gpt_oss"]
 
@@ -178,7 +178,7 @@ def test_nothing_of_all_experts_size_is_ever_made(make_model: MakeModel, method:
     if method == "weights":
         train_weights(model, chosen)
     else:
-        train_factors(model, chosen, 4, 2.0)
+        train_lora(model, chosen, 4, 2.0)
     num_fused = next(iter(fused_of(model).values())).numel()
     with Largest() as seen:
         loss_of(model).backward()
@@ -290,7 +290,7 @@ def merged(make_model: MakeModel, model: Any, family: str) -> Any:
 def test_factors_update_the_chosen_experts_as_if_merged(make_model: MakeModel, family: str) -> None:
     model = make_model(family)
     base = float(loss_of(model))
-    train_factors(model, chosen_of(model), rank=3, scale=0.5)
+    train_lora(model, chosen_of(model), rank=3, scale=0.5)
     assert float(loss_of(model)) == pytest.approx(base, abs=1e-5)  # B is zero
     randomize_factors(model)
     plain = merged(make_model, model, family)
@@ -318,7 +318,7 @@ def test_factors_update_the_chosen_experts_as_if_merged(make_model: MakeModel, f
 def test_factors_are_float32_over_bfloat16_weights(make_model: MakeModel) -> None:
     model = make_model("gpt_oss").bfloat16()
     want = float(loss_of(model))
-    train_factors(model, chosen_of(model), rank=3, scale=0.5)
+    train_lora(model, chosen_of(model), rank=3, scale=0.5)
     loss = loss_of(model)
     loss.backward()
     assert float(loss) == pytest.approx(want, rel=0.02)
@@ -328,7 +328,7 @@ def test_factors_are_float32_over_bfloat16_weights(make_model: MakeModel) -> Non
 
 def test_factors_are_of_the_chosen_alone(make_model: MakeModel) -> None:
     model = make_model("qwen3_moe", num_experts=16)
-    train_factors(model, {block.name: (2, 7, 11) for block in find_experts(model)}, rank=4, scale=1.0)
+    train_lora(model, {block.name: (2, 7, 11) for block in find_experts(model)}, rank=4, scale=1.0)
     shapes = {tuple(p.shape) for p in model.parameters() if p.requires_grad}
     assert shapes == {(3, 4, 64), (3, 128, 4), (3, 64, 4)}
     loss_of(model).backward()
@@ -390,7 +390,7 @@ def test_grouped_products_as_on_a_gpu_give_the_same(
         if method == "weights":
             train_weights(model, chosen_of(model))
         else:
-            train_factors(model, chosen_of(model), 3, 0.5)
+            train_lora(model, chosen_of(model), 3, 0.5)
             randomize_factors(model)
         loss_of(model).backward()
         gradients.append({name: tensor.grad for name, tensor in trained_tensors(model).items()})

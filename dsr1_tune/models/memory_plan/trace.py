@@ -37,7 +37,7 @@ class Trace:
     peak: int
     """All of it: activations, gradients so far, temporaries."""
     small: int
-    """The most that blocks of less than SMALL bytes come to."""
+    """The most that blocks of less than SMALL bytes take together."""
     largest: int
     """The largest single tensor."""
 

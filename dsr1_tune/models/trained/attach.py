@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.load import Loaded, load
-from dsr1_tune.models.ref import Adapter, Experts, ModelRef, RewardModel, Run
-from dsr1_tune.models.trained.experts import put_experts_on
-from dsr1_tune.models.weights.index import gist, read_json
+from dsr1_tune.models.ref import Adapter, Experts, ModelRef, RewardModel, Run, manifest_in
+from dsr1_tune.models.trained.experts import attach_experts
+from dsr1_tune.models.weights.index import gist
 
 
 def load_with_adapter(path: str | Path | None, progress: Callable[[str], None] | None = None) -> Loaded:
@@ -27,15 +27,15 @@ def load_with_adapter(path: str | Path | None, progress: Callable[[str], None] |
         ref.refuse()
     if isinstance(ref, Adapter):
         loaded = load(ref.base, progress, quantized=was_quantized(ref.path))
-        return Loaded(put_adapter_on(loaded, ref.path), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
+        return Loaded(attach_adapter(loaded, ref.path), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
     if isinstance(ref, Experts):
         loaded = load(ref.base, progress=progress)
-        return Loaded(put_experts_on(loaded, ref.path), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
+        return Loaded(attach_experts(loaded, ref.path), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
     model = ref.model if isinstance(ref, Run) and ref.model else path
     return load(Base(model=None if model is None else str(model)), progress=progress)
 
 
-def put_adapter_on(loaded: Loaded, adapter: Path) -> Any:
+def attach_adapter(loaded: Loaded, adapter: Path) -> Any:
     """The loaded model with the adapter on it; every weight of the adapter must have found its place."""
     from peft import PeftModel, get_peft_model_state_dict
 
@@ -70,7 +70,6 @@ _RIGHT_BASE = "give an adapter together with the base that it was trained on"
 
 def was_quantized(adapter: Path) -> bool:
     """Whether an adapter was trained over a base in 4 bits, as its run's manifest says."""
-    manifest = adapter.parent / "manifest.json"
-    told = read_json(manifest) if manifest.is_file() else {}
-    config = told.get("config")
-    return told.get("command") == "qlora" or (isinstance(config, dict) and config.get("method") == "qlora")
+    manifest = manifest_in(adapter.parent)
+    config = manifest.get("config")
+    return manifest.get("command") == "qlora" or (isinstance(config, dict) and config.get("method") == "qlora")

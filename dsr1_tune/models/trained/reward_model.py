@@ -25,8 +25,8 @@ from dsr1_tune.atomic import atomic_folder
 from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.load import Loaded, Located, load_located, locate
-from dsr1_tune.models.ref import REWARD_CONFIG, ModelRef, RewardModel, base_of, local_path
-from dsr1_tune.models.trained.attach import put_adapter_on
+from dsr1_tune.models.ref import REWARD_CONFIG, ModelRef, RewardModel, base_of, local_path, manifest_in
+from dsr1_tune.models.trained.attach import attach_adapter
 from dsr1_tune.models.trained.full import save_model
 from dsr1_tune.models.trained.lora import save_adapter
 from dsr1_tune.models.weights.index import gist, read_json
@@ -207,19 +207,17 @@ def load_scalar(
     else:
         base, is_quantized = Base(model=str(folder)), False
     located = locate(base, progress, quantized=is_quantized, may_score=True)
-    model = put_scalar_on(load_located(located, base.dtype, quantized=is_quantized), folder)
+    model = attach_reward_head(load_located(located, base.dtype, quantized=is_quantized), folder)
     return model if device is None else model.to(device)
 
 
 def check_reward(path: str | Path) -> Path:
     """The folder of the reward model at `path`, before any weights are loaded. Raises ModelError if it is none."""
-    place = local_path(str(path))
     found = ModelRef.resolve(path)
-    manifest = place / "manifest.json"
-    told = read_json(manifest) if manifest.is_file() else {}
-    if told.get("command") == "reward" and told.get("status") != "finished":
+    manifest = manifest_in(local_path(str(path)))
+    if manifest.get("command") == "reward" and manifest.get("status") != "finished":
         raise ModelError(
-            f"{path}: is a reward run that is not finished ({told.get('status')})",
+            f"{path}: is a reward run that is not finished ({manifest.get('status')})",
             hint=f"go on with it: dsr1-tune reward --resume {path}",
         )
     if not isinstance(found, RewardModel):
@@ -227,7 +225,7 @@ def check_reward(path: str | Path) -> Path:
     return found.path
 
 
-def put_scalar_on(loaded: Loaded, folder: Path) -> ScalarModel:
+def attach_reward_head(loaded: Loaded, folder: Path) -> ScalarModel:
     """The reward model in `folder` on its loaded base, or on the whole trunk that was loaded from there."""
     facts = RewardFacts.read(folder)
     if facts.chat_template_sha256 != template_hash(loaded.tokenizer):
@@ -236,7 +234,7 @@ def put_scalar_on(loaded: Loaded, folder: Path) -> ScalarModel:
             hint="put the base's chat template back; the one that is needed lies beside the reward model",
         )
     has_adapter = (folder / "adapter_config.json").is_file()
-    model = ScalarModel(put_adapter_on(loaded, folder) if has_adapter else loaded.model, loaded.tokenizer, facts)
+    model = ScalarModel(attach_adapter(loaded, folder) if has_adapter else loaded.model, loaded.tokenizer, facts)
     try:
         weight = load_file(folder / HEAD_FILE)["weight"]
     except (OSError, SafetensorError, KeyError) as error:

@@ -1,7 +1,7 @@
 """The adapter that alignment trains: a new one, one beside what a run has trained, or that run's own trained on.
 
-The reference of DPO and PPO is the model as it begins. Nothing but the adapter's factors is trained, so the reference
-is the same model with its factors as they began (with a new adapter: the adapter off), and never a second copy.
+The reference of DPO and PPO is the model as it begins. Nothing but the adapter's A and B is trained, so the reference
+is the same model with its A and B as they began (with a new adapter: the adapter off), and never a second copy.
 
 Letters: E experts (1 for a linear layer), R rank, N new ranks.
 """
@@ -25,7 +25,7 @@ from dsr1_tune.errors import ModelError
 from dsr1_tune.models import ref
 from dsr1_tune.models.load import Loaded
 from dsr1_tune.models.meta import meta_model
-from dsr1_tune.models.trained.attach import put_adapter_on
+from dsr1_tune.models.trained.attach import attach_adapter
 from dsr1_tune.models.trained.lora import add_lora, check_adapter
 from dsr1_tune.moe.anatomy import plain_name
 
@@ -105,13 +105,13 @@ def check_begin(config: AlignRun, base_config: Any) -> None:
 def begin_adapter(loaded: Loaded, config: AlignRun) -> PeftModel:
     """The model with the adapter that is to be trained on it, as `config.start` says; all else is frozen.
 
-    With start.adapter=keep the factors of the run keep their values bit for bit, and config.adapter.rank further
-    ranks, of which the B factors are 0, stand behind them in the same adapter. Raises ModelError.
+    With start.adapter=keep the A and B of the run keep their values bit for bit, and config.adapter.rank further
+    ranks, of which B is 0, stand behind them in the same adapter. Raises ModelError.
     """
     start = config.start
     if start.run is None:
         return add_lora(loaded.model, config.adapter, config.router)
-    model = put_adapter_on(loaded, start.run).train(loaded.model.training)
+    model = attach_adapter(loaded, start.run).train(loaded.model.training)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name)
     if start.adapter == "keep":

@@ -69,7 +69,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor's bytes lie: in `file` from `begin` to `end`."""
+    """Where a tensor's bytes are stored: in `file` from `begin` to `end`."""
 
     file: Path
     begin: int
@@ -90,7 +90,7 @@ class Weights(Protocol):
         """The tensor, on the CPU and the caller's own."""
 
     def stored(self, name: str) -> Stored | None:
-        """Where its very bytes lie on disk; None if they are yet to be computed."""
+        """Where its bytes are on disk; None if they are yet to be computed."""
 
 
 class Checkpoint:
@@ -118,7 +118,7 @@ class Checkpoint:
         return self._found[name][0]
 
     def stored(self, name: str) -> Stored:
-        """Where its bytes lie."""
+        """Where its bytes are on disk."""
         return self._found[name][1]
 
     def read(self, name: str) -> Tensor:
@@ -165,7 +165,7 @@ _MAX_HEADER = 100_000_000  # safetensors' own limit
 
 
 def read_stored(spec: Spec, stored: Stored) -> Tensor:
-    """The tensor whose bytes lie there. Raises ModelError if the file has become shorter."""
+    """The tensor whose bytes are stored there. Raises ModelError if the file has become shorter."""
     data = torch.empty(spec.num_bytes, dtype=torch.uint8)
     view = memoryview(data.numpy())
     with stored.file.open("rb", buffering=0) as stream:

@@ -30,24 +30,24 @@ from dsr1_tune.models.weights.stored_format import StoredFormat
 from dsr1_tune.moe.quantized_experts import finish_nf4
 from dsr1_tune.quant import int8, nf4
 
-HELD = "dsr1_held"
+PREQUANTIZED = "dsr1_held"
 OURS = "dsr1_tune"
 """The key in a `quantization_config` under which we note what bitsandbytes has no place for."""
 
 
-@register_quantization_config(HELD)
+@register_quantization_config(PREQUANTIZED)
 @dataclass
-class HeldConfig(QuantizationConfigMixin):
+class PrequantizedConfig(QuantizationConfigMixin):
     """Which parameters come in NF4 or int8."""
 
     kind: str = "nf4"
     parts: Mapping[str, int] = field(default_factory=dict)
     """By the parameter's name, in how many parts a matrix was quantized."""
-    quant_method: str = HELD
+    quant_method: str = PREQUANTIZED
 
 
-@register_quantizer(HELD)
-class HeldQuantizer(HfQuantizer):
+@register_quantizer(PREQUANTIZED)
+class PrequantizedQuantizer(HfQuantizer):
     """transformers' steps around the loading of weights, for those that are quantized already."""
 
     requires_calibration = False
@@ -66,7 +66,7 @@ class HeldQuantizer(HfQuantizer):
         finish_nf4(model, self.quantization_config.kind)
 
     def is_serializable(self) -> bool:
-        """`save_pretrained` would leave another layout: what there is to save lies in a folder already."""
+        """`save_pretrained` would leave another layout: what there is to save is in a folder already."""
         return False
 
     @property
@@ -83,7 +83,7 @@ def _sizes(kind: str, shape: tuple[int, ...], num_parts: int) -> dict[str, tuple
     return nf4.sizes(num_matrices * num_parts, rows // num_parts, cols)
 
 
-def open_prequantized(folder: Path, config: Any, name: str) -> tuple[HeldConfig, dict[str, LazyTensor]]:
+def open_prequantized(folder: Path, config: Any, name: str) -> tuple[PrequantizedConfig, dict[str, LazyTensor]]:
     """How to hold the weights of a folder in bitsandbytes' layout, and its tensors by the names they are loaded under.
 
     Raises ModelError, naming the tensor, for a layout that is another than `bnb_layout`'s.
@@ -109,7 +109,7 @@ def open_prequantized(folder: Path, config: Any, name: str) -> tuple[HeldConfig,
             made = _Buffer(checkpoint, kind, part, _in_order(pieces), shape, dtype, worst, is_fused)
             made.check()
             tensors[f"{parameter}_{part}"] = LazyTensor(Spec(NAMES[dtype], shape), made.read)
-    return HeldConfig(kind=kind, parts=parts), tensors
+    return PrequantizedConfig(kind=kind, parts=parts), tensors
 
 
 def _in_order(pieces: Sequence[Piece]) -> list[Piece]:

@@ -14,8 +14,8 @@ from dsr1_tune.errors import ModelError
 from dsr1_tune.models.load import load, locate
 from dsr1_tune.models.ref import Experts, ModelRef
 from dsr1_tune.models.trained.attach import load_with_adapter
-from dsr1_tune.models.trained.experts import Card, put_experts_on, save_experts
-from dsr1_tune.moe.selected_experts import train_factors, train_weights, trained_tensors
+from dsr1_tune.models.trained.experts import ExpertsConfig, attach_experts, save_experts
+from dsr1_tune.moe.selected_experts import train_lora, train_weights, trained_tensors
 
 IDS = torch.arange(2, 30)[None]
 CHOSEN = {"model.layers.0.mlp.experts": (1, 3), "model.layers.1.mlp.experts": (0,)}
@@ -29,7 +29,7 @@ def trained(request: pytest.FixtureRequest, tiny_model: Any, tmp_path: Path) -> 
     if request.param == "weights":
         train_weights(model, CHOSEN)
     else:
-        train_factors(model, CHOSEN, rank=2, scale=0.5)
+        train_lora(model, CHOSEN, rank=2, scale=0.5)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in trained_tensors(model).values():
@@ -43,9 +43,9 @@ def test_trained_experts_come_back_onto_their_base(trained: tuple[Path, torch.Te
     run, want = trained
     found = ModelRef.resolve(run)
     assert isinstance(found, Experts)
-    card = Card.read(found.path)
-    assert {name: layer.chosen for name, layer in card.layers.items()} == CHOSEN
-    assert card.layers["model.layers.0.mlp.experts"].num_experts == 4
+    config = ExpertsConfig.read(found.path)
+    assert {name: layer.chosen for name, layer in config.layers.items()} == CHOSEN
+    assert config.layers["model.layers.0.mlp.experts"].num_experts == 4
     loaded = load_with_adapter(run)
     torch.testing.assert_close(loaded.model(IDS).logits, want, rtol=1e-5, atol=1e-5)
     assert "over" in loaded.name and not any(weight.requires_grad for weight in loaded.model.parameters())
@@ -62,10 +62,10 @@ def test_trained_experts_of_another_base_are_refused(
 ) -> None:
     other = load(Base(model=str(tiny_model("qwen3_moe", name="other", **changes))))
     with pytest.raises(ModelError, match=said):
-        put_experts_on(other, trained[0] / "experts")
+        attach_experts(other, trained[0] / "experts")
     dense = load(Base(model=str(tiny_model("llama", name="dense"))))
     with pytest.raises(ModelError, match=r"has no experts called model\.layers\.0\.mlp\.experts"):
-        put_experts_on(dense, trained[0] / "experts")
+        attach_experts(dense, trained[0] / "experts")
 
 
 def test_trained_experts_that_are_damaged_are_refused(trained: tuple[Path, torch.Tensor]) -> None:
@@ -74,9 +74,9 @@ def test_trained_experts_that_are_damaged_are_refused(trained: tuple[Path, torch
     weights = folder / "experts.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(ModelError, match=r"experts\.safetensors: is damaged"):
-        put_experts_on(base, folder)
+        attach_experts(base, folder)
     tree = json.loads((folder / "experts_config.json").read_text())
     for broken, said in ((tree | {"format": "2"}, "another version"), (tree | {"layers": 3}, "cannot be used")):
         (folder / "experts_config.json").write_text(json.dumps(broken))
         with pytest.raises(ModelError, match=said):
-            Card.read(folder)
+            ExpertsConfig.read(folder)
