@@ -37,7 +37,7 @@ def edit_json(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "qwen3_moe", "llama"])
 @torch.no_grad()
-def test_a_folder_loads_as_it_was_saved(tiny_model: Any, family: str) -> None:
+def test_load_gives_a_folder_as_it_was_saved(tiny_model: Any, family: str) -> None:
     folder = tiny_model(family)
     loaded = load.load(Base(model=str(folder)))
     want = AutoModelForCausalLM.from_pretrained(folder)(IDS).logits
@@ -48,7 +48,7 @@ def test_a_folder_loads_as_it_was_saved(tiny_model: Any, family: str) -> None:
     assert loaded.model.config.use_cache
 
 
-def test_for_training_without_cache_and_in_the_dtype_asked_for(tiny_model: Any) -> None:
+def test_load_for_training_without_cache_and_in_the_dtype(tiny_model: Any) -> None:
     located = locate(tiny_model())
     loaded = load.load_located(located, dtype="bfloat16", for_training=True)
     assert loaded.model.training
@@ -58,7 +58,7 @@ def test_for_training_without_cache_and_in_the_dtype_asked_for(tiny_model: Any) 
     assert loaded.model.model.layers[1].mlp.gate.e_score_correction_bias.dtype == torch.float32
 
 
-def test_several_weight_files(tiny_model: Any) -> None:
+def test_load_of_several_weight_files(tiny_model: Any) -> None:
     folder = tiny_model()
     AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder / "cut", max_shard_size="200KB")
     for file in folder.glob("token*"):
@@ -73,7 +73,7 @@ def test_several_weight_files(tiny_model: Any) -> None:
 
 
 @pytest.mark.parametrize("name", [None, "embedded"])
-def test_without_a_name_it_is_the_embedded_base(
+def test_locate_without_a_name_is_the_embedded_base(
     tiny_model: Any, monkeypatch: pytest.MonkeyPatch, name: str | None
 ) -> None:
     folder = tiny_model()
@@ -82,7 +82,7 @@ def test_without_a_name_it_is_the_embedded_base(
     assert (located.name, located.revision, located.repo_id) == ("embedded", folder.name, None)
 
 
-def test_a_damaged_embedded_base_is_to_be_rebuilt(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locate_says_to_rebuild_a_damaged_embedded_base(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny_model()
     truncated(folder)
     monkeypatch.setattr(embedded, "ensure", lambda progress=None: folder)
@@ -102,14 +102,14 @@ def test_a_base_can_be_loaded_twice(tiny_model: Any) -> None:
     assert loaded.model.config.use_cache
 
 
-def test_a_tokenizer_without_padding_pads_with_its_end(tiny_model: Any) -> None:
+def test_tokenizer_without_padding_pads_with_its_end(tiny_model: Any) -> None:
     folder = tiny_model()
     edit_json(folder / "tokenizer_config.json", lambda tree: tree.pop("pad_token"))
     tokenizer = locate(folder).tokenizer
     assert tokenizer.pad_token == tokenizer.eos_token
 
 
-def test_auto_is_float32_on_a_cpu() -> None:
+def test_pick_dtype_auto_is_float32_on_a_cpu() -> None:
     assert load.pick_dtype("auto", torch.device("cpu")) == torch.float32
     assert load.pick_dtype("float16", torch.device("cpu")) == torch.float16
 
@@ -222,7 +222,7 @@ def no_template(folder: Path) -> None:
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
-def test_a_spoilt_folder_is_refused_before_loading(
+def test_locate_refuses_a_spoilt_folder_before_loading(
     tiny_model: Any, spoil: Callable[[Path], None], says: str, mend: str
 ) -> None:
     folder = tiny_model()
@@ -235,7 +235,7 @@ def test_a_spoilt_folder_is_refused_before_loading(
 
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "qwen3_moe"])
-def test_weights_of_another_shape_are_refused(tiny_model: Any, family: str) -> None:
+def test_load_refuses_weights_of_another_shape(tiny_model: Any, family: str) -> None:
     folder = tiny_model(family)
     edit_json(folder / "config.json", lambda tree: tree.update(moe_intermediate_size=32))
     with pytest.raises(ModelError, match="weights are of other shapes than its config") as caught:
@@ -243,7 +243,7 @@ def test_weights_of_another_shape_are_refused(tiny_model: Any, family: str) -> N
     assert "do not belong to its config.json" in caught.value.hint
 
 
-def test_missing_weights_are_refused_not_drawn_at_random(tiny_model: Any) -> None:
+def test_load_refuses_missing_weights_and_draws_none_at_random(tiny_model: Any) -> None:
     file = tiny_model() / "model.safetensors"
     weights = load_file(file)
     del weights["model.layers.1.self_attn.o_proj.weight"]
@@ -252,7 +252,7 @@ def test_missing_weights_are_refused_not_drawn_at_random(tiny_model: Any) -> Non
         load.load_located(locate(file.parent))
 
 
-def test_one_missing_expert_is_refused(tiny_model: Any) -> None:
+def test_load_refuses_one_missing_expert(tiny_model: Any) -> None:
     file = tiny_model() / "model.safetensors"
     weights = load_file(file)
     del weights["model.layers.1.mlp.experts.2.up_proj.weight"]
@@ -261,7 +261,7 @@ def test_one_missing_expert_is_refused(tiny_model: Any) -> None:
         load.load_located(locate(file.parent))
 
 
-def test_weights_without_a_place_are_told(tiny_model: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_load_names_weights_without_a_place(tiny_model: Any, caplog: pytest.LogCaptureFixture) -> None:
     file = tiny_model() / "model.safetensors"
     save_file({**load_file(file), "model.layers.1.surplus": torch.ones(1)}, file, metadata={"format": "pt"})
     load.load_located(locate(file.parent))
@@ -269,12 +269,12 @@ def test_weights_without_a_place_are_told(tiny_model: Any, caplog: pytest.LogCap
 
 
 @pytest.mark.parametrize("name", ["./nothing", "/no/such/folder", "~/none", "a/b/c", "two words", "back\\slash"])
-def test_a_path_that_is_not_there(name: str) -> None:
+def test_locate_refuses_a_path_that_is_not_there(name: str) -> None:
     with pytest.raises(ModelError, match="there is no such folder"):
         locate(name)
 
 
-def test_a_file_is_no_model_folder(tmp_path: Path) -> None:
+def test_locate_refuses_a_file(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(ModelError, match="is not a folder"):
         locate(tmp_path / "notes.txt")
@@ -283,12 +283,12 @@ def test_a_file_is_no_model_folder(tmp_path: Path) -> None:
         locate(tmp_path / "model.gguf")
 
 
-def test_an_empty_folder(tmp_path: Path) -> None:
+def test_locate_refuses_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no config\.json; it holds nothing"):
         locate(tmp_path)
 
 
-def test_what_does_not_fit_is_refused(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locate_refuses_what_does_not_fit_into_memory(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "main_memory", lambda: Memory(total=10**6, free=10**5))
     with pytest.raises(ModelError, match="GiB as float32, cpu has") as caught:
         locate(tiny_model())

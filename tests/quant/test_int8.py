@@ -15,7 +15,7 @@ from dsr1_tune.quant.nf4 import Int8Linear, placeholder, reserve_as, stored_weig
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_comes_back_as_bitsandbytes_multiplies_it_out(dtype: torch.dtype) -> None:
+def test_int8_comes_back_as_bitsandbytes_dequantizes_it(dtype: torch.dtype) -> None:
     weight = torch.randn(3, 20, 48)
     parts = int8.quantize(weight)
     held = Int8(parts["packed"], parts["scale"], dtype)
@@ -32,7 +32,7 @@ def test_it_comes_back_as_bitsandbytes_multiplies_it_out(dtype: torch.dtype) -> 
     assert held.transpose(1, 2).shape == (3, 48, 20)
 
 
-def test_float16_rounds_to_what_bitsandbytes_own_quantizer_gives() -> None:
+def test_int8_of_float16_is_what_bitsandbytes_own_quantizer_gives() -> None:
     weight = torch.randn(32, 64).half()
     packed, scale, _ = bnb.int8_vectorwise_quant(weight)
     ours = int8.quantize(weight.unsqueeze(0))
@@ -41,7 +41,7 @@ def test_float16_rounds_to_what_bitsandbytes_own_quantizer_gives() -> None:
     assert (ours["packed"][0] != packed).float().mean() < 0.01
 
 
-def test_rows_of_zeros_and_huge_numbers_stay_what_they_are() -> None:
+def test_int8_rows_of_zeros_and_huge_numbers_stay_what_they_are() -> None:
     weight = torch.randn(1, 4, 16)
     weight[0, 1] = 0
     weight[0, 2] = 1e30
@@ -54,7 +54,7 @@ def test_rows_of_zeros_and_huge_numbers_stay_what_they_are() -> None:
     assert float(back[3, 0]) == pytest.approx(1e-38, rel=0.2)
 
 
-def test_a_linear_layer_computes_with_it_and_its_scales_survive_a_cast() -> None:
+def test_int8_linear_computes_with_it_and_its_scales_survive_a_cast() -> None:
     linear = nn.Linear(48, 20)
     parts = int8.quantize(linear.weight.detach().unsqueeze(0))
     want = bnb.int8_vectorwise_dequant(parts["packed"][0], parts["scale"][0])

@@ -39,7 +39,7 @@ def weight() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_each_matrix_is_what_bitsandbytes_makes_of_it_alone(weight: torch.Tensor, dtype: torch.dtype) -> None:
+def test_nf4_matrix_is_what_bitsandbytes_makes_of_it_alone(weight: torch.Tensor, dtype: torch.dtype) -> None:
     weight = weight.to(dtype)
     held = as_nf4(weight)
     for index, matrix in enumerate(weight):
@@ -47,7 +47,7 @@ def test_each_matrix_is_what_bitsandbytes_makes_of_it_alone(weight: torch.Tensor
         assert torch.equal(held[index], bnb.dequantize_4bit(packed, state))
 
 
-def test_any_choice_of_matrices_is_the_same_as_one_by_one(weight: torch.Tensor) -> None:
+def test_nf4_choice_of_matrices_is_the_same_as_one_by_one(weight: torch.Tensor) -> None:
     held = as_nf4(weight)
     one_by_one = torch.stack([held[index] for index in range(3)])
     assert torch.equal(held.matrices(slice(None)), one_by_one)
@@ -57,12 +57,12 @@ def test_any_choice_of_matrices_is_the_same_as_one_by_one(weight: torch.Tensor) 
     assert flipped.transpose(1, 2).shape == held.shape
 
 
-def test_four_bits_and_a_little_a_weight() -> None:
+def test_nf4_takes_four_bits_and_a_little_a_weight() -> None:
     held = as_nf4(torch.randn(2, 768, 576))
     assert 4.12 < 8 * held.num_bytes / (2 * 768 * 576) < 4.13
 
 
-def test_the_error_is_that_of_each_matrix(weight: torch.Tensor) -> None:
+def test_nf4_error_is_that_of_each_matrix(weight: torch.Tensor) -> None:
     weight[1, 0, 0] = 5.0  # an outlier costs its block all precision
     error, held = quantize(weight)["error"], as_nf4(weight)
     for index, matrix in enumerate(weight):
@@ -73,7 +73,7 @@ def test_the_error_is_that_of_each_matrix(weight: torch.Tensor) -> None:
     assert not float(quantize(weight)["error"][2]) < 1
 
 
-def test_sizes_are_those_of_what_is_made(weight: torch.Tensor) -> None:
+def test_nf4_sizes_are_those_of_what_is_made(weight: torch.Tensor) -> None:
     assert {name: (tuple(t.shape), t.dtype) for name, t in quantize(weight).items()} == sizes(3, 192, 128)
     assert fits(192, 128) and fits(3, 64) and not fits(3, 63)
 
@@ -96,7 +96,7 @@ def hold(linear: nn.Linear) -> Nf4Linear:
     return linear  # type: ignore[return-value]
 
 
-def test_a_linear_layer_computes_with_its_dequantized_weight(linear: nn.Linear) -> None:
+def test_nf4_linear_computes_with_its_dequantized_weight(linear: nn.Linear) -> None:
     held = hold(linear)
     weight = stored_weight(held, "weight")
     assert isinstance(weight, Nf4) and is_held(held, "weight")
@@ -109,21 +109,21 @@ def test_a_linear_layer_computes_with_its_dequantized_weight(linear: nn.Linear) 
     torch.testing.assert_close(dbias, dy.sum((0, 1)), rtol=1e-6, atol=1e-6)
 
 
-def test_nothing_of_the_weights_size_is_kept_for_the_backward_pass(linear: nn.Linear) -> None:
+def test_nf4_linear_keeps_nothing_of_the_weights_size_for_backward(linear: nn.Linear) -> None:
     held, kept = hold(linear), list[int]()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
         held(torch.randn(2, 128, requires_grad=True)).sum().backward()
     assert sum(kept) < 128 * 192 / 4
 
 
-def test_who_asks_for_the_weight_learns_its_shape_and_who_computes_with_it_gets_nan(linear: nn.Linear) -> None:
+def test_nf4_placeholder_has_the_weights_shape_and_computes_nan(linear: nn.Linear) -> None:
     held = hold(linear)
     assert held.weight.shape == (192, 128) and held.weight.dtype == torch.float32
     assert held.weight.untyped_storage().nbytes() == 4 and not held.weight.requires_grad
     assert functional.linear(torch.ones(1, 128), held.weight).isnan().all()
 
 
-def test_the_placeholder_is_not_saved(linear: nn.Linear) -> None:
+def test_nf4_placeholder_is_not_saved(linear: nn.Linear) -> None:
     assert set(hold(linear).state_dict()) == {"bias", *(f"weight_{name}" for name in sizes(1, 192, 128))}
 
 

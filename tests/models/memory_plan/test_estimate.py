@@ -21,14 +21,14 @@ from tests.models.memory_plan.conftest import own, with_lora
 SMALL = Batch(2, 32, 2, 32)
 
 
-def test_dpo_takes_pairs(tiny_base: Path) -> None:
+def test_estimate_of_dpo_takes_pairs(tiny_base: Path) -> None:
     base = describe(Base(model=str(tiny_base)))
     supervised, pairs = (estimate(base, method, Settings(), SMALL) for method in ("lora", "dpo"))
     assert pairs.parts["activations"] > 1.6 * supervised.parts["activations"]  # twice the sequences
     assert pairs.num_trained == supervised.num_trained
 
 
-def test_parts_are_those_of_the_real_model(tiny_base: Path) -> None:
+def test_estimate_has_the_parts_of_the_real_model(tiny_base: Path) -> None:
     base = describe(Base(model=str(tiny_base)))
     adapted = with_lora(load(Base(model=str(tiny_base), dtype="float32")).model)
     planned = estimate(base, "lora", Settings(dtype="float32"), SMALL)
@@ -38,7 +38,7 @@ def test_parts_are_those_of_the_real_model(tiny_base: Path) -> None:
     assert planned.parts["optimizer"] == 2 * planned.parts["adapter"]
 
 
-def test_weights_in_4_bits_are_those_of_the_real_model(tiny_base: Path) -> None:
+def test_estimate_in_4_bits_is_that_of_the_real_model(tiny_base: Path) -> None:
     planned = estimate(describe(Base(model=str(tiny_base))), "qlora", Settings(), SMALL)
     loaded = load(Base(model=str(tiny_base)), quantized=True).model
     assert planned.parts["weights"] == pytest.approx(memory_of(loaded), rel=0.001)
@@ -48,14 +48,14 @@ def test_weights_in_4_bits_are_those_of_the_real_model(tiny_base: Path) -> None:
     ("optimizer", "dtype", "bytes_each"),
     [("adamw", "float32", 8), ("adamw", "bfloat16", 8), ("adamw_8bit", "float32", 2.1)],
 )
-def test_the_optimizers_state(tiny_base: Path, optimizer: Any, dtype: str, bytes_each: float) -> None:
+def test_estimate_counts_the_optimizers_state(tiny_base: Path, optimizer: Any, dtype: str, bytes_each: float) -> None:
     settings = Settings(schedule=Schedule(optimizer=optimizer), dtype=dtype)
     planned = estimate(describe(Base(model=str(tiny_base))), "full", settings, SMALL)
     assert planned.parts["optimizer"] / planned.num_trained == pytest.approx(bytes_each, rel=0.15)
     assert planned.parts["gradients"] / planned.num_trained == (4 if dtype == "float32" else 2)
 
 
-def test_adafactors_state_is_the_real_ones(tiny_base: Path) -> None:
+def test_estimate_of_adafactors_state_is_the_real_ones(tiny_base: Path) -> None:
     from transformers import Adafactor
 
     model = own(load(Base(model=str(tiny_base), dtype="float32")).model)
@@ -70,7 +70,7 @@ def test_adafactors_state_is_the_real_ones(tiny_base: Path) -> None:
     assert planned.parts["optimizer"] == pytest.approx(sum(t.numel() * 4 for t in held), rel=0.02)
 
 
-def test_a_part_of_the_weights(tiny_base: Path) -> None:
+def test_estimate_of_a_part_of_the_weights(tiny_base: Path) -> None:
     base = describe(Base(model=str(tiny_base)))
     some = estimate(base, "full", Settings(train=Train(only=("attention",))), SMALL)
     assert some.num_trained == base.sizes["attention"]
@@ -78,7 +78,7 @@ def test_a_part_of_the_weights(tiny_base: Path) -> None:
         estimate(base, "full", Settings(train=Train(only=("last:9",))), SMALL)
 
 
-def test_sharing_out_divides_and_ddp_adds_buckets(tiny_base: Path) -> None:
+def test_estimate_divides_for_fsdp_and_adds_buckets_for_ddp(tiny_base: Path) -> None:
     base = describe(Base(model=str(tiny_base)))
     alone = estimate(base, "full", Settings(), SMALL)
     ddp = estimate(base, "full", Settings(parallel=Parallel(processes=4)), SMALL)
@@ -87,7 +87,7 @@ def test_sharing_out_divides_and_ddp_adds_buckets(tiny_base: Path) -> None:
     assert shared.parts["optimizer"] == alone.parts["optimizer"] // 4
 
 
-def test_advice_that_is_taken_makes_it_fit(tiny_base: Path) -> None:
+def test_plan_advice_that_is_taken_makes_it_fit(tiny_base: Path) -> None:
     base = describe(Base(model=str(tiny_base)))
     batch = Batch(64, 256, 1, 256)
     large = estimate(base, "lora", Settings(), batch)
@@ -99,7 +99,7 @@ def test_advice_that_is_taken_makes_it_fit(tiny_base: Path) -> None:
     assert plan(base, Settings(), Batch(rows, 256, 1, 256), have, ("lora",)).fits("lora")
 
 
-def test_what_fits_is_chosen(tiny_base: Path) -> None:
+def test_plan_chooses_what_fits(tiny_base: Path) -> None:
     base = describe(Base(model=str(tiny_base)))
     both: tuple[Method, ...] = ("lora", "qlora")
     made = plan(base, Settings(), SMALL, 64 * GIB, both)
@@ -108,6 +108,6 @@ def test_what_fits_is_chosen(tiny_base: Path) -> None:
 
 
 @pytest.mark.slow
-def test_qlora_of_671_b(v3: PlannedBase) -> None:
+def test_estimate_of_qlora_of_671_b(v3: PlannedBase) -> None:
     made = estimate(v3, "qlora", Settings(device="cuda"), Batch(1, 1024, 1, 1024))
     assert made.parts["weights"] / GIB == pytest.approx(325, rel=0.01)  # 4.127 bits, and what is not quantized

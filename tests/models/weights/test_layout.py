@@ -18,7 +18,7 @@ FAMILIES = ["deepseek_v3", "deepseek_v2", "glm4_moe", "qwen3_moe", "mixtral", "g
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_stored_tensor_is_the_piece_that_it_is_said_to_be(tiny_model: TinyModel, family: str) -> None:
+def test_layout_names_the_piece_that_each_stored_tensor_is(tiny_model: TinyModel, family: str) -> None:
     folder = tiny_model(family)
     stored = Checkpoint(folder)
     layout = Layout.of(meta_model(AutoConfig.from_pretrained(folder)), stored.names)
@@ -33,7 +33,7 @@ def test_every_stored_tensor_is_the_piece_that_it_is_said_to_be(tiny_model: Tiny
             )
 
 
-def test_parts_are_told_of_stored_names(tiny_model: TinyModel) -> None:
+def test_layout_tells_the_part_of_stored_names(tiny_model: TinyModel) -> None:
     folder = tiny_model("mixtral")
     layout = Layout.of(meta_model(AutoConfig.from_pretrained(folder)), Checkpoint(folder).names)
     assert layout.part("model.layers.0.block_sparse_moe.experts.3.w2.weight") == "routed_experts"
@@ -44,7 +44,7 @@ def test_parts_are_told_of_stored_names(tiny_model: TinyModel) -> None:
     assert layout.part("model.layers.9.eh_proj.weight") == "other"
 
 
-def test_a_weight_that_is_not_stored_is_named(tiny_model: TinyModel) -> None:
+def test_layout_names_a_weight_that_is_not_stored(tiny_model: TinyModel) -> None:
     folder = tiny_model("qwen3_moe")
     names = [name for name in Checkpoint(folder).names if "layers.1.self_attn.q_proj" not in name]
     with pytest.raises(ModelError, match=r"1 of the model's weights are not stored .*layers\.1\.self_attn\.q_proj"):

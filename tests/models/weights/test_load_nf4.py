@@ -38,7 +38,7 @@ def all_tensors(model: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_was_quantized_is_saved_and_loaded_again_exactly(tiny_model: Any, tmp_path: Path, family: str) -> None:
+def test_nf4_model_is_saved_and_loaded_again_exactly(tiny_model: Any, tmp_path: Path, family: str) -> None:
     folder = tiny_model(family)
     first = loaded(folder)
     logits(first)  # a forward pass changes nothing in what is saved
@@ -61,7 +61,7 @@ def test_what_was_quantized_is_saved_and_loaded_again_exactly(tiny_model: Any, t
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
-def test_from_and_into_any_number_format(tiny_model: Any, tmp_path: Path, dtype: str, stored: torch.dtype) -> None:
+def test_nf4_from_and_into_any_number_format(tiny_model: Any, tmp_path: Path, dtype: str, stored: torch.dtype) -> None:
     folder = tiny_model("qwen3_moe")
     weights = load_file(folder / "model.safetensors")
     save_file({name: w.to(stored) for name, w in weights.items()}, folder / "model.safetensors", {"format": "pt"})
@@ -72,11 +72,11 @@ def test_from_and_into_any_number_format(tiny_model: Any, tmp_path: Path, dtype:
     assert {line.part: line.share for line in audit_bits(model)}["routed_experts"] == 1
 
 
-def test_it_takes_bfloat16_for_the_rest_unless_told_otherwise(tiny_base: Path) -> None:
+def test_nf4_takes_bfloat16_for_the_rest_by_default(tiny_base: Path) -> None:
     assert loaded(tiny_base, dtype="auto").dtype == torch.bfloat16
 
 
-def test_a_sharded_checkpoint_gives_the_same(tiny_model: Any, tmp_path: Path) -> None:
+def test_nf4_of_a_sharded_checkpoint_is_the_same(tiny_model: Any, tmp_path: Path) -> None:
     folder = tiny_model("deepseek_v3")
     want = all_tensors(loaded(folder))
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -87,13 +87,13 @@ def test_a_sharded_checkpoint_gives_the_same(tiny_model: Any, tmp_path: Path) ->
     assert all(torch.equal(got[name], want[name]) for name in want)
 
 
-def test_transformers_own_loader_quantizes_while_loading(tiny_base: Path) -> None:
+def test_nf4_config_quantizes_in_transformers_own_loader(tiny_base: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_base, quantization_config=Nf4Config(), dtype=torch.float32)
     assert torch.equal(logits(model.eval()), logits(loaded(tiny_base)))
     assert memory_of(model) < 0.4 * memory_of(AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32))
 
 
-def test_weights_that_are_missing_are_refused_in_4_bits_too(tiny_model: Any) -> None:
+def test_nf4_load_refuses_missing_weights(tiny_model: Any) -> None:
     folder = tiny_model("qwen3_moe")
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.self_attn.q_proj.weight"]
