@@ -11,7 +11,7 @@ Letters: T tokens, E experts, N chosen to be trained, K experts per token, S = T
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +34,7 @@ def train_weights(model: nn.Module, chosen: Chosen) -> None:
 
     Raises ModelError for a layer or an expert that the model does not have, or whose experts cannot be trained so.
     """
-    blocks = check_chosen(model, chosen)
-    model.requires_grad_(False)
-    for block in blocks:
-        setattr(block.module, _CHILD, ChosenWeights(block, chosen[block.name]))
-    _switch(model, blocks)
+    _train(model, chosen, ChosenWeights)
 
 
 def train_lora(model: nn.Module, chosen: Chosen, rank: int, scale: float) -> None:
@@ -46,10 +42,14 @@ def train_lora(model: nn.Module, chosen: Chosen, rank: int, scale: float) -> Non
 
     Raises ModelError as `train_weights` does.
     """
+    _train(model, chosen, lambda block, numbers: ChosenLora(block, numbers, rank, scale))
+
+
+def _train(model: nn.Module, chosen: Chosen, make: Callable[[ExpertBlock, Sequence[int]], nn.Module]) -> None:
     blocks = check_chosen(model, chosen)
     model.requires_grad_(False)
     for block in blocks:
-        setattr(block.module, _CHILD, ChosenLora(block, chosen[block.name], rank, scale))
+        setattr(block.module, _CHILD, make(block, chosen[block.name]))
     _switch(model, blocks)
 
 
