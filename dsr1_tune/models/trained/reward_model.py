@@ -171,6 +171,8 @@ class RewardFacts:
     def read(cls, folder: Path) -> RewardFacts:
         """Raises ModelError for a file that is damaged."""
         told = read_json(folder / REWARD_CONFIG)
+        if "is_quantised" in told:  # as earlier versions spell it
+            told["is_quantized"] = told["is_quantised"]
         try:
             return cls(**{field.name: told[field.name] for field in fields(cls)})
         except KeyError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from dsr1_tune.config import Adapter
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.trained.lora import add_lora, audit
-from dsr1_tune.models.trained.reward_model import ScalarModel, load_scalar
+from dsr1_tune.models.trained.reward_model import RewardFacts, ScalarModel, load_scalar
 from tests.conftest import tiny_config
 
 FAMILIES = ["deepseek_v3", "deepseek_v2", "glm4_moe", "qwen3_moe", "mixtral", "gpt_oss", "llama"]
@@ -87,3 +89,14 @@ def test_check_reward_refuses_what_is_no_reward_model(tiny_base: Path, tmp_path:
         with pytest.raises(ModelError, match="is no reward model") as told:
             load_scalar(place)
         assert "dsr1-tune reward" in told.value.hint
+
+
+def test_reward_facts_read_the_key_as_it_was_spelled_before(tmp_path: Path) -> None:
+    tree = asdict(RewardFacts(base="org/base", is_quantized=True))
+    tree["is_quantised"] = tree.pop("is_quantized")
+    (tmp_path / "reward_config.json").write_text(json.dumps(tree))
+    assert RewardFacts.read(tmp_path) == RewardFacts(base="org/base", is_quantized=True)
+    del tree["think"]
+    (tmp_path / "reward_config.json").write_text(json.dumps(tree))
+    with pytest.raises(ModelError, match="has no 'think'"):
+        RewardFacts.read(tmp_path)
