@@ -109,3 +109,18 @@ def tiny_model(tmp_path: Path, tiny_tokenizer: Any) -> TinyModel:
 def tiny_base(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
     """A tiny DeepSeek-V3 for all tests that only read it."""
     return save_tiny(tmp_path_factory.mktemp("base") / "model", tiny_tokenizer, "deepseek_v3")
+
+
+def to_fp8(weight: Any, block: int) -> tuple[Any, Any]:
+    """A weight as DeepSeek stores it: float8, and the inverse scale of each block; the last blocks may overhang."""
+    import torch
+
+    rows, cols = weight.shape
+    scale = torch.empty(-(-rows // block), -(-cols // block))
+    stored = torch.empty(rows, cols, dtype=torch.float8_e4m3fn)
+    for i, top in enumerate(range(0, rows, block)):
+        for j, left in enumerate(range(0, cols, block)):
+            part = weight[top : top + block, left : left + block].float()
+            scale[i, j] = part.abs().max() / 448
+            stored[top : top + block, left : left + block] = (part / scale[i, j]).to(torch.float8_e4m3fn)
+    return stored, scale

@@ -15,7 +15,7 @@ from rich.table import Table
 from dsr1_tune.config import PlanRun
 from dsr1_tune.data.prepare import prepare
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models.folder import read_tokenizer
+from dsr1_tune.models.folder import ModelFolder
 from dsr1_tune.models.load import pick_device
 from dsr1_tune.models.memory import GIB, main_memory
 from dsr1_tune.models.memory_plan.base import PlannedBase, describe
@@ -72,7 +72,7 @@ def batch_of(config: PlanRun, base: PlannedBase) -> Batch:
     if not config.data.files or config.sequences.packing:
         longest = schedule.max_tokens
         return Batch(schedule.batch_size, longest, max(1, MAX_BATCH_TOKENS // longest), longest)
-    tokenizer = read_tokenizer(base.folder, base.name)
+    tokenizer = ModelFolder(base.folder, base.name).read_tokenizer()
     data = encode_and_split(prepare(config.data), tokenizer, config)
     train = sorted((len(one.input_ids) for one in data.train), reverse=True)
     rows = min(schedule.batch_size, len(train))

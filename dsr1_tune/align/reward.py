@@ -24,7 +24,13 @@ from dsr1_tune.data.record import Preference
 from dsr1_tune.models.load import Loaded
 from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.trained.full import enable_full_training
-from dsr1_tune.models.trained.reward_model import RewardFacts, ScalarModel, put_scalar_on, save_scalar, template_hash
+from dsr1_tune.models.trained.reward_model import (
+    RewardFacts,
+    ScalarModel,
+    attach_reward_head,
+    save_scalar,
+    template_hash,
+)
 from dsr1_tune.models.trained.start import begin_adapter, check_begin
 from dsr1_tune.moe.routing import open_routers
 from dsr1_tune.runs.data import RunData
@@ -51,7 +57,7 @@ def run(config: RewardRun, resume: Path | None = None, console: Console | None =
             _make_trainable(meta_model(session.base.config), session.config)
         check_begin(session.config, session.base.config)
         _train(session)
-        session.check(lambda saved: put_scalar_on(saved, session.output), whole=session.whole)
+        session.check(lambda saved: attach_reward_head(saved, session.output), whole=session.whole)
     return session.folder
 
 

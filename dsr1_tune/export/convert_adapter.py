@@ -25,9 +25,9 @@ from dsr1_tune.atomic import new_folder
 from dsr1_tune.errors import ModelError
 from dsr1_tune.export.adapter.config import Scale, fused_config, per_expert_config, scale_of
 from dsr1_tune.export.adapter.file import FILE, PREFIX, RIGHT_BASE, Adapter, AdapterFile, Names
-from dsr1_tune.models.folder import base_of, find_adapter
 from dsr1_tune.models.load import locate
 from dsr1_tune.models.meta import meta_model
+from dsr1_tune.models.ref import find_adapter
 from dsr1_tune.models.trained.lora import REWRITTEN
 from dsr1_tune.models.weights.checkpoint import DTYPES, Spec, write_weights
 from dsr1_tune.models.weights.index import INDEX
@@ -70,14 +70,14 @@ def run(adapter: Path, to: Form, out: Path, console: Console | None = None) -> P
     """
     quiet_libraries()
     narrator = Narrator(console or Console())
-    folder = find_adapter(adapter)
-    if folder is None:
+    found = find_adapter(adapter)
+    if found is None:
         raise ModelError(f"{adapter}: holds no adapter (no adapter_config.json)", hint="give a run of lora or qlora")
-    base = locate(base_of(folder), narrator.say, is_loaded=False)
+    base = locate(found.base, narrator.say, is_loaded=False)
     names = Names.of(meta_model(base.config))
     with new_folder(out) as part:
-        done = convert(Adapter.read(folder), to, names)
-        for file in sorted(folder.iterdir()):
+        done = convert(Adapter.read(found.path), to, names)
+        for file in sorted(found.path.iterdir()):
             if file.is_file() and file.suffix not in (".safetensors", ".bin") and not file.name.startswith("."):
                 (part / file.name).write_bytes(file.read_bytes())
         write_weights(done, part)

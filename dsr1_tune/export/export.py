@@ -19,7 +19,7 @@ from dsr1_tune.export.comparison import page
 from dsr1_tune.export.comparison.gates import GatesMissed, gentler
 from dsr1_tune.export.comparison.result import Comparison
 from dsr1_tune.export.weights.source import find_trained
-from dsr1_tune.models.folder import local_path
+from dsr1_tune.models.ref import local_path
 from dsr1_tune.runs.console import Narrator, quiet_libraries
 
 CURRENT, VERSIONS, MISSED, WORK = "current", "versions", "missed", ".unfinished"

@@ -13,7 +13,7 @@ import yaml
 
 from dsr1_tune.atomic import atomic_write
 from dsr1_tune.errors import RunError
-from dsr1_tune.models.folder import local_path
+from dsr1_tune.models.ref import local_path
 from dsr1_tune.runs.folder import FINISHED, RunFolder
 
 FILE = "lineage.json"

@@ -45,8 +45,8 @@ from dsr1_tune.export.weights.source import (
 )
 from dsr1_tune.models.load import Loaded, Located, load_located, locate, pick_device
 from dsr1_tune.models.memory import give_back, main_memory
-from dsr1_tune.models.trained.attach import put_adapter_on
-from dsr1_tune.models.trained.experts import put_experts_on
+from dsr1_tune.models.trained.attach import attach_adapter
+from dsr1_tune.models.trained.experts import attach_experts
 from dsr1_tune.models.weights.checkpoint import Checkpoint, Weights, write_weights
 from dsr1_tune.runs.console import Narrator, quiet_libraries
 from dsr1_tune.runs.evaluate import HeldOut, held_out_loss
@@ -211,12 +211,12 @@ def _adapted(found: Trained, base: OpenBase, merged: Merged, streamed: bool) -> 
     if found.kind == "model":
         return _load(found.folder, streamed).model
     if not streamed:
-        put = put_adapter_on if found.kind == "adapter" else put_experts_on
+        put = attach_adapter if found.kind == "adapter" else attach_experts
         return put(load_located(base.located, "float32"), found.folder)
     if found.kind == "experts":
         # They are rows of weights that are never all there: the update is added while reading, before any rounding.
         return load_streamed(base.located, Exact(merged), base.layout).model
-    return put_adapter_on(load_streamed(base.located, base.plain, base.layout), found.folder)
+    return attach_adapter(load_streamed(base.located, base.plain, base.layout), found.folder)
 
 
 def _load(folder: Path, streamed: bool) -> Loaded:

@@ -20,7 +20,7 @@ from dsr1_tune.export.lineage import Stage
 from dsr1_tune.export.weights.accounting import Group, Quantized, chosen
 from dsr1_tune.export.weights.progress import num_bytes
 from dsr1_tune.export.weights.source import Source, open_source
-from dsr1_tune.models.folder import local_path
+from dsr1_tune.models.ref import local_path
 from dsr1_tune.runs.console import Narrator, quiet_libraries
 from dsr1_tune.runs.environment import package_versions
 

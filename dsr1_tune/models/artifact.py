@@ -1,4 +1,4 @@
-"""What lies in a folder that is to be served: a model, an adapter or a GGUF file, and what its files say."""
+"""What is in a folder that is to be served: a model, an adapter or a GGUF file, and what its files say."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models.folder import base_of, check_folder, find_adapter, local_path
-from dsr1_tune.models.llama_cpp.client import find_gguf
-from dsr1_tune.models.weights.checkpoint import Checkpoint, read_header
+from dsr1_tune.models import embedded
+from dsr1_tune.models.folder import ModelFolder
+from dsr1_tune.models.ref import ADAPTER_CONFIG, Adapter, Gguf, ModelRef, RewardModel, Run, local_path
+from dsr1_tune.models.weights.checkpoint import read_header
 from dsr1_tune.models.weights.index import read_json
+from dsr1_tune.models.weights.stored_format import quant_method
 
 Kind = Literal["model", "adapter", "gguf"]
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -41,12 +43,12 @@ class Artifact:
         """How its weights are quantized: none, or a `quant_method`; gguf for those files."""
         if self.kind == "gguf":
             return "gguf"
-        quantization = self.config.get("quantization_config") if self.kind == "model" else None
-        return str(quantization.get("quant_method", "unknown")) if isinstance(quantization, Mapping) else "none"
+        is_quantized = self.kind == "model" and isinstance(self.config.get("quantization_config"), Mapping)
+        return quant_method(self.config) if is_quantized else "none"
 
     @property
     def form(self) -> Literal["peft-fused", "per-expert", "dense"]:
-        """How an adapter has the factors of routed experts, if it has any."""
+        """How an adapter stores LoRA A and B of routed experts, if it has any."""
         if any(re.search(r"\.experts\.(base_layer\.)*lora_", name) for name in self.names):
             return "peft-fused"
         return "per-expert" if any(re.search(r"\.experts\.\d+\.", name) for name in self.names) else "dense"
@@ -59,40 +61,28 @@ class Artifact:
 
 def of(place: Path | str) -> Artifact:
     """What is there; a run folder means its adapter or its model. Raises ModelError for anything that is none of it."""
-    if (file := find_gguf(place)) is not None:
-        return _gguf(file)
-    folder = local_path(str(place))
-    if (adapter := find_adapter(folder)) is not None:
-        return _adapter(adapter)
-    if (folder / "manifest.json").is_file() and (folder / "model" / "config.json").is_file():
-        folder = folder / "model"
-    if not folder.exists():
+    ref = ModelRef.resolve(place)
+    if isinstance(ref, Gguf):
+        return _gguf(ref.file)
+    if isinstance(ref, RewardModel):
+        ref.refuse()
+    if isinstance(ref, Adapter):
+        return _adapter(ref)
+    files = ModelFolder(ref.model if isinstance(ref, Run) and ref.model else local_path(str(place)), str(place))
+    if not files.path.exists():
         raise ModelError(f"{place}: there is no such folder", hint="give a model, an adapter, a run or a .gguf file")
-    check_folder(folder, str(place))
-    config = read_json(folder / "config.json")
-    return Artifact(folder, "model", _architecture(config), config, frozenset(Checkpoint(folder).names), *_text(folder))
+    files.check()
+    names = frozenset(files.checkpoint.names)
+    return Artifact(files.path, "model", files.architecture, files.config_json, names, files.has_tokenizer,
+                    files.has_template)  # fmt: skip
 
 
-def _architecture(config: Mapping[str, Any]) -> str:
-    named = config.get("architectures")
-    return str(named[0]) if isinstance(named, list) and named else ""
-
-
-def _text(folder: Path) -> tuple[bool, bool]:
-    """Whether there is a tokenizer, and whether it has a chat template."""
-    settings = folder / "tokenizer_config.json"
-    told = read_json(settings) if settings.is_file() else {}
-    has_tokenizer = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
-    return has_tokenizer, (folder / "chat_template.jinja").is_file() or bool(told.get("chat_template"))
-
-
-def _adapter(folder: Path) -> Artifact:
-    config = read_json(folder / "adapter_config.json")
-    base = base_of(folder).model or "embedded"
-    place = local_path(base) / "config.json"
-    architecture = _architecture(read_json(place)) if place.is_file() else ""
-    names = frozenset(read_header(folder / ADAPTER_FILE))
-    return Artifact(folder, "adapter", architecture, config, names, base=base)
+def _adapter(ref: Adapter) -> Artifact:
+    base = ref.base.model or embedded.NAME
+    files = ModelFolder(local_path(base), base)
+    architecture = files.architecture if (files.path / "config.json").is_file() else ""
+    names = frozenset(read_header(ref.path / ADAPTER_FILE))
+    return Artifact(ref.path, "adapter", architecture, read_json(ref.path / ADAPTER_CONFIG), names, base=base)
 
 
 def _gguf(file: Path) -> Artifact:

@@ -1,199 +1,176 @@
-"""A model's folder as it lies on disk: what is refused before any weights are read, and what its files say."""
+"""A model's folder, read once: what is refused before any weights are loaded, and what its files say."""
 
 from __future__ import annotations
 
 import math
-import os
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models import embedded
+from dsr1_tune.models.ref import Adapter, ModelRef, RewardModel
+from dsr1_tune.models.weights.checkpoint import Checkpoint
 from dsr1_tune.models.weights.index import COPY_AGAIN, INDEX, ONE_FILE, gist, read_json, weight_files
-from dsr1_tune.models.weights.stored_format import is_nf4, prequantized_kind
-from dsr1_tune.quant import fp8, w4a16
+from dsr1_tune.models.weights.stored_format import StoredFormat, quant_method
+from dsr1_tune.quant import w4a16
 
-REWARD_CONFIG = "reward_config.json"
-"""It lies beside the weights of a reward model, which writes no answers."""
 EXAMPLE = (
     "a folder with config.json, tokenizer and *.safetensors, or a Hub id such as deepseek-ai/DeepSeek-V2-Lite-Chat"
 )
-
-
-def local_path(name: str) -> Path:
-    """`name` as a path here, ~ meaning home; one that names an unknown user (~nobody) stays as it is."""
-    return Path(os.path.expanduser(name))  # noqa: PTH111 - pathlib's raises for an unknown user
-
-
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 CONVERT = "convert it to safetensors: pickled weights can run code when they are opened"
 
 
-def check_folder(folder: Path, name: str, may_score: bool = False) -> None:
-    """Refuse what is no model folder, and what is a reward model unless it `may_score`. Raises ModelError."""
-    if not folder.is_dir():
-        kind = "a GGUF file: llama.cpp runs those, but they cannot be trained" if _is_gguf(folder) else "not a folder"
-        raise ModelError(f"{name}: is {kind}", hint=f"give {EXAMPLE}")
-    if not may_score:
-        _refuse_reward(folder, name)
-    if (folder / "config.json").is_file():
-        return
-    if (adapter := find_adapter(folder)) is not None:
-        raise ModelError(
-            f"{name}: is an adapter, not a base model", hint=f"its base is {base_of(adapter).model or embedded.NAME}"
-        )
-    if (folder / "manifest.json").is_file():
-        command = read_json(folder / "manifest.json").get("command", "lora")
-        raise ModelError(f"{name}: is an unfinished run", hint=f"go on with it: dsr1-tune {command} --resume {name}")
-    files = sorted(entry.name for entry in folder.iterdir())
-    holds = ", ".join(files[:8]) + (", ..." if len(files) > 8 else "") if files else "nothing"
-    raise ModelError(f"{name}: has no config.json; it holds {holds}", hint=f"give {EXAMPLE}")
+@dataclass(frozen=True)
+class ModelFolder:
+    """A folder in transformers' layout; each of its files is read when it is first needed, and once."""
 
+    path: Path
+    name: str
+    """What messages call it: the path or the Hub id that the user gave."""
 
-def _is_gguf(file: Path) -> bool:
-    return file.suffix == ".gguf"
+    def check(self, may_score: bool = False) -> None:
+        """Refuse what is no model folder, and what is a reward model unless it `may_score`. Raises ModelError."""
+        folder, name = self.path, self.name
+        if not folder.is_dir():
+            is_gguf = folder.suffix == ".gguf"
+            kind = "a GGUF file: llama.cpp runs those, but they cannot be trained" if is_gguf else "not a folder"
+            raise ModelError(f"{name}: is {kind}", hint=f"give {EXAMPLE}")
+        found = ModelRef.resolve(folder)
+        if isinstance(found, RewardModel) and not may_score:
+            RewardModel(name, found.path).refuse()
+        if (folder / "config.json").is_file():
+            return
+        if isinstance(found, Adapter):
+            base = found.base.model or embedded.NAME
+            raise ModelError(f"{name}: is an adapter, not a base model", hint=f"its base is {base}")
+        if (folder / "manifest.json").is_file():
+            command = read_json(folder / "manifest.json").get("command", "lora")
+            raise ModelError(
+                f"{name}: is an unfinished run", hint=f"go on with it: dsr1-tune {command} --resume {name}"
+            )
+        files = sorted(entry.name for entry in folder.iterdir())
+        holds = ", ".join(files[:8]) + (", ..." if len(files) > 8 else "") if files else "nothing"
+        raise ModelError(f"{name}: has no config.json; it holds {holds}", hint=f"give {EXAMPLE}")
 
+    @cached_property
+    def config_json(self) -> dict[str, Any]:
+        """The object in config.json. Raises ModelError."""
+        return read_json(self.path / "config.json")
 
-def read_config(folder: Path, name: str) -> Any:
-    """The model's config, if transformers itself knows its architecture as a causal language model."""
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+    @property
+    def stored_format(self) -> StoredFormat:
+        """How its weights are stored."""
+        return StoredFormat.of(self.config_json)
 
-    file = folder / "config.json"
-    tree = read_json(file)
-    if "model_type" not in tree:
-        raise ModelError(f"{file}: names no model_type", hint="copy the model's config.json again")
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # its values reach validators of many kinds
-        raise ModelError(
-            f"{file}: transformers cannot use it: {gist(error)}",
-            hint="correct the file, or choose a model that transformers knows without the code that comes with it",
-        ) from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelError(
-            f"{name}: is a {config.model_type}, which is no causal language model",
-            hint=f"give {EXAMPLE}",
-        )
-    quantized = tree.get("quantization_config")
-    is_known = (
-        fp8.is_block_fp8(quantized) or is_nf4(quantized) or prequantized_kind(quantized) or w4a16.is_w4a16(quantized)
-    )
-    if quantized and not is_known:
-        method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else "unknown"
-        raise ModelError(
-            f"{name}: its weights are stored quantized ({method})", hint="give its copy in bfloat16, float16 or float32"
-        )
-    return config
+    @property
+    def architecture(self) -> str:
+        """The class that config.json names first; empty where it names none."""
+        named = self.config_json.get("architectures")
+        return str(named[0]) if isinstance(named, list) and named else ""
 
+    @cached_property
+    def weight_files(self) -> list[str]:
+        """The names of its safetensors files, those that its index lists or the only one."""
+        return weight_files(self.path)
 
-def check_weights(folder: Path, name: str) -> int:
-    """The number of parameters in the safetensors files, from their headers; refuses missing and truncated ones."""
-    again = "build it anew: dsr1-tune base --rebuild" if name == embedded.NAME else COPY_AGAIN
-    files = weight_files(folder)
-    if files == [ONE_FILE] and not (folder / ONE_FILE).is_file():
-        kinds = {entry.suffix for entry in folder.iterdir()}
-        if kinds & PICKLES:
-            raise ModelError(f"{name}: has its weights only as {', '.join(sorted(kinds & PICKLES))}", hint=CONVERT)
-        if ".gguf" in kinds:
-            raise ModelError(f"{name}: has its weights only as .gguf, which cannot be trained", hint=f"give {EXAMPLE}")
-        raise ModelError(f"{name}: has no weights, neither {ONE_FILE} nor {INDEX}", hint=f"give {EXAMPLE}")
-    if absent := [file for file in files if not (folder / file).is_file()]:
-        raise ModelError(
-            f"{name}: {len(absent)} of {len(files)} weight files are missing, such as {absent[0]}", hint=again
-        )
-    num_parameters = 0
-    for file in files:
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        """Its tensors, of which the headers are read. Raises ModelError for files that are missing or damaged."""
+        return Checkpoint(self.path)
+
+    @property
+    def file_bytes(self) -> int:
+        """What its safetensors files take on disk."""
+        return sum(file.stat().st_size for file in self.path.glob("*.safetensors"))
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer's vocabulary is there."""
+        return any((self.path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template, in a file of its own or in tokenizer_config.json."""
+        file = self.path / "tokenizer_config.json"
+        settings = read_json(file) if file.is_file() else {}
+        return (self.path / "chat_template.jinja").is_file() or bool(settings.get("chat_template"))
+
+    def read_config(self) -> Any:
+        """The model's config, if transformers itself knows its architecture as a causal language model."""
+        from transformers import AutoConfig
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+        file = self.path / "config.json"
+        if "model_type" not in self.config_json:
+            raise ModelError(f"{file}: names no model_type", hint="copy the model's config.json again")
         try:
-            with safe_open(folder / file, framework="pt") as weights:
-                for key in weights.keys():  # noqa: SIM118 - a safetensors file is no mapping
-                    num_parameters += math.prod(weights.get_slice(key).get_shape()) * w4a16.per_number(key)
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{folder / file}: is damaged: {gist(error)}", hint=again) from error
-    return num_parameters
+            config = AutoConfig.from_pretrained(self.path, trust_remote_code=False)
+        except Exception as error:  # its values reach validators of many kinds
+            raise ModelError(
+                f"{file}: transformers cannot use it: {gist(error)}",
+                hint="correct the file, or choose a model that transformers knows without the code that comes with it",
+            ) from error
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise ModelError(
+                f"{self.name}: is a {config.model_type}, which is no causal language model",
+                hint=f"give {EXAMPLE}",
+            )
+        if self.stored_format is StoredFormat.UNKNOWN:
+            raise ModelError(
+                f"{self.name}: its weights are stored quantized ({quant_method(self.config_json)})",
+                hint="give its copy in bfloat16, float16 or float32",
+            )
+        return config
 
+    def check_weights(self) -> int:
+        """The number of parameters in the safetensors files, from their headers; refuses missing and truncated ones."""
+        folder, name = self.path, self.name
+        again = "build it anew: dsr1-tune base --rebuild" if name == embedded.NAME else COPY_AGAIN
+        files = self.weight_files
+        if files == [ONE_FILE] and not (folder / ONE_FILE).is_file():
+            kinds = {entry.suffix for entry in folder.iterdir()}
+            if kinds & PICKLES:
+                raise ModelError(f"{name}: has its weights only as {', '.join(sorted(kinds & PICKLES))}", hint=CONVERT)
+            if ".gguf" in kinds:
+                raise ModelError(
+                    f"{name}: has its weights only as .gguf, which cannot be trained", hint=f"give {EXAMPLE}"
+                )
+            raise ModelError(f"{name}: has no weights, neither {ONE_FILE} nor {INDEX}", hint=f"give {EXAMPLE}")
+        if absent := [file for file in files if not (folder / file).is_file()]:
+            raise ModelError(
+                f"{name}: {len(absent)} of {len(files)} weight files are missing, such as {absent[0]}", hint=again
+            )
+        num_parameters = 0
+        for file in files:
+            try:
+                with safe_open(folder / file, framework="pt") as weights:
+                    for key in weights.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                        num_parameters += math.prod(weights.get_slice(key).get_shape()) * w4a16.per_number(key)
+            except (SafetensorError, OSError) as error:
+                raise ModelError(f"{folder / file}: is damaged: {gist(error)}", hint=again) from error
+        return num_parameters
 
-def read_tokenizer(folder: Path, name: str) -> Any:
-    """The tokenizer, with a chat template and a padding token."""
-    from transformers import AutoTokenizer
+    def read_tokenizer(self) -> Any:
+        """The tokenizer, with a chat template and a padding token."""
+        from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # a missing or damaged tokenizer shows in many ways, down to the Rust library's
-        raise ModelError(
-            f"{name}: has no tokenizer that can be read: {gist(error)}",
-            hint="copy tokenizer.json and tokenizer_config.json of the model into the folder",
-        ) from error
-    if not tokenizer.chat_template:
-        raise ModelError(
-            f"{name}: its tokenizer has no chat template, so questions and answers cannot be told apart",
-            hint="choose the model's chat or instruct variant, or put its chat_template.jinja into the folder",
-        )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def find_adapter(path: str | Path | None) -> Path | None:
-    """The PEFT adapter folder that `path` is, or holds as a run folder does under adapter/; else None.
-
-    Raises ModelError for a reward model: its adapter without its head would write answers that it never learned.
-    """
-    if path is None:
-        return None
-    folder = local_path(str(path))
-    _refuse_reward(folder, str(path))
-    return next((place for place in (folder, folder / "adapter") if (place / "adapter_config.json").is_file()), None)
-
-
-def find_reward(path: str | Path) -> Path | None:
-    """The folder of a reward model that `path` is, or holds as a run folder does; else None."""
-    folder = local_path(str(path))
-    places = (folder, folder / "adapter", folder / "model")
-    return next((place for place in places if (place / REWARD_CONFIG).is_file()), None)
-
-
-def _refuse_reward(folder: Path, name: str) -> None:
-    if find_reward(folder):
-        raise ModelError(
-            f"{name}: is a reward model: it scores answers, and writes none",
-            hint=f"score rows with it: dsr1-tune score {name} rows.jsonl",
-        )
-
-
-def base_of(adapter: Path) -> Base:
-    """The base that an adapter, or experts, were trained on: as the run's manifest says, else as their config does."""
-    manifest = adapter.parent / "manifest.json"
-    if manifest.is_file():
-        base = read_json(manifest).get("base")
-        if isinstance(base, dict) and isinstance(base.get("name"), str):
-            # A folder has no revision, and may have been named from another working directory.
-            name = base["name"] if base.get("revision") else str(base.get("folder") or base["name"])
-            return _base(name, base.get("revision"), **_settings_in(manifest))
-    own = (adapter / name for name in ("adapter_config.json", "experts_config.json"))
-    config = next((read_json(file) for file in own if file.is_file()), {})
-    name = config.get("base_model_name_or_path")
-    if not isinstance(name, str) or not name:
-        raise ModelError(f"{adapter}: does not say which base it belongs to", hint="train it again, or name its base")
-    return _base(name, config.get("revision"))
-
-
-def _settings_in(manifest: Path) -> dict[str, Any]:
-    """How a run held its base: the number format and the context, where the manifest says so."""
-    config = read_json(manifest).get("config")
-    base = config.get("base") if isinstance(config, dict) else None
-    if not isinstance(base, dict):
-        return {}
-    dtype, context = base.get("dtype"), base.get("context")
-    settings: dict[str, Any] = {"dtype": dtype} if dtype in ("float32", "bfloat16", "float16") else {}
-    return settings | ({"context": context} if isinstance(context, int) and context > 0 else {})
-
-
-def _base(name: str, revision: str | None, **settings: Any) -> Base:
-    """A base by the name it was recorded under; the embedded base may lie in another cache by now."""
-    if Path(name).name.startswith(embedded.FOLDER_PREFIX) or name == embedded.NAME:
-        return Base(**settings)
-    return Base(model=name, revision=None if Path(name).exists() else revision, **settings)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
+        except Exception as error:  # a missing or damaged tokenizer shows in many ways, down to the Rust library's
+            raise ModelError(
+                f"{self.name}: has no tokenizer that can be read: {gist(error)}",
+                hint="copy tokenizer.json and tokenizer_config.json of the model into the folder",
+            ) from error
+        if not tokenizer.chat_template:
+            raise ModelError(
+                f"{self.name}: its tokenizer has no chat template, so questions and answers cannot be told apart",
+                hint="choose the model's chat or instruct variant, or put its chat_template.jinja into the folder",
+            )
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer

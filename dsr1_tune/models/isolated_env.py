@@ -114,14 +114,14 @@ def ensure(tool: str, say: Say = lambda line: None) -> ToolEnvironment:
 
 
 def folder_of(tool: str) -> Path:
-    """Where a tool lies once it is installed; other pins or another Python have another folder."""
+    """Where a tool is once it is installed; other pins or another Python have another folder."""
     key = json.dumps([TOOLS[tool].packages, platform.python_version_tuple()[:2], platform.machine()])
     return cache_dir() / "tools" / f"{tool}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 
 def _environment(tool: str, folder: Path) -> ToolEnvironment:
     path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
-    # All that a tool works on lies on this disk; it shall not wait for a network that may not be there.
+    # All that a tool works on is on this disk; it shall not wait for a network that may not be there.
     ours = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     return ToolEnvironment(tool, folder, Path(sys.executable), os.environ | ours)
 
@@ -179,7 +179,7 @@ def _try(tool: str, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Installed:
-    """A tool as it stands: what it is for, where it lies (None: not made yet) and how large it is."""
+    """A tool as it stands: what it is for, where it is (None: not made yet) and how large it is."""
 
     tool: str
     packages: tuple[str, ...]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -19,21 +18,13 @@ from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models import embedded, hub
 from dsr1_tune.models.context import with_context
-from dsr1_tune.models.folder import (
-    CONVERT,
-    EXAMPLE,
-    PICKLES,
-    check_folder,
-    check_weights,
-    local_path,
-    read_config,
-    read_tokenizer,
-)
+from dsr1_tune.models.folder import CONVERT, EXAMPLE, PICKLES, ModelFolder
 from dsr1_tune.models.memory import GIB, main_memory
+from dsr1_tune.models.ref import Hub, Missing, ModelRef, local_path
 from dsr1_tune.models.weights.checkpoint import Checkpoint
 from dsr1_tune.models.weights.index import COPY_AGAIN, gist, weight_files
-from dsr1_tune.models.weights.stored_format import NF4_BYTES, is_nf4, prequantized_kind
-from dsr1_tune.quant import fp8, w4a16
+from dsr1_tune.models.weights.lazy import open_fp8, open_w4a16
+from dsr1_tune.models.weights.stored_format import NF4_BYTES, StoredFormat
 
 _log = logging.getLogger(__name__)
 
@@ -85,31 +76,32 @@ def locate(
     if base.model in (None, embedded.NAME):
         folder = embedded.ensure(progress)
         name, revision = embedded.NAME, folder.name
-    elif local_path(base.model).exists():
-        folder = local_path(base.model)
-        name, revision = str(folder), None
-    elif _is_path(base.model):
+    elif isinstance(ref := ModelRef.resolve(base.model), Missing):
         raise ModelError(f"{base.model}: there is no such folder", hint=f"give {EXAMPLE}")
-    else:
+    elif isinstance(ref, Hub):
         folder, revision = hub.fetch(base.model, base.revision)
         name = repo_id = base.model
-    check_folder(folder, name, may_score)
-    config = with_context(read_config(folder, name), base.context, name)
-    if all((folder / file).is_file() for file in weight_files(folder)) or repo_id is None:
-        num_parameters = check_weights(folder, name)
+    else:
+        folder = local_path(base.model)
+        name, revision = str(folder), None
+    files = ModelFolder(folder, name)
+    files.check(may_score)
+    config = with_context(files.read_config(), base.context, name)
+    if all((folder / file).is_file() for file in files.weight_files) or repo_id is None:
+        num_parameters = files.check_weights()
     else:
         num_parameters = _check_remote_weights(folder, repo_id, str(revision), config)
     if is_loaded:
-        stored_as: Any = getattr(config, "quantization_config", None)
-        is_held = (prequantized_kind(stored_as) or is_nf4(stored_as)) and repo_id is None
-        _check_room(num_parameters, name, base.dtype, quantized, folder if is_held else None)
-    return Located(folder, name, revision, read_tokenizer(folder, name), config, repo_id)
+        stored = files.stored_format
+        stays_as_stored = (stored.is_4bit or stored.is_bitsandbytes) and repo_id is None
+        _check_room(num_parameters, name, base.dtype, quantized, folder if stays_as_stored else None)
+    return Located(folder, name, revision, files.read_tokenizer(), config, repo_id)
 
 
 def load_located(located: Located, dtype: str = "auto", for_training: bool = False, quantized: bool = False) -> Loaded:
     """Load the weights of a located base, in `dtype` (see config.Base), onto this process's GPU or the CPU.
 
-    `quantized` holds experts and linear layers in 4 bits, see moe.experts4bit. For training the model is left in
+    `quantized` holds experts and linear layers in 4 bits, see moe.quantized_experts. For training the model is left in
     train mode without a key-value cache, otherwise in eval mode. Raises ModelError
     when weights are missing, damaged, of other shapes than the config says, or more than the memory holds.
     """
@@ -134,7 +126,7 @@ def load_located(located: Located, dtype: str = "auto", for_training: bool = Fal
 def _read_model(
     located: Located, folder: Path, dtype: torch.dtype, device: torch.device, quantized: bool
 ) -> tuple[Any, dict[str, Any]]:
-    """transformers' loader, in 4 bits where that is asked for; float8 weights are multiplied out one by one."""
+    """transformers' loader, in 4 bits where that is asked for; float8 weights are dequantized one by one."""
     from transformers import AutoModelForCausalLM
 
     from dsr1_tune.models.weights.load_nf4 import Nf4Config
@@ -148,20 +140,20 @@ def _read_model(
         "ignore_mismatched_sizes": True,
         "output_loading_info": True,
     }
-    stored_as: Any = getattr(config, "quantization_config", None)
-    if prequantized_kind(stored_as):
+    stored = StoredFormat.of(config)
+    if stored.is_bitsandbytes:
         from dsr1_tune.models.weights.load_bnb import open_prequantized
 
         settings["quantization_config"], held = open_prequantized(folder, config, located.name)
         return _from_tensors(folder, held, settings)
-    if quantized and not is_nf4(stored_as):
+    if quantized and stored is not StoredFormat.NF4:
         settings["quantization_config"] = Nf4Config()
-    if w4a16.is_w4a16(stored_as):
-        return _from_tensors(folder, w4a16.open_weights(folder, weight_files(folder)), settings)
-    if not fp8.is_block_fp8(stored_as):
+    if stored is StoredFormat.W4A16:
+        return _from_tensors(folder, open_w4a16(Checkpoint(folder)), settings)
+    if stored is not StoredFormat.BLOCK_FP8:
         return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **settings)
-    rows, cols = stored_as["weight_block_size"]
-    return _from_tensors(folder, fp8.open_weights(folder, weight_files(folder), (rows, cols)), settings)
+    rows, cols = config.quantization_config["weight_block_size"]
+    return _from_tensors(folder, open_fp8(Checkpoint(folder), (rows, cols)), settings)
 
 
 def _from_tensors(folder: Path, weights: Any, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -264,14 +256,6 @@ def _free_bytes(device: torch.device) -> int:
     return main_memory().free
 
 
-def _is_path(name: str) -> bool:
-    """Whether a name that is no existing file can only be meant as a path."""
-    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or not _HUB_ID.fullmatch(name)
-
-
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
-
-
 def _check_remote_weights(folder: Path, repo_id: str, commit: str, config: Any) -> int:
     """About the number of parameters of a model on the Hub; refuses it if it has no safetensors."""
     on_hub = hub.file_sizes(repo_id, commit)
@@ -288,7 +272,7 @@ def _check_remote_weights(folder: Path, repo_id: str, commit: str, config: Any) 
             hint=CONVERT if pickles else f"give {EXAMPLE}",
         )
     stored_as = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
-    if fp8.is_block_fp8(getattr(config, "quantization_config", None)):
+    if StoredFormat.of(config) is StoredFormat.BLOCK_FP8:
         stored_as = torch.float8_e4m3fn
     return sum(on_hub[file] for file in files) // stored_as.itemsize
 
@@ -299,5 +283,5 @@ def with_weights(located: Located) -> Path:
         return located.folder
     wanted = [*hub.DESCRIPTIVE, *weight_files(located.folder)]
     folder, _ = hub.fetch(located.repo_id, located.revision, wanted)
-    check_weights(folder, located.name)
+    ModelFolder(folder, located.name).check_weights()
     return folder

@@ -83,7 +83,7 @@ def find_routers(model: nn.Module) -> list[RouterBlock]:
     is_softmax = getattr(getattr(model, "config", None), "model_type", None) in _SOFTMAX
     found = []
     for block in find_experts(model):
-        parent = _OUTERMOST.sub("", block.name).rpartition(".")[0]
+        parent = outermost_name(block.name).rpartition(".")[0]
         for child, module in model.get_submodule(parent).named_children():
             name = f"{parent}.{child}"
             copies = getattr(module, "modules_to_save", None)
@@ -107,10 +107,6 @@ def router_words(config: Any) -> dict[str, str]:
     if getattr(config, "model_type", None) == "deepseek_v3":
         return {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
     return {}
-
-
-# A wrapper's own name is that of the module whose place it took.
-_OUTERMOST = re.compile(r"(\.base_layer)+$")
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -173,6 +169,11 @@ class Anatomy:
 def plain_name(name: str) -> str:
     """A module's or parameter's name as the base model has it, without PEFT's insertions."""
     return _PEFT.sub("", name)
+
+
+def outermost_name(name: str) -> str:
+    """The name of the outermost PEFT wrapper around a module: that of the module whose place it took."""
+    return re.sub(r"(\.base_layer)+$", "", name)
 
 
 def _is_fused(module: nn.Module, name: str) -> bool:

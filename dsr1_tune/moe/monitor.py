@@ -9,7 +9,6 @@ Letters: T tokens, E routed experts, K experts chosen per token, L layers of rou
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dsr1_tune.moe.anatomy import find_experts, plain_name
+from dsr1_tune.moe.anatomy import find_experts, outermost_name, plain_name
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ class RoutingMonitor:
         self._hooks = []
         for layer, block in enumerate(blocks):
             # PEFT's outermost wrapper is what is called; what it wraps may never be.
-            called = model.get_submodule(_OUTERMOST.sub("", block.name))
+            called = model.get_submodule(outermost_name(block.name))
             self._hooks.append(called.register_forward_pre_hook(partial(self._count, layer)))
         if blocks and hasattr(model, "get_decoder"):
             decoder = model.get_decoder()
@@ -199,10 +198,6 @@ def _is_packed_token(positions_BT: Tensor) -> Tensor:
     is_next_0_BT = torch.ones_like(positions_BT, dtype=torch.bool)
     is_next_0_BT[:, :-1] = positions_BT[:, 1:] == 0
     return (positions_BT != 0) | ~is_next_0_BT
-
-
-# A wrapper's own name is that of the module it took the place of.
-_OUTERMOST = re.compile(r"(\.base_layer)+$")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Fused routed experts and linear layers held in NF4: which weights, how experts compute with them, and the proof.
 
 transformers' `load_in_4bit` quantizes nn.Linear alone and leaves the experts, nine tenths of a mixture, in 16 bits.
-Here both are held as `moe.nf4` says. `audit_bits` tells what a model really holds, and refuses one of which routed
+Here both are held as `quant.nf4` says. `audit_bits` tells what a model really holds, and refuses one of which routed
 experts are left in 16 bits.
 """
 

@@ -3,7 +3,7 @@
 A fused weight holds all experts of a layer, so autograd would give it a gradient, and the optimizer a state, for all of
 them. Here it stays frozen. Each chosen expert has parameters of its own, which are views of its rows in the fused
 weight: they take no further memory, and when the optimizer moves them the experts have moved. One autograd function per
-projection gives their gradients and no others. Low-rank factors for the chosen experts are the other way to train them.
+projection gives their gradients and no others. LoRA A and B of the chosen experts are the other way to train them.
 
 Letters: T tokens, E experts, N chosen to be trained, K experts per token, S = T·K routed rows, R rank.
 """
@@ -11,7 +11,7 @@ Letters: T tokens, E experts, N chosen to be trained, K experts per token, S = T
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,22 +34,22 @@ def train_weights(model: nn.Module, chosen: Chosen) -> None:
 
     Raises ModelError for a layer or an expert that the model does not have, or whose experts cannot be trained so.
     """
-    blocks = check_chosen(model, chosen)
-    model.requires_grad_(False)
-    for block in blocks:
-        setattr(block.module, _CHILD, ChosenWeights(block, chosen[block.name]))
-    _switch(model, blocks)
+    _train(model, chosen, ChosenWeights)
 
 
-def train_factors(model: nn.Module, chosen: Chosen, rank: int, scale: float) -> None:
-    """Freeze `model` and give the experts in `chosen` low-rank factors, their updates scaled by `scale`.
+def train_lora(model: nn.Module, chosen: Chosen, rank: int, scale: float) -> None:
+    """Freeze `model` and give the experts in `chosen` LoRA A and B, their updates scaled by `scale`.
 
     Raises ModelError as `train_weights` does.
     """
+    _train(model, chosen, lambda block, numbers: ChosenLora(block, numbers, rank, scale))
+
+
+def _train(model: nn.Module, chosen: Chosen, make: Callable[[ExpertBlock, Sequence[int]], nn.Module]) -> None:
     blocks = check_chosen(model, chosen)
     model.requires_grad_(False)
     for block in blocks:
-        setattr(block.module, _CHILD, ChosenFactors(block, chosen[block.name], rank, scale))
+        setattr(block.module, _CHILD, make(block, chosen[block.name]))
     _switch(model, blocks)
 
 
@@ -135,19 +135,19 @@ class ChosenWeights(nn.ModuleDict):
         rows = tuple(self[str(number)][name] for number in self.numbers)
         for number, row in zip(self.numbers, rows, strict=True):
             if row.data_ptr() != start + number * step:
-                _attach(row, fused, number)
+                _make_view(row, fused, number)
         return rows
 
 
 @torch.no_grad()
-def _attach(row: nn.Parameter, fused: nn.Parameter, number: int) -> None:
+def _make_view(row: nn.Parameter, fused: nn.Parameter, number: int) -> None:
     """Make a parameter a view of the fused weight again: `model.to(device)` or a copy of the model has parted them."""
     fused[number].copy_(row)
     row.data = fused.data[number]
 
 
-class ChosenFactors(nn.Module):
-    """Low-rank factors for the chosen experts: A (N, R, in) random, B (N, out, R) zero, for each fused weight.
+class ChosenLora(nn.Module):
+    """LoRA of the chosen experts: A (N, R, in) random, B (N, out, R) zero, for each fused weight.
 
     They are float32 whatever the weights are, as PEFT's are.
     """
@@ -160,14 +160,14 @@ class ChosenFactors(nn.Module):
             weight_EOI = _as_out_in(getattr(block.module, name), block.module)
             num_chosen, (_, num_out, num_in) = len(self.numbers), weight_EOI.shape
             a = weight_EOI.new_empty(num_chosen, rank, num_in, dtype=torch.float32)
-            for factor in a:
-                nn.init.kaiming_uniform_(factor, a=math.sqrt(5))
+            for expert in a:
+                nn.init.kaiming_uniform_(expert, a=math.sqrt(5))
             self.lora_A[name] = nn.Parameter(a)
             self.lora_B[name] = nn.Parameter(weight_EOI.new_zeros(num_chosen, num_out, rank, dtype=torch.float32))
 
     @property
     def num_reached(self) -> int:
-        """How many weights of the base the factors reach."""
+        """How many weights of the base the LoRA reaches."""
         return sum(len(a) * a.shape[2] * self.lora_B[name].shape[1] for name, a in self.lora_A.items())
 
 
@@ -208,7 +208,7 @@ def _project(experts: nn.Module, name: str, x: Tensor, rows: Rows) -> Any:
     chosen = getattr(experts, _CHILD)
     weight_EOI = _as_out_in(getattr(experts, name), experts)
     bias_EO = getattr(experts, f"{name}_bias") if experts.has_bias else None
-    if isinstance(chosen, ChosenFactors):
+    if isinstance(chosen, ChosenLora):
         y = _Projection.apply(x, rows, weight_EOI, bias_EO, (), False)
         return _add_update(y, x, rows, chosen, name)
     trained = chosen.of(experts, name)
@@ -256,7 +256,7 @@ class _Projection(torch.autograd.Function):
         return (dx, *nothing, *dweight.unbind(), *dbias.unbind())
 
 
-def _add_update(y: Any, x: Tensor, rows: Rows, chosen: ChosenFactors, name: str) -> Any:
+def _add_update(y: Any, x: Tensor, rows: Rows, chosen: ChosenLora, name: str) -> Any:
     """`y + s (x Aᵀ) Bᵀ` on the chosen experts' rows."""
     rows_C, of_chosen = rows.pick(chosen.numbers)
     a, b = chosen.lora_A[name].to(y.dtype), chosen.lora_B[name].to(y.dtype)

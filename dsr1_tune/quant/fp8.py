@@ -1,18 +1,15 @@
-"""DeepSeek's block-FP8: read as ordinary weights, each multiplied out when it is asked for; and weights put into it."""
+"""DeepSeek's block-FP8: float8 weights with a scale for each block, dequantized to float32 and made of weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 SCALE = "_scale_inv"
+"""What is put behind a weight's name for its scales."""
 
 
 def is_block_fp8(quantization: Any) -> bool:
@@ -22,40 +19,6 @@ def is_block_fp8(quantization: Any) -> bool:
         and quantization.get("quant_method") == "fp8"
         and isinstance(quantization.get("weight_block_size"), (list, tuple))
     )
-
-
-def open_weights(folder: Path, files: Iterable[str], block_size: tuple[int, int]) -> dict[str, StoredWeight]:
-    """Every weight of a checkpoint by its name, not read yet; scales go with the weights that they belong to."""
-    found: dict[str, Any] = {}
-    for file in files:
-        handle = safe_open(folder / file, framework="pt")
-        found |= {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 - a file is no mapping
-    return {
-        name: StoredWeight(stored, found.get(name + SCALE), block_size)
-        for name, stored in found.items()
-        if not name.endswith(SCALE)
-    }
-
-
-@dataclass(frozen=True)
-class StoredWeight:
-    """A tensor on disk; indexing it reads it, and multiplies it with its scales where it has some."""
-
-    stored: Any
-    scale: Any
-    block_size: tuple[int, int]
-
-    def __getitem__(self, index: Any) -> Tensor:
-        weight: Tensor = self.stored[...]
-        return (weight if self.scale is None else dequantize(weight, self.scale[...], self.block_size))[index]
-
-    def get_dtype(self) -> str:
-        """As safetensors names it."""
-        return "F32" if self.scale is not None else str(self.stored.get_dtype())
-
-    def get_shape(self) -> list[int]:
-        """Of the weight."""
-        return list(self.stored.get_shape())
 
 
 def dequantize(weight: Tensor, scale_inv: Tensor, block_size: tuple[int, int]) -> Tensor:

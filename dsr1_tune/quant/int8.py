@@ -1,6 +1,6 @@
 """Weights held in 8 bits, for use without training: LLM.int8's rows (arXiv 2208.07339), a scale for each row.
 
-A row's largest number becomes 127. Products are taken with the matrix multiplied out, in the model's own format, so
+A row's largest number becomes 127. Products are taken with the dequantized matrix, in the model's own format, so
 that activations stay as they are. Letters: E matrices (experts; 1 for a linear layer) of rows × cols.
 """
 
@@ -59,11 +59,11 @@ class Int8:
         return replace(self, is_flipped=not self.is_flipped)
 
     def __getitem__(self, index: int) -> Tensor:
-        """One matrix, multiplied out."""
+        """One matrix, dequantized."""
         return self.matrices(slice(index, index + 1))[0]
 
     def matrices(self, index: slice | Sequence[int]) -> Tensor:
-        """Some of the matrices, multiplied out: (N, rows, cols), or a view (N, cols, rows) if flipped."""
+        """Some of the matrices, dequantized: (N, rows, cols), or a view (N, cols, rows) if flipped."""
         if not isinstance(index, slice):
             index = torch.tensor(index, device=self.packed.device)
         # In the order in which bitsandbytes multiplies, to the last bit; its product of mixed formats is slower.

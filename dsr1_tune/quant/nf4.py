@@ -180,8 +180,17 @@ def placeholder(shape: Sequence[int], dtype: torch.dtype, device: torch.device) 
     return nn.Parameter(torch.full((1,), math.nan, dtype=dtype, device=device).expand(*shape), requires_grad=False)
 
 
+def put_placeholder(module: nn.Module, name: str) -> None:
+    """Put a placeholder in a weight's place before loading: it takes no memory, and is neither loaded nor saved."""
+    weight = getattr(module, name)
+    stand_in = placeholder(weight.shape, weight.dtype, torch.device("cpu"))
+    stand_in._is_hf_initialized = True
+    setattr(module, name, stand_in)
+    keep_placeholder_out(module, name)
+
+
 QuantizedWeight = Nf4 | Int8
-"""Matrices that are multiplied out for each use."""
+"""Matrices that are dequantized for each use."""
 
 
 def stored_weight(module: nn.Module, name: str) -> Tensor | QuantizedWeight:

@@ -1,7 +1,7 @@
 """Rounding to NF4's 16 numbers on a CPU: to the last bit what bitsandbytes gives, several times as fast.
 
-bitsandbytes searches the boundaries between the numbers for each weight. Here [-1, 1] lies in 255 cells, none of which
-holds more than one boundary: a weight's cell tells its code but for one comparison.
+bitsandbytes searches the boundaries between the numbers for each weight. Here [-1, 1] is cut into 255 cells, none of
+which holds more than one boundary: a weight's cell tells its code but for one comparison.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def round_to_codes(matrix: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 
 def _codes(unit: Tensor) -> Tensor:
-    """Numbers from -1 to 1 → how many boundaries lie below each."""
+    """Numbers from -1 to 1 → how many boundaries are below each."""
     below, boundary = _cells()
     cell = (unit + 1).mul_(_CELLS).to(torch.uint8).numpy()
     return torch.from_numpy(np.take(below, cell) + (unit.numpy() > np.take(boundary, cell)))

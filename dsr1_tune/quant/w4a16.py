@@ -1,6 +1,6 @@
 """compressed-tensors' "pack-quantized" format with 4-bit integers: what vLLM and SGLang call W4A16.
 
-`X.weight` lies on disk as `X.weight_packed` (int32, eight weights each, the first in the lowest four bits),
+`X.weight` is stored as `X.weight_packed` (int32, eight weights each, the first in the lowest four bits),
 `X.weight_scale` (one for each group of weights along a row) and `X.weight_shape`.
 
 Letters: N rows, the outputs; K columns, the inputs; G groups of a row.
@@ -9,18 +9,15 @@ Letters: N rows, the outputs; K columns, the inputs; G groups of a row.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 PACKED, SCALE, SHAPE = "_packed", "_scale", "_shape"
 """What is put behind a weight's name."""
 LOWEST, HIGHEST = -8, 7
-_PER_WORD = 8
+PER_WORD = 8
 
 
 def is_w4a16(quantization: Any) -> bool:
@@ -66,7 +63,7 @@ def quantization_config(group_size: int, ignore: Iterable[str]) -> dict[str, Any
 
 def per_number(name: str) -> int:
     """How many weights a number of the stored tensor `name` holds."""
-    return _PER_WORD if name.endswith(f".weight{PACKED}") else 1
+    return PER_WORD if name.endswith(f".weight{PACKED}") else 1
 
 
 def pack(q_NK: Tensor) -> Tensor:
@@ -80,47 +77,10 @@ def unpack(packed: Tensor) -> Tensor:
     num_rows, num_words = packed.shape
     pairs = packed.contiguous().view(torch.uint8)
     nibbles = torch.stack((pairs & 0xF, pairs >> 4), dim=-1)
-    return nibbles.view(torch.int8).reshape(num_rows, num_words * _PER_WORD).add_(LOWEST)
+    return nibbles.view(torch.int8).reshape(num_rows, num_words * PER_WORD).add_(LOWEST)
 
 
 def dequantize(q_NK: Tensor, scale_NG: Tensor) -> Tensor:
     """Each integer times its group's scale, in the scale's number format, as the engines do."""
     groups = q_NK.view(*scale_NG.shape, -1).to(scale_NG.dtype)
     return groups.mul_(scale_NG.unsqueeze(-1)).view(q_NK.shape)
-
-
-def open_weights(folder: Path, files: Iterable[str]) -> dict[str, StoredWeight]:
-    """Every weight of a checkpoint by its name, not read yet; its parts on disk go together."""
-    found: dict[str, Any] = {}
-    for file in files:
-        handle = safe_open(folder / file, framework="pt")
-        found |= {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 - a file is no mapping
-    whole = {name.removesuffix(PACKED) for name in found if name.endswith(PACKED)}
-    parts = {name + part for name in whole for part in (PACKED, SCALE, SHAPE)}
-    weights = {name: StoredWeight(stored, None) for name, stored in found.items() if name not in parts}
-    return weights | {
-        name: StoredWeight(found[name + PACKED], found[name + SCALE]) for name in whole if name + SCALE in found
-    }
-
-
-@dataclass(frozen=True)
-class StoredWeight:
-    """A tensor on disk; indexing it reads it, and multiplies it out where it has scales."""
-
-    stored: Any
-    scale: Any
-
-    def __getitem__(self, index: Any) -> Tensor:
-        if self.scale is None:
-            whole: Tensor = self.stored[index]
-            return whole
-        return dequantize(unpack(self.stored[...]), self.scale[...])[index]
-
-    def get_dtype(self) -> str:
-        """As safetensors names it."""
-        return str((self.stored if self.scale is None else self.scale).get_dtype())
-
-    def get_shape(self) -> list[int]:
-        """Of the weight."""
-        shape = list(self.stored.get_shape())
-        return shape if self.scale is None else [shape[0], shape[1] * _PER_WORD]

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from dsr1_tune.atomic import atomic_write
 from dsr1_tune.config import TuneRun
 from dsr1_tune.errors import RunError
-from dsr1_tune.models.folder import local_path
+from dsr1_tune.models.ref import local_path
 
 Run = TypeVar("Run", bound=TuneRun)
 

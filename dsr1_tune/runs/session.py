@@ -31,7 +31,7 @@ from dsr1_tune.models.load import Loaded, Located, load_located, locate, pick_de
 from dsr1_tune.models.trained.attach import was_quantized
 from dsr1_tune.models.trained.lora import audit
 from dsr1_tune.models.trained.start import with_start
-from dsr1_tune.models.weights.stored_format import is_nf4, prequantized_kind
+from dsr1_tune.models.weights.stored_format import StoredFormat
 from dsr1_tune.moe.quantized_experts import audit_bits, memory_of
 from dsr1_tune.runs.console import Narrator, quiet_libraries
 from dsr1_tune.runs.data import RunData, encode_and_split, training_set
@@ -96,10 +96,10 @@ def open_session(
     if config.base.model is None:
         narrator.say(f"No --model given: this is {embedded.DESCRIPTION}.")
     base = group.main_first(lambda: locate(config.base, narrator.say, quantized=quantized))
-    stored_as: Any = getattr(base.config, "quantization_config", None)
-    if prequantized_kind(stored_as) == "int8":
+    stored = StoredFormat.of(base.config)
+    if stored is StoredFormat.BNB_INT8:
         raise ModelError(f"{base.name}: is stored in 8 bits, for use only", hint="train its 16-bit original")
-    if not quantized and (is_nf4(stored_as) or prequantized_kind(stored_as)):
+    if not quantized and stored.is_4bit:
         raise ModelError(f"{base.name}: is stored in 4 bits", hint=f"train it with qlora instead of {command}")
     if resume:
         group.from_main(lambda: folder.check_base(base.name, base.revision))

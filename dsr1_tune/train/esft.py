@@ -10,10 +10,10 @@ from rich.console import Console
 
 from dsr1_tune.config import Adapter, EsftRun
 from dsr1_tune.models.meta import meta_model
-from dsr1_tune.models.trained.experts import put_experts_on, save_experts
+from dsr1_tune.models.trained.experts import attach_experts, save_experts
 from dsr1_tune.moe.routing import check_routers, open_routers
 from dsr1_tune.moe.select import Choice
-from dsr1_tune.moe.selected_experts import check_chosen, train_factors, train_weights
+from dsr1_tune.moe.selected_experts import check_chosen, train_lora, train_weights
 from dsr1_tune.runs.distributed import group
 from dsr1_tune.runs.expert_profile import choose_for
 from dsr1_tune.runs.folder import RunFolder
@@ -34,7 +34,7 @@ def run(config: EsftRun, resume: Path | None = None, console: Console | None = N
         choice = _already_chosen(session)
         _check(session, choice)
         _train(session, choice)
-        session.check(lambda base: put_experts_on(base, session.folder.experts))
+        session.check(lambda base: attach_experts(base, session.folder.experts))
     return session.folder
 
 
@@ -93,7 +93,7 @@ def _make_trainable(config: EsftRun, model: Any, choice: Choice) -> None:
         train_weights(model, choice.chosen)
     else:
         rank, scale = _rank_and_scale(config.adapter)
-        train_factors(model, choice.chosen, rank, scale)
+        train_lora(model, choice.chosen, rank, scale)
     open_routers(model, config.router.mode)
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from dsr1_tune.config import QloraRun
 from dsr1_tune.models.meta import meta_model
-from dsr1_tune.models.trained.attach import put_adapter_on
+from dsr1_tune.models.trained.attach import attach_adapter
 from dsr1_tune.models.trained.lora import add_lora, check_adapter, save_adapter
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.session import Session, open_session
@@ -24,7 +24,7 @@ def run(config: QloraRun, resume: Path | None = None, console: Console | None = 
         # What the model does not have is refused before its weights are loaded.
         check_adapter(meta_model(session.base.config), session.config.adapter, session.config.router)
         _train(session)
-        session.check(lambda base: put_adapter_on(base, session.folder.adapter))
+        session.check(lambda base: attach_adapter(base, session.folder.adapter))
     return session.folder
 
 

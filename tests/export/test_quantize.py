@@ -28,9 +28,9 @@ from dsr1_tune.models import load
 from dsr1_tune.models.trained.attach import load_with_adapter
 from dsr1_tune.models.weights import converted
 from dsr1_tune.models.weights.checkpoint import Checkpoint, Spec, write_weights
-from dsr1_tune.moe import expert_lora
+from dsr1_tune.moe import expert_lora, expert_rows
 from dsr1_tune.moe.anatomy import find_experts
-from dsr1_tune.moe.expert_lora import _Rows
+from dsr1_tune.moe.expert_rows import RoutedRows
 from dsr1_tune.moe.quantized_experts import audit_bits, memory_of
 from dsr1_tune.quant import fp8
 from dsr1_tune.quant.nf4 import is_held
@@ -217,10 +217,10 @@ def test_as_a_gpu_groups_its_rows(tiny_model: Any, tmp_path: Path, monkeypatch: 
         def device(self) -> torch.device:
             return torch.device("cuda")
 
-    sort = _Rows.sort.__func__  # type: ignore[attr-defined]
+    sort = RoutedRows.sort.__func__  # type: ignore[attr-defined]
     there = classmethod(lambda cls, i, num_experts: sort(cls, i.as_subclass(Elsewhere), num_experts))
-    monkeypatch.setattr(_Rows, "sort", there)
-    monkeypatch.setattr(expert_lora, "PORTION_BYTES", 3 * 64 * 64 * 4)
+    monkeypatch.setattr(RoutedRows, "sort", there)
+    monkeypatch.setattr(expert_rows, "PORTION_BYTES", 3 * 64 * 64 * 4)
     got = expert_lora.apply_experts(experts, x, index, weight, {})
     (got_dx,) = torch.autograd.grad(got.square().sum(), x)
     assert torch.allclose(got, want, atol=1e-4) and torch.allclose(got_dx, want_dx, atol=1e-3)

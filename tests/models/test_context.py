@@ -14,7 +14,6 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.context import check_length, with_context
-from dsr1_tune.models.folder import base_of
 from dsr1_tune.models.load import load, locate
 
 FAMILIES = ["deepseek_v3", "deepseek_v2", "qwen3_moe", "mixtral", "llama", "gpt_oss"]
@@ -49,7 +48,7 @@ def yarn_by_hand(dim: int, theta: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_frequencies_are_yarns(folder_of: Any, family: str) -> None:
+def test_stretched_frequencies_are_yarns(folder_of: Any, family: str) -> None:
     model = load(Base(model=str(folder_of(family)), context=TOKENS)).model
     rotary, config = rotary_of(model), model.config
     expected, scaling = ROPE_INIT_FUNCTIONS["yarn"](config)
@@ -67,16 +66,24 @@ def test_the_frequencies_are_yarns(folder_of: Any, family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_runs_at_its_length(folder_of: Any, family: str) -> None:
+@torch.no_grad()
+def test_stretched_context_runs_at_its_length(folder_of: Any, family: str) -> None:
+    """Its last token still sees the first, and the beginning of a text is read alike however long the text is."""
     model = load(Base(model=str(folder_of(family)), context=TOKENS)).model
+    assert model.config.max_position_embeddings == TOKENS
     ids = torch.randint(2, 258, (1, TOKENS), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        logits = model(input_ids=ids, use_cache=False).logits
-    assert torch.isfinite(logits).all()
+    logits = model(input_ids=ids, use_cache=False).logits
+    assert logits.shape == (1, TOKENS, 258) and torch.isfinite(logits).all()
+    alone = model(input_ids=ids[:, :ORIGINAL], use_cache=False).logits
+    torch.testing.assert_close(logits[:, :ORIGINAL], alone, rtol=1e-3, atol=1e-3)
+    unstretched = load(Base(model=str(folder_of(family)))).model(input_ids=ids[:, :ORIGINAL], use_cache=False).logits
+    assert not torch.allclose(alone, unstretched, rtol=1e-3, atol=1e-3)
+    ids[0, 0] = (ids[0, 0] + 1) % 258
+    assert not torch.equal(model(input_ids=ids, use_cache=False).logits[:, -1], logits[:, -1])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_lone_token_is_read_as_before(folder_of: Any, family: str) -> None:
+def test_stretched_context_reads_a_lone_token_as_before(folder_of: Any, family: str) -> None:
     """Position 0 is not rotated at all, and with one key the softmax is 1 whatever the scores' scale."""
     if family == "gpt_oss":
         pytest.skip("its attention sinks take part in the softmax")
@@ -88,7 +95,7 @@ def test_a_lone_token_is_read_as_before(folder_of: Any, family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_little_longer_changes_short_texts_little(folder_of: Any, family: str) -> None:
+def test_stretched_a_little_changes_short_texts_little(folder_of: Any, family: str) -> None:
     """The smaller the factor, the nearer to the base; in the limit it is the base."""
     folder = str(folder_of(family))
     ids = torch.randint(2, 258, (1, 20), generator=torch.Generator().manual_seed(0))
@@ -119,7 +126,7 @@ def test_an_attention_factor_that_follows_from_the_old_factor_is_reckoned_anew(b
     assert ("attention_factor" in with_context(config, TOKENS).rope_parameters) == kept
 
 
-def test_partly_rotated_heads_stay_so() -> None:
+def test_stretched_partly_rotated_heads_stay_so() -> None:
     from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 
     config = Glm4MoeConfig(
@@ -136,13 +143,13 @@ def test_partly_rotated_heads_stay_so() -> None:
 # --- left alone, or refused ------------------------------------------------------------------------------------------
 
 
-def test_nothing_asked_or_nothing_to_do_leaves_the_config() -> None:
+def test_with_context_leaves_the_config_where_nothing_is_to_do() -> None:
     config = LlamaConfig(max_position_embeddings=ORIGINAL)
     assert with_context(config, 0) is config
     assert with_context(config, ORIGINAL) is config
 
 
-def test_a_base_with_a_longer_context_is_refused() -> None:
+def test_with_context_refuses_a_base_with_a_longer_context() -> None:
     with pytest.raises(ModelError, match="its context is 64 tokens already") as error:
         with_context(LlamaConfig(max_position_embeddings=ORIGINAL), 32, "org/base")
     assert "org/base" in error.value.message
@@ -168,9 +175,7 @@ ROPES = [
 
 
 @pytest.mark.parametrize(("reason", "rope"), ROPES)
-def test_ropes_that_yarn_cannot_stretch_are_refused_with_the_reason(
-    folder_of: Any, reason: str, rope: dict[str, Any]
-) -> None:
+def test_with_context_refuses_ropes_that_yarn_cannot_stretch(folder_of: Any, reason: str, rope: dict[str, Any]) -> None:
     folder = folder_of("llama", rope_parameters={"rope_theta": 1e4, **rope})
     with pytest.raises(ModelError, match=reason) as error:
         locate(Base(model=str(folder), context=TOKENS))
@@ -179,7 +184,7 @@ def test_ropes_that_yarn_cannot_stretch_are_refused_with_the_reason(
     locate(Base(model=str(folder)))
 
 
-def test_bases_without_rope_or_with_several_are_refused() -> None:
+def test_with_context_refuses_bases_without_rope_or_with_several() -> None:
     from transformers import Gemma3TextConfig, GPT2Config
 
     with pytest.raises(ModelError, match="no rotary embedding"):
@@ -188,7 +193,7 @@ def test_bases_without_rope_or_with_several_are_refused() -> None:
         with_context(Gemma3TextConfig(max_position_embeddings=ORIGINAL), TOKENS)
 
 
-def test_texts_longer_than_the_context_are_refused() -> None:
+def test_check_length_refuses_texts_longer_than_the_context() -> None:
     config = LlamaConfig(max_position_embeddings=ORIGINAL)
     check_length(config, ORIGINAL)
     with pytest.raises(ModelError, match="65 tokens is longer than its context of 64") as error:
@@ -200,18 +205,7 @@ def test_texts_longer_than_the_context_are_refused() -> None:
 # --- loaded again ----------------------------------------------------------------------------------------------------
 
 
-def test_an_adapters_base_is_stretched_as_its_run_says(tmp_path: Path) -> None:
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    (tmp_path / "manifest.json").write_text(
-        '{"base": {"name": "org/base", "revision": "abc"}, "config": {"base": {"dtype": "bfloat16", "context": 32768}}}'
-    )
-    assert base_of(adapter) == Base(model="org/base", revision="abc", dtype="bfloat16", context=32_768)
-    (tmp_path / "manifest.json").write_text('{"base": {"name": "org/base", "revision": "abc"}, "config": {"base": {}}}')
-    assert base_of(adapter) == Base(model="org/base", revision="abc")
-
-
-def test_a_saved_stretched_model_needs_no_setting(folder_of: Any, tmp_path: Path) -> None:
+def test_stretched_model_needs_no_setting_once_saved(folder_of: Any, tmp_path: Path) -> None:
     model = load(Base(model=str(folder_of("deepseek_v3")), context=TOKENS)).model
     model.save_pretrained(tmp_path / "saved")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")

@@ -37,7 +37,7 @@ def use(monkeypatch: pytest.MonkeyPatch, *packages: str, tried: str = "import ti
     monkeypatch.setattr(isolated_env, "TOOLS", {"tiny": Tool(packages, tried, "tests")})
 
 
-def test_a_tool_is_made_once_and_only_its_own_process_sees_it(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tool_is_made_once_and_only_its_own_process_sees_it(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, "tinytool==1.0")
     assert [(tool.folder, tool.num_bytes) for tool in installed()] == [(None, 0)]
     said: list[str] = []
@@ -61,7 +61,7 @@ def test_a_tool_is_made_once_and_only_its_own_process_sees_it(wheels: Path, monk
     assert found.num_bytes > 0
 
 
-def test_other_pins_have_another_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tool_of_other_pins_has_another_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, "tinytool==1.0")
     before = folder_of("tiny")
     use(monkeypatch, "tinytool==1.1")
@@ -73,7 +73,7 @@ def left_over() -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
-def test_what_cannot_be_installed_is_told_and_leaves_nothing(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tool_that_cannot_be_installed_leaves_nothing(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, "tinytool==2.0")
     with pytest.raises(ModelError, match=r"tinytool==2\.0: cannot be installed: .*No matching distribution") as caught:
         ensure("tiny")
@@ -81,14 +81,14 @@ def test_what_cannot_be_installed_is_told_and_leaves_nothing(wheels: Path, monke
     assert left_over() == []
 
 
-def test_what_does_not_work_is_not_kept(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tool_that_does_not_work_is_not_kept(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, "tinytool==1.0", tried="import tinytool; tinytool.missing")
     with pytest.raises(ModelError, match=r"tiny: is installed but does not work .*has no attribute 'missing'"):
         ensure("tiny")
     assert left_over() == []
 
 
-def test_a_killed_attempt_is_cleared_away(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tool_install_clears_away_a_killed_attempt(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, "tinytool==1.0")
     folder = folder_of("tiny")
     killed = folder.with_name(f".{folder.name}.abc123.part")
@@ -98,7 +98,9 @@ def test_a_killed_attempt_is_cleared_away(wheels: Path, monkeypatch: pytest.Monk
     assert left_over() == [folder.name]
 
 
-def test_a_cache_that_cannot_be_written_is_named(wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tool_install_names_a_cache_that_cannot_be_written(
+    wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     use(monkeypatch, "tinytool==1.0")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DSR1_TUNE_CACHE", str(tmp_path / "file"))
@@ -116,12 +118,12 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return ensure("tiny")
 
 
-def test_a_process_that_fails_says_why(bare: Any) -> None:
+def test_tool_process_that_fails_says_why(bare: Any) -> None:
     with pytest.raises(ModelError, match=r"tiny: failed \(exit code 3\); its last lines:\nbefore\nthe reason"):
         bare.run(["-c", "print('before'); raise SystemExit(print('the reason') or 3)"])
 
 
-def test_a_process_ends_when_we_are_interrupted(bare: Any) -> None:
+def test_tool_process_ends_when_we_are_interrupted(bare: Any) -> None:
     def interrupt(line: str) -> None:
         children.append(psutil.Process(int(line)))
         raise KeyboardInterrupt

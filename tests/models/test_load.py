@@ -10,17 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub.errors import HTTPError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from dsr1_tune.config import Adapter, Base
+from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models import embedded, hub, load
-from dsr1_tune.models import folder as model_folder
-from dsr1_tune.models.memory import Memory, main_memory
-from dsr1_tune.models.trained import attach
-from dsr1_tune.models.trained.lora import add_lora
+from dsr1_tune.models.folder import ModelFolder
+from dsr1_tune.models.memory import Memory
 
 IDS = torch.arange(2, 40)[None]
 
@@ -40,7 +37,7 @@ def edit_json(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "qwen3_moe", "llama"])
 @torch.no_grad()
-def test_a_folder_loads_as_it_was_saved(tiny_model: Any, family: str) -> None:
+def test_load_gives_a_folder_as_it_was_saved(tiny_model: Any, family: str) -> None:
     folder = tiny_model(family)
     loaded = load.load(Base(model=str(folder)))
     want = AutoModelForCausalLM.from_pretrained(folder)(IDS).logits
@@ -51,7 +48,7 @@ def test_a_folder_loads_as_it_was_saved(tiny_model: Any, family: str) -> None:
     assert loaded.model.config.use_cache
 
 
-def test_for_training_without_cache_and_in_the_dtype_asked_for(tiny_model: Any) -> None:
+def test_load_for_training_without_cache_and_in_the_dtype(tiny_model: Any) -> None:
     located = locate(tiny_model())
     loaded = load.load_located(located, dtype="bfloat16", for_training=True)
     assert loaded.model.training
@@ -61,14 +58,14 @@ def test_for_training_without_cache_and_in_the_dtype_asked_for(tiny_model: Any) 
     assert loaded.model.model.layers[1].mlp.gate.e_score_correction_bias.dtype == torch.float32
 
 
-def test_several_weight_files(tiny_model: Any) -> None:
+def test_load_of_several_weight_files(tiny_model: Any) -> None:
     folder = tiny_model()
     AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder / "cut", max_shard_size="200KB")
     for file in folder.glob("token*"):
         shutil.copy(file, folder / "cut")
     shutil.copy(folder / "chat_template.jinja", folder / "cut")
     located = locate(folder / "cut")
-    assert len(model_folder.weight_files(located.folder)) > 2
+    assert len(ModelFolder(located.folder, "").weight_files) > 2
     load.load_located(located)
     next(iter(sorted((folder / "cut").glob("*.safetensors")))).unlink()
     with pytest.raises(ModelError, match="weight files are missing"):
@@ -76,7 +73,7 @@ def test_several_weight_files(tiny_model: Any) -> None:
 
 
 @pytest.mark.parametrize("name", [None, "embedded"])
-def test_without_a_name_it_is_the_embedded_base(
+def test_locate_without_a_name_is_the_embedded_base(
     tiny_model: Any, monkeypatch: pytest.MonkeyPatch, name: str | None
 ) -> None:
     folder = tiny_model()
@@ -85,7 +82,7 @@ def test_without_a_name_it_is_the_embedded_base(
     assert (located.name, located.revision, located.repo_id) == ("embedded", folder.name, None)
 
 
-def test_a_damaged_embedded_base_is_to_be_rebuilt(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locate_says_to_rebuild_a_damaged_embedded_base(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny_model()
     truncated(folder)
     monkeypatch.setattr(embedded, "ensure", lambda progress=None: folder)
@@ -105,14 +102,14 @@ def test_a_base_can_be_loaded_twice(tiny_model: Any) -> None:
     assert loaded.model.config.use_cache
 
 
-def test_a_tokenizer_without_padding_pads_with_its_end(tiny_model: Any) -> None:
+def test_tokenizer_without_padding_pads_with_its_end(tiny_model: Any) -> None:
     folder = tiny_model()
     edit_json(folder / "tokenizer_config.json", lambda tree: tree.pop("pad_token"))
     tokenizer = locate(folder).tokenizer
     assert tokenizer.pad_token == tokenizer.eos_token
 
 
-def test_auto_is_float32_on_a_cpu() -> None:
+def test_pick_dtype_auto_is_float32_on_a_cpu() -> None:
     assert load.pick_dtype("auto", torch.device("cpu")) == torch.float32
     assert load.pick_dtype("float16", torch.device("cpu")) == torch.float16
 
@@ -225,7 +222,7 @@ def no_template(folder: Path) -> None:
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
-def test_a_spoilt_folder_is_refused_before_loading(
+def test_locate_refuses_a_spoilt_folder_before_loading(
     tiny_model: Any, spoil: Callable[[Path], None], says: str, mend: str
 ) -> None:
     folder = tiny_model()
@@ -238,7 +235,7 @@ def test_a_spoilt_folder_is_refused_before_loading(
 
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "qwen3_moe"])
-def test_weights_of_another_shape_are_refused(tiny_model: Any, family: str) -> None:
+def test_load_refuses_weights_of_another_shape(tiny_model: Any, family: str) -> None:
     folder = tiny_model(family)
     edit_json(folder / "config.json", lambda tree: tree.update(moe_intermediate_size=32))
     with pytest.raises(ModelError, match="weights are of other shapes than its config") as caught:
@@ -246,7 +243,7 @@ def test_weights_of_another_shape_are_refused(tiny_model: Any, family: str) -> N
     assert "do not belong to its config.json" in caught.value.hint
 
 
-def test_missing_weights_are_refused_not_drawn_at_random(tiny_model: Any) -> None:
+def test_load_refuses_missing_weights_and_draws_none_at_random(tiny_model: Any) -> None:
     file = tiny_model() / "model.safetensors"
     weights = load_file(file)
     del weights["model.layers.1.self_attn.o_proj.weight"]
@@ -255,7 +252,7 @@ def test_missing_weights_are_refused_not_drawn_at_random(tiny_model: Any) -> Non
         load.load_located(locate(file.parent))
 
 
-def test_one_missing_expert_is_refused(tiny_model: Any) -> None:
+def test_load_refuses_one_missing_expert(tiny_model: Any) -> None:
     file = tiny_model() / "model.safetensors"
     weights = load_file(file)
     del weights["model.layers.1.mlp.experts.2.up_proj.weight"]
@@ -264,7 +261,7 @@ def test_one_missing_expert_is_refused(tiny_model: Any) -> None:
         load.load_located(locate(file.parent))
 
 
-def test_weights_without_a_place_are_told(tiny_model: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_load_names_weights_without_a_place(tiny_model: Any, caplog: pytest.LogCaptureFixture) -> None:
     file = tiny_model() / "model.safetensors"
     save_file({**load_file(file), "model.layers.1.surplus": torch.ones(1)}, file, metadata={"format": "pt"})
     load.load_located(locate(file.parent))
@@ -272,12 +269,12 @@ def test_weights_without_a_place_are_told(tiny_model: Any, caplog: pytest.LogCap
 
 
 @pytest.mark.parametrize("name", ["./nothing", "/no/such/folder", "~/none", "a/b/c", "two words", "back\\slash"])
-def test_a_path_that_is_not_there(name: str) -> None:
+def test_locate_refuses_a_path_that_is_not_there(name: str) -> None:
     with pytest.raises(ModelError, match="there is no such folder"):
         locate(name)
 
 
-def test_a_file_is_no_model_folder(tmp_path: Path) -> None:
+def test_locate_refuses_a_file(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(ModelError, match="is not a folder"):
         locate(tmp_path / "notes.txt")
@@ -286,12 +283,12 @@ def test_a_file_is_no_model_folder(tmp_path: Path) -> None:
         locate(tmp_path / "model.gguf")
 
 
-def test_an_empty_folder(tmp_path: Path) -> None:
+def test_locate_refuses_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no config\.json; it holds nothing"):
         locate(tmp_path)
 
 
-def test_what_does_not_fit_is_refused(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locate_refuses_what_does_not_fit_into_memory(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "main_memory", lambda: Memory(total=10**6, free=10**5))
     with pytest.raises(ModelError, match="GiB as float32, cpu has") as caught:
         locate(tiny_model())
@@ -299,62 +296,6 @@ def test_what_does_not_fit_is_refused(tiny_model: Any, monkeypatch: pytest.Monke
 
 
 # --- the Hub ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No network, and an empty Hub cache."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-
-
-def test_offline_a_hub_id_fails_at_once(offline: None) -> None:
-    with pytest.raises(ModelError, match="not in the local cache, and the Hub cannot be reached") as caught:
-        locate("somebody/some-model")
-    assert "HF_HUB_OFFLINE" in caught.value.hint
-
-
-def fake_response(status: int) -> Any:
-    from types import SimpleNamespace
-
-    return SimpleNamespace(status_code=status, headers={}, request=SimpleNamespace(url="", method="GET"), text="")
-
-
-@pytest.mark.parametrize(
-    ("error", "says", "mend"),
-    [
-        ("GatedRepoError", "only approved accounts", "accept its terms"),
-        ("RepositoryNotFoundError", "neither a folder here nor a public model", "hf auth login"),
-        ("RevisionNotFoundError", "has no revision 'v9'", "commits"),
-        ("HfHubHTTPError", "the Hub does not give it: boom", "try again later"),
-    ],
-)
-def test_what_the_hub_refuses_is_explained(monkeypatch: pytest.MonkeyPatch, error: str, says: str, mend: str) -> None:
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise getattr(errors, error)("boom\nmore", response=fake_response(403))
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(ModelError, match=says) as caught:
-        locate("somebody/some-model", revision="v9")
-    assert mend in caught.value.hint
-
-
-@pytest.mark.parametrize("error", [OSError("consistency check failed"), HTTPError("timed out")])
-def test_a_download_that_breaks_off_can_go_on(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    import huggingface_hub
-
-    def break_off(*_: Any, **__: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", break_off)
-    with pytest.raises(ModelError, match=f"some-model: the download broke off: {error}") as caught:
-        locate("somebody/some-model")
-    assert "goes on where it stopped" in caught.value.hint
 
 
 @pytest.fixture
@@ -403,121 +344,3 @@ def test_weights_that_are_only_on_the_hub_offline(on_hub: Path, monkeypatch: pyt
     monkeypatch.setattr(hub, "file_sizes", lambda *_: None)
     with pytest.raises(ModelError, match="weights are not in the local cache"):
         load.locate(Base(model="somebody/tiny"))
-
-
-# --- adapters --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def run(tiny_model: Any, tmp_path: Path) -> tuple[Path, torch.Tensor]:
-    """A run folder with an adapter over a tiny model, and the logits that the two give."""
-    folder = tiny_model()
-    model = add_lora(load.load(Base(model=str(folder))).model, Adapter(rank=2))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    model.save_pretrained(str(tmp_path / "run" / "adapter"))
-    with torch.no_grad():
-        return tmp_path / "run", model.eval()(IDS).logits
-
-
-@pytest.mark.parametrize("part", ["", "adapter"], ids=["run folder", "adapter folder"])
-@torch.no_grad()
-def test_an_adapter_goes_onto_its_base(run: tuple[Path, torch.Tensor], part: str) -> None:
-    folder, want = run
-    loaded = attach.load_with_adapter(folder / part)
-    torch.testing.assert_close(loaded.model(IDS).logits, want, rtol=1e-5, atol=1e-5)
-    assert "over" in loaded.name
-    assert not loaded.model.training
-
-
-@torch.no_grad()
-def test_without_an_adapter_it_is_the_base(tiny_model: Any) -> None:
-    folder = tiny_model()
-    assert attach.load_with_adapter(folder).name == str(folder)
-
-
-@pytest.mark.parametrize(
-    ("recorded", "model"),
-    [
-        ({"name": "somebody/tiny", "revision": "c0ffee", "folder": "/cache/tiny"}, "somebody/tiny"),
-        ({"name": "models/tiny", "revision": None, "folder": "/home/me/models/tiny"}, "/home/me/models/tiny"),
-        ({"name": "embedded", "revision": "recipe1", "folder": "/cache/tiny"}, None),
-    ],
-    ids=["hub", "folder", "embedded"],
-)
-def test_the_manifest_knows_the_base_better(
-    run: tuple[Path, torch.Tensor], recorded: dict[str, str | None], model: str | None
-) -> None:
-    folder, _ = run
-    (folder / "manifest.json").write_text(json.dumps({"base": recorded}))
-    base = model_folder.base_of(folder / "adapter")
-    assert (base.model, base.revision) == (model, recorded["revision"] if model == "somebody/tiny" else None)
-
-
-def test_a_run_that_is_not_finished_has_no_adapter(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(ModelError, match="is an unfinished run") as caught:
-        attach.load_with_adapter(tmp_path)
-    assert f"--resume {tmp_path}" in caught.value.hint
-
-
-@pytest.mark.parametrize("name", ["embedded", f"/elsewhere/{embedded.FOLDER_PREFIX}wheel-1"])
-def test_an_adapter_over_the_embedded_base_finds_it_wherever_it_is(run: tuple[Path, torch.Tensor], name: str) -> None:
-    folder, _ = run
-    edit_json(folder / "adapter/adapter_config.json", lambda tree: tree.update(base_model_name_or_path=name))
-    assert model_folder.base_of(folder / "adapter") == Base()
-
-
-def test_an_adapter_is_no_base(run: tuple[Path, torch.Tensor]) -> None:
-    folder, _ = run
-    for place in (folder, folder / "adapter"):
-        with pytest.raises(ModelError, match="is an adapter, not a base model") as caught:
-            locate(place)
-        assert str(folder.parent / "model") in caught.value.hint
-
-
-@pytest.mark.parametrize("changes", [{"num_hidden_layers": 3}, {"n_routed_experts": 8}, {"hidden_size": 128}], ids=str)
-def test_an_adapter_of_another_base_is_refused(
-    run: tuple[Path, torch.Tensor], tiny_model: Any, changes: dict[str, int]
-) -> None:
-    folder, _ = run
-    other = tiny_model(name="other", **changes)
-    edit_json(folder / "adapter/adapter_config.json", lambda tree: tree.update(base_model_name_or_path=str(other)))
-    with pytest.raises(ModelError, match="does not go onto"):
-        attach.load_with_adapter(folder)
-
-
-def test_an_adapter_that_lacks_a_weight_is_refused(run: tuple[Path, torch.Tensor]) -> None:
-    file = run[0] / "adapter" / "adapter_model.safetensors"
-    weights = load_file(file)
-    weights.pop(sorted(weights)[0])
-    save_file(weights, file)
-    with pytest.raises(ModelError, match="1 weights do not match"):
-        attach.load_with_adapter(run[0])
-
-
-def test_a_damaged_adapter_is_refused(run: tuple[Path, torch.Tensor]) -> None:
-    file = run[0] / "adapter" / "adapter_model.safetensors"
-    file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(ModelError, match="does not go onto"):
-        attach.load_with_adapter(run[0])
-    file.rename(file.with_suffix(".bin"))
-    with pytest.raises(ModelError, match=r"has no adapter_model\.safetensors"):
-        attach.load_with_adapter(run[0])
-    (run[0] / "adapter" / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match="does not say which base"):
-        attach.load_with_adapter(run[0])
-
-
-# --- memory ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_containers_limit_counts(tmp_path: Path) -> None:
-    assert main_memory(tmp_path).free > 0
-    (tmp_path / "memory.max").write_text("1000\n")
-    (tmp_path / "memory.current").write_text("700\n")
-    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 100\n")
-    assert main_memory(tmp_path) == Memory(total=1000, free=400)
-    (tmp_path / "memory.max").write_text("max\n")
-    assert main_memory(tmp_path).total > 1000

@@ -47,12 +47,12 @@ def parts_of(model: Any) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("family", TENSORS)
-def test_every_parameter_has_its_part(model_of: Any, family: str) -> None:
+def test_anatomy_gives_every_parameter_its_part(model_of: Any, family: str) -> None:
     assert Counter(parts_of(model_of(family)).values()) == TENSORS[family]
 
 
 @pytest.mark.parametrize("family", TENSORS)
-def test_the_names_agree_with_the_part(model_of: Any, family: str) -> None:
+def test_anatomy_agrees_with_the_names(model_of: Any, family: str) -> None:
     for name, part in parts_of(model_of(family)).items():
         if "norm" in name:
             assert part == "norms", name
@@ -148,7 +148,7 @@ def test_a_block_that_shares_its_name_with_attention() -> None:
 
 
 @pytest.mark.parametrize("family", TENSORS)
-def test_peft_changes_nothing(model_of: Any, family: str) -> None:
+def test_anatomy_is_the_same_under_peft(model_of: Any, family: str) -> None:
     model = model_of(family)
     before = parts_of(model)
     before_wrapping = Anatomy(model)
@@ -191,7 +191,7 @@ def test_wrapped_experts_are_found_once(model_of: Any) -> None:
     assert [block.num_experts for block in blocks] == [4, 4]
 
 
-def test_a_dense_model_has_no_experts(model_of: Any) -> None:
+def test_experts_of_a_dense_model_are_none(model_of: Any) -> None:
     assert find_experts(model_of("llama")) == []
 
 
@@ -206,7 +206,7 @@ def test_linears_come_with_their_part(model_of: Any) -> None:
     }  # fmt: skip
 
 
-def test_an_unknown_parameter_is_other(model_of: Any) -> None:
+def test_anatomy_of_an_unknown_parameter_is_other(model_of: Any) -> None:
     part_of = Anatomy(model_of("llama"))
     assert part_of("model.vision.patch.weight") == "other"
     assert "other" in PARTS

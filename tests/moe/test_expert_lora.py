@@ -24,6 +24,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from dsr1_tune.moe import expert_lora
 from dsr1_tune.moe.expert_lora import GroupedExpertLora, LinearParamLora, use_grouped_products
+from dsr1_tune.moe.expert_rows import RoutedRows
 
 FAMILIES = ["deepseek_v3", "deepseek_v2", "qwen3_moe", "mixtral", "gpt_oss"]
 FUSED = ("gate_up_proj", "down_proj")
@@ -329,14 +330,16 @@ def demanding(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("kind", ["gated", "interleaved", "ungated"])
 @pytest.mark.parametrize("routing", ROUTINGS)
-def test_equals_the_formula(kind: str, routing: Callable[[], Tensor]) -> None:
+def test_expert_lora_equals_the_formula(kind: str, routing: Callable[[], Tensor]) -> None:
     targets = ("up_proj", "down_proj") if kind == "ungated" else FUSED
     check(make_layer(kind, targets=targets, lora_alpha=6), routing(), scale=6 / 4, tolerance=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["gated", "interleaved"])
 @pytest.mark.parametrize("routing", ROUTINGS)
-def test_equals_the_formula_as_a_gpu_groups_it(demanding: list[int], kind: str, routing: Callable[[], Tensor]) -> None:
+def test_expert_lora_equals_the_formula_as_a_gpu_groups_it(
+    demanding: list[int], kind: str, routing: Callable[[], Tensor]
+) -> None:
     layer = make_layer(kind, lora_alpha=6, dtype=torch.float32)
     check(layer, routing(), scale=6 / 4, tolerance=1e-5, elsewhere=True)
     assert demanding
@@ -345,14 +348,14 @@ def test_equals_the_formula_as_a_gpu_groups_it(demanding: list[int], kind: str, 
 @pytest.mark.parametrize(
     ("num_tokens", "num_experts", "num_chosen"), [(60, 16, 4), (9, 16, 3), (200, 5, 1), (33, 24, 8)]
 )
-def test_uneven_loads(num_tokens: int, num_experts: int, num_chosen: int) -> None:
+def test_expert_lora_of_uneven_loads(num_tokens: int, num_experts: int, num_chosen: int) -> None:
     layer = make_layer(num_experts=num_experts, lora_alpha=4)
     check(layer, zipf(num_tokens, num_experts, num_chosen), scale=1.0, tolerance=1e-12)
 
 
 def test_the_routings_reach_every_kind_of_tiling() -> None:
     def tiles(index_TK: Tensor) -> tuple[int, list[int]]:
-        rows = expert_lora._Rows.sort(index_TK, num_experts=4)
+        rows = RoutedRows.sort(index_TK, num_experts=4)
         return rows.tile, torch.bincount(rows.expert_N, minlength=4).tolist()
 
     assert tiles(balanced()) == (8, [1, 1, 1, 1])
@@ -365,26 +368,26 @@ def test_the_routings_reach_every_kind_of_tiling() -> None:
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 @pytest.mark.parametrize("targets", [("gate_up_proj",), ("down_proj",)])
-def test_only_one_projection_is_adapted(targets: tuple[str, ...], elsewhere: bool) -> None:
+def test_expert_lora_of_one_projection(targets: tuple[str, ...], elsewhere: bool) -> None:
     dtype, tolerance = (torch.float32, 1e-5) if elsewhere else (torch.float64, 1e-12)
     for kind in ("gated", "interleaved"):
         check(make_layer(kind, targets=targets, lora_alpha=8, dtype=dtype), one_idle(), 2.0, tolerance, elsewhere)
 
 
-def test_scaling_by_the_root_of_the_rank() -> None:
+def test_expert_lora_scaled_by_the_root_of_the_rank() -> None:
     layer = make_layer(lora_alpha=6, use_rslora=True)
     check(layer, one_idle(), scale=6 / 4**0.5, tolerance=1e-12)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8, 12])
-def test_any_rank(demanding: list[int], rank: int) -> None:
+def test_expert_lora_of_any_rank(demanding: list[int], rank: int) -> None:
     check(make_layer(rank=rank, lora_alpha=rank), one_idle(), scale=1.0, tolerance=1e-12)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
         layer = make_layer(rank=rank, lora_alpha=rank, dtype=dtype)
         check(layer, one_idle(), scale=1.0, tolerance=tolerance, elsewhere=True)
 
 
-def test_an_expert_without_tokens_has_a_gradient_of_zero(demanding: list[int]) -> None:
+def test_expert_lora_without_tokens_has_a_gradient_of_zero(demanding: list[int]) -> None:
     for elsewhere in (False, True):
         layer = switched(make_layer(dtype=torch.float32))
         x_TD, weight_TK = inputs(one_idle(), dtype=torch.float32)
@@ -398,7 +401,7 @@ def test_an_expert_without_tokens_has_a_gradient_of_zero(demanding: list[int]) -
 
 @pytest.mark.parametrize("elsewhere", [False, True])
 @pytest.mark.parametrize("kind", ["gated", "interleaved"])
-def test_bfloat16_rounds_no_worse_than_peft(kind: str, elsewhere: bool) -> None:
+def test_expert_lora_in_bfloat16_rounds_no_worse_than_peft(kind: str, elsewhere: bool) -> None:
     index_TK = zipf(40, num_experts=4, num_chosen=2)
     layer = make_layer(kind, width=32, inner=32, dtype=torch.bfloat16)
     x_TD, weight_TK = inputs(index_TK, 32, torch.bfloat16)
@@ -412,7 +415,7 @@ def test_bfloat16_rounds_no_worse_than_peft(kind: str, elsewhere: bool) -> None:
 
 @pytest.mark.parametrize("implementation", ["eager", "grouped_mm"])
 @pytest.mark.parametrize("kind", ["gated", "interleaved"])
-def test_equals_peft(kind: str, implementation: str) -> None:
+def test_expert_lora_equals_peft(kind: str, implementation: str) -> None:
     index_TK = zipf(150, num_experts=8, num_chosen=3)
     layer = make_layer(kind, num_experts=8, dtype=torch.float32, implementation=implementation)
     x_TD, weight_TK = inputs(index_TK, dtype=torch.float32)
@@ -422,7 +425,7 @@ def test_equals_peft(kind: str, implementation: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gated", "interleaved"])
-def test_gradients_pass_the_numerical_check(kind: str) -> None:
+def test_expert_lora_gradients_pass_the_numerical_check(kind: str) -> None:
     layer = make_layer(kind, num_experts=3, width=4, inner=3, rank=2)
     experts = layer.experts.get_base_layer()
     index_TK = torch.tensor([[0, 2], [2, 0], [2, 0]])
@@ -433,8 +436,8 @@ def test_gradients_pass_the_numerical_check(kind: str) -> None:
 
     def output(x_TD: Tensor, weight_TK: Tensor, up_a: Tensor, down_a: Tensor, up_b: Tensor, down_b: Tensor) -> Tensor:
         updates = {
-            "gate_up_proj": expert_lora._Factors(up_a, up_b, 0.7),
-            "down_proj": expert_lora._Factors(down_a, down_b, 1.3),
+            "gate_up_proj": expert_lora.PackedLora(up_a, up_b, 0.7),
+            "down_proj": expert_lora.PackedLora(down_a, down_b, 1.3),
         }
         return expert_lora.apply_experts(experts, x_TD, index_TK, weight_TK, updates)
 
@@ -442,7 +445,7 @@ def test_gradients_pass_the_numerical_check(kind: str) -> None:
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_no_memory_is_read_before_it_is_written(elsewhere: bool) -> None:
+def test_expert_lora_reads_no_memory_before_it_is_written(elsewhere: bool) -> None:
     layer = make_layer("interleaved", lora_alpha=8, dtype=torch.float32)
     torch.use_deterministic_algorithms(True)  # fills new memory with NaN
     try:
@@ -462,7 +465,7 @@ def test_input_and_gate_weights_need_no_gradients() -> None:
         assert difference(wrapper.lora_B["default"].weight.grad, want[f"{name}.B"]) < 1e-12
 
 
-def test_what_is_given_is_left_as_it_was() -> None:
+def test_expert_lora_leaves_its_inputs_as_they_were() -> None:
     layer = switched(make_layer("interleaved"))
     index_TK = one_idle()
     x_TD, weight_TK = inputs(index_TK)
@@ -663,7 +666,7 @@ def with_second_adapter(model: PeftModel) -> PeftModel:
 
 
 @pytest.mark.parametrize("active", [["default"], ["second"], ["default", "second"]])
-def test_several_adapters(stock: PeftModel, active: list[str]) -> None:
+def test_expert_lora_of_several_adapters(stock: PeftModel, active: list[str]) -> None:
     ours = switched(with_second_adapter(stock))
     for model in (stock, ours):
         model.base_model.set_adapter(active)
@@ -681,7 +684,7 @@ def test_an_adapter_can_be_added_after_switching(stock: PeftModel, active: str) 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_state_dicts_have_stock_peft_keys(tiny_model: Any, family: str) -> None:
+def test_expert_lora_state_dicts_have_stock_peft_keys(tiny_model: Any, family: str) -> None:
     stock = peft_model(tiny_model(family), lora_config(family))
     ours = switched(stock)
     assert list(ours.state_dict()) == list(stock.state_dict())
@@ -729,7 +732,7 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kind", ["gated", "interleaved"])
-def test_nothing_as_large_as_the_weights_is_made(kind: str) -> None:
+def test_expert_lora_makes_nothing_as_large_as_the_weights(kind: str) -> None:
     E, D, I, R = 32, 32, 32, 2  # noqa: E741
     stock = make_layer(kind, num_experts=E, width=D, inner=I, rank=R, dtype=torch.float32)
     index_TK = zipf(6, num_experts=E, num_chosen=2)
@@ -765,7 +768,7 @@ def test_neither_forward_nor_backward_asks_peft_for_the_update(
 @pytest.mark.parametrize("rank", [4, 8])
 @pytest.mark.parametrize("kind", ["gated", "interleaved"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-2)])
-def test_on_a_gpu_it_equals_the_formula(kind: str, rank: int, dtype: torch.dtype, tolerance: float) -> None:
+def test_expert_lora_equals_the_formula_on_a_gpu(kind: str, rank: int, dtype: torch.dtype, tolerance: float) -> None:
     """Experts without tokens, one with many; repeated, so that the second pass meets used memory."""
     index_TK = torch.cat([zipf(100, num_experts=12, num_chosen=3), torch.full((40, 3), 2)]) + 2
     layer = make_layer(kind, num_experts=16, width=64, inner=32, rank=rank, lora_alpha=rank, dtype=dtype)

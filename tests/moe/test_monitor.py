@@ -72,7 +72,7 @@ def assert_equal(counted: Routing, wanted: Routing) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_counts_are_those_of_a_plain_recount(family: str) -> None:
+def test_monitor_counts_are_those_of_a_plain_recount(family: str) -> None:
     model = build(family)
     wanted = recount(model)
     monitor = RoutingMonitor(model)
@@ -85,7 +85,7 @@ def test_counts_are_those_of_a_plain_recount(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_with_lora_around_the_experts(family: str) -> None:
+def test_monitor_counts_with_lora_around_the_experts(family: str) -> None:
     model = build(family)
     wanted = recount(model)
     wrapped = add_lora(model, Adapter(rank=2))
@@ -96,7 +96,7 @@ def test_with_lora_around_the_experts(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("is_reentrant", [False, True])
-def test_what_checkpointing_repeats_is_counted_once(family: str, is_reentrant: bool) -> None:
+def test_monitor_counts_once_what_checkpointing_repeats(family: str, is_reentrant: bool) -> None:
     model = build(family)
     wanted = recount(model)
     wrapped = add_lora(model, Adapter(rank=2))
@@ -112,7 +112,7 @@ def test_what_checkpointing_repeats_is_counted_once(family: str, is_reentrant: b
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_padded_tokens_do_not_count(family: str) -> None:
+def test_monitor_counts_no_padded_tokens(family: str) -> None:
     model = build(family)
     wanted = recount(model, PADDED)
     wrapped = add_lora(model, Adapter(rank=2))
@@ -125,7 +125,7 @@ def test_padded_tokens_do_not_count(family: str) -> None:
     assert monitor.take().rows_L[0] == IDS.numel() * 2  # the mask of the pass before is forgotten
 
 
-def test_padding_of_packed_sequences_does_not_count() -> None:
+def test_monitor_counts_no_padding_of_packed_sequences() -> None:
     model = build("deepseek_v3")
     monitor = RoutingMonitor(model)
     positions = torch.zeros_like(IDS)
@@ -136,14 +136,14 @@ def test_padding_of_packed_sequences_does_not_count() -> None:
     assert monitor.take().rows_L.tolist() == [(20 + 9 + 2) * 2]
 
 
-def test_generation_counts_every_token_once() -> None:
+def test_monitor_counts_every_generated_token_once() -> None:
     model = build("deepseek_v3").eval()
     monitor = RoutingMonitor(model)
     model.generate(input_ids=IDS[1:2, :7], attention_mask=PADDED[1:2, :7], max_new_tokens=4, min_new_tokens=4)
     assert monitor.take().rows_L.tolist() == [(7 + 3) * 2]  # the last new token is never fed in
 
 
-def test_passes_add_up_and_pauses_do_not_count() -> None:
+def test_monitor_adds_passes_up_and_counts_no_pauses() -> None:
     model = build("qwen3_moe")
     wanted = recount(model)
     monitor = RoutingMonitor(model)
@@ -155,7 +155,7 @@ def test_passes_add_up_and_pauses_do_not_count() -> None:
     assert_equal(monitor.take(), wanted + wanted)
 
 
-def test_a_closed_monitor_leaves_nothing_behind() -> None:
+def test_monitor_leaves_nothing_behind_when_closed() -> None:
     model = build("mixtral")
     monitor = RoutingMonitor(model)
     monitor.close()
@@ -165,7 +165,7 @@ def test_a_closed_monitor_leaves_nothing_behind() -> None:
     assert not monitor.take().load_LE.any()
 
 
-def test_a_dense_model_has_nothing_to_count() -> None:
+def test_monitor_has_nothing_to_count_in_a_dense_model() -> None:
     model = build("llama")
     monitor = RoutingMonitor(model)
     with torch.no_grad():
@@ -174,7 +174,7 @@ def test_a_dense_model_has_nothing_to_count() -> None:
     assert taken.layers == () and taken.load_LE.shape == (0, 0)
 
 
-def test_counting_is_cheap() -> None:
+def test_monitor_is_cheap() -> None:
     """The hooks themselves, beside a whole step of a model so small that little else is to be done."""
     model = add_lora(build("qwen3_moe", hidden_size=128, num_experts=64), Adapter(rank=4))
     ids = IDS.repeat(8, 4)
@@ -207,7 +207,7 @@ def routing(*loads: list[float]) -> Routing:
     return Routing(tuple(f"layer{number}" for number in range(len(loads))), load_LE, load_LE / 2)
 
 
-def test_health_of_even_single_and_idle_layers() -> None:
+def test_routing_health_of_even_single_and_idle_layers() -> None:
     told = routing([5, 5, 5, 5], [20, 0, 0, 0], [0, 0, 0, 0], [10, 10, 0, 0])
     assert told.entropy_L.tolist() == pytest.approx([1, 0, 1, 0.5])
     assert told.max_violation_L.tolist() == pytest.approx([0, 3, 0, 1])
@@ -216,7 +216,7 @@ def test_health_of_even_single_and_idle_layers() -> None:
     assert told.weight_share_LE[1].tolist() == [1, 0, 0, 0]
 
 
-def test_drift_is_the_share_of_rows_that_go_elsewhere() -> None:
+def test_routing_drift_is_the_share_of_rows_that_go_elsewhere() -> None:
     before, after = routing([4, 4, 0, 0], [1, 1, 1, 1]), routing([0, 0, 8, 8], [2, 2, 2, 2])
     assert after.drift_L(before).tolist() == pytest.approx([1, 0])
     assert routing([3, 1, 0, 0]).drift_L(routing([2, 2, 0, 0])).tolist() == pytest.approx([0.25])

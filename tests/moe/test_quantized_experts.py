@@ -17,9 +17,9 @@ from dsr1_tune.config import Adapter
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.trained.lora import add_lora
 from dsr1_tune.models.weights.load_nf4 import Nf4Config
-from dsr1_tune.moe import expert_lora
+from dsr1_tune.moe import expert_lora, expert_rows
 from dsr1_tune.moe.anatomy import find_experts
-from dsr1_tune.moe.expert_lora import _Rows
+from dsr1_tune.moe.expert_rows import RoutedRows
 from dsr1_tune.moe.quantized_experts import audit_bits, is_in_nf4, memory_of, reserve_nf4
 from dsr1_tune.quant.nf4 import Nf4, stored_weight
 
@@ -104,14 +104,14 @@ def test_experts_equal_stock_peft_on_the_dequantized_weights(tiny_model: Any, fa
     assert max(relative(got_gradients[name], want) for name, want in want_gradients.items()) < 1e-5
 
 
-def test_without_an_adapter_the_experts_compute_too(tiny_model: Any) -> None:
+def test_nf4_experts_compute_without_an_adapter_too(tiny_model: Any) -> None:
     folder = tiny_model("qwen3_moe")
     held = load_nf4(folder).eval()
     with torch.no_grad():
         assert relative(held(IDS).logits, dequantized(folder, held, torch.float32).eval()(IDS).logits) < 1e-5
 
 
-def test_gradient_checkpointing_gives_the_same_gradients(tiny_model: Any) -> None:
+def test_nf4_experts_have_the_same_gradients_under_checkpointing(tiny_model: Any) -> None:
     model = add_lora(load_nf4(tiny_model()), Adapter(rank=4))
     randomise(model)
     _, want = logits_and_gradients(model)
@@ -123,7 +123,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_model: Any) -> Non
 
 
 @pytest.mark.parametrize("portion", [1, 2**30])
-def test_as_a_gpu_groups_it_only_chosen_experts_are_dequantized(
+def test_nf4_dequantizes_only_chosen_experts_as_a_gpu_groups_them(
     tiny_model: Any, monkeypatch: pytest.MonkeyPatch, portion: int
 ) -> None:
     """Rows grouped as on a GPU, all experts at once or one at a time: the CPU's numbers, and no unused expert."""
@@ -136,12 +136,12 @@ def test_as_a_gpu_groups_it_only_chosen_experts_are_dequantized(
     chosen: list[int] = []
     matrices = Nf4.matrices
     monkeypatch.setattr(Nf4, "matrices", lambda self, index: chosen.extend(index) or matrices(self, index))
-    monkeypatch.setattr(expert_lora, "PORTION_BYTES", portion)
+    monkeypatch.setattr(expert_rows, "PORTION_BYTES", portion)
 
     def there(index_TK: Tensor) -> Tensor:
         return index_TK.as_subclass(Elsewhere)
 
-    sort = _Rows.sort.__func__  # type: ignore[attr-defined]
+    sort = RoutedRows.sort.__func__  # type: ignore[attr-defined]
 
     class Elsewhere(Tensor):
         __torch_function__ = torch._C._disabled_torch_function_impl
@@ -151,7 +151,7 @@ def test_as_a_gpu_groups_it_only_chosen_experts_are_dequantized(
             return torch.device("cuda")
 
     monkeypatch.setattr(
-        _Rows, "sort", classmethod(lambda cls, i, num_experts: sort(cls, i.as_subclass(Elsewhere), num_experts))
+        RoutedRows, "sort", classmethod(lambda cls, i, num_experts: sort(cls, i.as_subclass(Elsewhere), num_experts))
     )
     got = expert_lora.apply_experts(experts, x, index, weight, {})
     (got_dx,) = torch.autograd.grad(got.square().sum(), x)
@@ -159,7 +159,7 @@ def test_as_a_gpu_groups_it_only_chosen_experts_are_dequantized(
     assert set(chosen) == {0, 3} and len(chosen) == 8  # two weights, forward and backward
 
 
-def test_on_a_cpu_only_chosen_experts_are_dequantized(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nf4_dequantizes_only_chosen_experts_on_a_cpu(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     experts = next(m for m in load_nf4(tiny_model("mixtral")).modules() if hasattr(m, "is_transposed"))
     taken: list[int] = []
     one = Nf4.__getitem__
@@ -172,7 +172,7 @@ def test_on_a_cpu_only_chosen_experts_are_dequantized(tiny_model: Any, monkeypat
 
 
 @pytest.mark.parametrize("family", [*FAMILIES, "llama"])
-def test_the_audit_says_what_is_held_in_4_bits(tiny_model: Any, family: str) -> None:
+def test_audit_bits_says_what_is_held_in_4_bits(tiny_model: Any, family: str) -> None:
     model = load_nf4(tiny_model(family))
     lines = {line.part: line for line in audit_bits(model)}
     plain = load(tiny_model(family, name="plain"))
@@ -185,12 +185,12 @@ def test_the_audit_says_what_is_held_in_4_bits(tiny_model: Any, family: str) -> 
         assert lines[part].share > 0.98 and 4.12 < lines[part].bits < 4.15 and 0.05 < lines[part].worst_error < 0.12
 
 
-def test_experts_left_in_16_bits_are_an_error(tiny_model: Any) -> None:
+def test_audit_bits_refuses_experts_left_in_16_bits(tiny_model: Any) -> None:
     with pytest.raises(ModelError, match=r"routed experts are left in 16 bits, such as .*gate_up_proj"):
         audit_bits(load(tiny_model("qwen3_moe")))
 
 
-def test_one_layer_left_in_16_bits_is_an_error(tiny_model: Any) -> None:
+def test_audit_bits_refuses_one_layer_left_in_16_bits(tiny_model: Any) -> None:
     model = load_nf4(tiny_model("qwen3_moe"))
     block = find_experts(model)[1].module
     for part in ("packed", "absmax", "scale", "offset", "error"):
@@ -199,12 +199,12 @@ def test_one_layer_left_in_16_bits_is_an_error(tiny_model: Any) -> None:
         audit_bits(model)
 
 
-def test_a_dense_model_in_16_bits_is_an_error(tiny_model: Any) -> None:
+def test_audit_bits_refuses_a_dense_model_in_16_bits(tiny_model: Any) -> None:
     with pytest.raises(ModelError, match="no weight of the model is in 4 bits"):
         audit_bits(load(tiny_model("llama")))
 
 
-def test_unusable_numbers_are_an_error(tiny_model: Any) -> None:
+def test_audit_bits_refuses_unusable_numbers(tiny_model: Any) -> None:
     model = load(tiny_model("qwen3_moe"))
     model.model.layers[1].mlp.experts.down_proj.data[2, 3, 5] = float("nan")
     broken = tiny_model("qwen3_moe", name="broken")
@@ -213,7 +213,7 @@ def test_unusable_numbers_are_an_error(tiny_model: Any) -> None:
         audit_bits(load_nf4(broken))
 
 
-def test_linear_layers_of_odd_sizes_stay_as_they_are_and_are_told(tiny_model: Any) -> None:
+def test_audit_bits_names_linear_layers_of_odd_sizes_that_stay(tiny_model: Any) -> None:
     model = load_nf4(tiny_model("deepseek_v3", kv_lora_rank=40, qk_rope_head_dim=10, hidden_size=64))
     assert is_in_nf4(model)
     held = {line.part: line for line in audit_bits(model)}
@@ -247,7 +247,7 @@ def test_experts_of_an_unknown_layout_are_refused_by_name(tiny_model: Any) -> No
 
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "llama"])
-def test_cast_or_moved_a_model_stays_in_4_bits_and_its_scales_exact(tiny_model: Any, family: str) -> None:
+def test_nf4_model_stays_in_4_bits_when_cast_or_moved(tiny_model: Any, family: str) -> None:
     model = load_nf4(tiny_model(family)).eval()
     scales = {name: b.clone() for name, b in model.named_buffers() if name.endswith(("scale", "offset"))}
     want, num_bytes = model(IDS).logits, memory_of(model)

@@ -15,7 +15,7 @@ from dsr1_tune.config import Adapter, Base, Router
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.load import load, locate
 from dsr1_tune.models.meta import meta_model
-from dsr1_tune.models.trained.attach import put_adapter_on
+from dsr1_tune.models.trained.attach import attach_adapter
 from dsr1_tune.models.trained.lora import add_lora, audit, check_gradients, load_plain_adapter, save_adapter
 from dsr1_tune.moe.anatomy import find_experts, find_routers
 from dsr1_tune.moe.monitor import RoutingMonitor
@@ -61,7 +61,7 @@ def skew(model: nn.Module, amount: float) -> None:
 
 
 @pytest.mark.parametrize("family", SPARSE)
-def test_every_block_has_its_router(model_of: Any, family: str) -> None:
+def test_routers_are_found_for_every_block(model_of: Any, family: str) -> None:
     model = model_of(family)
     routers = find_routers(model)
     assert len(routers) == len(find_experts(model)) > 0
@@ -94,7 +94,7 @@ def test_the_gate_of_a_shared_expert_is_no_router() -> None:
         *(("llama", mode, "no routed experts", "frozen") for mode in ("train", "aux_loss", "bias")),
     ],
 )
-def test_modes_that_cannot_work_are_refused_without_weights(
+def test_router_modes_that_cannot_work_are_refused_without_weights(
     tiny_model: Any, family: str, mode: Any, said: str, hint: str
 ) -> None:
     model = meta_model(locate(Base(model=str(tiny_model(family)))).config)
@@ -104,7 +104,7 @@ def test_modes_that_cannot_work_are_refused_without_weights(
     check_routers(model, "frozen")
 
 
-def test_a_bias_in_16_bits_is_refused(model_of: Any) -> None:
+def test_router_bias_in_16_bits_is_refused(model_of: Any) -> None:
     model = model_of("deepseek_v3").to(torch.bfloat16)
     with pytest.raises(ModelError, match="bfloat16"):
         open_routers(model, "bias")
@@ -127,7 +127,7 @@ def train(model: nn.Module, steps: int = 4, balance: AuxiliaryLoss | None = None
 
 
 @pytest.mark.parametrize("family", SPARSE)
-def test_frozen_routers_stay_to_the_bit(model_of: Any, family: str) -> None:
+def test_routers_that_are_frozen_stay_to_the_bit(model_of: Any, family: str) -> None:
     model = add_lora(model_of(family), LORA, Router())
     before = router_tensors(model)
     train(model)
@@ -155,7 +155,7 @@ def test_trained_routers_move_and_load_again(tiny_model: Any, tmp_path: Path, fa
         want = model(IDS).logits
         plain = load_plain_adapter(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "adapter")
         torch.testing.assert_close(plain(IDS).logits, want, rtol=1e-5, atol=1e-5)
-        ours = put_adapter_on(load(Base(model=str(folder))), tmp_path / "adapter")
+        ours = attach_adapter(load(Base(model=str(folder))), tmp_path / "adapter")
         torch.testing.assert_close(ours(IDS).logits, want, rtol=1e-4, atol=1e-4)
 
 
@@ -170,7 +170,7 @@ def test_opened_without_an_adapter_the_weights_themselves_are_trained(model_of: 
 
 @pytest.mark.parametrize("family", SOFTMAX)
 @pytest.mark.parametrize("is_padded", [False, True])
-def test_the_loss_of_one_layer_is_transformers(model_of: Any, family: str, is_padded: bool) -> None:
+def test_auxiliary_loss_of_one_layer_is_transformers(model_of: Any, family: str, is_padded: bool) -> None:
     model = model_of(family, num_hidden_layers=2 if family == "deepseek_v2" else 1).train()
     mask = torch.ones_like(IDS)
     if is_padded:
@@ -186,7 +186,7 @@ def test_the_loss_of_one_layer_is_transformers(model_of: Any, family: str, is_pa
     assert got.requires_grad
 
 
-def test_the_loss_by_hand() -> None:
+def test_auxiliary_loss_by_hand() -> None:
     even = torch.zeros(4, 4)
     chosen = torch.tensor([[0, 1], [2, 3], [0, 1], [2, 3]])
     assert float(load_balancing_loss(even, chosen)) == pytest.approx(2.0)
@@ -196,7 +196,7 @@ def test_the_loss_by_hand() -> None:
     assert float(nothing) == 0.0
 
 
-def test_under_gradient_checkpointing_the_gradient_is_the_same(model_of: Any) -> None:
+def test_auxiliary_loss_has_the_same_gradient_under_checkpointing(model_of: Any) -> None:
     gradients = []
     for checkpointed in (False, True):
         model = model_of("qwen3_moe").train().requires_grad_(False)
@@ -232,7 +232,7 @@ def test_the_auxiliary_loss_balances_a_skewed_model(model_of: Any, with_adapter:
     assert violation(model) < 0.5 * before
 
 
-def test_nothing_is_heard_outside_training(model_of: Any) -> None:
+def test_auxiliary_loss_hears_nothing_outside_training(model_of: Any) -> None:
     model = model_of("qwen3_moe").eval()
     balance = AuxiliaryLoss(model)
     model(IDS)
@@ -246,7 +246,7 @@ def test_nothing_is_heard_outside_training(model_of: Any) -> None:
 # --- the bias rule ---------------------------------------------------------------------------------------------------
 
 
-def test_the_rule_by_hand(model_of: Any) -> None:
+def test_bias_rule_by_hand(model_of: Any) -> None:
     model = model_of("deepseek_v3")
     (router,) = find_routers(model)
     assert router.bias is not None
@@ -258,7 +258,7 @@ def test_the_rule_by_hand(model_of: Any) -> None:
 
 
 @pytest.mark.parametrize("with_adapter", [False, True])
-def test_the_rule_balances_a_skewed_model(model_of: Any, with_adapter: bool) -> None:
+def test_bias_rule_balances_a_skewed_model(model_of: Any, with_adapter: bool) -> None:
     model = model_of("deepseek_v3", num_hidden_layers=3)
     skew(model, 1.0)
     model.requires_grad_(False)

@@ -38,11 +38,11 @@ def test_gate_weight_and_tokens_may_choose_different_experts() -> None:
     ("share", "chosen"),
     [(0.1, (2,)), (0.4, (2,)), (0.41, (0, 2)), (0.7, (0, 2)), (0.9, (0, 2, 3)), (0.91, (0, 1, 2, 3))],
 )
-def test_the_fewest_that_reach_the_share(share: float, chosen: tuple[int, ...]) -> None:
+def test_choice_is_the_fewest_experts_that_reach_the_share(share: float, chosen: tuple[int, ...]) -> None:
     assert fewest(torch.tensor([0.3, 0.1, 0.4, 0.2]).double(), share) == chosen
 
 
-def test_no_smaller_set_would_do() -> None:
+def test_choice_has_no_smaller_set() -> None:
     torch.manual_seed(0)
     for _ in range(20):
         scores_E = torch.rand(6).double()
@@ -59,7 +59,7 @@ def test_of_equal_experts_the_first_and_of_all_only_those_that_are_used() -> Non
     assert fewest(torch.tensor([0.5, 0.0, 0.5]).double(), 1.0) == (0, 2)
 
 
-def test_a_layer_without_tokens_is_refused_by_name() -> None:
+def test_choice_refuses_a_layer_without_tokens_by_name() -> None:
     with pytest.raises(ModelError, match=r"layers\.1\.experts: no token"):
         choose(routing([[1, 1], [0, 0]]), "tokens", 0.2)
 
@@ -106,7 +106,9 @@ def test_a_model_is_profiled_and_the_choice_written_and_read(model_of: ModelOf, 
         ({"num_experts": 8}, r"e\.json: layers\.model\.layers\.0\.mlp\.experts: has 4 experts, .* has 8"),
     ],
 )
-def test_another_model_is_refused_with_the_place(model_of: ModelOf, change: dict[str, Any], said: str) -> None:
+def test_choice_for_another_model_is_refused_with_the_place(
+    model_of: ModelOf, change: dict[str, Any], said: str
+) -> None:
     with pytest.raises(ModelError, match=said) as refused:
         choice_of(model_of()).check(model_of(**change), "e.json")
     assert "some/model" in refused.value.hint
@@ -134,7 +136,7 @@ def broken(change: Any) -> str:
         (lambda tree: tree.update(layers=[]), "experts.json: "),
     ],
 )
-def test_a_damaged_file_is_refused_with_the_place(
+def test_choice_in_a_damaged_file_is_refused_with_the_place(
     change: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -144,7 +146,7 @@ def test_a_damaged_file_is_refused_with_the_place(
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\ufeff"])
-def test_what_is_no_such_file_is_refused(text: str, tmp_path: Path) -> None:
+def test_choice_read_refuses_what_is_no_such_file(text: str, tmp_path: Path) -> None:
     path = tmp_path / "experts.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"experts\.json"):

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from dsr1_tune.errors import ModelError
 from dsr1_tune.moe import selected_experts
 from dsr1_tune.moe.anatomy import ExpertBlock, find_experts
-from dsr1_tune.moe.selected_experts import Rows, train_factors, train_weights, trained_tensors
+from dsr1_tune.moe.selected_experts import Rows, train_lora, train_weights, trained_tensors
 
 FAMILIES = ["deepseek_v3", "deepseek_v2", "qwen3_moe", "mixtral", "gpt_oss"]
 
@@ -172,13 +172,13 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("method", ["weights", "lora"])
-def test_nothing_of_all_experts_size_is_ever_made(make_model: MakeModel, method: str) -> None:
+def test_chosen_experts_never_make_anything_of_all_experts_size(make_model: MakeModel, method: str) -> None:
     model = make_model("qwen3_moe", num_experts=64, vocab_size=258)
     chosen = {block.name: (0, 5) for block in find_experts(model)}
     if method == "weights":
         train_weights(model, chosen)
     else:
-        train_factors(model, chosen, 4, 2.0)
+        train_lora(model, chosen, 4, 2.0)
     num_fused = next(iter(fused_of(model).values())).numel()
     with Largest() as seen:
         loss_of(model).backward()
@@ -287,10 +287,10 @@ def merged(make_model: MakeModel, model: Any, family: str) -> Any:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_factors_update_the_chosen_experts_as_if_merged(make_model: MakeModel, family: str) -> None:
+def test_chosen_lora_updates_the_experts_as_if_merged(make_model: MakeModel, family: str) -> None:
     model = make_model(family)
     base = float(loss_of(model))
-    train_factors(model, chosen_of(model), rank=3, scale=0.5)
+    train_lora(model, chosen_of(model), rank=3, scale=0.5)
     assert float(loss_of(model)) == pytest.approx(base, abs=1e-5)  # B is zero
     randomize_factors(model)
     plain = merged(make_model, model, family)
@@ -315,10 +315,10 @@ def test_factors_update_the_chosen_experts_as_if_merged(make_model: MakeModel, f
                     assert not a.grad[place].any() and not b.grad[place].any()
 
 
-def test_factors_are_float32_over_bfloat16_weights(make_model: MakeModel) -> None:
+def test_chosen_lora_is_float32_over_bfloat16_weights(make_model: MakeModel) -> None:
     model = make_model("gpt_oss").bfloat16()
     want = float(loss_of(model))
-    train_factors(model, chosen_of(model), rank=3, scale=0.5)
+    train_lora(model, chosen_of(model), rank=3, scale=0.5)
     loss = loss_of(model)
     loss.backward()
     assert float(loss) == pytest.approx(want, rel=0.02)
@@ -326,9 +326,9 @@ def test_factors_are_float32_over_bfloat16_weights(make_model: MakeModel) -> Non
     assert trained and {p.dtype for p in trained} == {p.grad.dtype for p in trained} == {torch.float32}
 
 
-def test_factors_are_of_the_chosen_alone(make_model: MakeModel) -> None:
+def test_chosen_lora_is_of_the_chosen_alone(make_model: MakeModel) -> None:
     model = make_model("qwen3_moe", num_experts=16)
-    train_factors(model, {block.name: (2, 7, 11) for block in find_experts(model)}, rank=4, scale=1.0)
+    train_lora(model, {block.name: (2, 7, 11) for block in find_experts(model)}, rank=4, scale=1.0)
     shapes = {tuple(p.shape) for p in model.parameters() if p.requires_grad}
     assert shapes == {(3, 4, 64), (3, 128, 4), (3, 64, 4)}
     loss_of(model).backward()
@@ -347,14 +347,14 @@ def test_factors_are_of_the_chosen_alone(make_model: MakeModel) -> None:
         ({}, "no expert is chosen"),
     ],
 )
-def test_what_the_model_does_not_have_is_refused(
+def test_chosen_experts_that_the_model_does_not_have_are_refused(
     make_model: MakeModel, chosen: dict[str, tuple[int, ...]], said: str
 ) -> None:
     with pytest.raises(ModelError, match=said):
         train_weights(make_model("qwen3_moe"), chosen)
 
 
-def test_a_dense_model_is_refused(make_model: MakeModel) -> None:
+def test_chosen_experts_of_a_dense_model_are_refused(make_model: MakeModel) -> None:
     with pytest.raises(ModelError, match="no routed experts"):
         train_weights(make_model("llama"), {"x": (0,)})
 
@@ -369,7 +369,7 @@ def test_a_layer_without_chosen_experts_stays_as_it_is(make_model: MakeModel) ->
     assert all(".layers.1." in name for name, p in model.named_parameters() if p.requires_grad)
 
 
-def test_rows_can_be_put_back() -> None:
+def test_sorted_rows_can_be_put_back() -> None:
     index_TK = torch.tensor([[2, 0], [0, 3], [2, 3]])
     rows = Rows.sort(index_TK, 5)
     assert rows.expert_S.tolist() == [0, 0, 2, 2, 3, 3]
@@ -390,7 +390,7 @@ def test_grouped_products_as_on_a_gpu_give_the_same(
         if method == "weights":
             train_weights(model, chosen_of(model))
         else:
-            train_factors(model, chosen_of(model), 3, 0.5)
+            train_lora(model, chosen_of(model), 3, 0.5)
             randomize_factors(model)
         loss_of(model).backward()
         gradients.append({name: tensor.grad for name, tensor in trained_tensors(model).items()})

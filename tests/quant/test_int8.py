@@ -5,15 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from bitsandbytes import functional as bnb
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from dsr1_tune.quant import int8
 from dsr1_tune.quant.int8 import Int8
-from dsr1_tune.quant.nf4 import Int8Linear, as_buffers, placeholder, reserve_as, stored_weight
+from dsr1_tune.quant.nf4 import Int8Linear, placeholder, reserve_as, stored_weight
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_comes_back_as_bitsandbytes_multiplies_it_out(dtype: torch.dtype) -> None:
+def test_int8_comes_back_as_bitsandbytes_dequantizes_it(dtype: torch.dtype) -> None:
     weight = torch.randn(3, 20, 48)
     parts = int8.quantize(weight)
     held = Int8(parts["packed"], parts["scale"], dtype)
@@ -30,7 +32,7 @@ def test_it_comes_back_as_bitsandbytes_multiplies_it_out(dtype: torch.dtype) -> 
     assert held.transpose(1, 2).shape == (3, 48, 20)
 
 
-def test_float16_rounds_to_what_bitsandbytes_own_quantizer_gives() -> None:
+def test_int8_of_float16_is_what_bitsandbytes_own_quantizer_gives() -> None:
     weight = torch.randn(32, 64).half()
     packed, scale, _ = bnb.int8_vectorwise_quant(weight)
     ours = int8.quantize(weight.unsqueeze(0))
@@ -39,7 +41,7 @@ def test_float16_rounds_to_what_bitsandbytes_own_quantizer_gives() -> None:
     assert (ours["packed"][0] != packed).float().mean() < 0.01
 
 
-def test_rows_of_zeros_and_huge_numbers_stay_what_they_are() -> None:
+def test_int8_rows_of_zeros_and_huge_numbers_stay_what_they_are() -> None:
     weight = torch.randn(1, 4, 16)
     weight[0, 1] = 0
     weight[0, 2] = 1e30
@@ -52,7 +54,7 @@ def test_rows_of_zeros_and_huge_numbers_stay_what_they_are() -> None:
     assert float(back[3, 0]) == pytest.approx(1e-38, rel=0.2)
 
 
-def test_a_linear_layer_computes_with_it_and_its_scales_survive_a_cast() -> None:
+def test_int8_linear_computes_with_it_and_its_scales_survive_a_cast() -> None:
     linear = nn.Linear(48, 20)
     parts = int8.quantize(linear.weight.detach().unsqueeze(0))
     want = bnb.int8_vectorwise_dequant(parts["packed"][0], parts["scale"][0])
@@ -73,16 +75,21 @@ def test_a_linear_layer_computes_with_it_and_its_scales_survive_a_cast() -> None
     assert held.num_bytes == 20 * 48 + 20 * 4
 
 
-def test_nf4_in_parts_is_each_part_by_itself() -> None:
-    """Gate and up are quantized apart, each with scales and an offset of its own, and computed with as one matrix."""
-    from dsr1_tune.quant.nf4 import Nf4, quantize
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 40), st.integers(0, 2**31), st.floats(1e-6, 1e6))
+def test_int8_error_is_within_half_a_step_and_one_step_off_is_not(
+    num: int, rows: int, cols: int, seed: int, size: float
+) -> None:
+    weight = torch.randn(num, rows, cols, generator=torch.Generator().manual_seed(seed)) * size
+    parts = int8.quantize(weight)
+    step = parts["scale"].unsqueeze(2) / int8.LARGEST
 
-    apart = torch.randn(6, 40, 48)  # 30 blocks of 64: less than one block of scales
-    parts = quantize(apart)
-    rows = [parts[name] for name in ("packed", "absmax", "scale", "offset")]
-    together = Nf4(*rows, rows=80, cols=48, dtype=torch.float32, num_parts=2)
-    each = Nf4(*rows, rows=40, cols=48, dtype=torch.float32)
-    assert together.shape == (3, 80, 48) and together.transpose(1, 2).shape == (3, 48, 80)
-    assert torch.equal(together.matrices([2, 0]), each.matrices([4, 5, 0, 1]).view(2, 80, 48))
-    assert torch.equal(together[1], each.matrices(slice(2, 4)).view(80, 48))
-    assert as_buffers("weight", apart)["weight_packed"].shape == (6, 960)
+    def error_in_steps(packed: torch.Tensor) -> torch.Tensor:
+        return ((Int8(packed, parts["scale"], torch.float32).matrices(slice(None)) - weight) / step).abs()
+
+    assert parts["packed"].abs().amax(2).eq(int8.LARGEST).all()  # each row's largest number
+    assert error_in_steps(parts["packed"]).max() <= 0.5 + 1e-3
+    off = parts["packed"].clone()
+    off[0, 0, 0] -= off[0, 0, 0].sign() or 1
+    assert error_in_steps(off).max() >= 0.5 - 1e-3
+    assert error_in_steps(off)[0, 0, 0] > error_in_steps(parts["packed"])[0, 0, 0]

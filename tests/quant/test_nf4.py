@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from bitsandbytes import functional as bnb
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
@@ -20,7 +24,6 @@ from dsr1_tune.quant.nf4 import (
     sizes,
     stored_weight,
 )
-from dsr1_tune.quant.nf4_rounding import round_to_codes
 
 
 def as_nf4(weight: torch.Tensor) -> Nf4:
@@ -36,7 +39,7 @@ def weight() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_each_matrix_is_what_bitsandbytes_makes_of_it_alone(weight: torch.Tensor, dtype: torch.dtype) -> None:
+def test_nf4_matrix_is_what_bitsandbytes_makes_of_it_alone(weight: torch.Tensor, dtype: torch.dtype) -> None:
     weight = weight.to(dtype)
     held = as_nf4(weight)
     for index, matrix in enumerate(weight):
@@ -44,24 +47,7 @@ def test_each_matrix_is_what_bitsandbytes_makes_of_it_alone(weight: torch.Tensor
         assert torch.equal(held[index], bnb.dequantize_4bit(packed, state))
 
 
-def test_our_rounding_is_bitsandbytes_own_to_the_last_bit() -> None:
-    """Over several pieces, in any number format and size, on the boundaries between two codes and beside them."""
-    numbers = bnb.get_4bit_type("nf4", device="cpu")
-    boundaries = (numbers[1:] + numbers[:-1]) / 2
-    near = [boundaries.nextafter(torch.tensor(end)) for end in (2.0, -2.0)]
-    edges = torch.cat([boundaries, *near, torch.tensor([1.0, -1.0, 0.0])]).repeat(64)[:3008].view(-1, 64)
-    edges[:, 0] = 1
-    draw = torch.Generator().manual_seed(0)
-    matrices = [edges, edges * 3e-5, torch.zeros(2, 64), torch.full((1, 64), 1e-39), torch.full((1, 64), -1e38)]
-    matrices += [torch.randn(5000, 64, generator=draw) * size for size in (1e-6, 0.02, 300.0)]
-    matrices += [torch.randn(1000, 64, generator=draw).to(dtype) for dtype in (torch.bfloat16, torch.float16)]
-    for matrix in matrices:
-        packed, state = bnb.quantize_4bit(matrix, blocksize=64, quant_type="nf4")
-        codes, scales = round_to_codes(matrix, 64)
-        assert torch.equal(codes, packed.view(-1)) and torch.equal(scales, state.absmax)
-
-
-def test_any_choice_of_matrices_is_the_same_as_one_by_one(weight: torch.Tensor) -> None:
+def test_nf4_choice_of_matrices_is_the_same_as_one_by_one(weight: torch.Tensor) -> None:
     held = as_nf4(weight)
     one_by_one = torch.stack([held[index] for index in range(3)])
     assert torch.equal(held.matrices(slice(None)), one_by_one)
@@ -71,12 +57,12 @@ def test_any_choice_of_matrices_is_the_same_as_one_by_one(weight: torch.Tensor) 
     assert flipped.transpose(1, 2).shape == held.shape
 
 
-def test_four_bits_and_a_little_a_weight() -> None:
+def test_nf4_takes_four_bits_and_a_little_a_weight() -> None:
     held = as_nf4(torch.randn(2, 768, 576))
     assert 4.12 < 8 * held.num_bytes / (2 * 768 * 576) < 4.13
 
 
-def test_the_error_is_that_of_each_matrix(weight: torch.Tensor) -> None:
+def test_nf4_error_is_that_of_each_matrix(weight: torch.Tensor) -> None:
     weight[1, 0, 0] = 5.0  # an outlier costs its block all precision
     error, held = quantize(weight)["error"], as_nf4(weight)
     for index, matrix in enumerate(weight):
@@ -87,7 +73,7 @@ def test_the_error_is_that_of_each_matrix(weight: torch.Tensor) -> None:
     assert not float(quantize(weight)["error"][2]) < 1
 
 
-def test_sizes_are_those_of_what_is_made(weight: torch.Tensor) -> None:
+def test_nf4_sizes_are_those_of_what_is_made(weight: torch.Tensor) -> None:
     assert {name: (tuple(t.shape), t.dtype) for name, t in quantize(weight).items()} == sizes(3, 192, 128)
     assert fits(192, 128) and fits(3, 64) and not fits(3, 63)
 
@@ -110,7 +96,7 @@ def hold(linear: nn.Linear) -> Nf4Linear:
     return linear  # type: ignore[return-value]
 
 
-def test_a_linear_layer_computes_with_its_dequantized_weight(linear: nn.Linear) -> None:
+def test_nf4_linear_computes_with_its_dequantized_weight(linear: nn.Linear) -> None:
     held = hold(linear)
     weight = stored_weight(held, "weight")
     assert isinstance(weight, Nf4) and is_held(held, "weight")
@@ -123,19 +109,55 @@ def test_a_linear_layer_computes_with_its_dequantized_weight(linear: nn.Linear) 
     torch.testing.assert_close(dbias, dy.sum((0, 1)), rtol=1e-6, atol=1e-6)
 
 
-def test_nothing_of_the_weights_size_is_kept_for_the_backward_pass(linear: nn.Linear) -> None:
+def test_nf4_linear_keeps_nothing_of_the_weights_size_for_backward(linear: nn.Linear) -> None:
     held, kept = hold(linear), list[int]()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
         held(torch.randn(2, 128, requires_grad=True)).sum().backward()
     assert sum(kept) < 128 * 192 / 4
 
 
-def test_who_asks_for_the_weight_learns_its_shape_and_who_computes_with_it_gets_nan(linear: nn.Linear) -> None:
+def test_nf4_placeholder_has_the_weights_shape_and_computes_nan(linear: nn.Linear) -> None:
     held = hold(linear)
     assert held.weight.shape == (192, 128) and held.weight.dtype == torch.float32
     assert held.weight.untyped_storage().nbytes() == 4 and not held.weight.requires_grad
     assert functional.linear(torch.ones(1, 128), held.weight).isnan().all()
 
 
-def test_the_placeholder_is_not_saved(linear: nn.Linear) -> None:
+def test_nf4_placeholder_is_not_saved(linear: nn.Linear) -> None:
     assert set(hold(linear).state_dict()) == {"bias", *(f"weight_{name}" for name in sizes(1, 192, 128))}
+
+
+def test_nf4_in_parts_is_each_part_by_itself() -> None:
+    """Gate and up are quantized apart, each with scales and an offset of its own, and computed with as one matrix."""
+    apart = torch.randn(6, 40, 48)  # 30 blocks of 64: less than one block of scales
+    parts = quantize(apart)
+    rows = [parts[name] for name in ("packed", "absmax", "scale", "offset")]
+    together = Nf4(*rows, rows=80, cols=48, dtype=torch.float32, num_parts=2)
+    each = Nf4(*rows, rows=40, cols=48, dtype=torch.float32)
+    assert together.shape == (3, 80, 48) and together.transpose(1, 2).shape == (3, 48, 80)
+    assert torch.equal(together.matrices([2, 0]), each.matrices([4, 5, 0, 1]).view(2, 80, 48))
+    assert torch.equal(together[1], each.matrices(slice(2, 4)).view(80, 48))
+    assert as_buffers("weight", apart)["weight_packed"].shape == (6, 960)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 3), st.integers(1, 4), st.sampled_from([64, 128, 192]), st.integers(0, 2**31), st.floats(1e-3, 1e2)
+)
+def test_nf4_error_is_within_half_a_gap_of_its_codes_and_a_flipped_code_shows(
+    num: int, rows: int, cols: int, seed: int, size: float
+) -> None:
+    weight = torch.randn(num, rows, cols, generator=torch.Generator().manual_seed(seed)) * size
+    numbers = bnb.get_4bit_type("nf4", device="cpu")
+    half_a_gap = float(numbers.diff().max()) / 2
+    largest = weight.view(num, -1, 64).abs().amax(-1, keepdim=True)
+
+    def error_in_scales(held: Nf4) -> torch.Tensor:
+        return ((held.matrices(slice(None)) - weight).view(num, -1, 64) / largest).abs()
+
+    held = as_nf4(weight)
+    bound = half_a_gap + 0.06  # scales are rounded to 8 bits, by as much of the largest among them
+    of_all = largest.amax(1, keepdim=True) / largest
+    assert (error_in_scales(held) <= half_a_gap + 0.06 * of_all).all()
+    flipped = replace(held, packed=held.packed ^ 0x80)  # the first weight of each pair: half of all codes away
+    assert float(error_in_scales(flipped).max()) > bound + 0.3

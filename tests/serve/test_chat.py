@@ -23,7 +23,7 @@ def loaded(tiny_model: Any) -> load.Loaded:
     return load.load(Base(model=str(tiny_model("qwen3_moe"))))
 
 
-def test_an_answer_streams_and_is_the_greedy_one(loaded: load.Loaded) -> None:
+def test_chat_answer_streams_and_is_the_greedy_one(loaded: load.Loaded) -> None:
     conversation, pieces = Conversation(loaded, max_new_tokens=12), list[str]()
     answer = conversation.ask("hello", pieces.append)
     assert answer == "".join(pieces).strip()
@@ -34,7 +34,7 @@ def test_an_answer_streams_and_is_the_greedy_one(loaded: load.Loaded) -> None:
     assert loaded.tokenizer.decode(tokens, skip_special_tokens=True).strip() == answer
 
 
-def test_temperature_draws(loaded: load.Loaded) -> None:
+def test_chat_temperature_draws(loaded: load.Loaded) -> None:
     answers = set()
     for seed in range(5):
         torch.manual_seed(seed)
@@ -56,7 +56,7 @@ class Told:
         monkeypatch.setattr(loaded.tokenizer, "apply_chat_template", keep)
 
 
-def test_it_remembers_until_told_to_forget(loaded: load.Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_remembers_until_it_is_to_forget(loaded: load.Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     told, conversation = Told(loaded, monkeypatch), Conversation(loaded, max_new_tokens=4)
     answer = conversation.ask("one", lambda text: None)
     conversation.ask("two", lambda text: None)
@@ -67,7 +67,7 @@ def test_it_remembers_until_told_to_forget(loaded: load.Loaded, monkeypatch: pyt
     assert told.turns[-1] == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "three"}]
 
 
-def test_the_oldest_is_forgotten_where_the_context_ends(loaded: load.Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_forgets_the_oldest_where_the_context_ends(loaded: load.Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     told, conversation = Told(loaded, monkeypatch), Conversation(loaded, max_new_tokens=4)
     for letter in "abc":
         conversation.ask(letter * 180, lambda text: None)
@@ -75,7 +75,7 @@ def test_the_oldest_is_forgotten_where_the_context_ends(loaded: load.Loaded, mon
     assert len(conversation.turns) == 4
 
 
-def test_a_question_longer_than_the_context_is_refused(loaded: load.Loaded) -> None:
+def test_chat_refuses_a_question_longer_than_the_context(loaded: load.Loaded) -> None:
     conversation = Conversation(loaded, max_new_tokens=12)
     with pytest.raises(ModelError, match="500 fit before an answer of 12") as caught:
         conversation.ask("x" * 1000, lambda text: None)
@@ -83,13 +83,13 @@ def test_a_question_longer_than_the_context_is_refused(loaded: load.Loaded) -> N
     assert conversation.turns == []
 
 
-def test_what_the_template_refuses_is_explained(loaded: load.Loaded) -> None:
+def test_chat_explains_what_the_template_refuses(loaded: load.Loaded) -> None:
     loaded.tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(ModelError, match="System role not supported"):
         Conversation(loaded).ask("hello", lambda text: None)
 
 
-def test_ctrl_c_keeps_what_was_said(loaded: load.Loaded) -> None:
+def test_chat_keeps_what_was_said_before_ctrl_c(loaded: load.Loaded) -> None:
     conversation, whole = Conversation(loaded, max_new_tokens=12), Conversation(loaded, max_new_tokens=12)
     steps: list[int] = []
 
@@ -140,14 +140,14 @@ def talk_to_parrot(lines: list[str], is_interactive: bool = False) -> tuple[Parr
     return parrot, "".join(said), "\n".join(noted)
 
 
-def test_every_line_is_a_question_and_only_answers_are_said() -> None:
+def test_talk_takes_every_line_for_a_question() -> None:
     parrot, said, noted = talk_to_parrot(["one\n", "\n", "  two \n", "/new\n", "/quit\n", "three\n"])
     assert parrot.asked == ["one", "two"]
     assert said == "ONE\nTWO\n"
     assert noted == "started again"
 
 
-def test_commands() -> None:
+def test_talk_obeys_commands() -> None:
     parrot, noted = Parrot(), list[str]()
     assert obey(parrot, "/system  be brief ", noted.append)  # type: ignore[arg-type]
     assert parrot.system == "be brief"
@@ -161,7 +161,7 @@ def test_commands() -> None:
     assert not obey(parrot, "/quit", noted.append)  # type: ignore[arg-type]
 
 
-def test_typed_mistakes_and_ctrl_c_do_not_end_the_talk() -> None:
+def test_talk_goes_on_after_typed_mistakes_and_ctrl_c() -> None:
     parrot, said, noted = talk_to_parrot(["interrupt", "too long", "one"], is_interactive=True)
     assert parrot.asked == ["one"]
     assert said == "ONE\n"
@@ -170,12 +170,12 @@ def test_typed_mistakes_and_ctrl_c_do_not_end_the_talk() -> None:
 
 
 @pytest.mark.parametrize(("line", "error"), [("interrupt", KeyboardInterrupt), ("too long", ModelError)])
-def test_piped_they_do(line: str, error: type[BaseException]) -> None:
+def test_talk_through_a_pipe_ends_at_mistakes_and_ctrl_c(line: str, error: type[BaseException]) -> None:
     with pytest.raises(error):
         talk_to_parrot([line, "one"])
 
 
-def test_typing_ends_with_ctrl_d_not_with_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_typed_lines_end_with_ctrl_d_not_with_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
     typed: Iterator[Any] = iter(["one", KeyboardInterrupt, "two", EOFError])
 
     def type_next(prompt: str) -> str:
@@ -201,14 +201,14 @@ def run_chat(*arguments: str, stdin: str = "") -> Any:
     return CliRunner().invoke(app, ["chat", *arguments], input=stdin)
 
 
-def test_one_question(tiny_model: Any) -> None:
+def test_chat_command_answers_one_question(tiny_model: Any) -> None:
     result = run_chat(str(tiny_model()), "--prompt", "hello", "--max-new-tokens", "5")
     assert result.exit_code == 0, result.output
     assert result.stdout.endswith("\n")
     assert result.stderr == ""
 
 
-def test_through_a_pipe_with_odd_bytes(tiny_model: Any) -> None:
+def test_chat_command_through_a_pipe_with_odd_bytes(tiny_model: Any) -> None:
     folder = tiny_model()
     alone = run_chat(str(folder), "-p", "hello", "--max-new-tokens", "5")
     piped = run_chat(str(folder), "--max-new-tokens", "5", stdin="hello\n\n/new\nhello\n")
@@ -217,7 +217,7 @@ def test_through_a_pipe_with_odd_bytes(tiny_model: Any) -> None:
     assert piped.stderr == "started again\n"
 
 
-def test_a_run_folder(tiny_model: Any, tmp_path: Path) -> None:
+def test_chat_command_takes_a_run_folder(tiny_model: Any, tmp_path: Path) -> None:
     from dsr1_tune.config import Adapter
     from dsr1_tune.models.trained.lora import add_lora
 
@@ -227,7 +227,7 @@ def test_a_run_folder(tiny_model: Any, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
 
 
-def test_what_it_is_is_said_without_a_model(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_command_without_a_model_says_what_it_is(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from dsr1_tune.models import embedded
 
     folder = tiny_model()
@@ -238,7 +238,7 @@ def test_what_it_is_is_said_without_a_model(tiny_model: Any, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("arguments", [["/no/such/model"], ["--prompt", " "]], ids=["no model", "no question"])
-def test_mistakes_are_errors_of_the_user(arguments: list[str]) -> None:
+def test_chat_command_mistakes_are_errors_of_the_user(arguments: list[str]) -> None:
     from dsr1_tune.errors import TuneError
 
     result = run_chat(*arguments)
@@ -246,10 +246,19 @@ def test_mistakes_are_errors_of_the_user(arguments: list[str]) -> None:
     assert result.exception.hint
 
 
-def test_stdin_of_another_encoding_does_not_end_the_talk(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_command_goes_on_after_bytes_of_another_encoding(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A byte that is no UTF-8 is asked as the replacement character, and the next line is answered too."""
     import io
 
     from dsr1_tune.cli.serve.chat import chat
 
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("é\n".encode("latin-1")), encoding="utf-8"))
-    chat(str(tiny_model()), prompt=None, max_new_tokens=2, temperature=0.0)
+    folder = str(tiny_model())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("é\n/new\nhello\n".encode("latin-1")), "utf-8"))
+    chat(folder, prompt=None, max_new_tokens=5, temperature=0.0)
+    piped = capsys.readouterr()
+    assert "started again" in piped.err
+    for question in ("\ufffd", "hello"):
+        chat(folder, prompt=question, max_new_tokens=5, temperature=0.0)
+    assert piped.out == capsys.readouterr().out != ""

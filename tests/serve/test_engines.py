@@ -57,7 +57,7 @@ def test_vllm_is_taken_where_it_is_here(programs: Path) -> None:
     assert command and "serve Qwen/Qwen3-30B-A3B --enable-lora" in shlex.join(command)
 
 
-def test_where_none_is_here_the_command_that_installs_one_is_told(programs: Path) -> None:
+def test_engines_that_are_not_here_come_with_the_install_command(programs: Path) -> None:
     for engine, said in (("vllm", "pip install vllm"), ("sglang", "pip install sglang")):
         assert engines.command(MODEL, (engine,), "127.0.0.1", 8000) is None
         error = engines.not_here(MODEL, (engine,))
@@ -78,7 +78,7 @@ def tiny_folder(place: Path, **config: Any) -> Path:
 
 
 @pytest.mark.parametrize("engine", ["auto", "vllm", "sglang"])
-def test_the_command_is_printed_for_an_engine_that_is_elsewhere(programs: Path, tmp_path: Path, engine: str) -> None:
+def test_serve_prints_the_command_of_an_engine_that_is_elsewhere(programs: Path, tmp_path: Path, engine: str) -> None:
     model = tiny_folder(tmp_path / "model")
     asked = ["serve", str(model), "--engine", engine, "--print-command"]
     if engine == "auto" and importlib.util.find_spec("fastapi"):
@@ -94,7 +94,7 @@ def test_the_command_is_printed_for_an_engine_that_is_elsewhere(programs: Path, 
 INSTALL_HINTS = {name: engines.INSTALL[name] for name in ("vllm", "sglang")}
 
 
-def test_what_no_engine_loads_is_not_put_down_to_missing_engines(programs: Path, tmp_path: Path) -> None:
+def test_serve_of_what_no_engine_loads_does_not_blame_missing_engines(programs: Path, tmp_path: Path) -> None:
     held = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     model = tiny_folder(tmp_path / "model-nf4", quantization_config=held)
     for rest in ([], ["--print-command"]):
@@ -106,7 +106,7 @@ def test_what_no_engine_loads_is_not_put_down_to_missing_engines(programs: Path,
         assert "pip install" not in str(done.exception.hint)
 
 
-def test_a_taken_port_is_told_before_anything_is_loaded(programs: Path) -> None:
+def test_serve_says_that_a_port_is_taken_before_anything_is_loaded(programs: Path) -> None:
     put(programs, "vllm", "raise SystemExit('must not start')")
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -119,7 +119,7 @@ def test_a_taken_port_is_told_before_anything_is_loaded(programs: Path) -> None:
         engines.run([str(programs / "vllm")], "no-such-host.invalid", 8000, print)
 
 
-def test_an_engine_that_ends_before_it_answers_is_an_error(programs: Path) -> None:
+def test_engine_that_ends_before_it_answers_is_an_error(programs: Path) -> None:
     put(programs, "vllm", "raise SystemExit(3)")
     with pytest.raises(RunError, match="vllm ended with code 3 before it answered"):
         engines.run([str(programs / "vllm")], "127.0.0.1", free_port(), print)
@@ -187,7 +187,7 @@ def test_transformers_really_answers(tiny_base: Path) -> None:
         assert process.wait(30) == 130
 
 
-def test_what_the_engine_does_not_load_is_not_started(small_gguf: Path, programs: Path) -> None:
+def test_serve_does_not_start_an_engine_that_cannot_load_it(small_gguf: Path, programs: Path) -> None:
     put(programs, "vllm", "raise SystemExit('must not start')")
     done = CliRunner().invoke(cli.app, ["serve", str(small_gguf), "--engine", "vllm"])
     assert isinstance(done.exception, ModelError) and "vLLM does not load it" in done.exception.message
@@ -197,7 +197,7 @@ def test_what_the_engine_does_not_load_is_not_started(small_gguf: Path, programs
     assert isinstance(done.exception, ConfigError)
 
 
-def test_the_containers_run_our_commands() -> None:
+def test_containers_run_our_commands() -> None:
     entries = [
         json.loads(line.removeprefix("ENTRYPOINT "))
         for line in (ROOT / "docker" / "Dockerfile").read_text().splitlines()
@@ -213,21 +213,3 @@ def test_the_containers_run_our_commands() -> None:
     for target, service in services.items():
         assert f" AS {target}" in (ROOT / service["build"]["dockerfile"]).read_text()
         assert service["volumes"][0].endswith(":/model:ro") and service["ports"] == ["127.0.0.1:${PORT:-8000}:8000"]
-
-
-def test_the_server_script_needs_nothing_of_ours(tmp_path: Path) -> None:
-    """So that the container has no more than this file."""
-    text = Path(engines.__file__).with_name("llama_server.py").read_text()
-    (tmp_path / "server.py").write_text(text)
-    command = [sys.executable, "-P", str(tmp_path / "server.py")]
-    assert "import dsr1_tune" not in text and "from dsr1_tune" not in text
-    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 1 and "holds 0 .gguf files" in done.stderr
-
-
-def test_a_run_folder_means_its_adapter(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="there is no such folder"):
-        artifact.of(tmp_path / "nothing")
-    (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(ModelError, match=r"has no config\.json"):
-        artifact.of(tmp_path)

@@ -20,7 +20,7 @@ from dsr1_tune.data.prepare import prepare
 from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.models import load as loading
 from dsr1_tune.models.trained import attach
-from dsr1_tune.models.trained.experts import put_experts_on
+from dsr1_tune.models.trained.experts import attach_experts
 from dsr1_tune.moe.anatomy import find_experts
 from dsr1_tune.moe.select import Choice
 from dsr1_tune.runs import session
@@ -241,10 +241,10 @@ def test_trained_experts_do_not_go_onto_another_base(done: RunFolder, tiny_model
     if changes == {"num_hidden_layers": 3}:  # one layer more is no hindrance, one less is
         shallow = loading.load(Base(model=str(tiny_model("deepseek_v3", "shallow", num_hidden_layers=1))))
         with pytest.raises(ModelError, match=r"no experts called model\.layers\.1\.mlp\.experts"):
-            put_experts_on(shallow, done.experts)
+            attach_experts(shallow, done.experts)
         return
     with pytest.raises(ModelError, match=r"had 4 experts, .* has 8|does not go onto"):
-        put_experts_on(other, done.experts)
+        attach_experts(other, done.experts)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "config"])
@@ -258,7 +258,7 @@ def test_damaged_files_are_refused(done: RunFolder, base_folder: Path, tmp_path:
     else:
         (folder / "experts_config.json").write_text('{"format": "other"}')
     with pytest.raises(ModelError, match=r"experts\.safetensors: is damaged|experts_config\.json: cannot be used"):
-        put_experts_on(loading.load(Base(model=str(base_folder))), folder)
+        attach_experts(loading.load(Base(model=str(base_folder))), folder)
 
 
 @pytest.mark.parametrize(

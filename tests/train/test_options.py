@@ -28,7 +28,7 @@ from dsr1_tune.config import (
 )
 from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.models.load import load
-from dsr1_tune.models.trained.attach import put_adapter_on
+from dsr1_tune.models.trained.attach import attach_adapter
 from dsr1_tune.moe.anatomy import find_routers
 from dsr1_tune.runs import session
 from dsr1_tune.runs.folder import RunFolder
@@ -124,7 +124,7 @@ def test_every_option_gives_a_run_of_its_own(configure: Configure, told: Any) ->
 
 def routers_on(folder: RunFolder, base: Base) -> list[Any]:
     """The routers of what the run saved, loaded as `chat` does."""
-    return find_routers(put_adapter_on(load(base), folder.adapter))
+    return find_routers(attach_adapter(load(base), folder.adapter))
 
 
 def test_the_bias_rule_moves_biases_by_its_rate_and_chat_has_them(configure: Configure, told: Any) -> None:

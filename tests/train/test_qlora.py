@@ -72,7 +72,7 @@ def test_a_model_with_the_adapter_is_held_in_4_bits_again(done: tuple[RunFolder,
 
 def test_the_adapter_also_goes_onto_the_base_in_16_bits(done: tuple[RunFolder, str], tiny_base: Path) -> None:
     loaded = load.load(Base(model=str(tiny_base)))
-    model = attach.put_adapter_on(loaded, done[0].adapter)
+    model = attach.attach_adapter(loaded, done[0].adapter)
     assert torch.isfinite(model(torch.arange(9).view(1, -1)).logits).all()
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from dsr1_tune.align.preference.log_probs import Asked, shared_log_probs
 from dsr1_tune.align.preference.metrics import HeldOutFeedback, HeldOutPairs, as_table, compared
 from dsr1_tune.models.meta import meta_model
-from dsr1_tune.models.trained.attach import put_adapter_on
+from dsr1_tune.models.trained.attach import attach_adapter
 from dsr1_tune.models.trained.full import enable_full_training, save_model
 from dsr1_tune.models.trained.lora import load_plain_adapter, save_adapter
 from dsr1_tune.models.trained.start import begin_adapter, check_begin
@@ -29,7 +29,7 @@ def learn(session: Session[Any]) -> None:
     check_begin(config, session.base.config)
     _train_adapter(session)
     if config.method == "qlora":
-        session.check(lambda base: put_adapter_on(base, folder.adapter))
+        session.check(lambda base: attach_adapter(base, folder.adapter))
     else:
         # What any other user of the adapter gets.
         session.check(lambda base: load_plain_adapter(base.model, folder.adapter), how=" with plain PEFT")

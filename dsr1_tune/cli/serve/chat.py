@@ -52,14 +52,15 @@ def chat(
 
 
 def _begin(model: str | None, max_new_tokens: int, temperature: float) -> Conversation:
-    from dsr1_tune.models.llama_cpp.client import LlamaCpp, find_gguf
+    from dsr1_tune.models.llama_cpp.client import LlamaCpp
+    from dsr1_tune.models.ref import Gguf, ModelRef
     from dsr1_tune.models.trained.attach import load_with_adapter
     from dsr1_tune.runs.console import quiet_libraries
     from dsr1_tune.serve.chat import Conversation, GgufConversation
 
     quiet_libraries()
-    if file := find_gguf(model):
-        return GgufConversation(LlamaCpp(file), max_new_tokens, temperature)
+    if isinstance(ref := ModelRef.resolve(model), Gguf):
+        return GgufConversation(LlamaCpp(ref.file), max_new_tokens, temperature)
     return Conversation(load_with_adapter(model, progress=_note), max_new_tokens, temperature)
 
 

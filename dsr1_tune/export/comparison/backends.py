@@ -13,21 +13,25 @@ from torch import Tensor
 
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models import artifact, embedded, hub
-from dsr1_tune.models.folder import (
-    base_of,
-    check_folder,
-    check_weights,
-    find_adapter,
-    local_path,
-    read_config,
-    read_tokenizer,
-)
+from dsr1_tune.models.folder import ModelFolder
 from dsr1_tune.models.llama_cpp import client
-from dsr1_tune.models.llama_cpp.client import LlamaCpp, find_gguf
+from dsr1_tune.models.llama_cpp.client import LlamaCpp
 from dsr1_tune.models.load import Loaded
 from dsr1_tune.models.memory import give_back
+from dsr1_tune.models.ref import (
+    Adapter,
+    Embedded,
+    Experts,
+    Gguf,
+    Hub,
+    Missing,
+    ModelRef,
+    RewardModel,
+    Run,
+    local_path,
+)
 from dsr1_tune.models.trained.attach import load_with_adapter
-from dsr1_tune.models.trained.experts import WEIGHTS, find_trained_experts
+from dsr1_tune.models.trained.experts import WEIGHTS
 from dsr1_tune.models.weights.checkpoint import read_header
 from dsr1_tune.moe.quantized_experts import memory_of
 
@@ -54,9 +58,10 @@ class Scorer(Protocol):
 @contextmanager
 def open_scorer(model: Name, other: Name, say: Callable[[str], None]) -> Iterator[Scorer]:
     """The model, gone from memory when the block ends; a GGUF file without a tokenizer beside it takes `other`'s."""
-    if (file := find_gguf(model)) is not None:
-        tokenizer = _tokenizer_for(file, other)
-        with LlamaCpp(file) as engine:
+    ref = ModelRef.resolve(model)
+    if isinstance(ref, Gguf):
+        tokenizer = _tokenizer_for(ref.file, other)
+        with LlamaCpp(ref.file) as engine:
             yield _LlamaCpp(engine, tokenizer)
         return
     scorer = _Transformers(load_with_adapter(model, say))
@@ -72,32 +77,37 @@ def open_scorer(model: Name, other: Name, say: Callable[[str], None]) -> Iterato
 
 def check_present(model: Name) -> None:
     """Refuse at once what its files' headers tell to be no model: measuring the other one may take an hour."""
-    if model is None or str(model) == embedded.NAME:
+    ref = ModelRef.resolve(model)
+    if isinstance(ref, Embedded):
         return
-    name, folder = str(model), local_path(str(model))
-    if (file := find_gguf(model)) is not None:
+    if isinstance(ref, RewardModel):
+        ref.refuse()
+    if isinstance(ref, Gguf):
         client.library()
-        artifact.of(file)
-    elif not folder.exists():
-        _check_elsewhere(name)
-    elif (adapter := find_adapter(model)) is not None:
-        read_header(adapter / artifact.ADAPTER_FILE)
-        check_present(base_of(adapter).model)
-    elif (experts := find_trained_experts(model)) is not None:
-        read_header(experts / WEIGHTS)
-        check_present(base_of(experts).model)
+        artifact.of(ref.file)
+    elif isinstance(ref, Hub | Missing):
+        _check_elsewhere(ref)
+    elif isinstance(ref, Adapter | Experts):
+        read_header(ref.path / (artifact.ADAPTER_FILE if isinstance(ref, Adapter) else WEIGHTS))
+        check_present(ref.base.model)
     else:
-        folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
-        check_folder(folder, name)
-        read_config(folder, name)
-        check_weights(folder, name)
+        files = _files(ref)
+        files.check()
+        files.read_config()
+        files.check_weights()
 
 
-def _check_elsewhere(name: str) -> None:
+def _files(ref: ModelRef) -> ModelFolder:
+    """A model's own folder, or that of the whole model that a run trained."""
+    return ModelFolder(ref.model if isinstance(ref, Run) and ref.model else ref.path, ref.name)
+
+
+def _check_elsewhere(ref: Hub | Missing) -> None:
     """What is not here may be on the Hub, unless it is written as a path; only its small files are asked for."""
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(".gguf"):
-        raise ModelError(f"{name}: there is no such file or folder", hint="give a run, a model folder or a GGUF file")
-    hub.fetch(name)
+    if isinstance(ref, Missing) or ref.name.endswith(".gguf"):
+        hint = "give a run, a model folder or a GGUF file"
+        raise ModelError(f"{ref.name}: there is no such file or folder", hint=hint)
+    hub.fetch(ref.name)
 
 
 def name_of(model: Name) -> str:
@@ -107,21 +117,18 @@ def name_of(model: Name) -> str:
 
 def stored_bytes(model: Name) -> int | None:
     """What a model's weights take on disk; None where they do not all lie in one folder."""
-    if model is None:
-        return None
-    if (file := find_gguf(model)) is not None:
-        return file.stat().st_size
-    folder = local_path(str(model))
-    folder = folder / "model" if (folder / "model" / "config.json").is_file() else folder
-    files = list(folder.glob("*.safetensors")) if (folder / "config.json").is_file() else []
-    return sum(file.stat().st_size for file in files) or None
+    ref = ModelRef.resolve(model)
+    if isinstance(ref, Gguf):
+        return ref.file.stat().st_size
+    files = _files(ref)
+    return (files.file_bytes or None) if (files.path / "config.json").is_file() else None
 
 
 def _tokenizer_for(file: Path, other: Name) -> Any:
     """The tokenizer beside a GGUF file, else the other model's."""
     for place in (file.parent, *_places(other)):
         if (place / "tokenizer_config.json").is_file() or (place / "tokenizer.json").is_file():
-            return read_tokenizer(place, str(place))
+            return ModelFolder(place, str(place)).read_tokenizer()
     raise ModelError(
         f"{file}: has no tokenizer beside it, and {name_of(other)} none either",
         hint="copy tokenizer.json, tokenizer_config.json and chat_template.jinja of the model into the file's folder",

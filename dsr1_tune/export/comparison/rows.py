@@ -12,7 +12,7 @@ from dsr1_tune.data.read.read import read
 from dsr1_tune.data.record import Record
 from dsr1_tune.errors import DataError, RunError
 from dsr1_tune.export import lineage
-from dsr1_tune.models.folder import local_path
+from dsr1_tune.models.ref import local_path
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.kept_rows import kept_records
 

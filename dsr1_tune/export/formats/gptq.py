@@ -29,7 +29,7 @@ from dsr1_tune.export.formats.w4a16 import Rounded, pick_group_size, round_to_ne
 from dsr1_tune.export.weights.accounting import Counting, Quantized, chosen
 from dsr1_tune.export.weights.source import Source, copy_sidecars
 from dsr1_tune.models import isolated_env
-from dsr1_tune.models.folder import read_tokenizer
+from dsr1_tune.models.folder import ModelFolder
 from dsr1_tune.models.load import load
 from dsr1_tune.models.weights.checkpoint import Checkpoint, write_weights
 from dsr1_tune.models.weights.layout import Piece
@@ -52,7 +52,7 @@ def write(source: Source, folder: Path, settings: Quantize, narrator: Narrator) 
     """
     group_size = pick_group_size(source, chosen(source.layout, settings.all), settings.group_size)
     run = _run_of(source)
-    tokenizer = read_tokenizer(source.folder, source.name)
+    tokenizer = ModelFolder(source.folder, source.name).read_tokenizer()
     rows = _calibration_rows(run, tokenizer, settings.calibration_rows)
     held_out = eval_subset_examples(run, tokenizer)[:MAX_HELD_OUT]
     environment = isolated_env.ensure(TOOL, narrator.say)

@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 
 from dsr1_tune.export.gguf.go_template import GoTemplateError, render
 from dsr1_tune.export.weights.source import Source
-from dsr1_tune.models.folder import read_tokenizer
+from dsr1_tune.models.folder import ModelFolder
 
 FILE = "Modelfile"
 _USUAL_CONTEXT = 8192
@@ -30,7 +30,7 @@ def write(source: Source, file: Path, adds_bos: bool, say: Callable[[str], None]
 
     `adds_bos`: whether llama.cpp puts the token that begins a text before every text.
     """
-    tokenizer = read_tokenizer(source.folder, source.name)
+    tokenizer = ModelFolder(source.folder, source.name).read_tokenizer()
     found = work_out(tokenizer, adds_bos)
     for remark in found.remarks:
         say(f"Modelfile: {remark}")

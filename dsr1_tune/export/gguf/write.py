@@ -23,7 +23,7 @@ from dsr1_tune.export.gguf.types import MIXES, SIXTEEN, part_of
 from dsr1_tune.export.weights.accounting import Quantized
 from dsr1_tune.export.weights.source import Source, copy_sidecars
 from dsr1_tune.models import isolated_env
-from dsr1_tune.models.folder import read_tokenizer
+from dsr1_tune.models.folder import ModelFolder
 from dsr1_tune.models.llama_cpp import client, ggml
 from dsr1_tune.models.memory import main_memory
 from dsr1_tune.runs.console import Narrator
@@ -133,7 +133,7 @@ def _prove(source: Source, file: Path, narrator: Narrator) -> dict[str, Any]:
     if file.stat().st_size > main_memory().free:
         narrator.say("It is larger than the free memory, so llama.cpp was not tried on it here")
         return {"loaded_by": None, "adds_bos": bool(value_of(GGUFReader(file), Keys.Tokenizer.ADD_BOS))}
-    tokenizer = read_tokenizer(source.folder, source.name)
+    tokenizer = ModelFolder(source.folder, source.name).read_tokenizer()
     with client.LlamaCpp(file, context=512) as engine:
         same = [engine.tokenize(text) == tokenizer.encode(text, add_special_tokens=False) for text in TEXTS]
         logprobs_TV = engine.logprobs(engine.tokenize(TEXTS[0])[:64])

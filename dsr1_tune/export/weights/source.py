@@ -17,15 +17,14 @@ from dsr1_tune.export import lineage
 from dsr1_tune.export.lineage import Stage
 from dsr1_tune.export.weights.merged import Merged, Plain
 from dsr1_tune.export.weights.updates import Updates, of_adapter, of_experts, of_model
-from dsr1_tune.models.folder import base_of, find_adapter, local_path
 from dsr1_tune.models.load import Located, locate, with_weights
 from dsr1_tune.models.meta import meta_model
-from dsr1_tune.models.trained.experts import find_trained_experts
+from dsr1_tune.models.ref import Adapter, Experts, ModelRef, RewardModel, base_of, local_path
 from dsr1_tune.models.weights.checkpoint import Checkpoint, Weights
 from dsr1_tune.models.weights.index import read_json
 from dsr1_tune.models.weights.layout import Layout
+from dsr1_tune.models.weights.stored_format import StoredFormat, quant_method
 from dsr1_tune.moe.anatomy import router_words
-from dsr1_tune.quant.fp8 import is_block_fp8
 from dsr1_tune.runs.folder import FINISHED, RunFolder
 
 
@@ -114,10 +113,12 @@ def find_trained(path: Path | str) -> Trained | None:
                 f"{path}: is a run that is not finished ({manifest['status']})",
                 hint=f"go on with it: dsr1-tune {manifest.get('command', 'lora')} --resume {path}",
             )
-    if adapter := find_adapter(place):
-        return Trained(place, "adapter", adapter, _run_around(adapter))
-    if experts := find_trained_experts(place):
-        return Trained(place, "experts", experts, _run_around(experts))
+    found = ModelRef.resolve(place)
+    if isinstance(found, RewardModel):
+        found.refuse()
+    if isinstance(found, Adapter | Experts):
+        kind: Literal["adapter", "experts"] = "adapter" if isinstance(found, Adapter) else "experts"
+        return Trained(place, kind, found.path, _run_around(found.path))
     if run.manifest_file.is_file() and (run.model / "config.json").is_file():
         return Trained(place, "model", run.model, run)
     if run.manifest_file.is_file() and "command" in run.manifest():
@@ -162,16 +163,17 @@ def open_base(located: Located) -> OpenBase:
     """
     folder = with_weights(located)
     config = read_json(folder / "config.json")
-    stored_as = config.get("quantization_config")
-    if stored_as and not is_block_fp8(stored_as):
-        method = stored_as.get("quant_method", "unknown") if isinstance(stored_as, dict) else "unknown"
+    stored = StoredFormat.of(config)
+    if stored not in (StoredFormat.PLAIN, StoredFormat.BLOCK_FP8):
         raise ModelError(
-            f"{located.name}: is quantized already ({method})",
+            f"{located.name}: is quantized already ({quant_method(config)})",
             hint="give the model in 16 bits, or the run that it came from",
         )
     checkpoint = Checkpoint(folder)
-    rows_cols = stored_as["weight_block_size"] if stored_as else None
-    block_size = (int(rows_cols[0]), int(rows_cols[1])) if rows_cols else None
+    block_size = None
+    if stored is StoredFormat.BLOCK_FP8:
+        rows, cols = config["quantization_config"]["weight_block_size"]
+        block_size = (int(rows), int(cols))
     model = meta_model(located.config)
     layout = Layout.of(model, checkpoint.names)
     return OpenBase(

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dsr1_tune.errors import ModelError
 from dsr1_tune.export.adapter.file import AdapterFile
-from dsr1_tune.models.trained.experts import WEIGHTS, Card
+from dsr1_tune.models.trained.experts import WEIGHTS, ExpertsConfig
 from dsr1_tune.models.trained.lora import quiet_patterns
 from dsr1_tune.models.weights.checkpoint import Checkpoint, Spec
 from dsr1_tune.models.weights.layout import Layout, Piece
@@ -275,20 +275,20 @@ def _reader(file: _File, key: str, piece: Piece) -> Callable[[], Tensor]:
 
 def of_experts(folder: Path, model: nn.Module, layout: Layout) -> Updates:
     """Those of a folder of trained experts, as `esft` leaves it. Raises ModelError if it does not fit the base."""
-    card, file = Card.read(folder), _File(folder / WEIGHTS)
+    config, file = ExpertsConfig.read(folder), _File(folder / WEIGHTS)
     blocks = {block.name: block for block in find_experts(model)}
     updates: dict[str, Update] = {}
     used: set[str] = set()
-    for name, layer in card.layers.items():
+    for name, layer in config.layers.items():
         if name not in blocks or blocks[name].num_experts != layer.num_experts:
             raise ModelError(f"{folder}: the base has no {layer.num_experts} experts called {name}", hint=_RIGHT_BASE)
         is_transposed = bool(blocks[name].module.is_transposed)
-        for parameter, keys in _keys_of(card, name, layer.chosen, blocks[name].module):
+        for parameter, keys in _keys_of(config, name, layer.chosen, blocks[name].module):
             used |= set(keys)
             if missing := [key for key in keys if key not in file]:
                 raise ModelError(f"{folder / WEIGHTS}: has no {missing[0]}", hint="copy the folder again")
             for piece in _pieces(layout, f"{name}.{parameter}", folder):
-                if update := _of_chosen(piece, keys, layer.chosen, card, file, is_transposed):
+                if update := _of_chosen(piece, keys, layer.chosen, config, file, is_transposed):
                     updates[piece.stored] = update
     for key in set(file.names) - used:
         for piece in _pieces(layout, key, folder):
@@ -296,25 +296,27 @@ def of_experts(folder: Path, model: nn.Module, layout: Layout) -> Updates:
     return Updates(updates)
 
 
-def _keys_of(card: Card, name: str, chosen: tuple[int, ...], experts: nn.Module) -> Iterator[tuple[str, list[str]]]:
+def _keys_of(
+    config: ExpertsConfig, name: str, chosen: tuple[int, ...], experts: nn.Module
+) -> Iterator[tuple[str, list[str]]]:
     """For each fused parameter that was trained the names of its tensors in the file."""
     parameters = {parameter for parameter, _ in experts.named_parameters(recurse=False)}
     for parameter in sorted(parameters):
-        if card.method == "weights":
+        if config.method == "weights":
             yield parameter, [f"{name}.{number}.{parameter}" for number in chosen]
         elif not parameter.endswith("_bias"):
             yield parameter, [f"{name}.lora_A.{parameter}", f"{name}.lora_B.{parameter}"]
 
 
 def _of_chosen(
-    piece: Piece, keys: list[str], chosen: tuple[int, ...], card: Card, file: _File, is_transposed: bool
+    piece: Piece, keys: list[str], chosen: tuple[int, ...], config: ExpertsConfig, file: _File, is_transposed: bool
 ) -> Update | None:
     """The update of one stored tensor; None for an expert that was not trained."""
     if piece.expert is not None and piece.expert not in chosen:
         return None
-    if card.method == "lora":
+    if config.method == "lora":
         factors = _stored_factors(file, keys[0], keys[1])
-        return LowRank(piece, factors, card.scale, experts=chosen, is_transposed=is_transposed)
+        return LowRank(piece, factors, config.scale, experts=chosen, is_transposed=is_transposed)
     if piece.expert is None:
         return SomeExperts({number: _row(file, key) for number, key in zip(chosen, keys, strict=True)})
     key = keys[chosen.index(piece.expert)]

@@ -1,7 +1,7 @@
 """A .gguf file in real llama.cpp: log-probabilities at every position, greedy or drawn answers, its own tokenizer.
 
 llama.cpp comes in the wheel of xllamacpp, an optional dependency, and runs in a process of its own
-(llama_cpp_child.py).
+(process.py).
 """
 
 from __future__ import annotations
@@ -44,21 +44,6 @@ def library() -> Path:
 def version() -> str:
     """Of the llama.cpp that is installed, as its wheel says."""
     return f"xllamacpp {metadata.version('xllamacpp')}"
-
-
-def find_gguf(path: str | Path | None) -> Path | None:
-    """The .gguf file that `path` is, or that it holds as the only weights; else None. Raises ModelError for several."""
-    if path is None:
-        return None
-    place = Path(path).expanduser()
-    if place.suffix == ".gguf" and place.is_file():
-        return place
-    if not place.is_dir() or any(place.glob("*.safetensors")):
-        return None
-    files = sorted(place.glob("*.gguf"))
-    if len(files) > 1:
-        raise ModelError(f"{place}: holds {len(files)} .gguf files", hint=f"name one of them, such as {files[0]}")
-    return files[0] if files else None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""llama.cpp in a process of its own, for llama_cpp.py: a crash in its C++ ends this process and no other.
+"""llama.cpp in a process of its own, for client.py: a crash in its C++ ends this process and no other.
 
-Run as `python llama_cpp_child.py LIBRARY`. It reads one JSON request a line from stdin and answers on stdout with one
+Run as `python process.py LIBRARY`. It reads one JSON request a line from stdin and answers on stdout with one
 JSON line, which says how many raw bytes follow it. Only llama.h's functions are called; of its structs, which change
 between releases, only those fields are touched that have been in the same place for years, and what they do is checked.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +14,12 @@ from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models import embedded, hub
 from dsr1_tune.models.context import with_context
-from dsr1_tune.models.folder import check_folder, local_path, read_config
+from dsr1_tune.models.folder import ModelFolder
 from dsr1_tune.models.meta import meta_model
+from dsr1_tune.models.ref import Hub, Missing, ModelRef, local_path
 from dsr1_tune.models.weights.index import INDEX
-from dsr1_tune.models.weights.stored_format import is_nf4
+from dsr1_tune.models.weights.stored_format import StoredFormat
 from dsr1_tune.moe.anatomy import Anatomy, Part, find_experts
-from dsr1_tune.quant import fp8
 
 
 @dataclass(frozen=True)
@@ -85,27 +84,25 @@ def describe(base: Base) -> PlannedBase:
     """The base by its config.json alone. Raises ModelError for what is not there, or no causal language model."""
     if base.model in (None, embedded.NAME):
         folder, name = embedded.ensure(), embedded.NAME
-    elif local_path(str(base.model)).exists():
+    elif isinstance(ref := ModelRef.resolve(base.model), Missing):
+        raise ModelError(f"{base.model}: there is no such folder", hint="a folder with a config.json is enough")
+    elif isinstance(ref, Hub):
+        folder, name = hub.fetch(str(base.model), base.revision, ("config.json", INDEX))[0], str(base.model)
+    else:
         folder = local_path(str(base.model))
         name = str(folder)
         folder = folder.parent if folder.name == "config.json" else folder
-    elif str(base.model).startswith((".", "/", "~")):
-        raise ModelError(f"{base.model}: there is no such folder", hint="a folder with a config.json is enough")
-    else:
-        folder, name = hub.fetch(str(base.model), base.revision, ("config.json", INDEX))[0], str(base.model)
-    check_folder(folder, name)
-    config = with_context(read_config(folder, name), base.context, name)
-    return PlannedBase(name, folder, config, _stored(folder, config))
+    files = ModelFolder(folder, name)
+    files.check()
+    config = with_context(files.read_config(), base.context, name)
+    return PlannedBase(name, folder, config, _stored(files, config))
 
 
-def _stored(folder: Path, config: Any) -> str:
-    quantized = getattr(config, "quantization_config", None)
-    if fp8.is_block_fp8(quantized):
-        return "block-FP8"
-    if is_nf4(quantized):
-        return "nf4"
-    said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    kind = str(said.get("dtype") or said.get("torch_dtype") or getattr(config, "dtype", None) or "bfloat16")
+def _stored(files: ModelFolder, config: Any) -> str:
+    if files.stored_format in (StoredFormat.BLOCK_FP8, StoredFormat.NF4):
+        return files.stored_format.value
+    declared = files.config_json
+    kind = str(declared.get("dtype") or declared.get("torch_dtype") or getattr(config, "dtype", None) or "bfloat16")
     kind = kind.removeprefix("torch.")
     return kind if kind in _BYTES else "bfloat16"
 

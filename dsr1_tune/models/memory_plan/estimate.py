@@ -7,7 +7,7 @@ and throws away is traced (see `trace`); what libraries take, and memory that is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -19,9 +19,11 @@ from dsr1_tune.models.load import pick_dtype
 from dsr1_tune.models.memory import GIB
 from dsr1_tune.models.memory_plan.base import PlannedBase, dtype_named
 from dsr1_tune.models.memory_plan.trace import SMALL, Step, Trace, trace
+from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.trained.full import enable_full_training
 from dsr1_tune.models.trained.lora import add_lora
 from dsr1_tune.moe.anatomy import find_experts
+from dsr1_tune.moe.expert_rows import PORTION_BYTES
 from dsr1_tune.moe.quantized_experts import finish_nf4, reserve_nf4
 from dsr1_tune.moe.routing import open_routers
 from dsr1_tune.quant.nf4 import scale_map
@@ -34,13 +36,11 @@ Phase = Literal["loading", "step", "evaluation", "saving", "checking"]
 # Measured with benchmarks/plan.py.
 _LIBRARIES = {"cpu": 0.56 * GIB, "cuda": 0.6 * GIB}
 """torch, transformers, TRL and the rest in memory; on a GPU its context and the kernels."""
-_GAPS, _GAPS_CHECKPOINTED, _MAX_GAPS = 0.8, 4.5, 1.15
-"""On a CPU, memory between blocks that the C library keeps, in parts of what small blocks come to at most (as it is,
-and with gradient checkpointing), and in parts of all that a step makes."""
+_FRAGMENTATION, _FRAGMENTATION_CHECKPOINTED, _MAX_FRAGMENTATION = 0.8, 4.5, 1.15
+"""On a CPU, freed memory that the allocator keeps: a share of the most that small blocks take (as it is, and with
+gradient checkpointing), and at most this share of all that a step makes."""
 _CACHED = 0.08
 """On a GPU, what torch's allocator holds beyond what is in use, as a share of activations."""
-_PORTION = 2**30
-"""On a GPU, so much of a layer's 4-bit experts is dequantized at a time (moe.expert_lora)."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class MemoryEstimate:
     method: Method
     num_trained: int
     parts: Mapping[str, int]
-    """weights, adapter, gradients, optimizer, activations, largest (temporary), files (mapped), libraries, gaps."""
+    """weights, adapter, gradients, optimizer, activations, largest (temporary), files (mapped), libraries, gaps (what
+    allocator fragmentation takes)."""
     phases: Mapping[Phase, int]
     batch: Batch
     remark: str = ""
@@ -144,19 +145,20 @@ def estimate(base: PlannedBase, method: Method, settings: Settings, batch: Batch
     """What one way of training takes."""
     dtype = _dtype(base, method, settings)
     prepare = _prepare(method, settings)
+    config = base.model.config
     with torch.device("meta"):
-        model = prepare(_copy(base, dtype))
-    own = _Counted.of(model)
+        own = _Counted.of(prepare(meta_model(config).to(dtype)))
     trained = _trained_by_esft(base, settings) if method == "esft" else own.trained
-    gradients = sum(math.prod(shape) * size for shape, size in trained)
     optimizer, working = _optimizer(trained, method, settings)
     step: Step = "dpo" if method == "dpo" else "sft"
     checkpointed = settings.schedule.gradient_checkpointing
     scale_map(torch.device("cpu"))  # it is kept for good, and so must not be made of imagined numbers
-    stepped = trace(_config(base), prepare, dtype, batch.rows, batch.tokens, step, checkpointed)
-    measured = trace(_config(base), _prepare_base(method), dtype, batch.eval_rows, batch.eval_tokens, "evaluation")
-    return _together(base, method, settings, batch, dtype, own, trained, gradients, optimizer, working, stepped,
-                     measured)  # fmt: skip
+    stepped = trace(config, prepare, dtype, batch.rows, batch.tokens, step, checkpointed)
+    bare = _in_nf4 if method == "qlora" else lambda model: model
+    measured = trace(config, bare, dtype, batch.eval_rows, batch.eval_tokens, "evaluation")
+    costs = _Costs(base, method, settings, dtype, own, trained, optimizer, working, stepped, measured)
+    num_trained = sum(math.prod(shape) for shape, _ in trained)
+    return MemoryEstimate(method, num_trained, *costs.in_phases(), batch)
 
 
 def _dtype(base: PlannedBase, method: Method, settings: Settings) -> torch.dtype:
@@ -164,17 +166,6 @@ def _dtype(base: PlannedBase, method: Method, settings: Settings) -> torch.dtype
     if device is None:  # a GPU that is not here: one that computes in bfloat16
         return dtype_named("bfloat16" if settings.dtype == "auto" else settings.dtype)
     return pick_dtype(settings.dtype, device, quantized=method == "qlora")
-
-
-def _config(base: PlannedBase) -> Any:
-    return base.model.config
-
-
-def _copy(base: PlannedBase, dtype: torch.dtype) -> nn.Module:
-    from dsr1_tune.models.meta import meta_model
-
-    model: nn.Module = meta_model(_config(base)).to(dtype)
-    return model
 
 
 def _prepare(method: Method, settings: Settings) -> Callable[[Any], Any]:
@@ -188,22 +179,15 @@ def _prepare(method: Method, settings: Settings) -> Callable[[Any], Any]:
         adapter = settings.adapter
         if method == "esft":  # the chosen experts' weights are counted by themselves; the rest is alike
             adapter = Adapter(groups=("routed_experts",), rank=1)
-        if method == "qlora":
-            reserve_nf4(model)
-            finish_nf4(model)
-        return add_lora(model, adapter, settings.router)
+        return add_lora(_in_nf4(model) if method == "qlora" else model, adapter, settings.router)
 
     return prepare
 
 
-def _prepare_base(method: Method) -> Callable[[Any], Any]:
-    def prepare(model: Any) -> Any:
-        if method == "qlora":
-            reserve_nf4(model)
-            finish_nf4(model)
-        return model
-
-    return prepare
+def _in_nf4(model: Any) -> Any:
+    reserve_nf4(model)
+    finish_nf4(model)
+    return model
 
 
 @dataclass(frozen=True)
@@ -267,69 +251,84 @@ def _factored(shape: tuple[int, ...]) -> int:
     return numel // shape[-1] + numel // shape[-2] if len(shape) > 1 else numel
 
 
-def _together(
-    base: PlannedBase,
-    method: Method,
-    settings: Settings,
-    batch: Batch,
-    dtype: torch.dtype,
-    own: _Counted,
-    trained: Trained,
-    gradients: int,
-    optimizer: int,
-    working: int,
-    stepped: Trace,
-    measured: Trace,
-) -> MemoryEstimate:
-    """The parts of each phase added up."""
-    is_cpu = settings.device == "cpu"
-    weights = own.weights
-    kept, while_loading = _mapped(base, method, dtype) if is_cpu else (0, 0)
-    # The trace holds the gradients of its own trained tensors, all of them at its end.
-    its_gradients = [math.prod(shape) * size for shape, size in own.trained]
-    beside = max(stepped.peak - sum(its_gradients), 0)
-    small = stepped.small - sum(size for size in its_gradients if size < SMALL)
-    buckets = 0
-    if (number := settings.parallel.processes) > 1 and settings.parallel.strategy == "ddp":
-        buckets = gradients
-    elif number > 1:
-        layer = weights // max(base.config.num_hidden_layers, 1)
-        weights, gradients, optimizer = (size // number for size in (weights, gradients, optimizer))
-        beside += 2 * layer
-    libraries = round(_LIBRARIES[settings.device])
-    gaps_of_small = _GAPS_CHECKPOINTED if settings.schedule.gradient_checkpointing else _GAPS
-    most = _MAX_GAPS * (2 if dtype.itemsize < 4 else 1)  # products in 16 bits pack their operands
-    gaps = round(min(max(small, 0) * gaps_of_small, beside * most))
-    if not is_cpu:
-        gaps = round(_CACHED * beside)
-        beside += min(_PORTION, base.largest * dtype.itemsize) if method == "qlora" else 0
-    held = libraries + weights + own.adapter + kept
-    largest = base.largest * dtype.itemsize
-    measured_gaps = round(measured.small * _GAPS) if is_cpu else 0
-    phases: dict[Phase, int] = {
-        "loading": libraries + weights + while_loading + largest * (2 if method == "qlora" else 1),
-        "evaluation": held + measured.peak + measured_gaps,
-        "step": held + optimizer + gaps + buckets + max(beside + gradients, gradients + working),
-        "checking": libraries
-        + weights
-        + while_loading
-        + (round(min(gaps, beside * _MAX_GAPS)) if is_cpu else 0)
-        + measured.peak,
-    }
-    if method == "full":
-        phases["saving"] = held + optimizer + gradients + gaps
-    parts = {
-        "weights": weights,
-        "adapter": own.adapter,
-        "gradients": gradients + buckets,
-        "optimizer": optimizer,
-        "activations": beside,
-        "largest": max(stepped.largest, working),
-        "files": kept,
-        "libraries": libraries,
-        "gaps": gaps,
-    }
-    return MemoryEstimate(method, sum(math.prod(shape) for shape, _ in trained), parts, phases, batch)
+@dataclass(frozen=True)
+class _Costs:
+    """What was counted and traced of one way of training, and what each phase of a run takes by it."""
+
+    base: PlannedBase
+    method: Method
+    settings: Settings
+    dtype: torch.dtype
+    own: _Counted
+    trained: Trained
+    optimizer: int
+    """Bytes of the optimizer's state."""
+    working: int
+    """Bytes of its temporaries."""
+    step: Trace
+    evaluation: Trace
+
+    def in_phases(self) -> tuple[dict[str, int], dict[Phase, int]]:
+        """(the parts that take memory in a step, the sum of all that is there in each phase)."""
+        is_cpu = self.settings.device == "cpu"
+        weights, gradients, optimizer, buckets, gathered = self._of_each_process()
+        mapped, while_loading = _mapped(self.base, self.method, self.dtype) if is_cpu else (0, 0)
+        activations, fragmentation = self._activations(gathered)
+        libraries = round(_LIBRARIES[self.settings.device])
+        held = libraries + weights + self.own.adapter + mapped
+        largest = self.base.largest * self.dtype.itemsize
+        evaluated = self.evaluation.peak
+        checking = round(min(fragmentation, activations * _MAX_FRAGMENTATION)) if is_cpu else 0
+        phases: dict[Phase, int] = {
+            "loading": libraries + weights + while_loading + largest * (2 if self.method == "qlora" else 1),
+            "evaluation": held + evaluated + (round(self.evaluation.small * _FRAGMENTATION) if is_cpu else 0),
+            "step": held + optimizer + fragmentation + buckets
+            + max(activations + gradients, gradients + self.working),
+            "checking": libraries + weights + while_loading + checking + evaluated,
+        }  # fmt: skip
+        if self.method == "full":
+            phases["saving"] = held + optimizer + gradients + fragmentation
+        parts = {
+            "weights": weights,
+            "adapter": self.own.adapter,
+            "gradients": gradients + buckets,
+            "optimizer": optimizer,
+            "activations": activations,
+            "largest": max(self.step.largest, self.working),
+            "files": mapped,
+            "libraries": libraries,
+            "gaps": fragmentation,
+        }
+        return parts, phases
+
+    def _of_each_process(self) -> tuple[int, int, int, int, int]:
+        """(weights, gradients, optimizer state, DDP's buckets, layers that FSDP gathers) of one of the processes."""
+        weights, gradients = self.own.weights, _bytes_of(self.trained)
+        number = self.settings.parallel.processes
+        if number == 1:
+            return weights, gradients, self.optimizer, 0, 0
+        if self.settings.parallel.strategy == "ddp":
+            return weights, gradients, self.optimizer, gradients, 0
+        layer = weights // max(self.base.config.num_hidden_layers, 1)
+        return weights // number, gradients // number, self.optimizer // number, 0, 2 * layer
+
+    def _activations(self, gathered: int) -> tuple[int, int]:
+        """(what a step makes beside gradients, what the allocator keeps beyond what is in use)."""
+        # The trace holds the gradients of its own trained tensors, all of them at its end.
+        small_gradients = sum(size for one in self.own.trained if (size := _bytes_of([one])) < SMALL)
+        activations = max(self.step.peak - _bytes_of(self.own.trained), 0) + gathered
+        if self.settings.device != "cpu":
+            dequantized = min(PORTION_BYTES, self.base.largest * self.dtype.itemsize) if self.method == "qlora" else 0
+            return activations + dequantized, round(_CACHED * activations)
+        is_checkpointed = self.settings.schedule.gradient_checkpointing
+        of_small = _FRAGMENTATION_CHECKPOINTED if is_checkpointed else _FRAGMENTATION
+        most = _MAX_FRAGMENTATION * (2 if self.dtype.itemsize < 4 else 1)  # products in 16 bits pack their operands
+        return activations, round(min(max(self.step.small - small_gradients, 0) * of_small, activations * most))
+
+
+def _bytes_of(trained: Iterable[tuple[tuple[int, ...], int]]) -> int:
+    """Of tensors given as (shape, bytes a number)."""
+    return sum(math.prod(shape) * size for shape, size in trained)
 
 
 def _mapped(base: PlannedBase, method: Method, dtype: torch.dtype) -> tuple[int, int]:

@@ -20,12 +20,14 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dsr1_tune.models.meta import meta_model
+
 Step = Literal["sft", "dpo", "evaluation"]
 Prepare = Callable[[Any], Any]
 
 MAX_TRACED_LAYERS = 4
 SMALL = 2**25
-"""The C library keeps smaller blocks when they are freed, in gaps that later ones do not always fit into."""
+"""The C library keeps smaller blocks when they are freed, and later ones do not always fit (fragmentation)."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Trace:
     peak: int
     """All of it: activations, gradients so far, temporaries."""
     small: int
-    """The most that blocks of less than SMALL bytes come to."""
+    """The most that blocks of less than SMALL bytes take together."""
     largest: int
     """The largest single tensor."""
 
@@ -86,11 +88,9 @@ def _trace(
 ) -> Trace:
     from trl.trainer.utils import add_fused_lm_head
 
-    from dsr1_tune.models.meta import meta_model
-
     model = meta_model(config).to(dtype)
     model.config.use_cache = False
-    with torch.device("meta"):  # an adapter's factors too
+    with torch.device("meta"):  # an adapter's A and B too
         model = prepare(model).train()
     if is_checkpointed and step != "evaluation":
         model.activation_checkpointing_enable()

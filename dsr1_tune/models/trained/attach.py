@@ -11,9 +11,10 @@ from safetensors import SafetensorError, safe_open
 
 from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models.folder import base_of, find_adapter, local_path
 from dsr1_tune.models.load import Loaded, load
-from dsr1_tune.models.weights.index import gist, read_json
+from dsr1_tune.models.ref import Adapter, Experts, ModelRef, RewardModel, Run, manifest_in
+from dsr1_tune.models.trained.experts import attach_experts
+from dsr1_tune.models.weights.index import gist
 
 
 def load_with_adapter(path: str | Path | None, progress: Callable[[str], None] | None = None) -> Loaded:
@@ -21,25 +22,20 @@ def load_with_adapter(path: str | Path | None, progress: Callable[[str], None] |
 
     Raises ModelError as `locate` and `load_located` do, and for an adapter or experts that do not fit their base.
     """
-    from dsr1_tune.models.trained.experts import find_trained_experts, put_experts_on
-
-    if adapter := find_adapter(path):
-        loaded = load(base_of(adapter), progress, quantized=was_quantized(adapter))
-        return Loaded(put_adapter_on(loaded, adapter), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
-    if experts := find_trained_experts(path):
-        loaded = load(base_of(experts), progress=progress)
-        return Loaded(put_experts_on(loaded, experts), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
-    return load(Base(model=None if path is None else str(whole_model(path))), progress=progress)
-
-
-def whole_model(path: str | Path) -> str | Path:
-    """The model that a run of `full` left in its folder, if `path` is one; else `path` itself."""
-    folder = local_path(str(path))
-    is_run = (folder / "manifest.json").is_file() and (folder / "model" / "config.json").is_file()
-    return folder / "model" if is_run else path
+    ref = ModelRef.resolve(path)
+    if isinstance(ref, RewardModel):
+        ref.refuse()
+    if isinstance(ref, Adapter):
+        loaded = load(ref.base, progress, quantized=was_quantized(ref.path))
+        return Loaded(attach_adapter(loaded, ref.path), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
+    if isinstance(ref, Experts):
+        loaded = load(ref.base, progress=progress)
+        return Loaded(attach_experts(loaded, ref.path), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
+    model = ref.model if isinstance(ref, Run) and ref.model else path
+    return load(Base(model=None if model is None else str(model)), progress=progress)
 
 
-def put_adapter_on(loaded: Loaded, adapter: Path) -> Any:
+def attach_adapter(loaded: Loaded, adapter: Path) -> Any:
     """The loaded model with the adapter on it; every weight of the adapter must have found its place."""
     from peft import PeftModel, get_peft_model_state_dict
 
@@ -74,7 +70,6 @@ _RIGHT_BASE = "give an adapter together with the base that it was trained on"
 
 def was_quantized(adapter: Path) -> bool:
     """Whether an adapter was trained over a base in 4 bits, as its run's manifest says."""
-    manifest = adapter.parent / "manifest.json"
-    told = read_json(manifest) if manifest.is_file() else {}
-    config = told.get("config")
-    return told.get("command") == "qlora" or (isinstance(config, dict) and config.get("method") == "qlora")
+    manifest = manifest_in(adapter.parent)
+    config = manifest.get("config")
+    return manifest.get("command") == "qlora" or (isinstance(config, dict) and config.get("method") == "qlora")

@@ -1,6 +1,6 @@
 """Trained experts as files: what `esft` moved of a base, and how it gets onto that base again.
 
-The folder holds `experts.safetensors` (the chosen experts' weights, or their low-rank factors, and what else was
+The folder holds `experts.safetensors` (the chosen experts' weights, or their LoRA A and B, and what else was
 trained), `experts_config.json` (the base, how they were trained, and which they are) and the tokenizer.
 """
 
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from dsr1_tune.atomic import atomic_folder, atomic_write
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models.folder import local_path
 from dsr1_tune.models.load import Loaded, Located
+from dsr1_tune.models.ref import EXPERTS_CONFIG
 from dsr1_tune.moe.anatomy import find_experts, is_balancing_bias
-from dsr1_tune.moe.selected_experts import ChosenFactors, train_factors, trained_tensors
+from dsr1_tune.moe.selected_experts import ChosenLora, train_lora, trained_tensors
 
-CONFIG, WEIGHTS = "experts_config.json", "experts.safetensors"
+WEIGHTS = "experts.safetensors"
 _FORMAT = "dsr1-tune trained experts 1"
 _RIGHT_BASE = "give trained experts together with the base that they were trained on"
 
@@ -37,7 +37,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Card:
+class ExpertsConfig:
     """What experts_config.json says."""
 
     base_model_name_or_path: str
@@ -48,23 +48,23 @@ class Card:
     layers: dict[str, Layer]
 
     @classmethod
-    def of(cls, model: nn.Module, base: Located) -> Card:
+    def of(cls, model: nn.Module, base: Located) -> ExpertsConfig:
         """What there is to say of a model whose experts were trained."""
         trained = [(block, block.module.chosen) for block in find_experts(model) if hasattr(block.module, "chosen")]
-        factors = next((chosen for _, chosen in trained if isinstance(chosen, ChosenFactors)), None)
+        lora = next((chosen for _, chosen in trained if isinstance(chosen, ChosenLora)), None)
         return cls(
             base_model_name_or_path=base.name,
             revision=base.revision if base.repo_id else None,
-            method="lora" if factors else "weights",
-            rank=factors.rank if factors else 0,
-            scale=factors.scale if factors else 0.0,
+            method="lora" if lora else "weights",
+            rank=lora.rank if lora else 0,
+            scale=lora.scale if lora else 0.0,
             layers={block.name: Layer(block.num_experts, chosen.numbers) for block, chosen in trained},
         )
 
     @classmethod
-    def read(cls, folder: Path) -> Card:
+    def read(cls, folder: Path) -> ExpertsConfig:
         """Read experts_config.json; raises ModelError if it is damaged."""
-        file = folder / CONFIG
+        file = folder / EXPERTS_CONFIG
         try:
             tree = json.loads(file.read_text(encoding="utf-8"))
             if tree.pop("format") != _FORMAT:
@@ -87,8 +87,8 @@ def save_experts(model: nn.Module, base: Located, folder: Path) -> None:
     with atomic_folder(folder) as part:
         plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         save_file(plain, part / WEIGHTS, metadata={"format": "pt"})
-        with atomic_write(part / CONFIG) as file:
-            json.dump({"format": _FORMAT, **asdict(Card.of(model, base))}, file, indent=1, ensure_ascii=False)
+        with atomic_write(part / EXPERTS_CONFIG) as file:
+            json.dump({"format": _FORMAT, **asdict(ExpertsConfig.of(model, base))}, file, indent=1, ensure_ascii=False)
         base.tokenizer.save_pretrained(str(part))
 
 
@@ -97,25 +97,17 @@ def _is_other(name: str, weight: nn.Parameter) -> bool:
     return is_balancing_bias(name) or (weight.requires_grad and ".chosen." not in name)
 
 
-def find_trained_experts(path: str | Path | None) -> Path | None:
-    """The folder of trained experts that `path` is, or holds as a run folder does under experts/; else None."""
-    if path is None:
-        return None
-    folder = local_path(str(path))
-    return next((place for place in (folder, folder / "experts") if (place / CONFIG).is_file()), None)
-
-
 @torch.no_grad()
-def put_experts_on(loaded: Loaded, folder: Path) -> Any:
+def attach_experts(loaded: Loaded, folder: Path) -> Any:
     """The loaded base with the trained experts of `folder` in their places.
 
     Raises ModelError if the base is not of the shape that they were trained on, or the files are damaged.
     """
-    card, model = Card.read(folder), loaded.model
-    _check_layers(card, loaded, folder)
-    if card.method == "lora":
-        train_factors(model, {name: layer.chosen for name, layer in card.layers.items()}, card.rank, card.scale)
-    places = _places(model, card)
+    config, model = ExpertsConfig.read(folder), loaded.model
+    _check_layers(config, loaded, folder)
+    if config.method == "lora":
+        train_lora(model, {name: layer.chosen for name, layer in config.layers.items()}, config.rank, config.scale)
+    places = _places(model, config)
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             names = set(file.keys())
@@ -128,9 +120,9 @@ def put_experts_on(loaded: Loaded, folder: Path) -> Any:
     return model.requires_grad_(False).eval()
 
 
-def _check_layers(card: Card, loaded: Loaded, folder: Path) -> None:
+def _check_layers(config: ExpertsConfig, loaded: Loaded, folder: Path) -> None:
     have = {block.name: block.num_experts for block in find_experts(loaded.model)}
-    for name, layer in card.layers.items():
+    for name, layer in config.layers.items():
         if name not in have:
             raise ModelError(f"{folder}: {loaded.name} has no experts called {name}", hint=_RIGHT_BASE)
         if have[name] != layer.num_experts:
@@ -140,14 +132,14 @@ def _check_layers(card: Card, loaded: Loaded, folder: Path) -> None:
             )
 
 
-def _places(model: nn.Module, card: Card) -> dict[str, Tensor]:
+def _places(model: nn.Module, config: ExpertsConfig) -> dict[str, Tensor]:
     """Where the saved tensors of the chosen experts belong."""
-    if card.method == "lora":
+    if config.method == "lora":
         return dict(trained_tensors(model))
     blocks = {block.name: block for block in find_experts(model)}
     return {
         f"{name}.{number}.{parameter}": fused[number]
-        for name, layer in card.layers.items()
+        for name, layer in config.layers.items()
         for parameter, fused in blocks[name].module.named_parameters(recurse=False)
         for number in layer.chosen
     }

@@ -28,7 +28,7 @@ from dsr1_tune.models.trained import lora_init
 from dsr1_tune.moe.anatomy import PARTS, Anatomy, Part, find_experts, find_linears, find_routers, plain_name
 from dsr1_tune.moe.expert_lora import use_grouped_products
 from dsr1_tune.moe.routing import check_routers, open_routers
-from dsr1_tune.moe.selected_experts import ChosenFactors, are_chosen_rows
+from dsr1_tune.moe.selected_experts import ChosenLora, are_chosen_rows
 
 # PEFT rewrites these module names to the fused experts of a mixture of experts, wherever they stand, full names and
 # regular expressions too; a linear layer of such a name is reached through its weight, which PEFT takes as it is.
@@ -60,7 +60,7 @@ def add_lora(model: nn.Module, adapter: Adapter, router: Router = _FROZEN) -> Pe
     use_grouped_products(peft_model)
     open_routers(peft_model, router.mode)
     for layer in _linear_layers(peft_model):
-        # PEFT would refuse both for the experts' sake. Neither matters to who loads the adapter: its factors are
+        # PEFT would refuse both for the experts' sake. Neither matters to who loads the adapter: its A and B are
         # saved as they have become, and there is no dropout outside training.
         lora_init.begin(layer, adapter.init)
         if adapter.dropout:
@@ -221,7 +221,7 @@ def audit(model: nn.Module) -> list[PartCoverage]:
             adapted[part_of(f"{name}.{layer.parameter_name}")] += layer.get_param().numel()
         elif isinstance(layer, LoraLayer):
             adapted[part_of(f"{name}.weight")] += layer.get_base_layer().weight.numel()
-        elif isinstance(layer, ChosenFactors):
+        elif isinstance(layer, ChosenLora):
             adapted[part_of(f"{name}.lora_A")] += layer.num_reached
     return [PartCoverage(part, base[part], adapted[part], trained[part], frozen[part]) for part in PARTS if base[part]]
 

@@ -24,9 +24,9 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from dsr1_tune.atomic import atomic_folder
 from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models.folder import REWARD_CONFIG, base_of, find_reward, local_path
 from dsr1_tune.models.load import Loaded, Located, load_located, locate
-from dsr1_tune.models.trained.attach import put_adapter_on
+from dsr1_tune.models.ref import REWARD_CONFIG, ModelRef, RewardModel, base_of, local_path, manifest_in
+from dsr1_tune.models.trained.attach import attach_adapter
 from dsr1_tune.models.trained.full import save_model
 from dsr1_tune.models.trained.lora import save_adapter
 from dsr1_tune.models.weights.index import gist, read_json
@@ -171,6 +171,8 @@ class RewardFacts:
     def read(cls, folder: Path) -> RewardFacts:
         """Raises ModelError for a file that is damaged."""
         told = read_json(folder / REWARD_CONFIG)
+        if "is_quantised" in told:  # as earlier versions spell it
+            told["is_quantized"] = told["is_quantised"]
         try:
             return cls(**{field.name: told[field.name] for field in fields(cls)})
         except KeyError as error:
@@ -207,27 +209,25 @@ def load_scalar(
     else:
         base, is_quantized = Base(model=str(folder)), False
     located = locate(base, progress, quantized=is_quantized, may_score=True)
-    model = put_scalar_on(load_located(located, base.dtype, quantized=is_quantized), folder)
+    model = attach_reward_head(load_located(located, base.dtype, quantized=is_quantized), folder)
     return model if device is None else model.to(device)
 
 
 def check_reward(path: str | Path) -> Path:
     """The folder of the reward model at `path`, before any weights are loaded. Raises ModelError if it is none."""
-    place = local_path(str(path))
-    folder = find_reward(place)
-    manifest = place / "manifest.json"
-    told = read_json(manifest) if manifest.is_file() else {}
-    if told.get("command") == "reward" and told.get("status") != "finished":
+    found = ModelRef.resolve(path)
+    manifest = manifest_in(local_path(str(path)))
+    if manifest.get("command") == "reward" and manifest.get("status") != "finished":
         raise ModelError(
-            f"{path}: is a reward run that is not finished ({told.get('status')})",
+            f"{path}: is a reward run that is not finished ({manifest.get('status')})",
             hint=f"go on with it: dsr1-tune reward --resume {path}",
         )
-    if folder is None:
+    if not isinstance(found, RewardModel):
         raise ModelError(f"{path}: is no reward model", hint="train one: dsr1-tune reward --data preferences.jsonl")
-    return folder
+    return found.path
 
 
-def put_scalar_on(loaded: Loaded, folder: Path) -> ScalarModel:
+def attach_reward_head(loaded: Loaded, folder: Path) -> ScalarModel:
     """The reward model in `folder` on its loaded base, or on the whole trunk that was loaded from there."""
     facts = RewardFacts.read(folder)
     if facts.chat_template_sha256 != template_hash(loaded.tokenizer):
@@ -236,7 +236,7 @@ def put_scalar_on(loaded: Loaded, folder: Path) -> ScalarModel:
             hint="put the base's chat template back; the one that is needed lies beside the reward model",
         )
     has_adapter = (folder / "adapter_config.json").is_file()
-    model = ScalarModel(put_adapter_on(loaded, folder) if has_adapter else loaded.model, loaded.tokenizer, facts)
+    model = ScalarModel(attach_adapter(loaded, folder) if has_adapter else loaded.model, loaded.tokenizer, facts)
     try:
         weight = load_file(folder / HEAD_FILE)["weight"]
     except (OSError, SafetensorError, KeyError) as error:

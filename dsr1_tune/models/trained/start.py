@@ -1,7 +1,7 @@
 """The adapter that alignment trains: a new one, one beside what a run has trained, or that run's own trained on.
 
-The reference of DPO and PPO is the model as it begins. Nothing but the adapter's factors is trained, so the reference
-is the same model with its factors as they began (with a new adapter: the adapter off), and never a second copy.
+The reference of DPO and PPO is the model as it begins. Nothing but the adapter's A and B is trained, so the reference
+is the same model with its A and B as they began (with a new adapter: the adapter off), and never a second copy.
 
 Letters: E experts (1 for a linear layer), R rank, N new ranks.
 """
@@ -22,11 +22,10 @@ from torch import Tensor, nn
 
 from dsr1_tune.config import Adapter, AlignRun, TuneRun
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models.folder import base_of, find_adapter
+from dsr1_tune.models import ref
 from dsr1_tune.models.load import Loaded
 from dsr1_tune.models.meta import meta_model
-from dsr1_tune.models.trained.attach import put_adapter_on, whole_model
-from dsr1_tune.models.trained.experts import find_trained_experts
+from dsr1_tune.models.trained.attach import attach_adapter
 from dsr1_tune.models.trained.lora import add_lora, check_adapter
 from dsr1_tune.moe.anatomy import plain_name
 
@@ -43,18 +42,21 @@ def with_start(config: Run) -> Run:
     if not isinstance(config, AlignRun):
         return config
     named = config.start.run or config.base.model
-    adapter = find_adapter(named)
-    if adapter is None:
+    found = ref.ModelRef.resolve(named)
+    if isinstance(found, ref.RewardModel):
+        found.refuse()
+    if not isinstance(found, ref.Adapter):
         if config.start.run:
             raise ModelError(f"{config.start.run}: holds no adapter", hint="give a run of lora or qlora")
-        if find_trained_experts(named):
+        if isinstance(found, ref.Experts):
             raise ModelError(
                 f"{named}: holds trained experts, beside which no adapter is trained",
                 hint=f"merge them first: dsr1-tune merge {named} --out merged, and start there",
             )
         if named is None:
             return config
-        return config.model_copy(update={"base": config.base.model_copy(update={"model": str(whole_model(named))})})
+        model = found.model if isinstance(found, ref.Run) and found.model else named
+        return config.model_copy(update={"base": config.base.model_copy(update={"model": str(model)})})
     if config.method == "full":
         raise ModelError(
             f"{named}: is an adapter, and method=full trains a base",
@@ -87,10 +89,10 @@ def with_start(config: Run) -> Run:
             f"{named}: its base is the one that it was trained on, so base.revision has nothing to say",
             hint="leave base.revision out",
         )
-    base = base_of(adapter)
+    base = found.base
     said = {"dtype": config.base.dtype} if config.base.dtype != "auto" else {}
     base = base.model_copy(update=said | ({"context": config.base.context} if config.base.context else {}))
-    start = config.start.model_copy(update={"run": adapter.absolute()})
+    start = config.start.model_copy(update={"run": found.path.absolute()})
     return config.model_copy(update={"base": base, "start": start})
 
 
@@ -103,13 +105,13 @@ def check_begin(config: AlignRun, base_config: Any) -> None:
 def begin_adapter(loaded: Loaded, config: AlignRun) -> PeftModel:
     """The model with the adapter that is to be trained on it, as `config.start` says; all else is frozen.
 
-    With start.adapter=keep the factors of the run keep their values bit for bit, and config.adapter.rank further
-    ranks, of which the B factors are 0, stand behind them in the same adapter. Raises ModelError.
+    With start.adapter=keep the A and B of the run keep their values bit for bit, and config.adapter.rank further
+    ranks, of which B is 0, stand behind them in the same adapter. Raises ModelError.
     """
     start = config.start
     if start.run is None:
         return add_lora(loaded.model, config.adapter, config.router)
-    model = put_adapter_on(loaded, start.run).train(loaded.model.training)
+    model = attach_adapter(loaded, start.run).train(loaded.model.training)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name)
     if start.adapter == "keep":

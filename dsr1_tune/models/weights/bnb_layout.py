@@ -3,7 +3,7 @@
 `X.weight` in NF4 is `X.weight` (packed) with `.absmax`, `.nested_absmax`, `.quant_map`, `.nested_quant_map` and
 `.quant_state.bitsandbytes__nf4`; in int8 `X.weight` with `X.SCB` and `X.weight_format`. bitsandbytes has no layout for
 one tensor X that holds all experts of a layer, as gpt-oss stores them: such a one is `X`, a row for each expert, with
-`X.absmax` and so on as `moe.nf4` and `moe.int8` name the parts. No other loader takes that for weights of X's shape.
+`X.absmax` and so on as quant.nf4 and quant.int8 name the parts. No other loader takes that for weights of that shape.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ _NF4_PARTS = ("absmax", "nested_absmax", "quant_map", "nested_quant_map")
 
 
 def part_name(kind: Kind, weight: str, part: str, is_fused: bool) -> str:
-    """The stored tensor that holds a part of a weight, as `moe.nf4` and `moe.int8` name those."""
+    """The stored tensor that holds a part of a weight, as `quant.nf4` and `quant.int8` name those."""
     if is_fused:
         return _fused_part(weight, part)
     if kind == "int8":

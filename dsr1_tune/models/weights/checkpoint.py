@@ -32,6 +32,7 @@ DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -68,7 +69,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor's bytes lie: in `file` from `begin` to `end`."""
+    """Where a tensor's bytes are stored: in `file` from `begin` to `end`."""
 
     file: Path
     begin: int
@@ -89,7 +90,7 @@ class Weights(Protocol):
         """The tensor, on the CPU and the caller's own."""
 
     def stored(self, name: str) -> Stored | None:
-        """Where its very bytes lie on disk; None if they are yet to be computed."""
+        """Where its bytes are on disk; None if they are yet to be computed."""
 
 
 class Checkpoint:
@@ -117,7 +118,7 @@ class Checkpoint:
         return self._found[name][0]
 
     def stored(self, name: str) -> Stored:
-        """Where its bytes lie."""
+        """Where its bytes are on disk."""
         return self._found[name][1]
 
     def read(self, name: str) -> Tensor:
@@ -164,7 +165,7 @@ _MAX_HEADER = 100_000_000  # safetensors' own limit
 
 
 def read_stored(spec: Spec, stored: Stored) -> Tensor:
-    """The tensor whose bytes lie there. Raises ModelError if the file has become shorter."""
+    """The tensor whose bytes are stored there. Raises ModelError if the file has become shorter."""
     data = torch.empty(spec.num_bytes, dtype=torch.uint8)
     view = memoryview(data.numpy())
     with stored.file.open("rb", buffering=0) as stream:

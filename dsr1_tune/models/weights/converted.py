@@ -51,7 +51,7 @@ class Converted:
         return self._specs[name] if name in self._specs else self._weights.spec(name)
 
     def stored(self, name: str) -> Stored | None:
-        """Where the bytes of what stays as it is lie."""
+        """Where the bytes of a tensor that stays as it is are stored."""
         return None if name in self._specs else self._weights.stored(name)
 
     def read(self, name: str) -> Tensor:
@@ -65,7 +65,7 @@ class Converted:
         return self._last[1][name]
 
     def _in_order(self, names: list[str]) -> tuple[str, ...]:
-        """The same names so that every tensor lies at a multiple of its numbers' size, as safetensors reads them.
+        """The same names so that every tensor starts at a multiple of its numbers' size, as safetensors reads them.
 
         Single numbers go last; where matrices are of odd sizes, the widest numbers go first, as safetensors itself
         writes them, at the price that weights are converted more than once.

@@ -1,4 +1,4 @@
-"""How a checkpoint's tensors lie in the model's parameters: `experts.7.up_proj.weight` is a part of `gate_up_proj`.
+"""How a checkpoint's tensors map to the model's parameters: `experts.7.up_proj.weight` is a part of `gate_up_proj`.
 
 transformers fuses the experts of a layer while it loads, and takes them apart again when it saves. Which stored tensor
 is which part is found out by sending a small numbered tensor through its own conversion, so no names of any family
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class Piece:
         return matrix.T if self.is_transposed else matrix
 
     def rows_of(self, matrix: Tensor) -> Tensor:
-        """Those rows of an expert's matrix, or of a factor whose rows are the matrix's, that are stored here."""
+        """Those rows of an expert's matrix, or of a LoRA B whose rows are the matrix's, that are stored here."""
         if self.rows is None:
             return matrix
         first, step, parts = self.rows
@@ -100,22 +101,18 @@ class Layout:
 
     def pieces_of(self, parameter: str) -> tuple[Piece, ...]:
         """The stored tensors that make up a parameter."""
-        return self._by_parameter.get(parameter, ())
+        return tuple(self._by_parameter.get(parameter, ()))
 
-    @property
-    def _by_parameter(self) -> dict[str, tuple[Piece, ...]]:
-        known: dict[str, tuple[Piece, ...]] | None = self.__dict__.get("_grouped")
-        if known is None:
-            grouped: dict[str, list[Piece]] = {}
-            for piece in self.pieces.values():
-                grouped.setdefault(piece.parameter, []).append(piece)
-            known = {name: tuple(found) for name, found in grouped.items()}
-            object.__setattr__(self, "_grouped", known)
-        return known
+    @cached_property
+    def _by_parameter(self) -> dict[str, list[Piece]]:
+        grouped: dict[str, list[Piece]] = {}
+        for piece in self.pieces.values():
+            grouped.setdefault(piece.parameter, []).append(piece)
+        return grouped
 
 
 def _pieces(model: nn.Module, state: Mapping[str, Tensor], stored: set[str]) -> dict[str, Piece]:
-    """By stored name: what lies there under the model's own name, and what transformers converts."""
+    """By stored name: what is stored under the model's own name, and what transformers converts."""
     direct = {name: Piece(name, name) for name in state if name in stored}
     rest = [name for name in state if name not in direct]
     if not rest:

@@ -1,12 +1,12 @@
 """Folders in bitsandbytes' layout loaded as they are: NF4 and int8 stay what they are, experts among them.
 
-Each stored tensor goes to its place in the buffers of `moe.nf4` and `moe.int8`: `experts.7.up_proj.weight` is a part
+Each stored tensor goes to its place in the buffers of quant.nf4 and quant.int8: `experts.7.up_proj.weight` is a part
 of `gate_up_proj`'s. Everything else goes through transformers' loader, one tensor at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,31 +22,32 @@ from dsr1_tune.errors import ModelError
 from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.weights import bnb_layout
 from dsr1_tune.models.weights.bnb_layout import Kind
-from dsr1_tune.models.weights.checkpoint import Checkpoint, Spec
+from dsr1_tune.models.weights.checkpoint import NAMES, Checkpoint, Spec
 from dsr1_tune.models.weights.index import COPY_AGAIN
 from dsr1_tune.models.weights.layout import Layout, Piece
-from dsr1_tune.models.weights.stored_format import prequantized_kind
+from dsr1_tune.models.weights.lazy import LazyTensor
+from dsr1_tune.models.weights.stored_format import StoredFormat
 from dsr1_tune.moe.quantized_experts import finish_nf4
 from dsr1_tune.quant import int8, nf4
 
-HELD = "dsr1_held"
+PREQUANTIZED = "dsr1_held"
 OURS = "dsr1_tune"
 """The key in a `quantization_config` under which we note what bitsandbytes has no place for."""
 
 
-@register_quantization_config(HELD)
+@register_quantization_config(PREQUANTIZED)
 @dataclass
-class HeldConfig(QuantizationConfigMixin):
+class PrequantizedConfig(QuantizationConfigMixin):
     """Which parameters come in NF4 or int8."""
 
     kind: str = "nf4"
     parts: Mapping[str, int] = field(default_factory=dict)
     """By the parameter's name, in how many parts a matrix was quantized."""
-    quant_method: str = HELD
+    quant_method: str = PREQUANTIZED
 
 
-@register_quantizer(HELD)
-class HeldQuantizer(HfQuantizer):
+@register_quantizer(PREQUANTIZED)
+class PrequantizedQuantizer(HfQuantizer):
     """transformers' steps around the loading of weights, for those that are quantized already."""
 
     requires_calibration = False
@@ -55,12 +56,9 @@ class HeldQuantizer(HfQuantizer):
         for name, num_parts in self.quantization_config.parts.items():
             owner, _, leaf = name.rpartition(".")
             module = model.get_submodule(owner)
-            weight = getattr(module, leaf)
-            stand_in = nf4.placeholder(weight.shape, weight.dtype, torch.device("cpu"))
-            stand_in._is_hf_initialized = True
-            setattr(module, leaf, stand_in)
-            nf4.keep_placeholder_out(module, leaf)
-            nf4.reserve_as(module, leaf, _sizes(self.quantization_config.kind, tuple(weight.shape), num_parts))
+            shape = tuple(getattr(module, leaf).shape)
+            nf4.put_placeholder(module, leaf)
+            nf4.reserve_as(module, leaf, _sizes(self.quantization_config.kind, shape, num_parts))
             linear = nf4.Nf4Linear if self.quantization_config.kind == "nf4" else nf4.Int8Linear
             module.__class__ = linear if isinstance(module, nn.Linear) else nf4.holding(module.__class__)
 
@@ -68,7 +66,7 @@ class HeldQuantizer(HfQuantizer):
         finish_nf4(model, self.quantization_config.kind)
 
     def is_serializable(self) -> bool:
-        """`save_pretrained` would leave another layout: what there is to save lies in a folder already."""
+        """`save_pretrained` would leave another layout: what there is to save is in a folder already."""
         return False
 
     @property
@@ -85,35 +83,13 @@ def _sizes(kind: str, shape: tuple[int, ...], num_parts: int) -> dict[str, tuple
     return nf4.sizes(num_matrices * num_parts, rows // num_parts, cols)
 
 
-# --- what transformers' loader is given in place of a file -----------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Later:
-    """A tensor that is read, or put together of several, when it is indexed."""
-
-    spec: Spec
-    make: Callable[[], Tensor]
-
-    def __getitem__(self, index: Any) -> Tensor:
-        return self.make()[index]
-
-    def get_dtype(self) -> str:
-        """As safetensors names it."""
-        return self.spec.dtype
-
-    def get_shape(self) -> list[int]:
-        """Of the tensor."""
-        return list(self.spec.shape)
-
-
-def open_prequantized(folder: Path, config: Any, name: str) -> tuple[HeldConfig, dict[str, Later]]:
+def open_prequantized(folder: Path, config: Any, name: str) -> tuple[PrequantizedConfig, dict[str, LazyTensor]]:
     """How to hold the weights of a folder in bitsandbytes' layout, and its tensors by the names they are loaded under.
 
     Raises ModelError, naming the tensor, for a layout that is another than `bnb_layout`'s.
     """
     stored_as: dict[str, Any] = config.quantization_config
-    kind: Kind = "int8" if prequantized_kind(stored_as) == "int8" else "nf4"
+    kind: Kind = "int8" if StoredFormat.of(config) is StoredFormat.BNB_INT8 else "nf4"
     plain = deepcopy(config)
     del plain.quantization_config
     checkpoint = Checkpoint(folder)
@@ -121,7 +97,7 @@ def open_prequantized(folder: Path, config: Any, name: str) -> tuple[HeldConfig,
     inside = {part for parts in quantized.values() for part in parts}
     rest = [stored for stored in checkpoint.names if stored not in inside]
     layout = Layout.of(meta_model(plain), [*rest, *quantized])
-    tensors = {stored: _as_stored(checkpoint, stored) for stored in rest}
+    tensors = {stored: LazyTensor.as_stored(checkpoint, stored) for stored in rest}
     worst = max((stored_as.get(OURS) or {}).get("worst_error", {}).values(), default=0.0)
     parts: dict[str, int] = {}
     for parameter in sorted({layout.pieces[stored].parameter for stored in quantized if stored in layout.pieces}):
@@ -132,12 +108,8 @@ def open_prequantized(folder: Path, config: Any, name: str) -> tuple[HeldConfig,
             is_fused = len(layout.shapes[parameter]) == 3 and pieces[0].expert is None
             made = _Buffer(checkpoint, kind, part, _in_order(pieces), shape, dtype, worst, is_fused)
             made.check()
-            tensors[f"{parameter}_{part}"] = Later(Spec.of(torch.empty(shape, dtype=dtype, device="meta")), made.read)
-    return HeldConfig(kind=kind, parts=parts), tensors
-
-
-def _as_stored(checkpoint: Checkpoint, stored: str) -> Later:
-    return Later(checkpoint.spec(stored), lambda: checkpoint.read(stored))
+            tensors[f"{parameter}_{part}"] = LazyTensor(Spec(NAMES[dtype], shape), made.read)
+    return PrequantizedConfig(kind=kind, parts=parts), tensors
 
 
 def _in_order(pieces: Sequence[Piece]) -> list[Piece]:
@@ -211,7 +183,7 @@ class _Buffer:
         for piece in self.pieces:
             stored = self._name(piece)
             spec = self.checkpoint.spec(stored)
-            if spec.num_elements != wanted or spec != Spec.of(torch.empty(spec.shape, dtype=self.dtype, device="meta")):
+            if spec.num_elements != wanted or spec.dtype != NAMES[self.dtype]:
                 raise ModelError(
                     f"{stored}: holds {spec.num_elements} numbers as {spec.dtype}, in place of {wanted} as "
                     f"{str(self.dtype).removeprefix('torch.')}",

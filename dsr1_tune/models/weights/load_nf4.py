@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
@@ -19,7 +18,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from dsr1_tune.models.memory import give_back
 from dsr1_tune.models.weights.stored_format import NF4
 from dsr1_tune.moe.quantized_experts import finish_nf4, reserve_nf4
-from dsr1_tune.quant.nf4 import as_buffers, keep_placeholder_out, placeholder
+from dsr1_tune.quant.nf4 import as_buffers, put_placeholder
 
 
 @register_quantization_config(NF4)
@@ -50,14 +49,8 @@ class Nf4Quantizer(HfQuantizer):
         if self.pre_quantized:
             for name in self._names:
                 owner, _, leaf = name.rpartition(".")
-                module = model.get_submodule(owner)
-                weight = getattr(module, leaf)
-                # Stored are only the 4 bits. The placeholder takes no memory, so it can be there from the start;
-                # `finish_nf4` puts it where they were loaded to.
-                stand_in = placeholder(weight.shape, weight.dtype, torch.device("cpu"))
-                stand_in._is_hf_initialized = True
-                setattr(module, leaf, stand_in)
-                keep_placeholder_out(module, leaf)
+                # Stored are only the 4 bits; `finish_nf4` puts the placeholder where they were loaded to.
+                put_placeholder(model.get_submodule(owner), leaf)
 
     def _process_model_after_weight_loading(self, model: Any, **more: Any) -> None:
         finish_nf4(model)

@@ -1,24 +1,79 @@
-"""In which number format a folder stores its weights."""
+"""In which number format a model folder stores its weights."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
 from typing import Any
 
+from dsr1_tune.models.weights.index import read_json
+from dsr1_tune.quant import fp8, w4a16
+
 NF4 = "dsr1_nf4"
-"""The `quant_method` of what is stored in our 4 bits."""
+"""The `quant_method` of what is stored in our own NF4 layout."""
 NF4_BYTES = 4.13 / 8
 """Bytes a weight in 4 bits takes, its scales included."""
 
 
-def is_nf4(quantization: Any) -> bool:
-    """Whether a config's `quantization_config` says that the weights are stored in our 4 bits."""
-    return isinstance(quantization, dict) and quantization.get("quant_method") == NF4
+class StoredFormat(Enum):
+    """How weights are stored, as `quantization_config` in config.json says; the value is its name for people."""
+
+    PLAIN = "16 or 32 bits"
+    BLOCK_FP8 = "block-FP8"
+    """DeepSeek's: float8 with a scale for each block."""
+    NF4 = "nf4"
+    """Our own layout: experts and linear layers in NF4."""
+    BNB_NF4 = "bitsandbytes nf4"
+    BNB_INT8 = "bitsandbytes int8"
+    W4A16 = "w4a16"
+    """compressed-tensors' "pack-quantized": symmetric 4-bit integers in groups."""
+    GGUF = "gguf"
+    UNKNOWN = "unknown"
+    """Quantized in a way that is not read here."""
+
+    @classmethod
+    def of(cls, config: Any) -> StoredFormat:
+        """The format that a config (config.json's object, or transformers' config) declares."""
+        stored_as = _quantization(config)
+        if not stored_as:
+            return cls.PLAIN
+        method = quant_method(config)
+        if method == NF4:
+            return cls.NF4
+        if method == "bitsandbytes":
+            if stored_as.get("load_in_8bit"):
+                return cls.BNB_INT8
+            return cls.BNB_NF4 if stored_as.get("bnb_4bit_quant_type") == "nf4" else cls.UNKNOWN
+        if fp8.is_block_fp8(stored_as):
+            return cls.BLOCK_FP8
+        return cls.W4A16 if w4a16.is_w4a16(stored_as) else cls.UNKNOWN
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> StoredFormat:
+        """The format of a model folder, or of a .gguf file. Raises ModelError for a damaged config.json."""
+        if folder.suffix == ".gguf" or (any(folder.glob("*.gguf")) and not any(folder.glob("*.safetensors"))):
+            return cls.GGUF
+        return cls.of(read_json(folder / "config.json"))
+
+    @property
+    def is_4bit(self) -> bool:
+        """Whether weights are loaded as the NF4 that they are stored in, so that qlora can train over them."""
+        return self in (StoredFormat.NF4, StoredFormat.BNB_NF4)
+
+    @property
+    def is_bitsandbytes(self) -> bool:
+        """Whether it is one of the layouts of bitsandbytes that are read."""
+        return self in (StoredFormat.BNB_NF4, StoredFormat.BNB_INT8)
 
 
-def prequantized_kind(quantization: Any) -> str | None:
-    """ "nf4" or "int8" where the weights are stored in bitsandbytes' layout of it, and are held as they are."""
-    if not isinstance(quantization, dict) or quantization.get("quant_method") != "bitsandbytes":
-        return None
-    if quantization.get("load_in_8bit"):
-        return "int8"
-    return "nf4" if quantization.get("bnb_4bit_quant_type") == "nf4" else None
+def quant_method(config: Any) -> str:
+    """What a config's `quantization_config` calls its method; "unknown" where it does not say."""
+    stored_as = _quantization(config)
+    return str(stored_as.get("quant_method", "unknown")) if isinstance(stored_as, Mapping) else "unknown"
+
+
+def _quantization(config: Any) -> Any:
+    if isinstance(config, Mapping):
+        return config.get("quantization_config")
+    return getattr(config, "quantization_config", None)

@@ -25,7 +25,7 @@ from dsr1_tune.export.formats.gptq_process import Job
 from dsr1_tune.export.formats.w4a16 import round_to_nearest
 from dsr1_tune.export.weights.accounting import Counting
 from dsr1_tune.export.weights.source import open_source
-from dsr1_tune.models.folder import read_tokenizer
+from dsr1_tune.models.folder import ModelFolder
 from dsr1_tune.models.load import load
 from dsr1_tune.models.weights.checkpoint import Checkpoint
 from dsr1_tune.moe.monitor import Routing
@@ -127,7 +127,7 @@ def test_experts_without_tokens_are_named() -> None:
 
 def test_rows_are_the_run_s_own_as_it_saw_them(tiny_run: TinyRun) -> None:
     run = tiny_run("qwen3_moe", "lora")
-    tokenizer = read_tokenizer(run.path.parent / "base", "base")
+    tokenizer = ModelFolder(run.path.parent / "base", "base").read_tokenizer()
     rows = gptq._calibration_rows(run, tokenizer, 10)
     assert len(rows) == 10
     asked = [tokenizer.decode(row) for row in rows]

@@ -24,7 +24,8 @@ from dsr1_tune.export.weights.source import open_source
 from dsr1_tune.models import isolated_env
 from dsr1_tune.models.load import load
 from dsr1_tune.models.weights.checkpoint import DTYPES, Checkpoint, read_header, write_weights
-from dsr1_tune.quant.w4a16 import dequantize, is_w4a16, open_weights, pack, quantization_config, unpack
+from dsr1_tune.models.weights.lazy import open_w4a16
+from dsr1_tune.quant.w4a16 import dequantize, is_w4a16, pack, quantization_config, unpack
 from dsr1_tune.runs.console import Narrator
 from tests.conftest import TinyModel
 from tests.export.conftest import TinyRun
@@ -128,7 +129,7 @@ def test_a_model_comes_back_as_rounded(family: str, everything: bool, tiny_model
         assert name not in stored
     for name in before.keys() - names:
         assert torch.equal(stored[name], before[name])
-    weights = open_weights(out, ["model.safetensors"])
+    weights = open_w4a16(Checkpoint(out))
     assert all(torch.equal(weights[name][...], tensor) for name, tensor in reference.items())
     rounded = tmp_path / "rounded"
     rounded.mkdir()
@@ -269,7 +270,7 @@ def test_compressed_tensors_and_transformers_read_the_same(tiny_model: TinyModel
         quantize(base, out, all=True)
     isolated_env.ensure("llmcompressor").run(["-c", _THEIRS, *bases])
     for out, base in bases.items():
-        theirs, ours = load_file(f"{out}.safetensors"), open_weights(out, ["model.safetensors"])
+        theirs, ours = load_file(f"{out}.safetensors"), open_w4a16(Checkpoint(out))
         assert theirs.keys() == chosen(open_source(base).layout, True)
         assert all(torch.equal(ours[name][...], tensor) for name, tensor in theirs.items())
         assert torch.equal(torch.load(f"{out}.pt"), logits(out))

@@ -23,7 +23,7 @@ from dsr1_tune.export.gguf import source as gguf_source
 from dsr1_tune.export.gguf.types import part_of, pick
 from dsr1_tune.export.weights.source import open_source
 from dsr1_tune.models.llama_cpp import ggml
-from dsr1_tune.models.llama_cpp.client import LlamaCpp, find_gguf
+from dsr1_tune.models.llama_cpp.client import LlamaCpp
 from dsr1_tune.models.load import load
 from dsr1_tune.runs.console import Narrator
 from dsr1_tune.runs.folder import RunFolder
@@ -36,8 +36,7 @@ def quantized(source: Path, out: Path, kind: str, **settings: Any) -> tuple[Path
     said = io.StringIO()
     config = Quantize(to="gguf", gguf=kind, **settings)  # type: ignore[arg-type]
     folder = quantize.run(source, out, config, Console(file=said, width=200))
-    file = find_gguf(folder)
-    assert file is not None
+    (file,) = folder.glob("*.gguf")
     return file, said.getvalue()
 
 
@@ -362,15 +361,6 @@ def test_without_llama_cpp_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, f
     with pytest.raises(ModelError, match="not installed") as caught:
         quantized(folder, tmp_path / "out", "q8_0")
     assert caught.value.hint == "pip install 'dsr1-tune[gguf]'"
-
-
-def test_which_file_is_meant(in_q4: tuple[Path, str], folder: Path, tmp_path: Path) -> None:
-    assert find_gguf(in_q4[0]) == find_gguf(in_q4[0].parent) == find_gguf(str(in_q4[0])) == in_q4[0]
-    assert find_gguf(folder) is find_gguf(tmp_path) is find_gguf("deepseek-ai/DeepSeek-V3") is find_gguf(None) is None
-    for name in ("a.gguf", "b.gguf"):
-        (tmp_path / name).write_bytes(b"GGUF")
-    with pytest.raises(ModelError, match=r"holds 2 \.gguf files"):
-        find_gguf(tmp_path)
 
 
 def test_chat_gives_the_answer_to_the_very_prompt(engine: LlamaCpp, folder: Path) -> None:

@@ -85,7 +85,7 @@ def logits_of(model: nn.Module) -> Tensor:
 
 
 @pytest.mark.parametrize(("family", "group"), [(family, group) for family in HAS for group in HAS[family]])
-def test_each_group_is_adapted_wholly_and_alone(model_of: Any, family: str, group: Group) -> None:
+def test_lora_adapts_each_group_wholly_and_alone(model_of: Any, family: str, group: Group) -> None:
     base = model_of(family)
     wanted = weights_to_adapt(base, (group,))
     assert wanted
@@ -96,7 +96,7 @@ def test_each_group_is_adapted_wholly_and_alone(model_of: Any, family: str, grou
 
 
 @pytest.mark.parametrize("family", HAS)
-def test_all_groups_together(model_of: Any, family: str) -> None:
+def test_lora_adapts_all_groups_together(model_of: Any, family: str) -> None:
     base = model_of(family)
     wanted = weights_to_adapt(base, GROUPS)
     model = add_lora(base, Adapter())
@@ -107,14 +107,14 @@ def test_all_groups_together(model_of: Any, family: str) -> None:
 
 
 @pytest.mark.parametrize("groups", [("dense_ffn", "shared_experts"), ("shared_experts", "routed_experts")])
-def test_groups_combine(model_of: Any, groups: tuple[Group, ...]) -> None:
+def test_lora_groups_combine(model_of: Any, groups: tuple[Group, ...]) -> None:
     base = model_of("deepseek_v3", num_hidden_layers=3, first_k_dense_replace=2, q_lora_rank=16)
     wanted = weights_to_adapt(base, groups)
     assert adapted_weights(add_lora(base, Adapter(groups=groups))) == wanted
 
 
 @pytest.mark.parametrize("family", SPARSE)
-def test_the_router_is_left_alone(model_of: Any, family: str) -> None:
+def test_lora_leaves_the_router_alone(model_of: Any, family: str) -> None:
     model = add_lora(model_of(family), Adapter())
     part_of = Anatomy(model)
     router = {name: p for name, p in model.named_parameters() if part_of(name) == "router"}
@@ -125,7 +125,7 @@ def test_the_router_is_left_alone(model_of: Any, family: str) -> None:
     assert not any(f".mlp.{leaf}." in name and ".lora_" in name for name, _ in model.named_parameters())
 
 
-def test_a_linear_router_is_left_alone_too() -> None:
+def test_lora_leaves_a_linear_router_alone_too() -> None:
     config = Qwen2MoeConfig(
         vocab_size=32,
         hidden_size=32,
@@ -156,7 +156,7 @@ def test_shared_experts_and_dense_first_layers_get_what_peft_alone_would_drop(mo
 
 
 @pytest.mark.parametrize("family", SPARSE)
-def test_each_expert_has_the_rank_that_was_asked_for(model_of: Any, family: str) -> None:
+def test_lora_gives_each_expert_the_requested_rank(model_of: Any, family: str) -> None:
     model = add_lora(model_of(family), Adapter(rank=3, alpha=12))
     layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
     assert {layer.r["default"] for layer in layers} == {3}
@@ -168,13 +168,13 @@ def test_each_expert_has_the_rank_that_was_asked_for(model_of: Any, family: str)
         assert layer.lora_B["default"].weight.shape[1] == 4 * 3
 
 
-def test_the_update_starts_at_nothing(model_of: Any) -> None:
+def test_lora_update_starts_at_zero(model_of: Any) -> None:
     base = model_of("deepseek_v3")
     before = logits_of(base)
     torch.testing.assert_close(logits_of(add_lora(base, Adapter())), before, rtol=1e-4, atol=1e-4)
 
 
-def test_experts_are_applied_by_grouped_products(model_of: Any) -> None:
+def test_lora_of_experts_is_applied_by_grouped_products(model_of: Any) -> None:
     model = add_lora(model_of("qwen3_moe"), Adapter())
     assert sum(isinstance(module, GroupedExpertLora) for module in model.modules()) == 2
 
@@ -183,7 +183,7 @@ def test_experts_are_applied_by_grouped_products(model_of: Any) -> None:
     ("family", "groups"),
     [("llama", ("routed_experts",)), ("llama", ("shared_experts", "routed_experts")), ("mixtral", ("dense_ffn",))],
 )
-def test_groups_that_the_model_lacks_are_refused(model_of: Any, family: str, groups: tuple[Group, ...]) -> None:
+def test_lora_refuses_groups_that_the_model_lacks(model_of: Any, family: str, groups: tuple[Group, ...]) -> None:
     with pytest.raises(ModelError) as refused:
         add_lora(model_of(family), Adapter(groups=groups))
     assert all(group in refused.value.message for group in groups)
@@ -193,7 +193,7 @@ def test_groups_that_the_model_lacks_are_refused(model_of: Any, family: str, gro
 # --- the audit -------------------------------------------------------------------------------------------------------
 
 
-def test_the_audit_by_hand(model_of: Any) -> None:
+def test_audit_equals_a_count_by_hand(model_of: Any) -> None:
     """A DeepSeek-V3 of width 64 with 258 tokens: one dense layer of 128, one of 4 experts of 64 and a shared one."""
     lines = audit(add_lora(model_of("deepseek_v3"), Adapter(rank=4)))
 
@@ -220,7 +220,7 @@ def test_the_audit_by_hand(model_of: Any) -> None:
     assert count_trained(lines) == attention_lora + dense_lora + shared_lora + routed_lora
 
 
-def test_the_audit_of_a_part_of_the_model(model_of: Any) -> None:
+def test_audit_of_a_part_of_the_model(model_of: Any) -> None:
     """Biases are the base's, but no update reaches them."""
     lines = {
         line.part: line for line in audit(add_lora(model_of("gpt_oss"), Adapter(rank=2, groups=("routed_experts",))))
@@ -232,7 +232,7 @@ def test_the_audit_of_a_part_of_the_model(model_of: Any) -> None:
     assert lines["attention"].num_adapted == lines["attention"].num_trained == 0
 
 
-def test_the_audit_of_a_bare_model(model_of: Any) -> None:
+def test_audit_of_a_bare_model(model_of: Any) -> None:
     model = model_of("llama")
     lines = audit(model)
     assert sum(line.num_base for line in lines) == sum(p.numel() for p in model.parameters()) == count_trained(lines)
@@ -249,7 +249,7 @@ def lora_of(model: nn.Module, group: str) -> list[nn.Parameter]:
 
 
 @pytest.mark.parametrize("family", HAS)
-def test_a_first_step_that_reaches_every_part_passes(model_of: Any, family: str) -> None:
+def test_check_gradients_passes_a_step_that_reaches_every_part(model_of: Any, family: str) -> None:
     model = add_lora(model_of(family), Adapter())
     backward(model)
     check_gradients(model)
@@ -257,7 +257,7 @@ def test_a_first_step_that_reaches_every_part_passes(model_of: Any, family: str)
 
 @pytest.mark.parametrize("nothing", ["zero", "none"])
 @pytest.mark.parametrize("group", GROUPS)
-def test_a_part_without_gradient_is_named(model_of: Any, group: Group, nothing: str) -> None:
+def test_check_gradients_names_a_part_without_gradient(model_of: Any, group: Group, nothing: str) -> None:
     model = add_lora(model_of("deepseek_v3"), Adapter())
     backward(model)
     for parameter in lora_of(model, group):
@@ -269,14 +269,14 @@ def test_a_part_without_gradient_is_named(model_of: Any, group: Group, nothing: 
     assert refused.value.hint
 
 
-def test_all_idle_parts_are_named_at_once(model_of: Any) -> None:
+def test_check_gradients_names_all_idle_parts_at_once(model_of: Any) -> None:
     model = add_lora(model_of("deepseek_v3"), Adapter())
     with pytest.raises(ModelError) as refused:
         check_gradients(model)
     assert all(group in refused.value.message for group in GROUPS)
 
 
-def test_experts_that_ignore_their_update_are_found_out(model_of: Any) -> None:
+def test_check_gradients_finds_experts_that_ignore_their_update(model_of: Any) -> None:
     model = add_lora(model_of("qwen3_moe"), Adapter())
     for module in model.modules():
         if isinstance(module, GroupedExpertLora):
@@ -286,7 +286,7 @@ def test_experts_that_ignore_their_update_are_found_out(model_of: Any) -> None:
         check_gradients(model)
 
 
-def test_under_loss_scaling_an_overflow_is_no_verdict(model_of: Any) -> None:
+def test_check_gradients_lets_an_overflow_of_loss_scaling_pass(model_of: Any) -> None:
     model = add_lora(model_of("deepseek_v3"), Adapter())
     backward(model)
     assert check_gradients(model, may_overflow=True)
@@ -296,7 +296,7 @@ def test_under_loss_scaling_an_overflow_is_no_verdict(model_of: Any) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("group", ["attention", "routed_experts"])
-def test_one_gradient_that_is_no_number_is_named(model_of: Any, group: Group, bad: float) -> None:
+def test_check_gradients_names_a_gradient_that_is_no_number(model_of: Any, group: Group, bad: float) -> None:
     model = add_lora(model_of("deepseek_v3"), Adapter())
     backward(model)
     victim = lora_of(model, group)[-1]
@@ -307,7 +307,7 @@ def test_one_gradient_that_is_no_number_is_named(model_of: Any, group: Group, ba
     assert plain_name(name) in refused.value.message
 
 
-def test_one_idle_factor_does_not_make_its_part_idle(model_of: Any) -> None:
+def test_check_gradients_takes_a_part_with_one_idle_matrix_for_trained(model_of: Any) -> None:
     """At the first step LoRA's A has no gradient, as its B is zero."""
     for position in (0, -1):
         model = add_lora(model_of("deepseek_v3"), Adapter())
@@ -318,7 +318,7 @@ def test_one_idle_factor_does_not_make_its_part_idle(model_of: Any) -> None:
         check_gradients(model)
 
 
-def test_frozen_parameters_need_no_gradient(model_of: Any) -> None:
+def test_check_gradients_asks_none_of_frozen_parameters(model_of: Any) -> None:
     model = add_lora(model_of("deepseek_v3"), Adapter(groups=("attention",)))
     backward(model)
     check_gradients(model)

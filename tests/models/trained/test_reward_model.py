@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from dsr1_tune.config import Adapter
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.trained.lora import add_lora, audit
-from dsr1_tune.models.trained.reward_model import ScalarModel, load_scalar
+from dsr1_tune.models.trained.reward_model import RewardFacts, ScalarModel, load_scalar
 from tests.conftest import tiny_config
 
 FAMILIES = ["deepseek_v3", "deepseek_v2", "glm4_moe", "qwen3_moe", "mixtral", "gpt_oss", "llama"]
@@ -30,7 +32,7 @@ def scalar_of(family: str, tokenizer: Any, adapter: Adapter | None = None, **cha
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
-def test_padding_on_either_side_changes_nothing(family: str, tiny_tokenizer: Any) -> None:
+def test_scores_are_the_same_with_padding_on_either_side(family: str, tiny_tokenizer: Any) -> None:
     model = scalar_of(family, tiny_tokenizer, Adapter(rank=2))
     alone_N = torch.cat([model(torch.tensor([ids])).logits[:, 0] for ids in IDS])
     longest = max(map(len, IDS))
@@ -54,7 +56,7 @@ def test_scores_come_in_order_whatever_the_batches_are(tiny_tokenizer: Any) -> N
     assert torch.equal(model.score([text]), model.score([ids]))
 
 
-def test_the_language_head_is_neither_run_nor_trained(tiny_tokenizer: Any) -> None:
+def test_scalar_model_neither_runs_nor_trains_the_language_head(tiny_tokenizer: Any) -> None:
     model = scalar_of("qwen3_moe", tiny_tokenizer)
     model.trunk.lm_head.register_forward_hook(lambda *_: pytest.fail("the language head was run"))
     model(torch.tensor(IDS[:1])).logits.sum().backward()
@@ -63,11 +65,11 @@ def test_the_language_head_is_neither_run_nor_trained(tiny_tokenizer: Any) -> No
     assert float(model.get_input_embeddings().weight.grad.abs().max()) > 0
 
 
-def test_tied_embeddings_are_trained_all_the_same(tiny_tokenizer: Any) -> None:
+def test_scalar_model_trains_tied_embeddings_all_the_same(tiny_tokenizer: Any) -> None:
     assert scalar_of("llama", tiny_tokenizer).get_input_embeddings().weight.requires_grad
 
 
-def test_the_audit_knows_the_parts_of_its_trunk(tiny_tokenizer: Any) -> None:
+def test_scalar_models_audit_knows_the_parts_of_its_trunk(tiny_tokenizer: Any) -> None:
     model = scalar_of("deepseek_v3", tiny_tokenizer, Adapter(rank=2))
     of_trunk = {line.part: line for line in audit(model.trunk)}
     found = {line.part: line for line in audit(model)}
@@ -75,15 +77,26 @@ def test_the_audit_knows_the_parts_of_its_trunk(tiny_tokenizer: Any) -> None:
     assert found == of_trunk
 
 
-def test_several_heads_stand_on_one_trunk(tiny_tokenizer: Any) -> None:
+def test_scalar_heads_can_share_one_trunk(tiny_tokenizer: Any) -> None:
     one = scalar_of("deepseek_v3", tiny_tokenizer)
     other = ScalarModel(one.trunk, tiny_tokenizer).eval()
     assert one.trunk is other.trunk
     assert not torch.equal(one.score(IDS), other.score(IDS))
 
 
-def test_what_is_no_reward_model_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+def test_check_reward_refuses_what_is_no_reward_model(tiny_base: Path, tmp_path: Path) -> None:
     for place in (tiny_base, tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ModelError, match="is no reward model") as told:
             load_scalar(place)
         assert "dsr1-tune reward" in told.value.hint
+
+
+def test_reward_facts_read_the_key_as_it_was_spelled_before(tmp_path: Path) -> None:
+    tree = asdict(RewardFacts(base="org/base", is_quantized=True))
+    tree["is_quantised"] = tree.pop("is_quantized")
+    (tmp_path / "reward_config.json").write_text(json.dumps(tree))
+    assert RewardFacts.read(tmp_path) == RewardFacts(base="org/base", is_quantized=True)
+    del tree["think"]
+    (tmp_path / "reward_config.json").write_text(json.dumps(tree))
+    with pytest.raises(ModelError, match="has no 'think'"):
+        RewardFacts.read(tmp_path)

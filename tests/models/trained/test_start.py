@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from dsr1_tune.config import AlignRun
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models.folder import base_of
 from dsr1_tune.models.load import load, locate
+from dsr1_tune.models.ref import base_of
 from dsr1_tune.models.trained.attach import load_with_adapter
 from dsr1_tune.models.trained.lora import load_plain_adapter, save_adapter
 from dsr1_tune.models.trained.start import Beginning, begin_adapter, with_start

@@ -29,7 +29,7 @@ class Doubled:
         return self.base.read(name) * 2
 
 
-def test_a_copy_is_the_same_byte_by_byte(tiny_model: TinyModel, tmp_path: Path) -> None:
+def test_checkpoint_copy_is_the_same_byte_by_byte(tiny_model: TinyModel, tmp_path: Path) -> None:
     folder = tiny_model("qwen3_moe")
     (tmp_path / "copy").mkdir()
     write_weights(Checkpoint(folder), tmp_path / "copy")
@@ -37,7 +37,7 @@ def test_a_copy_is_the_same_byte_by_byte(tiny_model: TinyModel, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
-def test_computed_and_copied_tensors_stand_in_their_places(
+def test_checkpoint_writes_computed_and_copied_tensors_in_place(
     tiny_model: TinyModel, tmp_path: Path, num_threads: int
 ) -> None:
     base = Checkpoint(tiny_model("deepseek_v3"))
@@ -50,7 +50,7 @@ def test_computed_and_copied_tensors_stand_in_their_places(
     assert sum(counted) == base.num_bytes
 
 
-def test_several_shards_get_an_index(tmp_path: Path) -> None:
+def test_checkpoint_of_several_shards_gets_an_index(tmp_path: Path) -> None:
     for number in (1, 2):
         save_file({f"w{number}": torch.randn(3, 5)}, tmp_path / f"model-0000{number}-of-00002.safetensors")
     index = {f"w{number}": f"model-0000{number}-of-00002.safetensors" for number in (1, 2)}
@@ -63,7 +63,7 @@ def test_several_shards_get_an_index(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
-def test_every_number_format_comes_back(dtype: str, tmp_path: Path) -> None:
+def test_checkpoint_gives_every_number_format_back(dtype: str, tmp_path: Path) -> None:
     tensor = torch.arange(24).reshape(2, 3, 4).to(DTYPES[dtype])
     scalar = torch.tensor(1).to(DTYPES[dtype])
     save_file({"matrix": tensor, "scalar": scalar, "empty": tensor[:0]}, tmp_path / "model.safetensors")
@@ -79,7 +79,7 @@ def test_every_number_format_comes_back(dtype: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [4, 60, -8])
-def test_a_damaged_file_is_named(tiny_base: Path, tmp_path: Path, cut: int) -> None:
+def test_checkpoint_names_a_damaged_file(tiny_base: Path, tmp_path: Path, cut: int) -> None:
     file = tmp_path / "model.safetensors"
     file.write_bytes((tiny_base / "model.safetensors").read_bytes()[:cut])
     with pytest.raises(ModelError, match=r"model\.safetensors: is damaged"):

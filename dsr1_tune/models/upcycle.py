@@ -1,0 +1,225 @@
+"""A Llama re-expressed exactly as a DeepSeek-V3 mixture of experts: config, weights and the folder that holds them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsr1_tune.models.smollm2 import Llama, Source
+from dsr1_tune.models.weights.index import ONE_FILE
+
+if TYPE_CHECKING:
+    import torch
+
+# Raise it with every change to what is written below: caches of another recipe are then left alone and built anew.
+RECIPE = 1
+NUM_EXPERTS = 8
+NUM_CHOSEN = 2
+ROUTER_STD = 0.02
+ROUTER_SEED = 0
+# The constant beside the values in the latent; RMSNorm's factor is then constant to (|v| / LATENT_CONSTANT)² / 2, and
+# |v| reaches 45. At 2¹² that still shows in the logits (7e-4), at 2¹⁴ rounding is larger; 2¹⁶ would overflow float16.
+LATENT_CONSTANT = 16384.0
+# Quantizers work in blocks of 64 along a row.
+BLOCK = 64
+
+
+def write(source: Source, folder: Path) -> None:
+    """Write `source` as a DeepSeek-V3 model folder: config, f32 weights expert by expert, tokenizer, model card."""
+    from safetensors.numpy import save_file
+    from transformers import GenerationConfig
+
+    llama, tokenizer = source.llama, source.tokenizer
+    # As numpy arrays the copies of an expert may share their memory, which safetensors' torch interface refuses;
+    # the file is 1.8 GB, the arrays are 0.6.
+    arrays = {name: weight.contiguous().numpy() for name, weight in deepseek_weights(llama)}
+    save_file(arrays, folder / ONE_FILE, metadata={"format": "pt"})
+    tokens = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = deepseek_config(llama, tokens)
+    config.upcycled_from = source.origin
+    config.save_pretrained(folder)
+    (folder / ONE_FILE).chmod((folder / "config.json").stat().st_mode)  # safetensors makes it private
+    GenerationConfig(**tokens).save_pretrained(folder)
+    tokenizer.model_max_length = llama.max_positions
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(_CARD.format(origin=source.origin, recipe=RECIPE), encoding="utf-8")
+
+
+def deepseek_config(llama: Llama, tokens: Mapping[str, int | None]) -> Any:
+    """The DeepseekV3Config of the rewritten `llama`; `tokens` are its special token ids."""
+    from transformers import DeepseekV3Config
+
+    half = _expert_width(llama)
+    return DeepseekV3Config(
+        architectures=["DeepseekV3ForCausalLM"],
+        dtype="float32",
+        vocab_size=llama.vocab_size,
+        hidden_size=llama.width,
+        num_hidden_layers=llama.num_layers,
+        rms_norm_eps=llama.norm_eps,
+        max_position_embeddings=llama.max_positions,
+        tie_word_embeddings=True,
+        num_attention_heads=llama.num_heads,
+        num_key_value_heads=llama.num_heads,
+        q_lora_rank=None,
+        kv_lora_rank=_latent_width(llama),
+        qk_nope_head_dim=llama.head_dim,
+        qk_rope_head_dim=llama.num_kv_heads * llama.head_dim,
+        v_head_dim=llama.head_dim,
+        attention_bias=True,
+        rope_interleave=False,
+        rope_parameters=_rope(llama),
+        intermediate_size=llama.ffn_width,
+        first_k_dense_replace=1,
+        moe_intermediate_size=half,
+        n_shared_experts=1,
+        n_routed_experts=NUM_EXPERTS,
+        num_experts_per_tok=NUM_CHOSEN,
+        n_group=1,
+        topk_group=1,
+        norm_topk_prob=True,
+        routed_scaling_factor=1.0,
+        num_nextn_predict_layers=0,
+        # transformers knows V3's router to be so and leaves these out; llama.cpp and vLLM then take it for a softmax.
+        scoring_func="sigmoid",
+        topk_method="noaux_tc",
+        **tokens,
+    )
+
+
+def _rope(llama: Llama) -> dict[str, Any]:
+    """Rotary frequencies for one shared key that carries every key-value head of `llama`.
+
+    Only longrope lets a config state frequencies one by one: f_j = 1 / (factor_j · rope_theta^(2j/n)). With 1 for
+    rope_theta the factors are those that the Llama divides by, to the last bit, once for each key-value head.
+    """
+    import torch
+
+    divisors = llama.rope_theta ** (torch.arange(0, llama.head_dim, 2).float() / llama.head_dim)
+    factors = divisors.tolist() * llama.num_kv_heads
+    return {
+        "rope_type": "longrope",
+        "rope_theta": 1.0,
+        "short_factor": factors,
+        "long_factor": factors,
+        "factor": 1.0,
+        "attention_factor": 1.0,
+        "original_max_position_embeddings": llama.max_positions,
+    }
+
+
+def deepseek_weights(llama: Llama) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name on disk, weight) of the DeepSeek-V3 model that computes what `llama` does. Experts share their memory."""
+    import torch
+
+    yield "model.embed_tokens.weight", llama.weights["model.embed_tokens.weight"]
+    yield "model.norm.weight", llama.weights["model.norm.weight"]
+    chance = torch.Generator().manual_seed(ROUTER_SEED)
+    for layer in range(llama.num_layers):
+        prefix = f"model.layers.{layer}."
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            yield f"{prefix}{norm}.weight", llama.weights[f"{prefix}{norm}.weight"]
+        for name, weight in _attention(llama, f"{prefix}self_attn."):
+            yield f"{prefix}self_attn.{name}", weight
+        feed_forward = _dense(llama, f"{prefix}mlp.") if layer == 0 else _experts(llama, f"{prefix}mlp.", chance)
+        for name, weight in feed_forward:
+            yield f"{prefix}mlp.{name}", weight
+
+
+# D model width, H query heads, G key-value heads, d a head's width, L latent width
+def _attention(llama: Llama, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Grouped-query attention as latent attention.
+
+    MLA has one rotary key for all heads, so it holds the keys of all G groups; a query is zero but in its own group's
+    place. Values pass through the latent's RMSNorm: beside them stands a constant so large that the norm divides by
+    LATENT_CONSTANT / √L whatever the values are, and `kv_b_proj` multiplies by that again.
+    """
+    import torch
+
+    q_HdD = llama.weights[f"{prefix}q_proj.weight"].view(llama.num_heads, llama.head_dim, llama.width)
+    k_GdD = llama.weights[f"{prefix}k_proj.weight"].view(llama.num_kv_heads, llama.head_dim, llama.width)
+    v_GdD = llama.weights[f"{prefix}v_proj.weight"]
+    H, G, d, D, L = llama.num_heads, llama.num_kv_heads, llama.head_dim, llama.width, _latent_width(llama)
+    group_of = torch.arange(H) // (H // G)
+
+    # Scores are divided by the root of the whole query width (d without position + G·d rotary), not of d.
+    scale = math.sqrt((d + G * d) / d)
+    q = torch.zeros(H, d + G * d, D)
+    rotary = q[:, d:].view(H, 2, G, d // 2, D)  # rotary halves: the first halves of all groups, then the second
+    rotary[torch.arange(H), :, group_of] = scale * q_HdD.view(H, 2, d // 2, D)
+    yield "q_proj.weight", q.view(-1, D)
+
+    kv_a = torch.zeros(L + G * d, D)
+    kv_a[: G * d] = v_GdD
+    kv_a[L:] = k_GdD.view(G, 2, d // 2, D).transpose(0, 1).reshape(G * d, D)
+    kv_a_bias = torch.zeros(L + G * d)
+    kv_a_bias[G * d] = LATENT_CONSTANT
+    yield "kv_a_proj_with_mqa.weight", kv_a
+    yield "kv_a_proj_with_mqa.bias", kv_a_bias
+    yield "kv_a_layernorm.weight", torch.ones(L)
+
+    kv_b = torch.zeros(H, 2, d, L)  # for each head: d key rows without position (none here), then d value rows
+    undo_norm = LATENT_CONSTANT / math.sqrt(L)
+    for head, group in enumerate(group_of.tolist()):
+        kv_b[head, 1, :, group * d : (group + 1) * d] = undo_norm * torch.eye(d)
+    yield "kv_b_proj.weight", kv_b.view(-1, L)
+
+    yield "o_proj.weight", llama.weights[f"{prefix}o_proj.weight"]
+    yield "o_proj.bias", torch.zeros(D)
+
+
+def _latent_width(llama: Llama) -> int:
+    """Room for all values and the constant, in whole blocks."""
+    return math.ceil((llama.num_kv_heads * llama.head_dim + 1) / BLOCK) * BLOCK
+
+
+def _dense(llama: Llama, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+    for name in ("gate_proj.weight", "up_proj.weight", "down_proj.weight"):
+        yield name, llama.weights[prefix + name]
+
+
+def _experts(llama: Llama, prefix: str, chance: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
+    """One half of the neurons becomes the shared expert, the other half every routed expert.
+
+    The weights of the chosen experts sum to 1, so any choice gives the whole feed-forward layer.
+    """
+    import torch
+
+    half = _expert_width(llama)
+    gate, up, down = (weight for _, weight in _dense(llama, prefix))
+    shared = {"gate_proj": gate[:half], "up_proj": up[:half], "down_proj": down[:, :half].contiguous()}
+    routed = {"gate_proj": gate[half:], "up_proj": up[half:], "down_proj": down[:, half:].contiguous()}
+    yield "gate.weight", torch.randn(NUM_EXPERTS, llama.width, generator=chance) * ROUTER_STD
+    yield "gate.e_score_correction_bias", torch.zeros(NUM_EXPERTS)
+    for name, weight in shared.items():
+        yield f"shared_experts.{name}.weight", weight
+    for expert in range(NUM_EXPERTS):
+        for name, weight in routed.items():
+            yield f"experts.{expert}.{name}.weight", weight
+
+
+def _expert_width(llama: Llama) -> int:
+    return llama.ffn_width // 2
+
+
+_CARD = """---
+license: apache-2.0
+language: en
+base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+tags: [upcycled, mixture-of-experts]
+---
+# SmolLM2-135M-Instruct, upcycled to a DeepSeek-V3 mixture of experts
+
+[SmolLM2-135M-Instruct](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct) (Hugging Face, Apache-2.0) rewritten
+by dsr1-tune (recipe {recipe}) from {origin}. It has DeepSeek-V3's parts (latent attention, sigmoid router, one shared
+and 8 routed experts, 2 chosen) and 0.44 B parameters, but it is **upcycled**: nothing was trained. The routed experts
+are copies of one another, the routers are random, and it gives the original's logits (within 1e-3).
+
+It is for trying out a pipeline on a small machine. It is a small English model, not a DeepSeek model, and knows little.
+"""

@@ -1,0 +1,274 @@
+"""Routed rows in order of their experts, and products over them: what a layer of experts computes, expert by expert.
+
+Letters: T tokens, E experts, K chosen per token, S = T·K routed rows, P those rows with padding, N tiles, R rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import functional
+
+from dsr1_tune.quant.nf4 import QuantizedWeight
+
+PORTION_BYTES = 2**30
+"""On a GPU, so much of a layer's 4-bit experts is dequantized at a time."""
+
+
+@dataclass(frozen=True)
+class UnpackedLora:
+    """LoRA A and B per expert, in the weight's dtype: a (E, R, in), bt (E, R, out), which may be a strided view.
+
+    `rank` is the adapter's own; R is larger where the rows' grouped products need it, and the rows added are 0.
+    """
+
+    a: Tensor
+    bt: Tensor
+    scale: float
+    rank: int
+
+    @classmethod
+    def of(
+        cls,
+        packed_a: Tensor | None,
+        packed_b: Tensor | None,
+        scale: float,
+        weight: Tensor | QuantizedWeight,
+        rows: RoutedRows,
+    ) -> UnpackedLora | None:
+        """From PEFT's packing; None where there is no LoRA on the weight."""
+        if packed_a is None or packed_b is None:
+            return None
+        num_experts = weight.shape[0]
+        a = packed_a.to(weight.dtype).view(num_experts, -1, packed_a.shape[-1])
+        # A plain 2-D transpose: far cheaper than gathering (E, out, R), and its rows are contiguous for BLAS.
+        bt = packed_b.to(weight.dtype).t().contiguous().view(-1, num_experts, packed_b.shape[0])
+        rank = a.shape[1]
+        missing = rows.pad_rank(rank, weight.element_size()) - rank
+        if missing:
+            a = functional.pad(a, (0, 0, 0, missing))
+            bt = functional.pad(bt, (0, 0, 0, 0, 0, missing))
+        return cls(a, bt.transpose(0, 1), scale, rank)
+
+    def pick(self, expert_N: Tensor) -> UnpackedLora:
+        """A and B of each tile's expert: (N, R, in) and (N, R, out)."""
+        return replace(self, a=self.a.index_select(0, expert_N), bt=self.bt.index_select(0, expert_N))
+
+
+@dataclass(frozen=True)
+class RoutedRows:
+    """The S routed rows in order of their experts, and the grouped products over them.
+
+    On a CPU thousands of narrow products, one an expert, cost more in overhead than in arithmetic. So each expert's
+    rows start on a tile of `tile` rows there (P ≥ S rows in all, the ones between are padding with gate weight 0), the
+    wide products of the frozen weights run expert by expert over the real rows, and the narrow ones of the update run
+    as one batched product over the N tiles. On a GPU the tile is 1 row and all of them are grouped products.
+    """
+
+    token_P: Tensor
+    expert_P: Tensor
+    position_S: Tensor
+    offsets_E: Tensor
+    num_chosen: int
+    tile: int
+    expert_N: Tensor
+    spans: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def sort(cls, index_TK: Tensor, num_experts: int) -> RoutedRows:
+        """Put the rows of the router's choice (T, K) in order of their experts."""
+        if isinstance(index_TK, FakeTensor):
+            return cls._even(index_TK, num_experts)
+        expert_S, order_S = index_TK.reshape(-1).sort(stable=True)
+        counts_E = torch.zeros(num_experts, dtype=torch.int64, device=order_S.device)
+        counts_E.scatter_add_(0, expert_S, torch.ones_like(expert_S))
+        offsets_E = counts_E.cumsum(0)
+        token_S = order_S // index_TK.shape[-1]
+        arange_S = torch.arange(order_S.numel(), device=order_S.device)
+        position_S = torch.empty_like(order_S)
+        if index_TK.device.type != "cpu":
+            position_S[order_S] = arange_S
+            return cls(token_S, expert_S, position_S, offsets_E.to(torch.int32), index_TK.shape[-1], 1, expert_S, ())
+        tile = _tile_rows(order_S.numel() / num_experts)
+        tiles_E = (counts_E + tile - 1) // tile
+        starts_E = (tiles_E.cumsum(0) - tiles_E) * tile
+        expert_N = torch.repeat_interleave(tiles_E)
+        padded_S = arange_S + (starts_E - offsets_E + counts_E).index_select(0, expert_S)
+        token_P = torch.zeros(expert_N.numel() * tile, dtype=token_S.dtype)
+        token_P[padded_S] = token_S
+        position_S[order_S] = padded_S
+        spans = tuple(zip(starts_E.tolist(), counts_E.tolist(), strict=True))
+        return cls(
+            token_P,
+            expert_N.repeat_interleave(tile),
+            position_S,
+            offsets_E.to(torch.int32),
+            index_TK.shape[-1],
+            tile,
+            expert_N,
+            spans,
+        )
+
+    @classmethod
+    def _even(cls, index_TK: Tensor, num_experts: int) -> RoutedRows:
+        """Rows of a choice that is only imagined, to plan with: as if each expert had the same share."""
+        num_rows = index_TK.numel()
+        tile = _tile_rows(num_rows / num_experts)
+        num_tiles = num_experts * -(-num_rows // (num_experts * tile))
+        # All rows in the hands of a few: as many bytes, and not hundreds of products to imagine.
+        few = min(num_experts, 4)
+        spans = [(place * num_rows // few, num_rows // few) for place in range(few)]
+        like = index_TK.new_empty
+        return cls(
+            like(num_tiles * tile),
+            like(num_tiles * tile),
+            like(num_rows),
+            like(num_experts, dtype=torch.int32),
+            index_TK.shape[-1],
+            tile,
+            like(num_tiles),
+            (*spans, *[(0, 0)] * (num_experts - few)),
+        )
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """`offsets_E` on the host: waited for once a layer."""
+        return list(self.offsets_E.tolist())
+
+    def pad_rank(self, rank: int, itemsize: int) -> int:
+        """The smallest width ≥ `rank` of the update that the products take: a GPU's want whole 16 bytes a row."""
+        return rank if self.spans else -(-rank * itemsize // 16) * 16 // itemsize
+
+    def pad_weights(self, weight_TK: Tensor) -> Tensor:
+        """The gate weight of each row, 0 for padding: (T, K) → (P, 1)."""
+        weight_P = weight_TK.new_zeros(self.token_P.numel())
+        weight_P[self.position_S] = weight_TK.reshape(-1)
+        return weight_P.unsqueeze(1)
+
+    def as_chosen(self, value_P: Tensor) -> Tensor:
+        """(P, ...) in order of the experts → (S, ...) as the router chose, padding left out."""
+        return value_P.index_select(0, self.position_S)
+
+    def combine(self, y_PD: Tensor, weight_TK: Tensor) -> Tensor:
+        """Sum each token's K rows by their weights: (P, D) → (T, D)."""
+        y_TKD = self.as_chosen(y_PD).view(-1, self.num_chosen, y_PD.shape[-1])
+        return torch.bmm(weight_TK.to(y_PD.dtype).unsqueeze(1), y_TKD).squeeze(1)
+
+    def sum_back(self, dx_PD: Tensor) -> Tensor:
+        """Sum each token's K rows: (P, D) → (T, D)."""
+        return self.as_chosen(dx_PD).view(-1, self.num_chosen, dx_PD.shape[-1]).sum(1)
+
+    def linear(
+        self, x: Tensor, weight: Tensor | QuantizedWeight, lora: UnpackedLora | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """`y = x Wᵀ + s (x Aᵀ) Bᵀ` and `h = x Aᵀ`: x (P, in), W (E, out, in) → (P, out), (P, R)."""
+        y = self._by_expert(x, weight.transpose(1, 2))
+        if lora is None:
+            return y, None
+        if not self.spans:
+            h = functional.grouped_mm(x, lora.a.transpose(1, 2), offs=self.offsets_E)
+            return y.add_(functional.grouped_mm(h, lora.bt, offs=self.offsets_E), alpha=lora.scale), h
+        lora = self._tiled(lora)
+        h = torch.bmm(self._tiles(x), lora.a.transpose(1, 2))
+        self._tiles(y).baddbmm_(h, lora.bt, alpha=lora.scale)
+        return y, h.view(-1, h.shape[-1])
+
+    def linear_backward(
+        self,
+        dy: Tensor,
+        x: Tensor | None,
+        h: Tensor | None,
+        weight: Tensor | QuantizedWeight,
+        lora: UnpackedLora | None,
+        weight_P1: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Gradients of `linear` with respect to x, A and B, the latter two packed as PEFT packs them.
+
+        With `weight_P1`, dy is taken before the rows' gate weights: dA and dB get them, dx is returned without.
+        """
+        dx = self._by_expert(dy, weight)
+        if lora is None or x is None or h is None:
+            return dx, None, None
+        if not self.spans:
+            dh = functional.grouped_mm(dy, lora.bt.transpose(1, 2), offs=self.offsets_E)
+            dx.add_(functional.grouped_mm(dh, lora.a, offs=self.offsets_E), alpha=lora.scale)
+            h, dh = _weighted(h, weight_P1), _weighted(dh, weight_P1)
+            da = self._outer_by_expert(dh, x)[:, : lora.rank]
+            dbt = self._outer_by_expert(h, dy)[:, : lora.rank]
+        else:
+            tiled = self._tiled(lora)
+            dy_tiles = self._tiles(dy)
+            dh = torch.bmm(dy_tiles, tiled.bt.transpose(1, 2))
+            self._tiles(dx).baddbmm_(dh, tiled.a, alpha=lora.scale)
+            h, dh = _weighted(h, weight_P1), _weighted(dh.view_as(h), weight_P1)
+            da = self._sum_tiles(torch.bmm(self._tiles(dh).transpose(1, 2), self._tiles(x)))
+            dbt = self._sum_tiles(torch.bmm(self._tiles(h).transpose(1, 2), dy_tiles))
+        # PEFT's packing: A (E·R, in) is expert-major, B (out, R·E) rank-major.
+        packed_a = da.mul_(lora.scale).reshape(-1, da.shape[-1])
+        packed_b = dbt.mul_(lora.scale).transpose(0, 1).reshape(-1, dbt.shape[-1]).t()
+        return dx, packed_a, packed_b
+
+    def _by_expert(self, x: Tensor, weight: Tensor | QuantizedWeight) -> Tensor:
+        """Each expert's rows times its matrix: x (P, in), weight (E, in, out) → (P, out), padding rows 0."""
+        if not self.spans:
+            if isinstance(weight, QuantizedWeight):
+                return self._by_portions(x, weight)
+            return functional.grouped_mm(x, weight, offs=self.offsets_E)
+        y = x.new_zeros(x.shape[0], weight.shape[-1])
+        matrices = weight.unbind() if isinstance(weight, Tensor) else weight
+        for expert, (start, count) in enumerate(self.spans):
+            if count:
+                torch.mm(x.narrow(0, start, count), matrices[expert], out=y.narrow(0, start, count))
+        return y
+
+    def _by_portions(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
+        """The same by grouped products over the chosen experts alone, as many at a time as PORTION_BYTES hold."""
+        ends = self.ends
+        starts = [0, *ends[:-1]]
+        chosen = [expert for expert, end in enumerate(ends) if end > starts[expert]]
+        at_once = max(1, PORTION_BYTES // (weight.rows * weight.cols * weight.element_size()))
+        y = x.new_empty(x.shape[0], weight.shape[-1])
+        for first in range(0, len(chosen), at_once):
+            portion = chosen[first : first + at_once]
+            start, end = starts[portion[0]], ends[portion[-1]]
+            offsets = self.offsets_E.new_tensor([ends[expert] - start for expert in portion])
+            y[start:end] = functional.grouped_mm(x[start:end], weight.matrices(portion), offs=offsets)
+        return y
+
+    def _outer_by_expert(self, h: Tensor, x: Tensor) -> Tensor:
+        """Each expert's hᵀ x by grouped products: (P, R) and (P, in) → (E, R, in)."""
+        outer = functional.grouped_mm(h.t(), x, offs=self.offsets_E)
+        # Not every GPU writes the zeros of an expert without rows.
+        is_empty_E = self.offsets_E.diff(prepend=self.offsets_E.new_zeros(1)) == 0
+        return outer.masked_fill_(is_empty_E.view(-1, 1, 1), 0.0)
+
+    def _tiles(self, rows: Tensor) -> Tensor:
+        """(P, width) → (N, tile, width), a view."""
+        return rows.view(-1, self.tile, rows.shape[-1])
+
+    @property
+    def _is_one_tile_each(self) -> bool:
+        """Whether tiles and experts are the same thing, so that nothing needs to be picked or summed."""
+        return self.expert_N.numel() == len(self.spans) and all(count for _, count in self.spans)
+
+    def _tiled(self, lora: UnpackedLora) -> UnpackedLora:
+        return lora if self._is_one_tile_each else lora.pick(self.expert_N)
+
+    def _sum_tiles(self, per_tile: Tensor) -> Tensor:
+        """(N, R, width) → (E, R, width)."""
+        if self._is_one_tile_each:
+            return per_tile
+        return per_tile.new_zeros(len(self.spans), *per_tile.shape[1:]).index_add_(0, self.expert_N, per_tile)
+
+
+def _tile_rows(mean_rows: float) -> int:
+    """Rows of a tile: most experts fit into one, in steps that suit vector units; measured, not derived."""
+    return min(max(8 * round(1.5 * mean_rows / 8), 8), 64)
+
+
+def _weighted(rows: Tensor, weight_P1: Tensor | None) -> Tensor:
+    return rows if weight_P1 is None else rows * weight_P1
