@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsr1_tune.data.clean.texts import meaning, named, say
+from dsr1_tune.data.clean.texts import named, say
+from dsr1_tune.data.rules.codes import meaning
 from dsr1_tune.data.rules.pairs import Opinions
 from dsr1_tune.report import html
 from dsr1_tune.report.catalogue import Language

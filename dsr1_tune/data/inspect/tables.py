@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dsr1_tune.data.read.charset import CERTAIN
-from dsr1_tune.data.record import CODES, DAMAGE, Drop
+from dsr1_tune.data.record import DAMAGE, Drop
+from dsr1_tune.data.rules.codes import meaning
 from dsr1_tune.data.rules.pairs import Opinions
 
 if TYPE_CHECKING:
@@ -197,10 +198,10 @@ def _reasons(facts: dict[str, Any]) -> Table:
     table.add_column("code", no_wrap=True)
     table.add_column("meaning; the first such row", overflow="fold")
     for code, number in facts["dropped"].items():
-        meaning = _plain(CODES.get(code, ""))
+        means = _plain(meaning(code))
         for example in facts["examples"].get(code, ())[:1]:
-            meaning.append(_plain(f"\n{example['file']}:{example['line']}: {example['detail']}", "dim"))
-        table.add_row(f"{number:,}", code, meaning)
+            means.append(_plain(f"\n{example['file']}:{example['line']}: {example['detail']}", "dim"))
+        table.add_row(f"{number:,}", code, means)
     return table
 
 
@@ -209,7 +210,7 @@ def _remarks(facts: dict[str, Any]) -> Table:
     table.add_column("rows", justify="right", no_wrap=True)
     table.add_column("what", overflow="fold")
     for code, number in facts["noted"].items():
-        table.add_row(f"{number:,}", _plain(f"{code}: {CODES.get(code, '')}"))
+        table.add_row(f"{number:,}", _plain(f"{code}: {meaning(code)}"))
     for name, number in facts["mended"].items():
         table.add_row(f"{number:,}", _plain(f"mended: {name.replace('_', ' ')}"))
     return table
@@ -246,8 +247,8 @@ def _codes_table(title: str, lines: Sequence[CodeLine]) -> Table:
     table.add_column("code", no_wrap=True)
     table.add_column("meaning; the first such row", overflow="fold")
     for line in lines:
-        meaning = _plain(f"{CODES.get(line.code, '')}\n")
-        table.add_row(f"{line.num_rows:,}", line.code, meaning.append(_plain(line.example, "dim")))
+        means = _plain(f"{meaning(line.code)}\n")
+        table.add_row(f"{line.num_rows:,}", line.code, means.append(_plain(line.example, "dim")))
     return table
 
 

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from dsr1_tune.data.encode.example import IGNORED, Example, encode, encode_all, prompt_text, render
-from dsr1_tune.data.record import CODES, Drop, Message, Place, Record
+from dsr1_tune.data.record import Drop, Message, Place, Record
+from dsr1_tune.data.rules.codes import MEANINGS
 
 # As reasoning models do: only the last answer keeps its thoughts.
 THOUGHTS = (
@@ -75,7 +76,7 @@ def learned(record: Record, tokenizer: Any) -> list[str]:
 def refusal(record: Record, tokenizer: Any, max_tokens: int = 1000) -> Drop:
     outcome = encode(record, tokenizer, max_tokens)
     assert isinstance(outcome, Drop), outcome
-    assert outcome.code in CODES
+    assert outcome.code in MEANINGS
     assert outcome.fix
     return outcome
 

@@ -20,7 +20,7 @@ from dsr1_tune.data.judge.judge import Judgement, Models, judge
 from dsr1_tune.data.judge.negatives import shuffle_characters
 from dsr1_tune.data.judge.score_cache import Memo, Pair
 from dsr1_tune.data.judge.scores import CHUNK_ROWS, SCORES
-from dsr1_tune.data.record import CODES
+from dsr1_tune.data.rules.codes import MEANINGS
 from dsr1_tune.errors import ModelError
 
 ROWS = 400
@@ -178,7 +178,7 @@ def test_mash_goes_without_any_model(tmp_path: Path) -> None:
 
 
 def test_every_code_is_a_known_one() -> None:
-    assert {*DROP_CODES.values(), "unhelped_answer"} <= set(CODES)
+    assert {*DROP_CODES.values(), "unhelped_answer"} <= set(MEANINGS)
 
 
 def test_too_few_rows_are_scored_but_none_is_dropped(tmp_path: Path) -> None:

@@ -6,15 +6,17 @@ import pytest
 
 from dsr1_tune.data.dedup.exact import Seen, fingerprint
 from dsr1_tune.data.read.read import read
-from dsr1_tune.data.record import CODES, Drop, Message, Place, Preference, Prompt, Record
-from dsr1_tune.data.rules import settings
-from dsr1_tune.data.rules.answers import lengths
-from dsr1_tune.data.rules.characters import encoding
+from dsr1_tune.data.record import Drop, Message, Place, Preference, Prompt, Record
 from dsr1_tune.data.rules.checker import Checker, long_enough, not_empty
-from dsr1_tune.data.rules.packs import Rules, load_pack
-from dsr1_tune.data.rules.repetition import repeated_text
-from dsr1_tune.data.rules.truncation import truncated_answer
-from dsr1_tune.data.rules.wording import blocked_word, refusal
+from dsr1_tune.data.rules.codes import MEANINGS
+from dsr1_tune.data.rules.filters.blocked_word import BlockedWord, blocked_word
+from dsr1_tune.data.rules.filters.encoding import Encoding, encoding
+from dsr1_tune.data.rules.filters.lengths import Lengths, lengths
+from dsr1_tune.data.rules.filters.refusal import Refusal, refusal
+from dsr1_tune.data.rules.filters.repetition import RepeatedText, repeated_text
+from dsr1_tune.data.rules.filters.truncated_answer import TruncatedAnswer, truncated_answer
+from dsr1_tune.data.rules.packs import load_pack
+from dsr1_tune.data.rules.registry import Rules
 
 
 def record(question="Q", answer="A", index=0, tools=""):
@@ -183,7 +185,7 @@ def test_a_fault_is_found(code, question, answer):
     drop = GENERAL.check(record(question, answer)).row
     assert isinstance(drop, Drop)
     assert drop.code == code
-    assert drop.code in CODES
+    assert drop.code in MEANINGS
     assert drop.path == ("$.input" if question.startswith("@#") else "$.output")
     assert drop.detail and drop.fix
 
@@ -772,7 +774,7 @@ def test_text_encoded_twice_is_mended():
 
 @pytest.mark.parametrize("hidden", ["ｓｃａｍ", "sc\u200bam", "SC\u00adAM"])
 def test_a_blocked_word_cannot_hide(hidden):
-    rule = settings.BlockedWord(words=("scam", "wild goose"))
+    rule = BlockedWord(words=("scam", "wild goose"))
     assert blocked_word(record("Q", f"It is a {hidden}!"), rule).code == "blocked_word"
     for space in ("  ", "\n", "\u00a0", "\u3000"):
         assert blocked_word(record("Q", f"a wild{space}Goose chase"), rule).code == "blocked_word"
@@ -813,7 +815,7 @@ def test_a_wrong_encoding_is_mended_first(broken, meant):
     "fine", ["Él comió piñas en São Paulo, à côté de l’église.", "Größe: 5 µm ± 2 %, 20 °C", "涓涓细流", "naïve café"]
 )
 def test_accents_are_no_mojibake(fine):
-    assert encoding(record(fine, fine), settings.Encoding()).messages[1].content == fine
+    assert encoding(record(fine, fine), Encoding()).messages[1].content == fine
 
 
 def test_the_rejected_answer_is_mended_too_and_else_left_alone():
@@ -883,18 +885,18 @@ def test_tool_calls_are_fine():
 
 
 def test_lengths():
-    assert lengths(record("ab", "cd"), settings.Lengths(max_chars=2)) == record("ab", "cd")
-    drop = lengths(record("abc", "cd"), settings.Lengths(max_chars=2))
+    assert lengths(record("ab", "cd"), Lengths(max_chars=2)) == record("ab", "cd")
+    drop = lengths(record("abc", "cd"), Lengths(max_chars=2))
     assert (drop.code, drop.path) == ("question_too_long", "$.input")
-    assert lengths(record("ab", "cde"), settings.Lengths(max_chars=2)).code == "answer_too_long"
-    assert lengths(record("ab", "c"), settings.Lengths(min_answer_chars=2)).code == "answer_too_short"
-    assert lengths(record("a", "cd"), settings.Lengths(min_question_chars=2)).code == "question_too_short"
+    assert lengths(record("ab", "cde"), Lengths(max_chars=2)).code == "answer_too_long"
+    assert lengths(record("ab", "c"), Lengths(min_answer_chars=2)).code == "answer_too_short"
+    assert lengths(record("a", "cd"), Lengths(min_question_chars=2)).code == "question_too_short"
 
 
 @pytest.mark.parametrize("many", [False, True])
 def test_blocked_words(many):
     others = tuple(f"word{n}" for n in range(100)) if many else ()
-    rule = settings.BlockedWord(words=(*others, "Scam", "赌博", "x"))
+    rule = BlockedWord(words=(*others, "Scam", "赌博", "x"))
     assert blocked_word(record("Q", "It is a scam!"), rule).code == "blocked_word"
     assert "'scam'" in blocked_word(record("a SCAM", "A"), rule).detail
     assert blocked_word(record("Q", "scampi"), rule) == record("Q", "scampi")
@@ -904,15 +906,15 @@ def test_blocked_words(many):
 
 def test_thresholds_are_settings():
     twice = record("Why exercise?", "It keeps you fit and happy. " * 6)
-    assert repeated_text(twice, settings.RepeatedText()).code == "repeated_text"
-    assert repeated_text(twice, settings.RepeatedText(max_share=1, max_run=9)) is twice
+    assert repeated_text(twice, RepeatedText()).code == "repeated_text"
+    assert repeated_text(twice, RepeatedText(max_share=1, max_run=9)) is twice
     unended = record("为什么要运动？", LONG_ZH + "此外，每天走路的人更健康")
-    assert truncated_answer(unended, settings.TruncatedAnswer()).code == "truncated_answer"
-    assert truncated_answer(unended, settings.TruncatedAnswer(unended=False)) is unended
+    assert truncated_answer(unended, TruncatedAnswer()).code == "truncated_answer"
+    assert truncated_answer(unended, TruncatedAnswer(unended=False)) is unended
     short = record("Why exercise?", "I'm sorry, but I can't help with that." + LONG_EN)
-    assert refusal(short, settings.Refusal()).code == "refusal"
-    assert refusal(short, settings.Refusal(max_chars=50)) is short
-    assert refusal(record("Q", "No comment, sorry."), settings.Refusal(phrases=("no comment",))).code == "refusal"
+    assert refusal(short, Refusal()).code == "refusal"
+    assert refusal(short, Refusal(max_chars=50)) is short
+    assert refusal(record("Q", "No comment, sorry."), Refusal(phrases=("no comment",))).code == "refusal"
 
 
 def test_strange_texts_break_no_rule():

@@ -9,7 +9,8 @@ import yaml
 
 from dsr1_tune.data.record import Drop, Message, Place, Preference, Prompt, Record
 from dsr1_tune.data.rules.checker import Checker
-from dsr1_tune.data.rules.packs import SHIPPED, Pack, Rules, load_pack, shipped_packs
+from dsr1_tune.data.rules.packs import SHIPPED, Pack, load_pack, shipped_packs
+from dsr1_tune.data.rules.registry import Rules
 from dsr1_tune.errors import ConfigError, DataError
 
 NAMES = ("general", "code", "finance", "legal", "math", "medical", "none", "support")
