@@ -125,7 +125,7 @@ def prompt_of(row: Row) -> tuple[Message, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A row that cannot be used, and how to mend it.
+    """A row that cannot be used, and how to fix it.
 
     `code` is one of those in rules/codes.py; `path` is the JSON path inside the row (`$.messages[1].content`); `row` is
     the row as it was read, or its raw text where it could not be parsed. A rule fills in what is wrong; the pipeline
@@ -161,11 +161,11 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What became of a row in one step: the row, perhaps mended, or a Drop; and what is odd about a row that is kept.
+    """What became of a row in one step: the row, perhaps repaired, or a Drop; and what is odd about a row that is kept.
 
-    `notes` are remarks in the form of Drops; `mended` names what was repaired, such as "encoding".
+    `notes` are remarks in the form of Drops; `repaired` names what was repaired, such as "encoding".
     """
 
     row: Row | Drop
     notes: tuple[Drop, ...] = ()
-    mended: tuple[str, ...] = ()
+    repaired: tuple[str, ...] = ()

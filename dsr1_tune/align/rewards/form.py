@@ -236,7 +236,7 @@ class ThinkFormat(Component):
         if opens != 0 and self.opened == "prompt":
             return 0.0
         found = thinking.part(text)
-        return float(bool(found and found.thought.strip() and found.said.strip()))
+        return float(bool(found and found.reasoning.strip() and found.answer.strip()))
 
 
 class Words(Component):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dsr1_tune.data.read.charset import CERTAIN
 from dsr1_tune.data.record import DAMAGE, Drop
 from dsr1_tune.data.rules.codes import meaning
-from dsr1_tune.data.rules.pairs import Opinions
+from dsr1_tune.data.rules.pairs import PreferenceStats
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +50,7 @@ class Report:
     kinds: dict[str, int]
     drops: tuple[Drop, ...]
     noted: tuple[CodeLine, ...] = ()
-    opinions: Opinions = field(default_factory=Opinions)
+    opinions: PreferenceStats = field(default_factory=PreferenceStats)
 
     @classmethod
     def of(cls, prepared: Prepared) -> Report:
@@ -62,7 +62,7 @@ class Report:
         codes = _by_code(prepared.drops)
         noted = _by_code([note for row in prepared.rows for note in row.notes])
         kinds = dict(Counter(type(row).__name__.lower() for row in prepared.rows))
-        return cls(tuple(files), codes, kinds, prepared.drops, noted, Opinions.of(prepared.rows))
+        return cls(tuple(files), codes, kinds, prepared.drops, noted, PreferenceStats.of(prepared.rows))
 
     @property
     def num_rows(self) -> int:
@@ -83,7 +83,7 @@ class Report:
             "kept": self.kinds,
             "dropped": {line.code: line.num_rows for line in self.codes},
             "noted": {line.code: line.num_rows for line in self.noted},
-            "opinions": self.opinions.as_json() if self.opinions != Opinions() else None,
+            "opinions": self.opinions.as_json() if self.opinions != PreferenceStats() else None,
             "files": [
                 {
                     "file": line.facts.file,
@@ -140,7 +140,7 @@ def show_facts(facts: dict[str, Any], console: Console) -> None:
     if facts["noted"] or facts["mended"]:
         console.print(_remarks(facts))
     if counts := facts["opinions"]:
-        _show_opinions(Opinions.counted(counts), console)
+        _show_opinions(PreferenceStats.counted(counts), console)
     found = facts["personal_data"]["kinds"]
     if found:
         listed = ", ".join(
@@ -236,7 +236,7 @@ def _files_table(report: Report) -> Table:
     return table
 
 
-def _show_opinions(opinions: Opinions, console: Console) -> None:
+def _show_opinions(opinions: PreferenceStats, console: Console) -> None:
     for text, is_warning in opinions.sentences():
         console.print(_plain(text, "yellow" if is_warning else ""))
 

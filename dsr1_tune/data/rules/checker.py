@@ -65,13 +65,13 @@ class Checker:
         self._steps += filter(None, map(_custom_step, pack.custom))
 
     def check(self, row: Row) -> Checked:
-        """The row, perhaps mended, or the Drop of the first rule that objects; and remarks of those that only warn.
+        """The row, perhaps repaired, or the Drop of the first rule that objects; and remarks of those that only warn.
 
         Of a preference, prompt and chosen answer are looked at; of a prompt, and of feedback on a bad answer, only what
         is asked. Raises DataError where a rule of the user's own fails.
         """
         notes: list[Drop] = []
-        mended: list[str] = []
+        repaired: list[str] = []
         is_prompt = lacks_answer(row)
         for name, warns, reads_questions, function, settings in self._steps:
             if is_prompt and not reads_questions:
@@ -81,12 +81,12 @@ class Checker:
                 continue
             if isinstance(outcome, Drop):
                 if not warns:
-                    return Checked(outcome, tuple(notes), tuple(mended))
+                    return Checked(outcome, tuple(notes), tuple(repaired))
                 notes.append(outcome)
             else:
                 row = outcome
-                mended.append(name)
-        return Checked(row, tuple(notes), tuple(mended)) if notes or mended else Checked(row)
+                repaired.append(name)
+        return Checked(row, tuple(notes), tuple(repaired)) if notes or repaired else Checked(row)
 
 
 def _custom_step(custom: Custom) -> _Step | None:
@@ -165,7 +165,7 @@ def _as_record(row: Record | Preference | Feedback) -> Record:
 
 
 def _as_row(record: Record, row: Record | Preference | Feedback) -> Row:
-    """A mended record as the kind of row it came from, at the same place."""
+    """A repaired record as the kind of row it came from, at the same place."""
     if isinstance(row, Preference):
         return replace(row, prompt=record.messages[:-1], chosen=record.messages[-1])
     if isinstance(row, Feedback):

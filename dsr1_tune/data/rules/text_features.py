@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from dsr1_tune.data.record import Feedback, Message, Preference, Prompt, Record, Row
 
-# Dear checks look at the beginning and the end of a text that is longer than twice this.
+# Expensive checks look at the beginning and the end of a text that is longer than twice this.
 LONG = 10_000
 
 _CONTINUATION = bytes(range(0x80, 0xC0))

@@ -17,7 +17,7 @@ from dsr1_tune.data.privacy.guard import find
 from dsr1_tune.data.record import Drop, Feedback, Message, Place, Preference, Prompt, Record
 from dsr1_tune.data.rules.checker import Checker
 from dsr1_tune.data.rules.packs import load_pack
-from dsr1_tune.data.rules.pairs import Opinions
+from dsr1_tune.data.rules.pairs import PreferenceStats
 from dsr1_tune.errors import DataError
 
 CONTENTS = [(domain, language) for domain in DOMAINS for language in LANGUAGES]
@@ -98,7 +98,7 @@ def test_length_does_not_tell_the_better_answer():
         for domain, language in CONTENTS
         for item in yaml.safe_load((templates._FOLDER / f"{domain}.{language}.yaml").read_text("utf-8"))["items"]
     ]
-    found = Opinions.of(rows)
+    found = PreferenceStats.of(rows)
     assert found.num_pairs == 60
     assert found.length_share < 0.55 and not found.length_tells
 

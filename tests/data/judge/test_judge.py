@@ -15,11 +15,11 @@ import orjson
 import pytest
 
 from dsr1_tune.config import Judge
-from dsr1_tune.data.judge.judge import CODES as DROP_CODES
-from dsr1_tune.data.judge.judge import Judgement, Models, judge
+from dsr1_tune.data.judge.bench import SCORES
+from dsr1_tune.data.judge.judge import DROP_CODES, Judgement, Models, judge
 from dsr1_tune.data.judge.negatives import shuffle_characters
 from dsr1_tune.data.judge.score_cache import Memo, Pair
-from dsr1_tune.data.judge.scores import CHUNK_ROWS, SCORES
+from dsr1_tune.data.judge.scores import CHUNK_ROWS
 from dsr1_tune.data.rules.codes import MEANINGS
 from dsr1_tune.errors import ModelError
 

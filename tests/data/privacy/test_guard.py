@@ -225,7 +225,7 @@ def test_count_leaves_the_row():
     row = record("我的电话13812345678，备用13912345678", "好的，a@qq.com")
     checked, counts = Guard((), "count").check(row)
     assert checked.row is row
-    assert checked.mended == ()
+    assert checked.repaired == ()
     assert counts == {"cn_mobile": 2, "email": 1}
 
 
@@ -238,7 +238,7 @@ def test_redact_gives_one_value_one_placeholder_however_it_is_written():
 def test_redact_says_so_and_keeps_what_is_clean():
     row = record("你好", "13812345678")
     checked, counts = Guard((), "redact").check(row)
-    assert checked.mended == ("personal_data",)
+    assert checked.repaired == ("personal_data",)
     assert counts == {"cn_mobile": 1}
     assert checked.row.messages[0] == row.messages[0]
     assert checked.row.messages[1].path == "$.messages[1].content"

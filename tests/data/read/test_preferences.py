@@ -18,7 +18,7 @@ from dsr1_tune.data.read.labels import is_good
 from dsr1_tune.data.read.read import read
 from dsr1_tune.data.record import Drop, Feedback, Message, Place, Preference, Prompt, Record, messages_of, prompt_of
 from dsr1_tune.data.rules.checker import Checker
-from dsr1_tune.data.rules.pairs import Opinions, answers_differ, opposed, remarks_on_pair, stance_of
+from dsr1_tune.data.rules.pairs import PreferenceStats, answers_differ, opposed, remarks_on_pair, stance_of
 from dsr1_tune.data.rules.text_features import view
 from dsr1_tune.errors import DataError
 
@@ -236,17 +236,19 @@ def test_who_disagrees():
 
 
 def test_what_length_alone_tells():
-    found = Opinions.of([pair("long answer", "b"), pair("a", "longer"), pair("c", "d"), pair("even longer", "d")])
+    found = PreferenceStats.of(
+        [pair("long answer", "b"), pair("a", "longer"), pair("c", "d"), pair("even longer", "d")]
+    )
     assert (found.num_pairs, found.num_chosen_longer, found.num_rejected_longer) == (4, 2, 1)
     assert found.longer_share == found.length_share == 0.625 and not found.length_tells
     ((text, is_warning),) = found.sentences()
     assert "longer answer in 2 of 4 pairs, rejected in 1: who only takes the longer one is right in 62%" in text
     assert not is_warning
-    shorter = Opinions.of([pair("a", f"longer {n}") for n in range(20)])
+    shorter = PreferenceStats.of([pair("a", f"longer {n}") for n in range(20)])
     assert (shorter.longer_share, shorter.length_share, shorter.length_tells) == (0, 1, True)
     ((text, is_warning),) = shorter.sentences()
     assert "who only takes the shorter one is right in 100%" in text and is_warning
-    assert Opinions.of([rated("A", True)]).sentences() == [
+    assert PreferenceStats.of([rated("A", True)]).sentences() == [
         ("Labels: 1 good, 0 bad. One kind alone teaches little: add the other.", True)
     ]
 
@@ -279,7 +281,7 @@ def test_check_knows_pairs_and_labels(write):
     prepared = examine(Data(files=(write("a.jsonl", ROWS),)))
     report = Report.of(prepared)
     assert report.summary()["dropped"] == FATES and report.kinds == {"preference": 1, "feedback": 1}
-    assert report.opinions == Opinions(1, 1, 0, 0, 1)
+    assert report.opinions == PreferenceStats(1, 1, 0, 0, 1)
     assert [drop.place.index for drop in prepared.drops] == [0, 1, 2, 4, 5, 7]
     assert "other way round at line 2 (row 1)" in prepared.drops[0].detail
 
@@ -288,7 +290,7 @@ def test_clean_knows_pairs_and_labels_and_writes_what_can_be_read_again(write, t
     found = run.run(CleanRun(data=Data(files=(write("a.jsonl", ROWS),), eval_share=0), out=tmp_path / "out", workers=1))
     facts = found.facts
     assert facts["dropped"] == FATES and facts["kinds"] == {"preference": 1, "feedback": 1}
-    assert facts["opinions"] == {**Opinions(1, 1, 0, 0, 1).as_json()}
+    assert facts["opinions"] == {**PreferenceStats(1, 1, 0, 0, 1).as_json()}
     assert (facts["duplicates"]["num_opposed"], facts["duplicates"]["num_contradictory"]) == (4, 0)
     again = list(read([found.folder / "train.jsonl"]))
     assert [type(row) for row in again] == [Preference, Feedback]
@@ -296,7 +298,7 @@ def test_clean_knows_pairs_and_labels_and_writes_what_can_be_read_again(write, t
     assert (said(again[1])[1], again[1].is_good) == (("assistant", "One eats with it."), False)
     rejected = [json.loads(line) for line in (found.folder / "rejected.jsonl").open(encoding="utf-8")]
     assert next(row["code"] for row in rejected if row["stage"] == "duplicates") == "contradictory_preference"
-    facts["opinions"] = Opinions(30, 30).as_json()
+    facts["opinions"] = PreferenceStats(30, 30).as_json()
     for language, words in (("en", "right in 100.0 %"), ("zh", "只选较长的回答")):
         page = render(facts, language)
         assert words in page.replace("\u202f", " ").replace("100.0%", "100.0 %")
@@ -318,5 +320,5 @@ def test_real_preferences(real):
     """A public file of 300 pairs: five repeat another, and length tells little."""
     report = Report.of(examine(Data(files=(real("LLaMA-Factory/dpo_en_demo.json"),))))
     assert report.summary()["dropped"] == {"exact_duplicate": 5}
-    assert report.opinions == Opinions(295, 130, 164) and not report.opinions.length_tells
+    assert report.opinions == PreferenceStats(295, 130, 164) and not report.opinions.length_tells
     assert [line.code for line in report.noted] == ["uneven_lengths"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dsr1_tune.data.read.read import open_files, read
-from dsr1_tune.data.read.role_tags import Dialogue, begins_tagged, tell_apart
+from dsr1_tune.data.read.role_tags import Dialogue, begins_with_role_tag, split_role_tags
 from dsr1_tune.data.record import Drop, Preference, Prompt, Record
 
 THREE = [("user", "Q1"), ("assistant", "A1"), ("user", "Q2")]
@@ -114,7 +114,7 @@ def test_a_dialogue_that_the_instruction_speaks_about_is_text(write):
 
 
 def test_words_of_another_family_are_text():
-    dialogue = tell_apart("Human: what is\nuser: x\nAssistant: A1\nHuman: and\nbot: y", has_answer=True)
+    dialogue = split_role_tags("Human: what is\nuser: x\nAssistant: A1\nHuman: and\nbot: y", has_answer=True)
     assert isinstance(dialogue, Dialogue)
     assert [text for _, text in dialogue.turns] == ["what is\nuser: x", "A1", "and\nbot: y"]
 
@@ -155,9 +155,9 @@ def test_prompts(write):
 
 def test_the_quick_look_sees_every_dialogue():
     for text in ("<user>: a", " \nHuman : a", "### Human: a", "用户：a", "问: a", "System: a", "系统：a"):
-        assert begins_tagged(text)
+        assert begins_with_role_tag(text)
     for text in ("users: a", "Q: a", "<users>: a", "提问：a", ""):
-        assert not begins_tagged(text)
+        assert not begins_with_role_tag(text)
 
 
 def test_liver_cancer(real):

@@ -311,7 +311,7 @@ def test_what_is_fine_is_kept(question, answer):
     row = record(question, answer)
     checked = GENERAL.check(row)
     assert checked.row is row, checked.row
-    assert checked.mended == ()
+    assert checked.repaired == ()
 
 
 # Families of faults, with wordings of many kinds: what a rule finds must not hang on a single phrase.
@@ -763,7 +763,7 @@ def test_what_was_read_in_an_asian_encoding_is_mended_or_dropped(wrong, text):
         return
     checked = GENERAL.check(record("What is it? 是什么？", broken))
     assert isinstance(checked.row, Record), checked.row
-    assert (checked.row.answer, checked.mended) == (text, ("encoding",))
+    assert (checked.row.answer, checked.repaired) == (text, ("encoding",))
 
 
 def test_text_encoded_twice_is_mended():
@@ -804,7 +804,7 @@ def test_a_wrong_encoding_is_mended_first(broken, meant):
     checked = GENERAL.check(row)
     assert isinstance(checked.row, Record), checked.row
     assert checked.row.answer == meant
-    assert checked.mended == ("encoding",)
+    assert checked.repaired == ("encoding",)
     assert checked.row.messages[-1].path == "$.output"
     assert checked.row.place == row.place
     strict = Checker(GENERAL.pack.model_copy(update={"rules": Rules(encoding={"repair": False})}))

@@ -253,7 +253,7 @@ def test_a_rule_of_ones_own(pack):
 def test_a_rule_of_ones_own_mends_and_warns(pack):
     checked = own(pack, "louder").check(record())
     assert checked.row.answer == "IT IS GOOD FOR THE HEART."
-    assert (checked.mended, checked.row.place, checked.row.row) == (("my louder",), record().place, record().row)
+    assert (checked.repaired, checked.row.place, checked.row.row) == (("my louder",), record().place, record().row)
     checked = own(pack, "short", "warn").check(record())
     assert isinstance(checked.row, Record)
     assert [note.detail for note in checked.notes] == ["my short objects"]

@@ -22,10 +22,10 @@ from dsr1_tune.data.rules.text_features import (
 
 
 class Encoding(RuleSettings):
-    """Text decoded in a wrong encoding: mended where that is certain, else dropped as mojibake."""
+    """Text decoded in a wrong encoding: repaired where that is certain, else dropped as mojibake."""
 
     repair: bool = True
-    """Mend what can be mended."""
+    """Repair what can be repaired."""
 
 
 class ReplacementCharacter(RuleSettings):
@@ -36,22 +36,22 @@ class ReplacementCharacter(RuleSettings):
 
 
 def encoding(row: Row, settings: Encoding) -> Row | Drop:
-    """Mend text decoded in a wrong encoding; drop the row where it cannot be mended."""
+    """Repair text decoded in a wrong encoding; drop the row where it cannot be repaired."""
     seen = view(row)
-    mended: list[str] | None = None
+    repaired: list[str] | None = None
     for number, text in enumerate(seen.texts):
         if not _may_be_mojibake(text) or _ABOUT_ENCODINGS.search(seen.asked):
             continue
-        content = _mend(text.content) if settings.repair else text.content
+        content = _repaired_text(text.content) if settings.repair else text.content
         evidence = _mojibake_in(content)
         if evidence:
             detail = f"decoded in a wrong encoding: {quoted(evidence)}"
             return Drop("mojibake", detail, "convert the source to UTF-8 again", text.message.path)
         if content != text.content:
-            mended = mended or [other.content for other in seen.texts]
-            mended[number] = content
-    if mended:
-        row = with_texts(row, mended)
+            repaired = repaired or [other.content for other in seen.texts]
+            repaired[number] = content
+    if repaired:
+        row = with_texts(row, repaired)
     # Else the broken encoding would be what tells the worse answer from the better.
     if isinstance(row, Preference) and settings.repair:
         rejected = _repaired(row.rejected)
@@ -63,8 +63,8 @@ def encoding(row: Row, settings: Encoding) -> Row | Drop:
 
 
 def _repaired(message: Message) -> Message:
-    """The same message, or the mended one."""
-    content = _mend(message.content) if _may_be_mojibake(Text(message)) else message.content
+    """The same message, or the repaired one."""
+    content = _repaired_text(message.content) if _may_be_mojibake(Text(message)) else message.content
     return message if content == message.content else replace(message, content=content)
 
 
@@ -161,7 +161,7 @@ def _is_misread_korean(content: str) -> bool:
 _MISREAD_AS = ("gbk", "gb18030", "cp932", "big5", "cp949")
 
 
-def _mend(content: str) -> str:
+def _repaired_text(content: str) -> str:
     """The text as it was meant, where that is certain; else the text."""
     import ftfy
     from ftfy.badness import badness
