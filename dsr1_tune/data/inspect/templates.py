@@ -19,9 +19,15 @@ from dsr1_tune.errors import DataError
 DOMAINS = ("general", "medical", "legal", "finance", "support")
 LANGUAGES = ("en", "zh")
 
-_PACKAGE = Path(__file__).parents[2]
-# In a wheel they lie inside the package, in a checkout beside it.
-_FOLDER = next(filter(Path.is_dir, (_PACKAGE / "data_templates", _PACKAGE.parent / "data_templates")))
+_TEXTS: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+
+
+def folder_beside(package: Path) -> Path:
+    """The folder of the templates: inside the package in a wheel, beside it in a checkout."""
+    return next(filter(Path.is_dir, (package / "data_templates", package.parent / "data_templates")))
+
+
+_FOLDER = folder_beside(Path(__file__).parents[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +208,6 @@ _ROWS: dict[str, Callable[[dict[str, Any]], Iterator[dict[str, Any]]]] = {
     "feedback": _feedback,
     "prompts": _prompts,
 }
-_TEXTS: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 FORMATS = {name: Format(rows, **_TEXTS["formats"][name]) for name, rows in _ROWS.items()}
 """What `--format` knows, by name."""
 

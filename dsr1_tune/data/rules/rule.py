@@ -58,14 +58,19 @@ class RuleSettings(ConfigSection):
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule that looks at each row: `check` takes the row and the settings, and returns the row, perhaps repaired, or a Drop.
+    """A rule that looks at each row: `check` takes the row and the settings and returns the row, perhaps repaired, or a Drop.
 
-    `codes` are the codes of its Drops with their meanings. A rule with `reads_questions` also sees rows without a good
-    answer: prompts, and feedback on a bad answer.
+    `means` says what the codes of its Drops mean: one Meaning where the code is the rule's name, else one for each code.
+    A rule with `reads_questions` also sees rows without a good answer: prompts, and feedback on a bad answer.
     """
 
     name: str
     check: Callable[[Any, Any], Row | Drop]
-    codes: Mapping[str, Meaning]
+    means: Meaning | Mapping[str, Meaning]
     settings: type[RuleSettings] = RuleSettings
     reads_questions: bool = False
+
+    @property
+    def codes(self) -> Mapping[str, Meaning]:
+        """The codes of its Drops with their meanings."""
+        return {self.name: self.means} if isinstance(self.means, Meaning) else self.means

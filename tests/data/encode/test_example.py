@@ -8,6 +8,8 @@ from itertools import groupby
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -34,6 +36,13 @@ STRICT = (
     "{% for message in messages %}{% if message['role'] == 'system' %}"
     "{{ raise_exception('System role not supported') }}{% endif %}"
     "<|im_start|>{{ message['content'] }}<|im_end|>\n{% endfor %}"
+)
+
+
+# Words without the template's own tags and the mark by which it is searched.
+_CHARACTERS = st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="<\ufffc")
+_SAID = st.text(_CHARACTERS, min_size=1).filter(str.strip)
+    str.strip
 )
 
 
@@ -132,6 +141,16 @@ def test_the_same_words_said_by_the_user_are_not_learned(tiny_tokenizer: Any) ->
 )
 def test_answers_are_learned_to_the_letter(tiny_tokenizer: Any, answer: str) -> None:
     assert learned(asked(answer, question="怎么样？😀"), tiny_tokenizer) == [f"{answer}<|im_end|>"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(turns=st.lists(st.tuples(_SAID, _SAID.filter(lambda text: text.strip() == text)), min_size=1, max_size=3))
+def test_encode_learns_the_answers_of_any_conversation_to_the_letter(tiny_tokenizer: Any, turns: Any) -> None:
+    said = [turn for question, answer in turns for turn in (("user", question), ("assistant", answer))]
+    example = encoded(record(*said), tiny_tokenizer, 10_000)
+    shown = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in said)
+    assert tiny_tokenizer.decode(example.input_ids, skip_special_tokens=False) == shown
+    assert learned(record(*said), tiny_tokenizer) == [f"{answer}<|im_end|>" for _, answer in turns]
 
 
 def test_a_character_of_several_tokens_is_not_cut_at_the_border(with_template: Any) -> None:

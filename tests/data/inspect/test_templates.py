@@ -216,3 +216,18 @@ def test_no_personal_data():
     for domain, language in CONTENTS:
         text = (templates._FOLDER / f"{domain}.{language}.yaml").read_text("utf-8")
         assert [(found.kind, text[found.start : found.end]) for found in find(text)] == []
+
+
+def test_templates_are_found_in_a_wheel_and_in_a_checkout(tmp_path):
+    package = tmp_path / "dsr1_tune"
+    beside = tmp_path / "data_templates"
+    beside.mkdir()
+    assert templates.folder_beside(package) == beside
+    inside = package / "data_templates"
+    inside.mkdir(parents=True)
+    assert templates.folder_beside(package) == inside
+
+
+def test_templates_are_a_file_for_every_domain_and_language():
+    files = {f"{domain}.{language}.yaml" for domain, language in CONTENTS}
+    assert {file.name for file in templates._FOLDER.glob("*.yaml")} == files

@@ -38,12 +38,7 @@ def shouting(row, settings):
     return row
 
 
-SHOUTING = Rule(
-    "shouting",
-    shouting,
-    {"shouting": Meaning("the answer is written in capital letters", "回答全是大写字母")},
-    Shouting,
-)
+SHOUTING = Rule("shouting", shouting, Meaning("the answer is written in capital letters", "回答全是大写字母"), Shouting)
 CLASH = Rule("clash", shouting, {"refusal": Meaning("mine", "我的")})
 BREAKS = Rule("breaks", lambda row, settings: row.answr, {"breaks": Meaning("it breaks", "出错")})
 NUMBER = Rule("number", lambda row, settings: 3, {"number": Meaning("a number", "数字")})

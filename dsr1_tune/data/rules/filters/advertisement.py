@@ -130,10 +130,6 @@ _ASKS_FOR_ADS = _TABLE.pattern("asks_for_ads")
 ADVERTISEMENT = Rule(
     "advertisement",
     advertisement,
-    {
-        "advertisement": Meaning(
-            "the answer advertises: links, contact numbers, calls to buy", "回答是广告：链接、联系方式、促销"
-        ),
-    },
+    Meaning("the answer advertises: links, contact numbers, calls to buy", "回答是广告：链接、联系方式、促销"),
     Advertisement,
 )

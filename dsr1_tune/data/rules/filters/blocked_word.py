@@ -108,9 +108,7 @@ def _candidates(lowered: str, settings: BlockedWord) -> list[str]:
 BLOCKED_WORD = Rule(
     "blocked_word",
     blocked_word,
-    {
-        "blocked_word": Meaning("the row holds a word of your list", "含有屏蔽词表中的词"),
-    },
+    Meaning("the row holds a word of your list", "含有屏蔽词表中的词"),
     BlockedWord,
     reads_questions=True,
 )

@@ -100,10 +100,6 @@ _ABOUT_PAGES = _TABLE.pattern("about_pages")
 BOILERPLATE = Rule(
     "boilerplate",
     boilerplate,
-    {
-        "boilerplate": Meaning(
-            "the answer is a web page's navigation, cookie or copyright text", "回答是网页导航、Cookie 提示或版权声明"
-        ),
-    },
+    Meaning("the answer is a web page's navigation, cookie or copyright text", "回答是网页导航、Cookie 提示或版权声明"),
     Boilerplate,
 )

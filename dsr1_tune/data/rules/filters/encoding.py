@@ -271,7 +271,7 @@ ENCODING = Rule(
     {
         "mojibake": Meaning(
             "the text was decoded in a wrong encoding, and cannot be mended", "文本按错误编码解码，无法修复"
-        ),
+        )
     },
     Encoding,
     reads_questions=True,
@@ -279,11 +279,7 @@ ENCODING = Rule(
 REPLACEMENT_CHARACTER = Rule(
     "replacement_character",
     replacement_character,
-    {
-        "replacement_character": Meaning(
-            "the text holds U+FFFD, where characters were lost", "文本含有 U+FFFD，已有字符丢失"
-        ),
-    },
+    Meaning("the text holds U+FFFD, where characters were lost", "文本含有 U+FFFD，已有字符丢失"),
     ReplacementCharacter,
     reads_questions=True,
 )

@@ -69,21 +69,12 @@ _PLACEHOLDER = re.compile(r"\{\{\s*[^\W\d][\w .-]{0,40}\}\}")
 
 
 HTML_MARKUP = Rule(
-    "html_markup",
-    html_markup,
-    {
-        "html_markup": Meaning("the text holds the markup of a web page", "文本含有网页标记"),
-    },
-    HtmlMarkup,
+    "html_markup", html_markup, Meaning("the text holds the markup of a web page", "文本含有网页标记"), HtmlMarkup
 )
 TEMPLATE_PLACEHOLDER = Rule(
     "template_placeholder",
     template_placeholder,
-    {
-        "template_placeholder": Meaning(
-            "the text holds a placeholder such as {{name}}", "文本含有 {{name}} 一类的占位符"
-        ),
-    },
+    Meaning("the text holds a placeholder such as {{name}}", "文本含有 {{name}} 一类的占位符"),
     TemplatePlaceholder,
     reads_questions=True,
 )

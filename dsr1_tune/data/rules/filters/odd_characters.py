@@ -123,11 +123,9 @@ _ONLY_MATHS = re.compile(r"[\d\s+\-*/=^().,<>≤≥×÷%!?？a-z]*\d[\d\s+\-*/=^
 ODD_CHARACTERS = Rule(
     "odd_characters",
     odd_characters,
-    {
-        "odd_characters": Meaning(
-            "the text is mostly signs that are no language, code or formula", "文本大多是既非语言、也非代码或公式的符号"
-        ),
-    },
+    Meaning(
+        "the text is mostly signs that are no language, code or formula", "文本大多是既非语言、也非代码或公式的符号"
+    ),
     OddCharacters,
     reads_questions=True,
 )

@@ -99,10 +99,6 @@ _ABOUT_SIGNS = _TABLE.pattern("about_signs")
 PLACEHOLDER_ANSWER = Rule(
     "placeholder_answer",
     placeholder_answer,
-    {
-        "placeholder_answer": Meaning(
-            "the answer is a stand-in such as TODO, N/A or 无", "回答只是占位内容，如 TODO、N/A 或“无”"
-        ),
-    },
+    Meaning("the answer is a stand-in such as TODO, N/A or 无", "回答只是占位内容，如 TODO、N/A 或“无”"),
     PlaceholderAnswer,
 )

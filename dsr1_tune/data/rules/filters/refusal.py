@@ -140,10 +140,6 @@ _HOW_TO_REFUSE = _TABLE.pattern("how_to_refuse")
 REFUSAL = Rule(
     "refusal",
     refusal,
-    {
-        "refusal": Meaning(
-            "the answer refuses, or speaks as an AI language model", "回答拒绝作答，或自称是 AI 语言模型"
-        ),
-    },
+    Meaning("the answer refuses, or speaks as an AI language model", "回答拒绝作答，或自称是 AI 语言模型"),
     Refusal,
 )

@@ -253,26 +253,12 @@ def repeated_turn(row: Row, settings: RepeatedTurn) -> Row | Drop:
 REPEATED_TURN = Rule(
     "repeated_turn",
     repeated_turn,
-    {
-        "repeated_turn": Meaning(
-            "the same question gets the same answer twice in a row", "同一问题接连两次得到同样的回答"
-        ),
-    },
+    Meaning("the same question gets the same answer twice in a row", "同一问题接连两次得到同样的回答"),
     RepeatedTurn,
 )
 REPEATED_LINES = Rule(
-    "repeated_lines",
-    repeated_lines,
-    {
-        "repeated_lines": Meaning("the same lines stand again and again", "同样的行一再出现"),
-    },
-    RepeatedLines,
+    "repeated_lines", repeated_lines, Meaning("the same lines stand again and again", "同样的行一再出现"), RepeatedLines
 )
 REPEATED_TEXT = Rule(
-    "repeated_text",
-    repeated_text,
-    {
-        "repeated_text": Meaning("the text goes round in circles", "文本反复循环"),
-    },
-    RepeatedText,
+    "repeated_text", repeated_text, Meaning("the text goes round in circles", "文本反复循环"), RepeatedText
 )

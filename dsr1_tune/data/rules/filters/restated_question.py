@@ -191,18 +191,12 @@ def _grams(text: str) -> list[str]:
 ANSWER_REPEATS_QUESTION = Rule(
     "answer_repeats_question",
     answer_repeats_question,
-    {
-        "answer_repeats_question": Meaning("the answer is the question again", "回答只是照抄问题"),
-    },
+    Meaning("the answer is the question again", "回答只是照抄问题"),
     AnswerRepeatsQuestion,
 )
 ANSWER_RESTATES_QUESTION = Rule(
     "answer_restates_question",
     answer_restates_question,
-    {
-        "answer_restates_question": Meaning(
-            "the answer says the question in other words, and nothing more", "回答只是换种说法复述问题"
-        ),
-    },
+    Meaning("the answer says the question in other words, and nothing more", "回答只是换种说法复述问题"),
     AnswerRestatesQuestion,
 )

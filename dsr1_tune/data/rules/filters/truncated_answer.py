@@ -242,8 +242,6 @@ _FULL_STOPS = frozenset('.。!！?？;；"”’」』)）')
 TRUNCATED_ANSWER = Rule(
     "truncated_answer",
     truncated_answer,
-    {
-        "truncated_answer": Meaning("the answer breaks off in the middle of a sentence", "回答在句中被截断"),
-    },
+    Meaning("the answer breaks off in the middle of a sentence", "回答在句中被截断"),
     TruncatedAnswer,
 )

@@ -188,11 +188,8 @@ _NAMES_LANGUAGE = _TABLE.pattern("names_language")
 WRONG_LANGUAGE = Rule(
     "wrong_language",
     wrong_language,
-    {
-        "wrong_language": Meaning(
-            "the answer is in another language than the question, which asks for none",
-            "回答与问题语言不同，而问题并未要求",
-        ),
-    },
+    Meaning(
+        "the answer is in another language than the question, which asks for none", "回答与问题语言不同，而问题并未要求"
+    ),
     WrongLanguage,
 )
