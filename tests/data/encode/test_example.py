@@ -42,8 +42,6 @@ STRICT = (
 # Words without the template's own tags and the mark by which it is searched.
 _CHARACTERS = st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="<\ufffc")
 _SAID = st.text(_CHARACTERS, min_size=1).filter(str.strip)
-    str.strip
-)
 
 
 def record(*turns: tuple[str, str], tools: str = "") -> Record:
