@@ -16,12 +16,16 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _REFERENCE = re.compile(r"<<(\w+)>>")
 
 
+def load_yaml(file: Path) -> Any:
+    """What a YAML file of the package holds, read by libyaml where that is there: it is ten times as fast."""
+    return yaml.load(file.read_text(encoding="utf-8"), _LOADER)
+
+
 class PhraseTable:
     """The entries of the YAML file that has a module's name and stands beside it; it is read once, on import."""
 
     def __init__(self, module_file: str) -> None:
-        text = Path(module_file).with_suffix(".yaml").read_text(encoding="utf-8")
-        self._entries: dict[str, Any] = yaml.load(text, _LOADER)
+        self._entries: dict[str, Any] = load_yaml(Path(module_file).with_suffix(".yaml"))
 
     def __getitem__(self, name: str) -> Any:
         """The entry as the file holds it, such as a list of words. Raises KeyError where there is none."""

@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dsr1_tune.atomic import atomic_write
+from dsr1_tune.data.phrase_table import load_yaml
 from dsr1_tune.errors import DataError
 
 DOMAINS = ("general", "medical", "legal", "finance", "support")
 LANGUAGES = ("en", "zh")
 
-_TEXTS: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_TEXTS: dict[str, Any] = load_yaml(Path(__file__).with_suffix(".yaml"))
 
 
 def folder_beside(package: Path) -> Path:
@@ -68,7 +67,7 @@ def init(domain: str, language: str = "en", format: str = "messages", out: Path 
 
 def template(domain: str, language: str, format: str, ending: str = "") -> str:
     """The text of a template file: JSON lines, a JSON array (`.json`) or CSV (`.csv`)."""
-    content = yaml.safe_load((_FOLDER / f"{domain}.{language}.yaml").read_text(encoding="utf-8"))
+    content = load_yaml(_FOLDER / f"{domain}.{language}.yaml")
     rows = list(FORMATS[format].rows(content))
     ending = ending or FORMATS[format].ending
     if ending == ".csv":

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
+from dsr1_tune.data.phrase_table import load_yaml
 from dsr1_tune.data.rules.registry import RULES
 from dsr1_tune.data.rules.rule import Meaning, Rule
 from dsr1_tune.errors import ConfigError
 from dsr1_tune.report.catalogue import Language
 
 _FILE = Path(__file__).with_name("codes.yaml")
-MEANINGS: dict[str, Meaning] = {
-    code: Meaning(**texts) for code, texts in yaml.safe_load(_FILE.read_text(encoding="utf-8")).items()
-} | {code: meaning for rule in RULES.values() for code, meaning in rule.codes.items()}
+MEANINGS: dict[str, Meaning] = {code: Meaning(**texts) for code, texts in load_yaml(_FILE).items()} | {
+    code: meaning for rule in RULES.values() for code, meaning in rule.codes.items()
+}
 """The meanings of every code; `register` adds those of rules from outside the package."""
 _SHIPPED = frozenset(MEANINGS)
 

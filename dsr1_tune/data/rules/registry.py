@@ -1,4 +1,4 @@
-"""The rules that come with the toolkit, and the settings of all of them; a new rule is a file in filters/ and a line here."""
+"""The rules that come with the toolkit, and the settings of all; a new rule is a file in filters/ and a line here."""
 
 from __future__ import annotations
 

@@ -58,9 +58,9 @@ class RuleSettings(ConfigSection):
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule that looks at each row: `check` takes the row and the settings and returns the row, perhaps repaired, or a Drop.
+    """A rule that looks at each row: `check` takes row and settings and returns the row, perhaps repaired, or a Drop.
 
-    `means` says what the codes of its Drops mean: one Meaning where the code is the rule's name, else one for each code.
+    `means` says what the codes of its Drops mean: one Meaning where the code is the rule's name, else one for each.
     A rule with `reads_questions` also sees rows without a good answer: prompts, and feedback on a bad answer.
     """
 

@@ -31,7 +31,7 @@ def redacted(*contents, tools="", kinds=()):
     return [message.content for message in checked.row.messages]
 
 
-def test_many_in_one_text_without_signs_between():
+def test_guard_many_in_one_text_without_signs_between():
     text = "我叫王磊，电话13812345678邮箱a1@qq.com微信wang_lei1车牌京A12345"
     assert [kind for kind, _ in found(text)] == ["name", "cn_mobile", "email", "wechat", "cn_plate"]
     assert found("13812345678/13912345678,13712345678、13612345678") == [
@@ -39,13 +39,13 @@ def test_many_in_one_text_without_signs_between():
     ]
 
 
-def test_finds_are_in_order_and_do_not_overlap():
+def test_guard_finds_are_in_order_and_do_not_overlap():
     finds = find("邮箱13812345678@qq.com，手机13812345678，卡6222021001116245702")
     assert finds == sorted(finds, key=lambda one: one.start)
     assert all(first.end <= second.start for first, second in pairwise(finds))
 
 
-def test_count_leaves_the_row():
+def test_guard_count_leaves_the_row():
     row = record("我的电话13812345678，备用13912345678", "好的，a@qq.com")
     checked, counts = Guard((), "count").check(row)
     assert checked.row is row
@@ -53,13 +53,13 @@ def test_count_leaves_the_row():
     assert counts == {"cn_mobile": 2, "email": 1}
 
 
-def test_redact_gives_one_value_one_placeholder_however_it_is_written():
+def test_guard_redact_gives_one_value_one_placeholder_however_it_is_written():
     question, answer = redacted("电话+86 138-1234-5678，邮箱A@qq.com", "已记下13812345678和a@QQ.com，另一个13912345678")
     assert question == "电话[CN_MOBILE_1]，邮箱[EMAIL_1]"
     assert answer == "已记下[CN_MOBILE_1]和[EMAIL_1]，另一个[CN_MOBILE_2]"
 
 
-def test_redact_says_so_and_keeps_what_is_clean():
+def test_guard_redact_says_so_and_keeps_what_is_clean():
     row = record("你好", "13812345678")
     checked, counts = Guard((), "redact").check(row)
     assert checked.repaired == ("personal_data",)
@@ -70,7 +70,7 @@ def test_redact_says_so_and_keeps_what_is_clean():
     assert Guard((), "redact").check(clean)[0].row is clean
 
 
-def test_redacting_twice_changes_nothing_and_new_data_get_new_numbers():
+def test_guard_redacting_twice_changes_nothing_and_new_data_get_new_numbers():
     guard = Guard((), "redact")
     once = guard.check(record("姓名：张三，电话13812345678，住址：北京市朝阳区建国路88号", "好"))[0].row
     again, counts = guard.check(once)
@@ -79,7 +79,7 @@ def test_redacting_twice_changes_nothing_and_new_data_get_new_numbers():
     assert redacted("[CN_MOBILE_3]和13912345678", "[CN_MOBILE_3]")[0] == "[CN_MOBILE_3]和[CN_MOBILE_4]"
 
 
-def test_a_redacted_text_hides_nothing_that_stood_right_beside():
+def test_guard_a_redacted_text_hides_nothing_that_stood_right_beside():
     for text in [
         "a1@qq.com13812345678@163.com",
         "13812345678QQ123456",
@@ -88,7 +88,7 @@ def test_a_redacted_text_hides_nothing_that_stood_right_beside():
         assert find(redacted(text, "")[0]) == []
 
 
-def test_tool_calls_stay_json():
+def test_guard_tool_calls_stay_json():
     call = '{"name": "sms", "arguments": {"phone": 13812345678, "to": ["a@qq.com", -1, 13912345678], "n": 2.5}}'
     written = redacted("发短信", call)[1]
     arguments = json.loads(written)["arguments"]
@@ -96,7 +96,7 @@ def test_tool_calls_stay_json():
     assert written.startswith('{"name": "sms", "arguments": {"phone": "[CN')  # and its layout
 
 
-def test_json_inside_json_stays_json_too():
+def test_guard_json_inside_json_stays_json_too():
     inner = json.dumps({"phone": 13812345678, "all": [13912345678], "text": "电话:\n13712345678"})
     written = redacted("发短信", json.dumps({"name": "sms", "arguments": inner}))[1]
     arguments = json.loads(json.loads(written)["arguments"])
@@ -105,11 +105,11 @@ def test_json_inside_json_stays_json_too():
     assert "13712345678" not in arguments["text"]
 
 
-def test_text_that_only_begins_like_json_needs_no_quotes():
+def test_guard_text_that_only_begins_like_json_needs_no_quotes():
     assert redacted("[备注] 电话: 13812345678, 谢谢", "")[0] == "[备注] 电话: [CN_MOBILE_1], 谢谢"
 
 
-def test_tools_are_redacted_where_they_hold_some():
+def test_guard_tools_are_redacted_where_they_hold_some():
     tools = json.dumps([{"name": "call", "description": "rings 13812345678"}])
     checked, counts = Guard((), "redact").check(record("打电话", "好", tools=tools))
     assert json.loads(checked.row.tools)[0]["description"] == "rings [CN_MOBILE_1]"
@@ -118,7 +118,7 @@ def test_tools_are_redacted_where_they_hold_some():
     assert drop.path == "$.tools"
 
 
-def test_drop_says_what_and_where_but_not_the_datum():
+def test_guard_drop_says_what_and_where_but_not_the_datum():
     checked, counts = Guard((), "drop").check(record("你好", "13812345678或13912345678，li.ming@acme.com"))
     drop = checked.row
     assert isinstance(drop, Drop)
@@ -128,7 +128,7 @@ def test_drop_says_what_and_where_but_not_the_datum():
     assert counts == {"cn_mobile": 2, "email": 1}
 
 
-def test_preferences_and_prompts():
+def test_guard_preferences_and_prompts():
     user = Message("user", "我是13812345678")
     chosen, rejected = Message("assistant", "a@qq.com"), Message("assistant", "13812345678", "$.rejected")
     row = Preference((user,), chosen, rejected, PLACE)
@@ -144,14 +144,14 @@ def test_preferences_and_prompts():
     assert Guard((), "count").check(Prompt((user,), None, PLACE))[1] == {"cn_mobile": 1}
 
 
-def test_only_the_kinds_asked_for():
+def test_guard_only_the_kinds_asked_for():
     row = record("电话13812345678，邮箱a@qq.com", "热线400-820-8820")
     assert Guard(("email",), "count").check(row)[1] == {"email": 1}
     assert Guard(("hotline", "email"), "count").check(row)[1] == {"email": 1, "hotline": 1}
     assert Guard((), "off").check(row)[1] == {}
 
 
-def test_an_unknown_kind_is_an_error_that_knows_what_was_meant():
+def test_guard_an_unknown_kind_is_an_error_that_knows_what_was_meant():
     with pytest.raises(ConfigError, match="no kind 'cn_moblie'; did you mean cn_mobile") as error:
         Guard(("cn_moblie",), "count")
     assert "us_ssn" in error.value.hint
@@ -165,12 +165,12 @@ def test_a_guard_can_be_sent_to_a_worker():
 @pytest.mark.parametrize(
     "text", ["", "\ud800 13812345678", "\0\0", "1" * 20000, "1 " * 5000, "a@" * 5000, "省市区" * 3000]
 )
-def test_odd_texts_do_no_harm(text):
+def test_guard_odd_texts_do_no_harm(text):
     checked, _ = Guard((), "redact").check(record(text, "我住在" + text))
     assert all(find(message.content) == [] for message in checked.row.messages)
 
 
-def test_a_real_file_of_medical_questions_holds_none(real):
+def test_guard_a_real_file_of_medical_questions_holds_none(real):
     rows = list(read([real("Huatuo/llama_data.json")]))
     guard = Guard((), "count")
     assert sum(bool(guard.check(row)[1]) for row in rows if not isinstance(row, Drop)) == 0

@@ -54,7 +54,7 @@ def said(row):
     ],
     ids=str,
 )
-def test_one_question_and_answer(write, row):
+def test_formats_one_question_and_answer(write, row):
     (record,) = read([write("a.json", [row])])
     assert isinstance(record, Record)
     assert said(record) == [("user", "Q"), ("assistant", "A")]
@@ -76,13 +76,13 @@ def test_one_question_and_answer(write, row):
     ],
     ids=str,
 )
-def test_preferences(write, row):
+def test_formats_preferences(write, row):
     (preference,) = read([write("a.json", [row])])
     assert isinstance(preference, Preference)
     assert said(preference) == [("user", "Q"), ("assistant", "A"), ("assistant", "B")]
 
 
-def test_a_preference_needs_both_answers(write):
+def test_formats_a_preference_needs_both_answers(write):
     rows = [{"prompt": "Q", "chosen": "A", "rejected": "B"}, {"prompt": "Q", "chosen": "A"}]
     _, drop = read([write("a.json", rows)])
     assert (drop.code, drop.path) == ("missing_field", "$.rejected")
@@ -92,18 +92,18 @@ def test_a_preference_needs_both_answers(write):
 
 
 @pytest.mark.parametrize("row", [{"prompt": "Q"}, {"question": "Q"}, {"prompt": [USER]}, {"messages": [USER]}], ids=str)
-def test_prompts(write, row):
+def test_formats_prompts(write, row):
     (prompt,) = read([write("a.json", [row])])
     assert isinstance(prompt, Prompt)
     assert said(prompt) == [("user", "Q")]
 
 
-def test_a_prompt_with_a_checkable_result(write):
+def test_formats_a_prompt_with_a_checkable_result(write):
     (prompt,) = read([write("a.json", [{"prompt": "Q", "ground_truth": 42}])])
     assert prompt.answer == "42"
 
 
-def test_mapping(write):
+def test_formats_mapping(write):
     file = write("a.csv", "id,title,ask,answer,reply\n1,T,X,no,A\n")
     (record,) = read([file], {"question": "title+ask", "answer": "reply"})
     assert said(record) == [("user", "T\nX"), ("assistant", "A")]
@@ -115,24 +115,24 @@ def test_mapping(write):
     assert isinstance(record, Preference)
 
 
-def test_mapping_may_fit_only_one_of_the_files(write):
+def test_formats_mapping_may_fit_only_one_of_the_files(write):
     files = [write("a.json", [{"x": "Q", "y": "A"}]), write("b.json", [{"input": "Q", "output": "A"}])]
     assert all(isinstance(row, Record) for row in read(files, {"question": "x", "answer": "y"}))
 
 
-def test_mapping_to_a_missing_column_names_those_that_exist(write):
+def test_formats_mapping_to_a_missing_column_names_those_that_exist(write):
     with pytest.raises(DataError, match="answer=replies: no row has such a field") as caught:
         list(read([write("a.json", [{"title": "Q", "reply": "A"}])], {"question": "title", "answer": "replies"}))
     assert caught.value.hint == "the fields are: reply, title"
 
 
-def test_mapping_with_an_unknown_name(write):
+def test_formats_mapping_with_an_unknown_name(write):
     with pytest.raises(ConfigError, match="no name 'anser'") as caught:
         list(read([write("a.json", [{"q": "Q"}])], {"anser": "reply"}))
     assert "did you mean answer=reply?" in caught.value.hint
 
 
-def test_parse_mapping():
+def test_formats_parse_mapping():
     assert parse_mapping(["question=title+ask, answer=reply", "system=s"]) == {
         "question": "title+ask",
         "answer": "reply",
@@ -142,7 +142,7 @@ def test_parse_mapping():
         parse_mapping(["question"])
 
 
-def test_several_possible_answers_are_not_guessed(write):
+def test_formats_several_possible_answers_are_not_guessed(write):
     (drop,) = read([write("a.json", [{"question": "Q", "answer": "42", "response": "It is 42"}])])
     assert isinstance(drop, Drop)
     assert (drop.code, drop.fix) == ("ambiguous_fields", "choose with --map answer=answer")

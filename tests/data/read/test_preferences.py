@@ -54,7 +54,7 @@ def said(row: Any) -> list[tuple[str, str]]:
     ],
     ids=str,
 )
-def test_feedback(write, row):
+def test_preferences_feedback(write, row):
     found = only(write, row)
     assert isinstance(found, Feedback)
     assert found.is_good and said(found) == [("user", "Q"), ("assistant", "A")]
@@ -88,7 +88,7 @@ def test_preferences(write, row):
     assert found.notes == ()
 
 
-def test_the_conversation_before_the_answers_tells_more_than_its_first_question(write):
+def test_preferences_the_conversation_before_the_answers_tells_more_than_its_first_question(write):
     found = only(write, {"prompt": "Q", "chosen": [*TALK, A], "rejected": [*TALK, B]})
     assert [(message.role, message.content) for message in found.prompt] == [(m["role"], m["content"]) for m in TALK]
     drop = only(write, {"prompt": "Z", "chosen": [*TALK, A], "rejected": [*TALK, B]})
@@ -98,20 +98,20 @@ def test_the_conversation_before_the_answers_tells_more_than_its_first_question(
     assert (drop.code, drop.path) == ("turn_order", "$.rejected[3].content")
 
 
-def test_scores_that_disagree_are_remarked_on(write):
+def test_preferences_scores_that_disagree_are_remarked_on(write):
     row = {"prompt": "Q", "chosen": "A", "rejected": "B", "chosen_score": 3, "rejected_score": 4.5}
     (note,) = only(write, row).notes
     assert (note.code, note.path, note.detail) == ("scores_disagree", "$.chosen_score", "chosen has 3, rejected 4.5")
     assert only(write, {**row, "rejected_score": None}).notes == ()
 
 
-def test_prompts_are_made_of_the_other_kinds(write):
+def test_preferences_prompts_are_made_of_the_other_kinds(write):
     rows = [{"prompt": "P", "answer": "42"}, {"prompt": "Q", "chosen": "A", "rejected": "B"}]
     found = prepare(Data(files=(write("a.jsonl", rows),)), Prompt).rows
     assert [(row.messages[0].content, row.answer) for row in found] == [("P", "42"), ("Q", None)]
 
 
-def test_rules_let_a_bad_answer_be_bad():
+def test_preferences_rules_let_a_bad_answer_be_bad():
     """What people do not like may be a refusal or break off; what they like may not."""
     refused = "I'm sorry, but as an AI language model I cannot answer that."
     checker = Checker(run._pack(Data(files=(Path("a"),))))
@@ -135,7 +135,7 @@ ROWS = [
 FATES = {"contradictory_preference": 2, "contradictory_label": 2, "equal_answers": 1, "exact_duplicate": 1}
 
 
-def test_check_knows_pairs_and_labels(write):
+def test_preferences_check_knows_pairs_and_labels(write):
     prepared = examine(Data(files=(write("a.jsonl", ROWS),)))
     report = Report.of(prepared)
     assert report.summary()["dropped"] == FATES and report.kinds == {"preference": 1, "feedback": 1}
@@ -144,7 +144,7 @@ def test_check_knows_pairs_and_labels(write):
     assert "other way round at line 2 (row 1)" in prepared.drops[0].detail
 
 
-def test_clean_knows_pairs_and_labels_and_writes_what_can_be_read_again(write, tmp_path):
+def test_preferences_clean_knows_pairs_and_labels_and_writes_what_can_be_read_again(write, tmp_path):
     found = run.run(CleanRun(data=Data(files=(write("a.jsonl", ROWS),), eval_share=0), out=tmp_path / "out", workers=1))
     facts = found.facts
     assert facts["dropped"] == FATES and facts["kinds"] == {"preference": 1, "feedback": 1}
@@ -162,7 +162,7 @@ def test_clean_knows_pairs_and_labels_and_writes_what_can_be_read_again(write, t
         assert words in page.replace("\u202f", " ").replace("100.0%", "100.0 %")
 
 
-def test_near_copies_with_other_labels_both_stay(write, tmp_path):
+def test_preferences_near_copies_with_other_labels_both_stay(write, tmp_path):
     text = "A pen is for writing letters, notes and lists on paper, with ink that dries within a few seconds"
     rows = [
         {"prompt": "What is a pen for?", "completion": f"{text}.", "label": True},

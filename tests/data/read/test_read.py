@@ -15,7 +15,7 @@ from dsr1_tune.errors import DataError
 ROW = {"input": "问", "output": "答"}
 
 
-def test_one_object_is_one_row(write):
+def test_read_one_object_is_one_row(write):
     (record,) = read(
         [write("a.json", {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}]})]
     )
@@ -23,13 +23,13 @@ def test_one_object_is_one_row(write):
 
 
 @pytest.mark.parametrize("key", ["[1]", "{}", "1", "null", "input"])
-def test_names_of_fields_are_texts(write, key):
+def test_read_names_of_fields_are_texts(write, key):
     (row,) = read([write("a.json", f'{{"input": "Q", {key}: 1, "output": "A"}}')])
     assert (row.code, row.place.line) == ("json_damaged", 1)
     assert "a field's name in double quotes (line 1, column 16" in row.detail
 
 
-def test_messages_can_be_printed_whatever_the_names(write):
+def test_read_messages_can_be_printed_whatever_the_names(write):
     """Fields may be named with half characters, or with whole texts."""
     for row in ({"\ud800": 1, "x" * 5000: 2}, {"messages": [{"\ud800": 1}]}, {"q": 1, **dict.fromkeys("bcdefgijk", 1)}):
         rows = list(read([write("a.json", json.dumps([{"input": "Q", "output": "A"}, row]))]))
@@ -40,7 +40,7 @@ def test_messages_can_be_printed_whatever_the_names(write):
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "wrapped.json"])
-def test_a_large_file_takes_little_memory(tmp_path, name):
+def test_read_a_large_file_takes_little_memory(tmp_path, name):
     """60 MB are walked in blocks of 1 MB."""
     path = tmp_path / name
     with path.open("w", encoding="utf-8") as file:

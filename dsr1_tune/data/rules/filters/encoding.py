@@ -80,8 +80,8 @@ _LATIN_PAIR = re.compile(
     "\u201c\u201d\u2022\u2013\u2014\u02dc\u2122\u0161\u203a\u0153\u017e\u0178]"
 )
 _LATIN_RUN = re.compile("[\u00a1-\u00ff]{4}")
-# UTF-8 decoded as Shift-JIS: the lead bytes C2 and C3, and a continuation byte. GBK decoded as Big5: its comma, colon and
-# brackets among Han characters. Both are half-width or phonetic signs, which stand in words of their own kind only.
+# UTF-8 decoded as Shift-JIS: the lead bytes C2 and C3, and a continuation byte. GBK decoded as Big5: its comma, colon
+# and brackets among Han characters. Both are half-width or phonetic signs, which stand in words of their kind only.
 _KANA_PAIR = re.compile("(?<![\uff61-\uff9f])[\uff82\uff83\uff8e-\uff91][\uff61-\uff9f](?![\uff61-\uff9f])")
 _KANA_BY_HAN = re.compile("[\u3400-\u9fff][\uff61-\uff9f]|[\uff61-\uff9f][\u3400-\u9fff]")
 _PHONETIC = re.compile("[\u3400-\u9fff][\u3105-\u3129\ufe5b-\ufe5e](?![\u3105-\u3129ˊˇˋ˙])")
@@ -134,7 +134,7 @@ def _is_suspicious(text: Text) -> bool:
 
 
 def _where_misread(content: str) -> re.Match[str] | None:
-    """Signs of Shift-JIS, UTF-16 and Big5 that were none: one of the clear kinds, several of those that may be chance."""
+    """Signs of Shift-JIS, UTF-16 and Big5 that were none: one that is clear, or several that may be chance."""
     found = _KANA_PAIR.search(content) or _UTF16_SPACE.search(content)
     if found is None and len(_KANA_BY_HAN.findall(content)) > 2:
         found = _KANA_BY_HAN.search(content)
