@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from dsr1_tune.data.phrase_table import PhraseTable
+import dsr1_tune.data
+from dsr1_tune.data.phrase_table import PhraseTable, load_yaml
 
 TABLE = """
-words: [yes, 'no', 是]
+words: ['yes', 'no', 是]
 animal: [cat, dog]
 tail: s?
 plain: <<animal>><<tail>>
@@ -42,3 +44,19 @@ def test_phrase_table_joins_alternatives_and_follows_references(table):
 def test_phrase_table_compiles_patterns(table):
     assert table.pattern("plain").fullmatch("dogs") and not table.pattern("plain").fullmatch("dogs food")
     assert table.pattern("choices", re.I).fullmatch("BIRD SEED")
+
+
+def texts_in(entry):
+    return [text for part in entry for text in texts_in(part)] if isinstance(entry, list) else [entry]
+
+
+def test_phrase_table_files_hold_texts_alone():
+    """A bare yes, no or 404 would be read as something else than a text."""
+    folder = Path(dsr1_tune.data.__file__).parent
+    files = [*folder.glob("rules/filters/*.yaml"), *folder.glob("privacy/*.yaml")]
+    assert len(files) > 9
+    for file in files:
+        assert file.with_suffix(".py").exists(), file
+        for name, entry in load_yaml(file).items():
+            texts = [text for words in entry.values() for text in words] if isinstance(entry, dict) else texts_in(entry)
+            assert texts and all(isinstance(text, str) for text in texts), (file.name, name)

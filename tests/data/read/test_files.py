@@ -139,9 +139,7 @@ def _json_lines(pairs):
 def _table(delimiter):
     def write(pairs):
         text = io.StringIO(newline="")
-        csv.writer(text, delimiter=delimiter, quoting=csv.QUOTE_ALL, lineterminator="\n").writerows(
-            [("input", "output"), *pairs]
-        )
+        csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows([("input", "output"), *pairs])
         return text.getvalue()
 
     return write

@@ -76,8 +76,19 @@ def test_registration_of_a_rule_drops_rows_in_data_clean_and_explains_them(tmp_p
     data, out = tmp_path / "rows.jsonl", tmp_path / "out"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for language, text in (("en", "the answer is written in capital letters"), ("zh", "回答全是大写字母")):
-        command = ["data", "clean", str(data), "--rules", str(tmp_path / "my.yaml"), "--out", str(out)]
-        done = CliRunner().invoke(app, [*command, "--set", f"language={language}", "--set", "data.eval_share=0"])
+        command = [
+            "data",
+            "clean",
+            str(data),
+            "--rules",
+            str(tmp_path / "my.yaml"),
+            "--out",
+            str(out),
+            "--workers",
+            "1",
+        ]
+        settings = ["--workers", "1", "--set", f"language={language}", "--set", "data.eval_share=0"]
+        done = CliRunner().invoke(app, [*command, *settings])
         assert done.exit_code == 0, done.output
         assert json.loads((out / "report.json").read_text(encoding="utf-8"))["dropped"] == {"shouting": 1}
         assert text in (out / "report.html").read_text(encoding="utf-8")
