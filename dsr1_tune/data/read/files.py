@@ -182,7 +182,7 @@ def _by_content(path: Path, encoding: str, head: str) -> Source:
 
 def _foreign_text(text: str) -> str:
     start = text[:200].lower()
-    if start.startswith(("<!doctype html", "<html")) or "<head" in start:
+    if start.startswith(("<!doctype html", "<html")) or (start.startswith("<") and "<head" in start):
         return "an HTML page, not data; was a download link answered with a web page?"
     if start.startswith("{\\rtf"):
         return "an RTF document"

@@ -170,3 +170,13 @@ def test_identify_tells_the_layout_by_content_whatever_the_name(tmp_path, layout
     found = list(raw_rows(source))
     assert [(row.value["input"], row.value["output"]) for row in found] == pairs
     assert [row.place.index for row in found] == list(range(len(pairs)))
+
+
+def test_identify_takes_rows_about_html_for_rows(write):
+    rows = [
+        {"input": "What does <head> hold?", "output": "A page's title."},
+        {"input": "And <body>?", "output": "Text."},
+    ]
+    assert identify(write("a.jsonl", rows)).layout == "JSON lines"
+    with pytest.raises(DataError, match="an HTML page"):
+        identify(write("b.jsonl", "<meta charset='utf-8'>\n<head><title>404</title></head>"))
