@@ -49,7 +49,7 @@ class Measure:
 class Bench:
     """The rows on the bench and all that is known of them so far; `scores` have a place for every row of the source.
 
-    `salad` is how surprising the language's words are in any order; `fit_auc` how well a row's fit tells.
+    `shuffled_surprise` is how surprising the language's words are in any order; `fit_auc` how well a row's fit tells.
     """
 
     pairs: PairSource
@@ -63,7 +63,7 @@ class Bench:
     counts: lexical.Counts = field(default_factory=lexical.Counts)
     references: dict[str, Reference] = field(default_factory=dict)
     measures: dict[tuple[str, str], Measure] = field(default_factory=dict)
-    salad: dict[str, float] = field(default_factory=dict)
+    shuffled_surprise: dict[str, float] = field(default_factory=dict)
     fit_auc: Floats = field(default_factory=lambda: np.zeros(0))
     notes: list[str] = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""What does a small model think of a question and its answer?  Scores, calibrated on the file itself, then decisions.
+"""The judge: scores of questions and answers by small models, calibrated on the file itself, then decisions.
 
 A cascade: what needs no model is computed for every row; an embedding model then looks at the rows in doubt, and a
 causal language model at those that are in doubt even so, each while its time lasts. Bad rows are made of the file's
@@ -188,9 +188,9 @@ def _cut(bench: Bench, score: str, language: str) -> Cut | None:
             cut = find_cut(seen, bad, config.max_lost * part)
         else:
             bench.note(f"{score} drops no row of {language}: its AUC is {value:.3f}, {least} is asked of it")
-        if cut and score == "surprise" and -bench.salad[language] < cut.value:
+        if cut and score == "surprise" and -bench.shuffled_surprise[language] < cut.value:
             # Mash is odder than the file's own words in any order; a poem is not.
-            cut = cut_at(-bench.salad[language], seen, bad)
+            cut = cut_at(-bench.shuffled_surprise[language], seen, bad)
     if measure:
         measure.cut = cut
     return cut

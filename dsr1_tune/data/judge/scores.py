@@ -91,9 +91,9 @@ def score_cheaply(bench: Bench) -> None:
             costs, sizes = lexical.bits(shuffled, bench.counts, reference.rows)
             return lexical.surprise(costs, sizes, usual) - bands.usual(sizes.sum(axis=1))
 
-        mash, salad = odd_when(shuffle_characters), odd_when(shuffle_words)
-        measure(bench, "surprise", language, bench.scores["surprise"][reference.rows], mash)
-        bench.salad[language] = float(np.nanquantile(salad, 0.95)) if np.isfinite(salad).any() else np.inf
+        characters, words = odd_when(shuffle_characters), odd_when(shuffle_words)
+        measure(bench, "surprise", language, bench.scores["surprise"][reference.rows], characters)
+        bench.shuffled_surprise[language] = float(np.nanquantile(words, 0.95)) if np.isfinite(words).any() else np.inf
         wrong = np.stack([lexical.overlap(reference.wrong(which), bench.counts) for which in (0, 1)], axis=1)
         measure(bench, "overlap", language, bench.scores["overlap"][reference.rows], wrong)
         blend(bench, language)
@@ -184,17 +184,17 @@ def predict(bench: Bench, model: Predicts, memo: Memo, budget: Budget) -> None:
     for language, part in _language_by_language(bench, budget):
         reference = bench.references[language]
         size = min(len(reference), NUM_LM_ROWS)
-        salad = reference.shuffled(shuffle_words, bench.seed)
+        shuffled = reference.shuffled(shuffle_words, bench.seed)
         # Of every reference row: alone, asked, under two other questions, and its words shuffled.
         tried = np.full((len(reference), 5, 2), np.nan)
 
         def try_out(
-            places: Ints, reference: Reference = reference, salad: list[Pair] = salad, tried: Floats = tried
+            places: Ints, reference: Reference = reference, shuffled: list[Pair] = shuffled, tried: Floats = tried
         ) -> None:
             asked = []
             for p in places.tolist():
                 pair = reference.pairs[p]
-                asked += [("", pair[1]), pair, *reference.wrong_of(p), ("", salad[p][1])]
+                asked += [("", pair[1]), pair, *reference.wrong_of(p), ("", shuffled[p][1])]
             tried[places] = memo.scores(asked, model.losses).reshape(-1, 5, 2)
 
         _in_time(bench, np.arange(size), try_out, memo, part.share(0.7), f"trying the LM on {language}", MIN_ROWS)
@@ -214,15 +214,15 @@ def predict(bench: Bench, model: Predicts, memo: Memo, budget: Budget) -> None:
 
 def _try_lm_scores(bench: Bench, language: str, tried: Floats) -> Bands:
     """Note the reference rows' scores; returns what loss is usual at which length."""
-    alone, asked, wrong, wrong_too, salad = (tried[:, which, 0] for which in range(5))
+    alone, asked, wrong, wrong_too, shuffled = (tried[:, which, 0] for which in range(5))
     bands = Bands(alone, tried[:, 0, 1])
     rows = bench.references[language].rows
     is_known = ~np.isnan(alone)
     _note_losses(bench, rows[is_known], tried[is_known][:, [0, 1, 2]], bands)
     measure(bench, "ifd", language, asked / alone, _first_of_two(wrong / alone))
     measure(bench, "contrast", language, wrong / asked, _first_of_two(wrong_too / wrong))
-    usual, usual_salad = (bands.usual(tried[:, which, 1]) for which in (0, 4))
-    measure(bench, "oddity", language, np.exp(alone - usual), np.exp(salad - usual_salad))
+    usual, usual_shuffled = (bands.usual(tried[:, which, 1]) for which in (0, 4))
+    measure(bench, "oddity", language, np.exp(alone - usual), np.exp(shuffled - usual_shuffled))
     return bands
 
 

@@ -1,4 +1,4 @@
-"""Who somebody is and where they live: names and addresses, found only where the text says that they are some.
+"""Names and postal addresses of people, found only where the text says that they are some.
 
 Without a dictionary or a model neither can be told from other words, so a label or a sentence such as 我叫 or "I live
 at" must introduce them. Names in running text, nicknames and the addresses of firms are left alone.

@@ -1,4 +1,4 @@
-"""Good or bad?  What a label says, as people and systems write it; and whether a file's labels say that at all."""
+"""Labels of feedback: good or bad, as people and systems write it; and whether a file's labels say that at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people think of answers: a row with a better and a worse one → Preference; with a label → Feedback."""
+"""Preference and feedback rows: a better and a worse answer → Preference; an answer with a label → Feedback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a row worth learning from?  Small pure functions: a row → the row, or a Drop with the reason.
+"""The Checker: run a pack's rules over a row, which comes back, perhaps repaired, or as a Drop with the reason.
 
 The rules are in `filters/`; each takes a row and its settings, and looks at a Record, at a Preference by its prompt and
 chosen answer, at Feedback on a good answer, and, where it reads questions, at a Prompt and at Feedback on a bad answer.

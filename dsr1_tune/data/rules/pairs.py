@@ -1,4 +1,4 @@
-"""What pairs of answers must be: two different answers, which length alone should not tell apart; and who disagrees."""
+"""Checks of preference and feedback rows: equal answers, length bias, and rows that contradict one another."""
 
 from __future__ import annotations
 

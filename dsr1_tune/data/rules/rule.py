@@ -1,4 +1,4 @@
-"""The noun Rule: its settings, its function, and the codes it drops rows with, in one place."""
+"""A Rule: its settings, its function, and the codes it drops rows with, in one place."""
 
 from __future__ import annotations
 

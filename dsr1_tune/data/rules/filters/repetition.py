@@ -40,7 +40,7 @@ class RepeatedLines(RuleSettings):
     """Answers in which the same lines stand again and again."""
 
     max_share: Part = 0.5
-    """Largest share of the text that lies in lines which stood there before."""
+    """Largest share of the text that is in lines which were there before."""
     max_run: Count = 4
     """So many times the same line in a row is too often."""
 
