@@ -32,7 +32,8 @@ from dsr1_tune.config import Data
 from dsr1_tune.data.clean.chunks import portions, read_portion
 from dsr1_tune.data.prepare import examine, write_rejects
 from dsr1_tune.data.read.read import read
-from dsr1_tune.data.record import CODES, Drop
+from dsr1_tune.data.record import Drop
+from dsr1_tune.data.rules.codes import MEANINGS
 from dsr1_tune.errors import TuneError
 
 REAL = Path(__file__).parents[2] / "shared" / "data"
@@ -97,7 +98,7 @@ def outcome_of(path: Path) -> str:
     num_rows = prepared.files[0].num_rows
     assert sorted(place.index for place in places) == list(range(num_rows)), "a row is lost, or counted twice"
     for drop in prepared.drops:
-        assert drop.code in CODES and drop.detail and drop.fix, f"does not say why: {drop}"
+        assert drop.code in MEANINGS and drop.detail and drop.fix, f"does not say why: {drop}"
         # What cannot be encoded cannot be printed either.
         assert len(f"{drop.detail} {drop.fix}".encode()) < 1000, "a long message"
     rejects = path.with_name("rejected.jsonl")

@@ -26,10 +26,11 @@ import orjson
 from dsr1_tune.config import Judge
 from dsr1_tune.data.judge import embedder as judge_embed
 from dsr1_tune.data.judge import language_model, lexical
+from dsr1_tune.data.judge.bench import PARTS, as_good
 from dsr1_tune.data.judge.judge import Models, judge
 from dsr1_tune.data.judge.negatives import shuffle_characters, shuffle_words
 from dsr1_tune.data.judge.score_cache import Memo, Pair
-from dsr1_tune.data.judge.scores import PARTS, Cosines, as_good
+from dsr1_tune.data.judge.scores import Cosines
 from dsr1_tune.data.judge.thresholds import Blend, auc
 from dsr1_tune.data.read.read import read
 from dsr1_tune.data.record import Record

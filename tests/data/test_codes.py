@@ -11,7 +11,7 @@ import pytest
 import dsr1_tune.data
 from dsr1_tune.config import Data
 from dsr1_tune.data.prepare import examine
-from dsr1_tune.data.record import CODES
+from dsr1_tune.data.rules.codes import MEANINGS
 
 GOOD = {"input": "Q", "output": "A"}
 USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
@@ -138,10 +138,10 @@ def test_every_code_is_in_the_table():
                 code = node.args[0]
                 if isinstance(code, ast.Constant):
                     used.add(code.value)
-    assert used <= CODES.keys()
-    assert {code for code, _, _ in ROWS} <= CODES.keys()
+    assert used <= MEANINGS.keys()
+    assert {code for code, _, _ in ROWS} <= MEANINGS.keys()
 
 
 def test_the_documentation_lists_every_code():
     text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-    assert [code for code, meaning in CODES.items() if f"| `{code}` | {meaning} |" not in text] == []
+    assert [code for code, meaning in MEANINGS.items() if f"| `{code}` | {meaning.en} |" not in text] == []

@@ -15,11 +15,10 @@ from dsr1_tune.data.dedup.languages import LANGUAGES, language_codes
 from dsr1_tune.data.dedup.ngrams import normalise, tokens
 from dsr1_tune.data.encode import thinking
 from dsr1_tune.data.record import Drop, Message, Place, Record
-from dsr1_tune.data.rules import settings
-from dsr1_tune.data.rules.language import wrong_language
-from dsr1_tune.data.rules.repetition import repeated_lines, repeated_text
+from dsr1_tune.data.rules.filters.repetition import RepeatedLines, RepeatedText, repeated_lines, repeated_text
+from dsr1_tune.data.rules.filters.truncated_answer import TruncatedAnswer, truncated_answer
+from dsr1_tune.data.rules.filters.wrong_language import WrongLanguage, wrong_language
 from dsr1_tune.data.rules.text_features import WORD
-from dsr1_tune.data.rules.truncation import truncated_answer
 
 Whole = Annotated[int, Field(ge=0)]
 
@@ -61,7 +60,7 @@ class WellFormed(Component):
             return float(_is_json(text))
         if self.format == "markdown":
             return float(_fences_are_closed(text))
-        rule = settings.TruncatedAnswer(min_chars=1)
+        rule = TruncatedAnswer(min_chars=1)
         return float(not isinstance(truncated_answer(as_record(one, text), rule), Drop))
 
 
@@ -108,7 +107,7 @@ class Language(Component):
         if not text.strip():
             return 0.0
         if self.want == "same":
-            rule = settings.WrongLanguage()
+            rule = WrongLanguage()
             return float(not isinstance(wrong_language(as_record(one, text), rule), Drop))
         text = _NO_WORDS.sub(" ", text)
         if sum(3 if ord(sign) > 0x2E7F else 1 for sign in text if sign.isalpha()) < 8:
@@ -180,9 +179,9 @@ class NoRepetition(Component):
         if not text.strip():
             return 0.0
         record = as_record(one, text)
-        if isinstance(repeated_text(record, settings.RepeatedText(min_chars=40)), Drop):
+        if isinstance(repeated_text(record, RepeatedText(min_chars=40)), Drop):
             return 0.0
-        if isinstance(repeated_lines(record, settings.RepeatedLines()), Drop):
+        if isinstance(repeated_lines(record, RepeatedLines()), Drop):
             return 0.0
         again = max(_share_again(text, self.ngram), _share_in_runs(text))
         return min(1.0, (1 - again) / (1 - self.free))
@@ -237,7 +236,7 @@ class ThinkFormat(Component):
         if opens != 0 and self.opened == "prompt":
             return 0.0
         found = thinking.part(text)
-        return float(bool(found and found.thought.strip() and found.said.strip()))
+        return float(bool(found and found.reasoning.strip() and found.answer.strip()))
 
 
 class Words(Component):

@@ -14,8 +14,12 @@ from dsr1_tune.align.rewards.component import Answered, Component, Judge, Score,
 from dsr1_tune.align.rewards.contradictions import contradictions, several_results, statements, wrong_sums, yes_or_no
 from dsr1_tune.align.rewards.form import as_record
 from dsr1_tune.data.record import Drop
-from dsr1_tune.data.rules import settings
-from dsr1_tune.data.rules.answers import answer_repeats_question, answer_restates_question
+from dsr1_tune.data.rules.filters.restated_question import (
+    AnswerRepeatsQuestion,
+    AnswerRestatesQuestion,
+    answer_repeats_question,
+    answer_restates_question,
+)
 from dsr1_tune.text.final_answer import final_number, final_part
 from dsr1_tune.text.quantities import UNITS, changed, quantities, quantity
 
@@ -177,8 +181,8 @@ def _only_repeats(one: Answered, text: str) -> bool:
     if not text.strip():
         return True
     record = as_record(one, text)
-    repeats: Any = answer_repeats_question(record, settings.AnswerRepeatsQuestion())
-    restates: Any = answer_restates_question(record, settings.AnswerRestatesQuestion())
+    repeats: Any = answer_repeats_question(record, AnswerRepeatsQuestion())
+    restates: Any = answer_restates_question(record, AnswerRestatesQuestion())
     return isinstance(repeats, Drop) or isinstance(restates, Drop)
 
 

@@ -9,8 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsr1_tune.data.clean.texts import meaning, named, say
-from dsr1_tune.data.rules.pairs import Opinions
+from dsr1_tune.data.clean.texts import named, say
+from dsr1_tune.data.rules.codes import meaning
+from dsr1_tune.data.rules.pairs import PreferenceStats
 from dsr1_tune.report import html
 from dsr1_tune.report.catalogue import Language
 
@@ -121,7 +122,7 @@ def _findings(facts: Facts, language: Language) -> Iterator[str]:
     if opposed:
         yield text("finding_opposed", rows=html.number(opposed))
     counts = _section(facts, "opinions") or {}
-    opinions = Opinions.counted({name: _count(counts, name) for name in Opinions.__slots__})
+    opinions = PreferenceStats.counted({name: _count(counts, name) for name in PreferenceStats.__slots__})
     if opinions.length_tells:
         key = "finding_longer" if opinions.longer_share > 0.5 else "finding_shorter"
         share = html.share(language, opinions.length_share)

@@ -183,8 +183,8 @@ class Scanner:
         if isinstance(guarded.row, Drop):
             return guarded.row.at(row.place, "privacy", row.row)
         notes = (*row.notes, *remarks_on_pair(row), *checked.notes)
-        if notes or checked.mended or guarded.mended:
-            self._remark(row, notes, {*checked.mended, *guarded.mended}, counts)
+        if notes or checked.repaired or guarded.repaired:
+            self._remark(row, notes, {*checked.repaired, *guarded.repaired}, counts)
         return guarded.row
 
     def _ruled(self, row: Row) -> Checked:

@@ -20,7 +20,7 @@ from dsr1_tune.data.dedup.ngrams import Ints
 from dsr1_tune.data.output import answer_of, question_of, turns_of
 from dsr1_tune.data.read.files import Source
 from dsr1_tune.data.record import DAMAGE, Place
-from dsr1_tune.data.rules.pairs import Opinions, pair_counts_as
+from dsr1_tune.data.rules.pairs import PreferenceStats, pair_counts_as
 
 SAMPLED_ROWS = 2000
 NUM_BINS = 30
@@ -164,8 +164,8 @@ def _opinions(outcome: Outcome, rows: Ints) -> dict[str, Any] | None:
     for start in range(0, len(pairs), PAIRS_AT_ONCE):
         for pair in outcome.spill.outputs(pairs[start : start + PAIRS_AT_ONCE]):
             counts.update(pair_counts_as(pair["chosen"], pair["rejected"]))
-    found = Opinions.counted(counts)
-    return found.as_json() if found != Opinions() else None
+    found = PreferenceStats.counted(counts)
+    return found.as_json() if found != PreferenceStats() else None
 
 
 def _file(source: Source, config: CleanRun, outcome: Outcome, late: Counter[str]) -> dict[str, Any]:

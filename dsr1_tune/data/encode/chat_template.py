@@ -16,12 +16,12 @@ Span = tuple[int, int]
 """First character, and the one behind the last."""
 
 USUAL = Sequences()
-"""The settings where none are given: answers are learned, with their thoughts."""
+"""The settings where none are given: answers are learned, with their reasoning."""
 
 # No text holds it, so it shows where a template puts what somebody says.
 _MARK = "\ufffc"
-# Where templates that do not look for <think> themselves want an answer's thought.
-_THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
+# Where templates that do not look for <think> themselves want an answer's reasoning.
+_REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
 def render(record: Record, tokenizer: Any, sequences: Sequences = USUAL) -> tuple[str, list[Span]]:
@@ -29,9 +29,9 @@ def render(record: Record, tokenizer: Any, sequences: Sequences = USUAL) -> tupl
 
     An answer's span runs from behind the generation prompt to the end of its end-of-turn token, so that the model
     also learns to stop; another role's from where its words begin. The last answer goes on from the very prompt that
-    asks for it: a template that removes its thoughts (DeepSeek-R1's does) gets them back unless they are stripped, and
-    where the prompt opens a thought, an answer without one closes it at once. Of earlier answers the template decides:
-    those whose thoughts it removes are shown so, and not learned. Raises what the template raises, such as
+    asks for it: a template that removes its reasoning (DeepSeek-R1's does) gets it back unless it is stripped, and
+    where the prompt opens <think>, an answer without reasoning closes it at once. Of earlier answers the template
+    decides: those whose reasoning it removes are shown so, and not learned. Raises what the template raises, such as
     jinja2.TemplateError.
     """
     chat = _Chat(record, tokenizer)
@@ -46,11 +46,11 @@ def render(record: Record, tokenizer: Any, sequences: Sequences = USUAL) -> tupl
         if message.role != "assistant":
             span = _words(chat, position, plain)
         elif position == 0 or not said.strip():
-            span = None  # nobody asked for it, or there is nothing but thought
+            span = None  # nobody asked for it, or there is nothing but reasoning
         else:
             span = _answer(chat, position, whole if position == last else plain)
         if span and sequences.think == "mask" and message.role == "assistant":
-            spans += _without_thoughts(chat, position, whole, span)
+            spans += _without_reasoning(chat, position, whole, span)
         elif span:
             spans.append(span)
     return whole, spans
@@ -96,17 +96,17 @@ class _Chat:
 
     def _turn(self, message: Message) -> dict[str, str]:
         turn = {"role": message.role, "content": message.content}
-        answer = thinking.part(message.content) if message.role == "assistant" else None
-        if answer and (field := self.thought_field()):
-            turn |= {field: answer.thought.strip("\n"), "content": answer.said.lstrip()}
+        parts = thinking.part(message.content) if message.role == "assistant" else None
+        if parts and (field := self.reasoning_field()):
+            turn |= {field: parts.reasoning.strip("\n"), "content": parts.answer.lstrip()}
         return turn
 
-    def thought_field(self) -> str | None:
-        """The field of a turn in which the template looks for its thought, where it knows no tags."""
+    def reasoning_field(self) -> str | None:
+        """The field of a turn in which the template looks for its reasoning, where it knows no tags."""
         template = str(self.tokenizer.chat_template)
         if thinking.CLOSE in template:
             return None
-        return next((field for field in _THOUGHT_FIELDS if field in template), None)
+        return next((field for field in _REASONING_FIELDS if field in template), None)
 
 
 # --- the last answer -------------------------------------------------------------------------------------------------
@@ -116,12 +116,12 @@ def _going_on(chat: _Chat, plain: str) -> str:
     """The text `plain`, with the last answer as the model has to say it when it is asked."""
     last = len(chat.messages) - 1
     content = chat.messages[last].content
-    answer = thinking.part(content)
+    parts = thinking.part(content)
     asked = chat.shown(last, prompt=True)
     is_opened = asked.rstrip().endswith(thinking.OPEN)
     if plain.startswith(asked) and is_opened:
         return plain
-    if not is_opened and (not answer or _keeps_thoughts(chat, last)):
+    if not is_opened and (not parts or _keeps_reasoning(chat, last)):
         return plain
     before, mark, behind = chat.saying(last, _MARK).shown().partition(_MARK)
     if not mark or not asked.startswith(before) or not thinking.strip(content).strip():
@@ -129,13 +129,13 @@ def _going_on(chat: _Chat, plain: str) -> str:
     if not is_opened:
         return before + content + behind
     blank = asked[len(asked.rstrip()) :]
-    if not answer:
+    if not parts:
         return asked + ("" if blank else "\n") + thinking.EMPTY + content + behind
-    return asked + answer.thought.removeprefix(blank) + thinking.CLOSE + answer.said + behind
+    return asked + parts.reasoning.removeprefix(blank) + thinking.CLOSE + parts.answer + behind
 
 
-def _keeps_thoughts(chat: _Chat, position: int) -> bool:
-    """Whether the template shows what the answer at `position`, the last turn shown, thinks."""
+def _keeps_reasoning(chat: _Chat, position: int) -> bool:
+    """Whether the template shows the reasoning of the answer at `position`, the last turn shown."""
     marked = f"{thinking.OPEN}{_MARK}{thinking.CLOSE}{thinking.strip(chat.messages[position].content)}"
     return _MARK in chat.saying(position, marked).shown(position + 1)
 
@@ -148,14 +148,14 @@ def _answer(chat: _Chat, position: int, whole: str) -> Span | None:
     content = chat.messages[position].content
     is_last = position == len(chat.messages) - 1
     through = whole if is_last else chat.shown(position + 1)
-    if not is_last and thinking.part(content) and not _keeps_thoughts(chat, position):
+    if not is_last and thinking.part(content) and not _keeps_reasoning(chat, position):
         return None
     if not whole.startswith(through):
         # The template shows earlier turns otherwise than the last: the words at least may be the same.
         span = _words(chat, position, whole)
         return span if span and whole[slice(*span)].strip() == content.strip() else None
     if content.strip() not in through and through == chat.saying(position, "").shown(position + 1):
-        return None  # an answer of thoughts alone, which the template removes
+        return None  # an answer of reasoning alone, which the template removes
     # Where the prompt holds more than the finished turn (an opened <think>, say), learn from where they part.
     asked = chat.shown(position, prompt=True)
     first = _common_prefix(asked, through)
@@ -183,20 +183,20 @@ def _words(chat: _Chat, position: int, plain: str) -> Span | None:
     return len(before), end
 
 
-def _without_thoughts(chat: _Chat, position: int, whole: str, span: Span) -> list[Span]:
-    """The parts of an answer's span that are no thoughts."""
+def _without_reasoning(chat: _Chat, position: int, whole: str, span: Span) -> list[Span]:
+    """The parts of an answer's span that are no reasoning."""
     first, end = span
-    answer = thinking.part(chat.messages[position].content)
-    if answer and chat.thought_field():
-        said = whole.rfind(answer.said.strip(), first, end)
-        return [(said, end)] if answer.said.strip() and said >= 0 else []
+    parts = thinking.part(chat.messages[position].content)
+    if parts and chat.reasoning_field():
+        said = whole.rfind(parts.answer.strip(), first, end)
+        return [(said, end)] if parts.answer.strip() and said >= 0 else []
     before = whole[:first].rstrip()
     start = len(before) - len(thinking.OPEN) if before.endswith(thinking.OPEN) else first
     kept = []
-    for thought, behind in thinking.find(whole[start:end]):
-        kept.append((first, start + thought))
+    for start_of_reasoning, behind in thinking.find(whole[start:end]):
+        kept.append((first, start + start_of_reasoning))
         first = start + behind
-    # A line break between header and thought is no part of the answer either.
+    # A line break between header and reasoning is no part of the answer either.
     return [(one, other) for one, other in [*kept, (first, end)] if whole[one:other].strip()]
 
 

@@ -103,7 +103,7 @@ def encode(record: Record, tokenizer: Any, max_tokens: int, sequences: Sequences
 
 
 def _stripped(record: Record) -> Record:
-    """The record without any answer's thoughts."""
+    """The record without any answer's reasoning."""
     messages = tuple(
         replace(message, content=thinking.strip(message.content)) if message.role == "assistant" else message
         for message in record.messages

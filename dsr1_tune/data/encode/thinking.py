@@ -1,4 +1,4 @@
-"""The thoughts that reasoning models write before an answer: found, told from the answer, taken out."""
+"""The reasoning that models write between <think> and </think> before an answer: find it, split it off, strip it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from dataclasses import dataclass
 
 OPEN, CLOSE = "<think>", "</think>"
 EMPTY = "\n</think>\n\n"
-"""What closes a thought that was opened and holds nothing, as reasoning models write it."""
+"""What closes a <think> tag that holds no reasoning, as reasoning models write it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer that begins with a thought: what is thought, without its tags, and what is said afterwards."""
+class Reasoned:
+    """An answer that begins with reasoning: the reasoning without its tags, and the answer that follows it."""
 
-    thought: str
-    said: str
+    reasoning: str
+    answer: str
 
 
 def find(text: str) -> list[tuple[int, int]]:
-    """Where (first, end) the thoughts stand in what an assistant says, with their tags and the blanks behind them.
+    """Where (first, end) the reasoning is in an assistant's message, with its tags and the blanks behind them.
 
-    A thought that is closed but not opened was opened by the prompt: it begins where the text does. One that opens
-    the text and is never closed goes on to its end; a lone <think> further back is a word like any other.
+    Reasoning that is closed but not opened was opened by the prompt: it begins where the text does. A <think> that
+    opens the text and is never closed goes on to its end; a lone <think> further back is a word like any other.
     """
     spans = []
     at = 0
@@ -45,18 +45,18 @@ def _behind(text: str, close: int) -> int:
 
 
 def strip(text: str) -> str:
-    """What is said, without any thought."""
+    """The message without any reasoning."""
     for first, end in reversed(find(text)):
         text = text[:first] + text[end:]
     return text
 
 
-def part(text: str) -> Answer | None:
-    """The thought with which an answer begins, and the rest; None where it begins otherwise, or never ends."""
-    before, closed, said = text.partition(CLOSE)
+def part(text: str) -> Reasoned | None:
+    """The reasoning with which a message begins, and the answer; None where it begins otherwise, or never ends."""
+    before, closed, answer = text.partition(CLOSE)
     if not closed:
         return None
-    blank, opened, thought = before.partition(OPEN)
+    blank, opened, reasoning = before.partition(OPEN)
     if not opened:
-        return Answer(before, said)
-    return Answer(thought, said) if not blank.strip() else None
+        return Reasoned(before, answer)
+    return Reasoned(reasoning, answer) if not blank.strip() else None

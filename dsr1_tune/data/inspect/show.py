@@ -13,7 +13,8 @@ import orjson
 
 from dsr1_tune.data.read.json_rows import Raw
 from dsr1_tune.data.read.rows import Interpreter, Learned
-from dsr1_tune.data.record import CODES, Drop, Feedback, Message, Place, Preference, Prompt, Record, Row
+from dsr1_tune.data.record import Drop, Feedback, Message, Place, Preference, Prompt, Record, Row
+from dsr1_tune.data.rules.codes import MEANINGS, meaning
 from dsr1_tune.errors import DataError
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _nothing(row: int | None, line: int | None, code: str | None) -> str:
 
 
 def _where_to_look(row: int | None, line: int | None, code: str | None) -> str:
-    if code is not None and code not in CODES:
+    if code is not None and code not in MEANINGS:
         return "the code is not known; docs/data.md lists them"
     if row is not None:
         return "rows are counted from 0"
@@ -176,7 +177,7 @@ def _reason(drop: Drop) -> Text:
     text = _visible(drop.code, "bold red")
     if drop.path not in ("", "$"):
         text.append(" ").append(_visible(drop.path))
-    text.append("\n").append(_visible(drop.detail or CODES.get(drop.code, "")))
+    text.append("\n").append(_visible(drop.detail or meaning(drop.code)))
     if drop.fix:
         text.append("\n").append(_visible(f"→ {drop.fix}", "dim"))
     return text

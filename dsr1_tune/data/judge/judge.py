@@ -1,4 +1,4 @@
-"""What does a small model think of a question and its answer?  Scores, calibrated on the file itself, then decisions.
+"""The judge: scores of questions and answers by small models, calibrated on the file itself, then decisions.
 
 A cascade: what needs no model is computed for every row; an embedding model then looks at the rows in doubt, and a
 causal language model at those that are in doubt even so, each while its time lasts. Bad rows are made of the file's
@@ -30,33 +30,17 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dsr1_tune.config import Judge
+from dsr1_tune.data.judge.bench import Bench, Floats, Measure, PairSource, Say, as_good, as_score, open_bench
+from dsr1_tune.data.judge.negatives import Ints
 from dsr1_tune.data.judge.score_cache import Memo, digest
-from dsr1_tune.data.judge.scores import (
-    BEYOND_DOUBT,
-    Bench,
-    Budget,
-    Clock,
-    Embeds,
-    Floats,
-    Ints,
-    Measure,
-    PairSource,
-    Predicts,
-    Say,
-    as_good,
-    as_score,
-    embed,
-    open_bench,
-    predict,
-    score_cheaply,
-)
+from dsr1_tune.data.judge.scores import BEYOND_DOUBT, Budget, Clock, Embeds, Predicts, embed, predict, score_cheaply
 from dsr1_tune.data.judge.thresholds import MIN_ROWS, Cut, auc_of_good, cut_at, find_cut, share_of_bad
 from dsr1_tune.data.record import Drop
 from dsr1_tune.errors import ModelError
 
 __all__ = ["Judgement", "Models", "PairSource", "judge"]
 
-CODES = {
+DROP_CODES = {
     "surprise": "not_fluent",
     "oddity": "not_fluent",
     "overlap": "answer_does_not_fit",
@@ -173,7 +157,7 @@ def _decide(bench: Bench) -> dict[int, Drop]:
     """The rows beyond a cut-off, by the first score that objects to them."""
     drops: dict[int, Drop] = {}
     for language, rows in bench.languages.items():
-        for score, code in CODES.items():
+        for score, code in DROP_CODES.items():
             cut = _cut(bench, score, language)
             if cut is None:
                 continue
@@ -204,9 +188,9 @@ def _cut(bench: Bench, score: str, language: str) -> Cut | None:
             cut = find_cut(seen, bad, config.max_lost * part)
         else:
             bench.note(f"{score} drops no row of {language}: its AUC is {value:.3f}, {least} is asked of it")
-        if cut and score == "surprise" and -bench.salad[language] < cut.value:
+        if cut and score == "surprise" and -bench.shuffled_surprise[language] < cut.value:
             # Mash is odder than the file's own words in any order; a poem is not.
-            cut = cut_at(-bench.salad[language], seen, bad)
+            cut = cut_at(-bench.shuffled_surprise[language], seen, bad)
     if measure:
         measure.cut = cut
     return cut

@@ -1,4 +1,4 @@
-"""How likely is an answer to a small causal language model, alone and under a question?
+"""The mean loss of an answer under a small causal language model, alone and after a question.
 
 From these losses follow perplexity, instruction-following difficulty (IFD) and the contrast with other questions;
 `judge.py` says how.

@@ -107,7 +107,7 @@ def bits(pairs: Sequence[tuple[str, str]], counts: Counts, numbers: np.ndarray) 
 def surprise(found: np.ndarray, numbers: np.ndarray, usual: np.ndarray) -> np.ndarray:
     """[N] bits per character beyond what is `usual` [3] for such characters; nan for very short answers.
 
-    Han characters carry more bits than letters: without `usual`, mash would pass as easy Chinese.
+    Han characters carry more bits than letters: without `usual`, shuffled characters would pass as easy Chinese.
     """
     lengths = numbers.sum(axis=1)
     excess = (found - numbers * usual).sum(axis=1)

@@ -76,7 +76,7 @@ def draw(candidates: Ints, texts: Callable[[Ints], list[Pair]], seed: int) -> Re
 
 
 def shuffle_characters(text: str, rng: np.random.Generator) -> str:
-    """The same characters in another order: mash."""
+    """The same characters in another order."""
     return "".join(rng.permutation(list(text[:_MAX_CHARS])))
 
 

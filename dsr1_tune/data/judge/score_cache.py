@@ -1,4 +1,4 @@
-"""What a model has said stays said: scores on disk by the content of what was scored, safe against kill -9."""
+"""A model's scores, cached on disk by the content of what was scored, and safe against kill -9."""
 
 from __future__ import annotations
 

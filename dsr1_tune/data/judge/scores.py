@@ -1,4 +1,4 @@
-"""The judge's cascade of scores: without a model for every row, then the dear ones for rows in doubt, in their time.
+"""The judge's cascade of scores: cheap ones for every row, then a model's for rows in doubt, in the time that is given.
 
 On every language a score is first tried on reference rows and on bad rows made of them; one that tells them apart no
 better than chance is switched off there.
@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from dsr1_tune.config import Judge
 from dsr1_tune.data.judge import lexical
+from dsr1_tune.data.judge.bench import (
+    Bench,
+    Floats,
+    blend,
+    measure,
+)
 from dsr1_tune.data.judge.negatives import Bands, Ints, Reference, draw, shuffle_characters, shuffle_words
 from dsr1_tune.data.judge.score_cache import Memo, Pair, digest
-from dsr1_tune.data.judge.thresholds import MIN_AUC, MIN_ROWS, Blend, Cut, auc, auc_floor, auc_of_good, share_of_bad
+from dsr1_tune.data.judge.thresholds import MIN_ROWS
 
-Floats = npt.NDArray[np.floating]
-Say = Callable[[str], None]
 Clock = Callable[[], float]
 
 CHUNK_ROWS = 2048
@@ -31,18 +33,6 @@ NUM_LM_ROWS = 150
 """Reference rows of a language that the language model looks at; each costs five passes."""
 BEYOND_DOUBT = 3.0
 """Log-odds from which on an answer needs no closer look: it is twenty times likelier to fit than not."""
-
-
-class PairSource(Protocol):
-    """The rows to judge, read when they are asked for."""
-
-    def __len__(self) -> int: ...
-
-    def texts(self, indices: Sequence[int], /) -> list[Pair]:
-        """(all that stands before the answer, the answer) of these rows."""
-
-    def languages(self) -> Sequence[str]:
-        """The language of every row."""
 
 
 class Embeds(Protocol):
@@ -68,79 +58,6 @@ class Predicts(Protocol):
 
     def losses(self, pairs: Sequence[Pair], /) -> np.ndarray:
         """[N, 2] mean loss of each answer under its question, and over how many tokens; ("", answer) is it alone."""
-
-
-@dataclass
-class Measure:
-    """One score on one language: of reference rows, and of bad ones made of them (nan: not scored), better is higher.
-
-    `off` says why the score is not used there; `cut` is where rows are dropped.
-    """
-
-    seen: Floats
-    bad: Floats
-    auc: float
-    off: str = ""
-    cut: Cut | None = None
-
-
-@dataclass
-class Bench:
-    """The rows on the bench and all that is known of them so far; `scores` have a place for every row of the source.
-
-    `salad` is how surprising the language's words are in any order; `fit_auc` how well a row's fit tells.
-    """
-
-    pairs: PairSource
-    config: Judge
-    seed: int
-    say: Say
-    rows: Ints
-    languages: dict[str, Ints]
-    scores: dict[str, Floats]
-    content: str = ""
-    counts: lexical.Counts = field(default_factory=lexical.Counts)
-    references: dict[str, Reference] = field(default_factory=dict)
-    measures: dict[tuple[str, str], Measure] = field(default_factory=dict)
-    salad: dict[str, float] = field(default_factory=dict)
-    fit_auc: Floats = field(default_factory=lambda: np.zeros(0))
-    notes: list[str] = field(default_factory=list)
-
-    def texts(self, rows: Ints) -> list[Pair]:
-        """The pairs of these rows, in this order; the source is read in its own order."""
-        ordered, places = np.unique(rows, return_inverse=True)
-        found = self.pairs.texts(ordered.tolist())
-        return [found[place] for place in places.tolist()]
-
-    def note(self, line: str) -> None:
-        """Say it now and in the report, once."""
-        if line not in self.notes:
-            self.notes.append(line)
-            self.say(f"judge: {line}")
-
-    def is_on(self, score: str, language: str) -> bool:
-        """Whether the score has been found better than chance on the language."""
-        measure = self.measures.get((score, language))
-        return measure is not None and not measure.off
-
-
-SCORES = ("surprise", "overlap", "cosine", "perplexity", "oddity", "ifd", "ifd_perplexity", "contrast", "fit")
-LOWER_IS_BETTER = frozenset({"surprise", "perplexity", "oddity", "ifd", "ifd_perplexity"})
-# ifd_perplexity says the same as ifd, and tells a little less.
-PARTS = ("overlap", "cosine", "ifd", "contrast")
-
-
-def open_bench(pairs: PairSource, config: Judge, seed: int, say: Say) -> Bench:
-    """Draw the sample and sort its rows by language, the most frequent first."""
-    total = len(pairs)
-    rows: Ints = np.arange(total)
-    if config.sample < 1:
-        rows = np.sort(np.random.default_rng(seed).permutation(total)[: max(1, round(total * config.sample))])
-    names, codes = np.unique(np.asarray(pairs.languages(), dtype=str), return_inverse=True)
-    of = {str(name): rows[codes[rows] == code] for code, name in enumerate(names)}
-    languages = dict(sorted(((name, of[name]) for name in of if len(of[name])), key=lambda item: -len(item[1])))
-    scores = {name: np.full(total, np.nan, np.float32) for name in SCORES}
-    return Bench(pairs, config, seed, say, rows, languages, scores, fit_auc=np.zeros(total, np.float32))
 
 
 # --- without a model ------------------------------------------------------------------------------------------------
@@ -174,11 +91,11 @@ def score_cheaply(bench: Bench) -> None:
             costs, sizes = lexical.bits(shuffled, bench.counts, reference.rows)
             return lexical.surprise(costs, sizes, usual) - bands.usual(sizes.sum(axis=1))
 
-        mash, salad = odd_when(shuffle_characters), odd_when(shuffle_words)
-        _measure(bench, "surprise", language, bench.scores["surprise"][reference.rows], mash)
-        bench.salad[language] = float(np.nanquantile(salad, 0.95)) if np.isfinite(salad).any() else np.inf
+        characters, words = odd_when(shuffle_characters), odd_when(shuffle_words)
+        measure(bench, "surprise", language, bench.scores["surprise"][reference.rows], characters)
+        bench.shuffled_surprise[language] = float(np.nanquantile(words, 0.95)) if np.isfinite(words).any() else np.inf
         wrong = np.stack([lexical.overlap(reference.wrong(which), bench.counts) for which in (0, 1)], axis=1)
-        _measure(bench, "overlap", language, bench.scores["overlap"][reference.rows], wrong)
+        measure(bench, "overlap", language, bench.scores["overlap"][reference.rows], wrong)
         blend(bench, language)
 
 
@@ -188,21 +105,6 @@ def _read(bench: Bench, doing: str) -> Iterator[tuple[Ints, list[Pair]]]:
         chunk = bench.rows[start : start + CHUNK_ROWS]
         yield chunk, bench.pairs.texts(chunk.tolist())
         bench.say(f"judge: {doing}, {start + len(chunk):,} of {len(bench.rows):,} rows")
-
-
-def _measure(bench: Bench, score: str, language: str, seen: Floats, bad: Floats) -> None:
-    """Note how well the score tells reference rows from bad ones, and switch it off where it hardly does."""
-    seen, bad = as_good(score, seen), as_good(score, bad)
-    num_seen = int((~np.isnan(seen)).sum())
-    num_bad = int((~np.isnan(bad).reshape(len(seen), -1 if len(seen) else 1)).any(axis=1).sum())
-    value = auc(seen, bad.reshape(-1))
-    measure = bench.measures[score, language] = Measure(seen, bad, value)
-    if min(num_seen, num_bad) < MIN_ROWS:
-        measure.off = f"only {min(num_seen, num_bad)} rows to try it on, {MIN_ROWS} are needed"
-    elif (floor := auc_floor(value, num_seen, num_bad)) <= MIN_AUC:
-        measure.off = f"no better than chance: AUC {value:.2f}, perhaps only {floor:.2f}"
-    if measure.off:
-        bench.note(f"{score} is not used on {language}: {measure.off}")
 
 
 # --- with a model, while the time lasts -----------------------------------------------------------------------------
@@ -245,7 +147,7 @@ def embed(bench: Bench, model: Embeds, memo: Memo, budget: Budget) -> None:
         _in_time(bench, np.arange(size), try_out, memo, part.share(0.7), f"trying cosine on {language}", MIN_ROWS)
         cosines.forget()
         bench.scores["cosine"][reference.rows] = seen
-        _measure(bench, "cosine", language, seen, wrong)
+        measure(bench, "cosine", language, seen, wrong)
         blend(bench, language)
         if bench.is_on("cosine", language):
             _in_time(bench, _doubtful(bench, language, "cosine"), look, memo, part, f"cosine on {language}")
@@ -282,17 +184,17 @@ def predict(bench: Bench, model: Predicts, memo: Memo, budget: Budget) -> None:
     for language, part in _language_by_language(bench, budget):
         reference = bench.references[language]
         size = min(len(reference), NUM_LM_ROWS)
-        salad = reference.shuffled(shuffle_words, bench.seed)
+        shuffled = reference.shuffled(shuffle_words, bench.seed)
         # Of every reference row: alone, asked, under two other questions, and its words shuffled.
         tried = np.full((len(reference), 5, 2), np.nan)
 
         def try_out(
-            places: Ints, reference: Reference = reference, salad: list[Pair] = salad, tried: Floats = tried
+            places: Ints, reference: Reference = reference, shuffled: list[Pair] = shuffled, tried: Floats = tried
         ) -> None:
             asked = []
             for p in places.tolist():
                 pair = reference.pairs[p]
-                asked += [("", pair[1]), pair, *reference.wrong_of(p), ("", salad[p][1])]
+                asked += [("", pair[1]), pair, *reference.wrong_of(p), ("", shuffled[p][1])]
             tried[places] = memo.scores(asked, model.losses).reshape(-1, 5, 2)
 
         _in_time(bench, np.arange(size), try_out, memo, part.share(0.7), f"trying the LM on {language}", MIN_ROWS)
@@ -312,15 +214,15 @@ def predict(bench: Bench, model: Predicts, memo: Memo, budget: Budget) -> None:
 
 def _try_lm_scores(bench: Bench, language: str, tried: Floats) -> Bands:
     """Note the reference rows' scores; returns what loss is usual at which length."""
-    alone, asked, wrong, wrong_too, salad = (tried[:, which, 0] for which in range(5))
+    alone, asked, wrong, wrong_too, shuffled = (tried[:, which, 0] for which in range(5))
     bands = Bands(alone, tried[:, 0, 1])
     rows = bench.references[language].rows
     is_known = ~np.isnan(alone)
     _note_losses(bench, rows[is_known], tried[is_known][:, [0, 1, 2]], bands)
-    _measure(bench, "ifd", language, asked / alone, _first_of_two(wrong / alone))
-    _measure(bench, "contrast", language, wrong / asked, _first_of_two(wrong_too / wrong))
-    usual, usual_salad = (bands.usual(tried[:, which, 1]) for which in (0, 4))
-    _measure(bench, "oddity", language, np.exp(alone - usual), np.exp(salad - usual_salad))
+    measure(bench, "ifd", language, asked / alone, _first_of_two(wrong / alone))
+    measure(bench, "contrast", language, wrong / asked, _first_of_two(wrong_too / wrong))
+    usual, usual_shuffled = (bands.usual(tried[:, which, 1]) for which in (0, 4))
+    measure(bench, "oddity", language, np.exp(alone - usual), np.exp(shuffled - usual_shuffled))
     return bands
 
 
@@ -399,54 +301,3 @@ def _in_time(
 
 def _span(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-# --- several scores as one ------------------------------------------------------------------------------------------
-
-
-def blend(bench: Bench, language: str) -> None:
-    """Set `fit` from the scores that are switched on and known of a row: logistic regression on the reference rows.
-
-    A row gets the blend of all the scores that it has. How well `fit` tells is measured on the blend without the
-    language model, which has looked at few reference rows; log-odds of different blends compare.
-    """
-    on = tuple(part for part in PARTS if bench.is_on(part, language))
-    plain = tuple(part for part in on if part in ("overlap", "cosine"))
-    sets = [on, plain, tuple(part for part in on if part != "cosine"), tuple(part for part in on if part == "overlap")]
-    rows = bench.languages[language]
-    fit, told = np.full(len(rows), np.nan), np.zeros(len(rows))
-    for names in dict.fromkeys(names for names in sets if names):
-        seen, bad = (_columns(bench, language, names, side) for side in ("seen", "bad"))
-        blended = Blend.fit(seen, bad)
-        seen_fit, bad_fit = blended(seen), blended(bad)
-        value = auc_of_good(auc(seen_fit, bad_fit), share_of_bad(seen_fit, bad_fit))
-        found = blended(np.stack([as_good(name, bench.scores[name][rows]) for name in names], axis=1))
-        told = np.where(np.isnan(fit) & ~np.isnan(found), value, told)
-        fit = np.where(np.isnan(fit), found, fit)
-        if names == (plain if "cosine" in plain else on):
-            _measure(bench, "fit", language, seen_fit, bad_fit.reshape(len(seen), -1))
-    bench.scores["fit"][rows], bench.fit_auc[rows] = fit, told
-
-
-def _columns(bench: Bench, language: str, names: Sequence[str], side: str) -> Floats:
-    """[N, S] the parts of the reference rows, or of the bad ones made of them (two for each)."""
-    return np.stack([getattr(bench.measures[name, language], side).reshape(-1) for name in names], axis=1)
-
-
-def as_good(score: str, values: Floats) -> Floats:
-    """A score such that better is higher and ratios add up; no words at all is no shared word."""
-    values = np.asarray(values, float)
-    if score == "overlap":
-        values = np.nan_to_num(values, nan=0.0)
-    if score in _RATIOS:
-        values = np.log(np.maximum(values, 1e-6))
-    return -values if score in LOWER_IS_BETTER else values
-
-
-def as_score(score: str, good: float) -> float:
-    """`as_good` undone."""
-    value = -good if score in LOWER_IS_BETTER else good
-    return float(np.exp(value)) if score in _RATIOS else float(value)
-
-
-_RATIOS = frozenset({"perplexity", "oddity", "ifd", "ifd_perplexity", "contrast"})

@@ -1,4 +1,4 @@
-"""Where somebody can be reached: e-mail, network addresses, telephones, messengers.
+"""Contact data: e-mail and network addresses, telephone numbers, messenger accounts.
 
 What is set aside for examples reaches nobody, and is not found: example.com, telephone numbers with 555, private and
 documentation networks.

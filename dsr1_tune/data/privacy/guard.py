@@ -107,7 +107,7 @@ class Guard:
             return Checked(_drop(found, counts)), counts
         placeholders = _Placeholders.beyond(text for _, text in texts)
         changed = _changed(row, lambda text: _redact(text, self._kinds, placeholders))
-        return Checked(changed, mended=("personal_data",)), counts
+        return Checked(changed, repaired=("personal_data",)), counts
 
     def hide(self, text: str) -> str:
         """The text as a report may show it: where personal data is redacted or dropped, with placeholders."""

@@ -1,4 +1,4 @@
-"""Which character encoding is this text file in?  UTF-8 first, then Chinese, then a guess; never silently mojibake."""
+"""Detect a text file's character encoding: UTF-8 first, then Chinese, then a guess; never silently mojibake."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dsr1_tune.data.encode import thinking
 from dsr1_tune.data.read.formats import Shape, listed, shape_of
-from dsr1_tune.data.read.role_tags import Dialogue, begins_tagged, tell_apart
+from dsr1_tune.data.read.role_tags import Dialogue, begins_with_role_tag, split_role_tags
 from dsr1_tune.data.read.values import (
     Unusable,
     as_json,
@@ -56,9 +56,9 @@ def conversation(row: dict[str, Any], shape: Shape, notes: list[Drop]) -> tuple[
 
 def _told(value: Any, path: str, notes: list[Drop]) -> tuple[Message, ...]:
     """A list of turns, or one text in which tags tell them apart."""
-    if not isinstance(value, str) or not begins_tagged(value):
+    if not isinstance(value, str) or not begins_with_role_tag(value):
         return _turns(value, path)
-    dialogue = tell_apart(sound_text(value, path), has_answer=False)
+    dialogue = split_role_tags(sound_text(value, path), has_answer=False)
     if isinstance(dialogue, Drop):
         raise Unusable("wrong_type", dialogue.detail, dialogue.fix, path)
     if dialogue is None:
@@ -79,7 +79,7 @@ def _asked(row: dict[str, Any], shape: Shape, notes: list[Drop]) -> tuple[Messag
     if len(question) > 1 or question[0].role != "user":
         return question + answer
     (asked,) = question
-    dialogue = tell_apart(asked.content, has_answer=True)
+    dialogue = split_role_tags(asked.content, has_answer=True)
     if isinstance(dialogue, Drop):
         notes.append(replace(dialogue, path=asked.path))
     if not isinstance(dialogue, Dialogue):
@@ -168,16 +168,16 @@ def _turn(turn: Any, path: str) -> tuple[Message, ...]:
         raise Unusable("missing_field", f"a turn of the {role} without content", "add its content", path)
     said = text_of(turn[text_key], f"{path}.{text_key}")
     if role == "assistant":
-        said = _with_thought(turn, said)
+        said = _with_reasoning(turn, said)
     return (Message(role, said, f"{path}.{text_key}"),)
 
 
-def _with_thought(turn: dict[str, Any], said: str) -> str:
-    """An answer whose thought stands in a field of its own, as DeepSeek's and OpenAI's servers give it, with both."""
-    thought = turn.get(key_of(turn, "reasoning_content", "reasoning", "thinking"))
-    if not isinstance(thought, str) or not thought.strip() or thinking.CLOSE in said or not is_sound(thought):
+def _with_reasoning(turn: dict[str, Any], said: str) -> str:
+    """An answer whose reasoning is in a field of its own, as DeepSeek's and OpenAI's servers give it, in one text."""
+    reasoning = turn.get(key_of(turn, "reasoning_content", "reasoning", "thinking"))
+    if not isinstance(reasoning, str) or not reasoning.strip() or thinking.CLOSE in said or not is_sound(reasoning):
         return said
-    return f"{thinking.OPEN}\n{thought.strip()}\n{thinking.CLOSE}\n\n{said}"
+    return f"{thinking.OPEN}\n{reasoning.strip()}\n{thinking.CLOSE}\n\n{said}"
 
 
 def pair_shape(turn: dict[str, Any]) -> Shape | None:

@@ -20,7 +20,7 @@ from typing import IO, Literal, TextIO, cast
 from dsr1_tune.data.read import charset, json_rows
 from dsr1_tune.data.read.formats import shown
 from dsr1_tune.data.read.json_rows import Raw
-from dsr1_tune.data.read.unrecognised import ROWS, stranger_text
+from dsr1_tune.data.read.unrecognised import ROWS, unrecognised_text
 from dsr1_tune.data.record import Drop, Place
 from dsr1_tune.errors import DataError
 
@@ -66,9 +66,9 @@ def identify(path: Path) -> Source:
         head = stream.read(16)
         if head.startswith(_PARQUET) or (path.suffix == ".parquet" and head):
             return Source(path, "Parquet")
-        for magic, (what, mend) in _FOREIGN.items():
+        for magic, (what, fix) in _FOREIGN.items():
             if head.startswith(magic):
-                raise DataError(f"{path}: is {what}", hint=f"{mend}; {ACCEPTED}")
+                raise DataError(f"{path}: is {what}", hint=f"{fix}; {ACCEPTED}")
         encoding = charset.detect(stream)
         if encoding is None:
             raise DataError(
@@ -168,19 +168,21 @@ def _by_content(path: Path, encoding: str, head: str) -> Source:
     is_named_table = name.endswith((".csv", ".tsv"))
     if _is_lines(text, is_named_lines, is_cut=len(head) == HEAD_CHARS):
         return Source(path, "JSON lines", encoding)
-    stranger = "" if is_named_table or _JSON_START.match(text) else stranger_text(text, Path(name).suffix.lower())
-    if not stranger or stranger == "prose":
+    unrecognised = (
+        "" if is_named_table or _JSON_START.match(text) else unrecognised_text(text, Path(name).suffix.lower())
+    )
+    if not unrecognised or unrecognised == "prose":
         if text[0] in "[{":
             return Source(path, "JSON", encoding)
         delimiter = "\t" if name.endswith(".tsv") else _delimiter(text)
         if is_named_table or (delimiter and not is_named_lines and not name.endswith(".json")):
             return Source(path, "CSV", encoding, delimiter or ",")
-    raise DataError(f"{path}: {_looks_like(text, stranger)}", hint=f"{ROWS}; {ACCEPTED}")
+    raise DataError(f"{path}: {_looks_like(text, unrecognised)}", hint=f"{ROWS}; {ACCEPTED}")
 
 
 def _foreign_text(text: str) -> str:
     start = text[:200].lower()
-    if start.startswith(("<!doctype html", "<html")) or "<head" in start:
+    if start.startswith(("<!doctype html", "<html")) or (start.startswith("<") and "<head" in start):
         return "an HTML page, not data; was a download link answered with a web page?"
     if start.startswith("{\\rtf"):
         return "an RTF document"
@@ -225,10 +227,10 @@ def _delimiter(text: str) -> str:
     return delimiter if len(cells) > 1 and are_names and not is_sentence else ""
 
 
-def _looks_like(text: str, stranger: str) -> str:
+def _looks_like(text: str, unrecognised: str) -> str:
     if _parses(text):
         return f"holds a single value, {shown(text.strip())}, not rows"
-    what = f"looks like {stranger}; " if stranger else ""
+    what = f"looks like {unrecognised}; " if unrecognised else ""
     return f"{what}is not JSON, and not a table: it begins with {text[:40]!r}"
 
 

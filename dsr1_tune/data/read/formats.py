@@ -1,4 +1,4 @@
-"""Which column holds the question, which the answer?  Column names → Shape, once for all rows that have them."""
+"""Detect a row's format by its column names: which hold the question, the answer and the rest, as a Shape."""
 
 from __future__ import annotations
 

@@ -304,7 +304,7 @@ class Window:
             start = end - 1 + to_next
 
     def skip_value(self) -> str:
-        """Move behind the value that begins here by matching brackets; to the end of the file if they lie."""
+        """Move behind the value that begins here by matching brackets; to the end of the file if they do not match."""
         self._read_all()
         end = self._end_of_value()
         if not self.text[end:].lstrip().startswith((",", "]")):

@@ -1,4 +1,4 @@
-"""Good or bad?  What a label says, as people and systems write it; and whether a file's labels say that at all."""
+"""Labels of feedback: good or bad, as people and systems write it; and whether a file's labels say that at all."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def labels_of(rows: Sequence[dict[str, Any]], names: Names) -> Labels:
     return Labels("most" if 2 * len(found) > len(rows) else "some", rated)
 
 
-def told_label(value: Any, path: str, rated: str) -> bool:
+def parse_label(value: Any, path: str, rated: str) -> bool:
     """What a label says; raises Unusable where that cannot be told."""
     if is_null(value):
         raise Unusable("null_value", "is null", f"{_FIX}, or remove the row", path)

@@ -1,4 +1,4 @@
-"""What people think of answers: a row with a better and a worse one → Preference; with a label → Feedback."""
+"""Preference and feedback rows: a better and a worse answer → Preference; an answer with a label → Feedback."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from dsr1_tune.data.read.conversation import as_messages, check_order, conversation, spoken
 from dsr1_tune.data.read.formats import Shape
-from dsr1_tune.data.read.labels import number_in, told_label
-from dsr1_tune.data.read.role_tags import Dialogue, tell_apart
+from dsr1_tune.data.read.labels import number_in, parse_label
+from dsr1_tune.data.read.role_tags import Dialogue, split_role_tags
 from dsr1_tune.data.read.values import Unusable, path_to, short
 from dsr1_tune.data.record import Drop, Feedback, Message, Place, Preference
 
@@ -61,7 +61,7 @@ def _answered(value: Any, path: str, has_prompt: bool) -> tuple[Message, ...]:
     said = spoken(value, "assistant", path)
     if has_prompt or not isinstance(value, str):
         return said
-    dialogue = tell_apart(value, has_answer=False)
+    dialogue = split_role_tags(value, has_answer=False)
     return as_messages(dialogue, path) if isinstance(dialogue, Dialogue) else said
 
 
@@ -120,5 +120,5 @@ def feedback(row: dict[str, Any], shape: Shape, tools: str, place: Place, rated:
     if messages[-1].role != "assistant":
         detail = f"it ends with the {messages[-1].role}'s turn, so that there is no answer to label"
         raise Unusable("no_assistant", detail, "add the answer", messages[-1].path)
-    is_good = told_label(row[shape.label], path_to(shape.label), rated)
+    is_good = parse_label(row[shape.label], path_to(shape.label), rated)
     return Feedback(messages[:-1], messages[-1], is_good, place, tools, row)

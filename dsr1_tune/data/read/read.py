@@ -1,4 +1,4 @@
-"""Data files in any accepted format → Record, Preference, Feedback, Prompt; a bad row → Drop with place and mend."""
+"""Data files in any accepted format → Record, Preference, Feedback, Prompt; a bad row → Drop with place and fix."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dsr1_tune.data.read.formats import Names, Shape, check_mapping, listed, sha
 from dsr1_tune.data.read.json_rows import Raw
 from dsr1_tune.data.read.labels import labels_of
 from dsr1_tune.data.read.rows import Interpreter, Learned
-from dsr1_tune.data.read.unrecognised import ROWS, stranger_lines, stranger_object, stranger_rows
+from dsr1_tune.data.read.unrecognised import ROWS, unrecognised_lines, unrecognised_object, unrecognised_rows
 from dsr1_tune.data.record import Drop, Prompt, Row
 from dsr1_tune.errors import DataError
 
@@ -98,7 +98,7 @@ def learn(source: Source, names: Names) -> tuple[Learned, Iterator[Raw | Drop]]:
     interpreter = Interpreter(Learned(names, labels=labels))
     outcomes = [interpreter(raw) for raw in head if isinstance(raw, Raw)]
     if not interpreter.formats:
-        _refuse_strangers(source, head, names)
+        _refuse_unrecognised(source, head, names)
     usual = _usual_shape(head, names)
     if source.layout in ("CSV", "Parquet") and not interpreter.formats:
         _must_have_columns(source, head, names)
@@ -108,16 +108,16 @@ def learn(source: Source, names: Names) -> tuple[Learned, Iterator[Raw | Drop]]:
     return Learned(names, usual, False, formats[0] if formats else "", labels), chain(head, raws)
 
 
-def _refuse_strangers(source: Source, head: Sequence[Raw | Drop], names: Names) -> None:
+def _refuse_unrecognised(source: Source, head: Sequence[Raw | Drop], names: Names) -> None:
     """DataError for a file of which no row is a question or an answer, if it is plain what it is instead."""
     values = [raw.value for raw in head if isinstance(raw, Raw)]
     if len(head) == len(values) == 1 and isinstance(values[0], dict) and is_one_object(source):
         shape = shape_of(tuple(values[0]), names)
         if isinstance(shape, Drop) and shape.code == "unknown_fields":
-            what, mend = stranger_object(values[0])
-            raise DataError(f"{source.path}: is {what}", hint=mend)
+            what, fix = unrecognised_object(values[0])
+            raise DataError(f"{source.path}: is {what}", hint=fix)
     unreadable = [str(raw.row) for raw in head if isinstance(raw, Drop)]
-    if what := stranger_rows(values) if values else stranger_lines(unreadable):
+    if what := unrecognised_rows(values) if values else unrecognised_lines(unreadable):
         raise DataError(f"{source.path}: looks like {what}, not questions and answers", hint=ROWS)
 
 

@@ -1,4 +1,4 @@
-"""Several turns in one text, told apart by tags: `<user>: … <bot>: …`, `Human: … Assistant: …`, `用户：… 助手：…`."""
+"""Turns in one text, split at inline role tags: `<user>: … <bot>: …`, `Human: … Assistant: …`, `用户：… 助手：…`."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ class _Tag:
     end: int
 
 
-def begins_tagged(text: str) -> bool:
+def begins_with_role_tag(text: str) -> bool:
     """Whether the text begins with the tag of a user or of a system prompt: quick, for every row."""
     return _OPENING.match(text) is not None
 
 
-def tell_apart(text: str, has_answer: bool) -> Dialogue | Drop | None:
+def split_role_tags(text: str, has_answer: bool) -> Dialogue | Drop | None:
     """The turns in the text; a remark where its tags make no dialogue; None for any other text.
 
     With `has_answer` the last turn is the user's, as its answer stands elsewhere; else the text holds it all.

@@ -1,4 +1,4 @@
-"""A raw row → Record, Preference, Feedback or Prompt; or a Drop that names the exact place and the mend."""
+"""A raw row → Record, Preference, Feedback or Prompt; or a Drop that names the exact place and the fix."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dsr1_tune.data.read.ground_truth import result_of
 from dsr1_tune.data.read.json_rows import Raw
 from dsr1_tune.data.read.labels import Labels
 from dsr1_tune.data.read.preferences import feedback, has_two_answers, preference
-from dsr1_tune.data.read.role_tags import Dialogue, begins_tagged, tell_apart
+from dsr1_tune.data.read.role_tags import Dialogue, begins_with_role_tag, split_role_tags
 from dsr1_tune.data.read.values import Unusable, is_null, is_sound, kind_of, path_to
 from dsr1_tune.data.record import Drop, Message, Place, Prompt, Record, Row
 
 MAX_PLANS = 4096
-TAGGED_TEXT = "tagged text"
+INLINE_ROLE_TAGS = "tagged text"
 FEEDBACK = "feedback"
 
 _EXAMPLE = 'write each row as {"input": "the question", "output": "the answer"}'
@@ -70,8 +70,8 @@ class Interpreter:
         self.columns.update(row)
         shape = _shape(row, self._learned)
         plan = _Plan.of(shape, row)
-        # A float may be null (NaN), and a tagged text is recognised by what it says: those are looked at one by one.
-        if float not in like and shape.name != TAGGED_TEXT:
+        # A float may be null (NaN), and role tags are recognised by what a text says: each such row is looked at.
+        if float not in like and shape.name != INLINE_ROLE_TAGS:
             if len(self._plans) >= MAX_PLANS:
                 self._plans.clear()
             self._plans[like] = plan
@@ -115,7 +115,7 @@ def _plain_record(row: dict[str, Any], plan: _Plan, place: Place) -> Record | No
     if len(texts) > 1 and not all(map(str.strip, texts)):
         question = "\n".join([text for text in texts if text.strip()])
     needs_care = (
-        begins_tagged(question)
+        begins_with_role_tag(question)
         or not (is_sound(asked) and is_sound(answer))
         or (plan.blank and any(row[name] for name in plan.blank))
     )
@@ -168,8 +168,8 @@ def _shape(row: dict[str, Any], learned: Learned) -> Shape:
             # The right columns are there and hold null; whoever reads them will say which.
             return whole
     if isinstance(shape, Drop) or (shape.is_prompt and not prompts):
-        if isinstance(row.get("text"), str) and isinstance(tell_apart(row["text"], has_answer=False), Dialogue):
-            return Shape(TAGGED_TEXT, turns="text")
+        if isinstance(row.get("text"), str) and isinstance(split_role_tags(row["text"], has_answer=False), Dialogue):
+            return Shape(INLINE_ROLE_TAGS, turns="text")
         _compare(row, learned.usual)
         if isinstance(shape, Drop):
             raise Unusable(shape.code, shape.detail, shape.fix, shape.path)
@@ -181,8 +181,8 @@ def _shape(row: dict[str, Any], learned: Learned) -> Shape:
 def _labelled(row: dict[str, Any], shape: Shape, learned: Learned) -> Shape:
     """The shape with its label, where labels say good or bad in this file; Unusable where only this row lacks its."""
     if shape.label:
-        is_opinion = shape.sure_label or learned.labels.rows != "none"
-        return replace(shape, name=FEEDBACK) if is_opinion else unlabelled(shape)
+        is_feedback = shape.sure_label or learned.labels.rows != "none"
+        return replace(shape, name=FEEDBACK) if is_feedback else unlabelled(shape)
     usual = learned.usual
     if usual and usual.label and learned.labels.rows == "most" and unlabelled(usual) == shape:
         fix = "write true or false, or remove the row"

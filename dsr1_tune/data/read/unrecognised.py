@@ -1,4 +1,4 @@
-"""Files that are no data set: what do they look like, and what was probably meant?"""
+"""Unrecognised files, which are no data set: what do they look like, and what was probably meant?"""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _REGISTRY = {"file_name", "hf_hub_url", "ms_hub_url", "script_url", "cloud_file_
 _PACKAGE = {"version", "dependencies", "devDependencies", "scripts"}
 
 
-def stranger_object(value: dict[str, Any]) -> tuple[str, str]:
-    """(what it is, the mend) for a file that holds this one object and no rows."""
-    for is_one, what, mend in _OBJECTS:
+def unrecognised_object(value: dict[str, Any]) -> tuple[str, str]:
+    """(what it is, the fix) for a file that holds this one object and no rows."""
+    for is_one, what, fix in _OBJECTS:
         if is_one(value):
-            return what, mend
-    if what := stranger_rows([value]):
+            return what, fix
+    if what := unrecognised_rows([value]):
         return what, ROWS
     for name, inside in value.items():
         if isinstance(inside, list) and inside and all(isinstance(item, dict) for item in inside):
@@ -77,7 +77,7 @@ _OBJECTS: tuple[tuple[Callable[[dict[str, Any]], bool], str, str], ...] = (
 )
 
 
-def stranger_rows(rows: Sequence[Any]) -> str:
+def unrecognised_rows(rows: Sequence[Any]) -> str:
     """What a file is whose rows are all like these, or "" where that is not known."""
     fields = [row.keys() for row in rows if isinstance(row, dict)]
     if not fields or len(fields) < len(rows):
@@ -91,9 +91,9 @@ def stranger_rows(rows: Sequence[Any]) -> str:
     return ""
 
 
-def stranger_lines(texts: Sequence[str]) -> str:
+def unrecognised_lines(texts: Sequence[str]) -> str:
     """What a file is whose lines look like JSON but are none, or "" where that is not known."""
-    what = stranger_text("\n".join(texts[:MAX_LINES]), "")
+    what = unrecognised_text("\n".join(texts[:MAX_LINES]), "")
     return what if what.endswith("log") else ""
 
 
@@ -104,7 +104,7 @@ def has_progress(fields: Any) -> bool:
     )
 
 
-def stranger_text(text: str, ending: str) -> str:
+def unrecognised_text(text: str, ending: str) -> str:
     """What a text is that is neither JSON nor a table, or "" where it looks like nothing known."""
     lines = [line for line in text.split("\n")[:MAX_LINES] if line.strip()]
     for what, pattern, share in _LINES:

@@ -1,4 +1,4 @@
-"""A field's value → the text or the list that is meant; or Unusable, with the exact place and the mend."""
+"""A field's value → the text or the list that is meant; or Unusable, with the exact place and the fix."""
 
 from __future__ import annotations
 

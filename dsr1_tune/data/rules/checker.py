@@ -1,8 +1,8 @@
-"""Is a row worth learning from?  Small pure functions: a row → the row, or a Drop with the reason.
+"""The Checker: run a pack's rules over a row, which comes back, perhaps repaired, or as a Drop with the reason.
 
-The rules stand in the modules `rules_*`; each takes a row and the settings of its name in `rules_settings`, and looks
-at a Record, at a Preference by its prompt and chosen answer, at Feedback on a good answer, and, where it asks about
-questions, at a Prompt and at Feedback on a bad answer. The Checker runs those of a pack in order.
+The rules are in `filters/`; each takes a row and its settings, and looks at a Record, at a Preference by its prompt and
+chosen answer, at Feedback on a good answer, and, where it reads questions, at a Prompt and at Feedback on a bad answer.
+The Checker runs those of a pack in order.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from dsr1_tune.data.record import CODES, Checked, Drop, Feedback, Preference, Record, Row, messages_of
-from dsr1_tune.data.rules import answers, characters, language, repetition, truncation, wording
-from dsr1_tune.data.rules.packs import Custom, Pack, Rules, function_of
-from dsr1_tune.data.rules.settings import BlockedWord, Rule
+from dsr1_tune.data.record import Checked, Drop, Feedback, Preference, Record, Row, messages_of
+from dsr1_tune.data.rules.codes import MEANINGS
+from dsr1_tune.data.rules.packs import Custom, Pack, rule_of
+from dsr1_tune.data.rules.registry import RULES
+from dsr1_tune.data.rules.rule import Rule, RuleSettings
 from dsr1_tune.data.rules.text_features import lacks_answer, quoted, visible
 from dsr1_tune.errors import DataError
 
@@ -47,30 +48,8 @@ def long_enough(row: Row, min_question_chars: int, min_answer_chars: int) -> Row
     return row
 
 
-_FUNCTIONS: dict[str, Callable[..., Row | Drop]] = {
-    "encoding": characters.encoding,
-    "lengths": answers.lengths,
-    "placeholder_answer": answers.placeholder_answer,
-    "replacement_character": characters.replacement_character,
-    "repeated_turn": repetition.repeated_turn,
-    "html_markup": characters.html_markup,
-    "odd_characters": characters.odd_characters,
-    "answer_repeats_question": answers.answer_repeats_question,
-    "truncated_answer": truncation.truncated_answer,
-    "refusal": wording.refusal,
-    "answer_restates_question": answers.answer_restates_question,
-    "repeated_lines": repetition.repeated_lines,
-    "repeated_text": repetition.repeated_text,
-    "wrong_language": language.wrong_language,
-    "advertisement": wording.advertisement,
-    "boilerplate": wording.boilerplate,
-    "blocked_word": wording.blocked_word,
-    "template_placeholder": characters.template_placeholder,
-}
-# Those that ask about questions; a Prompt has no answer for the others.
-_OF_QUESTIONS = frozenset(
-    ["encoding", "lengths", "replacement_character", "odd_characters", "blocked_word", "template_placeholder"]
-)
+# (name, whether it only warns, whether it reads rows without an answer, its function, its settings)
+_Step = tuple[str, bool, bool, Callable[..., Row | Drop], Any]
 
 
 class Checker:
@@ -78,54 +57,87 @@ class Checker:
 
     def __init__(self, pack: Pack) -> None:
         self.pack = pack
-        self._steps: list[tuple[str, bool, bool, Callable[..., Row | Drop], Any]] = []
-        for name in Rules.model_fields:
-            rule: Rule = getattr(pack.rules, name)
-            if rule.action == "off" or (isinstance(rule, BlockedWord) and not rule.words):
-                continue
-            self._steps.append((name, rule.action == "warn", name in _OF_QUESTIONS, _FUNCTIONS[name], rule))
-        for custom in pack.custom:
-            if custom.action != "off":
-                step = partial(_ask_custom, function_of(custom.call))
-                self._steps.append((custom.title, custom.action == "warn", False, step, custom))
+        self._steps: list[_Step] = []
+        for name, rule in RULES.items():
+            settings: RuleSettings = getattr(pack.rules, name)
+            if not settings.is_idle:
+                self._steps.append((name, settings.action == "warn", rule.reads_questions, rule.check, settings))
+        self._steps += filter(None, map(_custom_step, pack.custom))
 
     def check(self, row: Row) -> Checked:
-        """The row, perhaps mended, or the Drop of the first rule that objects; and remarks of those that only warn.
+        """The row, perhaps repaired, or the Drop of the first rule that objects; and remarks of those that only warn.
 
         Of a preference, prompt and chosen answer are looked at; of a prompt, and of feedback on a bad answer, only what
         is asked. Raises DataError where a rule of the user's own fails.
         """
         notes: list[Drop] = []
-        mended: list[str] = []
+        repaired: list[str] = []
         is_prompt = lacks_answer(row)
-        for name, warns, of_questions, function, rule in self._steps:
-            if is_prompt and not of_questions:
+        for name, warns, reads_questions, function, settings in self._steps:
+            if is_prompt and not reads_questions:
                 continue
-            outcome = function(row, rule)
+            outcome = function(row, settings)
             if outcome is row:
                 continue
             if isinstance(outcome, Drop):
                 if not warns:
-                    return Checked(outcome, tuple(notes), tuple(mended))
+                    return Checked(outcome, tuple(notes), tuple(repaired))
                 notes.append(outcome)
             else:
                 row = outcome
-                mended.append(name)
-        return Checked(row, tuple(notes), tuple(mended)) if notes or mended else Checked(row)
+                repaired.append(name)
+        return Checked(row, tuple(notes), tuple(repaired)) if notes or repaired else Checked(row)
 
 
-def _ask_custom(function: Callable[[Record], Any], row: Record | Preference | Feedback, custom: Custom) -> Row | Drop:
-    """What the user's own function says of the row: the same or a mended one, or a Drop."""
+def _custom_step(custom: Custom) -> _Step | None:
+    """The step that runs a rule of the user's own; None where it is off."""
+    rule = rule_of(custom.call)
+    if isinstance(rule, Rule):
+        settings = custom.settings_of(rule)
+        step = partial(_ask_rule, rule, custom)
+        warns = settings.action == "warn"
+        return None if settings.is_idle else (custom.name or rule.name, warns, rule.reads_questions, step, settings)
+    if custom.action == "off":
+        return None
+    return custom.title, custom.action == "warn", False, partial(_ask_function, rule), custom
+
+
+def _ask_rule(rule: Rule, custom: Custom, row: Row, settings: RuleSettings) -> Row | Drop:
+    """What a Rule of the user's own says of the row: the same or a repaired one, or a Drop with one of its codes."""
+    try:
+        outcome = rule.check(row, settings)
+    except Exception as error:
+        raise _failed(error, row, custom) from error
+    if isinstance(outcome, Drop):
+        return outcome if outcome.code in rule.codes else _without_code(outcome)
+    if isinstance(outcome, Row):
+        return outcome
+    hint = f"let the check of {custom.call} return the row, perhaps repaired, or a Drop"
+    raise DataError(f"{row.place}: the rule {custom.title} returns {quoted(repr(outcome))}", hint=hint)
+
+
+def _failed(error: Exception, row: Row, custom: Custom) -> DataError:
+    """The error of a rule of the user's own, with the row and the line of the rule."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return DataError(
+        f"{row.place}: the rule {custom.title} fails on this row: {type(error).__name__}: {error} "
+        f"({place.filename}:{place.lineno})",
+        hint=f"correct {custom.call}, or set its action to off",
+    )
+
+
+def _without_code(drop: Drop) -> Drop:
+    """A Drop whose code nobody has explained, as one of the user's own rule."""
+    return replace(drop, code="custom_rule", detail=f"{drop.code}: {drop.detail}")
+
+
+def _ask_function(function: Callable[[Record], Any], row: Record | Preference | Feedback, custom: Custom) -> Row | Drop:
+    """What the user's own function says of the row: the same or a repaired one, or a Drop."""
     record = _as_record(row)
     try:
         said = function(record)
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise DataError(
-            f"{row.place}: the rule {custom.title} fails on this row: {type(error).__name__}: {error} "
-            f"({place.filename}:{place.lineno})",
-            hint=f"correct {custom.call}, or set its action to off",
-        ) from error
+        raise _failed(error, row, custom) from error
     path = record.messages[-1].path
     match said:
         case None | True:
@@ -135,9 +147,7 @@ def _ask_custom(function: Callable[[Record], Any], row: Record | Preference | Fe
         case str():
             return Drop("custom_rule", f"{custom.title}: {said}", f"see {custom.call}", path)
         case Drop():
-            return (
-                said if said.code in CODES else replace(said, code="custom_rule", detail=f"{said.code}: {said.detail}")
-            )
+            return said if said.code in MEANINGS else _without_code(said)
         case Record():
             return row if said == record else _as_row(said, row)
     raise DataError(
@@ -155,7 +165,7 @@ def _as_record(row: Record | Preference | Feedback) -> Record:
 
 
 def _as_row(record: Record, row: Record | Preference | Feedback) -> Row:
-    """A mended record as the kind of row it came from, at the same place."""
+    """A repaired record as the kind of row it came from, at the same place."""
     if isinstance(row, Preference):
         return replace(row, prompt=record.messages[:-1], chosen=record.messages[-1])
     if isinstance(row, Feedback):

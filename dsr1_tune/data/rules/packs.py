@@ -16,44 +16,25 @@ from pydantic import Field, ValidationError, field_validator
 
 from dsr1_tune.config import ConfigSection
 from dsr1_tune.data.record import Record
-from dsr1_tune.data.rules import settings
+from dsr1_tune.data.rules.codes import register
+from dsr1_tune.data.rules.registry import RULES, Rules
+from dsr1_tune.data.rules.rule import Action, Rule, RuleSettings
 from dsr1_tune.errors import ConfigError
 
 SHIPPED = Path(__file__).with_name("rule_packs")
 
 
-class Rules(ConfigSection):
-    """Every rule with its settings, in the order in which they run: mending first, then the cheap ones."""
-
-    encoding: settings.Encoding = settings.Encoding()
-    lengths: settings.Lengths = settings.Lengths()
-    placeholder_answer: settings.PlaceholderAnswer = settings.PlaceholderAnswer()
-    replacement_character: settings.ReplacementCharacter = settings.ReplacementCharacter()
-    repeated_turn: settings.RepeatedTurn = settings.RepeatedTurn()
-    html_markup: settings.HtmlMarkup = settings.HtmlMarkup()
-    odd_characters: settings.OddCharacters = settings.OddCharacters()
-    answer_repeats_question: settings.AnswerRepeatsQuestion = settings.AnswerRepeatsQuestion()
-    refusal: settings.Refusal = settings.Refusal()
-    answer_restates_question: settings.AnswerRestatesQuestion = settings.AnswerRestatesQuestion()
-    repeated_lines: settings.RepeatedLines = settings.RepeatedLines()
-    repeated_text: settings.RepeatedText = settings.RepeatedText()
-    wrong_language: settings.WrongLanguage = settings.WrongLanguage()
-    advertisement: settings.Advertisement = settings.Advertisement()
-    boilerplate: settings.Boilerplate = settings.Boilerplate()
-    truncated_answer: settings.TruncatedAnswer = settings.TruncatedAnswer()
-    blocked_word: settings.BlockedWord = settings.BlockedWord()
-    template_placeholder: settings.TemplatePlaceholder = settings.TemplatePlaceholder()
-
-
 class Custom(ConfigSection):
-    """A rule of the user's own: a function that takes the Record."""
+    """A rule of the user's own: a Rule, or a function that takes the Record."""
 
     call: str = Field(pattern=r"^[^:]+(?::[^:]+)*:[A-Za-z_]\w*$")
-    """`module:function`, or `./file.py:function` beside the pack."""
-    action: settings.Action = "drop"
-    """drop removes the row, warn keeps it with a remark, off does not look."""
+    """`module:name` of the Rule or function, or `./file.py:name` beside the pack."""
+    action: Action = "drop"
+    """drop removes the row, warn keeps it with a remark, off does not look; without one, a Rule's own."""
     name: str = ""
-    """What to call it in reports; without one, the function's name."""
+    """What to call it in reports; without one, the name of the Rule or function."""
+    settings: dict[str, Any] = {}
+    """The settings of a Rule; a function takes none."""
 
     @field_validator("action", mode="before")
     @classmethod
@@ -65,6 +46,11 @@ class Custom(ConfigSection):
     def title(self) -> str:
         """Its name, or the function's."""
         return self.name or self.call.rpartition(":")[2]
+
+    def settings_of(self, rule: Rule) -> RuleSettings:
+        """The settings for the Rule that `call` names. Raises ValidationError where they do not fit."""
+        action = {"action": self.action} if "action" in self.model_fields_set else {}
+        return rule.settings.model_validate(action | self.settings)
 
 
 class Pack(ConfigSection):
@@ -110,16 +96,35 @@ def load_pack(name_or_path: str | Path) -> Pack:
         problems += _described(error)
     calls = tree.get("custom")
     for number, entry in enumerate(calls if isinstance(calls, list) else ()):
-        call = entry.get("call") if isinstance(entry, dict) else None
-        if isinstance(call, str) and ":" in call:  # any other is a problem that is named already
-            try:
-                function_of(call)
-            except ConfigError as error:
-                problems.append(f"custom.{number}.call: {error.message}")
+        problems += [f"custom.{number}.{problem}" for problem in _problems_of_custom(entry)]
     if problems or pack is None:
-        hint = f"the rules are {', '.join(Rules.model_fields)}; {SHIPPED / 'general.yaml'} shows their settings"
+        hint = f"the rules are {', '.join(RULES)}; {SHIPPED / 'general.yaml'} shows their settings"
         raise ConfigError("\n".join(f"{file}: {problem}" for problem in problems), hint=hint)
     return pack
+
+
+def _problems_of_custom(entry: Any) -> list[str]:
+    """Why the Rule or function of an entry cannot be used; what the entry's form lacks is named elsewhere."""
+    try:
+        custom = Custom.model_validate(entry)
+    except ValidationError:
+        custom = None
+    call = custom.call if custom else entry.get("call") if isinstance(entry, dict) else None
+    if not isinstance(call, str) or ":" not in call:
+        return []
+    try:
+        rule = rule_of(call)
+    except ConfigError as error:
+        return [f"call: {error.message}"]
+    if custom is None:
+        return []
+    if not isinstance(rule, Rule):
+        return ["settings: a function takes none; only a Rule does"] if custom.settings else []
+    try:
+        custom.settings_of(rule)
+    except ValidationError as error:
+        return [f"settings.{problem}" for problem in _described(error, lambda _: tuple(rule.settings.model_fields))]
+    return []
 
 
 def _file_of(name: str, folder: Path) -> Path:
@@ -190,22 +195,18 @@ def _resolve(tree: dict[str, Any], folder: Path, problems: list[str]) -> None:
     if isinstance(custom, list):
         tree["custom"] = [_with_absolute_call(entry, folder) for entry in custom]
     given = tree.get("rules")
+    if given in ("off", False):  # short for every rule off
+        given = dict.fromkeys(RULES, "off")
     if not isinstance(given, dict):
         return
     # `refusal: warn` is short for `refusal: {action: warn}`, and YAML reads a bare off as false.
     given = {name: {"action": value} if isinstance(value, (str, bool)) else value for name, value in given.items()}
     tree["rules"] = given
-    blocked = given.get("blocked_word")
-    if not isinstance(blocked, dict) or not isinstance(blocked.get("files"), list):
-        return
-    words = list(blocked.get("words") or []) if isinstance(blocked.get("words") or [], list) else []
-    for number, name in enumerate(blocked["files"]):
-        try:
-            words += _listed_words(folder / str(name))
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            problems.append(f"rules.blocked_word.files.{number}: {folder / str(name)} cannot be read: {why}")
-    given["blocked_word"] = {**blocked, "words": words}
+    for name in RULES.keys() & given.keys():
+        if isinstance(given[name], dict):
+            found: list[str] = []
+            given[name] = RULES[name].settings.resolve(given[name], folder, found)
+            problems += [f"rules.{name}.{problem}" for problem in found]
 
 
 def _with_absolute_call(entry: Any, folder: Path) -> Any:
@@ -217,11 +218,6 @@ def _with_absolute_call(entry: Any, folder: Path) -> Any:
         if file.endswith(".py"):
             return {**entry, "call": f"{(folder / file).resolve()}{colon}{function}"}
     return entry
-
-
-def _listed_words(file: Path) -> list[str]:
-    lines = file.read_text(encoding="utf-8-sig").split("\n")
-    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def _laid_over(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
@@ -238,7 +234,7 @@ def _laid_over(base: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _described(error: ValidationError) -> list[str]:
+def _described(error: ValidationError, known_at: Callable[[list[str]], tuple[str, ...]] | None = None) -> list[str]:
     """Every wrong setting by its dotted name, with the nearest one that exists."""
     lines = []
     for problem in error.errors():
@@ -246,7 +242,7 @@ def _described(error: ValidationError) -> list[str]:
         name = ".".join(loc) or "settings"
         if problem["type"] == "extra_forbidden":
             what = "rule" if len(loc) == 2 and loc[0] == "rules" else "setting"
-            lines.append(f"{name}: there is no such {what}{_near(loc[-1], _known_at(loc[:-1]))}")
+            lines.append(f"{name}: there is no such {what}{_near(loc[-1], (known_at or _known_at)(loc[:-1]))}")
         else:
             said = problem["msg"].removeprefix("Value error, ")
             quotes = "; put it in quotes" if problem["type"] == "string_type" else ""
@@ -261,9 +257,8 @@ def _known_at(loc: list[str]) -> tuple[str, ...]:
     if loc[0] == "custom":
         return tuple(Custom.model_fields)
     if len(loc) == 1:
-        return tuple(Rules.model_fields)
-    kind = type(getattr(Rules(), loc[1], None))
-    return tuple(kind.model_fields) if issubclass(kind, ConfigSection) else ()
+        return tuple(RULES)
+    return tuple(RULES[loc[1]].settings.model_fields) if loc[1] in RULES else ()
 
 
 def _near(name: str, known: tuple[str, ...]) -> str:
@@ -273,19 +268,42 @@ def _near(name: str, known: tuple[str, ...]) -> str:
     return f"; known are {', '.join(known)}" if 0 < len(known) < 8 else ""
 
 
-def function_of(call: str) -> Callable[[Record], Any]:
-    """The function of a custom rule. Raises ConfigError where it cannot be imported."""
+def rule_of(call: str) -> Rule | Callable[[Record], Any]:
+    """The Rule or the function of a custom rule; a Rule's codes become known to reports.
+
+    Raises ConfigError where it cannot be imported, or where a code of the Rule is one of the toolkit's own.
+    """
+    found = _imported(call)
+    if not isinstance(found, Rule):
+        return function_of(call)
+    register(found)
+    return found
+
+
+def function_of(call: str) -> Callable[..., Any]:
+    """The function that `module:function` or `file.py:function` names. Raises ConfigError where there is none."""
+    function = _imported(call)
+    if not callable(function):
+        where, _, name = call.rpartition(":")
+        known = (key for key, value in vars(_module(where)).items() if callable(value) and not key.startswith("_"))
+        raise ConfigError(
+            f"{where} has no function {name!r}{_near(name, tuple(known))}", hint="correct the function's name"
+        )
+    return function
+
+
+def _imported(call: str) -> Any:
+    """What the module or file holds under the name, or None."""
     where, _, name = call.rpartition(":")
+    return getattr(_module(where), name, None)
+
+
+def _module(where: str) -> ModuleType:
     try:
-        module = _module_in(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+        return _module_in(Path(where)) if where.endswith(".py") else importlib.import_module(where)
     except (Exception, SystemExit) as error:  # whatever the user's file does when it is imported
         hint = "name it as module:function, or as ./file.py:function beside the pack"
         raise ConfigError(f"{where} cannot be imported: {type(error).__name__}: {error}", hint=hint) from None
-    function = getattr(module, name, None)
-    if not callable(function):
-        known = tuple(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
-        raise ConfigError(f"{where} has no function {name!r}{_near(name, known)}", hint="correct the function's name")
-    return function
 
 
 def _module_in(file: Path) -> ModuleType:

@@ -1,4 +1,4 @@
-"""What pairs of answers must be: two different answers, which length alone should not tell apart; and who disagrees."""
+"""Checks of preference and feedback rows: equal answers, length bias, and rows that contradict one another."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def remarks_on_pair(row: Row) -> tuple[Drop, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Opinions:
+class PreferenceStats:
     """How many pairs there are and which answer is longer, and how many answers are labelled good and bad."""
 
     num_pairs: int = 0
@@ -55,12 +55,12 @@ class Opinions:
     num_bad: int = 0
 
     @classmethod
-    def of(cls, rows: Iterable[Row]) -> Opinions:
+    def of(cls, rows: Iterable[Row]) -> PreferenceStats:
         """Count the rows."""
         return cls.counted(Counter(name for row in rows for name in _counts_as(row)))
 
     @classmethod
-    def counted(cls, counts: Mapping[str, int]) -> Opinions:
+    def counted(cls, counts: Mapping[str, int]) -> PreferenceStats:
         """The same from counts of the fields' names."""
         return cls(**{name: counts.get(name, 0) for name in cls.__slots__})
 
@@ -104,7 +104,7 @@ class Opinions:
 
 
 def _counts_as(row: Row) -> tuple[str, ...]:
-    """The fields of Opinions by which a row counts."""
+    """The fields of PreferenceStats by which a row counts."""
     match row:
         case Preference():
             return pair_counts_as(row.chosen.content, row.rejected.content)
@@ -115,7 +115,7 @@ def _counts_as(row: Row) -> tuple[str, ...]:
 
 
 def pair_counts_as(chosen: str, rejected: str) -> tuple[str, ...]:
-    """The fields of Opinions by which a pair of answers counts."""
+    """The fields of PreferenceStats by which a pair of answers counts."""
     good, bad = len(visible(chosen)), len(visible(rejected))
     return ("num_pairs", *(["num_chosen_longer"] if good > bad else ["num_rejected_longer"] if bad > good else []))
 

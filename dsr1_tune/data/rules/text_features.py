@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from dsr1_tune.data.record import Feedback, Message, Preference, Prompt, Record, Row
 
-# Dear checks look at the beginning and the end of a text that is longer than twice this.
+# Expensive checks look at the beginning and the end of a text that is longer than twice this.
 LONG = 10_000
 
 _CONTINUATION = bytes(range(0x80, 0xC0))
@@ -245,7 +245,8 @@ def without_code(text: Text) -> str:
 
 
 _CODE_LINE = re.compile(
-    r"^[ \t]*(?:(?-i:SELECT|FROM|WHERE|(?:LEFT |INNER )?JOIN|GROUP BY|ORDER BY|INSERT INTO|UPDATE|CREATE|VALUES|LIMIT)\b|"
+    r"^[ \t]*(?:(?-i:SELECT|FROM|WHERE|(?:LEFT |INNER )?JOIN|GROUP BY|ORDER BY|INSERT INTO|"
+    r"UPDATE|CREATE|VALUES|LIMIT)\b|"
     r"def |class |import |from \w+ import|return\b|for \(|if \(|while \(|#include|public |private |static |"
     r"function\b|const |let |var |select\b.+\bfrom\b|</?\w|@\w+|\}|\w+\(.*\);?$|[\w.\[\]]+ ?[-+*/]?= ?\S)",
     re.I | re.M,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dsr1_tune.atomic import atomic_write
-from dsr1_tune.data.clean.texts import meaning
+from dsr1_tune.data.rules.codes import meaning
 from dsr1_tune.errors import RunError
 from dsr1_tune.moe.monitor import Routing
 from dsr1_tune.report import html

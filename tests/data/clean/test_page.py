@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from dsr1_tune.data.clean.page import MAX_EXCERPT_CHARS, MAX_FINDINGS, TEMPLATE, render
-from dsr1_tune.data.clean.texts import MEANINGS_ZH, TEXTS
-from dsr1_tune.data.record import CODES
+from dsr1_tune.data.clean.texts import TEXTS
+from dsr1_tune.data.rules.codes import MEANINGS
 
 LANGUAGES = ("en", "zh")
 LENGTHS = {"edges": [1, 10, 100, 1000], "counts": [2, 7, 1], "median": 40, "p95": 300, "max": 990}
@@ -304,7 +304,7 @@ def _with_every_text(value: Any, text: str) -> Any:
         }
         named |= value.keys() & {"zh", "en", "num_scored", "num_in", "file", "files", "scores", "num_found", "name"}
         return {
-            (key if named or key in CODES else f"{key}{text}"): item if key in keep else _with_every_text(item, text)
+            (key if named or key in MEANINGS else f"{key}{text}"): item if key in keep else _with_every_text(item, text)
             for key, item in value.items()
         }
     if isinstance(value, list):
@@ -384,8 +384,3 @@ def test_every_text_is_in_both_languages_and_is_used():
     grouped = {key for key in TEXTS if key.startswith(("stage_", "language_", "personal_"))}
     listed = set(re.findall(r'"(\w+)"', source))
     assert TEXTS.keys() - grouped <= used | listed
-
-
-def test_every_code_has_a_meaning_in_chinese():
-    assert [code for code in CODES if not re.search(r"[\u4e00-\u9fff]", MEANINGS_ZH.get(code, ""))] == []
-    assert MEANINGS_ZH.keys() <= CODES.keys()

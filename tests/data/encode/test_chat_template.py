@@ -76,7 +76,7 @@ R1 = pytest.mark.parametrize("name", ["deepseek_r1_distill", "deepseekv3"])
 
 
 @R1
-def test_r1_is_what_these_tests_take_it_for(real: Any, name: str) -> None:
+def test_chat_template_r1_is_what_these_tests_take_it_for(real: Any, name: str) -> None:
     """Its template removes the thoughts of every answer, and asks with a thought opened."""
     tokenizer = real(name)
     turns = [{"role": role, "content": text} for role, text in THINKS]
@@ -87,7 +87,7 @@ def test_r1_is_what_these_tests_take_it_for(real: Any, name: str) -> None:
 
 
 @R1
-def test_r1_learns_the_thoughts_that_its_template_would_remove(real: Any, name: str) -> None:
+def test_chat_template_r1_learns_the_thoughts_that_its_template_would_remove(real: Any, name: str) -> None:
     tokenizer = real(name)
     assert learned(record(*THINKS), tokenizer) == [f"so\n</think>\n\n2{END}"]
     text = text_of(record(*THINKS), tokenizer)
@@ -97,14 +97,14 @@ def test_r1_learns_the_thoughts_that_its_template_would_remove(real: Any, name: 
 
 
 @R1
-def test_r1_is_shown_masked_thoughts(real: Any, name: str) -> None:
+def test_chat_template_r1_is_shown_masked_thoughts(real: Any, name: str) -> None:
     tokenizer = real(name)
     assert text_of(record(*THINKS), tokenizer, think="mask") == text_of(record(*THINKS), tokenizer)
     assert learned(record(*THINKS), tokenizer, think="mask") == [f"2{END}"]
 
 
 @R1
-def test_r1_without_thoughts_closes_the_opened_one_at_once(real: Any, name: str) -> None:
+def test_chat_template_r1_without_thoughts_closes_the_opened_one_at_once(real: Any, name: str) -> None:
     tokenizer = real(name)
     wanted = f"{BEGIN}Be brief.{USER}One?{ASSISTANT}1{END}{USER}Two?{ASSISTANT}<think>\n\n</think>\n\n2{END}"
     assert text_of(record(*SAYS), tokenizer) == wanted
@@ -116,7 +116,7 @@ def test_r1_without_thoughts_closes_the_opened_one_at_once(real: Any, name: str)
 
 
 @R1
-def test_r1_with_tools(real: Any, name: str) -> None:
+def test_chat_template_r1_with_tools(real: Any, name: str) -> None:
     """After a tool's result its template opens neither turn nor thought."""
     talk = record(("user", "Weather?"), ("assistant", "look()"), ("tool", "rain"), ("assistant", "Rain."))
     assert learned(talk, real(name)) == [f"look(){END}", f"Rain.{END}"]
@@ -124,14 +124,14 @@ def test_r1_with_tools(real: Any, name: str) -> None:
 
 
 @R1
-def test_r1_keeps_the_system_prompt_first_wherever_it_is_asked_to_learn_it(real: Any, name: str) -> None:
+def test_chat_template_r1_keeps_the_system_prompt_first_wherever_it_is_asked_to_learn_it(real: Any, name: str) -> None:
     assert learned(record(*SAYS), real(name), learn=("system", "user")) == ["Be brief.", "One?", "Two?"]
 
 
 # --- thoughts under other templates ----------------------------------------------------------------------------------
 
 
-def test_qwen3_shows_the_last_thought_itself(real: Any) -> None:
+def test_chat_template_qwen3_shows_the_last_thought_itself(real: Any) -> None:
     assert learned(record(*THINKS), real("qwen3")) == ["<think>\nso\n</think>\n\n2<|im_end|>"]
     assert learned(record(*THINKS), real("qwen3"), think="mask") == ["2<|im_end|>"]
     text = text_of(record(*THINKS), real("qwen3"))
@@ -139,11 +139,11 @@ def test_qwen3_shows_the_last_thought_itself(real: Any) -> None:
     assert text.count("<think>") == 1
 
 
-def test_qwen3_learns_the_words_of_earlier_answers_that_it_frames_otherwise(real: Any) -> None:
+def test_chat_template_qwen3_learns_the_words_of_earlier_answers_that_it_frames_otherwise(real: Any) -> None:
     assert learned(record(*SAYS), real("qwen3")) == ["1", "<think>\n\n</think>\n\n2<|im_end|>"]
 
 
-def test_gpt_oss_gets_the_thought_in_a_field_of_its_own(real: Any) -> None:
+def test_chat_template_gpt_oss_gets_the_thought_in_a_field_of_its_own(real: Any) -> None:
     thought, said = (
         "<|channel|>analysis<|message|>so<|end|>",
         "<|start|>assistant<|channel|>final<|message|>2<|return|>",
@@ -154,7 +154,7 @@ def test_gpt_oss_gets_the_thought_in_a_field_of_its_own(real: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama3", "qwen2_5", "phi3", "lfm2", "glm4moe", "qwen3", "gptoss"])
-def test_stripped_thoughts_are_nowhere(real: Any, name: str) -> None:
+def test_chat_template_stripped_thoughts_are_nowhere(real: Any, name: str) -> None:
     outcome = encode(record(*THINKS), real(name), 10_000, Sequences(think="strip"))
     assert isinstance(outcome, Example)
     assert [message.content for message in outcome.record.messages] == ["One?", "1", "Two?", "2"]
@@ -164,7 +164,7 @@ def test_stripped_thoughts_are_nowhere(real: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama3", "qwen2_5", "phi3", "lfm2"])
-def test_templates_that_know_no_thoughts_show_all_of_them(real: Any, name: str) -> None:
+def test_chat_template_templates_that_know_no_thoughts_show_all_of_them(real: Any, name: str) -> None:
     one, two = learned(record(*THINKS), real(name))
     assert one.startswith("<think>\nhm\n</think>\n\n1")
     assert two.startswith("<think>\nso\n</think>\n\n2")
@@ -174,7 +174,7 @@ def test_templates_that_know_no_thoughts_show_all_of_them(real: Any, name: str) 
 
 
 @pytest.mark.parametrize("name", ["llama3", "qwen3", "deepseek_r1_distill", "glm4moe"])
-def test_masking_changes_no_answer_without_thoughts(real: Any, name: str) -> None:
+def test_chat_template_masking_changes_no_answer_without_thoughts(real: Any, name: str) -> None:
     text = text_of(record(*SAYS), real(name))
     kept, masked = ("".join(learned(record(*SAYS), real(name), think=think)) for think in ("keep", "mask"))
     assert [answer in masked for answer in "12"] == [True, True]
@@ -184,7 +184,7 @@ def test_masking_changes_no_answer_without_thoughts(real: Any, name: str) -> Non
 
 @pytest.mark.parametrize("think", ["strip", "mask"])
 @pytest.mark.parametrize("answer", ["<think>hm, and then it breaks off", "<think>only thoughts</think>"])
-def test_an_answer_that_is_all_thought_is_dropped(tiny_tokenizer: Any, think: str, answer: str) -> None:
+def test_chat_template_an_answer_that_is_all_thought_is_dropped(tiny_tokenizer: Any, think: str, answer: str) -> None:
     outcome = encode(record(("user", "Q"), ("assistant", answer)), tiny_tokenizer, 1000, Sequences(think=think))
     assert isinstance(outcome, Drop)
     assert outcome.code == "nothing_to_learn"
@@ -206,7 +206,9 @@ def test_an_answer_that_is_all_thought_is_dropped(tiny_tokenizer: Any, think: st
         (("system", "user", "assistant", "tool"), ["Be brief.", "Weather?", "look()", "rain", "Rain."]),
     ],
 )
-def test_the_chosen_roles_are_learned_with_their_ends(tiny_tokenizer: Any, roles: Any, wanted: list[str]) -> None:
+def test_chat_template_learns_the_chosen_roles_with_their_ends(
+    tiny_tokenizer: Any, roles: Any, wanted: list[str]
+) -> None:
     talk = record(
         ("system", "Be brief."), ("user", "Weather?"), ("assistant", "look()"), ("tool", "rain"), ("assistant", "Rain.")
     )
@@ -214,14 +216,14 @@ def test_the_chosen_roles_are_learned_with_their_ends(tiny_tokenizer: Any, roles
 
 
 @pytest.mark.parametrize("name", ["llama3", "qwen2_5", "phi3", "lfm2", "glm4moe", "qwen3", "gptoss", "deepseekv3"])
-def test_headers_are_not_learned(real: Any, name: str) -> None:
+def test_chat_template_headers_are_not_learned(real: Any, name: str) -> None:
     talk = record(("user", "Echo?"), ("assistant", "Echo?"), ("user", "Echo?"), ("assistant", "yes"))
     runs = learned(talk, real(name), learn=("user",))
     assert [run[:5] for run in runs] == ["Echo?", "Echo?"]
     assert not any("user" in run.lower() or "assistant" in run.lower() for run in runs)
 
 
-def test_a_system_prompt_that_the_template_puts_into_the_question(with_folded_system: Any) -> None:
+def test_chat_template_a_system_prompt_that_the_template_puts_into_the_question(with_folded_system: Any) -> None:
     talk = record(("system", "Be brief."), ("user", "Q"), ("assistant", "A"))
     assert learned(talk, with_folded_system, learn=("system",)) == ["Be brief."]
     assert learned(talk, with_folded_system, learn=("user",)) == ["Q<|im_end|>"]
@@ -251,13 +253,13 @@ def encoded(records: list[Record], tokenizer: Any, max_tokens: int, **settings: 
     return encode_all(records, tokenizer, max_tokens, Sequences(**settings))
 
 
-def test_long_records_are_dropped_unless_told_otherwise(tiny_tokenizer: Any) -> None:
+def test_chat_template_long_records_are_dropped_unless_told_otherwise(tiny_tokenizer: Any) -> None:
     done = encoded([record(*LONG)], tiny_tokenizer, 120)
     assert ([drop.code for drop in done.drops], done.examples) == (["too_long"], [])
     assert (done.num_truncated, done.num_split, done.lost_parts) == (0, 0, ())
 
 
-def test_truncated_records_lose_their_end(tiny_tokenizer: Any) -> None:
+def test_chat_template_truncated_records_lose_their_end(tiny_tokenizer: Any) -> None:
     whole = encode(record(*LONG), tiny_tokenizer, 10_000)
     assert isinstance(whole, Example)
     done = encoded([record(*LONG), record(*SAYS)], tiny_tokenizer, 120, longer="truncate")
@@ -269,14 +271,14 @@ def test_truncated_records_lose_their_end(tiny_tokenizer: Any) -> None:
     assert not done.drops
 
 
-def test_a_record_of_which_the_cut_leaves_nothing_to_learn_is_dropped(tiny_tokenizer: Any) -> None:
+def test_chat_template_a_record_of_which_the_cut_leaves_nothing_to_learn_is_dropped(tiny_tokenizer: Any) -> None:
     done = encoded([record(("user", "Q" * 200), ("assistant", "A"))], tiny_tokenizer, 120, longer="truncate")
     (drop,) = done.drops
     assert (drop.code, done.num_truncated) == ("too_long", 0)
     assert "behind the cut" in drop.fix
 
 
-def test_split_records_keep_system_prompt_and_every_exchange_once(tiny_tokenizer: Any) -> None:
+def test_chat_template_split_records_keep_system_prompt_and_every_exchange_once(tiny_tokenizer: Any) -> None:
     done = encoded([record(*LONG, tools=json.dumps([]))], tiny_tokenizer, 120, longer="split")
     assert len(done.examples) > 1
     assert (done.num_split, done.drops, done.lost_parts) == (1, [], ())
@@ -292,7 +294,7 @@ def test_split_records_keep_system_prompt_and_every_exchange_once(tiny_tokenizer
         assert isinstance(encode(together, tiny_tokenizer, 120), Drop)
 
 
-def test_tool_calls_are_not_torn_from_their_results(tiny_tokenizer: Any) -> None:
+def test_chat_template_tool_calls_are_not_torn_from_their_results(tiny_tokenizer: Any) -> None:
     turns = [("user", "Q" * 20), ("assistant", "look()"), ("tool", "R" * 20), ("assistant", "A" * 20)]
     done = encoded([record(*turns, *turns)], tiny_tokenizer, 200, longer="split")
     assert [[message.role for message in example.record.messages] for example in done.examples] == [
@@ -300,7 +302,7 @@ def test_tool_calls_are_not_torn_from_their_results(tiny_tokenizer: Any) -> None
     ] * 2
 
 
-def test_a_part_that_is_too_long_by_itself_is_lost_and_told(tiny_tokenizer: Any) -> None:
+def test_chat_template_a_part_that_is_too_long_by_itself_is_lost_and_told(tiny_tokenizer: Any) -> None:
     turns = [*LONG[:3], ("user", "Q" * 300), ("assistant", "A"), *LONG[3:5]]
     done = encoded([record(*turns)], tiny_tokenizer, 120, longer="split")
     assert [len(example.record.messages) for example in done.examples] == [3, 3]
@@ -311,14 +313,14 @@ def test_a_part_that_is_too_long_by_itself_is_lost_and_told(tiny_tokenizer: Any)
     assert (done.num_split, done.drops) == (1, [])
 
 
-def test_a_record_of_which_no_part_fits_is_dropped_once(tiny_tokenizer: Any) -> None:
+def test_chat_template_a_record_of_which_no_part_fits_is_dropped_once(tiny_tokenizer: Any) -> None:
     turns = [("user", "Q" * 300), ("assistant", "A"), ("user", "Q" * 300), ("assistant", "A")]
     done = encoded([record(*turns)], tiny_tokenizer, 120, longer="split")
     assert ([drop.code for drop in done.drops], done.examples, done.lost_parts) == (["too_long"], [], ())
     assert done.num_split == 0
 
 
-def test_records_that_fit_are_not_split(tiny_tokenizer: Any) -> None:
+def test_chat_template_records_that_fit_are_not_split(tiny_tokenizer: Any) -> None:
     done = encoded([record(*SAYS)], tiny_tokenizer, 1000, longer="split")
     assert [example.record for example in done.examples] == [record(*SAYS)]
     assert done.num_split == 0

@@ -8,11 +8,14 @@ from itertools import groupby
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from dsr1_tune.data.encode.example import IGNORED, Example, encode, encode_all, prompt_text, render
-from dsr1_tune.data.record import CODES, Drop, Message, Place, Record
+from dsr1_tune.data.record import Drop, Message, Place, Record
+from dsr1_tune.data.rules.codes import MEANINGS
 
 # As reasoning models do: only the last answer keeps its thoughts.
 THOUGHTS = (
@@ -34,6 +37,11 @@ STRICT = (
     "{{ raise_exception('System role not supported') }}{% endif %}"
     "<|im_start|>{{ message['content'] }}<|im_end|>\n{% endfor %}"
 )
+
+
+# Words without the template's own tags and the mark by which it is searched.
+_CHARACTERS = st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="<\ufffc")
+_SAID = st.text(_CHARACTERS, min_size=1).filter(str.strip)
 
 
 def record(*turns: tuple[str, str], tools: str = "") -> Record:
@@ -75,7 +83,7 @@ def learned(record: Record, tokenizer: Any) -> list[str]:
 def refusal(record: Record, tokenizer: Any, max_tokens: int = 1000) -> Drop:
     outcome = encode(record, tokenizer, max_tokens)
     assert isinstance(outcome, Drop), outcome
-    assert outcome.code in CODES
+    assert outcome.code in MEANINGS
     assert outcome.fix
     return outcome
 
@@ -83,7 +91,7 @@ def refusal(record: Record, tokenizer: Any, max_tokens: int = 1000) -> Drop:
 # --- what is learned -------------------------------------------------------------------------------------------------
 
 
-def test_the_answer_and_its_end_are_learned(tiny_tokenizer: Any) -> None:
+def test_encode_the_answer_and_its_end_are_learned(tiny_tokenizer: Any) -> None:
     example = encoded(asked("An answer."), tiny_tokenizer)
     text = "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\nAn answer.<|im_end|>\n"
     assert tiny_tokenizer.decode(example.input_ids, skip_special_tokens=False) == text
@@ -92,24 +100,24 @@ def test_the_answer_and_its_end_are_learned(tiny_tokenizer: Any) -> None:
     assert example.record == asked("An answer.")
 
 
-def test_every_answer_of_a_conversation_is_learned(tiny_tokenizer: Any) -> None:
+def test_encode_every_answer_of_a_conversation_is_learned(tiny_tokenizer: Any) -> None:
     talk = record(
         ("system", "Be kind."), ("user", "One?"), ("assistant", "1"), ("user", "Two?"), ("assistant", "1 and 1, or 2")
     )
     assert learned(talk, tiny_tokenizer) == ["1<|im_end|>", "1 and 1, or 2<|im_end|>"]
 
 
-def test_what_tools_return_is_not_learned(tiny_tokenizer: Any) -> None:
+def test_encode_what_tools_return_is_not_learned(tiny_tokenizer: Any) -> None:
     talk = record(("user", "Weather?"), ("assistant", "look()"), ("tool", "rain"), ("assistant", "Rain."))
     assert learned(talk, tiny_tokenizer) == ["look()<|im_end|>", "Rain.<|im_end|>"]
 
 
-def test_a_greeting_before_any_question_is_not_learned(tiny_tokenizer: Any) -> None:
+def test_encode_a_greeting_before_any_question_is_not_learned(tiny_tokenizer: Any) -> None:
     talk = record(("assistant", "Hello!"), ("user", "Q"), ("assistant", "A"))
     assert learned(talk, tiny_tokenizer) == ["A<|im_end|>"]
 
 
-def test_the_same_words_said_by_the_user_are_not_learned(tiny_tokenizer: Any) -> None:
+def test_encode_the_same_words_said_by_the_user_are_not_learned(tiny_tokenizer: Any) -> None:
     assert learned(asked("echo", question="echo"), tiny_tokenizer) == ["echo<|im_end|>"]
 
 
@@ -129,18 +137,28 @@ def test_the_same_words_said_by_the_user_are_not_learned(tiny_tokenizer: Any) ->
         "42",
     ],
 )
-def test_answers_are_learned_to_the_letter(tiny_tokenizer: Any, answer: str) -> None:
+def test_encode_answers_are_learned_to_the_letter(tiny_tokenizer: Any, answer: str) -> None:
     assert learned(asked(answer, question="怎么样？😀"), tiny_tokenizer) == [f"{answer}<|im_end|>"]
 
 
-def test_a_character_of_several_tokens_is_not_cut_at_the_border(with_template: Any) -> None:
+@settings(deadline=None, max_examples=60)
+@given(turns=st.lists(st.tuples(_SAID, _SAID.filter(lambda text: text.strip() == text)), min_size=1, max_size=3))
+def test_encode_learns_the_answers_of_any_conversation_to_the_letter(tiny_tokenizer: Any, turns: Any) -> None:
+    said = [turn for question, answer in turns for turn in (("user", question), ("assistant", answer))]
+    example = encoded(record(*said), tiny_tokenizer, 10_000)
+    shown = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in said)
+    assert tiny_tokenizer.decode(example.input_ids, skip_special_tokens=False) == shown
+    assert learned(record(*said), tiny_tokenizer) == [f"{answer}<|im_end|>" for _, answer in turns]
+
+
+def test_encode_a_character_of_several_tokens_is_not_cut_at_the_border(with_template: Any) -> None:
     side_by_side = with_template("{% for message in messages %}{{ message['content'] }}{% endfor %}")
     example = encoded(asked("是😀", question="是😀"), side_by_side)
     assert len(example.input_ids) == 2 * (3 + 4)
     assert example.labels == (IGNORED,) * 7 + example.input_ids[7:]
 
 
-def test_a_token_across_the_border_is_learned() -> None:
+def test_encode_a_token_across_the_border_is_learned() -> None:
     """Byte-level merges join the prompt's last newline with the answer's first."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: number for number, token in enumerate([*alphabet, "ĊĊ", "ĊA"])}
@@ -157,7 +175,7 @@ def test_a_token_across_the_border_is_learned() -> None:
         assert tokenizer.convert_ids_to_tokens(first) == token
 
 
-def test_no_special_tokens_are_added_to_those_of_the_template(tiny_tokenizer: Any) -> None:
+def test_encode_no_special_tokens_are_added_to_those_of_the_template(tiny_tokenizer: Any) -> None:
     tokenizer = copy.deepcopy(tiny_tokenizer)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="<|im_start|> $A <|im_end|>", special_tokens=[("<|im_start|>", 0), ("<|im_end|>", 1)]
@@ -169,7 +187,7 @@ def test_no_special_tokens_are_added_to_those_of_the_template(tiny_tokenizer: An
 # --- templates that rewrite ------------------------------------------------------------------------------------------
 
 
-def test_earlier_answers_that_the_template_rewrites_are_left_out(with_template: Any) -> None:
+def test_encode_earlier_answers_that_the_template_rewrites_are_left_out(with_template: Any) -> None:
     talk = record(
         ("user", "One?"), ("assistant", "<think>hm</think>1"), ("user", "Two?"), ("assistant", "<think>so</think>2")
     )
@@ -178,7 +196,7 @@ def test_earlier_answers_that_the_template_rewrites_are_left_out(with_template: 
     assert learned(talk, tokenizer) == ["<think>so</think>2<|im_end|>"]
 
 
-def test_earlier_answers_that_it_leaves_as_they_are_are_learned(with_template: Any) -> None:
+def test_encode_earlier_answers_that_it_leaves_as_they_are_are_learned(with_template: Any) -> None:
     talk = record(("user", "One?"), ("assistant", "1"), ("user", "Two?"), ("assistant", "<think>so</think>2"))
     assert learned(talk, with_template(THOUGHTS)) == ["1<|im_end|>", "<think>so</think>2<|im_end|>"]
 
@@ -195,7 +213,7 @@ def test_earlier_answers_that_it_leaves_as_they_are_are_learned(with_template: A
     ],
 )
 @pytest.mark.parametrize("template", ["opened", "kept"])
-def test_an_answer_goes_on_where_the_prompt_has_opened_a_thought(
+def test_encode_an_answer_goes_on_where_the_prompt_has_opened_a_thought(
     with_template: Any, answer: str, continued: str, template: str
 ) -> None:
     tokenizer = with_template(OPENED if template == "opened" else KEPT)
@@ -204,11 +222,11 @@ def test_an_answer_goes_on_where_the_prompt_has_opened_a_thought(
     assert learned(asked(answer), tokenizer) == [f"{continued}<|im_end|>"]
 
 
-def test_a_thought_opened_by_the_prompt_is_not_learned_but_its_rest_is(with_template: Any) -> None:
+def test_encode_a_thought_opened_by_the_prompt_is_not_learned_but_its_rest_is(with_template: Any) -> None:
     assert learned(asked("<think>\nhm</think>42"), with_template(KEPT)) == ["hm</think>42<|im_end|>"]
 
 
-def test_a_template_without_end_of_turn(with_template: Any) -> None:
+def test_encode_a_template_without_end_of_turn(with_template: Any) -> None:
     tokenizer = with_template(
         "{% for message in messages %}{{ message['role'] }}: {{ message['content'] | trim }}\n{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -222,7 +240,7 @@ def test_a_template_without_end_of_turn(with_template: Any) -> None:
 # --- what cannot be learned ------------------------------------------------------------------------------------------
 
 
-def test_what_the_template_refuses_is_dropped_with_its_words(with_template: Any) -> None:
+def test_encode_what_the_template_refuses_is_dropped_with_its_words(with_template: Any) -> None:
     drop = refusal(record(("system", "Be kind."), ("user", "Q"), ("assistant", "A")), with_template(STRICT))
     assert drop.code == "template_refused"
     assert "System role not supported" in drop.detail
@@ -230,11 +248,11 @@ def test_what_the_template_refuses_is_dropped_with_its_words(with_template: Any)
 
 
 @pytest.mark.parametrize("template", ["{{ messages[9]['content'] + 1 }}", "{{ messages | nofilter }}", "{% if %}"])
-def test_a_template_that_fails_is_dropped_too(with_template: Any, template: str) -> None:
+def test_encode_a_template_that_fails_is_dropped_too(with_template: Any, template: str) -> None:
     assert refusal(asked("A"), with_template(template)).code == "template_refused"
 
 
-def test_the_longest_that_fits(tiny_tokenizer: Any) -> None:
+def test_encode_the_longest_that_fits(tiny_tokenizer: Any) -> None:
     length = len(encoded(asked("An answer."), tiny_tokenizer).input_ids)
     assert isinstance(encode(asked("An answer."), tiny_tokenizer, length), Example)
     drop = refusal(asked("An answer."), tiny_tokenizer, length - 1)
@@ -245,14 +263,14 @@ def test_the_longest_that_fits(tiny_tokenizer: Any) -> None:
     assert drop.path == "$.messages[1].content"
 
 
-def test_an_answer_of_which_the_template_leaves_nothing(with_template: Any) -> None:
+def test_encode_an_answer_of_which_the_template_leaves_nothing(with_template: Any) -> None:
     drop = refusal(asked("<think>only thoughts</think>"), with_template(OPENED))
     assert (drop.code, drop.path) == ("nothing_to_learn", "$.messages[1].content")
     silent = with_template("{% for message in messages %}{{ message['role'] }} {% endfor %}")
     assert refusal(asked("A"), silent).code == "nothing_to_learn"
 
 
-def test_of_a_conversation_only_the_answers_that_are_left_are_learned(with_template: Any) -> None:
+def test_encode_of_a_conversation_only_the_answers_that_are_left_are_learned(with_template: Any) -> None:
     talk = record(("user", "Q"), ("assistant", "<think>hm</think>"), ("user", "R"), ("assistant", "B"))
     assert learned(talk, with_template(OPENED)) == ["\n</think>\n\nB<|im_end|>"]
 
@@ -260,7 +278,7 @@ def test_of_a_conversation_only_the_answers_that_are_left_are_learned(with_templ
 # --- tools and prompts -----------------------------------------------------------------------------------------------
 
 
-def test_tools_reach_the_template(with_template: Any) -> None:
+def test_encode_tools_reach_the_template(with_template: Any) -> None:
     tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
     tokenizer = with_template(
         "{% if tools %}{% for tool in tools %}[{{ tool['function']['name'] }}]{% endfor %}{% endif %}"
@@ -273,7 +291,7 @@ def test_tools_reach_the_template(with_template: Any) -> None:
     assert render(asked("A"), tokenizer)[0] == "Q<|im_end|>A<|im_end|>"
 
 
-def test_the_prompt_is_the_text_up_to_the_last_answer(tiny_tokenizer: Any) -> None:
+def test_encode_the_prompt_is_the_text_up_to_the_last_answer(tiny_tokenizer: Any) -> None:
     talk = record(("system", "S"), ("user", "Q"), ("assistant", "A"), ("user", "R"), ("assistant", "B"))
     text, spans = render(talk, tiny_tokenizer)
     prompt = prompt_text(talk, tiny_tokenizer)
@@ -282,7 +300,7 @@ def test_the_prompt_is_the_text_up_to_the_last_answer(tiny_tokenizer: Any) -> No
     assert spans[-1][0] == len(prompt)
 
 
-def test_the_prompt_opens_what_the_template_opens(with_template: Any) -> None:
+def test_encode_the_prompt_opens_what_the_template_opens(with_template: Any) -> None:
     prompt = prompt_text(asked("<think>\nhm</think>42"), with_template(KEPT))
     assert prompt.endswith("assistant\n<think>\n")
     assert render(asked("<think>\nhm</think>42"), with_template(KEPT))[0].startswith(prompt)
@@ -291,7 +309,7 @@ def test_the_prompt_opens_what_the_template_opens(with_template: Any) -> None:
 # --- many records ----------------------------------------------------------------------------------------------------
 
 
-def test_records_are_kept_in_order_and_drops_say_where(tiny_tokenizer: Any) -> None:
+def test_encode_records_are_kept_in_order_and_drops_say_where(tiny_tokenizer: Any) -> None:
     records = [asked("one"), asked("far too long " * 50), asked("three")]
     examples, drops = encode_all(records, tiny_tokenizer, max_tokens=100)
     assert [example.record.answer for example in examples] == ["one", "three"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dsr1_tune.config import Data
-from dsr1_tune.data.encode.thinking import Answer, find, part, strip
+from dsr1_tune.data.encode.thinking import Reasoned, find, part, strip
 from dsr1_tune.data.prepare import prepare
 
 
@@ -30,7 +30,7 @@ from dsr1_tune.data.prepare import prepare
         ("<think>a <think> b</think>42", "42"),
     ],
 )
-def test_thoughts_are_taken_out(text: str, said: str) -> None:
+def test_thinking_thoughts_are_taken_out(text: str, said: str) -> None:
     assert strip(text) == said
     assert "".join(text[end:first] for (_, end), (first, _) in zip([(0, 0), *find(text)], [*find(text), (len(text), 0)], strict=True)) == said  # fmt: skip  # noqa: E501
 
@@ -38,20 +38,20 @@ def test_thoughts_are_taken_out(text: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
-        ("<think>hm</think>42", Answer("hm", "42")),
-        ("\n<think>\nhm\n</think>\n\n42", Answer("\nhm\n", "\n\n42")),
-        ("hm</think>42", Answer("hm", "42")),
+        ("<think>hm</think>42", Reasoned("hm", "42")),
+        ("\n<think>\nhm\n</think>\n\n42", Reasoned("\nhm\n", "\n\n42")),
+        ("hm</think>42", Reasoned("hm", "42")),
         ("42", None),
         ("<think>hm", None),
         ("First 42. <think>hm</think>", None),
     ],
 )
-def test_the_thought_before_an_answer(text: str, answer: Answer | None) -> None:
+def test_thinking_part_splits_the_reasoning_from_the_answer(text: str, answer: Reasoned | None) -> None:
     assert part(text) == answer
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
-def test_a_thought_in_a_field_of_its_own_is_read(tmp_path: Path, field: str) -> None:
+def test_thinking_a_thought_in_a_field_of_its_own_is_read(tmp_path: Path, field: str) -> None:
     answers = [
         {"content": "42", field: "hm\n"},
         {"content": "<think>own</think>42", field: "hm"},

@@ -17,7 +17,7 @@ from dsr1_tune.data.privacy.guard import find
 from dsr1_tune.data.record import Drop, Feedback, Message, Place, Preference, Prompt, Record
 from dsr1_tune.data.rules.checker import Checker
 from dsr1_tune.data.rules.packs import load_pack
-from dsr1_tune.data.rules.pairs import Opinions
+from dsr1_tune.data.rules.pairs import PreferenceStats
 from dsr1_tune.errors import DataError
 
 CONTENTS = [(domain, language) for domain in DOMAINS for language in LANGUAGES]
@@ -40,7 +40,7 @@ READ_AS = {
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize(("domain", "language"), CONTENTS)
-def test_every_row_is_good_and_kept(tmp_path, domain, language, format):
+def test_templates_every_row_is_good_and_kept(tmp_path, domain, language, format):
     *_, settings = init(domain, language, format, tmp_path / f"rows{FORMATS[format].ending}")
     config = load_config(CleanRun, settings)
     prepared = examine(config.data)
@@ -62,7 +62,7 @@ def rows_of(tmp_path, format, domain="medical", language="en"):
     return examine(Data(files=(file,))).rows
 
 
-def test_formats_hold_what_they_are_for(tmp_path):
+def test_templates_formats_hold_what_they_are_for(tmp_path):
     assert [m.role for m in rows_of(tmp_path, "messages")[0].messages] == [
         "system",
         "user",
@@ -82,7 +82,7 @@ def test_formats_hold_what_they_are_for(tmp_path):
     assert len(set(questions.values())) == 1 and "\nEither party" in questions["csv"]
 
 
-def test_formats_say_the_same(tmp_path):
+def test_templates_formats_say_the_same(tmp_path):
     """A conversation is the same in messages, ShareGPT, Firefly and history, but for its system prompt."""
     talks = [
         [[(m.role, m.content) for m in row.messages if m.role != "system"] for row in rows_of(tmp_path, format)]
@@ -91,19 +91,19 @@ def test_formats_say_the_same(tmp_path):
     assert talks[0] == talks[1] == talks[2] == talks[3]
 
 
-def test_length_does_not_tell_the_better_answer():
+def test_templates_length_does_not_tell_the_better_answer():
     """Over all templates, whoever takes the longer answer is right about as often as not."""
     rows = [
         Preference((), Message("assistant", item["answer"]), Message("assistant", item["worse"]), Place("a", 1, 0))
         for domain, language in CONTENTS
         for item in yaml.safe_load((templates._FOLDER / f"{domain}.{language}.yaml").read_text("utf-8"))["items"]
     ]
-    found = Opinions.of(rows)
+    found = PreferenceStats.of(rows)
     assert found.num_pairs == 60
     assert found.length_share < 0.55 and not found.length_tells
 
 
-def test_functions_are_described_as_json_schema(tmp_path):
+def test_templates_functions_are_described_as_json_schema(tmp_path):
     for domain, language in CONTENTS:
         for row in rows_of(tmp_path / f"{domain}{language}", "tools", domain, language):
             (tool,) = json.loads(row.tools)
@@ -118,7 +118,7 @@ def test_functions_are_described_as_json_schema(tmp_path):
                 assert isinstance(arguments[name], types[schema["type"]])
 
 
-def test_results_of_functions_are_said(tmp_path):
+def test_templates_results_of_functions_are_said(tmp_path):
     """The last answer repeats what the function returned."""
     for language in LANGUAGES:
         for row in rows_of(tmp_path / language, "tools", "finance", language):
@@ -126,7 +126,7 @@ def test_results_of_functions_are_said(tmp_path):
             assert all(f"{value:,.2f}" in row.answer for value in result.values()), row.answer
 
 
-def test_the_readme_explains_every_field(tmp_path):
+def test_templates_the_readme_explains_every_field(tmp_path):
     for format, chosen in FORMATS.items():
         file, readme, _ = init("support", "zh", format, tmp_path / format / f"a{chosen.ending}")
         text = readme.read_text(encoding="utf-8")
@@ -141,7 +141,7 @@ def test_the_readme_explains_every_field(tmp_path):
                 assert (f"dsr1-tune {verb} --data clean/a/train.jsonl" in text) == (chosen.use == use)
 
 
-def test_settings_can_be_used_as_they_are(tmp_path):
+def test_templates_settings_can_be_used_as_they_are(tmp_path):
     file, _, settings = init("legal", "zh", out=tmp_path / "my law.jsonl")
     config = load_config(CleanRun, settings)
     assert config.data.files == (file,)
@@ -155,14 +155,14 @@ def test_settings_can_be_used_as_they_are(tmp_path):
     assert (full.judge.ask, full.dedup.against) == (True, (Path("eval.jsonl"),))
 
 
-def test_default_names(tmp_path, monkeypatch):
+def test_templates_default_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert [str(path) for path in init("finance")] == ["finance.jsonl", "finance.README.md", "finance.clean.yaml"]
     assert init("legal", format="csv")[0] == Path("legal.csv")
 
 
 @pytest.mark.parametrize("taken", ["a.jsonl", "a.README.md", "a.clean.yaml"])
-def test_nothing_is_written_over(tmp_path, taken):
+def test_templates_nothing_is_written_over(tmp_path, taken):
     (tmp_path / taken).write_text("mine")
     with pytest.raises(DataError, match="already there") as error:
         init("medical", out=tmp_path / "a.jsonl")
@@ -175,7 +175,7 @@ def test_nothing_is_written_over(tmp_path, taken):
     ("wrong", "named"),
     [({"domain": "cooking"}, "medical"), ({"language": "fr"}, "zh"), ({"format": "xml"}, "sharegpt")],
 )
-def test_unknown_names_are_refused_with_those_that_are_known(tmp_path, wrong, named):
+def test_templates_unknown_names_are_refused_with_those_that_are_known(tmp_path, wrong, named):
     with pytest.raises(DataError, match="there is no") as error:
         init(**{"domain": "medical", "out": tmp_path / "a.jsonl", **wrong})
     assert named in error.value.hint
@@ -185,12 +185,12 @@ def test_unknown_names_are_refused_with_those_that_are_known(tmp_path, wrong, na
 @pytest.mark.parametrize(
     ("format", "name"), [("csv", "a.jsonl"), ("messages", "a.csv"), ("alpaca", "a"), ("tools", "a.txt")]
 )
-def test_an_ending_that_says_something_else_is_refused(tmp_path, format, name):
+def test_templates_an_ending_that_says_something_else_is_refused(tmp_path, format, name):
     with pytest.raises(DataError, match="are not written as"):
         init("medical", format=format, out=tmp_path / name)
 
 
-def test_the_ending_chooses_between_array_and_lines(tmp_path):
+def test_templates_the_ending_chooses_between_array_and_lines(tmp_path):
     array, *_ = init("general", format="messages", out=tmp_path / "a.json")
     lines, *_ = init("general", format="alpaca", out=tmp_path / "b.jsonl")
     assert len(json.loads(array.read_text(encoding="utf-8"))) == 6
@@ -199,7 +199,7 @@ def test_the_ending_chooses_between_array_and_lines(tmp_path):
     ] * 6
 
 
-def test_texts_are_told_apart(tmp_path):
+def test_templates_texts_are_told_apart(tmp_path):
     """No two rows of a template, and no two domains, share an answer: they are data, not filler."""
     for language in LANGUAGES:
         answers = [
@@ -212,7 +212,22 @@ def test_texts_are_told_apart(tmp_path):
         assert len(answers) == len(set(answers)) == 2 * 6 * len(DOMAINS)
 
 
-def test_no_personal_data():
+def test_templates_no_personal_data():
     for domain, language in CONTENTS:
         text = (templates._FOLDER / f"{domain}.{language}.yaml").read_text("utf-8")
         assert [(found.kind, text[found.start : found.end]) for found in find(text)] == []
+
+
+def test_templates_are_found_in_a_wheel_and_in_a_checkout(tmp_path):
+    package = tmp_path / "dsr1_tune"
+    beside = tmp_path / "data_templates"
+    beside.mkdir()
+    assert templates.folder_beside(package) == beside
+    inside = package / "data_templates"
+    inside.mkdir(parents=True)
+    assert templates.folder_beside(package) == inside
+
+
+def test_templates_are_a_file_for_every_domain_and_language():
+    files = {f"{domain}.{language}.yaml" for domain, language in CONTENTS}
+    assert {file.name for file in templates._FOLDER.glob("*.yaml")} == files

@@ -15,12 +15,12 @@ import orjson
 import pytest
 
 from dsr1_tune.config import Judge
-from dsr1_tune.data.judge.judge import CODES as DROP_CODES
-from dsr1_tune.data.judge.judge import Judgement, Models, judge
+from dsr1_tune.data.judge.bench import SCORES
+from dsr1_tune.data.judge.judge import DROP_CODES, Judgement, Models, judge
 from dsr1_tune.data.judge.negatives import shuffle_characters
 from dsr1_tune.data.judge.score_cache import Memo, Pair
-from dsr1_tune.data.judge.scores import CHUNK_ROWS, SCORES
-from dsr1_tune.data.record import CODES
+from dsr1_tune.data.judge.scores import CHUNK_ROWS
+from dsr1_tune.data.rules.codes import MEANINGS
 from dsr1_tune.errors import ModelError
 
 ROWS = 400
@@ -149,7 +149,7 @@ def facts(judgement: Judgement, score: str, language: str = "latin") -> dict[str
     return judgement.facts["scores"][score][language]
 
 
-def test_answers_of_other_questions_go_and_the_others_stay(tmp_path: Path) -> None:
+def test_judge_answers_of_other_questions_go_and_the_others_stay(tmp_path: Path) -> None:
     source, wrong, _ = corpus(wrong=30)
     judgement, _ = run(source, tmp_path, models(FakeEmbedder(), FakeLM()))
     found = set(judgement.drops)
@@ -161,13 +161,13 @@ def test_answers_of_other_questions_go_and_the_others_stay(tmp_path: Path) -> No
     assert "judge.cuts.fit" in drop.fix
 
 
-def test_clean_rows_stay(tmp_path: Path) -> None:
+def test_judge_clean_rows_stay(tmp_path: Path) -> None:
     source, _, _ = corpus()
     judgement, _ = run(source, tmp_path, models(FakeEmbedder(), FakeLM()))
     assert len(judgement.drops) <= 0.01 * ROWS
 
 
-def test_mash_goes_without_any_model(tmp_path: Path) -> None:
+def test_judge_mash_goes_without_any_model(tmp_path: Path) -> None:
     source, _, mash = corpus(rows=1000, mash=50)
     judgement, said = run(source, tmp_path)
     found = {row for row, drop in judgement.drops.items() if drop.code == "not_fluent"}
@@ -177,11 +177,11 @@ def test_mash_goes_without_any_model(tmp_path: Path) -> None:
     assert any("pip install it" in line for line in said)
 
 
-def test_every_code_is_a_known_one() -> None:
-    assert {*DROP_CODES.values(), "unhelped_answer"} <= set(CODES)
+def test_judge_every_code_is_a_known_one() -> None:
+    assert {*DROP_CODES.values(), "unhelped_answer"} <= set(MEANINGS)
 
 
-def test_too_few_rows_are_scored_but_none_is_dropped(tmp_path: Path) -> None:
+def test_judge_too_few_rows_are_scored_but_none_is_dropped(tmp_path: Path) -> None:
     source, _, _ = corpus(rows=60, wrong=10, mash=5)
     embedder = FakeEmbedder()
     judgement, _ = run(source, tmp_path, models(embedder, FakeLM()))
@@ -192,7 +192,7 @@ def test_too_few_rows_are_scored_but_none_is_dropped(tmp_path: Path) -> None:
     assert any("no language has 100 rows" in note for note in judgement.facts["notes"])
 
 
-def test_a_score_that_tells_nothing_is_switched_off_and_says_so(tmp_path: Path) -> None:
+def test_judge_a_score_that_tells_nothing_is_switched_off_and_says_so(tmp_path: Path) -> None:
     source, _, _ = corpus(wrong=30)
     judgement, said = run(source, tmp_path, models(FakeEmbedder(blind=True)), lm="none")
     assert "no better than chance: AUC 0." in facts(judgement, "cosine")["switched_off"]
@@ -202,7 +202,7 @@ def test_a_score_that_tells_nothing_is_switched_off_and_says_so(tmp_path: Path) 
     assert "answer_does_not_fit" not in {drop.code for drop in judgement.drops.values()}
 
 
-def test_each_language_is_calibrated_by_itself(tmp_path: Path) -> None:
+def test_judge_each_language_is_calibrated_by_itself(tmp_path: Path) -> None:
     related, _, _ = corpus(rows=300, wrong=40)
     unrelated, _, _ = corpus(rows=300, wrong=150, seed=1)
     pairs = [
@@ -217,7 +217,7 @@ def test_each_language_is_calibrated_by_itself(tmp_path: Path) -> None:
     assert len(judgement.drops) > 10
 
 
-def test_short_exact_answers_are_neither_mash_nor_unfit(tmp_path: Path) -> None:
+def test_judge_short_exact_answers_are_neither_mash_nor_unfit(tmp_path: Path) -> None:
     source, _, _ = corpus(rows=600, wrong=40, mash=30)
     for row, answer in enumerate(("B", "42", "是", "42 km", "")):
         source.pairs[row] = (source.pairs[row][0], answer)
@@ -230,7 +230,7 @@ def test_short_exact_answers_are_neither_mash_nor_unfit(tmp_path: Path) -> None:
 # --- the budget -------------------------------------------------------------------------------------------------------
 
 
-def test_without_time_no_model_is_loaded(tmp_path: Path) -> None:
+def test_judge_without_time_no_model_is_loaded(tmp_path: Path) -> None:
     source, _, _ = corpus()
     embedder = FakeEmbedder()
     judgement, said = run(source, tmp_path, models(embedder, FakeLM()), minutes=0)
@@ -239,7 +239,7 @@ def test_without_time_no_model_is_loaded(tmp_path: Path) -> None:
     assert judgement.facts["models"] == {"embedder": None, "lm": None}
 
 
-def test_the_most_doubtful_rows_come_first_while_the_time_lasts(tmp_path: Path) -> None:
+def test_judge_the_most_doubtful_rows_come_first_while_the_time_lasts(tmp_path: Path) -> None:
     source, wrong, _ = corpus(rows=1500, wrong=40, shared=0.6)
     clock = Clock()
     judgement, _ = run(source, tmp_path, models(FakeEmbedder(clock, 0.1)), clock, minutes=3, lm="none")
@@ -252,7 +252,7 @@ def test_the_most_doubtful_rows_come_first_while_the_time_lasts(tmp_path: Path) 
     assert all(looked[row] for row, drop in judgement.drops.items() if drop.code == "answer_does_not_fit")
 
 
-def test_rows_beyond_doubt_are_not_looked_at(tmp_path: Path) -> None:
+def test_judge_rows_beyond_doubt_are_not_looked_at(tmp_path: Path) -> None:
     source, _, _ = corpus(rows=1500)
     judgement, _ = run(source, tmp_path, models(FakeEmbedder()), lm="none")
     assert facts(judgement, "cosine")["num_unscored"] > 500
@@ -260,7 +260,7 @@ def test_rows_beyond_doubt_are_not_looked_at(tmp_path: Path) -> None:
     assert np.isnan(cosine[overlap == overlap.max()]).any()
 
 
-def test_a_model_too_slow_to_be_tried_is_given_up_early(tmp_path: Path) -> None:
+def test_judge_a_model_too_slow_to_be_tried_is_given_up_early(tmp_path: Path) -> None:
     source, _, _ = corpus()
     clock = Clock()
     embedder = FakeEmbedder(clock, 10.0)
@@ -270,7 +270,7 @@ def test_a_model_too_slow_to_be_tried_is_given_up_early(tmp_path: Path) -> None:
     assert any("of 400 rows were looked at in the time given" in note for note in judgement.facts["notes"])
 
 
-def test_progress_names_rate_and_time_to_go(tmp_path: Path) -> None:
+def test_judge_progress_names_rate_and_time_to_go(tmp_path: Path) -> None:
     source, _, _ = corpus()
     clock = Clock()
     _, said = run(source, tmp_path, models(FakeEmbedder(clock, 0.1)), clock, lm="none")
@@ -280,7 +280,7 @@ def test_progress_names_rate_and_time_to_go(tmp_path: Path) -> None:
 # --- the cache --------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_model_said_is_not_asked_again(tmp_path: Path) -> None:
+def test_judge_what_a_model_said_is_not_asked_again(tmp_path: Path) -> None:
     source, _, _ = corpus(wrong=30)
     first, _ = run(source, tmp_path, models(FakeEmbedder(), FakeLM()))
     embedder, lm = FakeEmbedder(), FakeLM()
@@ -291,7 +291,7 @@ def test_what_a_model_said_is_not_asked_again(tmp_path: Path) -> None:
         np.testing.assert_array_equal(values, again.scores[name])
 
 
-def test_a_rerun_ends_where_the_first_run_did_even_on_a_faster_machine(tmp_path: Path) -> None:
+def test_judge_a_rerun_ends_where_the_first_run_did_even_on_a_faster_machine(tmp_path: Path) -> None:
     source, _, _ = corpus(rows=1500, wrong=40, shared=0.6)
     slow, fast = Clock(), Clock()
     first, _ = run(source, tmp_path, models(FakeEmbedder(slow, 0.1)), slow, minutes=3, lm="none")
@@ -302,7 +302,7 @@ def test_a_rerun_ends_where_the_first_run_did_even_on_a_faster_machine(tmp_path:
     assert facts(longer, "cosine")["num_scored"] > facts(first, "cosine")["num_scored"]
 
 
-def test_a_run_killed_in_the_middle_goes_on_and_gives_the_same(tmp_path: Path) -> None:
+def test_judge_a_run_killed_in_the_middle_goes_on_and_gives_the_same(tmp_path: Path) -> None:
     source, _, _ = corpus(wrong=30)
     whole, _ = run(source, tmp_path / "whole", models(FakeEmbedder()), lm="none")
     run(source, tmp_path / "killed", models(FakeEmbedder()), lm="none")
@@ -315,7 +315,7 @@ def test_a_run_killed_in_the_middle_goes_on_and_gives_the_same(tmp_path: Path) -
     assert 0 < len(embedder.asked) < 2 * ROWS
 
 
-def test_a_cut_off_line_is_scored_again_and_the_next_one_is_whole(tmp_path: Path) -> None:
+def test_judge_a_cut_off_line_is_scored_again_and_the_next_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "memo.jsonl"
     with Memo(path) as memo:
         memo.scores([("q", "a"), ("q", "b")], lambda pairs: np.array([[1.0], [np.nan]]))
@@ -333,7 +333,7 @@ def test_a_cut_off_line_is_scored_again_and_the_next_one_is_whole(tmp_path: Path
         assert memo.scores([("q", "b")], compute).tolist() == [[2.0]] and len(asked) == 1
 
 
-def test_question_and_answer_are_told_apart_in_the_cache(tmp_path: Path) -> None:
+def test_judge_question_and_answer_are_told_apart_in_the_cache(tmp_path: Path) -> None:
     with Memo(tmp_path / "memo.jsonl") as memo:
         found = memo.scores([("ab", "c"), ("a", "bc")], lambda pairs: np.array([[float(len(q))] for q, _ in pairs]))
     assert found.tolist() == [[2.0], [1.0]]
@@ -342,20 +342,20 @@ def test_question_and_answer_are_told_apart_in_the_cache(tmp_path: Path) -> None
 # --- models and settings ----------------------------------------------------------------------------------------------
 
 
-def test_a_model_that_was_named_must_be_there(tmp_path: Path) -> None:
+def test_judge_a_model_that_was_named_must_be_there(tmp_path: Path) -> None:
     source, _, _ = corpus()
     with pytest.raises(ModelError, match="mine is not installed"):
         run(source, tmp_path, models(), embedder="mine")
 
 
-def test_without_the_default_models_it_goes_on_and_tells_how_to_get_them(tmp_path: Path) -> None:
+def test_judge_without_the_default_models_it_goes_on_and_tells_how_to_get_them(tmp_path: Path) -> None:
     source, _, _ = corpus()
     judgement, _ = run(source, tmp_path, models())
     assert sum("goes on without the" in note and "pip install it" in note for note in judgement.facts["notes"]) == 2
     assert judgement.facts["models"] == {"embedder": None, "lm": None}
 
 
-def test_a_sample_is_drawn_at_random_and_only_it_is_read(tmp_path: Path) -> None:
+def test_judge_a_sample_is_drawn_at_random_and_only_it_is_read(tmp_path: Path) -> None:
     source, _, _ = corpus(rows=1500)
     judgement, _ = run(source, tmp_path, models(FakeEmbedder()), sample=0.2, lm="none")
     scored = np.flatnonzero(~np.isnan(judgement.scores["overlap"]))
@@ -363,7 +363,7 @@ def test_a_sample_is_drawn_at_random_and_only_it_is_read(tmp_path: Path) -> None
     assert (judgement.facts["num_rows"], judgement.facts["num_looked_at"]) == (1500, 300)
 
 
-def test_a_cut_off_of_your_own_holds_even_where_nothing_is_calibrated(tmp_path: Path) -> None:
+def test_judge_a_cut_off_of_your_own_holds_even_where_nothing_is_calibrated(tmp_path: Path) -> None:
     source, _, _ = corpus(rows=60)
     judgement, _ = run(source, tmp_path, cuts={"overlap": 0.05})
     expected = set(np.flatnonzero(np.nan_to_num(judgement.scores["overlap"]) < 0.05).tolist())
@@ -373,7 +373,7 @@ def test_a_cut_off_of_your_own_holds_even_where_nothing_is_calibrated(tmp_path: 
     assert "cut-off 0.90" in next(iter(judgement.drops.values())).detail
 
 
-def test_ifd_of_your_own_is_an_upper_limit_with_its_own_code(tmp_path: Path) -> None:
+def test_judge_ifd_of_your_own_is_an_upper_limit_with_its_own_code(tmp_path: Path) -> None:
     source, _, _ = corpus(wrong=30)
     judgement, _ = run(source, tmp_path, models(lm=FakeLM()), embedder="none", cuts={"ifd": 0.98, "fit": -99})
     dropped = [row for row, drop in judgement.drops.items() if drop.code == "unhelped_answer"]
@@ -381,7 +381,7 @@ def test_ifd_of_your_own_is_an_upper_limit_with_its_own_code(tmp_path: Path) -> 
     assert (judgement.scores["ifd"][dropped] > 0.98).all()
 
 
-def test_drop_worst_takes_that_share(tmp_path: Path) -> None:
+def test_judge_drop_worst_takes_that_share(tmp_path: Path) -> None:
     source, wrong, _ = corpus(wrong=30)
     judgement, _ = run(source, tmp_path, models(FakeEmbedder()), lm="none", drop_worst=0.1)
     fit_drops = {row for row, drop in judgement.drops.items() if drop.code == "answer_does_not_fit"}
@@ -389,7 +389,7 @@ def test_drop_worst_takes_that_share(tmp_path: Path) -> None:
     assert len(fit_drops & wrong) >= 25
 
 
-def test_the_two_kinds_of_ifd_are_the_ratios_of_losses_and_of_perplexities(tmp_path: Path) -> None:
+def test_judge_the_two_kinds_of_ifd_are_the_ratios_of_losses_and_of_perplexities(tmp_path: Path) -> None:
     source, _, _ = corpus()
     lm = FakeLM()
     judgement, _ = run(source, tmp_path, models(lm=lm), embedder="none")
@@ -401,7 +401,7 @@ def test_the_two_kinds_of_ifd_are_the_ratios_of_losses_and_of_perplexities(tmp_p
     assert judgement.scores["perplexity"][row] == pytest.approx(np.exp(alone), rel=1e-3)
 
 
-def test_facts_are_plain_json_with_both_histograms(tmp_path: Path) -> None:
+def test_judge_facts_are_plain_json_with_both_histograms(tmp_path: Path) -> None:
     source, _, _ = corpus(wrong=30)
     judgement, _ = run(source, tmp_path, models(FakeEmbedder(), FakeLM()))
     assert orjson.loads(orjson.dumps(judgement.facts)) == judgement.facts
@@ -416,26 +416,26 @@ def test_facts_are_plain_json_with_both_histograms(tmp_path: Path) -> None:
     assert expected["lost"] <= 0.005 and 0.04 < expected["share_bad"] < 0.12
 
 
-def test_rows_are_read_a_few_at_a_time(tmp_path: Path) -> None:
+def test_judge_rows_are_read_a_few_at_a_time(tmp_path: Path) -> None:
     source, _, _ = corpus(rows=CHUNK_ROWS * 2 + 5)
     judgement, _ = run(source, tmp_path, minutes=0)
     assert source.most_at_once == CHUNK_ROWS
     assert not np.isnan(judgement.scores["overlap"]).any()
 
 
-def test_no_rows_at_all(tmp_path: Path) -> None:
+def test_judge_no_rows_at_all(tmp_path: Path) -> None:
     judgement, _ = run(Listed([]), tmp_path, models(FakeEmbedder(), FakeLM()))
     assert judgement.drops == {} and judgement.facts["num_rows"] == 0
 
 
-def test_the_same_question_everywhere_is_survived(tmp_path: Path) -> None:
+def test_judge_the_same_question_everywhere_is_survived(tmp_path: Path) -> None:
     source, _, _ = corpus()
     source.pairs = [("the same", answer) for _, answer in source.pairs]
     judgement, _ = run(source, tmp_path, models(FakeEmbedder(), FakeLM()))
     assert judgement.drops == {}
 
 
-def test_odd_texts_are_survived(tmp_path: Path) -> None:
+def test_judge_odd_texts_are_survived(tmp_path: Path) -> None:
     source, _, _ = corpus()
     odd = ["", " ", "\0\0", "\ud800 lone", "\u2028", "ﬁ" * 9000, "👩‍👩‍👧", "İİ", "{{name}}", "1" * 50]
     source.pairs[: len(odd)] = [(text, text) for text in odd]

@@ -40,7 +40,7 @@ def plain_words(text: str) -> set[str]:
     return {word[:5] for word in spaced} | {run[i : i + 2] for run in runs for i in range(len(run) - 1)}
 
 
-def test_overlap_is_the_weighted_share_of_the_smaller_side() -> None:
+def test_lexical_overlap_is_the_weighted_share_of_the_smaller_side() -> None:
     seen = Counter(word for pair in PAIRS for text in pair for word in plain_words(text))
     total = 2 * len(PAIRS)
 
@@ -53,16 +53,16 @@ def test_overlap_is_the_weighted_share_of_the_smaller_side() -> None:
         assert value == pytest.approx(weigh(asked & said) / min(weigh(asked), weigh(said)), rel=1e-5)
 
 
-def test_no_words_have_no_overlap() -> None:
+def test_lexical_no_words_have_no_overlap() -> None:
     assert np.isnan(overlap(PAIRS, counts_of(PAIRS))[-1])
 
 
-def test_chinese_needs_no_spaces() -> None:
+def test_lexical_chinese_needs_no_spaces() -> None:
     fitting, other = overlap([PAIRS[2], (PAIRS[2][0], PAIRS[3][1])], counts_of(PAIRS))
     assert fitting > 0.5 and other == 0
 
 
-def test_rows_score_the_same_in_any_portions() -> None:
+def test_lexical_rows_score_the_same_in_any_portions() -> None:
     whole, parts = counts_of(PAIRS), counts_of(PAIRS, portion=2)
     np.testing.assert_array_equal(whole.texts_with, parts.texts_with)
     np.testing.assert_array_equal(whole.triples, parts.triples)
@@ -73,7 +73,7 @@ def test_rows_score_the_same_in_any_portions() -> None:
         np.testing.assert_array_equal(alone_numbers[0], numbers[row])
 
 
-def test_no_answer_vouches_for_itself() -> None:
+def test_lexical_no_answer_vouches_for_itself() -> None:
     odd = "zqxj vkwp qqzz jxkv zqxj vkwp"
     pairs = [("q", "the cat sat on the mat and the dog ran")] * 20
     once, numbers = bits([("q", odd)], counts_of([*pairs, ("q", odd)]), np.array([20]))
@@ -88,7 +88,7 @@ def excess(texts: list[str], pairs: list[Pair]) -> np.ndarray:
     return surprise(*bits([("", text) for text in texts], counts, np.zeros(len(texts), int)), usual)
 
 
-def test_mash_is_no_easy_chinese() -> None:
+def test_lexical_mash_is_no_easy_chinese() -> None:
     """Letters cost fewer bits than Han characters: they are measured by what letters usually cost."""
     answers = ["多喝水，多休息，注意保暖 (vitamin C)。", "建议去医院做一次检查 (CT scan)，再决定。"]
     pairs = [("问", answers[i % 2]) for i in range(200)]
@@ -96,18 +96,18 @@ def test_mash_is_no_easy_chinese() -> None:
     assert mash > natural + 0.5
 
 
-def test_digits_are_no_oddity() -> None:
+def test_lexical_digits_are_no_oddity() -> None:
     pairs = [("q", f"The total is {i * 37} dollars in the year {1900 + i}.") for i in range(100)]
     seen, unseen = excess(["The total is 111 dollars in the year 1999.", pairs[3][1].replace("1903", "7777")], pairs)
     assert unseen == pytest.approx(seen, abs=0.3)
 
 
-def test_very_short_answers_have_no_surprise() -> None:
+def test_lexical_very_short_answers_have_no_surprise() -> None:
     texts = ["B", "42", "是", "x" * (MIN_ODD_CHARS - 1), "x" * MIN_ODD_CHARS]
     assert np.isnan(excess(texts, PAIRS)).tolist() == [True] * 4 + [False]
 
 
-def test_odd_characters_are_counted_as_they_are() -> None:
+def test_lexical_odd_characters_are_counted_as_they_are() -> None:
     texts = [
         "\ud800 lone surrogate",
         "line\u2028separator \x85 here",
@@ -121,12 +121,12 @@ def test_odd_characters_are_counted_as_they_are() -> None:
     assert np.isfinite(costs).all()
 
 
-def test_no_rows() -> None:
+def test_lexical_no_rows() -> None:
     assert len(overlap([], counts_of(PAIRS))) == 0
     assert bits([], counts_of(PAIRS), np.zeros(0, int))[0].shape == (0, 3)
 
 
-def test_chances_of_a_character_sum_to_no_more_than_one() -> None:
+def test_lexical_chances_of_a_character_sum_to_no_more_than_one() -> None:
     pairs = [("q", "abcabcabdabc"), ("q", "abcabcabdabc")] * 10
     counts = counts_of(pairs)
     for before in ("", "a", "ab", "zz"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dsr1_tune.data.read.read import open_files, read
-from dsr1_tune.data.read.role_tags import Dialogue, begins_tagged, tell_apart
+from dsr1_tune.data.read.role_tags import Dialogue, begins_with_role_tag, split_role_tags
 from dsr1_tune.data.record import Drop, Preference, Prompt, Record
 
 THREE = [("user", "Q1"), ("assistant", "A1"), ("user", "Q2")]
@@ -33,7 +33,7 @@ def said(messages):
         "问: Q1 答: A1 问: Q2 答：",
     ],
 )
-def test_tagged_questions(write, text):
+def test_role_tags_tagged_questions(write, text):
     rows = [{"instruction": text, "input": "", "output": "A2"}, {"question": text, "answer": "A2"}]
     for record, path in zip(read([write("a.json", rows)]), ("$.instruction", "$.question"), strict=True):
         assert said(record.messages) == [*THREE, ("assistant", "A2")]
@@ -44,19 +44,19 @@ def test_tagged_questions(write, text):
         assert note.row == record.row
 
 
-def test_a_lone_tag_is_taken_away(write):
+def test_role_tags_a_lone_tag_is_taken_away(write):
     (record,) = read([write("a.json", [{"instruction": " <user>: 肝癌如何治疗？", "output": "手术"}])])
     assert said(record.messages) == [("user", "肝癌如何治疗？"), ("assistant", "手术")]
     assert record.notes[0].detail == "the tag <user>: stood before the question, and was taken away"
 
 
-def test_a_system_prompt_may_come_first(write):
+def test_role_tags_a_system_prompt_may_come_first(write):
     text = "<system>: Be kind. <user>: Q1 <bot>: A1 <user>: Q2"
     (record,) = read([write("a.json", [{"input": text, "output": "A2"}])])
     assert said(record.messages) == [("system", "Be kind."), *THREE, ("assistant", "A2")]
 
 
-def test_the_answers_own_tag_goes_too(write):
+def test_role_tags_the_answers_own_tag_goes_too(write):
     (record,) = read([write("a.json", [{"input": "<user>: Q1 <bot>: A1 <user>: Q2", "output": "<bot>: A2"}])])
     assert record.answer == "A2"
     (record,) = read([write("b.json", [{"input": "Q", "output": "<bot>: is a tag"}])])
@@ -81,7 +81,7 @@ def test_the_answers_own_tag_goes_too(write):
         "用户名：bob 助手：x",
     ],
 )
-def test_other_texts_stay_as_they_are(write, text):
+def test_role_tags_other_texts_stay_as_they_are(write, text):
     (record,) = read([write("a.json", [{"input": text, "output": "A"}])])
     assert said(record.messages) == [("user", text), ("assistant", "A")]
     assert record.notes == ()
@@ -98,7 +98,7 @@ def test_other_texts_stay_as_they_are(write, text):
         "用户：Q1 助手：A1",
     ],
 )
-def test_tags_that_do_not_alternate_are_text_with_a_note(write, text):
+def test_role_tags_tags_that_do_not_alternate_are_text_with_a_note(write, text):
     (record,) = read([write("a.json", [{"input": text, "output": "A"}])])
     assert said(record.messages) == [("user", text), ("assistant", "A")]
     (note,) = record.notes
@@ -107,19 +107,19 @@ def test_tags_that_do_not_alternate_are_text_with_a_note(write, text):
     assert note.fix
 
 
-def test_a_dialogue_that_the_instruction_speaks_about_is_text(write):
+def test_role_tags_a_dialogue_that_the_instruction_speaks_about_is_text(write):
     row = {"instruction": "Summarise.", "input": "User: Q1\nAssistant: A1\nUser: Q2", "output": "S"}
     (record,) = read([write("a.json", [row])])
     assert record.question == "Summarise.\nUser: Q1\nAssistant: A1\nUser: Q2"
 
 
-def test_words_of_another_family_are_text():
-    dialogue = tell_apart("Human: what is\nuser: x\nAssistant: A1\nHuman: and\nbot: y", has_answer=True)
+def test_role_tags_words_of_another_family_are_text():
+    dialogue = split_role_tags("Human: what is\nuser: x\nAssistant: A1\nHuman: and\nbot: y", has_answer=True)
     assert isinstance(dialogue, Dialogue)
     assert [text for _, text in dialogue.turns] == ["what is\nuser: x", "A1", "and\nbot: y"]
 
 
-def test_a_whole_dialogue_in_one_text(write):
+def test_role_tags_a_whole_dialogue_in_one_text(write):
     text = "### Human: Q1### Assistant: A1### Human: Q2### Assistant: A2"
     (reading,) = open_files([write("a.json", [{"text": text}] * 2)])
     first, _ = reading.rows
@@ -130,7 +130,7 @@ def test_a_whole_dialogue_in_one_text(write):
     assert said(record.messages) == [*THREE, ("assistant", "A2")]
 
 
-def test_texts_without_a_dialogue_are_no_rows(write):
+def test_role_tags_texts_without_a_dialogue_are_no_rows(write):
     rows = [{"text": "Human: Q Assistant: A"}, {"text": "once upon a time"}, {"text": "Human: Q Human: R Assistant: A"}]
     _, *drops = read([write("a.json", rows)])
     assert [drop.code for drop in drops] == ["unknown_fields", "unknown_fields"]
@@ -140,27 +140,27 @@ def test_texts_without_a_dialogue_are_no_rows(write):
     assert "no turns that alternate" in drop.detail
 
 
-def test_preferences_whose_answers_hold_the_conversation(write):
+def test_role_tags_preferences_whose_answers_hold_the_conversation(write):
     before = "\n\nHuman: Q1\n\nAssistant: A1\n\nHuman: Q2\n\nAssistant: "
     (row,) = read([write("a.json", [{"chosen": f"{before}good", "rejected": f"{before}bad"}])])
     assert isinstance(row, Preference)
     assert (said(row.prompt), row.chosen.content, row.rejected.content) == (THREE, "good", "bad")
 
 
-def test_prompts(write):
+def test_role_tags_prompts(write):
     (row,) = read([write("a.json", [{"prompt": "Human: Q1 Assistant: A1 Human: Q2 Assistant:"}])])
     assert isinstance(row, Prompt)
     assert said(row.messages) == THREE
 
 
-def test_the_quick_look_sees_every_dialogue():
+def test_role_tags_the_quick_look_sees_every_dialogue():
     for text in ("<user>: a", " \nHuman : a", "### Human: a", "用户：a", "问: a", "System: a", "系统：a"):
-        assert begins_tagged(text)
+        assert begins_with_role_tag(text)
     for text in ("users: a", "Q: a", "<users>: a", "提问：a", ""):
-        assert not begins_tagged(text)
+        assert not begins_with_role_tag(text)
 
 
-def test_liver_cancer(real):
+def test_role_tags_liver_cancer(real):
     """A real file: a thousand rows, each of one to eleven turns behind <user>: and <bot>:."""
     rows = list(read([real("Huatuo/liver_cancer.json")]))
     assert len(rows) == 1000

@@ -91,7 +91,7 @@ STRANGERS = [
 @pytest.mark.parametrize(
     ("name", "content", "message", "hint"), [stranger[1:] for stranger in STRANGERS], ids=[s[0] for s in STRANGERS]
 )
-def test_strangers(write, name, content, message, hint):
+def test_unrecognised_strangers(write, name, content, message, hint):
     path = write(name, content)
     with pytest.raises(DataError) as caught:
         next(iter(open_files([path])))
@@ -117,11 +117,11 @@ def test_strangers(write, name, content, message, hint):
         ("a.txt", "instruction,output\n" + "INFO: a,ERROR: b\n"),
     ],
 )
-def test_data_is_no_stranger(write, name, content):
+def test_unrecognised_data_is_no_stranger(write, name, content):
     assert any(isinstance(row, Record) for row in read([write(name, content)]))
 
 
-def test_an_object_that_is_nearly_a_row_is_told_what_it_lacks(write):
+def test_unrecognised_an_object_that_is_nearly_a_row_is_told_what_it_lacks(write):
     (drop,) = read([write("a.json", {"input": "Q"})])
     assert isinstance(drop, Drop)
     assert drop.code == "missing_field"
@@ -129,7 +129,7 @@ def test_an_object_that_is_nearly_a_row_is_told_what_it_lacks(write):
     assert drop.code == "json_truncated"
 
 
-def test_a_list_with_a_strange_row_is_read(write):
+def test_unrecognised_a_list_with_a_strange_row_is_read(write):
     """Only a file of which nothing can be used is refused as a whole."""
     rows = [{"loss": 1, "step": 1}, {"input": "Q", "output": "A"}]
     assert len(list(read([write("a.json", rows)]))) == 2
@@ -137,7 +137,7 @@ def test_a_list_with_a_strange_row_is_read(write):
     assert (drop.code, drop.detail) == ("unknown_fields", "its fields are foo, bar")
 
 
-def test_a_registry_of_many_is_refused_without_listing_it(write):
+def test_unrecognised_a_registry_of_many_is_refused_without_listing_it(write):
     registry = {f"set{number}": {"file_name": f"{number}.json"} for number in range(500)}
     with pytest.raises(DataError, match="registry") as caught:
         list(read([write("a.json", json.dumps(registry))]))

@@ -9,7 +9,8 @@ import yaml
 
 from dsr1_tune.data.record import Drop, Message, Place, Preference, Prompt, Record
 from dsr1_tune.data.rules.checker import Checker
-from dsr1_tune.data.rules.packs import SHIPPED, Pack, Rules, load_pack, shipped_packs
+from dsr1_tune.data.rules.packs import SHIPPED, Pack, load_pack, shipped_packs
+from dsr1_tune.data.rules.registry import Rules
 from dsr1_tune.errors import ConfigError, DataError
 
 NAMES = ("general", "code", "finance", "legal", "math", "medical", "none", "support")
@@ -42,7 +43,7 @@ def test_the_shipped_packs():
         Checker(pack)
 
 
-def test_general_spells_out_every_default():
+def test_packs_general_spells_out_every_default():
     general = load_pack("general")
     assert general.rules == Rules()
     assert general.privacy == "count"
@@ -52,14 +53,14 @@ def test_general_spells_out_every_default():
     }
 
 
-def test_none_turns_every_rule_off():
+def test_packs_none_turns_every_rule_off():
     pack = load_pack("none")
     assert {getattr(pack.rules, name).action for name in Rules.model_fields} == {"off"}
     bad = record(answer="TODO")
     assert Checker(pack).check(bad).row is bad
 
 
-def test_what_the_domains_change():
+def test_packs_what_the_domains_change():
     assert load_pack("medical").privacy == "redact"
     assert load_pack("math").privacy == "off"
     page = record("How do I show a list?", "<ul><li>One</li><li>Two</li></ul>")
@@ -74,12 +75,12 @@ def test_what_the_domains_change():
 
 
 @pytest.mark.parametrize("name", ["general", "medical", "legal", "finance", "support"])
-def test_no_domain_lets_broken_off_answers_pass(name):
+def test_packs_no_domain_lets_broken_off_answers_pass(name):
     cut = record("为什么要运动？", "规律的运动可以增强心脏功能。它还能降低血压，帮助人们睡得更")
     assert Checker(load_pack(name)).check(cut).row.code == "truncated_answer"
 
 
-def test_to_warn_of_a_folk_remedy_is_no_advertisement():
+def test_packs_to_warn_of_a_folk_remedy_is_no_advertisement():
     warning = record("糖尿病能用偏方吗？", "不建议。祖传秘方的疗效不确切，更没有什么药能包治百病。")
     assert Checker(load_pack("medical")).check(warning).row is warning
 
@@ -98,7 +99,7 @@ def test_a_pack_says_only_what_differs(pack):
     assert pack("").rules == Rules()
 
 
-def test_a_bare_off_is_no_boolean(pack):
+def test_packs_a_bare_off_is_no_boolean(pack):
     mine = pack("privacy: off\nrules:\n  refusal: off\n  encoding: {action: off}\n")
     assert (mine.privacy, mine.rules.refusal.action, mine.rules.encoding.action) == ("off", "off", "off")
     kept = record(answer="I'm sorry, but I can't help with that.")
@@ -117,7 +118,7 @@ def problems(error):
     return error.value.message.split("\n")
 
 
-def test_every_problem_is_named_at_once(pack, tmp_path):
+def test_packs_every_problem_is_named_at_once(pack, tmp_path):
     text = """
     extends: general
     privcy: count
@@ -183,7 +184,7 @@ def test_a_broken_pack(pack, text, says):
     assert "refusal" in error.value.hint
 
 
-def test_blocked_words_from_a_file(pack, tmp_path):
+def test_packs_blocked_words_from_a_file(pack, tmp_path):
     mine = pack(
         "rules:\n  blocked_word: {words: [foo], files: [words.txt]}\n",
         words__txt="\ufeffbar\n\n# a remark\n  赌博 \r\n",
@@ -237,7 +238,7 @@ def own(pack, function, action="drop"):
     return Checker(pickle.loads(pickle.dumps(pack(text, own__py=OWN))))
 
 
-def test_a_rule_of_ones_own(pack):
+def test_packs_a_rule_of_ones_own(pack):
     drop = own(pack, "polite").check(record()).row
     assert (drop.code, drop.detail, drop.path) == ("custom_rule", "my polite: no thanks", "$.output")
     thanks = record(answer="Well, thank you very much.")
@@ -249,17 +250,17 @@ def test_a_rule_of_ones_own(pack):
     assert own(pack, "strange").check(record()).row == Drop("custom_rule", "my_own: mine")
 
 
-def test_a_rule_of_ones_own_mends_and_warns(pack):
+def test_packs_a_rule_of_ones_own_mends_and_warns(pack):
     checked = own(pack, "louder").check(record())
     assert checked.row.answer == "IT IS GOOD FOR THE HEART."
-    assert (checked.mended, checked.row.place, checked.row.row) == (("my louder",), record().place, record().row)
+    assert (checked.repaired, checked.row.place, checked.row.row) == (("my louder",), record().place, record().row)
     checked = own(pack, "short", "warn").check(record())
     assert isinstance(checked.row, Record)
     assert [note.detail for note in checked.notes] == ["my short objects"]
     assert own(pack, "breaks", "off").check(record()).notes == ()
 
 
-def test_a_rule_of_ones_own_on_other_rows(pack):
+def test_packs_a_rule_of_ones_own_on_other_rows(pack):
     prompt = (Message("user", "Why exercise?"),)
     chosen, rejected = Message("assistant", "It is good.", "$.chosen"), Message("assistant", "No.", "$.rejected")
     pair = Preference(prompt, chosen, rejected, Place("a", 1, 0))
@@ -270,7 +271,7 @@ def test_a_rule_of_ones_own_on_other_rows(pack):
     assert own(pack, "polite").check(question).row is question
 
 
-def test_a_rule_of_ones_own_that_fails_is_named_with_its_row(pack, tmp_path):
+def test_packs_a_rule_of_ones_own_that_fails_is_named_with_its_row(pack, tmp_path):
     with pytest.raises(DataError) as error:
         own(pack, "breaks").check(record())
     assert error.value.message.startswith("a.json:7: the rule my breaks fails on this row: AttributeError: ")
@@ -281,7 +282,7 @@ def test_a_rule_of_ones_own_that_fails_is_named_with_its_row(pack, tmp_path):
         own(pack, "number").check(record())
 
 
-def test_what_cannot_be_called_is_refused_on_loading(pack):
+def test_packs_what_cannot_be_called_is_refused_on_loading(pack):
     for call, says in (
         ("./own.py:polit", "has no function 'polit'; did you mean polite?"),
         ("./own.py:not_callable", "has no function 'not_callable'"),
@@ -294,7 +295,7 @@ def test_what_cannot_be_called_is_refused_on_loading(pack):
         assert says in error.value.message, call
 
 
-def test_custom_rules_add_up(pack):
+def test_packs_custom_rules_add_up(pack):
     mine = pack(
         "extends: ./base.yaml\ncustom: ['./own.py:short']\n", base__yaml="custom: ['./own.py:polite']\n", own__py=OWN
     )

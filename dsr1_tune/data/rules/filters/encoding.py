@@ -1,49 +1,70 @@
-"""Rules about characters: broken encodings, signs that are no language, markup, placeholders."""
+"""The rules about broken encodings: mojibake, which is repaired where that is certain, and lost characters (U+FFFD)."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections import Counter
 from dataclasses import replace
 from functools import cache
-from itertools import pairwise
+from typing import Annotated
+
+from pydantic import Field
 
 from dsr1_tune.data.record import Drop, Feedback, Message, Preference, Row
-from dsr1_tune.data.rules.settings import Encoding, HtmlMarkup, OddCharacters, ReplacementCharacter, TemplatePlaceholder
-from dsr1_tune.data.rules.text_features import HAN_RUN, LONG, Text, View, ends, quoted, view, with_texts, without_code
+from dsr1_tune.data.rules.rule import Meaning, Rule, RuleSettings
+from dsr1_tune.data.rules.text_features import (
+    HAN_RUN,
+    Text,
+    quoted,
+    view,
+    with_texts,
+    without_code,
+)
 
 
-def encoding(row: Row, rule: Encoding) -> Row | Drop:
-    """Mend text decoded in a wrong encoding; drop the row where it cannot be mended."""
+class Encoding(RuleSettings):
+    """Text decoded in a wrong encoding: repaired where that is certain, else dropped as mojibake."""
+
+    repair: bool = True
+    """Repair what can be repaired."""
+
+
+class ReplacementCharacter(RuleSettings):
+    """Text with U+FFFD, where characters were lost."""
+
+    max_count: Annotated[int, Field(ge=0)] = 0
+    """So many in a row's texts are let pass."""
+
+
+def encoding(row: Row, settings: Encoding) -> Row | Drop:
+    """Repair text decoded in a wrong encoding; drop the row where it cannot be repaired."""
     seen = view(row)
-    mended: list[str] | None = None
+    repaired: list[str] | None = None
     for number, text in enumerate(seen.texts):
         if not _may_be_mojibake(text) or _ABOUT_ENCODINGS.search(seen.asked):
             continue
-        content = _mend(text.content) if rule.repair else text.content
+        content = _repaired_text(text.content) if settings.repair else text.content
         evidence = _mojibake_in(content)
         if evidence:
             detail = f"decoded in a wrong encoding: {quoted(evidence)}"
             return Drop("mojibake", detail, "convert the source to UTF-8 again", text.message.path)
         if content != text.content:
-            mended = mended or [other.content for other in seen.texts]
-            mended[number] = content
-    if mended:
-        row = with_texts(row, mended)
+            repaired = repaired or [other.content for other in seen.texts]
+            repaired[number] = content
+    if repaired:
+        row = with_texts(row, repaired)
     # Else the broken encoding would be what tells the worse answer from the better.
-    if isinstance(row, Preference) and rule.repair:
+    if isinstance(row, Preference) and settings.repair:
         rejected = _repaired(row.rejected)
         return row if rejected is row.rejected else replace(row, rejected=rejected)
-    if isinstance(row, Feedback) and rule.repair and not row.is_good:
+    if isinstance(row, Feedback) and settings.repair and not row.is_good:
         completion = _repaired(row.completion)
         return row if completion is row.completion else replace(row, completion=completion)
     return row
 
 
 def _repaired(message: Message) -> Message:
-    """The same message, or the mended one."""
-    content = _mend(message.content) if _may_be_mojibake(Text(message)) else message.content
+    """The same message, or the repaired one."""
+    content = _repaired_text(message.content) if _may_be_mojibake(Text(message)) else message.content
     return message if content == message.content else replace(message, content=content)
 
 
@@ -59,8 +80,8 @@ _LATIN_PAIR = re.compile(
     "\u201c\u201d\u2022\u2013\u2014\u02dc\u2122\u0161\u203a\u0153\u017e\u0178]"
 )
 _LATIN_RUN = re.compile("[\u00a1-\u00ff]{4}")
-# UTF-8 decoded as Shift-JIS: the lead bytes C2 and C3, and a continuation byte. GBK decoded as Big5: its comma, colon and
-# brackets among Han characters. Both are half-width or phonetic signs, which stand in words of their own kind only.
+# UTF-8 decoded as Shift-JIS: the lead bytes C2 and C3, and a continuation byte. GBK decoded as Big5: its comma, colon
+# and brackets among Han characters. Both are half-width or phonetic signs, which stand in words of their kind only.
 _KANA_PAIR = re.compile("(?<![\uff61-\uff9f])[\uff82\uff83\uff8e-\uff91][\uff61-\uff9f](?![\uff61-\uff9f])")
 _KANA_BY_HAN = re.compile("[\u3400-\u9fff][\uff61-\uff9f]|[\uff61-\uff9f][\u3400-\u9fff]")
 _PHONETIC = re.compile("[\u3400-\u9fff][\u3105-\u3129\ufe5b-\ufe5e](?![\u3105-\u3129ˊˇˋ˙])")
@@ -113,7 +134,7 @@ def _is_suspicious(text: Text) -> bool:
 
 
 def _where_misread(content: str) -> re.Match[str] | None:
-    """Signs of Shift-JIS, UTF-16 and Big5 that were none: one of the clear kinds, several of those that may be chance."""
+    """Signs of Shift-JIS, UTF-16 and Big5 that were none: one that is clear, or several that may be chance."""
     found = _KANA_PAIR.search(content) or _UTF16_SPACE.search(content)
     if found is None and len(_KANA_BY_HAN.findall(content)) > 2:
         found = _KANA_BY_HAN.search(content)
@@ -140,7 +161,7 @@ def _is_misread_korean(content: str) -> bool:
 _MISREAD_AS = ("gbk", "gb18030", "cp932", "big5", "cp949")
 
 
-def _mend(content: str) -> str:
+def _repaired_text(content: str) -> str:
     """The text as it was meant, where that is certain; else the text."""
     import ftfy
     from ftfy.badness import badness
@@ -228,7 +249,7 @@ def _is_common(char: str) -> bool:
         return False
 
 
-def replacement_character(row: Row, rule: ReplacementCharacter) -> Row | Drop:
+def replacement_character(row: Row, settings: ReplacementCharacter) -> Row | Drop:
     """Drop a row in which characters were lost: they became U+FFFD."""
     seen = view(row)
     count, first = 0, None
@@ -236,7 +257,7 @@ def replacement_character(row: Row, rule: ReplacementCharacter) -> Row | Drop:
         if "\ufffd" in text.content:
             count += text.content.count("\ufffd")
             first = first or text
-    if first is None or count <= rule.max_count or "fffd" in seen.asked or "replacement character" in seen.asked:
+    if first is None or count <= settings.max_count or "fffd" in seen.asked or "replacement character" in seen.asked:
         return row
     at = first.content.index("\ufffd")
     detail = f"{count} lost characters, the first at {quoted(first.content[max(0, at - 15) : at + 15])}"
@@ -244,146 +265,21 @@ def replacement_character(row: Row, rule: ReplacementCharacter) -> Row | Drop:
     return Drop("replacement_character", detail, fix, first.message.path)
 
 
-def odd_characters(row: Row, rule: OddCharacters) -> Row | Drop:
-    """Drop a row whose question or answer is mostly signs or holds control characters; every script is a language."""
-    seen = view(row)
-    for text in seen.checked:
-        num_signs = len(text.signs)
-        suspicious = num_signs * 10 > len(text.shape) * 3 and len(text.shape) >= rule.min_chars
-        why = ""
-        if suspicious or b"\x01" in text.signs or b"\xee" in text.data:
-            why = _oddness(text, rule, seen)
-        if not why and b"o" in text.shape and (b"y" in text.shape or b"g" in text.shape or b"k" in text.shape):
-            why = _mixes_scripts(text.content)
-        if why:
-            fix = "clean the text, or raise odd_characters.max_share"
-            return Drop("odd_characters", f"{why}: {quoted(text.content)}", fix, text.message.path)
-    return row
-
-
-def _oddness(text: Text, rule: OddCharacters, seen: View) -> str:
-    """What is odd about the characters, or nothing."""
-    kinds = Counter(map(_kind, ends(text.content)))
-    total = sum(kinds.values()) - kinds["space"]
-    if kinds["control"] >= max(3, rule.max_control_share * total) or kinds["unassigned"] > 0.05 * total:
-        return f"{kinds['control'] + kinds['unassigned']} control or private characters"
-    if total < rule.min_chars:
-        return ""
-    noise = _NOISE.search(text.content)
-    if noise and _is_mixed(noise[0]):
-        return "a long run of mixed signs"
-    if _ASKS_FOR_SIGNS.search(seen.asked):
-        return ""
-    if kinds["letter"] * 10 > total and (b"```" in text.data or _ASKS_FOR_CODE.search(seen.asked)):
-        return ""  # programs and formulas are signs and letters
-    if kinds["letter"] * 5 > total and _IS_DATA.match(text.content):
-        return ""
-    if kinds["sign"] + kinds["rare sign"] > rule.max_share * total and not _ONLY_MATHS.fullmatch(text.content):
-        return f"{(kinds['sign'] + kinds['rare sign']) * 100 // total} % of it are signs"
-    if kinds["rare sign"] > 0.3 * total:
-        return f"{kinds['rare sign'] * 100 // total} % of it are rare signs"
-    return ""
-
-
-# Rulers, frames and even Brainfuck get by with fewer kinds of signs in a row.
-_NOISE = re.compile(r"[^\w\s\u3000-\u30ff\uff00-\uffef\U0001f000-\U0001ffff\u2600-\u27bf\ufe0f\u200d]{30,}")
-
-
-def _is_mixed(run: str) -> bool:
-    kinds = set(run)
-    return len(kinds) > 8 or sum(not char.isascii() for char in kinds) > 5
-
-
-def _mixes_scripts(content: str) -> str:
-    """Which scripts change from letter to letter, or nothing: no language is written so."""
-    letters = [char for char in content[:LONG] if char.isalpha()]
-    scripts = [_script_of(char) for char in letters]
-    changes = sum(one != other for one, other in pairwise(scripts))
-    num = len(set(scripts))
-    return f"letters of {num} scripts, mixed" if num > 3 and changes * 3 > len(scripts) > 12 else ""
-
-
-def _script_of(char: str) -> str:
-    name = unicodedata.name(char, "?").split(" ")[0]
-    return "JAPANESE" if name in ("CJK", "HIRAGANA", "KATAKANA", "HALFWIDTH", "KATAKANA-HIRAGANA") else name
-
-
-def _kind(char: str) -> str:
-    category = unicodedata.category(char)
-    match category[0]:
-        case "L" | "M" | "N":
-            return "letter"
-        case "Z":
-            return "space"
-        case "P":
-            return "sign"
-        case "S":
-            return "rare sign" if char > "\x7f" and category == "So" else "sign"
-    if category == "Cc":
-        return "space" if char in "\t\n\r\x0b\x0c" else "control"
-    return "space" if category == "Cf" else "unassigned"
-
-
-_ASKS_FOR_SIGNS = re.compile(
-    r"emoji|emoticon|kaomoji|tic-?tac-?toe|noughts|\bboard|\bgrid|\btabs?\b|tablature|brainfuck|befunge|maze|crossword|divider|"
-    r"\bruler|\bframe|banner|shrug|\bface\b|ascii|symbol|morse|braille|pattern|draw|\bart\b|regex|regular expression|punctuat|bracket|"
-    r"parenthes|"
-    r"sudoku|chess|password|表情符|表情包|用表情|颜文字|井字|吉他谱|六线谱|网格|分隔线|迷宫|边框|电码|符号|图案|画|正则|标点|括号|棋|莫尔斯|摩斯|盲文|密码"
+ENCODING = Rule(
+    "encoding",
+    encoding,
+    {
+        "mojibake": Meaning(
+            "the text was decoded in a wrong encoding, and cannot be mended", "文本按错误编码解码，无法修复"
+        )
+    },
+    Encoding,
+    reads_questions=True,
 )
-_ASKS_FOR_CODE = re.compile(
-    r"code|program|function|html|css|json|xml|sql|python|java|script|latex|formula|equation|calculat|table|chart|"
-    r"代码|程序|函数|脚本|公式|方程|计算|编程|表格|图表"
+REPLACEMENT_CHARACTER = Rule(
+    "replacement_character",
+    replacement_character,
+    Meaning("the text holds U+FFFD, where characters were lost", "文本含有 U+FFFD，已有字符丢失"),
+    ReplacementCharacter,
+    reads_questions=True,
 )
-_IS_DATA = re.compile(r"\s*(?:[\[{]\s*[\"\[{\d]|\||\$|\\[\[(a-z])")
-_ONLY_MATHS = re.compile(r"[\d\s+\-*/=^().,<>≤≥×÷%!?？a-z]*\d[\d\s+\-*/=^().,<>≤≥×÷%!?？a-z]*", re.I)
-
-
-def html_markup(row: Row, rule: HtmlMarkup) -> Row | Drop:
-    """Drop an answer with the markup of a web page, unless the conversation is about markup or code."""
-    seen = view(row)
-    for text in seen.answers:
-        if b"<" not in text.signs and b"&" not in text.signs:
-            continue
-        found = _TAG.findall(_CODE_SPAN.sub(" ", ends(text.content)))
-        if len(found) > rule.max_tags and not _ABOUT_MARKUP.search(seen.asked):
-            shown = ", ".join(dict.fromkeys(found))
-            fix = "take the text out of its markup, or raise html_markup.max_tags"
-            detail = f"{len(found)} tags of a web page: {quoted(shown)}"
-            return Drop("html_markup", detail, fix, text.message.path)
-    return row
-
-
-_CODE_SPAN = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.S)
-_NAMES = (
-    "a|abbr|article|aside|b|blockquote|body|button|caption|center|code|col|dd|div|dl|dt|em|figure|font|footer|"
-    "form|h[1-6]|"
-    "head|header|html|i|iframe|img|input|label|li|link|main|meta|nav|ol|option|p|pre|script|section|select|"
-    "small|span|strong|"
-    "style|sub|sup|table|tbody|td|textarea|tfoot|th|thead|title|tr|u|ul|video"
-)
-_TAG = re.compile(
-    rf"</(?:{_NAMES})\s*>|<(?:{_NAMES})\s+[\w-]+\s*=[^<>]{{0,300}}>|<(?:br|hr|p|div|span|li|ul|ol|tr|td|table|"
-    rf"strong|em|html|body)"
-    r"\s*/?>|<!DOCTYPE[^>]*>|<!--.{0,300}?-->|&(?:nbsp|lt|gt|amp|quot|ldquo|rdquo|mdash|hellip|middot|#\d{2,5}|"
-    r"#x[0-9a-f]{2,4});",
-    re.I | re.S,
-)
-_ABOUT_MARKUP = re.compile(
-    r"html|xml|svg|markup|\btags?\b|css|web ?page|web ?app|front-?end|javascript|\breact(?:\.?js)?\b(?! to)|\bvue|php|jsp|markdown|"
-    r"\bcod(?:e|ing)\b|\bprogram(?:s|ming|mer)?\b|\bscripts?\b|<\w+|标签|网页|前端|代码|程序|页面|编程|脚本|富文本"
-)
-
-
-def template_placeholder(row: Row, rule: TemplatePlaceholder) -> Row | Drop:
-    """Say that a text holds a placeholder such as {{name}}, which may be meant to be filled in."""
-    for text in view(row).texts:
-        if b"{" in text.signs and b"{{" in text.data and text.message.role != "tool":
-            names = list(dict.fromkeys(_PLACEHOLDER.findall(text.content)))
-            if names:
-                detail = f"holds {', '.join(names[:5])}"
-                fix = "fill it in, or leave it where it is meant"
-                return Drop("template_placeholder", detail, fix, text.message.path)
-    return row
-
-
-_PLACEHOLDER = re.compile(r"\{\{\s*[^\W\d][\w .-]{0,40}\}\}")

@@ -1,19 +1,32 @@
-"""The rule about answers that break off."""
+"""The rule about answers that break off in the middle of a sentence."""
 
 from __future__ import annotations
 
 import re
 
+from dsr1_tune.config import Count
+from dsr1_tune.data.phrase_table import PhraseTable
 from dsr1_tune.data.record import Drop, Row
-from dsr1_tune.data.rules.settings import TruncatedAnswer
+from dsr1_tune.data.rules.rule import Meaning, Rule, RuleSettings
 from dsr1_tune.data.rules.text_features import LONG, Text, View, looks_like_code, phrases, quoted, view
 
+_TABLE = PhraseTable(__file__)
 
-def truncated_answer(row: Row, rule: TruncatedAnswer) -> Row | Drop:
+
+class TruncatedAnswer(RuleSettings):
+    """Answers that break off in the middle of a sentence."""
+
+    min_chars: Count = 10
+    """Shorter answers are not looked at."""
+    unended: bool = True
+    """Also where the last sentence only lacks its full stop, though those before it have one; false for forum text."""
+
+
+def truncated_answer(row: Row, settings: TruncatedAnswer) -> Row | Drop:
     """Drop a final answer that breaks off; lists, titles, names, code and single sentences need no full stop."""
     seen = view(row)
     text = seen.answer
-    if text is None or len(text.content) < rule.min_chars:
+    if text is None or len(text.content) < settings.min_chars:
         return row
     content = text.content.rstrip()
     if not content:
@@ -23,7 +36,7 @@ def truncated_answer(row: Row, rule: TruncatedAnswer) -> Row | Drop:
         is_bare = (last in _AFTER_NUMBERS and content[-2].isdigit()) or last in _BULLETS
         why = "a list ends with a bare number" if is_bare and _ends_with_bare_number(content) else ""
     else:
-        why = _breaks_off(content, text, rule, seen)
+        why = _breaks_off(content, text, settings, seen)
     if not why:
         return row
     detail = f"{why}: … {quoted(content[-40:])}"
@@ -50,7 +63,7 @@ def _ends_with_bare_number(content: str) -> bool:
     return re.search(rf"^[ \t]*{re.escape(bullet)} ?[^\W_]", content[-LONG:], re.M) is not None
 
 
-def _breaks_off(content: str, text: Text, rule: TruncatedAnswer, seen: View) -> str:
+def _breaks_off(content: str, text: Text, settings: TruncatedAnswer, seen: View) -> str:
     """What shows that the answer breaks off, or nothing."""
     last = content[-1]
     if content.count("```") % 2:
@@ -74,7 +87,7 @@ def _breaks_off(content: str, text: Text, rule: TruncatedAnswer, seen: View) -> 
         return "it ends with a word that needs another"
     if finished and _is_a_shred(line, content):
         return "the last line breaks off in its first word"
-    if not rule.unended or _is_signature(lines) or _is_careless(line) or _TAG.search(line):
+    if not settings.unended or _is_signature(lines) or _is_careless(line) or _TAG.search(line):
         return ""
     tail = _after_last_sentence(_GREETING.sub("", line))
     if tail and not (_STATUTE.search(line) and _QUOTES_LAW.search(content)):
@@ -113,20 +126,9 @@ def _is_phrase(line: str, seen: View) -> bool:
     return _ASKS_FOR_PHRASE.search(seen.asked) is not None
 
 
-_VERB = re.compile(
-    r"\b(?:is|are|was|were|be|been|has|have|had|do|does|did|can|could|will|would|should|may|might|must|made|went|became|"
-    r"(?:mak|tak|includ|us|provid|becom|giv|involv|caus|requir|increas|reduc|improv|creat|creat|serv|driv|produc)es?|"
-    r"(?:need|help|come|get|show|allow|contain|mean|refer|occur|keep|let|lead|play|work|represent|enjoy|feel|know|say|want|begin)s?|"
-    r"goes|(?:add|depend|consist|remain|appear|seem|follow|happen|protect|prevent|affect|bring|hold|stand|grow|think|believe|tell|ask|find|see|learn|lose|agree|exist|vary)s|\w{3,}ed)\b|n't\b|['’](?:re|ll|ve|m)\b",
-    re.I,
-)
-_ASKS_FOR_PHRASE = re.compile(
-    r"slogan|headline|\btitle|subject line|tagline|caption|motto|\bname\b|heading|hashtag|\bphrase|\bpoem|\bverse|haiku|lyric"
-)
-# `#PuppyLove` and `- C. S. Lewis` end without a full stop.
-_TAG = re.compile(
-    r"#\w+$|[-—–~] ?[A-Z][\w. ]{2,40}$|(?:regards|wishes|sincerely|yours|cheers|love|thanks),? [A-Z]\w+(?: \w+)?$"
-)
+_VERB = _TABLE.pattern("verb", re.I)
+_ASKS_FOR_PHRASE = _TABLE.pattern("asks_for_phrase")
+_TAG = _TABLE.pattern("tag")
 # A sentence of twelve words and more is no title.
 _LONG_SENTENCE = re.compile(r"[A-Z\"'“](?:\S+ ){11,}\S+$")
 
@@ -147,48 +149,15 @@ def _unclosed(line: str) -> bool:
     )
 
 
-# Words and characters after which something must follow.
-_SMALL_WORDS = frozenset(
-    phrases(
-        """a|an|the|of|to|and|or|with|for|from|by|into|onto|than|that|which|whose|because|although|while|whereas|as|at
-        is|are|was|were|be|been|being|has|have|had|will|would|should|could|can|may|might|must|such|including|like
-        their|your|our|my|its|his|every|each|very|between|through|about|if|when|but|not|also|more|most|both|in|on"""
-    )
-)
-_FEW_MAY_END = frozenset(
-    phrases("in|on|of|to|for|with|from|by|about|like|be|is|are|was|have|can|will|not|more|most|that|both")
-)
+_SMALL_WORDS = frozenset(_TABLE["small_words"])
+_FEW_MAY_END = frozenset(_TABLE["few_may_end"])
 _LONE = frozenset(phrases("the|this|these|however|therefore|in|to|for|and|so|if|when|as|it|but|by|with|on|at|from|of"))
-_BEGINNERS = frozenset(
-    phrases("this|these|those|so|however|therefore|then|he|she|we|they|there|many|some|other|another")
-)
-_SMALL_HAN = frozenset(
-    "和与或及以从由将并而但因把被向比使让给跟且其该这那每某各于为在是对还就很更最较极再仍曾已却若如虽即均皆请怎哪引避采患"
-)
-# Words that end with such a character, and may end a sentence.
-_WHOLE_PAIRS = frozenset(
-    phrases(
-        "原因|病因|基因|诱因|成因|起因|理由|自由|缘由|事由|行为|认为|作为|成为|称为|以为|人为|合并|尤其|及其|"
-        "对比|相比|百分比|不对|核对|相对|绝对|反对|面对|应对|针对|配对|是对|属于|关于|由于|位于|低于|高于|大于|小于|等于|趋于|处于|至于|对于|"
-        "存在|现在|实在|所在|内在|潜在|正在|可以|所以|难以|予以|加以|得以|天使|大使|行使|驱使|即使|交给|还给|应该|不该|活该|各地|例如|比如|"
-        "假如|不如|成就|造就|更加|不再|一再|偿还|归还|返还|讨还|退还|邀请|申请|聘请|敬请|饱和|温和|缓和|总和|中和|共和|参与|给予|赠与|普及|以及|"
-        "涉及|提及|来及|自从|服从|顺从|听从|方向|倾向|导向|取向|定向|转向|面向|植被|棉被|循环比|避让|转让|礼让|出让|而且|况且|尚且|暂且|是否是|也是|"
-        "都是|就是|不是|还是|正是|吸引|牵引|指引|索引|导引|援引|躲避|回避|规避|逃避|风采|喝采|病患|隐患|后患|医患|忧患|平均|立即|随即|当即|最后"
-    )
-)
-# `的` after a noun needs another; after these a sentence is whole: 是可以的, 会好的.
-_WHOLE_DE = re.compile(
-    r"(?:是|会|挺|蛮|有|必须|应该|很|可)[^，,。；;、]{0,24}的$|(?:好|以|对|错|样|定|有|多|少|大|小|高|低|难|常|用|险|理|要|可能|不能|事|儿|起|致|成|"
-    r"关|同|在|着|了|过|到|住|来|去|造|做|写|说|引|发|男|女|他|她|它|我|你|您|者)的$"
-)
-_WHOLE_LAI = re.compile(
-    r"(?:起|出|未|以|下|过|回|将|本|原|上|进|历|从|向|近|到|由|带|传|后|外|往|再|想|醒|看|听|说)来$"
-)
-# Words that need another, and a clause of a character or two.
-_NEEDS_MORE = re.compile(
-    r"(?:祝您|祝你|希望您|建议您|例如|比如|包括|并且|而且|因此|所以|如果|由于|通过|(?<!正在)(?<!继续)(?<!同时)进行|根据|能够|必须)$|"
-    r"(?<=[\u4e00-\u9fff]{3}，)(?!谢谢|再见|您好|加油|好吗|可以|良好|即可|为宜|为佳|恢复|正常|等等|是的|不是|没有|不能|会的|健康)[\u4e00-\u9fff]{1,2}$"
-)
+_BEGINNERS = frozenset(_TABLE["beginners"])
+_SMALL_HAN = frozenset(_TABLE.text("small_han"))
+_WHOLE_PAIRS = frozenset(_TABLE["whole_pairs"])
+_WHOLE_DE = _TABLE.pattern("whole_de")
+_WHOLE_LAI = _TABLE.pattern("whole_lai")
+_NEEDS_MORE = _TABLE.pattern("needs_more")
 # The last of several items in a list is a single character, the others are not.
 _CUT_ITEM = re.compile(r"[\u4e00-\u9fff]{2,}、[\u4e00-\u9fff]{2,}、[\u4e00-\u9fff]$")
 
@@ -229,12 +198,7 @@ def _is_signature(lines: list[str]) -> bool:
     return len(lines[-1]) < 60 and any(_REGARDS.search(line) for line in lines[-4:-1])
 
 
-_REGARDS = re.compile(
-    r"^\W*(?:(?:best|kind|warm|many|with)\b.{0,20}|sincerely|yours|regards|love|cheers|respectfully|thank|"
-    r"signed|cordially|此致|敬礼|"
-    r"祝|谢谢|署名|落款|您的|你的|[-–—~～])",
-    re.I,
-)
+_REGARDS = _TABLE.pattern("regards", re.I)
 
 
 def _is_careless(line: str) -> bool:
@@ -245,15 +209,8 @@ def _is_careless(line: str) -> bool:
 
 _HAN_END = re.compile(r"[。！？]")
 _HALF_COMMA = re.compile(r"[\u4e00-\u9fff],[\u4e00-\u9fff]")
-# The end of a sentence within a line: not after 1. or Dr. or U.S.
-_SENTENCE_END = re.compile(
-    r"[。！？!?][”’」』)）\"]?|(?<=[a-z\d)\"'”]{3})\.[\"'”)]?\s+(?=[A-Z\"'“(\[])|(?<=[a-z]{3})\.\d*\s+(?=[A-Z])"
-)
-_CLOSING = re.compile(
-    r"\W*(?:祝|希望|期望|谢谢|感谢|愿|加油|再见|以上|供您参考|仅供参考|#|https?:|--?|—|source|hope|thank|"
-    r"good luck|cheers|best|kind|warm|yours|sincerely|regards|love,)",
-    re.I,
-)
+_SENTENCE_END = _TABLE.pattern("sentence_end")
+_CLOSING = _TABLE.pattern("closing", re.I)
 
 
 def _after_last_sentence(line: str) -> str:
@@ -280,3 +237,11 @@ def _others_end(lines: list[str]) -> bool:
 HAN = re.compile(r"[\u4e00-\u9fff]")
 _ITEM = re.compile(r"(?:\d+[.)、．]|[-*•·]|[（(]\d+[)）]|[①-⑳]|[a-zA-Z][.)]|第?[一二三四五六七八九十]+[、.])\s*")
 _FULL_STOPS = frozenset('.。!！?？;；"”’」』)）')
+
+
+TRUNCATED_ANSWER = Rule(
+    "truncated_answer",
+    truncated_answer,
+    Meaning("the answer breaks off in the middle of a sentence", "回答在句中被截断"),
+    TruncatedAnswer,
+)

@@ -1,26 +1,66 @@
-"""Rules about what stands there again and again: phrases, lines, turns."""
+"""The rules about repetition: the same phrases, lines or turns again and again."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from itertools import groupby
+from typing import Annotated
 
+from pydantic import Field
+
+from dsr1_tune.config import Count
 from dsr1_tune.data.record import Drop, Row
-from dsr1_tune.data.rules.settings import RepeatedLines, RepeatedText, RepeatedTurn
-from dsr1_tune.data.rules.text_features import WORD, Text, View, bare, ends, looks_like_code, quoted, view, without_code
+from dsr1_tune.data.rules.rule import Meaning, Part, Rule, RuleSettings
+from dsr1_tune.data.rules.text_features import (
+    WORD,
+    Text,
+    View,
+    bare,
+    ends,
+    looks_like_code,
+    quoted,
+    view,
+    without_code,
+)
 
 
-def repeated_text(row: Row, rule: RepeatedText) -> Row | Drop:
+class RepeatedText(RuleSettings):
+    """Answers that go round in circles: n-grams of characters in Chinese, of words elsewhere."""
+
+    max_share: Part = 0.5
+    """Largest share of n-grams that stood there before."""
+    max_run: Count = 5
+    """So many times the same phrase in a row is too often, where that makes up a fifth of the text."""
+    min_chars: Annotated[int, Field(ge=20)] = 20
+    """Shorter answers are not looked at."""
+
+
+class RepeatedLines(RuleSettings):
+    """Answers in which the same lines stand again and again."""
+
+    max_share: Part = 0.5
+    """Largest share of the text that is in lines which were there before."""
+    max_run: Count = 4
+    """So many times the same line in a row is too often."""
+
+
+class RepeatedTurn(RuleSettings):
+    """Conversations in which the same question gets the same answer twice in a row."""
+
+
+def repeated_text(row: Row, settings: RepeatedText) -> Row | Drop:
     """Drop an answer that goes round in circles; of very long answers, beginning and end are looked at."""
     seen = view(row)
     for text in seen.answers:
-        if len(text.content) < rule.min_chars:
+        if len(text.content) < settings.min_chars:
             continue
         content = ends(without_code(text))
-        if len(content) < rule.min_chars:
+        if len(content) < settings.min_chars:
             continue
-        why = (_said_twice(content) if rule.max_share < 1 else "") or _goes_in_circles(content, text, rule, seen)
+        why = (_said_twice(content) if settings.max_share < 1 else "") or _goes_in_circles(
+            content, text, settings, seen
+        )
         if why:
             fix = "cut the repetition, or raise repeated_text.max_share or max_run"
             return Drop("repeated_text", why, fix, text.message.path)
@@ -39,7 +79,7 @@ def _said_twice(content: str) -> str:
     return f"all of it stands there twice: {quoted(content[:again])}"
 
 
-def _goes_in_circles(content: str, text: Text, rule: RepeatedText, seen: View) -> str:
+def _goes_in_circles(content: str, text: Text, settings: RepeatedText, seen: View) -> str:
     """Why the answer is too repetitive, or nothing.
 
     Samples from four places are looked for: a text in circles cannot hide from them. Only where some stand there
@@ -54,29 +94,29 @@ def _goes_in_circles(content: str, text: Text, rule: RepeatedText, seen: View) -
             often.append(at)
     if not often:
         return ""
-    why = _why_in_circles(content, often, text, rule, seen)
+    why = _why_in_circles(content, often, text, settings, seen)
     end = content[length - width - 2 : length - 2]
-    if not why and often[0] == length - width - 2 and b"2" in text.data and content.count(end) >= rule.max_run:
+    if not why and often[0] == length - width - 2 and b"2" in text.data and content.count(end) >= settings.max_run:
         # The last of `1. So it is. 2. So it is.` came back, and only its number is new.
         unnumbered = _NUMBER.sub(" ", content)
-        if len(unnumbered) + rule.max_run < len(content):
+        if len(unnumbered) + settings.max_run < len(content):
             places = [max(0, len(unnumbered) * part // 4 - width - 2) for part in (1, 2, 3, 4)]
-            why = _why_in_circles(unnumbered, places, text, rule, seen)
+            why = _why_in_circles(unnumbered, places, text, settings, seen)
     return why
 
 
-def _why_in_circles(content: str, often: list[int], text: Text, rule: RepeatedText, seen: View) -> str:
+def _why_in_circles(content: str, often: list[int], text: Text, settings: RepeatedText, seen: View) -> str:
     """Why the text is too repetitive, whose samples at these places come back, or nothing."""
     width = _width(text.is_han)
     length = len(content)
     unit, num_times = max((_run(content, at, width) for at in often), key=lambda run: len(run[0]) * run[1])
     why = ""
-    if num_times >= rule.max_run and _is_much(unit, num_times, length):
+    if num_times >= settings.max_run and _is_much(unit, num_times, length):
         why = f"{quoted(unit)} {num_times} times in a row"
     share = 0.0
     if why or len(often) > 2:
         share, gram, count = _share_said_before(content, text.is_han)
-        if share > rule.max_share:
+        if share > settings.max_share:
             why = why or f"{share:.0%} of it stood there before, {quoted(gram)} {count} times"
     if not why:
         return ""
@@ -84,7 +124,7 @@ def _why_in_circles(content: str, often: list[int], text: Text, rule: RepeatedTe
     is_stuck = num_times > 11 and "\n" not in unit and sum(map(str.isalpha, unit)) > 2
     if not is_stuck and not _is_prose(unit or content[:200]) and looks_like_code(text):
         return ""
-    stays_in_bounds = share < 0.85 and (num_times < 2 * rule.max_run or len(unit) < 8)
+    stays_in_bounds = share < 0.85 and (num_times < 2 * settings.max_run or len(unit) < 8)
     return "" if stays_in_bounds and _REPEATS_BY_NATURE.search(seen.asked) else why
 
 
@@ -156,18 +196,18 @@ def _is_prose(text: str) -> bool:
 _CODE_SIGN = re.compile(r"[{}=<>|\\;]|[a-z_]\(\w*\)|\):")
 
 
-def repeated_lines(row: Row, rule: RepeatedLines) -> Row | Drop:
+def repeated_lines(row: Row, settings: RepeatedLines) -> Row | Drop:
     """Drop an answer in which lines of prose stand again and again; code, tables and choruses are fine."""
     seen = view(row)
     for text in seen.answers:
-        if text.data.count(b"\n") < rule.max_run - 1:
+        if text.data.count(b"\n") < settings.max_run - 1:
             continue
         lines = without_code(text).split("\n")
         if len(lines) - len({line[-10:] for line in lines}) - lines.count("") < 2:  # a quick look, at the lines' ends
             continue
         lines = [_without_marker(line) for line in lines]
         lines = [line for line in lines if _is_prose(line)]
-        why = _again_and_again(lines, rule, _REPEATS_BY_NATURE.search(seen.asked) is not None)
+        why = _again_and_again(lines, settings, _REPEATS_BY_NATURE.search(seen.asked) is not None)
         if why:
             fix = "cut the repetition, or raise repeated_lines.max_share"
             return Drop("repeated_lines", why, fix, text.message.path)
@@ -185,21 +225,21 @@ _MARKERS = "0123456789.)、．）:： \t-*•·"
 _SENTENCE = 24
 
 
-def _again_and_again(lines: list[str], rule: RepeatedLines, creative: bool) -> str:
+def _again_and_again(lines: list[str], settings: RepeatedLines, creative: bool) -> str:
     """Why the lines are too repetitive, or nothing."""
     times = Counter(lines)
     again = sum((count - 1) * len(line) for line, count in times.items())
-    if again > (0.8 if creative else rule.max_share) * sum(map(len, lines)) and len(lines) - len(times) > 1:
+    if again > (0.8 if creative else settings.max_share) * sum(map(len, lines)) and len(lines) - len(times) > 1:
         line, count = times.most_common(1)[0]
         return f"{quoted(line)} stands there {count} times"
     for line, same in groupby(lines):
         num_same = sum(1 for _ in same)
-        if num_same >= (2 * rule.max_run if creative else rule.max_run):
+        if num_same >= (2 * settings.max_run if creative else settings.max_run):
             return f"{quoted(line)} {num_same} times in a row"
     return ""
 
 
-def repeated_turn(row: Row, rule: RepeatedTurn) -> Row | Drop:
+def repeated_turn(row: Row, settings: RepeatedTurn) -> Row | Drop:
     """Drop a conversation in which the same question gets the same answer twice in a row."""
     texts = view(row).texts
     for i in range(len(texts) - 3):  # a question, its answer, and both again
@@ -208,3 +248,17 @@ def repeated_turn(row: Row, rule: RepeatedTurn) -> Row | Drop:
             fix = "remove one of the two turns"
             return Drop("repeated_turn", f"said twice: {quoted(question.content)}", fix, texts[i + 2].message.path)
     return row
+
+
+REPEATED_TURN = Rule(
+    "repeated_turn",
+    repeated_turn,
+    Meaning("the same question gets the same answer twice in a row", "同一问题接连两次得到同样的回答"),
+    RepeatedTurn,
+)
+REPEATED_LINES = Rule(
+    "repeated_lines", repeated_lines, Meaning("the same lines stand again and again", "同样的行一再出现"), RepeatedLines
+)
+REPEATED_TEXT = Rule(
+    "repeated_text", repeated_text, Meaning("the text goes round in circles", "文本反复循环"), RepeatedText
+)

@@ -1,0 +1,62 @@
+"""Tables of phrases: texts, lists of alternatives, pieces and references."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import dsr1_tune.data
+from dsr1_tune.data.phrase_table import PhraseTable, load_yaml
+
+TABLE = """
+words: ['yes', 'no', 是]
+animal: [cat, dog]
+tail: s?
+plain: <<animal>><<tail>>
+choices:
+  - <<animal>> food
+  - - bird
+    - ' seed'
+  - fish|frog
+"""
+
+
+@pytest.fixture
+def table(tmp_path):
+    (tmp_path / "module.yaml").write_text(TABLE, encoding="utf-8")
+    return PhraseTable(str(tmp_path / "module.py"))
+
+
+def test_phrase_table_gives_entries_as_they_are(table):
+    assert table["words"] == ["yes", "no", "是"]
+    with pytest.raises(KeyError):
+        table["other"]
+
+
+def test_phrase_table_joins_alternatives_and_follows_references(table):
+    assert table.text("animal") == "cat|dog"
+    assert table.text("plain") == "(?:cat|dog)s?"
+    assert table.text("choices") == "(?:cat|dog) food|bird seed|fish|frog"
+
+
+def test_phrase_table_compiles_patterns(table):
+    assert table.pattern("plain").fullmatch("dogs") and not table.pattern("plain").fullmatch("dogs food")
+    assert table.pattern("choices", re.I).fullmatch("BIRD SEED")
+
+
+def texts_in(entry):
+    return [text for part in entry for text in texts_in(part)] if isinstance(entry, list) else [entry]
+
+
+def test_phrase_table_files_hold_texts_alone():
+    """A bare yes, no or 404 would be read as something else than a text."""
+    folder = Path(dsr1_tune.data.__file__).parent
+    files = [*folder.glob("rules/filters/*.yaml"), *folder.glob("privacy/*.yaml")]
+    assert len(files) > 9
+    for file in files:
+        assert file.with_suffix(".py").exists(), file
+        for name, entry in load_yaml(file).items():
+            texts = [text for words in entry.values() for text in words] if isinstance(entry, dict) else texts_in(entry)
+            assert texts and all(isinstance(text, str) for text in texts), (file.name, name)
