@@ -18,7 +18,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from dsr1_tune.align import grpo
-from dsr1_tune.align.online.grpo_trainer import GroupOrder, GroupTrainer
+from dsr1_tune.align.online.grpo_trainer import GroupOrder, GrpoTrainer
 from dsr1_tune.config import GrpoRun
 from dsr1_tune.errors import RunError
 from dsr1_tune.runs.folder import RunFolder
@@ -99,9 +99,9 @@ def begin(config: GrpoRun, resume: Path | None = None) -> RunFolder:
 def whole(asked: Callable[..., GrpoRun]) -> Iterator[SimpleNamespace]:
     """A run over all that has a state: two updates on the same answers, a reference, and accumulated gradients."""
     seen = SimpleNamespace()
-    close = GroupTrainer.close
+    close = GrpoTrainer.close
 
-    def look(trainer: GroupTrainer) -> None:
+    def look(trainer: GrpoTrainer) -> None:
         model: Any = trainer.model
         seen.adapters = list(model.peft_config)
         seen.ids = torch.arange(2, 14).view(2, 6)
@@ -115,8 +115,8 @@ def whole(asked: Callable[..., GrpoRun]) -> Iterator[SimpleNamespace]:
         seen.is_clean = "forward" not in vars(model.get_base_model())
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(GroupTrainer, "close", look)
-    seen.folder = begin(asked("whole", grpo={"num_generations": 4, "num_iterations": 2, "beta": 0.05, "epsilon": 0.1}))
+    patch.setattr(GrpoTrainer, "close", look)
+    seen.folder = begin(asked("whole", grpo={"group": 4, "iterations": 2, "kl": 0.05, "clip": 0.1}))
     patch.undo()
     yield seen
 
@@ -152,7 +152,7 @@ def test_a_run_that_goes_on_is_as_if_never_broken_off(
     whole: SimpleNamespace, asked: Callable[..., GrpoRun], monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """After the first update the answers of the checkpoint are used again, after the second new ones are drawn."""
-    train = GroupTrainer.training_step
+    train = GrpoTrainer.training_step
 
     def disturbed(self: Any, *given: Any) -> Any:
         if self._step == 2 * (step - 1):
@@ -161,8 +161,8 @@ def test_a_run_that_goes_on_is_as_if_never_broken_off(
 
     name = f"broken-{step}"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(GroupTrainer, "training_step", disturbed)
-        begin(asked(name, grpo={"num_generations": 4, "num_iterations": 2, "beta": 0.05, "epsilon": 0.1}))
+        patch.setattr(GrpoTrainer, "training_step", disturbed)
+        begin(asked(name, grpo={"group": 4, "iterations": 2, "kl": 0.05, "clip": 0.1}))
     broken = RunFolder(whole.folder.path.with_name(name))
     assert read_log(broken)[-1]["step"] == step
     begin(GrpoRun(), broken.path)

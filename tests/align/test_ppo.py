@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from dsr1_tune.align import ppo
 from dsr1_tune.align.online import losses as objective
 from dsr1_tune.align.online.checkpoint import load_state, save_state
-from dsr1_tune.align.online.experience import Batch, weigh
-from dsr1_tune.align.online.generate import Answers, draw
-from dsr1_tune.align.online.policy import Policy, Portion
+from dsr1_tune.align.online.experience import Experience, rewards_and_advantages
+from dsr1_tune.align.online.generate import Answers, generate
+from dsr1_tune.align.online.learner import PpoLearner
+from dsr1_tune.align.online.policy import MicroBatch, Policy
 from dsr1_tune.align.online.session import PromptExample, encode_prompts
 from dsr1_tune.align.rewards.layered import RewardResult
 from dsr1_tune.config import PpoRun
@@ -54,11 +55,13 @@ def _asked(ids: tuple[int, ...]) -> PromptExample:
     return PromptExample(prompt, Record(prompt.messages, prompt.place), ids)
 
 
-def _batches(policy: Policy, config: PpoRun, scores: tuple[float, ...] = (1.0, 0.0, 0.5, 2.0)) -> list[Batch]:
+def _batches(policy: Policy, config: PpoRun, scores: tuple[float, ...] = (1.0, 0.0, 0.5, 2.0)) -> list[Experience]:
     answers = Answers(ANSWERS, tuple(ids[-1] == 1 for ids in ANSWERS))
     verdicts = [RewardResult(score) for score in scores]
-    weighed = weigh(policy, config, [_asked(ids) for ids in PROMPTS], answers, verdicts, config.ppo.kl, step=1)
-    return [batch for minibatch in weighed for batch in minibatch]
+    minibatches = rewards_and_advantages(
+        policy, config, [_asked(ids) for ids in PROMPTS], answers, verdicts, config.ppo.kl, step=1
+    )
+    return [batch for minibatch in minibatches for batch in minibatch]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -68,7 +71,7 @@ def test_before_anything_is_learned_the_ratio_is_exactly_one_and_the_kl_nought(
     base = tiny_model(family)
     config = ppo_run(base, schedule={"batch_size": 2, "gradient_checkpointing": True})
     policy = _policy(base, config)
-    learner = ppo._Learner.begin(policy, config, 4)
+    learner = PpoLearner.create(policy, config, 4)
     for batch in _batches(policy, config):
         assert torch.equal(batch.old_BT, batch.reference_BT)
         told = learner._backward(batch, torch.tensor(1.0))
@@ -82,15 +85,15 @@ def test_before_anything_is_learned_the_ratio_is_exactly_one_and_the_kl_nought(
 def test_the_reference_is_the_base_with_the_adapter_off(tiny_model: TinyModel, ppo_run: PpoConfig, family: str) -> None:
     config = ppo_run(tiny_model(family))
     policy = _policy(tiny_model(family), config, is_trained=True)
-    portion = Portion.of(PROMPTS, ANSWERS, "cpu")
-    now = policy.evaluate(portion).logp_BT
+    micro_batch = MicroBatch.of(PROMPTS, ANSWERS, "cpu")
+    now = policy.forward(micro_batch).logp_BT
     with policy.model.disable_adapter():
-        off = policy.evaluate(portion).logp_BT
-    reference = policy.reference(portion)
-    mask = portion.mask_BT.bool()
+        off = policy.forward(micro_batch).logp_BT
+    reference = policy.reference(micro_batch)
+    mask = micro_batch.mask_BT.bool()
     torch.testing.assert_close(reference[mask], off[mask], rtol=0, atol=2e-5)
     assert (reference - now)[mask].abs().max() > 1e-2
-    assert torch.equal(policy.evaluate(portion).logp_BT, now), "the policy is as it was"
+    assert torch.equal(policy.forward(micro_batch).logp_BT, now), "the policy is as it was"
     num_base = sum(p.numel() for name, p in policy.model.named_parameters() if ".lora_" not in name)
     assert num_base == sum(p.numel() for p in load(config.base).model.parameters()), "the base is there once"
 
@@ -98,8 +101,8 @@ def test_the_reference_is_the_base_with_the_adapter_off(tiny_model: TinyModel, p
 def test_log_probs_are_those_of_the_whole_model(tiny_model: TinyModel, ppo_run: PpoConfig) -> None:
     config = ppo_run(tiny_model("qwen3_moe"), rollout={"max_new_tokens": 6, "temperature": 1.0})
     policy = _policy(tiny_model("qwen3_moe"), config, is_trained=True)
-    portion = Portion.of(PROMPTS, ANSWERS, "cpu")
-    ours = policy.evaluate(portion).logp_BT
+    micro_batch = MicroBatch.of(PROMPTS, ANSWERS, "cpu")
+    ours = policy.forward(micro_batch).logp_BT
     for row, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
         logits = policy.model(input_ids=torch.tensor([[*prompt, *answer]]), use_cache=False).logits[0]
         told = logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, torch.tensor(answer).unsqueeze(1)).squeeze(1)
@@ -111,12 +114,12 @@ def test_what_is_drawn_is_as_likely_as_the_policy_says(tiny_model: TinyModel, pp
     config = ppo_run(tiny_model("deepseek_v3"))
     loaded = load(config.base)
     policy = Policy(begin_adapter(loaded, config), config)
-    answers = draw(policy.model, PROMPTS, loaded.tokenizer, config.rollout, is_greedy=True)
+    answers = generate(policy.model, PROMPTS, loaded.tokenizer, config.rollout, is_greedy=True)
     policy.be_deterministic()
-    portion = Portion.of(PROMPTS, answers.ids, "cpu")
-    logits = policy.model.get_output_embeddings()(policy._hidden(portion))
-    mask = portion.mask_BT.bool()
-    assert torch.equal(logits.argmax(-1)[mask], portion.answer_BT[mask])
+    micro_batch = MicroBatch.of(PROMPTS, answers.ids, "cpu")
+    logits = policy.model.get_output_embeddings()(policy._hidden(micro_batch))
+    mask = micro_batch.mask_BT.bool()
+    assert torch.equal(logits.argmax(-1)[mask], micro_batch.answer_BT[mask])
 
 
 @pytest.mark.parametrize("value", ["shared", "own"])
@@ -124,7 +127,7 @@ def test_padding_changes_nothing(tiny_model: TinyModel, ppo_run: PpoConfig, valu
     """All answers together, padded to the longest, and each by itself: the same loss and the same gradients."""
     config = ppo_run(tiny_model("qwen3_moe"), ppo={"answers": 4, "minibatches": 1, "value": value, "entropy": 0.01})
     policy = _policy(tiny_model("qwen3_moe"), config, is_trained=True)
-    learner = ppo._Learner.begin(policy, config, 4)
+    learner = PpoLearner.create(policy, config, 4)
     gradients, losses = [], []
     for size in (4, 1):
         sized = config.model_copy(update={"schedule": config.schedule.model_copy(update={"batch_size": size})})
@@ -147,7 +150,7 @@ def test_checkpointing_changes_no_gradient(tiny_model: TinyModel, ppo_run: PpoCo
     for is_on in (False, True):
         config = ppo_run(base, schedule={"gradient_checkpointing": is_on}, ppo={"value": "own", "routing_replay": True})
         policy = _policy(base, config, is_trained=True)
-        learner = ppo._Learner.begin(policy, config, 4)
+        learner = PpoLearner.create(policy, config, 4)
         for batch in _batches(policy, config):
             learner._backward(batch, torch.tensor(1.0))
         gradients.append({name: weight.grad for name, weight in policy.trained.items()})
@@ -158,9 +161,9 @@ def test_checkpointing_changes_no_gradient(tiny_model: TinyModel, ppo_run: PpoCo
 def test_an_own_value_trunk_leaves_the_policy_alone(tiny_model: TinyModel, ppo_run: PpoConfig) -> None:
     config = ppo_run(tiny_model("qwen3_moe"), ppo={"value": "own", "value_weight": 1.0})
     policy = _policy(tiny_model("qwen3_moe"), config, is_trained=True)
-    portion = Portion.of(PROMPTS, ANSWERS, "cpu")
+    micro_batch = MicroBatch.of(PROMPTS, ANSWERS, "cpu")
     with policy.value_trunk():
-        (policy.values(portion) * portion.mask_BT).sum().backward()
+        (policy.values(micro_batch) * micro_batch.mask_BT).sum().backward()
     moved = {name for name, weight in policy.trained.items() if weight.grad is not None and weight.grad.any()}
     assert moved and all(name.endswith(".value.weight") or name.startswith("value_head") for name in moved)
     policy.close()
@@ -237,21 +240,21 @@ def test_replayed_experts_are_those_of_the_rollout(tiny_model: TinyModel, ppo_ru
     loaded = load(config.base)
     policy = Policy(begin_adapter(loaded, config), config)
     torch.manual_seed(3)
-    answers = draw(policy.model, PROMPTS, loaded.tokenizer, config.rollout, replay=policy.replay)
+    answers = generate(policy.model, PROMPTS, loaded.tokenizer, config.rollout, replay=policy.replay)
     policy.be_deterministic()
     assert [one.shape[1] for one in answers.routing] == [
         len(prompt) + len(answer) for prompt, answer in zip(PROMPTS, answers.ids, strict=True)
     ]
-    portion = Portion.of(PROMPTS, answers.ids, "cpu")
-    free = policy.evaluate(portion).logp_BT
+    micro_batch = MicroBatch.of(PROMPTS, answers.ids, "cpu")
+    free = policy.forward(micro_batch).logp_BT
     with policy.counting_replay():
-        replayed = policy.evaluate(portion.with_routing(answers.routing)).logp_BT
+        replayed = policy.forward(micro_batch.with_routing(answers.routing)).logp_BT
     torch.testing.assert_close(replayed, free, rtol=1e-4, atol=1e-4)
     # In float32 rollout and update choose alike: nothing is replaced. Others' experts give another answer.
     assert policy.replay is not None and policy.replay.take_share() < 0.02
     others = [torch.where(one < 0, one, (one + 1) % 4) for one in answers.routing]
     with policy.counting_replay():
-        assert (policy.evaluate(portion.with_routing(others)).logp_BT - free).abs().max() > 1e-2
+        assert (policy.forward(micro_batch.with_routing(others)).logp_BT - free).abs().max() > 1e-2
     assert policy.replay.take_share() > 0.3
 
 
@@ -305,12 +308,12 @@ def test_what_the_base_does_to_its_own_answers_is_left_out(tiny_model: TinyModel
     config = ppo_run(tiny_model("qwen3_moe"))
     loaded = load(config.base)
     torch.manual_seed(1)
-    plain = draw(loaded.model, PROMPTS, loaded.tokenizer, config.rollout)
+    plain = generate(loaded.model, PROMPTS, loaded.tokenizer, config.rollout)
     loaded.model.generation_config.suppress_tokens = list(range(20, 250))
     loaded.model.generation_config.min_new_tokens = 3
     loaded.model.generation_config.num_return_sequences = 2
     torch.manual_seed(1)
-    assert draw(loaded.model, PROMPTS, loaded.tokenizer, config.rollout) == plain
+    assert generate(loaded.model, PROMPTS, loaded.tokenizer, config.rollout) == plain
     assert loaded.model.generation_config.min_new_tokens == 3
 
 

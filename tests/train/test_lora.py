@@ -29,7 +29,7 @@ from dsr1_tune.data.encode.example import encode_all
 from dsr1_tune.data.prepare import prepare
 from dsr1_tune.errors import ModelError, RunError, TuneError
 from dsr1_tune.moe.anatomy import Anatomy
-from dsr1_tune.runs import session
+from dsr1_tune.runs import open_session, session
 from dsr1_tune.runs.evaluate import held_out_loss
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.trainer import trainer
@@ -763,9 +763,9 @@ def test_all_that_can_be_refused_is_refused_before_weights_are_read(
 
 def test_a_hub_id_is_pinned_to_the_commit_it_stood_for(configure: Configure, tmp_path: Path) -> None:
     config = configure(tmp_path / "run")
-    here = session.locate(config.base)
-    assert session._pinned(config, here) == config
+    here = open_session.locate(config.base)
+    assert open_session._pinned(config, here) == config
     on_hub = replace(here, name="org/model", repo_id="org/model", revision="1a2b")
     asked = config.model_copy(update={"base": Base(model="org/model", revision="main", dtype="bfloat16")})
-    assert session._pinned(asked, on_hub).base == Base(model="org/model", revision="1a2b", dtype="bfloat16")
-    assert session._pinned(asked, on_hub).schedule == config.schedule
+    assert open_session._pinned(asked, on_hub).base == Base(model="org/model", revision="1a2b", dtype="bfloat16")
+    assert open_session._pinned(asked, on_hub).schedule == config.schedule

@@ -30,7 +30,7 @@ from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.models.load import load
 from dsr1_tune.models.trained.attach import put_adapter_on
 from dsr1_tune.moe.anatomy import find_routers
-from dsr1_tune.runs import session
+from dsr1_tune.runs import open_session, session
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.trainer import trainer
 from dsr1_tune.train import full, lora, qlora
@@ -284,7 +284,7 @@ def test_what_the_model_cannot_do_is_refused_before_its_weights_are_read(
 def test_what_the_device_cannot_do_is_refused_before_anything_is_read(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, told: Any
 ) -> None:
-    monkeypatch.setattr(session, "locate", lambda *given, **more: pytest.fail("the model was looked for"))
+    monkeypatch.setattr(open_session, "locate", lambda *given, **more: pytest.fail("the model was looked for"))
     with pytest.raises(ConfigError, match="paged_adamw_8bit") as refused:
         lora.run(configure("run", optimizer="paged_adamw_8bit"), None, told)
     assert "adamw_8bit" in refused.value.hint

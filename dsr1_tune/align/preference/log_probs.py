@@ -13,13 +13,13 @@ from dsr1_tune.runs.distributed import group
 from dsr1_tune.runs.evaluate import like_lengths
 
 Ids = Sequence[int]
-Asked = tuple[Ids, Ids]
+PromptAndAnswer = tuple[Ids, Ids]
 """The tokens of a prompt, and those of an answer to it."""
 
 
 @torch.no_grad()
 def log_probs(
-    model: Any, asked: Sequence[Asked], pad_token: int, advance: Callable[[int], None] = lambda count: None
+    model: Any, asked: Sequence[PromptAndAnswer], pad_token: int, advance: Callable[[int], None] = lambda count: None
 ) -> list[float]:
     """log p(answer | prompt) of each, in nats, in their order; `advance` counts answers.
 
@@ -37,7 +37,7 @@ def log_probs(
 
 
 def shared_log_probs(
-    model: Any, asked: Sequence[Asked], pad_token: int, advance: Callable[[int], None] = lambda count: None
+    model: Any, asked: Sequence[PromptAndAnswer], pad_token: int, advance: Callable[[int], None] = lambda count: None
 ) -> list[float]:
     """The same; of several processes each takes its share, and all get all of it."""
     mine = range(group.rank(), len(asked), group.world_size())
@@ -45,7 +45,7 @@ def shared_log_probs(
     return [value for _, value in sorted(group.all_gather(list(zip(mine, found, strict=True))))]
 
 
-def _of_batch(model: Any, asked: Sequence[Asked], pad_token: int) -> list[float]:
+def _of_batch(model: Any, asked: Sequence[PromptAndAnswer], pad_token: int) -> list[float]:
     """N answers, padded on the right to T tokens."""
     lengths = [len(prompt) + len(answer) for prompt, answer in asked]
     ids_NT = torch.full((len(asked), max(lengths)), pad_token)

@@ -104,30 +104,34 @@ class GracefulStop(TrainerCallback):
     """Ctrl-C (or a cluster's SIGTERM) finishes the step, saves a checkpoint and stops; a second one stops at once."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.was_asked = False
-        self._asked_at = 0.0
+        self.was_requested = False
+        self._requested_at = 0.0
         self._say = say
         self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the signals over."""
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
+            self._before[number] = signal.signal(number, self._request)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.was_asked and group.world_size() > 1 and time.monotonic() - self._asked_at < _SAME_PRESS_SECONDS:
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if (
+            self.was_requested
+            and group.world_size() > 1
+            and time.monotonic() - self._requested_at < _SAME_PRESS_SECONDS
+        ):
             return  # torch's launcher passes on what the terminal has sent to every process already
-        self._asked_at = time.monotonic()
-        if self.was_asked:
+        self._requested_at = time.monotonic()
+        if self.was_requested:
             self.give_back()
             raise KeyboardInterrupt
-        self.was_asked = True
+        self.was_requested = True
         self._say("stopping: the step is finished and a checkpoint saved (press Ctrl-C again to stop at once)")
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
-        """Save and stop, once asked; all processes after the same step, whichever was asked."""
-        self.was_asked = group.any_of(self.was_asked)
-        if self.was_asked:
+        """Save and stop once requested; all processes after the same step, whichever received the signal."""
+        self.was_requested = group.any_of(self.was_requested)
+        if self.was_requested:
             control.should_save = True
             control.should_training_stop = True
 

@@ -13,10 +13,10 @@ from dsr1_tune.runs.watch.expert_detectors import DeadExperts, RouterCollapse
 class Watchdog:
     """All detectors together; each fault is reported once per kind and place."""
 
-    def __init__(self, base: Routing | None = None, may_overflow: bool = False, judges_loss: bool = True) -> None:
-        """Where a model learns from its own answers, the loss tells nothing by its size: `judges_loss` is False."""
+    def __init__(self, base: Routing | None = None, may_overflow: bool = False, watches_loss: bool = True) -> None:
+        """`watches_loss` is False for PPO and GRPO, where the size of the loss carries no information."""
         detectors: list[Detector] = [NotANumber(may_overflow)]
-        if judges_loss:
+        if watches_loss:
             detectors += [LossSpike(), GradientExplosion(), GradientVanishing(), Overfitting()]
         if base is not None and base.layers:
             detectors += [RouterCollapse(base), DeadExperts(base)]

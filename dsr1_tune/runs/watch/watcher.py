@@ -63,13 +63,13 @@ class Watcher(TrainerCallback):
         config: Watch,
         say: Callable[[str], None],
         evaluate: Callable[[nn.Module], float],
-        judges_loss: bool = True,
+        watches_loss: bool = True,
     ) -> None:
         self._folder = folder
         self._config = config
         self._say = say
         self._evaluate = evaluate
-        self._judges_loss = judges_loss
+        self._watches_loss = watches_loss
         self._model = model
         self._monitor = RoutingMonitor(model)
         self._gradients = GradientNorms()
@@ -107,7 +107,7 @@ class Watcher(TrainerCallback):
             self._earlier_tokens = self._tokens = float(lines[-1].get("num_tokens", 0.0))
             self._earlier_seconds = float(lines[-1].get("seconds", 0.0))
         self._base, self._training, self._was_rolled_back = past.base, past.training, past.was_rolled_back
-        self._watchdog = Watchdog(self._base, may_overflow=args.fp16, judges_loss=self._judges_loss)
+        self._watchdog = Watchdog(self._base, may_overflow=args.fp16, watches_loss=self._watches_loss)
         self._watchdog.replay(map(_numbers_of, lines), past.reported)
         rollback.change_learning_rate(past.change_of_rate, optimizer, lr_scheduler)
         if self._config.on_alarm == "rollback" and step == 0 and processes.is_main():

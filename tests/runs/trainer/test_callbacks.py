@@ -128,9 +128,9 @@ def test_the_first_signal_asks_the_second_stops(number: int) -> None:
     stop, control = GracefulStop(said.append), TrainerControl()
     stop.on_train_begin(None, None, None)
     stop.on_step_end(None, None, control)
-    assert not (control.should_save or control.should_training_stop or stop.was_asked)
+    assert not (control.should_save or control.should_training_stop or stop.was_requested)
     os.kill(os.getpid(), number)
-    assert stop.was_asked and "checkpoint" in said[0]
+    assert stop.was_requested and "checkpoint" in said[0]
     stop.on_step_end(None, None, control)
     assert control.should_save and control.should_training_stop
     with pytest.raises(KeyboardInterrupt):
