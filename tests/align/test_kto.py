@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,9 @@ from dsr1_tune.config import KtoRun
 from dsr1_tune.errors import DataError
 from dsr1_tune.runs.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("short_collections")
+
 Configure = Callable[..., KtoRun]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_collections() -> Iterator[None]:
-    """A run collects garbage three times; what the imported libraries hold need not be looked at each time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

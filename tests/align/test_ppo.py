@@ -129,9 +129,9 @@ def test_ppo_counts_failed_rewards_or_ends_the_run(
 
 
 def test_ppo_own_value_trunk_leaves_trained_routers_as_they_are(
-    tiny_run: Any,
+    tiny_run: Any,  # noqa: F811
     ppo_run: PpoConfig,
-    quiet: Console,  # noqa: F811
+    quiet: Console,
 ) -> None:
     run = tiny_run("qwen3_moe", "lora", router={"mode": "train"})
     changes: dict[str, Any] = {"ppo": {"value": "own"}, "schedule": {"max_steps": 1}}

@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from dsr1_tune.config import LoraRun, Parallel
 from dsr1_tune.errors import ConfigError
 from dsr1_tune.runs.distributed import group
 from dsr1_tune.runs.distributed.launch import processes_of
-from dsr1_tune.runs.trainer.trainer import LengthGrouped
+from tests.runs.distributed.conftest import TIMEOUT, environment, log_of
 
-ROWS = [{"input": f"what is {a} times {b}?", "output": f"it is {a * b % 10}"} for a in range(5) for b in range(6)]
 NUM_STEPS = 8  # two epochs of 27 records in global batches of 8
 WORKER = Path(__file__).with_name("two_processes.py")
-TIMEOUT = 300
-
-
-@pytest.fixture(scope="module")
-def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "sums.json"
-    path.write_text(json.dumps(ROWS))
-    return path
 
 
 def settings(base: Path, data: Path, out: Path, batch_size: int, **parallel: Any) -> dict[str, Any]:
@@ -48,10 +35,6 @@ def settings(base: Path, data: Path, out: Path, batch_size: int, **parallel: Any
         "samples": 1,
         "sample_tokens": 2,
     }
-
-
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **more}
 
 
 def in_processes(number: int, runs: list[dict[str, Any]], place: Path) -> list[list[dict[str, Any]]]:
@@ -83,10 +66,6 @@ def in_processes(number: int, runs: list[dict[str, Any]], place: Path) -> list[l
     return [
         [json.loads(Path(f"{file}.{run}.{rank}").read_text()) for rank in range(number)] for run in range(len(runs))
     ]
-
-
-def log_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
 
 
 def curve_of(run: Path) -> list[float]:
@@ -238,96 +217,6 @@ def command(base: Path, data: Path, out: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "dsr1_tune", "lora", *given, *few, *more]
 
 
-def start_and_wait_for_a_step(base: Path, data: Path, run: Path) -> subprocess.Popen[bytes]:
-    """Hundreds of steps: it cannot end by itself in time."""
-    many = ["--processes", "2", "--epochs", "200", "--set", "schedule.save_steps=1000"]
-    process = subprocess.Popen(command(base, data, run, *many), env=environment(), stdout=-1, stderr=-1)
-    log, deadline = run / "train_log.jsonl", time.monotonic() + TIMEOUT
-    while not log.exists() or not log.stat().st_size:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
-    return process
-
-
-def test_ctrl_c_leaves_one_checkpoint_of_both(tiny_base: Path, data_file: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    process = start_and_wait_for_a_step(tiny_base, data_file, run)
-    try:
-        process.send_signal(signal.SIGINT)
-        out, errors = process.communicate(timeout=TIMEOUT)
-    finally:
-        process.kill()
-    assert (process.returncode, errors.decode()) == (130, "")
-    assert out.decode().count("Go on with:") == 1
-    assert manifest_of(run)["status"] == "interrupted"
-    (mark,) = run.glob("checkpoints/checkpoint-*/.whole")
-    assert sorted(file.name for file in mark.parent.glob("rng_state*")) == ["rng_state_0.pth", "rng_state_1.pth"]
-    assert processes_of(run) == 2  # as many will --resume start
-    assert len(log_of(run)) == int(mark.parent.name.rpartition("-")[2])
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
-def test_killed_it_leaves_nobody_behind(tiny_base: Path, data_file: Path, tmp_path: Path) -> None:
-    process = start_and_wait_for_a_step(tiny_base, data_file, tmp_path / "run")
-    children = psutil.Process(process.pid).children()
-    assert len(children) == 2
-    process.kill()
-    process.communicate(timeout=TIMEOUT)
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert not alive
-
-
-@pytest.mark.parametrize(
-    ("dying", "code", "said"),
-    [
-        ("raise", 2, "error: a fault of process 1"),
-        pytest.param("kill", 137, "error: process 1 was killed by SIGKILL", marks=pytest.mark.slow),
-    ],
-)
-def test_a_failing_process_gives_one_error_and_no_hang(
-    tiny_base: Path, data_file: Path, tmp_path: Path, dying: str, code: int, said: str
-) -> None:
-    (tmp_path / "sitecustomize.py").write_text(FAULT)  # python runs it in every process, before anything else
-    line = command(tiny_base, data_file, tmp_path / "run", "--processes", "2")
-    done = subprocess.run(
-        line, env=environment(PYTHONPATH=str(tmp_path), DYING=dying), capture_output=True, timeout=TIMEOUT, text=True
-    )
-    assert done.returncode == code
-    assert said in done.stderr
-    assert done.stderr.count("error:") == 1
-    assert "Traceback" not in done.stderr
-
-
-FAULT = """
-import os, signal, threading, time
-if os.environ.get("RANK") == "1":
-    def fail(*args, **kwargs):
-        if os.environ["DYING"] == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        from dsr1_tune.errors import ModelError
-        raise ModelError("a fault of process 1", hint="none")
-    def wait():
-        import sys
-        while True:
-            module = sys.modules.get("dsr1_tune.runs.trainer.trainer")
-            if hasattr(module, "ResumableTrainer"):
-                module.ResumableTrainer.training_step = fail
-                return
-            time.sleep(0.01)
-    threading.Thread(target=wait, daemon=True).start()
-"""
-
-
-def test_an_error_that_all_would_meet_is_said_once(tmp_path: Path, data_file: Path) -> None:
-    line = command(tmp_path / "nowhere", data_file, tmp_path / "run", "--processes", "2")
-    done = subprocess.run(line, env=environment(), capture_output=True, timeout=TIMEOUT, text=True)
-    assert done.returncode == 2
-    assert done.stderr.count("error:") == 1
-    assert "there is no such folder" in done.stderr
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_accelerate_launch(done: Done, tiny_base: Path, data_file: Path, tmp_path: Path, strategy: str) -> None:
@@ -372,11 +261,3 @@ def test_accelerate_reads_the_shipped_configs(name: str) -> None:
     assert config.num_processes == (16 if name == "multi-node" else 2)
     if name == "fsdp2":
         assert config.fsdp_config["fsdp_version"] == 2
-
-
-def test_fillers_come_last_and_fill_the_last_batch() -> None:
-    order = list(LengthGrouped([5] * 27, batch_size=8, seed=1, num_fillers=5))
-    assert sorted(order[:27]) == list(range(27))
-    assert order[27:] == [27, 28, 29, 30, 31]
-    alone = LengthGrouped([5] * 27, batch_size=8, seed=1)
-    assert list(alone) == order[:27]  # one process takes the same records in every step

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dsr1_tune.runs.trainer import trainer
+from dsr1_tune.runs.trainer.trainer import LengthGrouped
 from tests.lora_runs import ConfigureLora, FinishedRun, go, log_of
 
 
@@ -38,3 +39,11 @@ def test_length_grouped_sampler_has_its_own_order_in_each_epoch() -> None:
     batches = [[lengths[number] for number in orders[1][start : start + 8]] for start in range(0, 280, 8)]
     # As they come, every batch holds lengths from 0 to 60. (The longest record goes first, whatever its batch.)
     assert sum(max(batch) - min(batch) for batch in batches) / len(batches) < 20
+
+
+def test_length_grouped_sampler_puts_fillers_last() -> None:
+    order = list(LengthGrouped([5] * 27, batch_size=8, seed=1, num_fillers=5))
+    assert sorted(order[:27]) == list(range(27))
+    assert order[27:] == [27, 28, 29, 30, 31]
+    alone = LengthGrouped([5] * 27, batch_size=8, seed=1)
+    assert list(alone) == order[:27]  # one process takes the same records in every step
