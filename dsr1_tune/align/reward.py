@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -25,6 +23,7 @@ from dsr1_tune.models.trained.full import enable_full_training
 from dsr1_tune.models.trained.reward_model import RewardFacts, ScalarModel, put_scalar_on, save_scalar, template_hash
 from dsr1_tune.models.trained.start import begin_adapter, check_begin
 from dsr1_tune.moe.routing import open_routers
+from dsr1_tune.runs.console import plain_table
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.open_session import open_session
 from dsr1_tune.runs.session import Session
@@ -125,10 +124,7 @@ class RewardSession(Session[RewardRun]):
         """Print accuracy, margin, loss and calibration before and after, and the accuracy of length alone."""
         are_held_out = bool(self.data.held_out)
         what = "Held-out pairs" if are_held_out else "Training pairs"
-        title = f"{what} ({after.num_pairs:,})"
-        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-        for name in ("", "before", "after"):
-            table.add_column(name, justify="right" if name else "left")
+        table = plain_table(f"{what} ({after.num_pairs:,})", "", "before", "after")
         table.add_row("accuracy", f"{before.accuracy:.1%}", f"{after.accuracy:.1%}")
         table.add_row("accuracy of the longer answer", "", f"{after.length_only:.1%}", style="dim")
         for name, bucket in after.differs.items():

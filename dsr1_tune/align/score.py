@@ -1,4 +1,4 @@
-"""`score`: what a reward model gives the answers in a file, as JSON lines and a table."""
+"""`score`: the scores that a reward model gives the answers in a file, as JSON lines and a table."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from dsr1_tune.align.preference import calibration
 from dsr1_tune.align.preference.calibration import PairScores
@@ -24,7 +22,7 @@ from dsr1_tune.data.read.read import read
 from dsr1_tune.data.record import DAMAGE, Drop, Feedback, Message, Place, Preference, Prompt, Record, Row
 from dsr1_tune.errors import DataError, ModelError
 from dsr1_tune.models.trained.reward_model import ScalarModel, check_reward, load_scalar
-from dsr1_tune.runs.console import Narrator, quiet_libraries
+from dsr1_tune.runs.console import Narrator, plain_table, quiet_libraries
 
 MAX_NAMED = 5
 
@@ -39,7 +37,7 @@ def run(
 ) -> Scores:
     """Score every answer in `file` with the reward model at `model`; one line per row goes to `out`.
 
-    Rows that cannot be scored have a line too, which says why. Raises TuneError for everything the user can mend,
+    Rows that cannot be scored have a line too, which says why. Raises TuneError for everything the user can fix,
     before weights are loaded where that is possible; nothing is written then.
     """
     quiet_libraries()
@@ -245,9 +243,7 @@ def _question(row: Row) -> str:
 
 def _show(scores: Scores, narrator: Narrator) -> None:
     """How the scores are spread, how often pairs come out right, and which rows have none."""
-    table = Table(title="Scores", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for name in ("", "answers", "mean", "min", "25 %", "median", "75 %", "max"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    table = plain_table("Scores", "", "answers", "mean", "min", "25 %", "median", "75 %", "max")
     kinds = {
         "answers": scores.of("answer"),
         "chosen": scores.of("chosen"),

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, TypeVar
 
-from rich import box
-from rich.table import Table
-
 from dsr1_tune.align.online.generate import Answers, generate
 from dsr1_tune.align.preference.log_probs import log_probs
 from dsr1_tune.align.rewards.errors import RewardErrors
@@ -20,6 +17,7 @@ from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Drop, Message, Prompt, Record, Row
 from dsr1_tune.errors import ConfigError, DataError
 from dsr1_tune.models.load import Loaded
+from dsr1_tune.runs.console import plain_table
 from dsr1_tune.runs.data import RunData, divide
 from dsr1_tune.runs.session import Session
 
@@ -214,14 +212,8 @@ class RolloutSession(Session[Run]):
     def show(self, before: HeldOutRewards, after: HeldOutRewards) -> None:
         """Print rewards by layer and component, before and after."""
         what = "held-out prompts" if self.data.held_out else "of the training prompts"
-        table = Table(
-            title=f"Mean reward of the likeliest answers ({after.num_prompts:,} {what})",
-            title_justify="left",
-            title_style="bold",
-            box=box.SIMPLE_HEAD,
-        )
-        for name in ("", "before", "after"):
-            table.add_column(name, justify="right" if name else "left")
+        title = f"Mean reward of the likeliest answers ({after.num_prompts:,} {what})"
+        table = plain_table(title, "", "before", "after")
         table.add_row("reward", f"{before.reward:.4f}", f"{after.reward:.4f}")
         for kind in ("layers", "components"):
             was, now = getattr(before, kind), getattr(after, kind)

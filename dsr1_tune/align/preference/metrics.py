@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from dsr1_tune.align.preference.encode import FeedbackExample, PairExample
 from dsr1_tune.align.preference.log_probs import log_probs
+from dsr1_tune.runs.console import plain_table
 
 
 @dataclass(frozen=True)
@@ -249,14 +249,8 @@ def as_table(before: Any, after: Any, beta: float, are_held_out: bool) -> Table:
     is_paired = isinstance(after, HeldOutPairs)
     good, bad = ("chosen", "rejected") if is_paired else ("good", "bad")
     count = f"{after.num_pairs:,} pairs" if is_paired else f"{len(after.answers):,} answers"
-    table = Table(
-        title=f"{'Held-out' if are_held_out else 'Training'} preferences ({count}, {after.num_tokens:,} tokens)",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-    )
-    for name in ("", "before", "after", "change"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    title = f"{'Held-out' if are_held_out else 'Training'} preferences ({count}, {after.num_tokens:,} tokens)"
+    table = plain_table(title, "", "before", "after", "change")
 
     def shares(what: str, was: float, now: float) -> None:
         change = "" if math.isnan(now) else f"{100 * (now - was):+.1f} points"

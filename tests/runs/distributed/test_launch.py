@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,104 +16,10 @@ import pytest
 from dsr1_tune.runs.distributed.launch import processes_of
 from tests.runs.distributed.conftest import TIMEOUT, environment, log_of
 
-WORKER = Path(__file__).with_name("two_processes.py")
-
-
-def settings(base: Path, data: Path, out: Path, batch_size: int, **parallel: Any) -> dict[str, Any]:
-    """Two epochs; 8 records a step in one process, or 4 in each of two."""
-    schedule = {"epochs": 2, "learning_rate": 0.01, "batch_size": batch_size, "max_tokens": 128, "save_steps": 100}
-    return {
-        "data": {"files": [str(data)]},
-        "base": {"model": str(base), "dtype": "float32"},
-        "schedule": schedule,
-        "parallel": parallel,
-        "out": str(out),
-        "samples": 1,
-        "sample_tokens": 2,
-    }
-
-
-def in_processes(number: int, runs: list[dict[str, Any]], place: Path) -> list[list[dict[str, Any]]]:
-    """Do the runs in so many processes; what each process tells of each run."""
-    place.mkdir(parents=True, exist_ok=True)
-    file = place / "runs.json"
-    file.write_text(json.dumps(runs))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    ranks = [
-        {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1"}
-        for rank in range(number)
-    ]
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(file)],
-            env=environment(MASTER_PORT=port, PATIENCE=str(TIMEOUT - 20), **rank),
-            stderr=-1,
-        )
-        for rank in ranks
-    ]
-    try:
-        said = [process.communicate(timeout=TIMEOUT)[1].decode() for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0] * number, "\n".join(said)
-    return [
-        [json.loads(Path(f"{file}.{run}.{rank}").read_text()) for rank in range(number)] for run in range(len(runs))
-    ]
-
 
 def manifest_of(run: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = json.loads((run / "manifest.json").read_text())
     return manifest
-
-
-@dataclass
-class Done:
-    """The runs that the tests look at, and what each process told of them."""
-
-    place: Path
-    told: dict[str, list[dict[str, Any]]]
-
-    def __getitem__(self, name: str) -> Path:
-        return self.place / name
-
-
-Plan = Callable[..., dict[str, Any]]
-
-
-def done_by(tiny_base: Path, data_file: Path, place: Path, two: Callable[[Plan], dict[str, Any]], *alone: str) -> Done:
-    """One process's runs of the methods `alone`, by their names, and the runs that `two` plans for two processes."""
-
-    def plan(name: str, command: str = "lora", batch_size: int = 4, **parallel: Any) -> dict[str, Any]:
-        return {"command": command, "config": settings(tiny_base, data_file, place / name, batch_size, **parallel)}
-
-    runs = two(plan)
-    in_processes(1, [plan(method, method, batch_size=8) for method in alone], place / "alone")
-    told = in_processes(2, list(runs.values()), place / "together")
-    return Done(place, dict(zip(runs, told, strict=True)))
-
-
-@pytest.fixture(scope="module")
-def done(tiny_base: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """LoRA and QLoRA by one process, and by two in every way."""
-    place = tmp_path_factory.mktemp("runs")
-
-    def two(plan: Plan) -> dict[str, Any]:
-        return {
-            "ddp": plan("ddp"),
-            "fsdp2": plan("fsdp2", strategy="fsdp2"),
-            # Only the second process is interrupted, in its third step.
-            "stopped": plan("stopped") | {"interrupt": [1, 3]},
-            "resumed": plan("stopped") | {"resume": str(place / "stopped")},
-            "fsdp2_stopped": plan("fsdp2_stopped", strategy="fsdp2") | {"interrupt": [1, 3]},
-            "fsdp2_resumed": plan("fsdp2_stopped") | {"resume": str(place / "fsdp2_stopped")},
-            "starved": plan("starved") | {"starve": 1},
-            "quantized": plan("quantized", "qlora"),
-        }
-
-    return done_by(tiny_base, data_file, place, two, "lora", "qlora")
 
 
 def command(base: Path, data: Path, out: Path, *more: str) -> list[str]:
