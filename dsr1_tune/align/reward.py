@@ -118,7 +118,7 @@ class RewardSession(Session[RewardRun]):
         super().evaluate_after(model)
         if self.is_main:
             scores = PairScores.from_json(self.folder.evaluation()["after"])
-            calibration.draw(scores, self.folder.path / PLOT)
+            calibration.plot(scores, self.folder.path / PLOT)
 
     def show(self, before: PairScores, after: PairScores) -> None:
         """Print accuracy, margin, loss and calibration before and after, and the accuracy of length alone."""

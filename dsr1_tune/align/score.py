@@ -107,21 +107,21 @@ class ScoredRow:
     def as_json(self) -> dict[str, Any]:
         """A line of the output."""
         place = self.row.place or Place("", 0, 0)
-        told: dict[str, Any] = {"file": place.file, "line": place.line, "index": place.index}
-        told["kind"] = "unreadable" if isinstance(self.row, Drop) else type(self.row).__name__.lower()
+        line: dict[str, Any] = {"file": place.file, "line": place.line, "index": place.index}
+        line["kind"] = "unreadable" if isinstance(self.row, Drop) else type(self.row).__name__.lower()
         if not isinstance(self.row, Drop):
-            told["question"] = _question(self.row)
+            line["question"] = _question(self.row)
         for answer in self.answers:
-            told[answer.name] = answer.text
+            line[answer.name] = answer.text
         if isinstance(self.row, Feedback):
-            told["label"] = self.row.is_good
+            line["label"] = self.row.is_good
         if len(self.answers) == 1:
-            told["score"] = self.answers[0].score
+            line["score"] = self.answers[0].score
         elif self.answers:
-            told |= {f"{answer.name}_score": answer.score for answer in self.answers} | {"margin": self.margin}
+            line |= {f"{answer.name}_score": answer.score for answer in self.answers} | {"margin": self.margin}
         if self.problem:
-            told["problem"] = {"code": self.problem.code, "detail": self.problem.detail, "fix": self.problem.fix}
-        return told
+            line["problem"] = {"code": self.problem.code, "detail": self.problem.detail, "fix": self.problem.fix}
+        return line
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def _encode(model: ScalarModel, row: Row | Drop, max_tokens: int) -> tuple[Row |
 
 
 def _reworded(drop: Drop) -> Drop:
-    """What is said of a row to train on, for one to score."""
+    """The message about a row to train on, reworded for a row to score."""
     if drop.code == "too_long":
         return Drop(drop.code, drop.detail, "raise score.max_tokens, if the model's context has room", drop.path)
     return drop
@@ -231,7 +231,7 @@ def _pairs(rows: Sequence[ScoredRow], tie: float) -> PairScores | None:
 
 
 def _question(row: Row) -> str:
-    """The last thing the user said before the answer."""
+    """The user's last message before the answer."""
     if isinstance(row, Record):
         return row.question
     messages = row.messages if isinstance(row, Prompt) else row.prompt

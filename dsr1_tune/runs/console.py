@@ -1,4 +1,4 @@
-"""What a run tells its user on the terminal: one stage after the other, tables where there is much to compare."""
+"""What a run prints on the terminal: one stage after the other, and tables of results."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def plain_table(title: str, *columns: str) -> Table:
 
 
 class Narrator:
-    """Speaks for one run, on one console."""
+    """Prints the progress and results of one run on one console."""
 
     def __init__(self, console: Console, is_heard: bool = True) -> None:
-        """Of several processes one `is_heard`; the others say the same to nobody."""
+        """Of several processes one `is_heard`; the others print nothing."""
         self.console = console if is_heard else Console(quiet=True)
 
     def say(self, text: str) -> None:
@@ -92,7 +92,7 @@ class Narrator:
         self.say(f"{num_trained / num_base:.2%} of the base's number of parameters are trained")
 
     def bits(self, lines: Sequence[PartBits], num_bytes: int) -> None:
-        """What the base is held in."""
+        """The base's weights in 4 bits, by part of the model."""
         columns = ("weights", "in 4 bits", "bits a weight", "MiB in all", "worst error")
         table = plain_table("What is in 4 bits", "part", *columns)
         for line in lines:

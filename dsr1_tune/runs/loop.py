@@ -105,7 +105,7 @@ class Loop:
         bar = ProgressBar(self.narrator.console)
         watcher = Watcher(model, self.folder, self.config.watch, self.narrator.say, evaluate, self.watches_loss)
         trackers = open_trackers(self.config, self.folder, first_step=step_of(checkpoint) + 1 if checkpoint else 0)
-        log = [TrainLog(self.folder, watcher.beside)] if self.folder.is_written_here else []
+        log = [TrainLog(self.folder, watcher.log_fields)] if self.folder.is_written_here else []
         try:
             yield Watching(watcher, [watcher, stop, WholeCheckpoints(self.folder), bar, *log, *trackers])
         finally:

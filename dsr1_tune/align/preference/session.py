@@ -85,5 +85,5 @@ class PreferenceSession(Session[Any]):
         return super().metrics(before, after) | compared(before, after, self.beta)
 
     def show(self, before: Any, after: Any) -> None:
-        """The accuracies before and after, beside that of length alone."""
+        """The accuracies before and after, next to that of length alone."""
         self.narrator.console.print(as_table(before, after, self.beta, are_held_out=bool(self.data.held_out)))

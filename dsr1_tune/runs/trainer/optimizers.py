@@ -69,7 +69,7 @@ def build(
 
 
 def _groups(model: nn.Module, schedule: Schedule, lora_plus: float) -> list[dict[str, Any]]:
-    """The trainable weights by learning rate and decay; the plain learning rate comes first, as the one to be told."""
+    """The trainable weights by learning rate and decay; the base learning rate comes first: it is logged."""
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, weight in model.named_parameters():
         if weight.requires_grad:

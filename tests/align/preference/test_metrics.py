@@ -8,11 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from dsr1_tune.align.preference.metrics import HeldOutFeedback, HeldOutPairs, Said, as_table, compared
+from dsr1_tune.align.preference.metrics import AnswerLogProb, HeldOutFeedback, HeldOutPairs, as_table, compared
 
 
-def said(*numbers: tuple[float, int]) -> tuple[Said, ...]:
-    return tuple(Said(*number) for number in numbers)
+def said(*numbers: tuple[float, int]) -> tuple[AnswerLogProb, ...]:
+    return tuple(AnswerLogProb(*number) for number in numbers)
 
 
 BEFORE = HeldOutPairs(said((-10, 10), (-9, 3), (-4, 2)), said((-12, 10), (-8, 4), (-6, 3)))
@@ -60,5 +60,5 @@ def test_preference_metrics_survive_json() -> None:
 
 
 def test_preference_table_has_no_change_in_percent_of_a_loss_of_zero() -> None:
-    sure = HeldOutPairs((Said(0.0, 3),), (Said(-3.0, 3),))
+    sure = HeldOutPairs((AnswerLogProb(0.0, 3),), (AnswerLogProb(-3.0, 3),))
     assert as_table(sure, sure, 0.1, are_held_out=True).row_count >= 5

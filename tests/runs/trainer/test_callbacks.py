@@ -46,7 +46,7 @@ def steps_in(folder: RunFolder) -> list[int]:
 
 def test_a_line_for_every_step(folder: RunFolder) -> None:
     said = [{"alarms": ["first"]}, {}]
-    log = TrainLog(folder, beside=lambda: said.pop(0))
+    log = TrainLog(folder, log_fields=lambda: said.pop(0))
     log.on_train_begin(None, at(0), None)
     assert folder.log_file.read_text() == ""
     log.on_log(None, at(1), None, logs={"loss": 2.5, "grad_norm": 0.1, "epoch": 0.123456789})

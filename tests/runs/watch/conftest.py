@@ -30,7 +30,7 @@ NUM_EXPERTS, NUM_CHOSEN = 16, 2
 def first_alarm(detector: Detector, steps: Iterable[Numbers]) -> tuple[int, Alarm] | None:
     """The step at which the detector first speaks, and what it says."""
     for numbers in steps:
-        for alarm in detector.look(numbers):
+        for alarm in detector.check(numbers):
             return numbers.step, alarm
     return None
 

@@ -24,7 +24,7 @@ def test_not_a_number_of_the_loss(loss: float) -> None:
 
 def test_not_a_number_of_a_gradient_is_placed_by_group() -> None:
     steps = norms(all=[1.0, math.nan], attention=[1.0, 1.0], routed_experts=[1.0, math.nan])
-    alarms = [alarm for numbers in steps for alarm in NotANumber().look(numbers)]
+    alarms = [alarm for numbers in steps for alarm in NotANumber().check(numbers)]
     assert [(alarm.what, alarm.where) for alarm in alarms] == [("nan_gradient", "routed_experts")]
 
 
@@ -59,7 +59,7 @@ def test_gradient_explosion_of_a_group() -> None:
     steps = norms(all=calm + [200.0] * 5, attention=calm + [1.0] * 5, routed_experts=calm + [200.0] * 5)
     assert first_alarm(GradientExplosion(), steps[:-3]) is None
     explosion = GradientExplosion()
-    alarms = {alarm.where: alarm for numbers in steps for alarm in explosion.look(numbers)}
+    alarms = {alarm.where: alarm for numbers in steps for alarm in explosion.check(numbers)}
     assert set(alarms) == {"all", "routed_experts"}
     assert alarms["routed_experts"].since_step == 31
 
@@ -69,7 +69,7 @@ def test_gradient_vanishing_of_a_group(left: float) -> None:
     calm = noisy(1.0, 0.5, 30)
     vanishing = GradientVanishing()
     steps = norms(attention=calm + [1.0] * 8, shared_experts=calm + [left] * 8)
-    alarms = [alarm for numbers in steps for alarm in vanishing.look(numbers)]
+    alarms = [alarm for numbers in steps for alarm in vanishing.check(numbers)]
     assert {(alarm.what, alarm.where, alarm.since_step) for alarm in alarms} == {
         ("gradient_vanishing", "shared_experts", 31)
     }

@@ -19,10 +19,10 @@ def test_gradient_norms_by_group_are_those_of_a_plain_sum() -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(tiny_config("qwen3_moe"))
     norms = GradientNorms()
-    norms.look(model)
+    norms.measure(model)
     assert norms.take() == {}
     model(input_ids=torch.arange(20).unsqueeze(0)).logits.square().sum().backward()
-    norms.look(model, scale=4.0)
+    norms.measure(model, scale=4.0)
     part_of = Anatomy(model)
     wanted: dict[str, float] = {}
     for name, weight in model.named_parameters():

@@ -25,20 +25,20 @@ def test_watchdog_gives_no_alarm_in_a_normal_noisy_run(seed: int, scatter: float
         size = {group: fat * math.exp(generator.gauss(0, 0.5)) for group in ("all", "attention", "routed_experts")}
         held_out = 1.6 + 1.5 * math.exp(-step / 80) + generator.gauss(0, 0.005) if step % 25 == 0 else None
         routing = route(weights, 24, seed=1000 * seed + step)
-        assert watchdog.look(Numbers(step, loss, size, held_out, routing)) == []
+        assert watchdog.check(Numbers(step, loss, size, held_out, routing)) == []
 
 
 def test_watchdog_reports_each_fault_once_per_kind_and_place() -> None:
     watchdog = Watchdog()
-    assert [alarm.what for alarm in watchdog.look(Numbers(1, math.nan))] == ["nan_loss"]
-    assert watchdog.look(Numbers(2, math.nan)) == []
+    assert [alarm.what for alarm in watchdog.check(Numbers(1, math.nan))] == ["nan_loss"]
+    assert watchdog.check(Numbers(2, math.nan)) == []
 
 
 def test_watchdog_does_not_report_again_after_a_resume() -> None:
     calm, high = losses(*noisy(2.0, 0.1, 40)), [Numbers(step, 9.0) for step in range(41, 50)]
     watchdog = Watchdog()
     watchdog.replay(calm, [])
-    assert [alarm.since_step for numbers in high for alarm in watchdog.look(numbers)] == [41]
+    assert [alarm.since_step for numbers in high for alarm in watchdog.check(numbers)] == [41]
     watchdog = Watchdog()
     watchdog.replay(calm, [("loss_spike", "loss")])
-    assert [watchdog.look(numbers) for numbers in high] == [[]] * 9
+    assert [watchdog.check(numbers) for numbers in high] == [[]] * 9
