@@ -130,7 +130,7 @@ def done(tiny_base: Path, data_file: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_processes_take_the_steps_of_one(done: Done, strategy: str) -> None:
+def test_group_of_two_processes_takes_the_steps_of_one(done: Done, strategy: str) -> None:
     """27 records do not fill the last batch of 8: in it, one process has records and the other fillers."""
     assert len(log_of(done["lora"])) == NUM_STEPS
     assert curve_of(done[strategy]) == pytest.approx(curve_of(done["lora"]), abs=1e-4)
@@ -140,7 +140,7 @@ def test_two_processes_take_the_steps_of_one(done: Done, strategy: str) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_the_manifest_says_who_took_part(done: Done, strategy: str) -> None:
+def test_group_size_is_recorded_in_the_manifest(done: Done, strategy: str) -> None:
     manifest = manifest_of(done[strategy])
     assert manifest["status"] == "finished"
     assert (manifest["processes"], manifest["global_batch"]) == (2, 8)
@@ -151,7 +151,7 @@ def test_the_manifest_says_who_took_part(done: Done, strategy: str) -> None:
 
 
 @pytest.mark.parametrize(("resumed", "whole"), [("stopped", "ddp"), ("fsdp2_stopped", "fsdp2")])
-def test_a_stop_asked_of_one_stops_all_and_the_run_goes_on(done: Done, resumed: str, whole: str) -> None:
+def test_group_stops_together_and_resumes(done: Done, resumed: str, whole: str) -> None:
     """`stopped` holds the run after it went on; had the processes stopped apart, the first one would hang."""
     assert curve_of(done[resumed]) == pytest.approx(curve_of(done[whole]), abs=1e-6)
     assert after(done[resumed]) == pytest.approx(after(done[whole]), abs=1e-6)
@@ -159,7 +159,7 @@ def test_a_stop_asked_of_one_stops_all_and_the_run_goes_on(done: Done, resumed: 
     assert (done[resumed] / "checkpoints" / "checkpoint-3" / ".whole").exists()
 
 
-def test_an_expert_without_tokens_in_one_process_does_no_harm(done: Done) -> None:
+def test_group_trains_an_expert_without_tokens_in_one_process(done: Done) -> None:
     first, second = done.told["starved"]
     assert first["experts"] == [0, 1, 2, 3]
     assert second["experts"] == [1, 2, 3]
@@ -169,7 +169,7 @@ def test_an_expert_without_tokens_in_one_process_does_no_harm(done: Done) -> Non
     assert losses[-1] < losses[0]
 
 
-def test_qlora_with_ddp_takes_the_steps_of_one(done: Done) -> None:
+def test_group_takes_the_steps_of_one_with_qlora(done: Done) -> None:
     """DDP must leave the 4-bit weights alone: it would send their placeholders."""
     assert curve_of(done["quantized"]) == pytest.approx(curve_of(done["qlora"]), abs=1e-4)
     assert after(done["quantized"]) == pytest.approx(after(done["qlora"]), abs=1e-4)
@@ -177,7 +177,7 @@ def test_qlora_with_ddp_takes_the_steps_of_one(done: Done) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "strategy"), [("full", "ddp"), ("full", "fsdp2"), ("esft", "ddp")])
-def test_the_other_methods_take_the_steps_of_one(
+def test_group_takes_the_steps_of_one_with_other_methods(
     tiny_base: Path, data_file: Path, tmp_path: Path, method: str, strategy: str
 ) -> None:
     done = done_by(tiny_base, data_file, tmp_path, lambda plan: {"two": plan("two", method, strategy=strategy)}, method)
@@ -186,7 +186,7 @@ def test_the_other_methods_take_the_steps_of_one(
 
 
 @pytest.mark.slow
-def test_powersgd_learns(tiny_base: Path, data_file: Path, tmp_path: Path) -> None:
+def test_group_learns_with_powersgd(tiny_base: Path, data_file: Path, tmp_path: Path) -> None:
     def two(plan: Plan) -> dict[str, Any]:
         run = plan("two", powersgd_rank=2)
         run["config"]["schedule"]["epochs"] = 8  # its first steps are sent whole
@@ -219,7 +219,9 @@ def command(base: Path, data: Path, out: Path, *more: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_accelerate_launch(done: Done, tiny_base: Path, data_file: Path, tmp_path: Path, strategy: str) -> None:
+def test_group_works_under_accelerate_launch(
+    done: Done, tiny_base: Path, data_file: Path, tmp_path: Path, strategy: str
+) -> None:
     config = Path(__file__).parents[3] / "configs" / "accelerate" / f"{strategy}.yaml"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     line = command(tiny_base, data_file, tmp_path / "run", "--epochs", "2", "--set", "schedule.learning_rate=0.01")
@@ -231,19 +233,19 @@ def test_accelerate_launch(done: Done, tiny_base: Path, data_file: Path, tmp_pat
 # --- what needs no other process ---
 
 
-def test_several_processes_must_be_started() -> None:
+def test_group_of_several_processes_must_be_started() -> None:
     with pytest.raises(ConfigError, match="single process"):
         group.join(Parallel(processes=2))
 
 
 @pytest.mark.parametrize(("strategy", "said"), [("fsdp2", "one process"), ("zero3", "DeepSpeed|accelerate")])
-def test_sharing_out_needs_others(strategy: str, said: str) -> None:
+def test_group_of_one_cannot_shard(strategy: str, said: str) -> None:
     config = LoraRun.model_validate({"parallel": {"strategy": strategy}})
     with pytest.raises(ConfigError, match=said):
         group.as_launched(config, False, print)
 
 
-def test_one_process_asks_nobody() -> None:
+def test_group_of_one_needs_no_communication() -> None:
     assert group.world_size() == 1
     assert group.is_main()
     assert group.from_main(lambda: 3) == group.main_first(lambda: 3) == 3
@@ -252,7 +254,7 @@ def test_one_process_asks_nobody() -> None:
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero3", "multi-node"])
-def test_accelerate_reads_the_shipped_configs(name: str) -> None:
+def test_group_configs_are_read_by_accelerate(name: str) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(Path(__file__).parents[3] / "configs" / "accelerate" / f"{name}.yaml"))
