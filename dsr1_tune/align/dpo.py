@@ -66,7 +66,7 @@ class DpoSession(PreferenceSession):
         dpo = self.config.dpo
         return {
             "beta": dpo.beta,
-            "loss_type": list(dpo.loss),
-            "loss_weights": list(dpo.weights) or None,
+            "loss_type": list(dpo.loss_type),
+            "loss_weights": list(dpo.loss_weights) or None,
             "label_smoothing": dpo.label_smoothing,
         }

@@ -43,10 +43,10 @@ class GrpoSession(RolloutSession[GrpoRun]):
     """The reference policy of the KL penalty, where there is one."""
 
     def take_steps(self, model: Any) -> int:
-        """Take the steps with TRL's trainer, with a KL penalty against the model as it begins where grpo.kl asks."""
+        """Take the steps with TRL's trainer, with a KL penalty against the model as it begins where grpo.beta asks."""
         checkpoint = group.from_main(self.folder.latest_checkpoint)
         self.errors.go_on(step_of(checkpoint) if checkpoint else 0)
-        self.reference = ReferencePolicy.of(model) if self.config.grpo.kl else None
+        self.reference = ReferencePolicy.of(model) if self.config.grpo.beta else None
         num_steps = super().take_steps(model)
         self.reference = None
         return num_steps
@@ -63,10 +63,10 @@ class GrpoSession(RolloutSession[GrpoRun]):
             num_iterations=grpo.num_iterations,
             max_completion_length=rollout.max_new_tokens,
             temperature=rollout.temperature,
-            epsilon=grpo.clip,
-            epsilon_high=grpo.clip_higher or None,
-            loss_type=grpo.loss,
-            scale_rewards=grpo.scale,
+            epsilon=grpo.epsilon,
+            epsilon_high=grpo.epsilon_high or None,
+            loss_type=grpo.loss_type,
+            scale_rewards=grpo.scale_rewards,
             # Answers must be sampled from the distribution that is trained.
             disable_dropout=True,
             # Frozen routers want no auxiliary loss.

@@ -37,8 +37,9 @@ def run(config: RewardRun, resume: Path | None = None, console: Console | None =
     """Train a reward model as `config` says, or resume the run in `resume`; returns its folder.
 
     Its loss is that of Bradley and Terry: -log sigmoid(score of the chosen answer - score of the rejected one), and
-    config.reward.center keeps the scores around 0. Raises TuneError for everything the user can fix, before weights
-    are loaded where that is possible, and KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
+    config.reward.center_rewards_coefficient keeps the scores around 0. Raises TuneError for everything the user can
+    fix, before weights are loaded where that is possible, and KeyboardInterrupt after a Ctrl-C, when a checkpoint has
+    been saved.
     """
     is_quantized = config.method == "qlora"
     with open_session(config, "reward", resume, console, quantized=is_quantized, kind=RewardSession) as session:

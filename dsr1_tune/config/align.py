@@ -85,7 +85,11 @@ class RewardSchedule(GentleSchedule):
 class Reward(ConfigSection):
     """Training of the reward model."""
 
-    center: NotNegative = 0.01
+    renamed: ClassVar[Mapping[str, str]] = {
+        "center": "center_rewards_coefficient",
+    }
+
+    center_rewards_coefficient: NotNegative = 0.01
     """Weight of the auxiliary loss that centers a pair's rewards around 0 (arXiv 2312.09244); 0 turns it off."""
 
 
@@ -115,9 +119,9 @@ class Dpo(ConfigSection):
 
     beta: Positive = 0.1
     """KL regularisation strength; higher stays closer to the reference model."""
-    loss: tuple[DpoLoss, ...] = ("sigmoid",)
+    loss_type: tuple[DpoLoss, ...] = ("sigmoid",)
     """Loss type: one of TRL's DPO losses, or several whose weighted sum is trained: sigmoid,sft."""
-    weights: tuple[Positive, ...] = ()
+    loss_weights: tuple[Positive, ...] = ()
     """Weight of each loss in the sum; 1 each where not given."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Label smoothing: the share of pairs whose labels may be flipped, for robust, exo_pair, aot and aot_unpaired."""
@@ -295,26 +299,36 @@ class PpoRun(RolloutRun):
 class Grpo(ConfigSection):
     """Group-relative policy optimisation (arXiv 2402.03300)."""
 
-    group: Annotated[int, Field(ge=2)] = 8
-    """Group size: answers generated per prompt; it must divide batch_size × accumulate × processes."""
-    iterations: Count = 1
+    renamed: ClassVar[Mapping[str, str]] = {
+        "group": "num_generations",
+        "iterations": "num_iterations",
+        "kl": "beta",
+        "clip": "epsilon",
+        "clip_higher": "epsilon_high",
+        "loss": "loss_type",
+        "scale": "scale_rewards",
+    }
+
+    num_generations: Annotated[int, Field(ge=2)] = 8
+    """Group size: answers generated per prompt; it must divide batch_size × gradient_accumulation_steps × processes."""
+    num_iterations: Count = 1
     """Optimizer updates per batch of generated answers; clipping takes effect from the second on."""
-    kl: NotNegative = 0.0
+    beta: NotNegative = 0.0
     """KL coefficient: weight of the KL penalty against the reference policy; 0 turns it off."""
-    clip: Positive = 0.2
-    """Clip range of the policy loss: the probability ratio is clipped to 1 - clip and 1 + clip_higher."""
-    clip_higher: NotNegative = 0.0
-    """Upper clip range where it differs (clip-higher of DAPO, arXiv 2503.14476); 0 takes clip."""
-    loss: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "dapo"
+    epsilon: Positive = 0.2
+    """Clip range of the policy loss: the probability ratio is clipped to 1 - epsilon and 1 + epsilon_high."""
+    epsilon_high: NotNegative = 0.0
+    """Upper clip range where it differs (clip-higher of DAPO, arXiv 2503.14476); 0 takes epsilon."""
+    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "dapo"
     """Loss aggregation: per answer (grpo), over the batch's tokens (dapo, bnpo), or without length bias (dr_grpo)."""
-    scale: Literal["group", "batch", "none"] = "group"
+    scale_rewards: Literal["group", "batch", "none"] = "group"
     """Advantage normalisation: divide by the standard deviation of the group's rewards, of the batch's, or not."""
 
 
 class GrpoSchedule(RolloutSchedule):
-    """The training schedule of GRPO: batch_size × accumulate answers per update, of 4 prompts."""
+    """The training schedule of GRPO: batch_size × gradient_accumulation_steps answers per update, of 4 prompts."""
 
-    accumulate: Count = 4
+    gradient_accumulation_steps: Count = 4
     """Gradient accumulation: micro-batches per optimizer step."""
     warmup_share: Share = 0.0
     """Warm-up share of the steps; with warm-up the first step has a learning rate of 0 and wastes its answers."""

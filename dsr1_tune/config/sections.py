@@ -224,11 +224,11 @@ class Schedule(ConfigSection):
     """Gradient clipping: maximum norm of the gradient."""
     batch_size: Count = 8
     """Micro-batch size: sequences per device and forward pass."""
-    accumulate: Count = 1
+    gradient_accumulation_steps: Count = 1
     """Gradient accumulation: forward passes per optimizer step."""
     max_tokens: Annotated[int, Field(ge=16)] = 1024
     """Maximum sequence length in tokens; sequences.longer says what is done with longer records."""
-    neftune: Annotated[float, Field(ge=0)] = 0.0
+    neftune_noise_alpha: Annotated[float, Field(ge=0)] = 0.0
     """Noise alpha on the embeddings while training (NEFTune, arXiv 2310.05914); the paper uses 5, 0 adds none."""
     gradient_checkpointing: bool = True
     """Gradient (activation) checkpointing: recompute activations in the backward pass to save memory."""
@@ -258,7 +258,7 @@ class Watch(ConfigSection):
     on_alarm: Literal["warn", "stop", "rollback"] = "warn"
     """warn prints a warning; stop saves a checkpoint and ends the run; rollback resumes once from the last good
     checkpoint with half the learning rate."""
-    evaluate_steps: Annotated[int, Field(ge=0)] = 0
+    eval_steps: Annotated[int, Field(ge=0)] = 0
     """Evaluate the held-out loss every so many optimizer steps; 0 evaluates only before and after training."""
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ("tensorboard",)
     """Experiment trackers, besides train_log.jsonl; trackio and wandb need the extra of that name."""

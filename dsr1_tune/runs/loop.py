@@ -74,7 +74,8 @@ class Loop:
             self.announce_resume(checkpoint)
             try:
                 with within_memory(
-                    "lower schedule.batch_size (and raise schedule.accumulate), schedule.max_tokens or adapter.rank"
+                    "lower schedule.batch_size (and raise schedule.gradient_accumulation_steps), schedule.max_tokens "
+                    "or adapter.rank"
                 ):
                     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             finally:

@@ -191,7 +191,7 @@ class Session(Generic[Run]):
         return self.loop.train(model, partial(self.trainer, model), self.watched_loss)
 
     def watched_loss(self, model: Any) -> float:
-        """The held-out loss that is measured every watch.evaluate_steps, and must not rise."""
+        """The held-out loss that is measured every watch.eval_steps, and must not rise."""
         return float(self.evaluate(model).loss)
 
     def trainer(self, model: Any, callbacks: list[TrainerCallback]) -> Resumable:

@@ -135,4 +135,4 @@ def watched(config: DpoRun, at: int = 5) -> Done:
 @pytest.fixture(scope="session")
 def dpo_run(configure_dpo: ConfigureDpo, tmp_path_factory: pytest.TempPathFactory) -> Done:
     """One unbroken run, for all tests that only look at it."""
-    return watched(configure_dpo(tmp_path_factory.mktemp("runs") / "done", watch={"trackers": [], "evaluate_steps": 4}))
+    return watched(configure_dpo(tmp_path_factory.mktemp("runs") / "done", watch={"trackers": [], "eval_steps": 4}))

@@ -121,7 +121,7 @@ def press() -> Iterator[Callable[[int, Callable[[], Any]], None]]:
 def test_dpo_resumed_run_is_an_unbroken_one(
     dpo_run: Done, configure_dpo: ConfigureDpo, tmp_path: Path, press: Any
 ) -> None:
-    watch = {"trackers": [], "evaluate_steps": 4}
+    watch = {"trackers": [], "eval_steps": 4}
     press(3, lambda: go(configure_dpo(tmp_path / "run", watch=watch)))
     folder = go(DpoRun(), tmp_path / "run")
     for line, other in zip(log_of(folder), log_of(dpo_run.folder), strict=True):

@@ -57,7 +57,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):
         args: Any,
         callbacks: list[TrainerCallback],
     ) -> None:
-        """`reference` is the reference policy of the KL penalty, whose weight is grpo.kl."""
+        """`reference` is the reference policy of the KL penalty, whose weight is grpo.beta."""
         self._session = session
         self._is_flat = False
         for callback in callbacks:
@@ -77,7 +77,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):
         )
         self._ends = end_tokens(model, session.base.tokenizer)
         if reference is not None:
-            self.beta = session.config.grpo.kl
+            self.beta = session.config.grpo.beta
             self.ref_model = _ReferenceModel(model, reference)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:

@@ -21,7 +21,9 @@ def test_arguments_train_on_one_gpu_per_process(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_arguments_take_over_the_schedule(tmp_path: Path) -> None:
-    schedule = Schedule(learning_rate=3e-4, batch_size=3, accumulate=2, max_steps=7, warmup_share=0.2, seed=5)
+    schedule = Schedule(
+        learning_rate=3e-4, batch_size=3, gradient_accumulation_steps=2, max_steps=7, warmup_share=0.2, seed=5
+    )
     arguments = to_arguments(LoraRun(schedule=schedule), RunFolder(tmp_path), torch.float32)
     assert (arguments.learning_rate, arguments.max_steps, arguments.seed) == (3e-4, 7, 5)
     assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (3, 2)

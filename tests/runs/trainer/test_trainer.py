@@ -21,7 +21,7 @@ def test_accumulated_batches_train_as_one_batch(
         return group(lengths, batch_size, *rest)
 
     monkeypatch.setattr(trainer, "LengthGrouped", watched)
-    folder = go(configure_lora(tmp_path / "run", batch_size=2, accumulate=4, samples=0))
+    folder = go(configure_lora(tmp_path / "run", batch_size=2, gradient_accumulation_steps=4, samples=0))
     assert sizes == [8]
     losses, others = ([line["loss"] for line in log_of(path)] for path in (folder.path, lora_run.path))
     assert losses == pytest.approx(others, rel=1e-5)

@@ -127,7 +127,7 @@ def log_of(path: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="session")
 def healthy(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, many_sums: Path) -> tuple[RunFolder, str]:
     told = Told()
-    config = watched_config(tmp_path_factory.mktemp("healthy") / "run", tiny_base, many_sums, Watch(evaluate_steps=10))
+    config = watched_config(tmp_path_factory.mktemp("healthy") / "run", tiny_base, many_sums, Watch(eval_steps=10))
     return lora.run(config, console=told), told.text
 
 

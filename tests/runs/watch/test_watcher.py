@@ -98,7 +98,7 @@ def test_watcher_counts_on_in_a_resumed_run(
 
     pressed: list[int] = []
     sabotage(press_ctrl_c)
-    config = watched_config(tmp_path / "run", tiny_base, many_sums, Watch(evaluate_steps=10))
+    config = watched_config(tmp_path / "run", tiny_base, many_sums, Watch(eval_steps=10))
     with pytest.raises(KeyboardInterrupt):
         lora.run(config, console=Told())
     at_the_break = log_of(tmp_path / "run")[-1]
@@ -192,7 +192,7 @@ def test_watcher_stops_the_run_at_a_fault_that_is_put_in(
 
 
 def test_watcher_notices_overfitting(tmp_path: Path, tiny_base: Path, noise: Path) -> None:
-    watch = Watch(on_alarm="stop", evaluate_steps=10)
+    watch = Watch(on_alarm="stop", eval_steps=10)
     config = watched_config(tmp_path / "run", tiny_base, noise, watch, max_steps=120, learning_rate=2e-2, save_steps=50)
     with pytest.raises(StoppedByAlarm) as caught:
         lora.run(config, console=Told())
