@@ -75,7 +75,7 @@ AT_FIRST = {
 
 def test_dpo_losses_are_summed_by_their_weights(configure_dpo: ConfigureDpo, tmp_path: Path) -> None:
     weights = {name: 1 + number for number, name in enumerate(AT_FIRST)}
-    told = {"loss": list(AT_FIRST), "weights": list(weights.values()), "label_smoothing": 0.2}
+    told = {"loss_type": list(AT_FIRST), "loss_weights": list(weights.values()), "label_smoothing": 0.2}
     folder = go(configure_dpo(tmp_path / "run", dpo=told, schedule={"max_steps": 2}))
     wanted = sum(weights[name] * value for name, value in AT_FIRST.items())
     assert log_of(folder)[0]["loss"] == pytest.approx(wanted, rel=1e-4)
@@ -84,7 +84,7 @@ def test_dpo_losses_are_summed_by_their_weights(configure_dpo: ConfigureDpo, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", [*AT_FIRST, "sigmoid,sft"])
 def test_dpo_learns_with_each_loss_alone(configure_dpo: ConfigureDpo, tmp_path: Path, loss: str) -> None:
-    told: dict[str, Any] = {"loss": loss.split(",")}
+    told: dict[str, Any] = {"loss_type": loss.split(",")}
     if loss in ("robust", "exo_pair", "aot", "aot_unpaired"):
         told["label_smoothing"] = 0.2
     folder = go(configure_dpo(tmp_path / "run", dpo=told, schedule={"epochs": 1, "learning_rate": 2e-2}))

@@ -113,7 +113,7 @@ def whole(asked: Callable[..., GrpoRun]) -> Iterator[SimpleNamespace]:
 
     patch = pytest.MonkeyPatch()
     patch.setattr(GrpoTrainer, "close", look)
-    seen.folder = begin(asked("whole", grpo={"group": 4, "iterations": 2, "kl": 0.05, "clip": 0.1}))
+    seen.folder = begin(asked("whole", grpo={"num_generations": 4, "num_iterations": 2, "beta": 0.05, "epsilon": 0.1}))
     patch.undo()
     yield seen
 
@@ -159,7 +159,7 @@ def test_grpo_resumed_run_ends_as_an_unbroken_one(
     name = f"broken-{step}"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(GrpoTrainer, "training_step", disturbed)
-        begin(asked(name, grpo={"group": 4, "iterations": 2, "kl": 0.05, "clip": 0.1}))
+        begin(asked(name, grpo={"num_generations": 4, "num_iterations": 2, "beta": 0.05, "epsilon": 0.1}))
     broken = RunFolder(whole.folder.path.with_name(name))
     assert read_log(broken)[-1]["step"] == step
     begin(GrpoRun(), broken.path)
