@@ -105,17 +105,17 @@ def run_ours(job: dict[str, Any]) -> dict[str, Any]:
     )
     Memory.start()
     clock, peaks = Clock(), []
-    log, save = TrainLog.on_log, Session.save
+    log, evaluate_after = TrainLog.on_log, Session.evaluate_after
 
     def log_and_note(*args: Any, **given: Any) -> None:
         log(*args, **given)
         clock.note()
 
-    def save_after_training(session: Any, write: Any) -> None:
+    def evaluate_after_training(session: Any, model: Any) -> None:
         peaks.append(Memory.peak())
-        save(session, write)
+        evaluate_after(session, model)
 
-    TrainLog.on_log, Session.save = log_and_note, save_after_training  # type: ignore[method-assign]
+    TrainLog.on_log, Session.evaluate_after = log_and_note, evaluate_after_training  # type: ignore[method-assign]
     folder = ppo.run(config)
     lines = [json.loads(line) for line in folder.log_file.read_text().splitlines()]
     lines = [line for line in lines if "reward/mean" in line]

@@ -8,6 +8,16 @@ from typing import Any
 
 import pytest
 
+from tests.lora_runs import (  # noqa: F401
+    at_step,
+    changed_lora,
+    configure_lora,
+    lora_data,
+    lora_run,
+    short_collections,
+    survivor,
+)
+
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 from transformers.utils import SAFE_WEIGHTS_NAME
@@ -19,9 +17,7 @@ from dsr1_tune.align.preference import calibration
 from dsr1_tune.align.preference.calibration import PairScores
 from dsr1_tune.align.preference.encode import PairExample, encode_pairs
 from dsr1_tune.config import RewardRun
-from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Preference
-from dsr1_tune.models.load import Loaded
 from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.trained.full import enable_full_training
 from dsr1_tune.models.trained.reward_model import (
@@ -33,21 +29,22 @@ from dsr1_tune.models.trained.reward_model import (
 )
 from dsr1_tune.models.trained.start import begin_adapter, check_begin
 from dsr1_tune.moe.routing import open_routers
-from dsr1_tune.runs.data import RunData
+from dsr1_tune.runs.console import plain_table
 from dsr1_tune.runs.folder import RunFolder
-from dsr1_tune.runs.session import Session, compute_dtype, open_session
-from dsr1_tune.runs.trainer.arguments import as_arguments
+from dsr1_tune.runs.open_session import open_session
+from dsr1_tune.runs.session import Session
+from dsr1_tune.runs.trainer.arguments import as_arguments, compute_dtype
 from dsr1_tune.runs.trainer.trainer import Resumable
 
 PLOT = "calibration.png"
 
 
 def run(config: RewardRun, resume: Path | None = None, console: Console | None = None) -> RunFolder:
-    """Train a reward model as `config` says, or go on with the run in `resume`; returns its folder.
+    """Train a reward model as `config` says, or resume the run in `resume`; returns its folder.
 
     Its loss is that of Bradley and Terry: -log sigmoid(score of the chosen answer - score of the rejected one), and
     config.reward.center_rewards_coefficient keeps the scores around 0. Raises TuneError for everything the user can
-    mend, before weights are loaded where that is possible, and KeyboardInterrupt after a Ctrl-C, when a checkpoint has
+    fix, before weights are loaded where that is possible, and KeyboardInterrupt after a Ctrl-C, when a checkpoint has
     been saved.
     """
     is_quantized = config.method == "qlora"
@@ -62,17 +59,14 @@ def run(config: RewardRun, resume: Path | None = None, console: Console | None =
 
 
 def _train(session: RewardSession) -> None:
-    """Load, look, train, save, look again."""
-    model = ScalarModel(_begin(session, session.load()), session.base.tokenizer)
-    session.audit(model)
-    session.evaluate_before(model)
-    session.fit(model)
-    session.save(lambda: save_scalar(model, session.base, session.output, session.reward_facts))
-    session.evaluate_after(model)
+    """Load the base, add the scalar head, train and save both."""
+    model = ScalarModel(_load_trunk(session), session.base.tokenizer)
+    session.run(model, save=lambda: save_scalar(model, session.base, session.output, session.reward_facts))
 
 
-def _begin(session: RewardSession, loaded: Loaded) -> Any:
-    """The trunk, with what is to be trained of it."""
+def _load_trunk(session: RewardSession) -> Any:
+    """The base without its output layer's use: its own weights or an adapter on it are trainable."""
+    loaded = session.load()
     if session.config.method == "full":
         _make_trainable(loaded.model, session.config)
         return loaded.model
@@ -87,18 +81,15 @@ def _make_trainable(model: Any, config: RewardRun) -> None:
 
 
 class RewardSession(Session[RewardRun]):
-    """A run that learns from pairs which answer is better."""
+    """A session that learns from preference pairs to score answers."""
 
     learns = Preference
-
-    @classmethod
-    def encode(cls, prepared: Prepared, tokenizer: Any, config: RewardRun) -> RunData:
-        """The pairs as the model sees them."""
-        return encode_pairs(prepared, tokenizer, config)
+    encode = staticmethod(encode_pairs)
+    result_type = PairScores
 
     @property
     def output(self) -> Path:
-        """Where the reward model is left."""
+        """Where the reward model is saved."""
         return self.folder.model if self.config.method == "full" else self.folder.adapter
 
     @property
@@ -108,7 +99,7 @@ class RewardSession(Session[RewardRun]):
 
     @property
     def reward_facts(self) -> RewardFacts:
-        """What whoever loads it must know."""
+        """What is needed to load the reward model: its base, and how answers are encoded."""
         return RewardFacts(
             base=self.base.name,
             revision=self.base.revision if self.base.repo_id else None,
@@ -118,35 +109,29 @@ class RewardSession(Session[RewardRun]):
             chat_template_sha256=template_hash(self.base.tokenizer),
         )
 
-    def measure(self, model: ScalarModel) -> PairScores:
-        """How it ranks the held-out pairs."""
+    def evaluate(self, model: ScalarModel) -> PairScores:
+        """Evaluate how the model ranks the held-out pairs."""
         with self.narrator.counting("evaluating", 2 * len(self.data.eval_subset)) as advance:
             return score_pairs(model, self.data.eval_subset, advance)
 
-    def measured(self, told: dict[str, Any]) -> PairScores:
-        """The same, from eval.json."""
-        return PairScores.from_json(told)
-
     def metrics(self, before: PairScores, after: PairScores) -> dict[str, Any]:
-        """What the manifest tells first."""
-        numbers = ("loss", "accuracy", "margin", "calibration_error")
-        told = {f"{name}_{when}": getattr(s, name) for name in numbers for when, s in _both(before, after)}
-        return told | {"length_only": after.length_only}
+        """Loss, accuracy, margin and calibration error before and after, and the accuracy of length alone."""
+        names, stages = ("loss", "accuracy", "margin", "calibration_error"), {"before": before, "after": after}
+        numbers = {f"{name}_{stage}": getattr(scores, name) for name in names for stage, scores in stages.items()}
+        return numbers | {"length_only": after.length_only}
 
     def evaluate_after(self, model: ScalarModel) -> None:
-        """Also draw how far its certainty can be trusted."""
+        """Also plot how well the model is calibrated."""
         super().evaluate_after(model)
         if self.is_main:
-            calibration.draw(self.measured(self.folder.evaluation()["after"]), self.folder.path / PLOT)
+            scores = PairScores.from_json(self.folder.evaluation()["after"])
+            calibration.plot(scores, self.folder.path / PLOT)
 
     def show(self, before: PairScores, after: PairScores) -> None:
-        """Before and after, and what length alone would say."""
+        """Print accuracy, margin, loss and calibration before and after, and the accuracy of length alone."""
         are_held_out = bool(self.data.held_out)
         what = "Held-out pairs" if are_held_out else "Training pairs"
-        title = f"{what} ({after.num_pairs:,})"
-        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-        for name in ("", "before", "after"):
-            table.add_column(name, justify="right" if name else "left")
+        table = plain_table(f"{what} ({after.num_pairs:,})", "", "before", "after")
         table.add_row("accuracy", f"{before.accuracy:.1%}", f"{after.accuracy:.1%}")
         table.add_row("accuracy of the longer answer", "", f"{after.length_only:.1%}", style="dim")
         for name, bucket in after.differs.items():
@@ -158,12 +143,12 @@ class RewardSession(Session[RewardRun]):
         self.narrator.console.print(table)
 
     def where(self) -> None:
-        """What to do with the run."""
+        """Print where the reward model is and how to score answers with it."""
         path = self.folder.path
         self.narrator.say(f"\nThe reward model is in {self.output}; {path / PLOT} shows how far it can be trusted.")
         self.narrator.say(f"Score answers with: dsr1-tune score {path} rows.jsonl")
 
-    def trainer(self, model: ScalarModel, callbacks: list[TrainerCallback]) -> RewardLearner:
+    def trainer(self, model: ScalarModel, callbacks: list[TrainerCallback]) -> ResumableRewardTrainer:
         """TRL's reward trainer, made resumable."""
         arguments = as_arguments(
             RewardConfig,
@@ -175,19 +160,8 @@ class RewardSession(Session[RewardRun]):
             max_length=None,
             disable_dropout=False,
         )
-        return RewardLearner(
-            model=model,
-            config=self.config,
-            quantized=self.quantized,
-            args=arguments,
-            train_dataset=as_conversations(self.data.train),
-            processing_class=self.base.tokenizer,
-            callbacks=callbacks,
-        )
-
-
-def _both(before: PairScores, after: PairScores) -> tuple[tuple[str, PairScores], ...]:
-    return ("before", before), ("after", after)
+        rows = as_conversations(self.data.train)
+        return self.build_trainer(ResumableRewardTrainer, model, callbacks, arguments, rows)
 
 
 def score_pairs(model: ScalarModel, pairs: Sequence[PairExample], advance: Any = lambda count: None) -> PairScores:
@@ -210,15 +184,15 @@ def as_conversations(pairs: Sequence[PairExample]) -> Dataset:
     )
 
 
-class RewardLearner(Resumable, RewardTrainer):
-    """TRL's reward trainer with pairs of like length in a batch, and the head in every checkpoint."""
+class ResumableRewardTrainer(Resumable, RewardTrainer):
+    """TRL's reward trainer with pairs of like length in a batch, and the scalar head in every checkpoint."""
 
     def lengths(self, rows: Any) -> list[int]:
         """The longer of the two."""
         return [max(len(c), len(r)) for c, r in zip(rows["chosen_ids"], rows["rejected_ids"], strict=True)]
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Head and adapter by the names that they have in memory; a base in 4 bits would be saved as buffers too."""
+        """Save head and adapter alone, by their names in memory: a base in 4 bits would be saved as buffers too."""
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)

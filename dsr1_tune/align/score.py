@@ -1,4 +1,4 @@
-"""`score`: what a reward model gives the answers in a file, as JSON lines and a table."""
+"""`score`: the scores that a reward model gives the answers in a file, as JSON lines and a table."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from dsr1_tune.align.preference import calibration
 from dsr1_tune.align.preference.calibration import PairScores
@@ -24,7 +22,7 @@ from dsr1_tune.data.read.read import read
 from dsr1_tune.data.record import DAMAGE, Drop, Feedback, Message, Place, Preference, Prompt, Record, Row
 from dsr1_tune.errors import DataError, ModelError
 from dsr1_tune.models.trained.reward_model import ScalarModel, check_reward, load_scalar
-from dsr1_tune.runs.console import Narrator, quiet_libraries
+from dsr1_tune.runs.console import Narrator, plain_table, quiet_libraries
 
 MAX_NAMED = 5
 
@@ -39,7 +37,7 @@ def run(
 ) -> Scores:
     """Score every answer in `file` with the reward model at `model`; one line per row goes to `out`.
 
-    Rows that cannot be scored have a line too, which says why. Raises TuneError for everything the user can mend,
+    Rows that cannot be scored have a line too, which says why. Raises TuneError for everything the user can fix,
     before weights are loaded where that is possible; nothing is written then.
     """
     quiet_libraries()
@@ -109,21 +107,21 @@ class ScoredRow:
     def as_json(self) -> dict[str, Any]:
         """A line of the output."""
         place = self.row.place or Place("", 0, 0)
-        told: dict[str, Any] = {"file": place.file, "line": place.line, "index": place.index}
-        told["kind"] = "unreadable" if isinstance(self.row, Drop) else type(self.row).__name__.lower()
+        line: dict[str, Any] = {"file": place.file, "line": place.line, "index": place.index}
+        line["kind"] = "unreadable" if isinstance(self.row, Drop) else type(self.row).__name__.lower()
         if not isinstance(self.row, Drop):
-            told["question"] = _question(self.row)
+            line["question"] = _question(self.row)
         for answer in self.answers:
-            told[answer.name] = answer.text
+            line[answer.name] = answer.text
         if isinstance(self.row, Feedback):
-            told["label"] = self.row.is_good
+            line["label"] = self.row.is_good
         if len(self.answers) == 1:
-            told["score"] = self.answers[0].score
+            line["score"] = self.answers[0].score
         elif self.answers:
-            told |= {f"{answer.name}_score": answer.score for answer in self.answers} | {"margin": self.margin}
+            line |= {f"{answer.name}_score": answer.score for answer in self.answers} | {"margin": self.margin}
         if self.problem:
-            told["problem"] = {"code": self.problem.code, "detail": self.problem.detail, "fix": self.problem.fix}
-        return told
+            line["problem"] = {"code": self.problem.code, "detail": self.problem.detail, "fix": self.problem.fix}
+        return line
 
 
 @dataclass(frozen=True)
@@ -192,7 +190,7 @@ def _encode(model: ScalarModel, row: Row | Drop, max_tokens: int) -> tuple[Row |
 
 
 def _reworded(drop: Drop) -> Drop:
-    """What is said of a row to train on, for one to score."""
+    """The message about a row to train on, reworded for a row to score."""
     if drop.code == "too_long":
         return Drop(drop.code, drop.detail, "raise score.max_tokens, if the model's context has room", drop.path)
     return drop
@@ -233,7 +231,7 @@ def _pairs(rows: Sequence[ScoredRow], tie: float) -> PairScores | None:
 
 
 def _question(row: Row) -> str:
-    """The last thing the user said before the answer."""
+    """The user's last message before the answer."""
     if isinstance(row, Record):
         return row.question
     messages = row.messages if isinstance(row, Prompt) else row.prompt
@@ -245,9 +243,7 @@ def _question(row: Row) -> str:
 
 def _show(scores: Scores, narrator: Narrator) -> None:
     """How the scores are spread, how often pairs come out right, and which rows have none."""
-    table = Table(title="Scores", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    for name in ("", "answers", "mean", "min", "25 %", "median", "75 %", "max"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    table = plain_table("Scores", "", "answers", "mean", "min", "25 %", "median", "75 %", "max")
     kinds = {
         "answers": scores.of("answer"),
         "chosen": scores.of("chosen"),

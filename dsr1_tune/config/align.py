@@ -1,4 +1,4 @@
-"""What the ways of alignment are asked to do: reward model, DPO, KTO, PPO and GRPO."""
+"""Settings of alignment: reward model, DPO, KTO, PPO and GRPO."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from dsr1_tune.config.training import Train, TuneRun, refuse_float16
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 REWARD_NUMBERS = ("mean", "std", "errors", "with_penalty")
-"""What the log of a run has under reward/ beside the layers; no layer may be called so."""
+"""Metrics that are logged under reward/ beside the layers; no layer may have such a name."""
 
 
 class Start(ConfigSection):
-    """The trained adapter that alignment begins with."""
+    """The trained adapter that alignment starts from."""
 
     run: Path | None = None
-    """The LoRA run or adapter folder to begin with; --model takes it too, and without either it is the base alone."""
+    """The LoRA run or adapter folder to start from; --model takes it too. Without either it is the base."""
     adapter: Literal["keep", "continue"] = "keep"
-    """keep leaves it as it is and trains adapter.rank more ranks beside it, saved together as one adapter; continue
-    trains its own ranks. The reference is in both cases the model as it begins."""
+    """keep freezes it and trains adapter.rank more ranks beside it, saved as one adapter; continue trains its own
+    ranks. In both cases the reference policy is the model as it begins."""
 
 
 class GentleSchedule(Schedule):
-    """The schedule of methods that change a model little by little."""
+    """The training schedule of alignment methods, whose learning rate is low."""
 
     learning_rate: Positive = 2e-5
-    """Peak learning rate; it falls along a cosine."""
+    """Peak learning rate of the cosine schedule."""
 
 
 class AlignRun(TuneRun):
-    """What every way of alignment needs to know."""
+    """Settings of all alignment methods."""
 
     method: Literal["lora", "qlora", "full"] = "lora"
-    """Train an adapter, an adapter over a base in 4 bits, or the base's own weights."""
+    """lora trains an adapter, qlora an adapter over a base in 4 bits, full the base's own weights."""
     start: Start = Start()
     adapter: Adapter = Adapter()
     train: Train = Train()
-    """Which weights, for method=full."""
+    """Which weights are trained with method=full."""
     schedule: GentleSchedule = GentleSchedule()
 
     @model_validator(mode="after")
@@ -76,30 +76,30 @@ class AlignRun(TuneRun):
 
 
 class RewardSchedule(GentleSchedule):
-    """The schedule of a reward model."""
+    """The training schedule of a reward model."""
 
     learning_rate: Positive = 1e-4
-    """Peak learning rate; it falls along a cosine."""
+    """Peak learning rate of the cosine schedule."""
 
 
 class Reward(ConfigSection):
-    """How answers are scored."""
+    """Training of the reward model."""
 
     renamed: ClassVar[Mapping[str, str]] = {
         "center": "center_rewards_coefficient",
     }
 
     center_rewards_coefficient: NotNegative = 0.01
-    """Weight of the loss that keeps a pair's scores around 0 (arXiv 2312.09244); 0 leaves it out."""
+    """Weight of the auxiliary loss that centers a pair's rewards around 0 (arXiv 2312.09244); 0 turns it off."""
 
 
 class RewardRun(AlignRun):
-    """Everything `dsr1-tune reward` needs to know."""
+    """Settings of `dsr1-tune reward`."""
 
     schedule: RewardSchedule = RewardSchedule()
     reward: Reward = Reward()
     samples: Annotated[int, Field(ge=0, le=0)] = 0
-    """None: a reward model writes no answers."""
+    """Always 0: a reward model generates no answers."""
 
 
 # TRL's but for discopop: at a margin of 0, where all training begins, its slope is the wrong way.
@@ -118,13 +118,13 @@ class Dpo(ConfigSection):
     }
 
     beta: Positive = 0.1
-    """How dear it is to leave the reference; higher stays closer."""
+    """KL regularisation strength; higher stays closer to the reference model."""
     loss_type: tuple[DpoLoss, ...] = ("sigmoid",)
-    """One of TRL's losses, or several that are added up: sigmoid,sft."""
+    """Loss type: one of TRL's DPO losses, or several whose weighted sum is trained: sigmoid,sft."""
     loss_weights: tuple[Positive, ...] = ()
-    """The weight of each loss; without it 1 each."""
+    """Weight of each loss in the sum; 1 each where not given."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Share of pairs that may be the wrong way round, for robust, exo_pair, aot and aot_unpaired."""
+    """Label smoothing: the share of pairs whose labels may be flipped, for robust, exo_pair, aot and aot_unpaired."""
 
     @model_validator(mode="after")
     def _works_together(self) -> Dpo:
@@ -146,7 +146,7 @@ class Dpo(ConfigSection):
 
 
 class DpoRun(AlignRun):
-    """Everything `dsr1-tune dpo` needs to know."""
+    """Settings of `dsr1-tune dpo`."""
 
     dpo: Dpo = Dpo()
 
@@ -155,15 +155,15 @@ class Kto(ConfigSection):
     """Kahneman-Tversky optimisation of unpaired feedback (arXiv 2402.01306)."""
 
     beta: Positive = 0.1
-    """How dear it is to leave the reference; higher stays closer."""
+    """KL regularisation strength; higher stays closer to the reference model."""
     desirable_weight: Positive = 1.0
-    """Weight of the answers that are good."""
+    """Loss weight of desirable (good) answers."""
     undesirable_weight: Positive = 1.0
-    """Weight of the answers that are bad."""
+    """Loss weight of undesirable (bad) answers."""
 
 
 class KtoRun(AlignRun):
-    """Everything `dsr1-tune kto` needs to know."""
+    """Settings of `dsr1-tune kto`."""
 
     kto: Kto = Kto()
 
@@ -175,39 +175,39 @@ class KtoRun(AlignRun):
 
 
 class Rollout(ConfigSection):
-    """How the model answers while it learns from its own answers."""
+    """How PPO and GRPO generate the answers that they learn from."""
 
     max_new_tokens: Count = 256
-    """Longest answer, in tokens."""
+    """Maximum number of tokens generated per answer."""
     temperature: Positive = 1.0
-    """Answers are drawn from softmax(logits / temperature); the update uses the same."""
+    """Sampling temperature: answers are sampled from softmax(logits / temperature), and the update uses the same."""
     batch_size: Count = 16
-    """Answers generated at a time; more is faster and takes more memory."""
+    """Answers generated in one batch; more is faster and takes more memory."""
 
 
 class RolloutSchedule(GentleSchedule):
-    """The schedule of methods that learn from their own answers."""
+    """The training schedule of PPO and GRPO."""
 
     learning_rate: Positive = 1e-5
-    """Peak learning rate; it falls along a cosine."""
+    """Peak learning rate of the cosine schedule."""
     save_steps: Count = 100
-    """A checkpoint every so many updates, the last two are kept."""
+    """Save a checkpoint every so many updates; the last two are kept."""
 
 
 class RolloutRun(AlignRun):
-    """What the ways of learning from rewarded answers need to know."""
+    """Settings that PPO and GRPO share."""
 
     rewards: Path | None = None
     """The YAML file of layered rewards."""
     on_reward_error: Literal["stop", "zero"] = "zero"
-    """What a reward that fails, or is no number, does: end the run, or count as 0, be reported and counted."""
+    """Where a reward fails or is not a number, stop ends the run; zero scores it 0, reports it and counts it."""
     rollout: Rollout = Rollout()
     schedule: RolloutSchedule = RolloutSchedule()
 
     @model_validator(mode="before")
     @classmethod
     def _absolute(cls, value: Any) -> Any:
-        """A run goes on from any folder."""
+        """Make the path absolute: a run may be resumed from another working directory."""
         if isinstance(value, dict) and value.get("rewards"):
             return {**value, "rewards": Path(value["rewards"]).expanduser().absolute()}
         return value
@@ -225,44 +225,44 @@ class Ppo(ConfigSection):
     """Proximal policy optimisation (arXiv 1707.06347)."""
 
     answers: Count = 32
-    """Answers per update, over all processes."""
+    """Rollout size: answers generated per update, over all processes."""
     epochs: Count = 4
-    """Passes over the answers of an update."""
+    """PPO epochs: passes over the answers of an update."""
     minibatches: Count = 4
-    """Optimizer steps per pass; each takes its share of the answers, schedule.batch_size at a time."""
+    """Minibatches (optimizer steps) per epoch, each in micro-batches of schedule.batch_size answers."""
     kl: NotNegative = 0.1
-    """Weight of the KL penalty on every token, against the model as it began."""
+    """KL coefficient: weight of the per-token KL penalty against the reference policy."""
     kl_target: NotNegative = 0.0
-    """Move the weight so that an answer's KL comes to so many nats (arXiv 1909.08593); 0 keeps the weight."""
+    """Target of the adaptive KL controller, in nats per answer (arXiv 1909.08593); 0 keeps the coefficient fixed."""
     gamma: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Discount of later rewards, per token."""
+    """Discount factor of rewards, per token."""
     lam: Annotated[float, Field(ge=0, le=1)] = 0.95
-    """λ of the advantages (GAE, arXiv 1506.02438)."""
+    """λ of generalised advantage estimation (GAE, arXiv 1506.02438)."""
     clip: Positive = 0.2
-    """The ratio of new to old probability counts only between 1 - clip and 1 + clip."""
+    """Clip range of the policy loss: the probability ratio is clipped to 1 - clip and 1 + clip."""
     value_clip: Positive = 0.2
-    """Values may move so far from the old ones in an update."""
+    """Clip range of the value loss: how far a value may move from the old one in an update."""
     value_weight: NotNegative = 0.1
-    """Weight of the value loss."""
+    """Value loss coefficient."""
     entropy: NotNegative = 0.0
-    """Weight of the entropy bonus."""
+    """Entropy bonus coefficient."""
     stop_kl: NotNegative = 0.0
-    """An update ends early when the new policy is so many nats per token from the one that answered; 0 never."""
+    """Early stopping: end an update when the policy's approximate KL reaches so many nats per token; 0 never."""
     value_learning_rate: Positive = 1e-3
-    """Learning rate of the value head itself, which begins at zero."""
+    """Learning rate of the value head, which is initialised to zero."""
     missing_eos: NotNegative = 1.0
-    """Taken off the reward of an answer that did not end within rollout.max_new_tokens."""
+    """Missing-EOS penalty: subtracted from the reward of an answer that did not end within rollout.max_new_tokens."""
     whiten_rewards: bool = False
-    """Scale the rewards of an update to variance 1 before advantages are taken."""
+    """Whiten rewards: scale the rewards of an update to variance 1 before advantages are computed."""
     value: Literal["shared", "own"] = "shared"
-    """The value head reads the policy's last layer, and its gradient trains the policy's adapter too (shared), or the
-    trunk with an adapter of its own (own)."""
+    """Value model: shared puts the value head on the policy's last hidden states, and its gradient trains the policy's
+    adapter too; own gives it an adapter of its own on the same base."""
     routing_replay: bool = False
-    """In a mixture of experts, send every token in the update to the experts that it went to in the rollout."""
+    """Routing replay: in a mixture of experts, route every token in the update to the experts of its rollout."""
 
 
 class PpoRun(RolloutRun):
-    """Everything `dsr1-tune ppo` needs to know."""
+    """Settings of `dsr1-tune ppo`."""
 
     ppo: Ppo = Ppo()
 
@@ -310,33 +310,32 @@ class Grpo(ConfigSection):
     }
 
     num_generations: Annotated[int, Field(ge=2)] = 8
-    """Answers to each prompt, judged against one another; it divides batch_size ×
-    gradient_accumulation_steps × processes."""
+    """Group size: answers generated per prompt; it must divide batch_size × gradient_accumulation_steps × processes."""
     num_iterations: Count = 1
-    """Updates that learn from the same answers; the clip works from the second on."""
+    """Optimizer updates per batch of generated answers; clipping takes effect from the second on."""
     beta: NotNegative = 0.0
-    """Weight of the KL penalty against the model as it began; 0 leaves it out, as R1-Zero's followers do."""
+    """KL coefficient: weight of the KL penalty against the reference policy; 0 turns it off."""
     epsilon: Positive = 0.2
-    """The ratio of new to old probability counts only between 1 - epsilon and 1 + epsilon_high."""
+    """Clip range of the policy loss: the probability ratio is clipped to 1 - epsilon and 1 + epsilon_high."""
     epsilon_high: NotNegative = 0.0
-    """Another upper bound (DAPO, arXiv 2503.14476); 0 takes epsilon."""
+    """Upper clip range where it differs (clip-higher of DAPO, arXiv 2503.14476); 0 takes epsilon."""
     loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo"] = "dapo"
-    """How tokens are weighed: per answer, over the batch, or without the bias to length."""
+    """Loss aggregation: per answer (grpo), over the batch's tokens (dapo, bnpo), or without length bias (dr_grpo)."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    """Advantages are divided by the standard deviation of the group's rewards, of the batch's, or not."""
+    """Advantage normalisation: divide by the standard deviation of the group's rewards, of the batch's, or not."""
 
 
 class GrpoSchedule(RolloutSchedule):
-    """The schedule of grpo: batch_size × gradient_accumulation_steps answers per update, of 4 prompts."""
+    """The training schedule of GRPO: batch_size × gradient_accumulation_steps answers per update, of 4 prompts."""
 
     gradient_accumulation_steps: Count = 4
-    """Forward passes per optimizer step."""
+    """Gradient accumulation: micro-batches per optimizer step."""
     warmup_share: Share = 0.0
-    """Share of the steps in which the rate rises; its first step has a rate of 0, and its answers are lost."""
+    """Warm-up share of the steps; with warm-up the first step has a learning rate of 0 and wastes its answers."""
 
 
 class GrpoRun(RolloutRun):
-    """Everything `dsr1-tune grpo` needs to know."""
+    """Settings of `dsr1-tune grpo`."""
 
     schedule: GrpoSchedule = GrpoSchedule()
     grpo: Grpo = Grpo()
@@ -362,17 +361,17 @@ class GrpoRun(RolloutRun):
 
 
 class Score(ConfigSection):
-    """How rows are scored by a reward model."""
+    """Scoring of rows by a reward model."""
 
     batch_size: Count = 8
     """Rows per forward pass."""
     max_tokens: Annotated[int, Field(ge=16)] = 2048
-    """Longer rows are not scored, and said so."""
+    """Maximum length of a row in tokens; longer rows are reported and not scored."""
     margin: NotNegative = 0.0
     """Pairs whose scores differ by less count as ties."""
 
 
 class ScoreRun(ConfigSection):
-    """What `dsr1-tune score` needs to know besides the model and the file."""
+    """Settings of `dsr1-tune score` besides the model and the file."""
 
     score: Score = Score()

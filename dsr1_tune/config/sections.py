@@ -178,11 +178,11 @@ class Adapter(ConfigSection):
     """Train the magnitudes of the linear layers too (DoRA, arXiv 2402.09353); in a mixture of experts PEFT can do so
     for attention alone: adapter.groups=[attention]."""
     dropout: Share = 0.0
-    """Dropout on the input of the linear layers' updates; the routed experts have none."""
+    """LoRA dropout on the input of the linear layers' updates; the routed experts have none."""
     lora_plus: Annotated[float, Field(ge=1)] = 1.0
-    """How many times A's learning rate B's is (LoRA+, arXiv 2402.12354); 16 is the paper's."""
+    """Learning rate of LoRA B as a multiple of LoRA A's (LoRA+, arXiv 2402.12354); the paper uses 16."""
     init: Init = "kaiming"
-    """How the factors of the linear layers begin; routed experts always begin with kaiming and zero."""
+    """Initialisation of the linear layers' LoRA A and B; routed experts always start from kaiming and zero."""
 
     @model_validator(mode="after")
     def _works_together(self) -> Adapter:
@@ -201,7 +201,7 @@ class Adapter(ConfigSection):
 
 
 class Schedule(ConfigSection):
-    """How long, how fast and in which portions."""
+    """The training schedule: duration, learning rate, batch size and optimizer."""
 
     renamed: ClassVar[Mapping[str, str]] = {
         "accumulate": "gradient_accumulation_steps",
@@ -209,72 +209,72 @@ class Schedule(ConfigSection):
     }
 
     epochs: Annotated[float, Field(gt=0)] = 1.0
-    """Passes over the training records."""
+    """Training epochs: passes over the training records."""
     max_steps: Annotated[int, Field(ge=0)] = 0
-    """Stop after so many optimizer steps; 0 follows epochs."""
+    """Maximum number of optimizer steps; 0 follows epochs."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    """Peak learning rate; it falls along a cosine."""
+    """Peak learning rate of the cosine schedule."""
     warmup_share: Share = 0.05
-    """Share of the steps over which the learning rate rises."""
+    """Warm-up: share of the steps over which the learning rate rises linearly."""
     optimizer: Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor"] = "auto"
     """auto is AdamW, and for qlora on a GPU paged 8-bit AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decoupled weight decay."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    """Gradients are clipped to this norm."""
+    """Gradient clipping: maximum norm of the gradient."""
     batch_size: Count = 8
-    """Sequences per device and forward pass."""
+    """Micro-batch size: sequences per device and forward pass."""
     gradient_accumulation_steps: Count = 1
-    """Forward passes per optimizer step."""
+    """Gradient accumulation: forward passes per optimizer step."""
     max_tokens: Annotated[int, Field(ge=16)] = 1024
-    """Longest sequence; sequences.longer says what is done with longer records."""
+    """Maximum sequence length in tokens; sequences.longer says what is done with longer records."""
     neftune_noise_alpha: Annotated[float, Field(ge=0)] = 0.0
-    """Noise on the embeddings while training (NEFTune, arXiv 2310.05914); 5 is the paper's, 0 none."""
+    """Noise alpha on the embeddings while training (NEFTune, arXiv 2310.05914); the paper uses 5, 0 adds none."""
     gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass to save memory."""
+    """Gradient (activation) checkpointing: recompute activations in the backward pass to save memory."""
     save_steps: Count = 50
-    """A checkpoint every so many optimizer steps, the last two are kept."""
+    """Save a checkpoint every so many optimizer steps; the last two are kept."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
-    """Seeds the split, the order, the adapter and everything else drawn at random."""
+    """Random seed of the data split, the data order, the adapter's initialisation and all sampling."""
 
 
 class Router(ConfigSection):
-    """What happens to the routers while the rest is trained."""
+    """Whether and how the routers of a mixture of experts are trained."""
 
     mode: Literal["frozen", "train", "aux_loss", "bias"] = "frozen"
-    """frozen; train their weights; train them with an auxiliary loss for balance (softmax routers); or keep the
-    weights and move the balancing bias by DeepSeek-V3's rule (sigmoid routers)."""
+    """frozen; train: train the router weights; aux_loss: train them with an auxiliary load-balancing loss (softmax
+    routers); bias: freeze them and move the balancing bias by DeepSeek-V3's rule (sigmoid routers)."""
     aux_loss: Annotated[float, Field(gt=0)] = 0.001
-    """Weight of the auxiliary loss; too high hurts."""
+    """Weight of the auxiliary load-balancing loss; too high a weight hurts quality."""
     bias_rate: Annotated[float, Field(gt=0)] = 0.001
-    """Step of the bias rule: b += rate * sign(mean load - load)."""
+    """Update rate of the balancing bias: b += rate * sign(mean load - load)."""
 
 
 class Watch(ConfigSection):
-    """What is watched while training, and what an alarm does."""
+    """Monitoring of training: alarms, held-out evaluation and experiment trackers."""
 
     renamed: ClassVar[Mapping[str, str]] = {"evaluate_steps": "eval_steps"}
 
     on_alarm: Literal["warn", "stop", "rollback"] = "warn"
-    """warn says it; stop saves and ends the run; rollback goes back to the last good checkpoint once, with half the
-    learning rate."""
+    """warn prints a warning; stop saves a checkpoint and ends the run; rollback resumes once from the last good
+    checkpoint with half the learning rate."""
     eval_steps: Annotated[int, Field(ge=0)] = 0
-    """Measure the held-out loss every so many optimizer steps; 0 only before and after."""
+    """Evaluate the held-out loss every so many optimizer steps; 0 evaluates only before and after training."""
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ("tensorboard",)
-    """Where the curves go, besides train_log.jsonl; trackio and wandb need the extra of that name."""
+    """Experiment trackers, besides train_log.jsonl; trackio and wandb need the extra of that name."""
     language: Literal["auto", "en", "zh"] = "auto"
-    """Language of report.html; auto takes the language that most records are in."""
+    """Language of report.html; auto takes the language of most records."""
 
 
 class Parallel(ConfigSection):
-    """How several processes share the work."""
+    """Distributed training in several processes."""
 
     processes: Count = 1
-    """Processes to start on this machine, one per GPU; `accelerate launch` starts them itself."""
+    """World size: processes to start on this machine, one per GPU; `accelerate launch` starts them itself."""
     strategy: Literal["ddp", "fsdp2", "zero3"] = "ddp"
-    """ddp keeps a whole model per process; fsdp2 and zero3 share its weights out."""
+    """ddp replicates the model in every process; fsdp2 and zero3 shard its weights."""
     powersgd_rank: Annotated[int, Field(ge=0)] = 0
-    """With ddp: send gradients as low-rank products of this rank (PowerSGD, arXiv 1905.13727); 0 sends them whole."""
+    """Gradient compression with ddp: rank of PowerSGD's products (arXiv 1905.13727); 0 sends gradients whole."""
 
     @model_validator(mode="after")
     def _works_together(self) -> Parallel:

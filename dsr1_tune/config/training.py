@@ -1,4 +1,4 @@
-"""What the ways of training are asked to do."""
+"""Settings of supervised fine-tuning: LoRA, QLoRA, full fine-tuning and ESFT."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dsr1_tune.config.sections import (
 
 
 class TuneRun(ConfigSection):
-    """What every way of training needs to know."""
+    """Settings of all training methods."""
 
     data: Data = Data()
     base: Base = Base()
@@ -35,9 +35,9 @@ class TuneRun(ConfigSection):
     out: Path | None = None
     """The run folder; without it runs/<data file>-<date>."""
     samples: Annotated[int, Field(ge=0)] = 2
-    """Held-out questions answered before and after, for a look."""
+    """Sample answers: held-out questions answered before and after training."""
     sample_tokens: Count = 80
-    """Longest sample answer, in tokens."""
+    """Maximum length of a sample answer in tokens."""
 
     @model_validator(mode="after")
     def _can_learn(self) -> TuneRun:
@@ -54,13 +54,13 @@ class TuneRun(ConfigSection):
 
 
 class LoraRun(TuneRun):
-    """Everything `dsr1-tune lora` needs to know."""
+    """Settings of `dsr1-tune lora`."""
 
     adapter: Adapter = Adapter()
 
 
 class QloraRun(TuneRun):
-    """Everything `dsr1-tune qlora` needs to know."""
+    """Settings of `dsr1-tune qlora`."""
 
     adapter: Adapter = Adapter()
 
@@ -78,7 +78,7 @@ class QloraRun(TuneRun):
 
 
 class Train(ConfigSection):
-    """Which of the base's own weights `full` trains."""
+    """Which weights full fine-tuning trains."""
 
     only: tuple[str, ...] = ()
     """Groups (attention, dense_ffn, shared_experts, routed_experts, embeddings, norms) and last:N for the last N
@@ -97,7 +97,7 @@ class Train(ConfigSection):
 
 
 class FullRun(TuneRun):
-    """Everything `dsr1-tune full` needs to know."""
+    """Settings of `dsr1-tune full`."""
 
     train: Train = Train()
 
@@ -108,20 +108,20 @@ class FullRun(TuneRun):
 
 
 def refuse_float16(base: Base) -> None:
-    """Weights that are trained themselves: their gradients would be scaled in float16, which they cannot be."""
+    """Refuse float16 for weights that are trained: their gradients cannot be unscaled. Raises ValueError."""
     if base.dtype == "float16":
         raise ValueError("base.dtype=float16 is too narrow for weights that are trained; use bfloat16 or float32")
 
 
 class Esft(ConfigSection):
-    """Which experts are trained (ESFT, arXiv 2407.01906)."""
+    """Expert-specialised fine-tuning: which experts are trained (ESFT, arXiv 2407.01906)."""
 
     experts: Path | None = None
     """An experts.json that `dsr1-tune experts` wrote; without it the training data is profiled first."""
     score: Literal["gate", "tokens"] = "gate"
-    """An expert's share of the gate weight, or of the tokens."""
+    """Expert relevance score: gate is an expert's share of the gate weights, tokens its share of the tokens."""
     share: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """The fewest experts of each layer are chosen whose scores reach this share of the layer's."""
+    """Relevance threshold: the fewest experts of each layer are chosen whose scores sum to this share."""
     sample_tokens: Count = 131_072
     """Tokens of the data to profile."""
     method: Literal["weights", "lora"] = "weights"
@@ -129,7 +129,7 @@ class Esft(ConfigSection):
 
 
 class EsftRun(TuneRun):
-    """Everything `dsr1-tune esft` needs to know."""
+    """Settings of `dsr1-tune esft`."""
 
     esft: Esft = Esft()
     adapter: Adapter = Adapter(groups=("routed_experts",))

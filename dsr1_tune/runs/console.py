@@ -1,4 +1,4 @@
-"""What a run tells its user on the terminal: one stage after the other, tables where there is much to compare."""
+"""What a run prints on the terminal: one stage after the other, and tables of results."""
 
 from __future__ import annotations
 
@@ -46,11 +46,19 @@ def quiet_libraries() -> None:
         logging.getLogger(library).setLevel(logging.ERROR)
 
 
+def plain_table(title: str, *columns: str) -> Table:
+    """An empty table with its title on the left: the first column holds names, the others numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left", no_wrap=bool(number))
+    return table
+
+
 class Narrator:
-    """Speaks for one run, on one console."""
+    """Prints the progress and results of one run on one console."""
 
     def __init__(self, console: Console, is_heard: bool = True) -> None:
-        """Of several processes one `is_heard`; the others say the same to nobody."""
+        """Of several processes one `is_heard`; the others print nothing."""
         self.console = console if is_heard else Console(quiet=True)
 
     def say(self, text: str) -> None:
@@ -68,10 +76,7 @@ class Narrator:
 
     def coverage(self, lines: Sequence[PartCoverage]) -> None:
         """The coverage audit."""
-        table = Table(title="What is trained", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-        table.add_column("part")
-        for name in ("parameters", "adapted", "trained", "frozen"):
-            table.add_column(name, justify="right", no_wrap=True)
+        table = plain_table("What is trained", "part", "parameters", "adapted", "trained", "frozen")
         for line in lines:
             share = f"{line.num_adapted / line.num_base:.0%}"
             numbers = (f"{line.num_base:,}", share, f"{line.num_trained:,}", f"{line.num_frozen:,}")
@@ -87,11 +92,9 @@ class Narrator:
         self.say(f"{num_trained / num_base:.2%} of the base's number of parameters are trained")
 
     def bits(self, lines: Sequence[PartBits], num_bytes: int) -> None:
-        """What the base is held in."""
-        table = Table(title="What is in 4 bits", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-        table.add_column("part")
-        for name in ("weights", "in 4 bits", "bits a weight", "MiB in all", "worst error"):
-            table.add_column(name, justify="right", no_wrap=True)
+        """The base's weights in 4 bits, by part of the model."""
+        columns = ("weights", "in 4 bits", "bits a weight", "MiB in all", "worst error")
+        table = plain_table("What is in 4 bits", "part", *columns)
         for line in lines:
             held = (f"{line.bits:.2f}", f"{line.worst_error:.1%}") if line.num_in_4bit else ("", "")
             table.add_row(
@@ -123,14 +126,8 @@ class Narrator:
     def before_and_after(self, before: HeldOut, after: HeldOut, are_held_out: bool) -> None:
         """The loss of the base and of the trained model on the same records."""
         what = "Held-out loss" if are_held_out else "Loss on training records"
-        table = Table(
-            title=f"{what} ({after.num_records:,} records, {after.num_tokens:,} tokens)",
-            title_justify="left",
-            title_style="bold",
-            box=box.SIMPLE_HEAD,
-        )
-        for name in ("", "before", "after", "change"):
-            table.add_column(name, justify="right" if name else "left")
+        title = f"{what} ({after.num_records:,} records, {after.num_tokens:,} tokens)"
+        table = plain_table(title, "", "before", "after", "change")
         change = f"{after.loss / before.loss - 1:+.1%}" if before.loss else ""
         table.add_row("loss", f"{before.loss:.4f}", f"{after.loss:.4f}", change)
         table.add_row("perplexity", f"{before.perplexity:.2f}", f"{after.perplexity:.2f}", "")

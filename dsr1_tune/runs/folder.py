@@ -23,6 +23,16 @@ RUNNING, INTERRUPTED, FAILED, FINISHED = "running", "interrupted", "failed", "fi
 
 
 @dataclass(frozen=True)
+class _Place:
+    """A file or folder of this name in the run folder."""
+
+    name: str
+
+    def __get__(self, folder: RunFolder, kind: type[RunFolder] | None = None) -> Path:
+        return folder.path / self.name
+
+
+@dataclass(frozen=True)
 class RunFolder:
     """A run's folder; every stage finds what it needs by these names.
 
@@ -43,7 +53,18 @@ class RunFolder:
 
     path: Path
     is_written_here: bool = True
-    """Of several processes one writes; with the others what is to be written is let go."""
+    """Of several processes one writes; the others skip all writing."""
+
+    manifest_file = _Place("manifest.json")
+    data = _Place("data")
+    checkpoints = _Place("checkpoints")
+    log_file = _Place("train_log.jsonl")
+    tensorboard = _Place("tensorboard")
+    adapter = _Place("adapter")
+    model = _Place("model")
+    experts = _Place("experts")
+    choice_file = _Place("experts.json")
+    eval_file = _Place("eval.json")
 
     @classmethod
     def vacant(cls, config: TuneRun, command: str) -> RunFolder:
@@ -89,46 +110,6 @@ class RunFolder:
             raise RunError(f"{path}: this run is finished", hint=use)
         return folder
 
-    @property
-    def manifest_file(self) -> Path:
-        """manifest.json."""
-        return self.path / "manifest.json"
-
-    @property
-    def data(self) -> Path:
-        """Kept, held-out and rejected rows, and the report."""
-        return self.path / "data"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where the trainer keeps its state."""
-        return self.path / "checkpoints"
-
-    @property
-    def log_file(self) -> Path:
-        """train_log.jsonl."""
-        return self.path / "train_log.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        """TensorBoard's event files."""
-        return self.path / "tensorboard"
-
-    @property
-    def adapter(self) -> Path:
-        """The finished adapter."""
-        return self.path / "adapter"
-
-    @property
-    def model(self) -> Path:
-        """The finished model, where all of it was trained."""
-        return self.path / "model"
-
-    @property
-    def experts(self) -> Path:
-        """The finished experts, where only chosen ones were trained."""
-        return self.path / "experts"
-
     def hash_outputs(self) -> dict[str, str]:
         """SHA-256 of the weights that the run left, and of what says how they are meant, by names in the folder."""
         places = (self.adapter, self.model, self.experts)
@@ -142,16 +123,6 @@ class RunFolder:
             return None
         found = self.hash_outputs()
         return [name for name, digest in known.items() if found.get(name) != digest]
-
-    @property
-    def choice_file(self) -> Path:
-        """experts.json: which experts are trained, where only chosen ones are."""
-        return self.path / "experts.json"
-
-    @property
-    def eval_file(self) -> Path:
-        """eval.json."""
-        return self.path / "eval.json"
 
     def manifest(self) -> dict[str, Any]:
         """What manifest.json holds; raises RunError if it is damaged."""

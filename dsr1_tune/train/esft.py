@@ -17,14 +17,15 @@ from dsr1_tune.moe.selected_experts import check_chosen, train_lora, train_weigh
 from dsr1_tune.runs.distributed import group
 from dsr1_tune.runs.expert_profile import choose_for
 from dsr1_tune.runs.folder import RunFolder
+from dsr1_tune.runs.open_session import open_session
 from dsr1_tune.runs.report import choice_table
-from dsr1_tune.runs.session import Session, open_session
+from dsr1_tune.runs.session import Session
 
 
 def run(config: EsftRun, resume: Path | None = None, console: Console | None = None) -> RunFolder:
-    """Train the experts that `config` chooses, or go on with the run in `resume`; returns the folder with the experts.
+    """Train the experts that `config` chooses, or resume the run in `resume`; returns the folder with the experts.
 
-    Raises TuneError for everything the user can mend, before weights are loaded where that is possible, and
+    Raises TuneError for everything the user can fix, before weights are loaded where that is possible, and
     KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
     """
     if config.esft.experts:
@@ -39,14 +40,14 @@ def run(config: EsftRun, resume: Path | None = None, console: Console | None = N
 
 
 def _with_absolute_path(config: EsftRun, experts: Path) -> EsftRun:
-    """The config as the run folder keeps it: the run may go on from another working directory."""
+    """The config with an absolute path: the run may be resumed from another working directory."""
     return config.model_copy(update={"esft": config.esft.model_copy(update={"experts": experts.absolute()})})
 
 
 def _already_chosen(session: Session[EsftRun]) -> Choice | None:
-    """The experts that the run began with, or those of the file it was given; None where the data is to tell."""
-    begun = session.folder.choice_file
-    file = begun if begun.exists() else session.config.esft.experts
+    """The experts that the run began with, or those of esft.experts; None where the data decides."""
+    earlier = session.folder.choice_file
+    file = earlier if earlier.exists() else session.config.esft.experts
     return Choice.read(file) if file else None
 
 
@@ -60,19 +61,15 @@ def _check(session: Session[EsftRun], choice: Choice | None) -> None:
 
 
 def _train(session: Session[EsftRun], choice: Choice | None) -> None:
-    """Load, choose the experts, look, train, save, look again."""
+    """Load the base, choose its experts, train and save them."""
     model = session.load().model
     choice = _choose(session, model, choice)
     _make_trainable(session.config, model, choice)
-    session.audit(model)
-    session.evaluate_before(model)
-    session.fit(model)
-    session.save(lambda: save_experts(model, session.base, session.folder.experts))
-    session.evaluate_after(model)
+    session.run(model, save=lambda: save_experts(model, session.base, session.folder.experts))
 
 
 def _choose(session: Session[EsftRun], model: Any, choice: Choice | None) -> Choice:
-    """Say which experts are trained, and keep it with the run: it goes on with the same ones."""
+    """Show which experts are trained, and record them: a resumed run trains the same ones."""
     session.narrator.stage("Experts")
     if choice is None:
         with session.timed("profile"):

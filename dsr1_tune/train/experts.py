@@ -1,4 +1,4 @@
-"""`experts`: which experts the data uses, as a table, experts.json and a picture; `esft` can train what it chose."""
+"""`experts`: profile which experts the data uses: a table, experts.json for `esft`, and a picture."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dsr1_tune.runs.report.expert_map import heat_map
 def run(config: EsftRun, out: Path, console: Console | None = None) -> Choice:
     """Profile the training part of the data, and write the choice to `out` and a picture beside it.
 
-    The same config gives the choice that `esft` itself would make. Raises TuneError for everything the user can mend.
+    The same config gives the choice that `esft` itself would make. Raises TuneError for everything the user can fix.
     """
     quiet_libraries()
     narrator = Narrator(console or Console())

@@ -12,13 +12,14 @@ from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.trained.full import enable_full_training, save_model
 from dsr1_tune.moe.routing import open_routers
 from dsr1_tune.runs.folder import RunFolder
-from dsr1_tune.runs.session import Session, open_session
+from dsr1_tune.runs.open_session import open_session
+from dsr1_tune.runs.session import Session
 
 
 def run(config: FullRun, resume: Path | None = None, console: Console | None = None) -> RunFolder:
-    """Train the weights that `config` names, or go on with the run in `resume`; returns the folder with the model.
+    """Train the weights that `config` names, or resume the run in `resume`; returns the folder with the model.
 
-    Raises TuneError for everything the user can mend, before weights are loaded where that is possible, and
+    Raises TuneError for everything the user can fix, before weights are loaded where that is possible, and
     KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
     """
     with open_session(config, "full", resume, console) as session:
@@ -30,17 +31,13 @@ def run(config: FullRun, resume: Path | None = None, console: Console | None = N
 
 
 def _train(session: Session[FullRun]) -> None:
-    """Load, look, train, save, look again."""
+    """Load the base, freeze what is not trained, train and save the model."""
     model = session.load().model
     _make_trainable(model, session.config)
-    session.audit(model)
-    session.evaluate_before(model)
-    session.fit(model)
-    session.save(lambda: save_model(model, session.base, session.folder.model))
-    session.evaluate_after(model)
+    session.run(model, save=lambda: save_model(model, session.base, session.folder.model))
 
 
 def _make_trainable(model: Any, config: FullRun) -> None:
-    """Freeze what is not to be trained."""
+    """Freeze all weights but those that `config` names."""
     enable_full_training(model, config.train.only)
     open_routers(model, config.router.mode)

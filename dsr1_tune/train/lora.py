@@ -10,13 +10,14 @@ from dsr1_tune.config import LoraRun
 from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.trained.lora import add_lora, check_adapter, load_plain_adapter, save_adapter
 from dsr1_tune.runs.folder import RunFolder
-from dsr1_tune.runs.session import Session, open_session
+from dsr1_tune.runs.open_session import open_session
+from dsr1_tune.runs.session import Session
 
 
 def run(config: LoraRun, resume: Path | None = None, console: Console | None = None) -> RunFolder:
-    """Train LoRA as `config` says, or go on with the run in `resume`; returns the folder with adapter and reports.
+    """Train LoRA as `config` says, or resume the run in `resume`; returns the folder with adapter and reports.
 
-    Raises TuneError for everything the user can mend, before weights are loaded where that is possible, and
+    Raises TuneError for everything the user can fix, before weights are loaded where that is possible, and
     KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
     """
     with open_session(config, "lora", resume, console) as session:
@@ -29,11 +30,6 @@ def run(config: LoraRun, resume: Path | None = None, console: Console | None = N
 
 
 def _train(session: Session[LoraRun]) -> None:
-    """Load, look, train, save, look again."""
-    loaded = session.load()
-    model = add_lora(loaded.model, session.config.adapter, session.config.router)
-    session.audit(model)
-    session.evaluate_before(model)
-    session.fit(model)
-    session.save(lambda: save_adapter(model, session.base, session.folder.adapter))
-    session.evaluate_after(model)
+    """Load the base, add LoRA, train and save it."""
+    model = add_lora(session.load().model, session.config.adapter, session.config.router)
+    session.run(model, save=lambda: save_adapter(model, session.base, session.folder.adapter))

@@ -11,13 +11,14 @@ from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.trained.attach import attach_adapter
 from dsr1_tune.models.trained.lora import add_lora, check_adapter, save_adapter
 from dsr1_tune.runs.folder import RunFolder
-from dsr1_tune.runs.session import Session, open_session
+from dsr1_tune.runs.open_session import open_session
+from dsr1_tune.runs.session import Session
 
 
 def run(config: QloraRun, resume: Path | None = None, console: Console | None = None) -> RunFolder:
-    """Train QLoRA (arXiv 2305.14314) as `config` says, or go on with the run in `resume`; returns its folder.
+    """Train QLoRA (arXiv 2305.14314) as `config` says, or resume the run in `resume`; returns its folder.
 
-    Raises TuneError for everything the user can mend, before weights are loaded where that is possible, and
+    Raises TuneError for everything the user can fix, before weights are loaded where that is possible, and
     KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
     """
     with open_session(config, "qlora", resume, console, quantized=True) as session:
@@ -29,12 +30,8 @@ def run(config: QloraRun, resume: Path | None = None, console: Console | None = 
 
 
 def _train(session: Session[QloraRun]) -> None:
-    """Load in 4 bits, look, train, save, look again."""
+    """Load the base in 4 bits, add LoRA, train and save it."""
     loaded = session.load()
     session.audit_bits(loaded.model)
     model = add_lora(loaded.model, session.config.adapter, session.config.router)
-    session.audit(model)
-    session.evaluate_before(model)
-    session.fit(model)
-    session.save(lambda: save_adapter(model, session.base, session.folder.adapter))
-    session.evaluate_after(model)
+    session.run(model, save=lambda: save_adapter(model, session.base, session.folder.adapter))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from dsr1_tune.config import PpoRun
+from dsr1_tune.align import reward
+from dsr1_tune.config import PpoRun, RewardRun
+from dsr1_tune.runs.folder import RunFolder
+from tests.align.dpo_runs import configure_dpo, dpo_pairs, dpo_run  # noqa: F401
 
 Settings = Callable[..., dict[str, Any]]
 
@@ -85,3 +89,43 @@ def settings(tmp_path: Path, prompts: Path, rewards: Path) -> Settings:
 def ppo_run(settings: Settings) -> Callable[..., PpoRun]:
     """The same as a config."""
     return lambda base, **changes: PpoRun.model_validate(settings(base, **changes))
+
+
+QUIET = Console(file=io.StringIO())
+
+WORDS = ["apple", "river", "stone", "cloud", "green", "table", "light", "paper"]
+
+
+@pytest.fixture(scope="session")
+def zebras(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eighty pairs; the chosen answer holds a zebra, and is as long as the other."""
+    draw = random.Random(0)
+    rows = []
+    for number in range(80):
+        bad, good = ([draw.choice(WORDS) for _ in range(3)] for _ in range(2))
+        good[draw.randrange(3)] = "zebra"
+        differs = ["safety", "tone"][number % 2]
+        rows.append(
+            {"prompt": f"say {number}", "chosen": " ".join(good), "rejected": " ".join(bad), "differs": differs}
+        )
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def reward_config(data: Path, base: Path, out: Path, steps: int = 24, **settings: Any) -> RewardRun:
+    tree = {
+        "data": {"files": [str(data)], "eval_share": 0.25},
+        "base": {"model": str(base)},
+        "schedule": {"max_steps": steps, "learning_rate": 0.015, "max_tokens": 128},
+        "watch": {"trackers": []},
+        "out": str(out),
+    }
+    return RewardRun.model_validate({**tree, **settings})
+
+
+@pytest.fixture(scope="session")
+def scorer(tmp_path_factory: pytest.TempPathFactory, zebras: Path, tiny_base: Path) -> RunFolder:
+    """A finished reward run that knows zebras."""
+    out = tmp_path_factory.mktemp("scorer") / "run"
+    return reward.run(reward_config(zebras, tiny_base, out), console=QUIET)

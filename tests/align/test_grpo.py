@@ -18,7 +18,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from dsr1_tune.align import grpo
-from dsr1_tune.align.online.grpo_trainer import GroupOrder, GroupTrainer
+from dsr1_tune.align.online.grpo_trainer import GrpoTrainer
 from dsr1_tune.config import GrpoRun
 from dsr1_tune.errors import RunError
 from dsr1_tune.runs.folder import RunFolder
@@ -60,9 +60,6 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-Start = Callable[..., RunFolder]
-
-
 @pytest.fixture(scope="module")
 def asked(material: Path, tiny_base: Path) -> Callable[..., GrpoRun]:
     """asked("name", grpo={"num_generations": 2}): what a short run is asked to do."""
@@ -99,9 +96,9 @@ def begin(config: GrpoRun, resume: Path | None = None) -> RunFolder:
 def whole(asked: Callable[..., GrpoRun]) -> Iterator[SimpleNamespace]:
     """A run over all that has a state: two updates on the same answers, a reference, and accumulated gradients."""
     seen = SimpleNamespace()
-    close = GroupTrainer.close
+    close = GrpoTrainer.close
 
-    def look(trainer: GroupTrainer) -> None:
+    def look(trainer: GrpoTrainer) -> None:
         model: Any = trainer.model
         seen.adapters = list(model.peft_config)
         seen.ids = torch.arange(2, 14).view(2, 6)
@@ -115,13 +112,13 @@ def whole(asked: Callable[..., GrpoRun]) -> Iterator[SimpleNamespace]:
         seen.is_clean = "forward" not in vars(model.get_base_model())
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(GroupTrainer, "close", look)
+    patch.setattr(GrpoTrainer, "close", look)
     seen.folder = begin(asked("whole", grpo={"num_generations": 4, "num_iterations": 2, "beta": 0.05, "epsilon": 0.1}))
     patch.undo()
     yield seen
 
 
-def test_a_run_leaves_its_numbers_layer_by_layer(whole: SimpleNamespace) -> None:
+def test_grpo_logs_rewards_by_layer_and_component(whole: SimpleNamespace) -> None:
     first, again = read_log(whole.folder)[:2]
     names = {"reward/mean", "reward/std", "reward/form", "reward/form/length", "reward/task", "reward/task/letters"}
     names |= {"policy/kl", "policy/entropy", "policy/clip_fraction", "answer/tokens", "answer/ended", "reward/errors"}
@@ -134,7 +131,7 @@ def test_a_run_leaves_its_numbers_layer_by_layer(whole: SimpleNamespace) -> None
     assert whole.folder.manifest()["metrics"]["reward_errors"] == {}
 
 
-def test_the_reference_is_the_model_as_it_began_and_no_copy(whole: SimpleNamespace) -> None:
+def test_grpo_reference_is_the_model_as_it_began_and_no_copy(whole: SimpleNamespace) -> None:
     assert whole.adapters == ["default"] and whole.is_clean
     assert torch.allclose(whole.reference, whole.off, atol=1e-5)
     assert not torch.allclose(whole.now, whole.off, atol=1e-3)
@@ -148,11 +145,11 @@ def computed(line: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("step", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_run_that_goes_on_is_as_if_never_broken_off(
+def test_grpo_resumed_run_ends_as_an_unbroken_one(
     whole: SimpleNamespace, asked: Callable[..., GrpoRun], monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """After the first update the answers of the checkpoint are used again, after the second new ones are drawn."""
-    train = GroupTrainer.training_step
+    train = GrpoTrainer.training_step
 
     def disturbed(self: Any, *given: Any) -> Any:
         if self._step == 2 * (step - 1):
@@ -161,7 +158,7 @@ def test_a_run_that_goes_on_is_as_if_never_broken_off(
 
     name = f"broken-{step}"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(GroupTrainer, "training_step", disturbed)
+        patch.setattr(GrpoTrainer, "training_step", disturbed)
         begin(asked(name, grpo={"num_generations": 4, "num_iterations": 2, "beta": 0.05, "epsilon": 0.1}))
     broken = RunFolder(whole.folder.path.with_name(name))
     assert read_log(broken)[-1]["step"] == step
@@ -172,7 +169,7 @@ def test_a_run_that_goes_on_is_as_if_never_broken_off(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_rewards_that_fail_teach_nothing_and_end_no_run(asked: Callable[..., GrpoRun], material: Path) -> None:
+def test_grpo_learns_nothing_from_failed_rewards_and_goes_on(asked: Callable[..., GrpoRun], material: Path) -> None:
     only_broken = material / "only.yaml"
     only_broken.write_text('layers: [{name: task, components: [{type: function, call: "own.py:broken"}]}]')
     folder = begin(asked("zero", rewards=str(only_broken), schedule={"max_steps": 1}, samples=0))
@@ -184,7 +181,7 @@ def test_rewards_that_fail_teach_nothing_and_end_no_run(asked: Callable[..., Grp
     assert not any(weight.any() for name, weight in trained.items() if "lora_B" in name)
 
 
-def test_a_reward_that_fails_can_end_the_run(asked: Callable[..., GrpoRun], material: Path) -> None:
+def test_grpo_can_end_the_run_at_a_failed_reward(asked: Callable[..., GrpoRun], material: Path) -> None:
     with pytest.raises(RunError, match="no idea"):
         begin(asked("stop", rewards=str(material / "broken.yaml"), on_reward_error="stop"))
 
@@ -198,25 +195,9 @@ def test_a_reward_that_fails_can_end_the_run(asked: Callable[..., GrpoRun], mate
         ({"adapter": {"dropout": 0.1}}, "dropout"),
     ],
 )
-def test_what_cannot_work_is_refused_at_once(asked: Callable[..., GrpoRun], changes: Any, said: str) -> None:
+def test_grpo_refuses_settings_that_cannot_work(asked: Callable[..., GrpoRun], changes: Any, said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         asked("refused", **changes)
-
-
-def test_the_order_depends_on_seed_and_epoch_alone_and_leaves_no_prompt_out() -> None:
-    def order(epoch: int, seed: int = 3) -> list[int]:
-        sampler = GroupOrder(7, num_prompts=3, group=2, repeats=2, seed=seed)
-        sampler.set_epoch(epoch)
-        drawn = list(sampler)
-        assert len(drawn) == len(sampler) == 3 * 3 * 2 * 2
-        return drawn
-
-    assert order(1) == order(1) and order(1) != order(0) != order(0, seed=4)
-    for epoch in range(3):
-        drawn = order(epoch)
-        assert set(drawn) == set(range(7))
-        assert drawn[:6] == drawn[6:12] and drawn[0] == drawn[1] and drawn[2] == drawn[3]
-    assert set(GroupOrder(2, num_prompts=4, group=2, repeats=1, seed=0)) == {0, 1}
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +215,7 @@ def able(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
 
 
 @pytest.mark.slow
-def test_it_learns_what_is_rewarded(asked: Callable[..., GrpoRun], material: Path, able: Path) -> None:
+def test_grpo_learns_what_is_rewarded(asked: Callable[..., GrpoRun], material: Path, able: Path) -> None:
     """From a tenth of the possible reward to nearly all of it, on prompts that it never trained on."""
     rewards = material / "digits.yaml"
     rewards.write_text("layers: [{name: task, components: [{type: function, call: 'own.py:digits'}]}]")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,9 @@ from dsr1_tune.config import KtoRun
 from dsr1_tune.errors import DataError
 from dsr1_tune.runs.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("short_collections")
+
 Configure = Callable[..., KtoRun]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_collections() -> Iterator[None]:
-    """A run collects garbage three times; what the imported libraries hold need not be looked at each time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +63,7 @@ def plain(model: Any, inputs: dict[str, torch.Tensor], which: str) -> torch.Tens
     return (told * inputs[f"{which}completion_mask"][:, 1:]).sum(1)
 
 
-def test_good_answers_are_raised_above_bad_ones(configure: Configure, tmp_path: Path) -> None:
+def test_kto_raises_good_answers_above_bad_ones(configure: Configure, tmp_path: Path) -> None:
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     step = kto.KTOTrainer.training_step
 
@@ -100,13 +93,13 @@ def test_good_answers_are_raised_above_bad_ones(configure: Configure, tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["qlora", "full"])
-def test_other_methods(configure: Configure, tmp_path: Path, method: str) -> None:
+def test_kto_trains_with_other_methods(configure: Configure, tmp_path: Path, method: str) -> None:
     rate = {"learning_rate": 1e-3} if method == "full" else {}
     metrics = go(configure(tmp_path / "run", method=method, schedule=rate)).manifest()["metrics"]
     assert metrics["reward_accuracy"] > 0.8 and math.isfinite(metrics["loss_after"])
 
 
-def test_pairs_are_no_feedback(configure: Configure, tmp_path: Path) -> None:
+def test_kto_refuses_pairs(configure: Configure, tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "why?", "chosen": "so", "rejected": "no"}) + "\n")
     with pytest.raises(DataError, match=r"pairs.jsonl: no row has an answer with a label(.|\n)*for dpo"):
         go(configure(tmp_path / "run", data=tmp_path / "pairs.jsonl"))

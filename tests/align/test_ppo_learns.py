@@ -67,13 +67,13 @@ def _learn(base: Path, folder: Path, console: Console, seed: int, **ppo_settings
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_it_reaches_the_known_optimum(base: Path, tmp_path: Path, quiet: Console, seed: int) -> None:
+def test_ppo_reaches_the_known_optimum(base: Path, tmp_path: Path, quiet: Console, seed: int) -> None:
     """From less than a tenth of the possible reward to nearly all of it, of answers drawn and of the likeliest."""
     _is_learned(_learn(base, tmp_path, quiet, seed))
 
 
 @pytest.mark.slow
-def test_it_does_so_with_a_value_trunk_of_its_own(base: Path, tmp_path: Path, quiet: Console) -> None:
+def test_ppo_reaches_the_optimum_with_its_own_value_trunk(base: Path, tmp_path: Path, quiet: Console) -> None:
     _is_learned(_learn(base, tmp_path, quiet, 0, value="own"))
 
 

@@ -36,7 +36,7 @@ def _in_processes(number: int, tree: dict[str, Any], file: Path) -> list[float]:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(tiny_model: TinyModel, settings: Settings, tmp_path: Path) -> None:
+def test_ppo_in_two_processes_learns_what_one_does(tiny_model: TinyModel, settings: Settings, tmp_path: Path) -> None:
     base = tiny_model("qwen3_moe")
     # A minibatch is then the same answers, whoever has them: all of an update.
     ppo = {"answers": 8, "minibatches": 1, "whiten_rewards": True, "kl_target": 0.01}

@@ -20,7 +20,7 @@ def here() -> environment.Capabilities:
     return environment.capabilities()
 
 
-def test_versions_are_those_installed() -> None:
+def test_package_versions_are_those_installed() -> None:
     versions = environment.package_versions()
     assert versions["torch"] == torch.__version__
     assert versions["dsr1-tune"] == metadata.version("dsr1-tune")
@@ -29,7 +29,7 @@ def test_versions_are_those_installed() -> None:
     assert json.dumps(versions)
 
 
-def test_the_cpu_is_tried(here: environment.Capabilities) -> None:
+def test_capabilities_try_the_cpu(here: environment.Capabilities) -> None:
     cpu = here.devices[0]
     assert cpu.name == "cpu"
     assert cpu.model
@@ -41,12 +41,14 @@ def test_the_cpu_is_tried(here: environment.Capabilities) -> None:
     assert all(free > 0 for free in here.disk_free_gib.values())
 
 
-def test_a_cache_that_does_not_exist_yet_has_a_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_capabilities_find_the_disk_of_a_cache_that_does_not_exist_yet(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("DSR1_TUNE_CACHE", str(tmp_path / "not" / "yet"))
     assert environment.disk_free_gib()[str(tmp_path / "not" / "yet")] > 0
 
 
-def test_a_kernel_that_raises_or_miscalculates_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_trial_fails_where_it_raises_or_miscalculates(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: Any, **__: Any) -> None:
         raise NotImplementedError("no kernel\nfor this")
 
@@ -58,7 +60,7 @@ def test_a_kernel_that_raises_or_miscalculates_does_not_work(monkeypatch: pytest
     assert said.startswith("wrong result: relative error")
 
 
-def test_requirements_are_checked_against_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requirements_are_checked_against_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ["torch>=2.13", "rich>=1000", "zebra>=1", "pytest>=9; extra == 'dev'", "never>=1; python_version < '3'"]
     monkeypatch.setattr(metadata, "requires", lambda name: asked)
     torch_, rich, zebra = environment.requirements()
@@ -84,11 +86,11 @@ def ailing(here: environment.Capabilities, **trials: environment.Trial) -> envir
     return dataclasses.replace(here, devices=(dataclasses.replace(here.devices[0], **trials),))
 
 
-def test_nothing_is_missing(healthy: environment.Capabilities) -> None:
+def test_environment_without_problems_has_none(healthy: environment.Capabilities) -> None:
     assert environment.problems(healthy) == []
 
 
-def test_without_grouped_products_it_cannot_train(healthy: environment.Capabilities) -> None:
+def test_environment_without_grouped_products_cannot_train(healthy: environment.Capabilities) -> None:
     broken = environment.Trial(False, "no kernel")
     (problem,) = environment.problems(ailing(healthy, grouped_mm=broken))
     assert problem.is_fatal
@@ -96,7 +98,7 @@ def test_without_grouped_products_it_cannot_train(healthy: environment.Capabilit
     assert not any(problem.is_fatal for problem in environment.problems(ailing(healthy, bf16=broken, four_bit=broken)))
 
 
-def test_missing_packages_are_fatal_but_for_what_lora_does_not_use(
+def test_environment_problems_of_missing_packages_are_fatal_but_for_extras(
     healthy: environment.Capabilities, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs = [
@@ -114,7 +116,9 @@ def test_torch_that_cannot_be_imported_is_fatal() -> None:
     assert any("cannot be imported" in problem.said and problem.is_fatal for problem in environment.problems(None))
 
 
-def test_small_troubles_are_told(healthy: environment.Capabilities, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_reports_problems_that_are_not_fatal(
+    healthy: environment.Capabilities, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(environment, "has_idle_gpu", lambda: True)
     monkeypatch.setattr(embedded, "find", lambda: None)
     monkeypatch.setattr(embedded, "wheel_file", lambda: None)

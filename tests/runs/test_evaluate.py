@@ -53,7 +53,7 @@ def plain_losses(model: Any, example: Example) -> list[float]:
     return losses
 
 
-def test_the_loss_is_the_mean_over_tokens(loaded: Loaded, examples: list[Example]) -> None:
+def test_held_out_loss_is_the_mean_over_tokens(loaded: Loaded, examples: list[Example]) -> None:
     each = [plain_losses(loaded.model, example) for example in examples]
     losses = [loss for record_losses in each for loss in record_losses]
     got = held_out_loss(loaded.model, examples, loaded.tokenizer.pad_token_id)
@@ -65,7 +65,7 @@ def test_the_loss_is_the_mean_over_tokens(loaded: Loaded, examples: list[Example
 
 
 @pytest.mark.parametrize("max_tokens", [1, 60, 10_000])
-def test_batches_change_nothing(
+def test_held_out_loss_does_not_depend_on_batches(
     loaded: Loaded, examples: list[Example], monkeypatch: pytest.MonkeyPatch, max_tokens: int
 ) -> None:
     want = held_out_loss(loaded.model, examples, loaded.tokenizer.pad_token_id)
@@ -78,7 +78,7 @@ def test_batches_change_nothing(
 
 
 @pytest.mark.parametrize("is_training", [True, False])
-def test_the_model_is_left_as_it_was(loaded: Loaded, examples: list[Example], is_training: bool) -> None:
+def test_evaluation_leaves_the_model_as_it_was(loaded: Loaded, examples: list[Example], is_training: bool) -> None:
     loaded.model.train(is_training)
     loaded.model.config.use_cache = not is_training
     held_out_loss(loaded.model, examples, loaded.tokenizer.pad_token_id)
@@ -89,7 +89,7 @@ def test_the_model_is_left_as_it_was(loaded: Loaded, examples: list[Example], is
     loaded.model.eval()
 
 
-def test_it_survives_json() -> None:
+def test_held_out_result_survives_json() -> None:
     held_out = HeldOut(1.5, 10, 2)
     assert held_out.as_json()["perplexity"] == pytest.approx(math.exp(1.5))
     assert HeldOut.from_json(held_out.as_json()) == held_out
@@ -97,7 +97,7 @@ def test_it_survives_json() -> None:
 
 
 @torch.no_grad()
-def test_answers_are_greedy(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_answers_are_greedy(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     # A model may come with other habits.
     for name, value in {"do_sample": True, "temperature": 5.0, "top_k": 3}.items():
         monkeypatch.setattr(loaded.model.generation_config, name, value)

@@ -36,7 +36,7 @@ def with_checkpoints(folder: RunFolder, *steps: int) -> RunFolder:
     return folder
 
 
-def test_a_new_folder_says_what_runs_in_it() -> None:
+def test_new_run_folder_records_its_command_and_config() -> None:
     folder = made("deep/run")
     manifest = folder.manifest()
     assert (manifest["status"], manifest["command"]) == ("running", "lora")
@@ -44,12 +44,12 @@ def test_a_new_folder_says_what_runs_in_it() -> None:
     assert folder.config(LoraRun) == LoraRun(out=Path("deep/run"))
 
 
-def test_an_empty_folder_may_be_used() -> None:
+def test_run_folder_may_be_an_empty_folder() -> None:
     Path("run").mkdir()
     assert made().manifest_file.exists()
 
 
-def test_what_it_may_not_be_made_of() -> None:
+def test_run_folder_refuses_occupied_places() -> None:
     Path("notes").mkdir()
     Path("notes/a.txt").touch()
     Path("file").touch()
@@ -70,14 +70,14 @@ def test_what_it_may_not_be_made_of() -> None:
     assert "--resume" not in caught.value.hint
 
 
-def test_without_out_it_is_named_after_the_data_and_the_time() -> None:
+def test_run_folder_without_out_is_named_after_data_and_time() -> None:
     config = LoraRun(data=Data(files=(Path("in/medical.v2.json"),)))
     folders = [begun(config).path for _ in range(3)]
     assert len(set(folders)) == 3
     assert all(folder.parent == Path("runs") and folder.name.startswith("medical-2") for folder in folders)
 
 
-def test_the_config_goes_on_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_folder_config_has_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("model").mkdir()
     config = LoraRun(
         data=Data(files=(Path("a.json"),)), base=Base(model="model"), schedule=Schedule(seed=7), out=Path("run")
@@ -91,18 +91,18 @@ def test_the_config_goes_on_from_any_folder(tmp_path: Path, monkeypatch: pytest.
     assert read.schedule == config.schedule
 
 
-def test_a_hub_id_is_no_path() -> None:
+def test_run_folder_config_keeps_a_hub_id() -> None:
     config = LoraRun(base=Base(model="deepseek-ai/DeepSeek-V2-Lite-Chat"), out=Path("run"))
     assert begun(config).config(LoraRun).base == config.base
 
 
 @pytest.mark.parametrize("status", [INTERRUPTED, FAILED])
-def test_what_is_not_finished_can_be_reopened(status: str) -> None:
+def test_run_folder_that_is_not_finished_can_be_reopened(status: str) -> None:
     made().close(status)
     assert RunFolder.reopen(Path("run"), "lora").manifest()["status"] == status
 
 
-def test_what_cannot_be_reopened() -> None:
+def test_run_folder_that_cannot_be_reopened_says_why() -> None:
     with pytest.raises(RunError, match="holds no run"):
         RunFolder.reopen(Path("nowhere"), "lora")
     made().close(FINISHED)
@@ -111,7 +111,7 @@ def test_what_cannot_be_reopened() -> None:
 
 
 @pytest.mark.parametrize("text", ["", '{"status": "run', "[1, 2]", "null", "\udcff"])
-def test_a_damaged_manifest_is_an_error_with_its_name(text: str) -> None:
+def test_damaged_manifest_is_an_error_with_its_name(text: str) -> None:
     made().manifest_file.write_bytes(text.encode(errors="surrogateescape"))
     for step in (lambda: RunFolder.reopen(Path("run"), "lora"), made):
         with pytest.raises(RunError, match=r"manifest\.json: ") as caught:
@@ -120,14 +120,14 @@ def test_a_damaged_manifest_is_an_error_with_its_name(text: str) -> None:
 
 
 @pytest.mark.parametrize("config", [None, 5, {"no_such": 1}, {"schedule": {"seed": "x"}}])
-def test_a_manifest_without_a_valid_config_is_an_error(config: object) -> None:
+def test_manifest_without_a_valid_config_is_an_error(config: object) -> None:
     folder = made()
     folder.manifest_file.write_text(json.dumps({"status": "interrupted", **({"config": config} if config else {})}))
     with pytest.raises(RunError, match=r"manifest\.json: has no valid config"):
         folder.config(LoraRun)
 
 
-def test_facts_are_added_replaced_and_removed() -> None:
+def test_manifest_facts_are_added_replaced_and_removed() -> None:
     folder = made()
     folder.update(error="bad", seed=1)
     folder.update(error=None, seed=2)
@@ -137,7 +137,7 @@ def test_facts_are_added_replaced_and_removed() -> None:
     assert folder.manifest()["metrics"] == {"loss": 1.0} and folder.manifest()["ended"]
 
 
-def test_the_evaluation_grows() -> None:
+def test_evaluation_file_is_added_to() -> None:
     folder = made()
     assert folder.evaluation() == {}
     folder.write_evaluation(before=1)
@@ -145,7 +145,7 @@ def test_the_evaluation_grows() -> None:
     assert folder.evaluation() == {"before": 1, "after": 2}
 
 
-def test_the_latest_checkpoint_is_the_highest_whole_one() -> None:
+def test_latest_checkpoint_is_the_highest_whole_one() -> None:
     folder = made()
     assert folder.latest_checkpoint() is None
     with_checkpoints(folder, 9, 100, 20)
@@ -155,18 +155,18 @@ def test_the_latest_checkpoint_is_the_highest_whole_one() -> None:
     assert step_of(latest) == 100
 
 
-def test_hashes() -> None:
+def test_hash_files_gives_sha256_by_absolute_path() -> None:
     Path("a.json").write_text("[]")
     assert hash_files((Path("a.json"),)) == {str(Path("a.json").absolute()): hashlib.sha256(b"[]").hexdigest()}
 
 
-def test_what_is_no_file_has_no_hash() -> None:
+def test_hash_files_is_empty_for_what_is_no_file() -> None:
     os.mkfifo("pipe")  # reading it would wait for ever
     Path("folder").mkdir()
     assert set(hash_files((Path("pipe"), Path("folder"), Path("gone"), Path("x" * 5000))).values()) == {""}
 
 
-def test_changed_data_is_noticed() -> None:
+def test_run_folder_notices_changed_data() -> None:
     folder = made()
     folder.check_data({"a.json": "1"})
     folder.update(data_sha256={"a.json": "1", "b.json": "2"})
@@ -177,7 +177,7 @@ def test_changed_data_is_noticed() -> None:
         folder.check_data({"a.json": "1", "b.json": ""})
 
 
-def test_another_base_is_noticed() -> None:
+def test_run_folder_notices_another_base() -> None:
     folder = made()
     folder.check_base("org/model", "1a2b")
     folder.update(base={"name": "org/model", "revision": "1a2b"})

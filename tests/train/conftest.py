@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from dsr1_tune.config import Base, Data, Esft, EsftRun, Schedule
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.trainer import trainer
+from dsr1_tune.train import esft
 
 
 @pytest.fixture(scope="session")
@@ -76,3 +79,43 @@ def curve() -> Callable[[RunFolder], list[float]]:
         return [line[name] for line in lines for name in ("step", "epoch", "loss", "grad_norm", "learning_rate")]
 
     return read
+
+
+ESFT_METHODS = ["weights", "lora"]
+
+ConfigureEsft = Callable[..., EsftRun]
+
+
+@pytest.fixture(scope="session")
+def esft_base(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """Where the base of this module's runs lies."""
+    return Path(shutil.copytree(tiny_base, tmp_path_factory.mktemp("esft") / "base"))
+
+
+@pytest.fixture(scope="session")
+def configure_esft(esft_base: Path, sums: Path) -> ConfigureEsft:
+    """configure_esft(out, epochs=1) is a run of two epochs; keywords change its schedule, or are whole nouns."""
+
+    def configure_(out: Path | None, **changes: Any) -> EsftRun:
+        nouns = {name: changes.pop(name) for name in list(changes) if name in EsftRun.model_fields}
+        schedule = {"epochs": 2, "learning_rate": 1e-2, "batch_size": 8, "save_steps": 100, "max_tokens": 128}
+        given = {
+            "data": Data(files=(sums,)),
+            "base": Base(model=str(esft_base)),
+            "schedule": Schedule(**{**schedule, "gradient_checkpointing": False, **changes}),
+            "esft": Esft(share=0.4),
+            "samples": 1,
+            "sample_tokens": 4,
+        }
+        return EsftRun(out=out, **{**given, **nouns})
+
+    return configure_
+
+
+@pytest.fixture(scope="session", params=ESFT_METHODS)
+def esft_run(
+    request: pytest.FixtureRequest, configure_esft: ConfigureEsft, tmp_path_factory: pytest.TempPathFactory
+) -> RunFolder:
+    """One unbroken run of each method, for all tests that only look at it."""
+    out = tmp_path_factory.mktemp("runs") / request.param
+    return esft.run(configure_esft(out, esft=Esft(share=0.4, method=request.param)))

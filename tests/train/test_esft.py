@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from dsr1_tune.config import Adapter, Base, Data, Esft, EsftRun, Router, Schedule
+from dsr1_tune.config import Adapter, Base, Data, Esft, EsftRun, Router
 from dsr1_tune.data.encode.example import encode_all
 from dsr1_tune.data.prepare import prepare
 from dsr1_tune.errors import ConfigError, ModelError
@@ -27,43 +26,7 @@ from dsr1_tune.runs import session
 from dsr1_tune.runs.evaluate import held_out_loss
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.train import esft, experts
-
-METHODS = ["weights", "lora"]
-
-Configure = Callable[..., EsftRun]
-
-
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    """Where the base of this module's runs lies."""
-    return Path(shutil.copytree(tiny_base, tmp_path_factory.mktemp("esft") / "base"))
-
-
-@pytest.fixture(scope="module")
-def configure(base_folder: Path, sums: Path) -> Configure:
-    """configure(out, epochs=1) is a run of two epochs; keywords change its schedule, or are whole nouns."""
-
-    def configure_(out: Path | None, **changes: Any) -> EsftRun:
-        nouns = {name: changes.pop(name) for name in list(changes) if name in EsftRun.model_fields}
-        schedule = {"epochs": 2, "learning_rate": 1e-2, "batch_size": 8, "save_steps": 100, "max_tokens": 128}
-        given = {
-            "data": Data(files=(sums,)),
-            "base": Base(model=str(base_folder)),
-            "schedule": Schedule(**{**schedule, "gradient_checkpointing": False, **changes}),
-            "esft": Esft(share=0.4),
-            "samples": 1,
-            "sample_tokens": 4,
-        }
-        return EsftRun(out=out, **{**given, **nouns})
-
-    return configure_
-
-
-@pytest.fixture(scope="module", params=METHODS)
-def done(request: pytest.FixtureRequest, configure: Configure, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """One unbroken run of each method, for all tests that only look at it."""
-    out = tmp_path_factory.mktemp("runs") / request.param
-    return esft.run(configure(out, esft=Esft(share=0.4, method=request.param)))
+from tests.train.conftest import ConfigureEsft
 
 
 def experts_in(model: Any) -> dict[str, Tensor]:
@@ -98,53 +61,61 @@ def loss_of(model: Any, folder: RunFolder, tokenizer: Any) -> float:
 # --- what it leaves --------------------------------------------------------------------------------------------------
 
 
-def test_the_held_out_loss_falls_and_the_manifest_says_how_far(done: RunFolder) -> None:
-    metrics, told = done.manifest()["metrics"], done.evaluation()
+def test_esft_lowers_the_held_out_loss_and_records_it(esft_run: RunFolder) -> None:
+    metrics, told = esft_run.manifest()["metrics"], esft_run.evaluation()
     assert told["after"]["loss"] < 0.98 * told["before"]["loss"]
     assert metrics["reloaded_loss"] == pytest.approx(metrics["loss_after"], abs=1e-5)
     assert metrics["num_steps"] == 8
-    assert metrics["experts"] == {"chosen": len(chosen_in(done)), "of": 4}
-    assert done.manifest()["status"] == "finished"
-    assert {path.name for path in done.experts.iterdir()} >= {
+    assert metrics["experts"] == {"chosen": len(chosen_in(esft_run)), "of": 4}
+    assert esft_run.manifest()["status"] == "finished"
+    assert {path.name for path in esft_run.experts.iterdir()} >= {
         *("experts.safetensors", "experts_config.json", "tokenizer.json", "chat_template.jinja")
     }
 
 
-def test_the_audit_counts_the_chosen_alone(done: RunFolder) -> None:
-    coverage = {line["part"]: line for line in done.manifest()["metrics"]["coverage"]}
+def test_esft_audit_counts_the_chosen_experts_alone(esft_run: RunFolder) -> None:
+    coverage = {line["part"]: line for line in esft_run.manifest()["metrics"]["coverage"]}
     routed = coverage.pop("routed_experts")
-    share = len(chosen_in(done)) / 4
+    share = len(chosen_in(esft_run)) / 4
     assert routed["num_adapted"] == share * routed["num_base"]
-    if done.path.name == "weights":
+    if esft_run.path.name == "weights":
         assert routed["num_trained"] == share * routed["num_base"]
         assert routed["num_frozen"] == (1 - share) * routed["num_base"]
     else:
-        assert routed["num_trained"] == len(chosen_in(done)) * 8 * (64 + 128 + 64 + 64)
+        assert routed["num_trained"] == len(chosen_in(esft_run)) * 8 * (64 + 128 + 64 + 64)
         assert routed["num_frozen"] == routed["num_base"]
     assert all(line["num_trained"] == line["num_adapted"] == 0 for line in coverage.values())
     assert all(line["num_frozen"] == line["num_base"] for line in coverage.values())
 
 
-def test_the_run_folder_loads_as_the_trained_model(done: RunFolder) -> None:
-    loaded = attach.load_with_adapter(done.path)
-    assert loss_of(loaded.model, done, loaded.tokenizer) == pytest.approx(done.evaluation()["after"]["loss"], abs=1e-5)
-    also = attach.load_with_adapter(done.experts)
-    assert loss_of(also.model, done, also.tokenizer) == pytest.approx(done.evaluation()["after"]["loss"], abs=1e-5)
+def test_esft_run_folder_loads_as_the_trained_model(esft_run: RunFolder) -> None:
+    loaded = attach.load_with_adapter(esft_run.path)
+    assert loss_of(loaded.model, esft_run, loaded.tokenizer) == pytest.approx(
+        esft_run.evaluation()["after"]["loss"], abs=1e-5
+    )
+    also = attach.load_with_adapter(esft_run.experts)
+    assert loss_of(also.model, esft_run, also.tokenizer) == pytest.approx(
+        esft_run.evaluation()["after"]["loss"], abs=1e-5
+    )
 
 
-def test_the_files_hold_the_chosen_alone(done: RunFolder) -> None:
-    card = json.loads((done.experts / "experts_config.json").read_text())
-    assert card["method"] == done.path.name
-    assert {(name, number) for name, layer in card["layers"].items() for number in layer["chosen"]} == chosen_in(done)
-    saved = {name: w for name, w in load_file(done.experts / "experts.safetensors").items() if "correction" not in name}
-    num_chosen = len(chosen_in(done))
-    per_expert = 2 * 64 * 64 + 64 * 64 if done.path.name == "weights" else 8 * (64 + 128 + 64 + 64)
+def test_esft_files_hold_the_chosen_experts_alone(esft_run: RunFolder) -> None:
+    card = json.loads((esft_run.experts / "experts_config.json").read_text())
+    assert card["method"] == esft_run.path.name
+    assert {(name, number) for name, layer in card["layers"].items() for number in layer["chosen"]} == chosen_in(
+        esft_run
+    )
+    saved = {
+        name: w for name, w in load_file(esft_run.experts / "experts.safetensors").items() if "correction" not in name
+    }
+    num_chosen = len(chosen_in(esft_run))
+    per_expert = 2 * 64 * 64 + 64 * 64 if esft_run.path.name == "weights" else 8 * (64 + 128 + 64 + 64)
     assert sum(weight.numel() for weight in saved.values()) == num_chosen * per_expert
-    checkpoint = load_file(done.checkpoints / "checkpoint-8" / "model.safetensors")
+    checkpoint = load_file(esft_run.checkpoints / "checkpoint-8" / "model.safetensors")
     trained = {name: weight for name, weight in checkpoint.items() if ".chosen." in name}
     assert sum(weight.numel() for weight in trained.values()) == num_chosen * per_expert
     assert all("e_score_correction_bias" in name for name in checkpoint.keys() - trained.keys())
-    state = torch.load(done.checkpoints / "checkpoint-8" / "optimizer.pt", weights_only=True)["state"]
+    state = torch.load(esft_run.checkpoints / "checkpoint-8" / "optimizer.pt", weights_only=True)["state"]
     held = sum(value.numel() for entry in state.values() for value in entry.values() if value.dim())
     assert held == 2 * num_chosen * per_expert
 
@@ -153,12 +124,12 @@ def test_the_files_hold_the_chosen_alone(done: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "deepseek_v2", "qwen3_moe", "mixtral", "gpt_oss"])
-def test_the_chosen_experts_move_and_nothing_else(
-    configure: Configure, tiny_model: Any, tmp_path: Path, family: str
+def test_esft_moves_the_chosen_experts_and_nothing_else(
+    configure_esft: ConfigureEsft, tiny_model: Any, tmp_path: Path, family: str
 ) -> None:
     start = tiny_model(family)
     base = Base(model=str(start))
-    folder = esft.run(configure(tmp_path / "run", base=base, samples=0, gradient_checkpointing=True))
+    folder = esft.run(configure_esft(tmp_path / "run", base=base, samples=0, gradient_checkpointing=True))
     before = AutoModelForCausalLM.from_pretrained(start)
     changed = moved(before, attach.load_with_adapter(folder.path).model)
     assert {(name.rsplit(".", 2)[0], int(name.rsplit(".", 2)[1])) for name in changed} == chosen_in(folder)
@@ -168,46 +139,31 @@ def test_the_chosen_experts_move_and_nothing_else(
     )
 
 
-def test_the_experts_of_a_given_file_are_trained(configure: Configure, base_folder: Path, tmp_path: Path) -> None:
-    told = experts.run(configure(None), tmp_path / "experts.json")
+def test_esft_trains_the_experts_of_a_given_file(
+    configure_esft: ConfigureEsft, esft_base: Path, tmp_path: Path
+) -> None:
+    told = experts.run(configure_esft(None), tmp_path / "experts.json")
     tree = json.loads((tmp_path / "experts.json").read_text())
     tree["layers"]["model.layers.1.mlp.experts"]["chosen"] = [0, 2]
     (tmp_path / "mine.json").write_text(json.dumps(tree))
     given = Esft(experts=tmp_path / "mine.json", share=told.share)
-    folder = esft.run(configure(tmp_path / "run", esft=given, epochs=1, samples=0))
+    folder = esft.run(configure_esft(tmp_path / "run", esft=given, epochs=1, samples=0))
     assert chosen_in(folder) == {("model.layers.1.mlp.experts", 0), ("model.layers.1.mlp.experts", 2)}
-    changed = moved(AutoModelForCausalLM.from_pretrained(base_folder), attach.load_with_adapter(folder.experts).model)
+    changed = moved(AutoModelForCausalLM.from_pretrained(esft_base), attach.load_with_adapter(folder.experts).model)
     assert {int(name.rsplit(".", 2)[1]) for name in changed} <= {0, 2} and changed
 
 
-def test_experts_chooses_what_esft_would(configure: Configure, done: RunFolder, told: Any, tmp_path: Path) -> None:
-    out = tmp_path / "experts.json"
-    choice = experts.run(configure(None), out, told)
-    assert choice == Choice.read(out) == Choice.read(done.choice_file)
-    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    assert "The fewest experts that take 40% of a layer's gate weight" in told.text
-    assert f"{choice.num_chosen} of 4 experts are chosen" in told.text
-
-
-def test_a_larger_share_chooses_more(configure: Configure, tmp_path: Path) -> None:
-    few = experts.run(configure(None, esft=Esft(share=0.1, score="tokens")), tmp_path / "few.json")
-    many = experts.run(configure(None, esft=Esft(share=0.99, score="tokens")), tmp_path / "many.json")
-    assert few.num_chosen == 1 < many.num_chosen
-    name = "model.layers.1.mlp.experts"
-    assert set(few.chosen[name]) < set(many.chosen[name])
-
-
-def test_trained_routers_are_saved_too(configure: Configure, base_folder: Path, tmp_path: Path) -> None:
-    folder = esft.run(configure(tmp_path / "run", router=Router(mode="train"), epochs=1, samples=0))
+def test_esft_saves_trained_routers_too(configure_esft: ConfigureEsft, esft_base: Path, tmp_path: Path) -> None:
+    folder = esft.run(configure_esft(tmp_path / "run", router=Router(mode="train"), epochs=1, samples=0))
     saved = load_file(folder.experts / "experts.safetensors")["model.layers.1.mlp.gate.weight"]
     loaded = attach.load_with_adapter(folder.path).model.get_parameter("model.layers.1.mlp.gate.weight")
     assert torch.equal(saved, loaded)
-    plain = AutoModelForCausalLM.from_pretrained(base_folder).get_parameter("model.layers.1.mlp.gate.weight")
+    plain = AutoModelForCausalLM.from_pretrained(esft_base).get_parameter("model.layers.1.mlp.gate.weight")
     assert not torch.equal(saved, plain)
 
 
-def test_moved_balancing_biases_are_saved_too(configure: Configure, tmp_path: Path) -> None:
-    folder = esft.run(configure(tmp_path / "run", router=Router(mode="bias", bias_rate=0.01), epochs=1, samples=0))
+def test_esft_saves_moved_balancing_biases_too(configure_esft: ConfigureEsft, tmp_path: Path) -> None:
+    folder = esft.run(configure_esft(tmp_path / "run", router=Router(mode="bias", bias_rate=0.01), epochs=1, samples=0))
     name = "model.layers.1.mlp.gate.e_score_correction_bias"
     saved = load_file(folder.experts / "experts.safetensors")[name]
     assert saved.any()
@@ -218,12 +174,12 @@ def test_moved_balancing_biases_are_saved_too(configure: Configure, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("method", "dtype"), [("weights", "float32"), ("weights", "bfloat16"), ("lora", "float32")])
-def test_a_stopped_run_goes_on_as_if_nothing_had_been(
-    configure: Configure, base_folder: Path, stopped: Any, curve: Any, tmp_path: Path, method: Any, dtype: Any
+def test_esft_resumed_run_is_an_unbroken_one(
+    configure_esft: ConfigureEsft, esft_base: Path, stopped: Any, curve: Any, tmp_path: Path, method: Any, dtype: Any
 ) -> None:
-    nouns = {"base": Base(model=str(base_folder), dtype=dtype), "esft": Esft(share=0.4, method=method)}
-    unbroken = esft.run(configure(tmp_path / "unbroken", **nouns))
-    stopped(3, lambda: esft.run(configure(tmp_path / "run", **nouns)))
+    nouns = {"base": Base(model=str(esft_base), dtype=dtype), "esft": Esft(share=0.4, method=method)}
+    unbroken = esft.run(configure_esft(tmp_path / "unbroken", **nouns))
+    stopped(3, lambda: esft.run(configure_esft(tmp_path / "run", **nouns)))
     folder = RunFolder(tmp_path / "run")
     assert folder.manifest()["status"] == "interrupted" and not folder.experts.exists()
     esft.run(EsftRun(), folder.path)
@@ -236,20 +192,22 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
 
 
 @pytest.mark.parametrize("changes", [{"num_hidden_layers": 3}, {"n_routed_experts": 8}, {"moe_intermediate_size": 128}])
-def test_trained_experts_do_not_go_onto_another_base(done: RunFolder, tiny_model: Any, changes: dict[str, Any]) -> None:
+def test_esft_experts_are_refused_on_another_base(
+    esft_run: RunFolder, tiny_model: Any, changes: dict[str, Any]
+) -> None:
     other = loading.load(Base(model=str(tiny_model("deepseek_v3", **changes))))
     if changes == {"num_hidden_layers": 3}:  # one layer more is no hindrance, one less is
         shallow = loading.load(Base(model=str(tiny_model("deepseek_v3", "shallow", num_hidden_layers=1))))
         with pytest.raises(ModelError, match=r"no experts called model\.layers\.1\.mlp\.experts"):
-            attach_experts(shallow, done.experts)
+            attach_experts(shallow, esft_run.experts)
         return
     with pytest.raises(ModelError, match=r"had 4 experts, .* has 8|does not go onto"):
-        attach_experts(other, done.experts)
+        attach_experts(other, esft_run.experts)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "config"])
-def test_damaged_files_are_refused(done: RunFolder, base_folder: Path, tmp_path: Path, damage: str) -> None:
-    folder = Path(shutil.copytree(done.experts, tmp_path / "experts"))
+def test_esft_damaged_files_are_refused(esft_run: RunFolder, esft_base: Path, tmp_path: Path, damage: str) -> None:
+    folder = Path(shutil.copytree(esft_run.experts, tmp_path / "experts"))
     weights = folder / "experts.safetensors"
     if damage == "truncated":
         weights.write_bytes(weights.read_bytes()[:-100])
@@ -258,24 +216,30 @@ def test_damaged_files_are_refused(done: RunFolder, base_folder: Path, tmp_path:
     else:
         (folder / "experts_config.json").write_text('{"format": "other"}')
     with pytest.raises(ModelError, match=r"experts\.safetensors: is damaged|experts_config\.json: cannot be used"):
-        attach_experts(loading.load(Base(model=str(base_folder))), folder)
+        attach_experts(loading.load(Base(model=str(esft_base))), folder)
 
 
 @pytest.mark.parametrize(
     ("family", "said"), [("llama", "has no routed experts"), ("qwen3_moe", r"layers: has nothing of the model's")]
 )
-def test_the_wrong_model_is_refused_before_it_is_loaded(
-    configure: Configure, done: RunFolder, tiny_model: Any, tmp_path: Path, monkeypatch: Any, family: str, said: str
+def test_esft_refuses_the_wrong_model_before_it_is_loaded(
+    configure_esft: ConfigureEsft,
+    esft_run: RunFolder,
+    tiny_model: Any,
+    tmp_path: Path,
+    monkeypatch: Any,
+    family: str,
+    said: str,
 ) -> None:
     monkeypatch.setattr(session, "load_located", lambda *given, **more: pytest.fail("it was loaded"))
-    given = {} if family == "llama" else {"esft": Esft(experts=done.choice_file)}
+    given = {} if family == "llama" else {"esft": Esft(experts=esft_run.choice_file)}
     with pytest.raises(ModelError, match=said):
-        esft.run(configure(tmp_path / "run", base=Base(model=str(tiny_model(family))), **given))
+        esft.run(configure_esft(tmp_path / "run", base=Base(model=str(tiny_model(family))), **given))
 
 
-def test_a_file_that_is_not_there_is_refused_before_anything_is_written(configure: Configure, tmp_path: Path) -> None:
+def test_esft_refuses_a_missing_file_before_anything_is_written(configure_esft: ConfigureEsft, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.json: cannot be read"):
-        esft.run(configure(tmp_path / "run", esft=Esft(experts=tmp_path / "none.json")))
+        esft.run(configure_esft(tmp_path / "run", esft=Esft(experts=tmp_path / "none.json")))
     assert not (tmp_path / "run").exists()
 
 
@@ -289,18 +253,20 @@ def test_a_file_that_is_not_there_is_refused_before_anything_is_written(configur
         ({"parallel": {"strategy": "fsdp2"}}, "cannot be shared out by fsdp2"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(change: dict[str, Any], said: str) -> None:
+def test_esft_refuses_settings_that_cannot_work(change: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         EsftRun.model_validate(change)
 
 
-def test_the_adapter_stays_on_the_routed_experts() -> None:
+def test_esft_adapter_stays_on_the_routed_experts() -> None:
     config = EsftRun.model_validate({"esft": {"method": "lora"}, "adapter": {"rank": 4}})
     assert config.adapter == Adapter(rank=4, groups=("routed_experts",))
 
 
-def test_lora_takes_rank_and_alpha(configure: Configure, tmp_path: Path) -> None:
+def test_esft_lora_takes_rank_and_alpha(configure_esft: ConfigureEsft, tmp_path: Path) -> None:
     adapter = Adapter(groups=("routed_experts",), ranks={"routed_experts": 4}, alpha=8, rslora=True)
-    folder = esft.run(configure(tmp_path / "run", esft=Esft(method="lora"), adapter=adapter, max_steps=1, samples=0))
+    folder = esft.run(
+        configure_esft(tmp_path / "run", esft=Esft(method="lora"), adapter=adapter, max_steps=1, samples=0)
+    )
     card = json.loads((folder.experts / "experts_config.json").read_text())
     assert (card["rank"], card["scale"]) == (4, 4.0)

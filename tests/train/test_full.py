@@ -69,7 +69,7 @@ def moved(before: Path, after: Path) -> set[str]:
 # --- what it leaves --------------------------------------------------------------------------------------------------
 
 
-def test_the_held_out_loss_falls_and_the_manifest_says_how_far(done: RunFolder) -> None:
+def test_full_lowers_the_held_out_loss_and_records_it(done: RunFolder) -> None:
     metrics, told = done.manifest()["metrics"], done.evaluation()
     assert told["after"]["loss"] < 0.9 * told["before"]["loss"]
     assert (metrics["loss_before"], metrics["loss_after"]) == (told["before"]["loss"], told["after"]["loss"])
@@ -78,7 +78,7 @@ def test_the_held_out_loss_falls_and_the_manifest_says_how_far(done: RunFolder) 
     assert done.manifest()["status"] == "finished" and done.manifest()["command"] == "full"
 
 
-def test_every_weight_has_moved_but_the_routers(done: RunFolder, tiny_base: Path) -> None:
+def test_full_moves_every_weight_but_the_routers(done: RunFolder, tiny_base: Path) -> None:
     part_of = Anatomy(AutoModelForCausalLM.from_pretrained(tiny_base))
     left = weights_of(tiny_base).keys() - moved(tiny_base, done.model)
     assert {part_of(name) for name in left} == {"router"}
@@ -89,7 +89,7 @@ def test_every_weight_has_moved_but_the_routers(done: RunFolder, tiny_base: Path
         assert line["num_frozen"] == line["num_base"] - wanted
 
 
-def test_the_model_is_one_like_any_other(done: RunFolder, sums: Path) -> None:
+def test_full_model_loads_with_transformers(done: RunFolder, sums: Path) -> None:
     files = {path.name for path in done.model.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= files
     model = AutoModelForCausalLM.from_pretrained(done.model).eval()
@@ -98,7 +98,7 @@ def test_the_model_is_one_like_any_other(done: RunFolder, sums: Path) -> None:
     assert "model.layers.1.mlp.experts.3.down_proj.weight" in load_file(done.model / "model.safetensors")
 
 
-def test_the_run_folder_loads_as_the_trained_model(done: RunFolder) -> None:
+def test_full_run_folder_loads_as_the_trained_model(done: RunFolder) -> None:
     loaded = attach.load_with_adapter(done.path)
     kept = prepare(Data(files=(done.data / "eval.jsonl",)))
     examples, _ = encode_all(kept.records, loaded.tokenizer, 128)
@@ -106,7 +106,7 @@ def test_the_run_folder_loads_as_the_trained_model(done: RunFolder) -> None:
     assert loss == pytest.approx(done.evaluation()["after"]["loss"], abs=1e-5)
 
 
-def test_the_same_seed_gives_the_same_model(configure: Configure, done: RunFolder, tmp_path: Path) -> None:
+def test_full_with_the_same_seed_gives_the_same_model(configure: Configure, done: RunFolder, tmp_path: Path) -> None:
     again = full.run(configure(tmp_path / "run"))
     assert not moved(done.model, again.model)
 
@@ -117,7 +117,7 @@ def test_the_same_seed_gives_the_same_model(configure: Configure, done: RunFolde
 @pytest.mark.parametrize(
     ("step", "dtype"), [(3, "float32"), (4, "float32"), (3, "bfloat16")], ids=["within-epoch", "epoch-end", "bfloat16"]
 )
-def test_a_stopped_run_goes_on_as_if_nothing_had_been(
+def test_full_resumed_run_is_an_unbroken_one(
     configure: Configure,
     done: RunFolder,
     tiny_base: Path,
@@ -138,7 +138,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     assert not moved(unbroken.model, folder.model)
 
 
-def test_it_goes_on_from_another_working_directory(
+def test_full_run_resumes_from_another_working_directory(
     configure: Configure, tiny_base: Path, stopped: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tiny_base.parent)
@@ -148,7 +148,7 @@ def test_it_goes_on_from_another_working_directory(
     assert folder.manifest()["status"] == "finished"
 
 
-def test_a_checkpoint_holds_what_is_trained(configure: Configure, tmp_path: Path) -> None:
+def test_full_checkpoint_holds_what_is_trained(configure: Configure, tmp_path: Path) -> None:
     folder = full.run(configure(tmp_path / "run", train=Train(only=("shared_experts",)), max_steps=2, samples=0))
     with safe_open(folder.checkpoints / "checkpoint-2" / "model.safetensors", framework="pt") as file:
         names = set(file.keys())
@@ -170,7 +170,7 @@ def test_a_checkpoint_holds_what_is_trained(configure: Configure, tmp_path: Path
     ],
     ids=lambda value: "+".join(value),
 )
-def test_only_these_weights_move(
+def test_full_with_only_moves_these_weights_alone(
     configure: Configure, tiny_base: Path, tmp_path: Path, only: tuple[str, ...], pieces: tuple[str, ...]
 ) -> None:
     folder = full.run(configure(tmp_path / "run", train=Train(only=only), epochs=1, samples=0))
@@ -180,7 +180,7 @@ def test_only_these_weights_move(
     assert not any(".mlp.gate." in name for name in changed)
 
 
-def test_routers_move_where_they_are_to(configure: Configure, tiny_base: Path, tmp_path: Path) -> None:
+def test_full_trains_routers_where_configured(configure: Configure, tiny_base: Path, tmp_path: Path) -> None:
     nouns = {"train": Train(only=("shared_experts",)), "router": Router(mode="train")}
     folder = full.run(configure(tmp_path / "run", epochs=1, samples=0, **nouns))
     changed = moved(tiny_base, folder.model)
@@ -197,7 +197,7 @@ def test_routers_move_where_they_are_to(configure: Configure, tiny_base: Path, t
         ("deepseek_v3", ("last:3",), "last:3: the model has 2 layers"),
     ],
 )
-def test_what_the_model_does_not_have_is_refused_before_it_is_loaded(
+def test_full_refuses_what_the_model_does_not_have_before_it_is_loaded(
     configure: Configure,
     tiny_model: Any,
     tmp_path: Path,
@@ -214,7 +214,7 @@ def test_what_the_model_does_not_have_is_refused_before_it_is_loaded(
 # --- number formats and families -------------------------------------------------------------------------------------
 
 
-def test_bfloat16_weights_are_rounded_stochastically_and_saved_in_bfloat16(
+def test_full_rounds_bfloat16_weights_stochastically_and_saves_them_so(
     configure: Configure, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounded: list[int] = []
@@ -246,7 +246,7 @@ def test_bfloat16_weights_are_rounded_stochastically_and_saved_in_bfloat16(
     [("llama", {}), ("qwen3_moe", {"tie_word_embeddings": True}), ("gpt_oss", {}), ("mixtral", {})],
     ids=["llama-tied", "qwen3_moe-tied", "gpt_oss", "mixtral"],
 )
-def test_other_families(
+def test_full_trains_other_families(
     configure: Configure, tiny_model: Any, tmp_path: Path, family: str, changes: dict[str, Any]
 ) -> None:
     start = tiny_model(family, **changes)
@@ -261,12 +261,12 @@ def test_other_families(
 
 
 @pytest.mark.parametrize("change", [{"base": {"dtype": "float16"}}, {"train": {"only": ["routers"]}}])
-def test_settings_that_cannot_work_are_refused(change: dict[str, Any]) -> None:
+def test_full_refuses_settings_that_cannot_work(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"float16 is too narrow|routers is none of"):
         FullRun.model_validate(change)
 
 
-def test_a_quantized_base_is_refused(configure: Configure, tiny_model: Any, tmp_path: Path) -> None:
+def test_full_refuses_a_quantized_base(configure: Configure, tiny_model: Any, tmp_path: Path) -> None:
     import json
 
     start = tiny_model("qwen3_moe")

@@ -132,7 +132,7 @@ def survive(base: Path, run: Path, moments: list[str], seed: int) -> int:
     return num_kills
 
 
-def test_killed_twice_it_ends_as_unbroken(tiny_base: Path, tmp_path: Path, unbroken: Any) -> None:
+def test_run_killed_twice_ends_as_unbroken(tiny_base: Path, tmp_path: Path, unbroken: Any) -> None:
     """Once while a checkpoint is being written, once while the adapter is."""
     run = tmp_path / "run"
     assert survive(tiny_base, run, ["checkpoint", "output"], seed=0) == 2
@@ -140,7 +140,7 @@ def test_killed_twice_it_ends_as_unbroken(tiny_base: Path, tmp_path: Path, unbro
 
 
 @pytest.mark.slow
-def test_killed_twenty_times_it_ends_as_unbroken(tiny_base: Path, tmp_path: Path, unbroken: Any) -> None:
+def test_run_killed_twenty_times_ends_as_unbroken(tiny_base: Path, tmp_path: Path, unbroken: Any) -> None:
     moments = ["any", "train", "checkpoint", "checkpoint", "output"]
     num_kills = number = 0
     while num_kills < 20:

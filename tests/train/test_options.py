@@ -30,7 +30,7 @@ from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.models.load import load
 from dsr1_tune.models.trained.attach import attach_adapter
 from dsr1_tune.moe.anatomy import find_routers
-from dsr1_tune.runs import session
+from dsr1_tune.runs import open_session, session
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.trainer import trainer
 from dsr1_tune.train import full, lora, qlora
@@ -87,7 +87,7 @@ TOGETHER = {
 
 
 @pytest.mark.parametrize("name", TOGETHER)
-def test_a_stopped_run_goes_on_as_if_nothing_had_been(
+def test_options_together_resume_as_an_unbroken_run(
     configure: Configure, stopped: Any, curve: Any, told: Any, name: str
 ) -> None:
     changes = dict(TOGETHER[name])
@@ -107,7 +107,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
         torch.testing.assert_close(one[key], other[key], rtol=1e-5, atol=1e-6)
 
 
-def test_every_option_gives_a_run_of_its_own(configure: Configure, told: Any) -> None:
+def test_each_option_changes_the_run(configure: Configure, told: Any) -> None:
     options: dict[str, dict[str, Any]] = {
         "none": {},
         "adafactor": {"optimizer": "adafactor"},
@@ -127,7 +127,7 @@ def routers_on(folder: RunFolder, base: Base) -> list[Any]:
     return find_routers(attach_adapter(load(base), folder.adapter))
 
 
-def test_the_bias_rule_moves_biases_by_its_rate_and_chat_has_them(configure: Configure, told: Any) -> None:
+def test_bias_rule_moves_biases_by_its_rate_and_chat_has_them(configure: Configure, told: Any) -> None:
     config = configure("run", router=Router(mode="bias", bias_rate=0.05))
     folder = lora.run(config, None, told)
     (before,) = find_routers(AutoModelForCausalLM.from_pretrained(config.base.model))
@@ -138,7 +138,7 @@ def test_the_bias_rule_moves_biases_by_its_rate_and_chat_has_them(configure: Con
     assert torch.equal(after.module.weight, before.module.weight)
 
 
-def test_the_bias_rule_of_a_full_run(configure: Configure, stopped: Any, curve: Any, told: Any) -> None:
+def test_bias_rule_of_a_full_run(configure: Configure, stopped: Any, curve: Any, told: Any) -> None:
     nouns = {"router": Router(mode="bias", bias_rate=0.05), "train": Train(only=("attention",))}
     unbroken = full.run(configure("unbroken", kind=FullRun, **nouns), None, told)
     config = configure("broken", kind=FullRun, **nouns)
@@ -151,8 +151,8 @@ def test_the_bias_rule_of_a_full_run(configure: Configure, stopped: Any, curve: 
     assert (biases[0] - before.bias).abs().max() > 0.04
 
 
-@pytest.mark.parametrize(("gradient_accumulation_steps", "packing"), [(1, False), (2, True)])
-def test_the_auxiliary_loss_is_logged_beside_the_loss(
+@pytest.mark.parametrize(("accumulate", "packing"), [(1, False), (2, True)])
+def test_auxiliary_loss_is_logged_next_to_the_loss(
     configure: Configure, told: Any, accumulate: int, packing: bool
 ) -> None:
     changes = {
@@ -204,7 +204,7 @@ def gradients_of(monkeypatch: pytest.MonkeyPatch, config: LoraRun, told: Any) ->
     return catch.gradients
 
 
-def test_accumulation_does_not_change_the_weight_of_the_auxiliary_loss(
+def test_auxiliary_loss_weight_does_not_depend_on_accumulation(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, told: Any
 ) -> None:
     """Four portions of a batch weigh a quarter each: the gradients are about alike, and not four times as large."""
@@ -221,7 +221,7 @@ def test_accumulation_does_not_change_the_weight_of_the_auxiliary_loss(
     assert 0.7 < norms[4] / norms[1] < 1.5
 
 
-def test_frozen_routers_feel_no_loss_that_the_models_config_asks_for(configure: Configure, told: Any) -> None:
+def test_frozen_routers_get_no_auxiliary_loss_of_the_models_config(configure: Configure, told: Any) -> None:
     """TRL would add the auxiliary loss of any model whose config has a weight for it."""
     tiny = configure("a", "qwen3_moe")
     plain = lora.run(tiny, None, told)
@@ -234,7 +234,7 @@ def test_frozen_routers_feel_no_loss_that_the_models_config_asks_for(configure: 
     assert [line["loss"] for line in log_of(heavy)] == [line["loss"] for line in log_of(plain)]
 
 
-def test_a_full_run_leaves_the_models_own_weight_of_the_loss(configure: Configure, told: Any) -> None:
+def test_full_run_keeps_the_models_own_auxiliary_loss_weight(configure: Configure, told: Any) -> None:
     config = configure("run", "qwen3_moe", kind=FullRun, train=Train(only=("attention",)))
     folder = full.run(config, None, told)
     before, after = (
@@ -244,7 +244,7 @@ def test_a_full_run_leaves_the_models_own_weight_of_the_loss(configure: Configur
 
 
 @pytest.mark.parametrize("mode", ["train", "bias"])
-def test_the_options_work_over_4_bits(configure: Configure, told: Any, mode: Any) -> None:
+def test_router_options_work_over_4_bits(configure: Configure, told: Any, mode: Any) -> None:
     adapter = Adapter(rank=4, ranks={"attention": 6, "routed_experts": 2}, rslora=True, dropout=0.2, lora_plus=4)
     config = configure("run", kind=QloraRun, adapter=adapter, router=Router(mode=mode, bias_rate=0.05))
     folder = qlora.run(config, None, told)
@@ -272,7 +272,7 @@ def test_the_options_work_over_4_bits(configure: Configure, told: Any, mode: Any
         ("llama", {"adapter": Adapter(groups=("routed_experts",))}, "no layers"),
     ],
 )
-def test_what_the_model_cannot_do_is_refused_before_its_weights_are_read(
+def test_options_that_the_model_lacks_are_refused_before_weights_are_read(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, told: Any, family: str, changes: Any, said: str
 ) -> None:
     monkeypatch.setattr(session, "load_located", lambda *given, **more: pytest.fail("the weights were read"))
@@ -281,10 +281,10 @@ def test_what_the_model_cannot_do_is_refused_before_its_weights_are_read(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there it works")
-def test_what_the_device_cannot_do_is_refused_before_anything_is_read(
+def test_optimizer_that_the_device_lacks_is_refused_before_anything_is_read(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, told: Any
 ) -> None:
-    monkeypatch.setattr(session, "locate", lambda *given, **more: pytest.fail("the model was looked for"))
+    monkeypatch.setattr(open_session, "locate", lambda *given, **more: pytest.fail("the model was looked for"))
     with pytest.raises(ConfigError, match="paged_adamw_8bit") as refused:
         lora.run(configure("run", optimizer="paged_adamw_8bit"), None, told)
     assert "adamw_8bit" in refused.value.hint
@@ -293,7 +293,7 @@ def test_what_the_device_cannot_do_is_refused_before_anything_is_read(
 # --- NEFTune ---------------------------------------------------------------------------------------------------------
 
 
-def test_neftune_reaches_the_embeddings_while_training_and_is_gone_afterwards(
+def test_neftune_adds_noise_while_training_only(
     configure: Configure, monkeypatch: pytest.MonkeyPatch, told: Any
 ) -> None:
     seen: list[tuple[bool, float]] = []

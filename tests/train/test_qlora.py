@@ -15,10 +15,13 @@ from safetensors.torch import load_file
 
 from dsr1_tune.config import Adapter, Base, Data, LoraRun, QloraRun, Schedule
 from dsr1_tune.config.load import load_config
+from dsr1_tune.data.encode.example import encode_all
+from dsr1_tune.data.prepare import prepare
 from dsr1_tune.errors import ConfigError, ModelError, RunError
 from dsr1_tune.models import load
 from dsr1_tune.models.trained import attach
 from dsr1_tune.moe.quantized_experts import is_in_nf4
+from dsr1_tune.runs.evaluate import held_out_loss
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.trainer import trainer
 from dsr1_tune.train import lora, qlora
@@ -53,7 +56,7 @@ def done(data_file: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFact
     return qlora.run(asked, console=Console(file=text, width=120)), text.getvalue()
 
 
-def test_the_run_tells_what_is_in_4_bits_and_what_it_came_to(done: tuple[RunFolder, str]) -> None:
+def test_qlora_run_reports_what_is_in_4_bits_and_its_losses(done: tuple[RunFolder, str]) -> None:
     folder, text = done
     manifest = folder.manifest()
     assert (manifest["status"], manifest["command"]) == ("finished", "qlora")
@@ -65,26 +68,42 @@ def test_the_run_tells_what_is_in_4_bits_and_what_it_came_to(done: tuple[RunFold
     assert "What is in 4 bits" in text and "Talk to it with: dsr1-tune chat" in text
 
 
-def test_a_model_with_the_adapter_is_held_in_4_bits_again(done: tuple[RunFolder, str]) -> None:
-    loaded = attach.load_with_adapter(done[0].path)
+def loss_of(model: Any, folder: RunFolder, tokenizer: Any) -> float:
+    """The loss on the held-out rows of a run."""
+    kept = prepare(Data(files=(folder.data / "eval.jsonl",)))
+    examples, drops = encode_all(kept.records, tokenizer, 128)
+    assert examples and not drops
+    return held_out_loss(model, examples, tokenizer.pad_token_id).loss
+
+
+def test_qlora_run_folder_loads_in_4_bits_as_the_trained_model(done: tuple[RunFolder, str]) -> None:
+    folder, _ = done
+    loaded = attach.load_with_adapter(folder.path)
     assert is_in_nf4(loaded.model) and loaded.model.dtype == torch.float32
+    after = folder.evaluation()["after"]["loss"]
+    assert loss_of(loaded.model, folder, loaded.tokenizer) == pytest.approx(after, abs=1e-4)
 
 
-def test_the_adapter_also_goes_onto_the_base_in_16_bits(done: tuple[RunFolder, str], tiny_base: Path) -> None:
+def test_qlora_adapter_also_improves_the_base_that_is_not_quantized(
+    done: tuple[RunFolder, str], tiny_base: Path
+) -> None:
+    folder, _ = done
     loaded = load.load(Base(model=str(tiny_base)))
-    model = attach.attach_adapter(loaded, done[0].adapter)
-    assert torch.isfinite(model(torch.arange(9).view(1, -1)).logits).all()
+    before = loss_of(loaded.model, folder, loaded.tokenizer)
+    model = attach.attach_adapter(loaded, folder.adapter)
+    assert not is_in_nf4(model)
+    assert loss_of(model, folder, loaded.tokenizer) < 0.9 * before
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "gpt_oss", "glm4_moe", "deepseek_v2"])
-def test_other_families(data_file: Path, tiny_model: Any, tmp_path: Path, family: str) -> None:
+def test_qlora_trains_other_families(data_file: Path, tiny_model: Any, tmp_path: Path, family: str) -> None:
     folder = qlora.run(
         config(data_file, tiny_model(family), tmp_path / "run", max_steps=3), console=Console(quiet=True)
     )
     assert folder.manifest()["status"] == "finished"
 
 
-def test_a_stopped_run_goes_on_as_if_nothing_had_been(
+def test_qlora_resumed_run_is_an_unbroken_one(
     done: tuple[RunFolder, str], data_file: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step, steps = trainer.SFTTrainer.training_step, 0
@@ -107,7 +126,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(
     assert want.keys() == got.keys() and all(torch.equal(want[name], got[name]) for name in want)
 
 
-def test_a_base_stored_in_4_bits_is_for_qlora_alone(data_file: Path, tiny_base: Path, tmp_path: Path) -> None:
+def test_base_stored_in_4_bits_is_for_qlora_alone(data_file: Path, tiny_base: Path, tmp_path: Path) -> None:
     loaded = load.load(Base(model=str(tiny_base), dtype="float32"), quantized=True)
     loaded.model.save_pretrained(tmp_path / "base")
     for file in [*tiny_base.glob("*token*"), tiny_base / "chat_template.jinja"]:
@@ -127,6 +146,6 @@ def test_a_base_stored_in_4_bits_is_for_qlora_alone(data_file: Path, tiny_base: 
         ("adapter.dora=true", "the norms of the base weights"),
     ],
 )
-def test_what_cannot_work_over_4_bits_is_refused_at_once(said: str, why: str) -> None:
+def test_qlora_refuses_settings_that_cannot_work_over_4_bits(said: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         load_config(QloraRun, sets=[said])

@@ -78,7 +78,7 @@ def log_of(folder: RunFolder) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_one_step_over_packed_records_is_the_step_over_the_same_records(go: Go, checkpointing: bool) -> None:
+def test_packed_step_is_the_step_over_the_same_records(go: Go, checkpointing: bool) -> None:
     """All records in one step: the loss is per learned token over the accumulated batches, whatever they hold."""
     each, _ = go("each", batch_size=NUM_ROWS, gradient_checkpointing=checkpointing)
     packed, said = go(
@@ -98,7 +98,7 @@ def test_one_step_over_packed_records_is_the_step_over_the_same_records(go: Go, 
 
 
 @pytest.mark.parametrize("family", ["gpt_oss", "qwen3_moe"])
-def test_so_it_is_in_other_families(go: Go, tiny_model: Any, family: str) -> None:
+def test_packed_step_is_the_same_in_other_families(go: Go, tiny_model: Any, family: str) -> None:
     """gpt_oss builds its masks without looking at the positions, and is given them."""
     folder = tiny_model(family, family)
     each, _ = go("each", family=folder, batch_size=NUM_ROWS)
@@ -107,7 +107,7 @@ def test_so_it_is_in_other_families(go: Go, tiny_model: Any, family: str) -> Non
     assert log_of(packed)[0]["grad_norm"] == pytest.approx(log_of(each)[0]["grad_norm"], rel=1e-4)
 
 
-def test_so_it_is_over_a_base_in_4_bits(tiny_model: Any, data_file: Path, tmp_path: Path) -> None:
+def test_packed_step_is_the_same_over_4_bits(tiny_model: Any, data_file: Path, tmp_path: Path) -> None:
     base = Base(model=str(tiny_model("deepseek_v3")))
     losses = []
     for packing, batch_size in ((False, NUM_ROWS), (True, 3)):
@@ -123,7 +123,7 @@ def test_so_it_is_over_a_base_in_4_bits(tiny_model: Any, data_file: Path, tmp_pa
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_the_trainer_gets_packed_batches_and_counts_their_tokens(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packed_batches_reach_the_trainer_and_their_tokens_are_counted(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[dict[str, torch.Tensor]] = []
     as_before = ResumableTrainer.training_step
 
@@ -138,9 +138,7 @@ def test_the_trainer_gets_packed_batches_and_counts_their_tokens(go: Go, monkeyp
     assert log_of(folder)[-1]["num_tokens"] == sum(int(is_token(batch["position_ids"]).sum()) for batch in batches)
 
 
-def test_an_interrupted_packed_run_goes_on_with_the_same_sequences(
-    go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packed_run_resumes_with_the_same_sequences(go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = go("whole", Sequences(packing=True), epochs=3, batch_size=2, save_steps=1)
     as_before = ResumableTrainer.training_step
 
@@ -170,12 +168,12 @@ def test_split_records_stay_on_one_side(go: Go) -> None:
     assert folder.evaluation()["before"]["num_records"] >= 4
 
 
-def test_what_is_cut_is_told(go: Go) -> None:
+def test_truncated_records_are_reported(go: Go) -> None:
     _, said = go("cut", Sequences(longer="truncate"), max_tokens=150)
     assert "records were cut at 150 tokens" in said
 
 
-def test_of_cut_records_no_question_is_asked(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_truncated_records_are_not_sampled(go: Go, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     as_before = session.sample_answers
 
@@ -191,14 +189,14 @@ def test_of_cut_records_no_question_is_asked(go: Go, monkeypatch: pytest.MonkeyP
 # --- a longer context ------------------------------------------------------------------------------------------------
 
 
-def test_records_longer_than_the_context_are_refused_before_training(go: Go, tiny_model: Any) -> None:
+def test_records_longer_than_the_context_are_refused(go: Go, tiny_model: Any) -> None:
     short = tiny_model("qwen3_moe", "short", max_position_embeddings=64)
     with pytest.raises(ModelError, match="longer than its context of 64") as error:
         go("out", family=short)
     assert "base.context" in error.value.hint
 
 
-def test_a_stretched_context_is_trained_saved_and_loaded_again(go: Go, tiny_model: Any) -> None:
+def test_stretched_context_is_trained_saved_and_loaded_again(go: Go, tiny_model: Any) -> None:
     short = tiny_model("deepseek_v3", "short", max_position_embeddings=64)
     folder, _ = go("long", family=short, context=512)
     loaded = load_with_adapter(folder.path)

@@ -1,4 +1,4 @@
-"""Checkpoints of PPO: the trained weights, the optimizer's state, and where the KL penalty's weight has come to."""
+"""Checkpoints of PPO: the trained weights, the optimizer's state, and the current KL coefficient."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WEIGHTS, OPTIMIZER, STATE = "trained.safetensors", "optimizer.pt", "ppo_state.js
 def save_state(
     folder: Path, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, scheduler: Any, beta: float
 ) -> None:
-    """Write all that an update depends on; answers are drawn by seeds that the update's number gives."""
+    """Write all that the next update depends on; the seeds of its answers follow from the update's number."""
     save_file({name: weight.detach().contiguous() for name, weight in trained.items()}, folder / WEIGHTS)
     torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, folder / OPTIMIZER)
     with atomic_write(folder / STATE) as file:
@@ -30,7 +30,7 @@ def save_state(
 def load_state(
     folder: Path, trained: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, scheduler: Any
 ) -> float:
-    """Put a checkpoint's weights and states back; returns β. Raises RunError where it does not fit the run."""
+    """Load a checkpoint's weights and states; returns the KL coefficient. Raises RunError where it does not fit."""
     try:
         weights = load_file(folder / WEIGHTS)
         states = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""The model answers prompts: in batches, with a key-value cache, drawn so that the same seed gives the same answers."""
+"""Generate answers to prompts: in batches, with a key-value cache, the same answers for the same seed."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Answers:
     ids: tuple[Ids, ...]
     have_ended: tuple[bool, ...]
     routing: tuple[Tensor, ...] = ()
-    """Where it was asked for, the experts that each token of prompt and answer went to: (L, S, K) for each answer."""
+    """Where a replay was given, the experts that each token of prompt and answer went to: (L, S, K) for each answer."""
 
     @property
-    def spoken(self) -> list[Ids]:
-        """What is said, without the end-of-turn token."""
+    def without_end(self) -> list[Ids]:
+        """The answers without their end-of-turn token."""
         return [ids[:-1] if ended else ids for ids, ended in zip(self.ids, self.have_ended, strict=True)]
 
 
 @torch.no_grad()
-def draw(
+def generate(
     model: Any,
     prompts: Sequence[Sequence[int]],
     tokenizer: Any,
@@ -43,10 +43,10 @@ def draw(
     advance: Callable[[int], None] = lambda count: None,
     replay: RoutingReplay | None = None,
 ) -> Answers:
-    """An answer to each prompt, drawn from softmax(logits / temperature), or the likeliest.
+    """Generate an answer to each prompt, sampled from softmax(logits / temperature), or greedily.
 
-    Prompts of like length are answered together, `rollout.batch_size` at a time. It draws from torch's generator.
-    With `replay` it is noted which experts they take.
+    Prompts of like length share a batch of `rollout.batch_size`. Sampling uses torch's global generator. With `replay`
+    the experts that tokens are routed to are recorded.
     """
     ends = end_tokens(model, tokenizer)
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
@@ -55,13 +55,13 @@ def draw(
     with _answering(model), uncounted():
         for first in range(0, len(order), rollout.batch_size):
             batch = order[first : first + rollout.batch_size]
-            asked = [prompts[number] for number in batch]
+            batch_prompts = [prompts[number] for number in batch]
             with replay.noting() if replay else nullcontext() as noted:
-                written = _generate(model, asked, ends, tokenizer, rollout, is_greedy)
+                written = _generate_ids(model, batch_prompts, ends, tokenizer, rollout, is_greedy)
             answers = [_cut(ids, ends) for ids in written]
             found |= zip(batch, answers, strict=True)
             if noted is not None:
-                lengths = [(len(prompt), len(answer)) for prompt, answer in zip(asked, answers, strict=True)]
+                lengths = [(len(prompt), len(answer)) for prompt, answer in zip(batch_prompts, answers, strict=True)]
                 together = as_sequences(noted, lengths)
                 routing |= {number: together[:, row, : sum(lengths[row])] for row, number in enumerate(batch)}
             advance(len(batch))
@@ -70,15 +70,15 @@ def draw(
 
 
 def end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens that end a turn: what the model's generation config says, and the tokenizer's own."""
-    told = getattr(model.generation_config, "eos_token_id", None)
-    ends = set(told if isinstance(told, list) else [told]) | {tokenizer.eos_token_id}
+    """The tokens that end a turn: those of the model's generation config, and the tokenizer's own."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ends = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
     return {int(token) for token in ends if token is not None}
 
 
 @contextmanager
 def _answering(model: Any) -> Iterator[None]:
-    """With a key-value cache and without dropout; as it was, afterwards."""
+    """Inside, the model has a key-value cache and no dropout; its settings are restored afterwards."""
     was_training = {module: module.training for module in model.modules()}
     use_cache, model.config.use_cache = model.config.use_cache, True
     model.eval()
@@ -90,21 +90,21 @@ def _answering(model: Any) -> Iterator[None]:
             module.training = training
 
 
-def _generate(
+def _generate_ids(
     model: Any, prompts: Sequence[Sequence[int]], ends: set[int], tokenizer: Any, rollout: Rollout, is_greedy: bool
 ) -> list[list[int]]:
-    """What the model writes behind each prompt; left-padded, so that all answers begin in the same place."""
+    """The token ids generated after each prompt; prompts are left-padded, so that all answers begin in one column."""
     longest = max(map(len, prompts))
     pad = tokenizer.pad_token_id
     ids_BT = torch.tensor([[pad] * (longest - len(ids)) + list(ids) for ids in prompts], device=model.device)
     mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
-    drawn = {"do_sample": True, "temperature": rollout.temperature, "top_k": 0, "top_p": 1.0}
-    # Nothing of the model's own: penalties and filters would draw from something else than its probabilities.
+    sampling = {"do_sample": True, "temperature": rollout.temperature, "top_k": 0, "top_p": 1.0}
+    # No settings of the model's own: penalties and filters would sample from another distribution than is trained.
     plain = GenerationConfig(
         max_new_tokens=rollout.max_new_tokens,
         pad_token_id=pad,
         eos_token_id=sorted(ends),
-        **({"do_sample": False} if is_greedy else drawn),
+        **({"do_sample": False} if is_greedy else sampling),
     )
     with _own_settings_off(model):
         output_BT = model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=plain)
@@ -114,7 +114,7 @@ def _generate(
 
 @contextmanager
 def _own_settings_off(model: Any) -> Iterator[None]:
-    """transformers fills what a generation config leaves open from the model's own."""
+    """Inside, the model has no generation config, from which transformers would fill unset fields."""
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
     own, bare.generation_config = bare.generation_config, GenerationConfig()
     try:
@@ -124,6 +124,6 @@ def _own_settings_off(model: Any) -> Iterator[None]:
 
 
 def _cut(ids: list[int], ends: set[int]) -> Ids:
-    """Up to the first token that ends the turn, which stays."""
+    """The ids up to and including the first token that ends the turn."""
     last = next((place for place, token in enumerate(ids) if token in ends), len(ids) - 1)
     return tuple(ids[: last + 1])

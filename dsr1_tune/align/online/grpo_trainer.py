@@ -1,4 +1,4 @@
-"""TRL's trainer of groups of answers, made to answer, judge, refer back and go on as our runs do.
+"""TRL's GRPO trainer with this project's generation, rewards, reference policy and resumable checkpoints.
 
 Letters: B answers of a batch.
 """
@@ -11,16 +11,15 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
-from dsr1_tune.align.online.generate import Answers, draw, end_tokens
+from dsr1_tune.align.online.generate import Answers, end_tokens, generate
 from dsr1_tune.align.online.session import PromptExample, RolloutSession, mean, means
 from dsr1_tune.align.rewards.layered import RewardResult
 from dsr1_tune.config import GrpoRun
-from dsr1_tune.models.trained.start import Beginning
+from dsr1_tune.models.trained.start import ReferencePolicy
 from dsr1_tune.runs.distributed import group as processes
 from dsr1_tune.runs.trainer.callbacks import GradientCheck
 from dsr1_tune.runs.trainer.trainer import Resumable
@@ -36,14 +35,14 @@ NAMES = {
     "completions/max_length": "answer/tokens_max",
     "frac_reward_zero_std": "groups/alike",
 }
-"""What TRL calls a number, and what PPO's log and the report do."""
+"""TRL's name of a metric, and its name in PPO's log and the report."""
 
 _LEFT_OUT = ("rewards/", "clip_ratio/", "completions/", "step_time")
-"""TRL's other numbers, which say the same again."""
+"""TRL's other metrics, which repeat these."""
 
 
-class GroupTrainer(Resumable, GRPOTrainer):
-    """GRPOTrainer whose answers are drawn and judged by the session, and whose order depends on seed and epoch alone.
+class GrpoTrainer(Resumable, GRPOTrainer):
+    """GRPOTrainer whose answers the session generates and scores; its data order depends on seed and epoch alone.
 
     The reference of the KL penalty is the model with its trained parameters as they began: TRL would add a second
     adapter, or load the base again.
@@ -53,35 +52,33 @@ class GroupTrainer(Resumable, GRPOTrainer):
         self,
         *,
         session: RolloutSession[GrpoRun],
-        beginning: Beginning | None,
+        reference: ReferencePolicy | None,
         model: Any,
         args: Any,
         callbacks: list[TrainerCallback],
     ) -> None:
-        """`beginning` is what the weight grpo.beta holds the model to."""
+        """`reference` is the reference policy of the KL penalty, whose weight is grpo.beta."""
         self._session = session
         self._is_flat = False
         for callback in callbacks:
             if isinstance(callback, GradientCheck):
                 callback.is_due = lambda: not self._is_flat
         self._examples: list[PromptExample] = session.data.train
-        self._patched = model.get_base_model() if isinstance(model, PeftModel) else model
-        self._forward = vars(self._patched).get("forward")
         super().__init__(
             config=session.config,
             quantized=session.quantized,
             model=model,
             args=args,
-            # A prompt is known by its number: it is encoded already.
+            # TRL gets the number of each prompt, which is encoded already.
             train_dataset=Dataset.from_dict({"prompt": list(range(len(self._examples)))}),
             processing_class=session.base.tokenizer,
-            reward_funcs=[self._judge],
+            reward_funcs=[self._score],
             callbacks=[*callbacks, _CountFromHere()],
         )
         self._ends = end_tokens(model, session.base.tokenizer)
-        if beginning is not None:
+        if reference is not None:
             self.beta = session.config.grpo.beta
-            self.ref_model = _AsItBegan(model, beginning)
+            self.ref_model = _ReferenceModel(model, reference)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         group, args = self.num_generations, self.args
@@ -98,18 +95,18 @@ class GroupTrainer(Resumable, GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> Any:
         model = self.accelerator.unwrap_model(self.model)
-        answers = draw(model, prompt_ids, self._session.base.tokenizer, self._session.config.rollout)
+        answers = generate(model, prompt_ids, self._session.base.tokenizer, self._session.config.rollout)
         return [list(ids) for ids in answers.ids], None
 
-    def _judge(self, prompts: list[int], completion_ids: list[list[int]], log_metric: Any, **_: Any) -> list[float]:
-        """The rewards of B answers; every layer and component goes into the step's numbers."""
+    def _score(self, prompts: list[int], completion_ids: list[list[int]], log_metric: Any, **_: Any) -> list[float]:
+        """The rewards of B answers; every layer and component is logged."""
         ids = tuple(map(tuple, completion_ids))
         answers = Answers(ids, tuple(answer[-1] in self._ends for answer in ids))
         step = self.state.global_step + 1
-        verdicts = self._session.judge([self._examples[number] for number in prompts], answers, step)
-        for name, value in numbers_of(verdicts, answers).items():
+        results = self._session.score([self._examples[number] for number in prompts], answers, step)
+        for name, value in reward_metrics(results, answers).items():
             log_metric(name, value)
-        return [verdict.total for verdict in verdicts]
+        return [result.total for result in results]
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
@@ -117,22 +114,22 @@ class GroupTrainer(Resumable, GRPOTrainer):
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL's numbers by the names that PPO has for them."""
-        told = self._metrics["train" if self.model.training else "eval"]
-        for name in list(told):
+        """Log TRL's metrics by the names that PPO has for them."""
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        for name in list(metrics):
             if name in NAMES:
-                told[NAMES[name]] = told.pop(name)
+                metrics[NAMES[name]] = metrics.pop(name)
             elif name.startswith(_LEFT_OUT):
-                del told[name]
-        # TRL tells it at the updates that begin with new answers.
-        told["num_tokens"] = [self.state.num_input_tokens_seen]
+                del metrics[name]
+        # TRL logs it only at the updates that begin with new answers.
+        metrics["num_tokens"] = [self.state.num_input_tokens_seen]
         if self._is_flat and not self.beta:
-            # Where every group's answers are worth the same there is nothing to learn: a norm of 0 is no fault then.
+            # Where the rewards within every group are equal there is nothing to learn: a norm of 0 is no fault then.
             logs.pop("grad_norm", None)
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Also the answers that further iterations learn from."""
+        """Also save the answers that further iterations learn from."""
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.num_iterations > 1:
@@ -147,20 +144,13 @@ class GroupTrainer(Resumable, GRPOTrainer):
         if file.exists():
             self._buffered_inputs = torch.load(file, map_location=self.accelerator.device, weights_only=True)
 
-    def close(self) -> None:
-        """Take TRL's forward off the model, too."""
-        super().close()
-        vars(self._patched).pop("forward", None)
-        if self._forward is not None:
-            self._patched.forward = self._forward
 
-
-def numbers_of(verdicts: Sequence[RewardResult], answers: Answers) -> dict[str, float]:
-    """What a batch of verdicts comes to: the means of layers and components, and what failed."""
-    layers, components = means([v.layers for v in verdicts]), means([v.components for v in verdicts])
+def reward_metrics(results: Sequence[RewardResult], answers: Answers) -> dict[str, float]:
+    """Mean rewards of a batch by layer and component, errors per answer, and the share of answers that ended."""
+    layers, components = means([r.layers for r in results]), means([r.components for r in results])
     return {
         **{f"reward/{name}": value for name, value in (*layers.items(), *components.items())},
-        "reward/errors": mean([float(len(verdict.errors)) for verdict in verdicts]),
+        "reward/errors": mean([float(len(result.errors)) for result in results]),
         "answer/ended": mean([float(ended) for ended in answers.have_ended]),
     }
 
@@ -177,15 +167,15 @@ class _CountFromHere(TrainerCallback):
         state.num_input_tokens_seen = 0
 
 
-class _AsItBegan:
-    """A model to TRL's eyes: the one that is trained, with its trained parameters as they began."""
+class _ReferenceModel:
+    """What TRL calls as its reference model: the trained one, with its trained parameters as they began."""
 
-    def __init__(self, model: Any, beginning: Beginning) -> None:
+    def __init__(self, model: Any, reference: ReferencePolicy) -> None:
         self._model = model
-        self._beginning = beginning
+        self._reference = reference
 
     def __call__(self, **inputs: Any) -> Any:
-        with self._beginning.put_back():
+        with self._reference.active():
             return self._model(**inputs)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 def log_probs(
     logits_BTV: Tensor, ids_BT: Tensor, temperature: float = 1.0, learns_entropy: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """(log-probability of every token that was drawn, entropy of what it was drawn from), both (B, T), in nats.
+    """(log-probability of every sampled token, entropy of its distribution), both (B, T), in nats.
 
     An entropy that is not learned from takes no memory for its gradient, which is as much as the logits take.
     """
@@ -76,7 +76,7 @@ class Moments:
 
 
 def sum_of(numbers: Sequence[Tensor]) -> Tensor:
-    """Of scalars."""
+    """The sum of scalar tensors."""
     return torch.stack(list(numbers)).sum()
 
 
@@ -92,7 +92,7 @@ def whiten(x_BT: Tensor, mask_BT: Tensor, shift_mean: bool = True, moments: Mome
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """The clipped loss, and what is to be watched in it."""
+    """PPO's clipped policy loss, and the metrics that are logged of it."""
 
     loss: Tensor
     clip_fraction: Tensor
@@ -142,7 +142,7 @@ def next_beta(beta: float, kl: float, target: float, num_answers: int, horizon: 
 def explained_variance(
     values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, add: Callable[[Tensor], Tensor] = lambda x: x
 ) -> float:
-    """1 - Var(R - V) / Var(R): 1 where values tell the returns, 0 where a constant would do as well.
+    """1 - Var(R - V) / Var(R): 1 where values predict the returns exactly, 0 where a constant would do as well.
 
     Not a number where all returns are the same; `add` sums a tensor over the processes.
     """

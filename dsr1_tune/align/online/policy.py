@@ -1,4 +1,4 @@
-"""The model that answers, as PPO sees it: log-probabilities of answers, their reference, and values, on one trunk.
+"""The policy of PPO: log-probabilities of answers, those of the reference policy, and values, on one trunk.
 
 Letters: B answers, S tokens of prompt and answer, T tokens of the answer, D model width, V words.
 """
@@ -21,7 +21,7 @@ from dsr1_tune.align.online.losses import log_probs
 from dsr1_tune.config import PpoRun
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.trained.lora import quiet_patterns
-from dsr1_tune.models.trained.start import Beginning
+from dsr1_tune.models.trained.start import ReferencePolicy
 from dsr1_tune.moe.expert_lora import use_grouped_products
 from dsr1_tune.moe.replay import FREE, RoutingReplay
 
@@ -29,8 +29,8 @@ POLICY, VALUE = "default", "value"
 
 
 @dataclass(frozen=True)
-class Portion:
-    """Answers that go through the model together, behind their prompts, right-padded."""
+class MicroBatch:
+    """Prompts with their answers that go through the model in one forward pass, right-padded."""
 
     ids_BS: Tensor
     attention_BS: Tensor
@@ -42,8 +42,8 @@ class Portion:
     """The experts that the rollout chose, (layers, B, S, K); -1 where it chose none."""
 
     @classmethod
-    def of(cls, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], device: Any) -> Portion:
-        """Prompts and answers as token ids."""
+    def of(cls, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], device: Any) -> MicroBatch:
+        """A micro-batch of prompts and answers, given as token ids."""
         longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
         num_tokens = max(map(len, answers))
         ids_BS = torch.zeros(len(prompts), longest, dtype=torch.long)
@@ -59,7 +59,7 @@ class Portion:
             before_BT[line, : len(answer)] = torch.arange(len(prompt) - 1, len(prompt) + len(answer) - 1)
         return cls(*(tensor.to(device) for tensor in (ids_BS, attention_BS, before_BT, answer_BT, mask_BT)))
 
-    def with_routing(self, chosen: Sequence[Tensor]) -> Portion:
+    def with_routing(self, chosen: Sequence[Tensor]) -> MicroBatch:
         """The same, to be sent to the experts that the rollout chose: (L, S, K) of each answer with its prompt."""
         num_layers, _, num_chosen = chosen[0].shape
         routing_LBSK = torch.full((num_layers, *self.ids_BS.shape, num_chosen), FREE, dtype=torch.int16)
@@ -69,8 +69,8 @@ class Portion:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What the model thinks of a portion's answers, token by token."""
+class PolicyOutput:
+    """Log-probability, entropy and value at each token of a micro-batch's answers."""
 
     logp_BT: Tensor
     entropy_BT: Tensor
@@ -78,18 +78,18 @@ class Evaluation:
 
 
 class Policy:
-    """A PEFT model with a value head, and its own beginning as the reference. The base is in memory once."""
+    """A PEFT model with a value head, and itself as it began as the reference policy. The base is in memory once."""
 
     def __init__(self, model: PeftModel, config: PpoRun) -> None:
         self.model = model
         self._temperature = config.rollout.temperature
         self._has_own_value_trunk = config.ppo.value == "own"
-        self._beginning = Beginning.of(model)
+        self._reference = ReferencePolicy.of(model)
         self.replay = RoutingReplay(model) if config.ppo.routing_replay else None
         if self._has_own_value_trunk:
             self._add_value_adapter()
         weight = model.get_output_embeddings().weight
-        # Zero, so that the first values say nothing; float32, as small steps must count.
+        # Zero, so that the first values are neutral; float32, so that small steps are not rounded away.
         self.head = nn.Linear(model.config.get_text_config().hidden_size, 1, device=weight.device)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
@@ -113,7 +113,7 @@ class Policy:
         for layer in self.model.modules():
             if isinstance(layer, LoraLayer):
                 layer.set_adapter(adapter)
-        for parameter in (*self._beginning.parameters, *self._value_weights()):
+        for parameter in (*self._reference.parameters, *self._value_weights()):
             parameter.requires_grad_(True)
 
     def _value_weights(self) -> list[nn.Parameter]:
@@ -126,9 +126,9 @@ class Policy:
         return weights | {f"value_head.{name}": weight for name, weight in self.head.named_parameters()}
 
     def be_deterministic(self) -> None:
-        """No dropout and no noise: old and new probabilities differ by what was learned alone.
+        """Turn off dropout and noise: old and new probabilities differ by training alone.
 
-        Layers are told that they train only for gradient checkpointing's sake; what is inside them is not.
+        Layers are in training mode for gradient checkpointing only; the modules inside them are not.
         """
         self.model.eval()
         self.model.config.use_cache = False
@@ -136,25 +136,25 @@ class Policy:
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.training = self._checkpoints
 
-    def evaluate(self, portion: Portion, with_values: bool = True, learns_entropy: bool = False) -> Evaluation:
+    def forward(self, micro_batch: MicroBatch, with_values: bool = True, learns_entropy: bool = False) -> PolicyOutput:
         """Log-probabilities and entropies of the answers' tokens, and the values before each of them."""
-        hidden_BTD = self._hidden(portion)
+        hidden_BTD = self._hidden(micro_batch)
         logits_BTV = self.model.get_output_embeddings()(hidden_BTD)
-        logp_BT, entropy_BT = log_probs(logits_BTV, portion.answer_BT, self._temperature, learns_entropy)
+        logp_BT, entropy_BT = log_probs(logits_BTV, micro_batch.answer_BT, self._temperature, learns_entropy)
         if not with_values or self._has_own_value_trunk:
-            return Evaluation(logp_BT, entropy_BT, None)
-        return Evaluation(logp_BT, entropy_BT, self._value(hidden_BTD))
+            return PolicyOutput(logp_BT, entropy_BT, None)
+        return PolicyOutput(logp_BT, entropy_BT, self._value(hidden_BTD))
 
-    def values(self, portion: Portion) -> Tensor:
+    def values(self, micro_batch: MicroBatch) -> Tensor:
         """The values (B, T) where they come from a trunk with an adapter of its own.
 
         Call `with policy.value_trunk():` around it and its backward pass, in which checkpoints are computed again.
         """
-        return self._value(self._hidden(portion))
+        return self._value(self._hidden(micro_batch))
 
     @contextmanager
     def counting_replay(self) -> Iterator[None]:
-        """Inside, it is counted how often routers would now choose otherwise than in the rollout."""
+        """Inside, count how often routers would now choose other experts than in the rollout."""
         if self.replay:
             self.replay.is_counting = True
         try:
@@ -172,19 +172,19 @@ class Policy:
         finally:
             self._switch(POLICY)
 
-    def reference(self, portion: Portion) -> Tensor:
-        """Log-probabilities (B, T) of the answers under the model as it began."""
-        with self._beginning.put_back():
-            return self.evaluate(portion, with_values=False).logp_BT
+    def reference(self, micro_batch: MicroBatch) -> Tensor:
+        """Log-probabilities (B, T) of the answers under the reference policy."""
+        with self._reference.active():
+            return self.forward(micro_batch, with_values=False).logp_BT
 
-    def _hidden(self, portion: Portion) -> Tensor:
+    def _hidden(self, micro_batch: MicroBatch) -> Tensor:
         """The trunk's last states before each token of the answers: only they need logits."""
         if self.replay:
-            self.replay.use(portion.routing)
+            self.replay.use(micro_batch.routing)
         hidden_BSD = self.model.get_decoder()(
-            input_ids=portion.ids_BS, attention_mask=portion.attention_BS, use_cache=False
+            input_ids=micro_batch.ids_BS, attention_mask=micro_batch.attention_BS, use_cache=False
         ).last_hidden_state
-        places_BTD = portion.before_BT.unsqueeze(-1).expand(-1, -1, hidden_BSD.shape[-1])
+        places_BTD = micro_batch.before_BT.unsqueeze(-1).expand(-1, -1, hidden_BSD.shape[-1])
         return hidden_BSD.gather(1, places_BTD)
 
     def _value(self, hidden_BTD: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ class Policy:
         return values_BT
 
     def close(self) -> None:
-        """Leave the model with its own adapter alone."""
+        """Remove the value adapter and all hooks from the model."""
         if self.replay:
             self.replay.close()
         if self._has_own_value_trunk:
@@ -204,7 +204,7 @@ class Policy:
 
 @torch.no_grad()
 def check_output(model: PeftModel) -> None:
-    """Some families do more to their logits than a product with the output embeddings. Raises ModelError for them."""
+    """Raise ModelError for a model whose logits are not simply hidden states times the output embeddings."""
     was_training = model.training
     ids = torch.arange(1, 9, device=model.device).unsqueeze(0)
     model.eval()

@@ -1,6 +1,4 @@
-"""Prompts to be answered by the model that learns: how they are encoded, and what the answers are worth before and
-after, on prompts that are held out.
-"""
+"""What PPO and GRPO share: prompts encoded, answers scored by the rewards, and rewards on held-out prompts."""
 
 from __future__ import annotations
 
@@ -8,10 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, TypeVar
 
-from rich import box
-from rich.table import Table
-
-from dsr1_tune.align.online.generate import Answers, draw
+from dsr1_tune.align.online.generate import Answers, generate
 from dsr1_tune.align.preference.log_probs import log_probs
 from dsr1_tune.align.rewards.errors import RewardErrors
 from dsr1_tune.align.rewards.layered import Answered, LayeredReward, RewardResult
@@ -22,6 +17,7 @@ from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Drop, Message, Prompt, Record, Row
 from dsr1_tune.errors import ConfigError, DataError
 from dsr1_tune.models.load import Loaded
+from dsr1_tune.runs.console import plain_table
 from dsr1_tune.runs.data import RunData, divide
 from dsr1_tune.runs.session import Session
 
@@ -31,22 +27,22 @@ MAX_NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class PromptExample:
-    """A prompt as the model is asked it; `record` is the same with the checkable result, if any, as its answer."""
+    """A prompt as token ids; `record` is the same with the expected answer, if any, as its answer."""
 
     prompt: Prompt
     record: Record
     input_ids: tuple[int, ...]
     num_cut: int = 0
     opens_thought: bool = False
-    """Whether the template ends the prompt with <think>."""
+    """Whether the chat template ends the prompt with <think>."""
 
     def answered(self, text: str, num_tokens: int, has_ended: bool) -> Answered:
-        """An answer to this prompt, to be judged."""
+        """An answer to this prompt, to be scored."""
         return Answered(self.prompt.messages, text, self.prompt.answer, num_tokens, has_ended, self.opens_thought)
 
 
 def encode_prompts(prepared: Prepared, tokenizer: Any, config: RolloutRun) -> RunData:
-    """The prompts to learn from and those held out. Raises DataError if none leaves room for an answer."""
+    """Encode prompts, split into training and held-out ones. Raises DataError if none leaves room for an answer."""
     examples: list[PromptExample] = []
     drops: list[Drop] = []
     room = config.schedule.max_tokens - config.rollout.max_new_tokens
@@ -57,7 +53,7 @@ def encode_prompts(prepared: Prepared, tokenizer: Any, config: RolloutRun) -> Ru
             drops.append(outcome.at(row.place, "encode", row.row))
         else:
             examples.append(outcome)
-    # A prompt that stands in several rows, with other results, is on one side.
+    # Rows with the same prompt and other expected answers stay on one side of the split.
     return divide(
         prepared, examples, drops, config, together=lambda row: tuple((m.role, m.content) for m in row.messages)
     )
@@ -81,25 +77,25 @@ def _encode(row: Prompt, tokenizer: Any, room: int) -> PromptExample | Drop:
 
 @dataclass(frozen=True)
 class HeldOutRewards:
-    """What the model's likeliest answers to the held-out prompts are worth."""
+    """The rewards of the model's greedy answers to the held-out prompts."""
 
     reward: float
     layers: dict[str, float]
     components: dict[str, float]
     num_prompts: int
     answer_tokens: float
-    """Mean length."""
+    """Mean length of the answers in tokens."""
     ended: float
     """Share of answers that the model ended itself."""
     loss: float
-    """Nats per token of those answers under the model that gave them; tells a model that was loaded afresh."""
+    """Nats per token of these answers under the model; the check of what was saved compares it."""
     answers: tuple[tuple[int, ...], ...]
     """Their token ids."""
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> HeldOutRewards:
+    def from_json(cls, value: dict[str, Any]) -> HeldOutRewards:
         """The inverse of `as_json`."""
-        return cls(**{**told, "answers": tuple(map(tuple, told["answers"]))})
+        return cls(**{**value, "answers": tuple(map(tuple, value["answers"]))})
 
     def as_json(self) -> dict[str, Any]:
         """For eval.json."""
@@ -111,10 +107,12 @@ class HeldOutRewards:
 
 
 class RolloutSession(Session[Run]):
-    """A run that learns from rewarded answers of its own."""
+    """A session that learns from rewards of answers that the model generates."""
 
     learns: ClassVar[type[Row]] = Prompt
-    judges_loss: ClassVar[bool] = False
+    encode = staticmethod(encode_prompts)
+    result_type = HeldOutRewards
+    watches_loss: ClassVar[bool] = False
     rewards: LayeredReward
     errors: RewardErrors
 
@@ -122,11 +120,6 @@ class RolloutSession(Session[Run]):
     def num_further(cls, config: Any) -> int:
         """The longest answer."""
         return int(config.rollout.max_new_tokens)
-
-    @classmethod
-    def encode(cls, prepared: Prepared, tokenizer: Any, config: Any) -> RunData:
-        """Prompts, as the model is asked them."""
-        return encode_prompts(prepared, tokenizer, config)
 
     def check_rewards(self) -> None:
         """Check the reward file, and that the rows have what it needs. Raises ConfigError and DataError."""
@@ -141,46 +134,46 @@ class RolloutSession(Session[Run]):
                 f"({len(lacking):,} rows have none)",
                 hint='add it: {"prompt": ..., "expected": ...}, or name its column: --map ground_truth=COLUMN',
             )
-        odd = [
-            (prompt.place, said)
+        unusable = [
+            (prompt.place, objection)
             for prompt in dict.fromkeys(example.prompt for example in (*self.data.train, *self.data.held_out))
-            if prompt.answer is not None and (said := self.rewards.objection(prompt.answer))
+            if prompt.answer is not None and (objection := self.rewards.objection(prompt.answer))
         ]
-        if odd:
+        if unusable:
             raise DataError(
-                _listed([f"{place}: its expected answer {said} in {file}" for place, said in odd]),
+                _listed([f"{place}: its expected answer {objection} in {file}" for place, objection in unusable]),
                 hint="mend these rows or take them out; of several columns, name the right one: "
                 "--map ground_truth=COLUMN",
             )
         self.errors = RewardErrors(self.folder.path, self.config.on_reward_error, self.narrator.say)
 
     def load(self) -> Loaded:
-        """The models that judge, and the base."""
+        """Load the reward models, and the base."""
         with self.timed("load_rewards"):
             self.rewards = self.rewards.open()
         return super().load()
 
-    def judge(
+    def score(
         self, examples: Sequence[PromptExample], answers: Answers, step: int | None = None, is_share: bool = True
     ) -> list[RewardResult]:
-        """A verdict for each answer; what fails is counted, and ends the run where that is asked for.
+        """Score each answer; rewards that fail are counted, and end the run with on_reward_error=stop.
 
-        Of several processes each judges its share, or (not `is_share`) all of them the same answers.
+        Of several processes each scores its share, or (not `is_share`) all of them the same answers.
         """
-        texts = self.base.tokenizer.batch_decode(answers.spoken, skip_special_tokens=True)
-        told = [
+        texts = self.base.tokenizer.batch_decode(answers.without_end, skip_special_tokens=True)
+        answered = [
             example.answered(text.strip(), len(ids), ended)
             for example, text, ids, ended in zip(examples, texts, answers.ids, answers.have_ended, strict=True)
         ]
-        verdicts = self.rewards.judge(told)
-        self.errors.note(told, verdicts, step, is_share)
-        return verdicts
+        results = self.rewards.judge(answered)
+        self.errors.note(answered, results, step, is_share)
+        return results
 
-    def measure(self, model: Any) -> HeldOutRewards:
-        """The likeliest answer to each held-out prompt, judged."""
+    def evaluate(self, model: Any) -> HeldOutRewards:
+        """Evaluate the greedy answers to the held-out prompts."""
         examples: list[PromptExample] = self.data.eval_subset
         with self.narrator.counting("answering", len(examples)) as advance:
-            answers = draw(
+            answers = generate(
                 model,
                 [example.input_ids for example in examples],
                 self.base.tokenizer,
@@ -188,11 +181,11 @@ class RolloutSession(Session[Run]):
                 is_greedy=True,
                 advance=advance,
             )
-        verdicts = self.judge(examples, answers, is_share=False)
+        results = self.score(examples, answers, is_share=False)
         return HeldOutRewards(
-            reward=mean([verdict.total for verdict in verdicts]),
-            layers=means([verdict.layers for verdict in verdicts]),
-            components=means([verdict.components for verdict in verdicts]),
+            reward=mean([result.total for result in results]),
+            layers=means([result.layers for result in results]),
+            components=means([result.components for result in results]),
             num_prompts=len(examples),
             answer_tokens=mean([len(ids) for ids in answers.ids]),
             ended=mean([float(ended) for ended in answers.have_ended]),
@@ -201,19 +194,15 @@ class RolloutSession(Session[Run]):
         )
 
     def _loss(self, model: Any, answers: Sequence[Sequence[int]]) -> float:
-        asked = list(zip((example.input_ids for example in self.data.eval_subset), answers, strict=True))
-        return -sum(log_probs(model, asked, self.base.tokenizer.pad_token_id)) / sum(map(len, answers))
-
-    def measured(self, told: dict[str, Any]) -> HeldOutRewards:
-        """From eval.json."""
-        return HeldOutRewards.from_json(told)
+        pairs = list(zip((example.input_ids for example in self.data.eval_subset), answers, strict=True))
+        return -sum(log_probs(model, pairs, self.base.tokenizer.pad_token_id)) / sum(map(len, answers))
 
     def reloaded_loss(self, model: Any) -> float:
-        """Of the very answers that the trained model gave."""
-        return self._loss(model, self.measured(self.folder.evaluation()["after"]).answers)
+        """The loss of the answers that the trained model gave."""
+        return self._loss(model, HeldOutRewards.from_json(self.folder.evaluation()["after"]).answers)
 
     def metrics(self, before: HeldOutRewards, after: HeldOutRewards) -> dict[str, Any]:
-        """Rewards, and how often judging failed."""
+        """Mean rewards before and after, and how often scoring failed."""
         return {
             "reward_before": before.reward,
             "reward_after": after.reward,
@@ -221,16 +210,10 @@ class RolloutSession(Session[Run]):
         }
 
     def show(self, before: HeldOutRewards, after: HeldOutRewards) -> None:
-        """Rewards by layer, before and after."""
+        """Print rewards by layer and component, before and after."""
         what = "held-out prompts" if self.data.held_out else "of the training prompts"
-        table = Table(
-            title=f"Mean reward of the likeliest answers ({after.num_prompts:,} {what})",
-            title_justify="left",
-            title_style="bold",
-            box=box.SIMPLE_HEAD,
-        )
-        for name in ("", "before", "after"):
-            table.add_column(name, justify="right" if name else "left")
+        title = f"Mean reward of the likeliest answers ({after.num_prompts:,} {what})"
+        table = plain_table(title, "", "before", "after")
         table.add_row("reward", f"{before.reward:.4f}", f"{after.reward:.4f}")
         for kind in ("layers", "components"):
             was, now = getattr(before, kind), getattr(after, kind)
@@ -249,11 +232,11 @@ def _listed(lines: Sequence[str]) -> str:
 
 
 def mean(values: Sequence[float]) -> float:
-    """0 for none."""
+    """The arithmetic mean; 0 of no values."""
     return sum(values) / len(values) if values else 0.0
 
 
 def means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of every name."""
+    """The mean of each name's values over the rows that have it."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: mean([row[name] for row in rows if name in row]) for name in names}

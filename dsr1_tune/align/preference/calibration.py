@@ -61,11 +61,11 @@ class PairScores:
     margins: tuple[float, ...]
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> PairScores:
+    def from_json(cls, value: dict[str, Any]) -> PairScores:
         """The inverse of `as_json`."""
-        bins = tuple(Bin(**one) for one in told["bins"])
-        differs = {name: Bucket(**one) for name, one in told["differs"].items()}
-        return cls(**{**told, "bins": bins, "differs": differs, "margins": tuple(told["margins"])})
+        bins = tuple(Bin(**one) for one in value["bins"])
+        differs = {name: Bucket(**one) for name, one in value["differs"].items()}
+        return cls(**{**value, "bins": bins, "differs": differs, "margins": tuple(value["margins"])})
 
     def as_json(self) -> dict[str, Any]:
         """For eval.json."""
@@ -136,7 +136,7 @@ _DPI = 110
 _BLUE, _GREY = "#2b6cb0", "0.45"
 
 
-def draw(scores: PairScores, file: Path) -> None:
+def plot(scores: PairScores, file: Path) -> None:
     """calibration.png: how sure the model was against how often it was right, and the margins of all pairs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -257,12 +257,12 @@ def _tokens(row: Preference | Feedback, answer: Message, tokenizer: Any, sequenc
     if span is None:
         return Drop("nothing_to_learn", "the model is shown nothing of the answer", fix=_LOOK, path=answer.path)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    said = [
+    tokens = [
         number for number, (start, end) in enumerate(encoded["offset_mapping"]) if start < span[1] and span[0] < end
     ]
-    if not said or not said[0]:
+    if not tokens or not tokens[0]:
         return Drop("nothing_to_learn", "the model is shown nothing of the answer", fix=_LOOK, path=answer.path)
-    return _Answered(record, tuple(encoded["input_ids"][: said[-1] + 1]), said[0])
+    return _Answered(record, tuple(encoded["input_ids"][: tokens[-1] + 1]), tokens[0])
 
 
 def _too_long(answered: _Answered, num_prompt: int, config: AlignRun) -> Drop | None:

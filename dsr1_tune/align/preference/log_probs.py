@@ -13,13 +13,13 @@ from dsr1_tune.runs.distributed import group
 from dsr1_tune.runs.evaluate import like_lengths
 
 Ids = Sequence[int]
-Asked = tuple[Ids, Ids]
+PromptAndAnswer = tuple[Ids, Ids]
 """The tokens of a prompt, and those of an answer to it."""
 
 
 @torch.no_grad()
 def log_probs(
-    model: Any, asked: Sequence[Asked], pad_token: int, advance: Callable[[int], None] = lambda count: None
+    model: Any, answers: Sequence[PromptAndAnswer], pad_token: int, advance: Callable[[int], None] = lambda count: None
 ) -> list[float]:
     """log p(answer | prompt) of each, in nats, in their order; `advance` counts answers.
 
@@ -27,9 +27,9 @@ def log_probs(
     """
     was_training = model.training
     model.eval()
-    found = [0.0] * len(asked)
-    for numbers in like_lengths([len(prompt) + len(answer) for prompt, answer in asked]):
-        for number, value in zip(numbers, _of_batch(model, [asked[one] for one in numbers], pad_token), strict=True):
+    found = [0.0] * len(answers)
+    for numbers in like_lengths([len(prompt) + len(answer) for prompt, answer in answers]):
+        for number, value in zip(numbers, _of_batch(model, [answers[one] for one in numbers], pad_token), strict=True):
             found[number] = value
         advance(len(numbers))
     model.train(was_training)
@@ -37,35 +37,37 @@ def log_probs(
 
 
 def shared_log_probs(
-    model: Any, asked: Sequence[Asked], pad_token: int, advance: Callable[[int], None] = lambda count: None
+    model: Any, answers: Sequence[PromptAndAnswer], pad_token: int, advance: Callable[[int], None] = lambda count: None
 ) -> list[float]:
     """The same; of several processes each takes its share, and all get all of it."""
-    mine = range(group.rank(), len(asked), group.world_size())
-    found = log_probs(model, [asked[number] for number in mine], pad_token, advance)
+    mine = range(group.rank(), len(answers), group.world_size())
+    found = log_probs(model, [answers[number] for number in mine], pad_token, advance)
     return [value for _, value in sorted(group.all_gather(list(zip(mine, found, strict=True))))]
 
 
-def _of_batch(model: Any, asked: Sequence[Asked], pad_token: int) -> list[float]:
+def _of_batch(model: Any, answers: Sequence[PromptAndAnswer], pad_token: int) -> list[float]:
     """N answers, padded on the right to T tokens."""
-    lengths = [len(prompt) + len(answer) for prompt, answer in asked]
-    ids_NT = torch.full((len(asked), max(lengths)), pad_token)
+    lengths = [len(prompt) + len(answer) for prompt, answer in answers]
+    ids_NT = torch.full((len(answers), max(lengths)), pad_token)
     mask_NT = torch.zeros_like(ids_NT)
-    is_said_NT = torch.zeros_like(ids_NT, dtype=torch.bool)
-    for row, (prompt, answer) in enumerate(asked):
+    is_answer_NT = torch.zeros_like(ids_NT, dtype=torch.bool)
+    for row, (prompt, answer) in enumerate(answers):
         ids_NT[row, : lengths[row]] = torch.tensor([*prompt, *answer])
         mask_NT[row, : lengths[row]] = 1
-        is_said_NT[row, len(prompt) : lengths[row]] = True
-    # The token at a position is said by the logits of the one before it.
-    first = min(len(prompt) for prompt, _ in asked) - 1
+        is_answer_NT[row, len(prompt) : lengths[row]] = True
+    # The logits at a position predict the token after it.
+    first = min(len(prompt) for prompt, _ in answers) - 1
     kept = torch.arange(first, max(lengths) - 1)
-    ids_NT, mask_NT, is_said_NT = (tensor.to(model.device) for tensor in (ids_NT, mask_NT, is_said_NT))
+    ids_NT, mask_NT, is_answer_NT = (tensor.to(model.device) for tensor in (ids_NT, mask_NT, is_answer_NT))
     logits_NKV = _logits(model, ids_NT, mask_NT, kept.to(model.device))
-    is_said_NK = is_said_NT[:, first + 1 :]
+    is_answer_NK = is_answer_NT[:, first + 1 :]
     wanted_NK = ids_NT[:, first + 1 :]
     # Answer by answer: of the logits, which are large, only one answer's are copied at a time.
     return [
-        -float(functional.cross_entropy(logits_KV[is_said].float(), wanted[is_said], reduction="none").double().sum())
-        for logits_KV, wanted, is_said in zip(logits_NKV, wanted_NK, is_said_NK, strict=True)
+        -float(
+            functional.cross_entropy(logits_KV[is_answer].float(), wanted[is_answer], reduction="none").double().sum()
+        )
+        for logits_KV, wanted, is_answer in zip(logits_NKV, wanted_NK, is_answer_NK, strict=True)
     ]
 
 
@@ -73,8 +75,8 @@ def _logits(model: Any, ids_NT: torch.Tensor, mask_NT: torch.Tensor, kept: torch
     """The logits of the kept positions; where the architecture cannot leave others out, they are cut away."""
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
     if "logits_to_keep" in inspect.signature(bare.forward).parameters:
-        told = model(input_ids=ids_NT, attention_mask=mask_NT, use_cache=False, logits_to_keep=kept)
-        logits: torch.Tensor = told.logits
+        output = model(input_ids=ids_NT, attention_mask=mask_NT, use_cache=False, logits_to_keep=kept)
+        logits: torch.Tensor = output.logits
         return logits
     logits = model(input_ids=ids_NT, attention_mask=mask_NT, use_cache=False).logits
     return logits[:, kept]

@@ -1,6 +1,6 @@
 """What is measured before and after learning from preferences: does the model find the better answer likelier?
 
-Two questions are told apart. *Likelier*: which answer does the model itself prefer, per token or as a whole. *Raised*:
+Two questions are kept apart. *Likelier*: which answer does the model itself prefer, per token or as a whole. *Raised*:
 which answer did training make likelier than it was; β times that change is DPO's implicit reward (arXiv 2305.18290).
 Beside both stands what length alone would say, because chosen answers are often the longer ones.
 """
@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from dsr1_tune.align.preference.encode import FeedbackExample, PairExample
 from dsr1_tune.align.preference.log_probs import log_probs
+from dsr1_tune.runs.console import plain_table
 
 
 @dataclass(frozen=True)
-class Said:
+class AnswerLogProb:
     """An answer under a model: its log-probability in nats, and its number of tokens."""
 
     log_prob: float
@@ -36,8 +36,8 @@ class Said:
 class HeldOutPairs:
     """The held-out pairs under a model, in their order."""
 
-    chosen: tuple[Said, ...]
-    rejected: tuple[Said, ...]
+    chosen: tuple[AnswerLogProb, ...]
+    rejected: tuple[AnswerLogProb, ...]
     differs: tuple[str, ...] = ()
     """What the rows say that the two answers differ in, where any of them does."""
 
@@ -69,7 +69,7 @@ class HeldOutPairs:
     @property
     def num_tokens(self) -> int:
         """Tokens of all answers."""
-        return sum(said.num_tokens for said in (*self.chosen, *self.rejected))
+        return sum(answer.num_tokens for answer in (*self.chosen, *self.rejected))
 
     def by_difference(self) -> dict[str, HeldOutPairs]:
         """The pairs that differ in the same, by what that is."""
@@ -97,7 +97,7 @@ class HeldOutPairs:
         """Mean of -log σ(margin): DPO's own loss on these pairs."""
         return _mean([_softplus(-margin) for margin in self.margins(before, beta)])
 
-    def _both(self) -> Iterable[tuple[Said, Said]]:
+    def _both(self) -> Iterable[tuple[AnswerLogProb, AnswerLogProb]]:
         return zip(self.chosen, self.rejected, strict=True)
 
     def __str__(self) -> str:
@@ -122,7 +122,7 @@ class HeldOutPairs:
     def from_json(cls, value: dict[str, Any]) -> HeldOutPairs:
         """The inverse of `as_json`."""
         pairs = value["pairs"]
-        chosen, rejected = ([Said(**pair[side]) for pair in pairs] for side in ("chosen", "rejected"))
+        chosen, rejected = ([AnswerLogProb(**pair[side]) for pair in pairs] for side in ("chosen", "rejected"))
         return cls(tuple(chosen), tuple(rejected), tuple(value["differs"]))
 
 
@@ -131,17 +131,17 @@ def measure_pairs(
 ) -> HeldOutPairs:
     """Both answers of every pair under the model; `advance` counts answers."""
     answers = [answer for one in examples for answer in (one.chosen_ids, one.rejected_ids)]
-    asked = [(one.prompt_ids, answer) for one in examples for answer in (one.chosen_ids, one.rejected_ids)]
-    said = _said(log_probs(model, asked, pad_token, advance), answers)
+    pairs = [(one.prompt_ids, answer) for one in examples for answer in (one.chosen_ids, one.rejected_ids)]
+    found = _answer_log_probs(log_probs(model, pairs, pad_token, advance), answers)
     differs = tuple(one.differs for one in examples)
-    return HeldOutPairs(said[::2], said[1::2], differs if any(differs) else ())
+    return HeldOutPairs(found[::2], found[1::2], differs if any(differs) else ())
 
 
 @dataclass(frozen=True)
 class HeldOutFeedback:
     """The held-out answers under a model, in their order, and whether people liked them."""
 
-    answers: tuple[Said, ...]
+    answers: tuple[AnswerLogProb, ...]
     is_good: tuple[bool, ...]
 
     @property
@@ -152,23 +152,23 @@ class HeldOutFeedback:
     @property
     def loss(self) -> float:
         """Mean loss over the tokens of the good answers (of all, where none is good), in nats per token."""
-        good = [said for said, is_good in zip(self.answers, self.is_good, strict=True) if is_good]
+        good = [answer for answer, is_good in zip(self.answers, self.is_good, strict=True) if is_good]
         return _mean_loss(good or self.answers)
 
     @property
     def accuracy(self) -> float:
         """Share of the ways to put a good answer beside a bad one in which the good one is likelier, per token."""
-        return self._ranked([said.per_token for said in self.answers])
+        return self._ranked([answer.per_token for answer in self.answers])
 
     @property
     def length_accuracy(self) -> float:
         """The same for the longer answer in place of the likelier one."""
-        return self._ranked([said.num_tokens for said in self.answers])
+        return self._ranked([answer.num_tokens for answer in self.answers])
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all answers."""
-        return sum(said.num_tokens for said in self.answers)
+        return sum(answer.num_tokens for answer in self.answers)
 
     def rewards(self, before: HeldOutFeedback, beta: float) -> list[float]:
         """For each answer how much likelier it became, times β."""
@@ -209,7 +209,8 @@ class HeldOutFeedback:
             "accuracy": _or_none(self.accuracy),
             "length_accuracy": _or_none(self.length_accuracy),
             "answers": [
-                {**asdict(said), "is_good": is_good} for said, is_good in zip(self.answers, self.is_good, strict=True)
+                {**asdict(answer), "is_good": is_good}
+                for answer, is_good in zip(self.answers, self.is_good, strict=True)
             ],
         }
 
@@ -217,21 +218,21 @@ class HeldOutFeedback:
     def from_json(cls, value: dict[str, Any]) -> HeldOutFeedback:
         """The inverse of `as_json`."""
         answers = value["answers"]
-        said = tuple(Said(answer["log_prob"], answer["num_tokens"]) for answer in answers)
-        return cls(said, tuple(answer["is_good"] for answer in answers))
+        found = tuple(AnswerLogProb(answer["log_prob"], answer["num_tokens"]) for answer in answers)
+        return cls(found, tuple(answer["is_good"] for answer in answers))
 
 
 def measure_feedback(
     model: Any, examples: Sequence[FeedbackExample], pad_token: int, advance: Callable[[int], None] = lambda count: None
 ) -> HeldOutFeedback:
     """Every answer under the model; `advance` counts them."""
-    asked = [(one.prompt_ids, one.completion_ids) for one in examples]
-    said = _said(log_probs(model, asked, pad_token, advance), [one.completion_ids for one in examples])
-    return HeldOutFeedback(said, tuple(one.feedback.is_good for one in examples))
+    pairs = [(one.prompt_ids, one.completion_ids) for one in examples]
+    found = _answer_log_probs(log_probs(model, pairs, pad_token, advance), [one.completion_ids for one in examples])
+    return HeldOutFeedback(found, tuple(one.feedback.is_good for one in examples))
 
 
 def compared(before: Any, after: Any, beta: float) -> dict[str, float | None]:
-    """Before and after in numbers, for manifest and eval.json; None is what cannot be told of so few rows."""
+    """Before and after in numbers, for manifest and eval.json; None where there are too few rows."""
     numbers = {
         "accuracy_before": before.accuracy,
         "accuracy_after": after.accuracy,
@@ -249,14 +250,8 @@ def as_table(before: Any, after: Any, beta: float, are_held_out: bool) -> Table:
     is_paired = isinstance(after, HeldOutPairs)
     good, bad = ("chosen", "rejected") if is_paired else ("good", "bad")
     count = f"{after.num_pairs:,} pairs" if is_paired else f"{len(after.answers):,} answers"
-    table = Table(
-        title=f"{'Held-out' if are_held_out else 'Training'} preferences ({count}, {after.num_tokens:,} tokens)",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-    )
-    for name in ("", "before", "after", "change"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    title = f"{'Held-out' if are_held_out else 'Training'} preferences ({count}, {after.num_tokens:,} tokens)"
+    table = plain_table(title, "", "before", "after", "change")
 
     def shares(what: str, was: float, now: float) -> None:
         change = "" if math.isnan(now) else f"{100 * (now - was):+.1f} points"
@@ -281,16 +276,16 @@ def _change(was: float, now: float) -> str:
     return f"{now / was - 1:+.1%}" if was else ""
 
 
-def _said(values: Sequence[float], answers: Sequence[Sequence[int]]) -> tuple[Said, ...]:
-    return tuple(Said(value, len(answer)) for value, answer in zip(values, answers, strict=True))
+def _answer_log_probs(values: Sequence[float], answers: Sequence[Sequence[int]]) -> tuple[AnswerLogProb, ...]:
+    return tuple(AnswerLogProb(value, len(answer)) for value, answer in zip(values, answers, strict=True))
 
 
-def _where(answers: Sequence[Said], names: Sequence[str], name: str) -> tuple[Said, ...]:
-    return tuple(said for said, its in zip(answers, names, strict=True) if its == name)
+def _where(answers: Sequence[AnswerLogProb], names: Sequence[str], name: str) -> tuple[AnswerLogProb, ...]:
+    return tuple(answer for answer, its in zip(answers, names, strict=True) if its == name)
 
 
-def _mean_loss(answers: Sequence[Said]) -> float:
-    return -sum(said.log_prob for said in answers) / sum(said.num_tokens for said in answers)
+def _mean_loss(answers: Sequence[AnswerLogProb]) -> float:
+    return -sum(answer.log_prob for answer in answers) / sum(answer.num_tokens for answer in answers)
 
 
 def _share(pairs: Iterable[tuple[float, float]]) -> float:

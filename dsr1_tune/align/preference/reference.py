@@ -1,4 +1,4 @@
-"""The reference that DPO and KTO compare with: the model as it begins, asked once before the first step.
+"""The reference policy of DPO and KTO: the model as it begins, whose log-probabilities are computed before step 1.
 
 The log-probabilities of all answers then stand in the rows, so that no step pays for a second forward pass, and no
 second model, nor a second adapter, is ever in memory: it is the same for lora, qlora, full and a start adapter.
@@ -8,36 +8,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from peft import PeftModel
 from torch import nn
 
 from dsr1_tune.runs.trainer.trainer import Resumable
 
 
 class PrecomputedReference(Resumable):
-    """A trainer of TRL's that learns from encoded rows in which the reference's log-probabilities stand already."""
+    """A TRL trainer that learns from encoded rows with precomputed reference log-probabilities."""
 
     def __init__(self, **given: Any) -> None:
         """As Resumable. TRL copies the adapter of a PEFT model as its reference, unless it is given one."""
-        self._patched = _bare(given["model"])
-        self._forward = vars(self._patched).get("forward")
-        super().__init__(ref_model=_Nobody(given["model"].config), **given)
+        super().__init__(ref_model=_Placeholder(given["model"].config), **given)
         self.ref_model: Any = None
         self.precompute_ref_logps = True
 
     def _prepare_dataset(self, dataset: Any, *given: Any) -> Any:
         return dataset
 
-    def close(self) -> None:
-        """Take TRL's own way of computing log-probabilities off the model, too."""
-        super().close()
-        vars(self._patched).pop("forward", None)
-        if self._forward is not None:
-            self._patched.forward = self._forward
 
-
-class _Nobody(nn.Module):
-    """Holds the place of a reference model while TRL's trainer is made; nobody ever asks it."""
+class _Placeholder(nn.Module):
+    """Stands for a reference model while TRL's trainer is made; it is never called."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -46,7 +36,3 @@ class _Nobody(nn.Module):
     def forward(self) -> None:
         """Never called."""
         raise AssertionError("the reference stands in the rows")
-
-
-def _bare(model: Any) -> Any:
-    return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -1,4 +1,4 @@
-"""What the ways of alignment have in common, from the base to a checked run; and what DPO and KTO have."""
+"""What DPO and KTO share: a session that compares the model with its reference on the held-out rows."""
 
 from __future__ import annotations
 
@@ -6,96 +6,78 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from dsr1_tune.align.preference.log_probs import Asked, shared_log_probs
-from dsr1_tune.align.preference.metrics import HeldOutFeedback, HeldOutPairs, as_table, compared
-from dsr1_tune.models.meta import meta_model
-from dsr1_tune.models.trained.attach import attach_adapter
-from dsr1_tune.models.trained.full import enable_full_training, save_model
-from dsr1_tune.models.trained.lora import load_plain_adapter, save_adapter
-from dsr1_tune.models.trained.start import begin_adapter, check_begin
+from datasets import Dataset
+from transformers import TrainerCallback, TrainingArguments
+
+from dsr1_tune.align.preference.log_probs import PromptAndAnswer, shared_log_probs
+from dsr1_tune.align.preference.metrics import as_table, compared
+from dsr1_tune.align.preference.reference import PrecomputedReference
 from dsr1_tune.runs.distributed import group
 from dsr1_tune.runs.session import Session
-
-
-def learn(session: Session[Any]) -> None:
-    """Load, look, train, save, look again, check what was saved."""
-    config, folder = session.config, session.folder
-    if config.method == "full":
-        # What cannot be trained is refused before weights are loaded.
-        enable_full_training(meta_model(session.base.config), config.train.only)
-        _train_full(session)
-        session.check(lambda saved: saved.model, whole=folder.model)
-        return
-    check_begin(config, session.base.config)
-    _train_adapter(session)
-    if config.method == "qlora":
-        session.check(lambda base: attach_adapter(base, folder.adapter))
-    else:
-        # What any other user of the adapter gets.
-        session.check(lambda base: load_plain_adapter(base.model, folder.adapter), how=" with plain PEFT")
-
-
-def _train_adapter(session: Session[Any]) -> None:
-    loaded = session.load()
-    if session.quantized:
-        session.audit_bits(loaded.model)
-    model = begin_adapter(loaded, session.config)
-    session.audit(model)
-    session.evaluate_before(model)
-    session.fit(model)
-    session.save(lambda: save_adapter(model, session.base, session.folder.adapter))
-    session.evaluate_after(model)
-
-
-def _train_full(session: Session[Any]) -> None:
-    model = session.load().model
-    enable_full_training(model, session.config.train.only)
-    session.audit(model)
-    session.evaluate_before(model)
-    session.fit(model)
-    session.save(lambda: save_model(model, session.base, session.folder.model))
-    session.evaluate_after(model)
+from dsr1_tune.runs.trainer.arguments import as_arguments, compute_dtype
 
 
 @dataclass
 class PreferenceSession(Session[Any]):
-    """A session that compares answers with how the reference, the model as it began, found them.
+    """A session whose loss compares the policy with the reference policy: the model as it was before training.
 
-    Its kinds say what they are `told_as` and what is measured.
+    Subclasses state the rows, the result, the trainer and its own arguments.
     """
 
-    told_as: ClassVar[type[HeldOutPairs] | type[HeldOutFeedback]]
+    trainer_type: ClassVar[type[PrecomputedReference]]
+    arguments_type: ClassVar[type[TrainingArguments]]
     reference: list[float] | None = None
-    """log p(answer | prompt) under the reference, of every answer that is learned from."""
+    """log p(answer | prompt) under the reference policy, of every answer that is learned from."""
+
+    def loss_arguments(self) -> dict[str, Any]:
+        """The trainer's arguments that set the method's loss."""
+        raise NotImplementedError
+
+    def training_rows(self, model: Any) -> Dataset:
+        """The training rows in the trainer's columns, with the reference's log-probabilities."""
+        raise NotImplementedError
 
     @property
     def beta(self) -> float:
-        """How dear it is to leave the reference; every method has its own in the settings of its name."""
+        """KL regularisation strength: the `beta` of the method's own settings; higher stays closer to the reference."""
         return float(getattr(self.config, self.command).beta)
 
-    def reference_log_probs(self, model: Any, asked: Sequence[Asked]) -> list[float]:
-        """What the model as it begins makes of the answers; a run that is rolled back is told the same again."""
+    def reference_log_probs(self, model: Any, answers: Sequence[PromptAndAnswer]) -> list[float]:
+        """The answers' log-probabilities under the model as it begins, computed once, also for a run rolled back."""
         if self.reference is None:
-            with self.narrator.counting("asking the reference", len(asked)) as advance, self.timed("reference"):
-                self.reference = shared_log_probs(model, asked, self.base.tokenizer.pad_token_id, advance)
+            with self.narrator.counting("asking the reference", len(answers)) as advance, self.timed("reference"):
+                self.reference = shared_log_probs(model, answers, self.base.tokenizer.pad_token_id, advance)
         return self.reference
 
-    def measured(self, told: dict[str, Any]) -> Any:
-        """What `measure` gave, from its JSON."""
-        return self.told_as.from_json(told)
+    def trainer(self, model: Any, callbacks: list[TrainerCallback]) -> PrecomputedReference:
+        """The method's TRL trainer, over rows that hold the reference's log-probabilities already."""
+        rows = self.training_rows(model)
+        args = as_arguments(
+            self.arguments_type,
+            self.config,
+            self.folder,
+            compute_dtype(model),
+            # Rows come encoded; none is truncated.
+            max_length=None,
+            router_aux_loss_coef=0.0,
+            # TRL would turn off the adapter's dropout, too.
+            disable_dropout=not self.config.adapter.dropout,
+            **self.loss_arguments(),
+        )
+        return self.build_trainer(self.trainer_type, model, callbacks, args, rows)
 
     def watched_loss(self, model: Any) -> float:
         """The method's own loss on the held-out rows: that of the good answers alone may well rise."""
-        before = self.measured(group.from_main(self.folder.evaluation)["before"])
-        return float(self.measure(model).preference_loss(before, self.beta))
+        before = self.result_type.from_json(group.from_main(self.folder.evaluation)["before"])
+        return float(self.evaluate(model).preference_loss(before, self.beta))
 
     def evaluate_after(self, model: Any) -> None:
-        """As always; eval.json also tells how far good answers were told from bad ones."""
+        """Also record in eval.json how well good and bad answers are told apart."""
         super().evaluate_after(model)
         if not self.is_main:
             return
-        told = self.folder.evaluation()
-        before, after = self.measured(told["before"]), self.measured(told["after"])
+        evaluation = self.folder.evaluation()
+        before, after = (self.result_type.from_json(evaluation[stage]) for stage in ("before", "after"))
         self.folder.write_evaluation(preferences={**compared(before, after, self.beta), "beta": self.beta})
 
     def metrics(self, before: Any, after: Any) -> dict[str, Any]:
@@ -103,5 +85,5 @@ class PreferenceSession(Session[Any]):
         return super().metrics(before, after) | compared(before, after, self.beta)
 
     def show(self, before: Any, after: Any) -> None:
-        """The accuracies before and after, beside that of length alone."""
+        """The accuracies before and after, next to that of length alone."""
         self.narrator.console.print(as_table(before, after, self.beta, are_held_out=bool(self.data.held_out)))

@@ -181,21 +181,21 @@ def _only_new_columns(num_old: int) -> Callable[[Tensor], Tensor]:
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """The trained parameters of a model as they were when it was made."""
+class ReferencePolicy:
+    """The reference policy: a model's trained parameters as they were when this was made, without a second model."""
 
     parameters: tuple[nn.Parameter, ...]
     values: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, model: nn.Module) -> Beginning:
-        """Keep a copy of what is trained: as many numbers as the adapter has."""
+    def of(cls, model: nn.Module) -> ReferencePolicy:
+        """Copy the trainable parameters of `model`, which are few where an adapter is trained."""
         trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
         return cls(trained, tuple(parameter.detach().clone() for parameter in trained))
 
     @contextmanager
-    def put_back(self) -> Iterator[None]:
-        """Inside, the model is as it began: the reference. Nothing is copied, and no gradient may be taken."""
+    def active(self) -> Iterator[None]:
+        """Inside, the model is the reference policy. Nothing is copied, and no gradients are computed."""
         now = [parameter.data for parameter in self.parameters]
         try:
             for parameter, value in zip(self.parameters, self.values, strict=True):

@@ -31,7 +31,7 @@ def _is_set(name: str) -> bool:
     return os.environ.get(name, "").lower() in ("1", "true", "yes")
 
 
-# What `accelerate launch` was told, before accelerate itself writes into the environment.
+# What `accelerate launch` is configured with, read before accelerate itself writes into the environment.
 ACCELERATES_STRATEGY: Literal["fsdp2", "zero3", None] = (
     "fsdp2" if _is_set("ACCELERATE_USE_FSDP") else "zero3" if _is_set("ACCELERATE_USE_DEEPSPEED") else None
 )
@@ -57,7 +57,7 @@ def join(parallel: Parallel) -> None:
     if num_gpus:
         torch.cuda.set_device(rank_here)
     if not distributed.is_initialized():
-        # What is said between processes about the run itself goes by gloo, GPUs or not.
+        # Messages between processes about the run itself use gloo, with or without GPUs.
         distributed.init_process_group("cpu:gloo,cuda:nccl" if num_gpus else "gloo", timeout=_TIMEOUT)
 
 
@@ -98,9 +98,9 @@ def as_launched(config: Run, is_resumed: bool, say: Callable[[str], None]) -> Ru
     try:
         return type(config).model_validate(tree)
     except ValidationError as error:
-        said = error.errors()[0]["msg"]
-        hint = "choose another parallel.strategy" if "strategy" in said else "start fewer processes, or change that"
-        raise ConfigError(said, hint=hint) from None
+        message = error.errors()[0]["msg"]
+        hint = "choose another parallel.strategy" if "strategy" in message else "start fewer processes, or change that"
+        raise ConfigError(message, hint=hint) from None
 
 
 _ZERO3 = "--config_file configs/accelerate/zero3.yaml"

@@ -64,10 +64,10 @@ def run_in_processes(arguments: Sequence[str], number: int) -> int:
             for process in processes:
                 with suppress(ProcessLookupError):
                     process.popen.kill()
-        told = min(failed, key=_cause) if failed else processes[0]
+        cause = min(failed, key=_cause) if failed else processes[0]
         # What else goes wrong when all stop at once means nothing.
-        is_stopped = failed and was_interrupted() and _cause(told) != _USERS_ERROR
-        return INTERRUPTED if is_stopped else told.report()
+        is_stopped = failed and was_interrupted() and _cause(cause) != _USERS_ERROR
+        return INTERRUPTED if is_stopped else cause.report()
 
 
 @dataclass(frozen=True)

@@ -81,3 +81,8 @@ def _sharing(config: TuneRun) -> dict[str, Any]:
     # Whole layers: an expert's weights are read while its layer runs. Checkpoints that any number of processes reads.
     settings = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "state_dict_type": "FULL_STATE_DICT"}
     return {"fsdp": True, "fsdp_config": settings}
+
+
+def compute_dtype(model: Any) -> torch.dtype:
+    """The dtype of the weights that are not quantized, in which matrix products are computed."""
+    return next(weight.dtype for weight in model.get_input_embeddings().parameters())

@@ -35,14 +35,14 @@ class GradientCheck(TrainerCallback):
 
 
 class TrainLog(TrainerCallback):
-    """Appends every optimizer step's numbers to train_log.jsonl; what a resumed run does again is replaced.
+    """Appends every optimizer step's numbers to train_log.jsonl; steps that a resumed run repeats are replaced.
 
-    `beside` gives what else belongs into the line of the step that is being logged.
+    `log_fields` gives further fields for the line of the step that is being logged.
     """
 
-    def __init__(self, folder: RunFolder, beside: Callable[[], dict[str, Any]] = dict) -> None:
+    def __init__(self, folder: RunFolder, log_fields: Callable[[], dict[str, Any]] = dict) -> None:
         self._folder = folder
-        self._beside = beside
+        self._log_fields = log_fields
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Drop the lines of steps beyond the checkpoint that the run goes on from."""
@@ -59,7 +59,7 @@ class TrainLog(TrainerCallback):
             "step": state.global_step,
             "epoch": round(state.epoch or 0.0, 4),
             **{name: value for name, value in logs.items() if name != "epoch"},
-            **self._beside(),
+            **self._log_fields(),
         }
         with self._folder.log_file.open("a", encoding="utf-8") as log:
             log.write(json.dumps(numbers) + "\n")
@@ -104,30 +104,34 @@ class GracefulStop(TrainerCallback):
     """Ctrl-C (or a cluster's SIGTERM) finishes the step, saves a checkpoint and stops; a second one stops at once."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.was_asked = False
-        self._asked_at = 0.0
+        self.was_requested = False
+        self._requested_at = 0.0
         self._say = say
         self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the signals over."""
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
+            self._before[number] = signal.signal(number, self._request)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.was_asked and group.world_size() > 1 and time.monotonic() - self._asked_at < _SAME_PRESS_SECONDS:
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if (
+            self.was_requested
+            and group.world_size() > 1
+            and time.monotonic() - self._requested_at < _SAME_PRESS_SECONDS
+        ):
             return  # torch's launcher passes on what the terminal has sent to every process already
-        self._asked_at = time.monotonic()
-        if self.was_asked:
+        self._requested_at = time.monotonic()
+        if self.was_requested:
             self.give_back()
             raise KeyboardInterrupt
-        self.was_asked = True
+        self.was_requested = True
         self._say("stopping: the step is finished and a checkpoint saved (press Ctrl-C again to stop at once)")
 
     def on_step_end(self, args: Any, state: Any, control: TrainerControl, **kwargs: Any) -> None:
-        """Save and stop, once asked; all processes after the same step, whichever was asked."""
-        self.was_asked = group.any_of(self.was_asked)
-        if self.was_asked:
+        """Save and stop once requested; all processes after the same step, whichever received the signal."""
+        self.was_requested = group.any_of(self.was_requested)
+        if self.was_requested:
             control.should_save = True
             control.should_training_stop = True
 
@@ -151,7 +155,7 @@ class ProgressBar(TrainerCallback):
             TextColumn("training"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -160,7 +164,7 @@ class ProgressBar(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Show the bar."""
         self._bar.start()
-        self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, said="")
+        self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, text="")
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Move the bar."""
@@ -173,12 +177,12 @@ class ProgressBar(TrainerCallback):
         speed = float(logs.get("num_tokens", 0.0)) / max(float(logs.get("seconds", 0.0)), 1e-9)
         # Of answers of its own, a model's loss tells nothing: it compares them with one another.
         name, value = ("reward", logs["reward/mean"]) if "reward/mean" in logs else ("loss", logs["loss"])
-        said = f"{name} {float(value):.3f}  {speed:,.0f} tokens/s"
-        self._bar.update(self._task, said=said)
+        text = f"{name} {float(value):.3f}  {speed:,.0f} tokens/s"
+        self._bar.update(self._task, text=text)
         every = math.ceil(state.max_steps / 10)
         is_due = state.global_step % every == 0 or state.global_step == state.max_steps
         if not self._console.is_terminal and is_due:
-            self._console.print(f"step {state.global_step}/{state.max_steps}  {said}")
+            self._console.print(f"step {state.global_step}/{state.max_steps}  {text}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave the bar as it stands."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from transformers import Adafactor
 
 from dsr1_tune.config import AlignRun, EsftRun, FullRun, LoraRun, QloraRun, Schedule, TuneRun
 from dsr1_tune.errors import ConfigError
-from dsr1_tune.runs.trainer.stochastic_adamw import Rounding, StochasticAdamW
+from dsr1_tune.runs.trainer.stochastic_adamw import Rounding, StochasticAdamW, load_exactly
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8
 _NO_DECAY = ("bias", "norm", "magnitude")
@@ -70,7 +69,7 @@ def build(
 
 
 def _groups(model: nn.Module, schedule: Schedule, lora_plus: float) -> list[dict[str, Any]]:
-    """The trainable weights by learning rate and decay; the plain learning rate comes first, as the one to be told."""
+    """The trainable weights by learning rate and decay; the base learning rate comes first: it is logged."""
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
@@ -118,13 +117,4 @@ class ExactAdafactor(Adafactor):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved state."""
         super().load_state_dict(state_dict)
-        ids = _flat(group["params"] for group in state_dict["param_groups"])
-        weights = _flat(group["params"] for group in self.param_groups)
-        for number, weight in zip(ids, weights, strict=True):
-            for key, value in state_dict["state"].get(number, {}).items():
-                if isinstance(value, torch.Tensor):
-                    self.state[weight][key] = value.to(weight.device, copy=True)
-
-
-def _flat(lists: Iterable[list[Any]]) -> list[Any]:
-    return [item for items in lists for item in items]
+        load_exactly(self, state_dict)

@@ -1,4 +1,4 @@
-"""The proof that a model keeps packed examples apart, by trying it; and masks for models that need to be told."""
+"""Cross-contamination check of packing: no example of a sequence may see another; masks where models need them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def largest_difference(model: Any, pad_token: int = 0) -> float:
 
 
 def _drawn(vocab_size: int) -> list[Packed]:
-    """Sequences of tokens drawn at random, the same every time."""
+    """Random sequences of tokens, the same every time."""
     generator = torch.Generator().manual_seed(0)
     sequences = []
     for lengths in _LENGTHS:

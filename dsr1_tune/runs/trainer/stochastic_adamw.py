@@ -80,13 +80,17 @@ class StochasticAdamW(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved state, in float32: torch would round it to the weights' dtype."""
         super().load_state_dict(state_dict)
-        saved_ids = [number for group in state_dict["param_groups"] for number in group["params"]]
-        weights = [weight for group in self.param_groups for weight in group["params"]]
-        for number, weight in zip(saved_ids, weights, strict=True):
-            for name in ("exp_avg", "exp_avg_sq"):
-                if number in state_dict["state"]:
-                    saved = state_dict["state"][number][name]
-                    self.state[weight][name] = saved.to(device=weight.device, dtype=torch.float32, copy=True)
+        load_exactly(self, state_dict)
+
+
+def load_exactly(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    """Restore the tensors of an optimizer's state as they were saved; torch rounds them to the weights' dtype."""
+    numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for number, weight in zip(numbers, weights, strict=True):
+        for name, saved in state_dict["state"].get(number, {}).items():
+            if isinstance(saved, Tensor) and name != "step":
+                optimizer.state[weight][name] = saved.to(weight.device, copy=True)
 
 
 def _generator(device: torch.device, seed: int, step: int) -> torch.Generator:

@@ -39,6 +39,9 @@ class Resumable(Trainer):
         self._config = config or TuneRun()
         self.before_clipping: Callable[[float], None] = lambda scale: None
         self._quantized = quantized
+        # TRL's trainers replace the forward of the model itself, under PEFT that of the base.
+        self._patched = given["model"].get_base_model() if isinstance(given["model"], PeftModel) else given["model"]
+        self._forward = vars(self._patched).get("forward")
         args = given["args"]
         self._global_batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self._num_records = len(given["train_dataset"])
@@ -75,8 +78,11 @@ class Resumable(Trainer):
             super()._run_epoch(*args, **kwargs)
 
     def close(self) -> None:
-        """Take off the model what listens to it; also when training ended by an error."""
+        """Remove hooks and TRL's forward from the model, also when training ended by an error."""
         forget_8_bit()
+        vars(self._patched).pop("forward", None)
+        if self._forward is not None:
+            self._patched.forward = self._forward
         if self.neftune_noise_alpha is not None and hasattr(self, "neftune_hook_handle"):
             self.neftune_hook_handle.remove()
 

@@ -53,14 +53,14 @@ class Alarm:
 
     @property
     def last_good_step(self) -> int:
-        """A checkpoint after more steps than that may hold the fault: a bad loss tells of the weights before it."""
+        """A checkpoint after more steps than that may hold the fault: a loss is that of the weights before its step."""
         return self.since_step - (2 if self.what in ("nan_loss", "nan_gradient", "loss_spike") else 1)
 
     def as_json(self) -> dict[str, Any]:
         """For the log and the manifest."""
-        told = asdict(self)
-        told["try"] = told.pop("try_")
-        return told
+        fields = asdict(self)
+        fields["try"] = fields.pop("try_")
+        return fields
 
     def __str__(self) -> str:
         return f"{WHAT[self.what]} ({self.where}, since step {self.since_step}): {self.detail}. Try: {self.try_}"
@@ -68,7 +68,7 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Numbers:
-    """What one optimizer step came to; `routing` are this step's own counts."""
+    """The metrics of one optimizer step; `routing` holds this step's own counts."""
 
     step: int
     loss: float
@@ -79,9 +79,9 @@ class Numbers:
 
 
 class Detector(Protocol):
-    """Looks at one step after the other, in order, and says what is wrong."""
+    """Checks one step after the other, in order, for one kind of fault."""
 
-    def look(self, now: Numbers) -> Iterator[Alarm]:
+    def check(self, now: Numbers) -> Iterator[Alarm]:
         """The alarms of this step; the same fault may be named at every step that it lasts."""
 
 
@@ -91,14 +91,14 @@ def alarm(what: Kind, where: str, since_step: int, detail: str) -> Alarm:
 
 
 class Run:
-    """How many looks in a row have been bad, and since which step."""
+    """How many checks in a row were bad, and since which step."""
 
     def __init__(self) -> None:
         self.since = 0
         self._length = 0
 
     def go_on(self, step: int, is_bad: bool) -> int:
-        """One look more; returns how many have been bad in a row."""
+        """Count one more check; returns how many have been bad in a row."""
         if is_bad and self._length == 0:
             self.since = step
         self._length = self._length + 1 if is_bad else 0

@@ -27,8 +27,8 @@ class NotANumber:
         self._patience = self.PATIENCE_OF_SCALING if may_overflow else 1
         self._run: dict[str, Run] = {}
 
-    def look(self, now: Numbers) -> Iterator[Alarm]:
-        """Judge one step."""
+    def check(self, now: Numbers) -> Iterator[Alarm]:
+        """Check one step."""
         if not math.isfinite(now.loss):
             yield alarm("nan_loss", "loss", now.step, f"{now.loss}")
         bad = [group for group, norm in now.grad_norms.items() if not math.isfinite(norm)]
@@ -54,12 +54,12 @@ class LossSpike:
         self._lately = _Lately()
         self._run = Run()
 
-    def look(self, now: Numbers) -> Iterator[Alarm]:
-        """Judge one step."""
+    def check(self, now: Numbers) -> Iterator[Alarm]:
+        """Check one step."""
         if not math.isfinite(now.loss):
             return
         middle, scatter, top = self._lately.recent_median, self._lately.jitter, self._lately.top
-        # A loss that is nearly nought doubles at nothing.
+        # A loss near zero doubles easily.
         is_high = (
             self._lately.is_known and now.loss > max(middle + self.SCATTERS * scatter, self.RATIO * middle, top) + 0.05
         )
@@ -81,8 +81,8 @@ class GradientExplosion:
         self._lately: dict[str, _Lately] = {}
         self._run: dict[str, Run] = {}
 
-    def look(self, now: Numbers) -> Iterator[Alarm]:
-        """Judge one step; scatter is that of the logarithms, as norms scatter by factors."""
+    def check(self, now: Numbers) -> Iterator[Alarm]:
+        """Check one step; scatter is that of the logarithms, as norms scatter by factors."""
         for group, norm in _finite(now.grad_norms):
             lately, run = self._lately.setdefault(group, _Lately()), self._run.setdefault(group, Run())
             size = math.log(norm) if norm > 0 else -math.inf
@@ -97,7 +97,7 @@ class GradientExplosion:
 
 
 class GradientVanishing:
-    """A group's gradient has become nothing beside what it was, though there is still something to be learned."""
+    """A group's gradient has vanished compared with what it was, while the loss is still high."""
 
     PATIENCE = 5
     RATIO = 1e-3
@@ -108,8 +108,8 @@ class GradientVanishing:
         self._run: dict[str, Run] = {}
         self._losses = _Lately()
 
-    def look(self, now: Numbers) -> Iterator[Alarm]:
-        """Judge one step."""
+    def check(self, now: Numbers) -> Iterator[Alarm]:
+        """Check one step."""
         # Gradients that shrink along with the loss have done their work.
         is_learned = self._losses.is_known and now.loss < self.LOSS_LEFT * self._losses.median
         for group, norm in _finite(now.grad_norms):
@@ -136,8 +136,8 @@ class Overfitting:
         self._best, self._best_step, self._train_at_best = math.inf, 0, math.inf
         self._run = Run()
 
-    def look(self, now: Numbers) -> Iterator[Alarm]:
-        """Judge one step; nothing is said at steps without an evaluation."""
+    def check(self, now: Numbers) -> Iterator[Alarm]:
+        """Check one step; steps without an evaluation give no alarm."""
         if math.isfinite(now.loss):
             self._lately.append(now.loss)
         if now.eval_loss is None or not math.isfinite(now.eval_loss) or not self._lately:

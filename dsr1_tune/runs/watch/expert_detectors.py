@@ -32,8 +32,8 @@ class RouterCollapse:
         self._worst_violation = num_experts / base.num_chosen - 1
         self._run = {layer: Run() for layer in base.layers}
 
-    def look(self, now: Numbers) -> Iterator[Alarm]:
-        """Judge one step."""
+    def check(self, now: Numbers) -> Iterator[Alarm]:
+        """Check one step."""
         if now.routing is None:
             return
         self._window.add(now.routing)
@@ -71,8 +71,8 @@ class DeadExperts:
         self._last_step_LE = torch.zeros(base.load_LE.shape, dtype=torch.int64)
         self._first_step: int | None = None
 
-    def look(self, now: Numbers) -> Iterator[Alarm]:
-        """Judge one step."""
+    def check(self, now: Numbers) -> Iterator[Alarm]:
+        """Check one step."""
         if now.routing is None:
             return
         if self._first_step is None:

@@ -20,7 +20,7 @@ class GradientNorms:
         self._squares_G: Tensor | None = None
 
     @torch.no_grad()
-    def look(self, model: nn.Module, scale: float = 1.0) -> None:
+    def measure(self, model: nn.Module, scale: float = 1.0) -> None:
         """Call it with complete gradients; `scale` is what float16's loss was multiplied by."""
         if not self._parameters:
             self._learn(model)
@@ -45,7 +45,7 @@ class GradientNorms:
         self._squares_G = squares_G
 
     def take(self) -> dict[str, float]:
-        """The norms of the last look, by group; empty if there was none."""
+        """The norms of the last measurement, by group; empty if there was none."""
         if self._squares_G is None:
             return {}
         norms = self._squares_G.sqrt().tolist()

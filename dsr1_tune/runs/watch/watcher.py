@@ -1,4 +1,4 @@
-"""Watches a training run: completes each step's numbers, judges them, and acts when there is an alarm.
+"""Watches a training run: completes each step's metrics, checks them, and acts when there is an alarm.
 
 The watcher comes before every other callback, so that the log, the bar and the trackers all see the same numbers.
 """
@@ -50,7 +50,7 @@ def noting_routing(model: nn.Module, folder: RunFolder, stage: str) -> Iterator[
 
 
 class Watcher(TrainerCallback):
-    """Adds to each step's numbers what the trainer does not know, and looks for what is wrong in them.
+    """Adds metrics that the trainer does not have to each step, and checks all of them for faults.
 
     `evaluate` measures the held-out loss of the model it is given; `say` prints a line. Raises `RollBack` out of the
     training loop where an alarm is to be answered so; after training, `raise_if_stopped` tells if one ended it.
@@ -63,13 +63,13 @@ class Watcher(TrainerCallback):
         config: Watch,
         say: Callable[[str], None],
         evaluate: Callable[[nn.Module], float],
-        judges_loss: bool = True,
+        watches_loss: bool = True,
     ) -> None:
         self._folder = folder
         self._config = config
         self._say = say
         self._evaluate = evaluate
-        self._judges_loss = judges_loss
+        self._watches_loss = watches_loss
         self._model = model
         self._monitor = RoutingMonitor(model)
         self._gradients = GradientNorms()
@@ -84,10 +84,10 @@ class Watcher(TrainerCallback):
 
     def before_clipping(self, scale: float = 1.0) -> None:
         """The trainer calls it when a step's gradients are complete; `scale` is float16's."""
-        self._gradients.look(self._model, scale)
+        self._gradients.measure(self._model, scale)
 
-    def beside(self) -> dict[str, Any]:
-        """What belongs into the log of this step besides numbers."""
+    def log_fields(self) -> dict[str, Any]:
+        """Fields of this step's line in the log besides its metrics: its alarms."""
         return {"alarms": [alarm.as_json() for alarm in self.new_alarms]} if self.new_alarms else {}
 
     def on_train_begin(
@@ -107,7 +107,7 @@ class Watcher(TrainerCallback):
             self._earlier_tokens = self._tokens = float(lines[-1].get("num_tokens", 0.0))
             self._earlier_seconds = float(lines[-1].get("seconds", 0.0))
         self._base, self._training, self._was_rolled_back = past.base, past.training, past.was_rolled_back
-        self._watchdog = Watchdog(self._base, may_overflow=args.fp16, judges_loss=self._judges_loss)
+        self._watchdog = Watchdog(self._base, may_overflow=args.fp16, watches_loss=self._watches_loss)
         self._watchdog.replay(map(_numbers_of, lines), past.reported)
         rollback.change_learning_rate(past.change_of_rate, optimizer, lr_scheduler)
         if self._config.on_alarm == "rollback" and step == 0 and processes.is_main():
@@ -120,7 +120,7 @@ class Watcher(TrainerCallback):
         self._step_begin = time.perf_counter()
 
     def on_log(self, args: Any, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any) -> None:
-        """Complete the numbers, judge them, act."""
+        """Complete the step's metrics, check them, and act on alarms."""
         self.new_alarms = []
         if not logs or "loss" not in logs:
             return
@@ -137,7 +137,7 @@ class Watcher(TrainerCallback):
             logs.get("eval_loss"),
             routing if routing.layers else None,
         )
-        self.new_alarms = self._watchdog.look(numbers)
+        self.new_alarms = self._watchdog.check(numbers)
         if self.new_alarms:
             self._act(self.new_alarms, state, control)
 
@@ -165,14 +165,16 @@ class Watcher(TrainerCallback):
         return processes.from_main(lambda: loss)
 
     def _act(self, alarms: list[Alarm], state: TrainerState, control: TrainerControl) -> None:
-        """Say it, note it, and stop or go back where that is asked for."""
+        """Print and record alarms, and stop or roll back as watch.on_alarm says."""
         first = alarms[0]
         answer = self._config.on_alarm
         if answer == "rollback" and self._was_rolled_back:
             answer = "stop"
         for kind in dict.fromkeys(alarm.what for alarm in alarms):
-            told, *more = [alarm for alarm in alarms if alarm.what == kind]
-            self._say(f"ALARM: {told}" + (f" (also: {', '.join(alarm.where for alarm in more)})" if more else ""))
+            first_of_kind, *more = [alarm for alarm in alarms if alarm.what == kind]
+            self._say(
+                f"ALARM: {first_of_kind}" + (f" (also: {', '.join(alarm.where for alarm in more)})" if more else "")
+            )
         rollback.note(self._folder, alarms, state.global_step, answer)
         if answer == "stop":
             self._stopped_by = first

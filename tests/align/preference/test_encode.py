@@ -57,7 +57,7 @@ def said(tokenizer: Any, ids: tuple[int, ...]) -> str:
 TWO = (("why?", "because it is so", "no"), ("when?", "now", "tomorrow, perhaps"))
 
 
-def test_both_answers_go_on_from_the_prompt_and_end_their_turn(pairs: Write, tiny_tokenizer: Any) -> None:
+def test_encoded_pair_has_two_answers_to_one_prompt_that_end_their_turn(pairs: Write, tiny_tokenizer: Any) -> None:
     data = encode_pairs(pairs(*TWO), tiny_tokenizer, configured())
     for one in (*data.train, *data.held_out):
         asked, chosen, rejected = next(row for row in TWO if row[0] == one.preference.prompt[0].content)
@@ -74,7 +74,7 @@ def test_both_answers_go_on_from_the_prompt_and_end_their_turn(pairs: Write, tin
     assert rows.column_names == ["prompt_ids", "chosen_ids", "rejected_ids"] and len(rows) == 1
 
 
-def test_where_the_prompt_opens_a_thought_answers_without_one_close_it(pairs: Write, tiny_tokenizer: Any) -> None:
+def test_encoded_answers_close_a_thought_that_the_prompt_opens(pairs: Write, tiny_tokenizer: Any) -> None:
     before, tiny_tokenizer.chat_template = tiny_tokenizer.chat_template, THINKING
     try:
         rows = (("why?", "<think>hm</think>because", "so"), ("when?", "now", "<think>\nlet me see\n</think>\n\nlater"))
@@ -93,14 +93,14 @@ def test_where_the_prompt_opens_a_thought_answers_without_one_close_it(pairs: Wr
             assert "hm" not in said(tiny_tokenizer, ids) and "let me see" not in said(tiny_tokenizer, ids)
 
 
-def test_long_pairs_fall_out_with_their_place(pairs: Write, tiny_tokenizer: Any) -> None:
+def test_encode_pairs_drops_long_pairs_with_their_place(pairs: Write, tiny_tokenizer: Any) -> None:
     data = encode_pairs(pairs(*TWO, ("how?", "so", "long " * 40)), tiny_tokenizer, configured(max_tokens=100))
     (drop,) = data.prepared.drops
     assert (drop.code, drop.place and drop.place.line, drop.path) == ("too_long", 3, "$.rejected")
     assert len(data.train) + len(data.held_out) == 2
 
 
-def test_long_answers_can_be_cut_unless_nothing_is_left_to_tell_them_apart(pairs: Write, tiny_tokenizer: Any) -> None:
+def test_encode_pairs_truncates_long_answers_unless_they_become_equal(pairs: Write, tiny_tokenizer: Any) -> None:
     rows = (("how?", "so " * 40, "no " * 60), ("where?", "same " * 40 + "a", "same " * 40 + "b"), *TWO)
     prepared = pairs(*rows, ("long? " * 40, "yes", "no"))
     data = encode_pairs(prepared, tiny_tokenizer, configured(max_tokens=100, sequences={"longer": "truncate"}))
@@ -116,12 +116,12 @@ def test_long_answers_can_be_cut_unless_nothing_is_left_to_tell_them_apart(pairs
     assert not any(record.answer.startswith("so so") for record in data.asked(9))
 
 
-def test_one_pair_alone_is_refused(pairs: Write, tiny_tokenizer: Any) -> None:
+def test_encode_pairs_refuses_one_pair_alone(pairs: Write, tiny_tokenizer: Any) -> None:
     with pytest.raises(DataError, match=r"pairs.jsonl:1: only this one pair .*(\n|.)*at least two pairs"):
         encode_pairs(pairs(TWO[0]), tiny_tokenizer, configured())
 
 
-def test_pairs_of_one_prompt_are_held_out_together(pairs: Write, tiny_tokenizer: Any) -> None:
+def test_encode_pairs_holds_out_pairs_of_one_prompt_together(pairs: Write, tiny_tokenizer: Any) -> None:
     rows = [(f"number {number // 3}?", f"good {number}", f"bad {number}") for number in range(30)]
     data = encode_pairs(pairs(*rows), tiny_tokenizer, configured(data={"eval_share": 0.2}))
     train, held_out = ({one.prompt_ids for one in side} for side in (data.train, data.held_out))
@@ -131,7 +131,7 @@ def test_pairs_of_one_prompt_are_held_out_together(pairs: Write, tiny_tokenizer:
 LIKED = [(f"question {number}?", f"{word} {number}", word == "good") for number in range(6) for word in ("good", "bad")]
 
 
-def test_feedback_is_an_answer_and_its_label(tiny_tokenizer: Any) -> None:
+def test_encoded_feedback_is_an_answer_and_its_label(tiny_tokenizer: Any) -> None:
     data = encode_feedback(feedback(*LIKED), tiny_tokenizer, configured(KtoRun, data={"eval_share": 0.2}))
     assert data.remarks == ("5 good and 5 bad answers to learn from",)
     assert {record.answer[:4] for record in data.asked(9)} == {"good"}
@@ -150,7 +150,7 @@ def test_feedback_is_an_answer_and_its_label(tiny_tokenizer: Any) -> None:
         ([("same?", f"{word}", word == "good") for word in ("good", "bad")], "to one prompt"),
     ],
 )
-def test_feedback_that_teaches_nothing_is_refused(rows: Any, reason: str, tiny_tokenizer: Any) -> None:
+def test_encode_feedback_refuses_what_teaches_nothing(rows: Any, reason: str, tiny_tokenizer: Any) -> None:
     with pytest.raises(DataError, match=reason):
         encode_feedback(feedback(*rows), tiny_tokenizer, configured(KtoRun))
 
@@ -168,7 +168,7 @@ def test_feedback_that_teaches_nothing_is_refused(rows: Any, reason: str, tiny_t
         ({"dpo": {"loss_type": ["sigmoid", "sft"], "loss_weights": [1]}}, "1 weights for 2 losses"),
     ],
 )
-def test_settings_that_cannot_work_do_not_exist(setting: dict[str, Any], reason: str) -> None:
+def test_preference_settings_that_cannot_work_are_refused(setting: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         DpoRun.model_validate(setting)
 
@@ -178,7 +178,7 @@ def test_kto_wants_a_batch() -> None:
         KtoRun.model_validate({"schedule": {"batch_size": 1}})
 
 
-def test_what_later_stages_measure_is_the_good_answer_alone(tiny_tokenizer: Any, tmp_path: Path) -> None:
+def test_held_out_rows_of_preferences_are_the_good_answers(tiny_tokenizer: Any, tmp_path: Path) -> None:
     turns = (Message("user", "hi"), Message("assistant", "hello"), Message("user", "why?"))
     place = FileFacts("f.jsonl", "jsonl", "utf-8", "feedback", 2)
     liked = [

@@ -14,7 +14,7 @@ from dsr1_tune.models.load import load, locate
 from dsr1_tune.models.ref import base_of
 from dsr1_tune.models.trained.attach import load_with_adapter
 from dsr1_tune.models.trained.lora import load_plain_adapter, save_adapter
-from dsr1_tune.models.trained.start import Beginning, begin_adapter, with_start
+from dsr1_tune.models.trained.start import ReferencePolicy, begin_adapter, with_start
 from tests.export.conftest import sums, tiny_run  # noqa: F401
 
 IDS = torch.arange(4, 40).view(2, 18)
@@ -55,11 +55,11 @@ def test_kept_beside_new_ranks(tiny_run: Any, tmp_path: Path, family: str, adapt
     was = _logits(load_with_adapter(run.path).model)
     config, model = _started(run.path, adapter={"rank": 3})
     torch.testing.assert_close(_logits(model), was, rtol=1e-4, atol=1e-4)
-    beginning = Beginning.of(model)
+    reference = ReferencePolicy.of(model)
     _step(model)
     moved = _logits(model)
     assert (moved - was).abs().max() > 1e-2
-    with beginning.put_back():
+    with reference.active():
         torch.testing.assert_close(_logits(model), was, rtol=1e-4, atol=1e-4)
     assert torch.equal(_logits(model), moved)
 
@@ -84,24 +84,24 @@ def test_continued_moves_the_ranks_that_are_there(tiny_run: Any) -> None:  # noq
     run = tiny_run("qwen3_moe", "lora")
     was = _logits(load_with_adapter(run.path).model)
     _, model = _started(run.path, start={"adapter": "continue"})
-    beginning = Beginning.of(model)
-    assert sum(value.numel() for value in beginning.values) == sum(
+    reference = ReferencePolicy.of(model)
+    assert sum(value.numel() for value in reference.values) == sum(
         factor.numel() for factor in load_file(run.adapter / "adapter_model.safetensors").values()
     )
     _step(model)
     assert (_logits(model) - was).abs().max() > 1e-2
-    with beginning.put_back():
+    with reference.active():
         torch.testing.assert_close(_logits(model), was, rtol=1e-4, atol=1e-4)
 
 
 def test_a_new_adapter_begins_as_the_base(tiny_run: Any) -> None:  # noqa: F811
     base = base_of(tiny_run("qwen3_moe", "lora").adapter).model
     _, model = _started(Path(str(base)))
-    beginning = Beginning.of(model)
+    reference = ReferencePolicy.of(model)
     _step(model)
     with model.disable_adapter():
         off = _logits(model)
-    with beginning.put_back():
+    with reference.active():
         torch.testing.assert_close(_logits(model), off, rtol=1e-4, atol=1e-4)
 
 

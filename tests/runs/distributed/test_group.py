@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from dsr1_tune.config import LoraRun, Parallel
 from dsr1_tune.errors import ConfigError
 from dsr1_tune.runs.distributed import group
 from dsr1_tune.runs.distributed.launch import processes_of
-from dsr1_tune.runs.trainer.trainer import LengthGrouped
+from tests.runs.distributed.conftest import TIMEOUT, environment, log_of
 
-ROWS = [{"input": f"what is {a} times {b}?", "output": f"it is {a * b % 10}"} for a in range(5) for b in range(6)]
 NUM_STEPS = 8  # two epochs of 27 records in global batches of 8
 WORKER = Path(__file__).with_name("two_processes.py")
-TIMEOUT = 300
-
-
-@pytest.fixture(scope="module")
-def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "sums.json"
-    path.write_text(json.dumps(ROWS))
-    return path
 
 
 def settings(base: Path, data: Path, out: Path, batch_size: int, **parallel: Any) -> dict[str, Any]:
@@ -48,10 +35,6 @@ def settings(base: Path, data: Path, out: Path, batch_size: int, **parallel: Any
         "samples": 1,
         "sample_tokens": 2,
     }
-
-
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **more}
 
 
 def in_processes(number: int, runs: list[dict[str, Any]], place: Path) -> list[list[dict[str, Any]]]:
@@ -83,10 +66,6 @@ def in_processes(number: int, runs: list[dict[str, Any]], place: Path) -> list[l
     return [
         [json.loads(Path(f"{file}.{run}.{rank}").read_text()) for rank in range(number)] for run in range(len(runs))
     ]
-
-
-def log_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "train_log.jsonl").read_text().splitlines()]
 
 
 def curve_of(run: Path) -> list[float]:
@@ -151,7 +130,7 @@ def done(tiny_base: Path, data_file: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_processes_take_the_steps_of_one(done: Done, strategy: str) -> None:
+def test_group_of_two_processes_takes_the_steps_of_one(done: Done, strategy: str) -> None:
     """27 records do not fill the last batch of 8: in it, one process has records and the other fillers."""
     assert len(log_of(done["lora"])) == NUM_STEPS
     assert curve_of(done[strategy]) == pytest.approx(curve_of(done["lora"]), abs=1e-4)
@@ -161,7 +140,7 @@ def test_two_processes_take_the_steps_of_one(done: Done, strategy: str) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_the_manifest_says_who_took_part(done: Done, strategy: str) -> None:
+def test_group_size_is_recorded_in_the_manifest(done: Done, strategy: str) -> None:
     manifest = manifest_of(done[strategy])
     assert manifest["status"] == "finished"
     assert (manifest["processes"], manifest["global_batch"]) == (2, 8)
@@ -172,7 +151,7 @@ def test_the_manifest_says_who_took_part(done: Done, strategy: str) -> None:
 
 
 @pytest.mark.parametrize(("resumed", "whole"), [("stopped", "ddp"), ("fsdp2_stopped", "fsdp2")])
-def test_a_stop_asked_of_one_stops_all_and_the_run_goes_on(done: Done, resumed: str, whole: str) -> None:
+def test_group_stops_together_and_resumes(done: Done, resumed: str, whole: str) -> None:
     """`stopped` holds the run after it went on; had the processes stopped apart, the first one would hang."""
     assert curve_of(done[resumed]) == pytest.approx(curve_of(done[whole]), abs=1e-6)
     assert after(done[resumed]) == pytest.approx(after(done[whole]), abs=1e-6)
@@ -180,7 +159,7 @@ def test_a_stop_asked_of_one_stops_all_and_the_run_goes_on(done: Done, resumed: 
     assert (done[resumed] / "checkpoints" / "checkpoint-3" / ".whole").exists()
 
 
-def test_an_expert_without_tokens_in_one_process_does_no_harm(done: Done) -> None:
+def test_group_trains_an_expert_without_tokens_in_one_process(done: Done) -> None:
     first, second = done.told["starved"]
     assert first["experts"] == [0, 1, 2, 3]
     assert second["experts"] == [1, 2, 3]
@@ -190,7 +169,7 @@ def test_an_expert_without_tokens_in_one_process_does_no_harm(done: Done) -> Non
     assert losses[-1] < losses[0]
 
 
-def test_qlora_with_ddp_takes_the_steps_of_one(done: Done) -> None:
+def test_group_takes_the_steps_of_one_with_qlora(done: Done) -> None:
     """DDP must leave the 4-bit weights alone: it would send their placeholders."""
     assert curve_of(done["quantized"]) == pytest.approx(curve_of(done["qlora"]), abs=1e-4)
     assert after(done["quantized"]) == pytest.approx(after(done["qlora"]), abs=1e-4)
@@ -198,7 +177,7 @@ def test_qlora_with_ddp_takes_the_steps_of_one(done: Done) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "strategy"), [("full", "ddp"), ("full", "fsdp2"), ("esft", "ddp")])
-def test_the_other_methods_take_the_steps_of_one(
+def test_group_takes_the_steps_of_one_with_other_methods(
     tiny_base: Path, data_file: Path, tmp_path: Path, method: str, strategy: str
 ) -> None:
     done = done_by(tiny_base, data_file, tmp_path, lambda plan: {"two": plan("two", method, strategy=strategy)}, method)
@@ -207,7 +186,7 @@ def test_the_other_methods_take_the_steps_of_one(
 
 
 @pytest.mark.slow
-def test_powersgd_learns(tiny_base: Path, data_file: Path, tmp_path: Path) -> None:
+def test_group_learns_with_powersgd(tiny_base: Path, data_file: Path, tmp_path: Path) -> None:
     def two(plan: Plan) -> dict[str, Any]:
         run = plan("two", powersgd_rank=2)
         run["config"]["schedule"]["epochs"] = 8  # its first steps are sent whole
@@ -238,99 +217,11 @@ def command(base: Path, data: Path, out: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "dsr1_tune", "lora", *given, *few, *more]
 
 
-def start_and_wait_for_a_step(base: Path, data: Path, run: Path) -> subprocess.Popen[bytes]:
-    """Hundreds of steps: it cannot end by itself in time."""
-    many = ["--processes", "2", "--epochs", "200", "--set", "schedule.save_steps=1000"]
-    process = subprocess.Popen(command(base, data, run, *many), env=environment(), stdout=-1, stderr=-1)
-    log, deadline = run / "train_log.jsonl", time.monotonic() + TIMEOUT
-    while not log.exists() or not log.stat().st_size:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.1)
-    return process
-
-
-def test_ctrl_c_leaves_one_checkpoint_of_both(tiny_base: Path, data_file: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    process = start_and_wait_for_a_step(tiny_base, data_file, run)
-    try:
-        process.send_signal(signal.SIGINT)
-        out, errors = process.communicate(timeout=TIMEOUT)
-    finally:
-        process.kill()
-    assert (process.returncode, errors.decode()) == (130, "")
-    assert out.decode().count("Go on with:") == 1
-    assert manifest_of(run)["status"] == "interrupted"
-    (mark,) = run.glob("checkpoints/checkpoint-*/.whole")
-    assert sorted(file.name for file in mark.parent.glob("rng_state*")) == ["rng_state_0.pth", "rng_state_1.pth"]
-    assert processes_of(run) == 2  # as many will --resume start
-    assert len(log_of(run)) == int(mark.parent.name.rpartition("-")[2])
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
-def test_killed_it_leaves_nobody_behind(tiny_base: Path, data_file: Path, tmp_path: Path) -> None:
-    process = start_and_wait_for_a_step(tiny_base, data_file, tmp_path / "run")
-    children = psutil.Process(process.pid).children()
-    assert len(children) == 2
-    process.kill()
-    process.communicate(timeout=TIMEOUT)
-    _, alive = psutil.wait_procs(children, timeout=10)
-    assert not alive
-
-
-@pytest.mark.parametrize(
-    ("dying", "code", "said"),
-    [
-        ("raise", 2, "error: a fault of process 1"),
-        pytest.param("kill", 137, "error: process 1 was killed by SIGKILL", marks=pytest.mark.slow),
-    ],
-)
-def test_a_failing_process_gives_one_error_and_no_hang(
-    tiny_base: Path, data_file: Path, tmp_path: Path, dying: str, code: int, said: str
-) -> None:
-    (tmp_path / "sitecustomize.py").write_text(FAULT)  # python runs it in every process, before anything else
-    line = command(tiny_base, data_file, tmp_path / "run", "--processes", "2")
-    done = subprocess.run(
-        line, env=environment(PYTHONPATH=str(tmp_path), DYING=dying), capture_output=True, timeout=TIMEOUT, text=True
-    )
-    assert done.returncode == code
-    assert said in done.stderr
-    assert done.stderr.count("error:") == 1
-    assert "Traceback" not in done.stderr
-
-
-FAULT = """
-import os, signal, threading, time
-if os.environ.get("RANK") == "1":
-    def fail(*args, **kwargs):
-        if os.environ["DYING"] == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        from dsr1_tune.errors import ModelError
-        raise ModelError("a fault of process 1", hint="none")
-    def wait():
-        import sys
-        while True:
-            module = sys.modules.get("dsr1_tune.runs.trainer.trainer")
-            if hasattr(module, "ResumableTrainer"):
-                module.ResumableTrainer.training_step = fail
-                return
-            time.sleep(0.01)
-    threading.Thread(target=wait, daemon=True).start()
-"""
-
-
-def test_an_error_that_all_would_meet_is_said_once(tmp_path: Path, data_file: Path) -> None:
-    line = command(tmp_path / "nowhere", data_file, tmp_path / "run", "--processes", "2")
-    done = subprocess.run(line, env=environment(), capture_output=True, timeout=TIMEOUT, text=True)
-    assert done.returncode == 2
-    assert done.stderr.count("error:") == 1
-    assert "there is no such folder" in done.stderr
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_accelerate_launch(done: Done, tiny_base: Path, data_file: Path, tmp_path: Path, strategy: str) -> None:
+def test_group_works_under_accelerate_launch(
+    done: Done, tiny_base: Path, data_file: Path, tmp_path: Path, strategy: str
+) -> None:
     config = Path(__file__).parents[3] / "configs" / "accelerate" / f"{strategy}.yaml"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     line = command(tiny_base, data_file, tmp_path / "run", "--epochs", "2", "--set", "schedule.learning_rate=0.01")
@@ -342,19 +233,19 @@ def test_accelerate_launch(done: Done, tiny_base: Path, data_file: Path, tmp_pat
 # --- what needs no other process ---
 
 
-def test_several_processes_must_be_started() -> None:
+def test_group_of_several_processes_must_be_started() -> None:
     with pytest.raises(ConfigError, match="single process"):
         group.join(Parallel(processes=2))
 
 
 @pytest.mark.parametrize(("strategy", "said"), [("fsdp2", "one process"), ("zero3", "DeepSpeed|accelerate")])
-def test_sharing_out_needs_others(strategy: str, said: str) -> None:
+def test_group_of_one_cannot_shard(strategy: str, said: str) -> None:
     config = LoraRun.model_validate({"parallel": {"strategy": strategy}})
     with pytest.raises(ConfigError, match=said):
         group.as_launched(config, False, print)
 
 
-def test_one_process_asks_nobody() -> None:
+def test_group_of_one_needs_no_communication() -> None:
     assert group.world_size() == 1
     assert group.is_main()
     assert group.from_main(lambda: 3) == group.main_first(lambda: 3) == 3
@@ -363,7 +254,7 @@ def test_one_process_asks_nobody() -> None:
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero3", "multi-node"])
-def test_accelerate_reads_the_shipped_configs(name: str) -> None:
+def test_group_configs_are_read_by_accelerate(name: str) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(Path(__file__).parents[3] / "configs" / "accelerate" / f"{name}.yaml"))
@@ -372,11 +263,3 @@ def test_accelerate_reads_the_shipped_configs(name: str) -> None:
     assert config.num_processes == (16 if name == "multi-node" else 2)
     if name == "fsdp2":
         assert config.fsdp_config["fsdp_version"] == 2
-
-
-def test_fillers_come_last_and_fill_the_last_batch() -> None:
-    order = list(LengthGrouped([5] * 27, batch_size=8, seed=1, num_fillers=5))
-    assert sorted(order[:27]) == list(range(27))
-    assert order[27:] == [27, 28, 29, 30, 31]
-    alone = LengthGrouped([5] * 27, batch_size=8, seed=1)
-    assert list(alone) == order[:27]  # one process takes the same records in every step

@@ -27,7 +27,7 @@ from dsr1_tune.runs.trainer import callbacks
 RANK = int(os.environ["RANK"])
 CONFIGS = {"lora": configs.LoraRun, "qlora": configs.QloraRun, "full": configs.FullRun, "esft": configs.EsftRun}
 
-apply_experts, fit = expert_lora.apply_experts, session.Session.fit
+apply_experts, train = expert_lora.apply_experts, session.Session.train
 
 
 def do(run: dict[str, Any]) -> dict[str, Any]:
@@ -39,12 +39,12 @@ def do(run: dict[str, Any]) -> dict[str, Any]:
             seen["experts"] = sorted({*seen["experts"], *index_TK.flatten().tolist()})
         return apply_experts(experts, x, index_TK, *rest)
 
-    def watched_fit(self: Any, model: Any) -> None:
+    def watched_train(self: Any, model: Any) -> None:
         if run.get("starve") == RANK:
             for name, buffer in model.named_buffers():
                 if name.endswith("e_score_correction_bias"):
                     buffer[0] = -1e4  # no token of this process goes to expert 0
-        fit(self, model)
+        train(self, model)
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         seen["sum"] = sum(float(weight.detach().double().abs().sum()) for weight in trained)
 
@@ -52,7 +52,7 @@ def do(run: dict[str, Any]) -> dict[str, Any]:
         if run.get("interrupt") == [RANK, state.global_step + 1]:
             os.kill(os.getpid(), signal.SIGINT)
 
-    expert_lora.apply_experts, session.Session.fit = watched_experts, watched_fit
+    expert_lora.apply_experts, session.Session.train = watched_experts, watched_train
     callbacks.GracefulStop.on_step_begin = interrupt
     config = CONFIGS[run["command"]].model_validate(run["config"])
     resume = Path(run["resume"]) if run.get("resume") else None

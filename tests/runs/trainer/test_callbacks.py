@@ -44,9 +44,9 @@ def steps_in(folder: RunFolder) -> list[int]:
 # --- the log ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_line_for_every_step(folder: RunFolder) -> None:
+def test_train_log_writes_a_line_for_every_step(folder: RunFolder) -> None:
     said = [{"alarms": ["first"]}, {}]
-    log = TrainLog(folder, beside=lambda: said.pop(0))
+    log = TrainLog(folder, log_fields=lambda: said.pop(0))
     log.on_train_begin(None, at(0), None)
     assert folder.log_file.read_text() == ""
     log.on_log(None, at(1), None, logs={"loss": 2.5, "grad_norm": 0.1, "epoch": 0.123456789})
@@ -59,7 +59,7 @@ def test_a_line_for_every_step(folder: RunFolder) -> None:
 
 
 @pytest.mark.parametrize(("step", "kept"), [(0, []), (2, [1, 2]), (9, [1, 2, 3])])
-def test_what_is_done_again_is_dropped(folder: RunFolder, step: int, kept: list[int]) -> None:
+def test_train_log_drops_steps_that_a_resumed_run_repeats(folder: RunFolder, step: int, kept: list[int]) -> None:
     lines = "".join(json.dumps({"step": number, "loss": 1.0}) + "\n" for number in (1, 2, 3))
     folder.log_file.write_text(lines + 'null\n{"loss": 2}\n{"step": 4, "lo')
     TrainLog(folder).on_train_begin(None, at(step), None)
@@ -68,7 +68,7 @@ def test_what_is_done_again_is_dropped(folder: RunFolder, step: int, kept: list[
     assert steps_in(folder) == [*kept, step + 1]
 
 
-def test_checkpoints_are_marked(folder: RunFolder) -> None:
+def test_whole_checkpoints_are_marked(folder: RunFolder) -> None:
     (folder.checkpoints / "checkpoint-3").mkdir(parents=True)
     assert folder.latest_checkpoint() is None
     WholeCheckpoints(folder).on_save(None, at(3), None)
@@ -79,7 +79,7 @@ def test_checkpoints_are_marked(folder: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("max_steps", [1, 7, 10, 11, 19, 25, 99, 100, 1001])
-def test_where_the_output_is_no_terminal_there_are_ten_lines_at_most(max_steps: int) -> None:
+def test_progress_prints_ten_lines_at_most_without_a_terminal(max_steps: int) -> None:
     said = io.StringIO()
     bar = ProgressBar(Console(file=said, width=100))
     bar.on_train_begin(None, at(0, max_steps), None)
@@ -97,7 +97,7 @@ def test_where_the_output_is_no_terminal_there_are_ten_lines_at_most(max_steps: 
     assert "\x1b" not in said.getvalue()
 
 
-def test_on_a_terminal_there_is_a_bar() -> None:
+def test_progress_is_a_bar_on_a_terminal() -> None:
     said = io.StringIO()
     bar = ProgressBar(Console(file=said, force_terminal=True, width=100))
     bar.on_train_begin(None, at(4), None)
@@ -122,15 +122,15 @@ def survivor() -> Iterator[None]:
 
 @pytest.mark.usefixtures("survivor")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_the_second_stops(number: int) -> None:
+def test_graceful_stop_saves_at_the_first_signal_and_stops_at_the_second(number: int) -> None:
     said: list[str] = []
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     stop, control = GracefulStop(said.append), TrainerControl()
     stop.on_train_begin(None, None, None)
     stop.on_step_end(None, None, control)
-    assert not (control.should_save or control.should_training_stop or stop.was_asked)
+    assert not (control.should_save or control.should_training_stop or stop.was_requested)
     os.kill(os.getpid(), number)
-    assert stop.was_asked and "checkpoint" in said[0]
+    assert stop.was_requested and "checkpoint" in said[0]
     stop.on_step_end(None, None, control)
     assert control.should_save and control.should_training_stop
     with pytest.raises(KeyboardInterrupt):
@@ -139,7 +139,7 @@ def test_the_first_signal_asks_the_second_stops(number: int) -> None:
     assert len(said) == 1
 
 
-def test_the_signals_are_given_back_at_the_end() -> None:
+def test_graceful_stop_restores_the_signal_handlers() -> None:
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     stop = GracefulStop(print)
     stop.on_train_begin(None, None, None)
@@ -150,7 +150,7 @@ def test_the_signals_are_given_back_at_the_end() -> None:
 
 
 @pytest.mark.parametrize(("outcomes", "num_looks"), [([True], 1), ([False, False, True], 3)])
-def test_gradients_are_checked_until_they_are_fine(
+def test_gradient_check_repeats_until_gradients_are_fine(
     monkeypatch: pytest.MonkeyPatch, outcomes: list[bool], num_looks: int
 ) -> None:
     looks: list[tuple[Any, bool]] = []

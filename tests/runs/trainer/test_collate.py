@@ -2,52 +2,18 @@
 
 from __future__ import annotations
 
-import random
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from dsr1_tune.config import Adapter
-from dsr1_tune.data.encode.example import IGNORED, Example
+from dsr1_tune.data.encode.example import IGNORED
 from dsr1_tune.data.encode.packing import Packed, pack
-from dsr1_tune.data.record import Message, Place, Record
-from dsr1_tune.errors import ModelError
 from dsr1_tune.models.trained.lora import add_lora
-from dsr1_tune.runs.trainer.collate import PackedCollator, as_dataset, is_token
-from dsr1_tune.runs.trainer.packing_check import largest_difference, use_packing
-
-FAMILIES = ["deepseek_v3", "deepseek_v2", "qwen3_moe", "mixtral", "gpt_oss", "llama"]
-# Longer than gpt_oss's window of 32, so that a window reaches no further than its example.
-LENGTHS = (40, 9, 25, 33, 2, 14, 60, 5, 21)
-MAX_TOKENS = 100
-PAD = 1
-
-
-def example(length: int, seed: int) -> Example:
-    draw = random.Random(seed)
-    ids = tuple(draw.randrange(2, 258) for _ in range(length))
-    first = draw.randrange(length - 1)
-    labels = (IGNORED,) * first + ids[first:]
-    record = Record((Message("user", "Q"), Message("assistant", "A")), Place("data.jsonl", seed, seed))
-    return Example(record, ids, labels)
-
-
-EXAMPLES = [example(length, seed) for seed, length in enumerate(LENGTHS)]
-
-
-def load(folder: Path, **changes: Any) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, **changes)
-
-
-def batch_of(sequences: list[Packed]) -> dict[str, torch.Tensor]:
-    return PackedCollator(PAD)(as_dataset(sequences))
-
-
-def alone(model: Any, ids: tuple[int, ...]) -> torch.Tensor:
-    return model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+from dsr1_tune.runs.trainer.collate import is_token
+from dsr1_tune.runs.trainer.packing_check import use_packing
+from tests.runs.trainer.conftest import EXAMPLES, FAMILIES, MAX_TOKENS, PAD, alone, batch_of, check_logits, load
 
 
 def summed_loss(logits_TV: torch.Tensor, labels: tuple[int, ...]) -> torch.Tensor:
@@ -56,25 +22,9 @@ def summed_loss(logits_TV: torch.Tensor, labels: tuple[int, ...]) -> torch.Tenso
     )
 
 
-def check_logits(model: Any) -> None:
-    """Every packed example's logits are its own alone."""
-    sequences = pack(EXAMPLES, MAX_TOKENS, seed=3)
-    assert max(len(one.lengths) for one in sequences) > 2
-    assert len({len(one.input_ids) for one in sequences}) > 1  # some are padded
-    batch = batch_of(sequences)
-    packed_BTV = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
-    for row, sequence in enumerate(sequences):
-        start = 0
-        for length in sequence.lengths:
-            ids = sequence.input_ids[start : start + length]
-            expected = alone(model, ids)
-            torch.testing.assert_close(packed_BTV[row, start : start + length], expected, rtol=1e-4, atol=2e-4)
-            start += length
-
-
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_packed_example_has_the_logits_it_has_alone(tiny_model: Any, family: str, attention: str) -> None:
+def test_packed_example_has_the_logits_it_has_alone(tiny_model: Any, family: str, attention: str) -> None:
     if (family, attention) == ("gpt_oss", "sdpa"):
         pytest.skip("gpt_oss has no sdpa attention")
     model = load(tiny_model(family), attn_implementation=attention).eval()
@@ -84,7 +34,7 @@ def test_a_packed_example_has_the_logits_it_has_alone(tiny_model: Any, family: s
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_so_it_is_with_lora_while_training_with_checkpointing(tiny_model: Any, family: str) -> None:
+def test_packed_example_has_its_own_logits_with_lora_and_checkpointing(tiny_model: Any, family: str) -> None:
     model = add_lora(load(tiny_model(family)), Adapter(rank=2))
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -111,7 +61,7 @@ def test_so_it_is_with_lora_while_training_with_checkpointing(tiny_model: Any, f
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_loss_is_the_mean_over_all_learned_tokens(tiny_model: Any, family: str) -> None:
+def test_packed_loss_is_the_mean_over_all_learned_tokens(tiny_model: Any, family: str) -> None:
     model = load(tiny_model(family)).eval()
     use_packing(model)
     with torch.no_grad():
@@ -124,7 +74,7 @@ def test_the_loss_is_the_mean_over_all_learned_tokens(tiny_model: Any, family: s
 # --- the batch -------------------------------------------------------------------------------------------------------
 
 
-def test_positions_restart_and_padding_sees_nobody() -> None:
+def test_packed_positions_restart_and_padding_sees_nobody() -> None:
     sequences = [Packed((7, 8, 9, 5, 6), (IGNORED, 8, 9, IGNORED, 6), (3, 2)), Packed((3, 4), (IGNORED, 4), (2,))]
     batch = batch_of(sequences)
     assert {name: value.tolist() for name, value in batch.items()} == {
@@ -135,7 +85,7 @@ def test_positions_restart_and_padding_sees_nobody() -> None:
     assert is_token(batch["position_ids"]).tolist() == [[True] * 5, [True, True, False, False, False]]
 
 
-def test_the_mask_that_transformers_makes_of_it_is_block_diagonal(tiny_model: Any) -> None:
+def test_packed_positions_make_a_block_diagonal_mask(tiny_model: Any) -> None:
     from transformers.masking_utils import create_causal_mask
 
     config = load(tiny_model("deepseek_v3")).config
@@ -149,87 +99,3 @@ def test_the_mask_that_transformers_makes_of_it_is_block_diagonal(tiny_model: An
     wanted[1, :2, :2] = torch.ones(2, 2).tril().bool()
     wanted[1, 2:, 2:] = torch.eye(3).bool()
     assert torch.equal(mask[:, 0], wanted)
-
-
-# --- what must be refused --------------------------------------------------------------------------------------------
-
-
-def tiny_mamba() -> Any:
-    from transformers import Mamba2Config, Mamba2ForCausalLM
-
-    return Mamba2ForCausalLM(
-        Mamba2Config(
-            vocab_size=258, hidden_size=32, num_hidden_layers=2, state_size=8, num_heads=4, head_dim=16, n_groups=1
-        )
-    )
-
-
-def tiny_hybrid() -> Any:
-    from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
-
-    config = Qwen3NextConfig(
-        vocab_size=258,
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        linear_num_key_heads=2,
-        linear_num_value_heads=2,
-        linear_key_head_dim=16,
-        linear_value_head_dim=16,
-        num_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=32,
-        shared_expert_intermediate_size=32,
-        intermediate_size=32,
-    )
-    return Qwen3NextForCausalLM(config)
-
-
-def tiny_bloom() -> Any:
-    from transformers import BloomConfig, BloomForCausalLM
-
-    return BloomForCausalLM(BloomConfig(vocab_size=258, hidden_size=32, n_layer=2, n_head=2))
-
-
-@pytest.mark.parametrize("make", [tiny_mamba, tiny_hybrid, tiny_bloom])
-def test_a_model_that_mixes_packed_examples_is_refused(make: Any) -> None:
-    torch.manual_seed(0)
-    model = make()
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.2)
-    model.train()
-    with pytest.raises(ModelError, match="packing"):
-        use_packing(model)
-    assert model.training
-    assert not model.base_model._forward_pre_hooks
-
-
-def test_a_model_that_forgets_the_positions_is_given_masks(tiny_model: Any) -> None:
-    model = load(tiny_model("gpt_oss")).eval()
-    before = largest_difference(model)
-    use_packing(model)
-    assert largest_difference(model) < 1e-5
-    if before > 0.1:  # else transformers has mended it, and no mask is needed
-        assert model.base_model._forward_pre_hooks
-
-
-def test_where_even_masks_do_not_help_packing_is_refused(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import masking_utils
-
-    model = load(tiny_model("deepseek_v3")).eval()
-    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
-    assert largest_difference(model) > 0.1
-    with pytest.raises(ModelError, match="see those before it"):
-        use_packing(model)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_rounding_to_16_bits_is_no_mixing(tiny_model: Any, family: str) -> None:
-    model = load(tiny_model(family), dtype=torch.bfloat16)
-    use_packing(model)
-    assert largest_difference(model) < 0.05
-    if family != "gpt_oss":
-        assert not model.base_model._forward_pre_hooks

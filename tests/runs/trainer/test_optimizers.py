@@ -49,7 +49,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, times: int = 1) -> 
         ("adafactor", ExactAdafactor),
     ],
 )
-def test_the_one_that_was_asked_for(adapted: nn.Module, name: Any, kind: type) -> None:
+def test_optimizer_is_the_one_of_the_settings(adapted: nn.Module, name: Any, kind: type) -> None:
     optimizer = build(adapted, Schedule(optimizer=name, learning_rate=3e-3, weight_decay=0.1))
     assert type(optimizer) is kind
     trained = {name for name, weight in adapted.named_parameters() if weight.requires_grad}
@@ -61,7 +61,7 @@ def test_the_one_that_was_asked_for(adapted: nn.Module, name: Any, kind: type) -
     assert all(not torch.equal(old, new) for old, new in zip(before, group["params"], strict=True))
 
 
-def test_8_bits_are_8_bits_on_any_device(adapted: nn.Module) -> None:
+def test_optimizer_state_is_in_8_bits_on_any_device(adapted: nn.Module) -> None:
     optimizer = build(adapted, Schedule(optimizer="adamw_8bit"))
     step(adapted, optimizer)
     states = [(weight, optimizer.state[weight]) for group in optimizer.param_groups for weight in group["params"]]
@@ -69,7 +69,7 @@ def test_8_bits_are_8_bits_on_any_device(adapted: nn.Module) -> None:
     assert large and set(large) == {torch.uint8}
 
 
-def test_lora_plus_lets_b_learn_so_many_times_as_fast(adapted: nn.Module) -> None:
+def test_optimizer_with_lora_plus_trains_b_faster(adapted: nn.Module) -> None:
     optimizer = build(adapted, Schedule(learning_rate=1e-3), lora_plus=16)
     (slow, a), (fast, b) = names_of(adapted, optimizer)
     assert (slow["lr"], fast["lr"]) == (1e-3, 1.6e-2)
@@ -81,7 +81,7 @@ def test_lora_plus_lets_b_learn_so_many_times_as_fast(adapted: nn.Module) -> Non
     assert scheduler.get_last_lr() == pytest.approx([5e-4, 8e-3])
 
 
-def test_norms_biases_and_magnitudes_are_not_decayed(tiny_base: Any) -> None:
+def test_optimizer_does_not_decay_norms_biases_and_magnitudes(tiny_base: Any) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_base)
     decayed, kept = [], []
     for group, names in names_of(model, build(model, Schedule(weight_decay=0.1))):
@@ -97,14 +97,14 @@ def test_norms_biases_and_magnitudes_are_not_decayed(tiny_base: Any) -> None:
 
 
 @pytest.mark.parametrize("rounding", ["stochastic", "nearest", None])
-def test_16_bit_weights_get_an_adamw_that_rounds(tiny_base: Any, rounding: Any) -> None:
+def test_optimizer_of_16_bit_weights_rounds(tiny_base: Any, rounding: Any) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.bfloat16)
     optimizer = build(model, Schedule(), rounding=rounding)
     assert isinstance(optimizer, StochasticAdamW)
     assert optimizer.param_groups[0]["rounding"] == (rounding or "stochastic")
 
 
-def test_a_runs_settings_reach_it(tiny_base: Any) -> None:
+def test_optimizer_takes_the_settings_of_the_run(tiny_base: Any) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.bfloat16)
     nearest = for_run(model, FullRun(train={"rounding": "nearest"}), quantized=False)
     assert nearest.param_groups[0]["rounding"] == "nearest"
@@ -118,7 +118,7 @@ def test_a_runs_settings_reach_it(tiny_base: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "adafactor"])
-def test_a_saved_state_goes_on_to_the_bit(tiny_base: Any, name: Any, dtype: torch.dtype) -> None:
+def test_optimizer_state_is_restored_to_the_bit(tiny_base: Any, name: Any, dtype: torch.dtype) -> None:
     schedule = Schedule(optimizer=name, learning_rate=1e-3, weight_decay=0.1)
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=dtype)
     optimizer = build(model, schedule)
@@ -138,7 +138,7 @@ def test_a_saved_state_goes_on_to_the_bit(tiny_base: Any, name: Any, dtype: torc
         assert torch.equal(one, two), key
 
 
-def test_a_device_that_cannot_page_is_told(adapted: nn.Module) -> None:
+def test_optimizer_that_pages_is_refused_without_a_gpu(adapted: nn.Module) -> None:
     schedule = Schedule(optimizer="paged_adamw_8bit")
     with pytest.raises(ConfigError, match="paged_adamw_8bit"):
         check_optimizer(schedule, torch.device("cpu"))
@@ -151,6 +151,6 @@ def test_a_device_that_cannot_page_is_told(adapted: nn.Module) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_quantized_base_on_a_gpu_gets_pages(adapted: nn.Module) -> None:
+def test_optimizer_of_a_quantized_base_on_a_gpu_pages(adapted: nn.Module) -> None:
     optimizer = build(adapted.cuda(), Schedule(), quantized=True)
     assert type(optimizer).__name__ == "PagedAdamW8bit" and optimizer.is_paged

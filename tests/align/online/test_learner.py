@@ -1,0 +1,65 @@
+"""PPO's optimizer steps: ratios of 1 at first, and gradients that neither padding nor checkpointing changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dsr1_tune.align.online.learner import PpoLearner
+from tests.align.online.conftest import FAMILIES, PpoConfig, experience_of, policy_of
+from tests.conftest import TinyModel
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_learner_starts_with_a_ratio_of_exactly_one_and_a_kl_of_zero(
+    tiny_model: TinyModel, ppo_run: PpoConfig, family: str
+) -> None:
+    base = tiny_model(family)
+    config = ppo_run(base, schedule={"batch_size": 2, "gradient_checkpointing": True})
+    policy = policy_of(base, config)
+    learner = PpoLearner.create(policy, config, 4)
+    for one in experience_of(policy, config):
+        assert torch.equal(one.old_BT, one.reference_BT)
+        told = learner._backward(one, torch.tensor(1.0))
+        assert float(told["policy/ratio"]) == 1.0
+        assert float(told["policy/approx_kl"]) == 0.0
+        assert float(told["policy/clip_fraction"]) == 0.0
+    assert any(weight.grad is not None and weight.grad.abs().max() > 0 for weight in policy.trained.values())
+
+
+@pytest.mark.parametrize("value", ["shared", "own"])
+def test_learner_gradients_do_not_depend_on_padding(tiny_model: TinyModel, ppo_run: PpoConfig, value: str) -> None:
+    """All answers together, padded to the longest, and each by itself: the same loss and the same gradients."""
+    config = ppo_run(tiny_model("qwen3_moe"), ppo={"answers": 4, "minibatches": 1, "value": value, "entropy": 0.01})
+    policy = policy_of(tiny_model("qwen3_moe"), config, is_trained=True)
+    learner = PpoLearner.create(policy, config, 4)
+    gradients, losses = [], []
+    for size in (4, 1):
+        sized = config.model_copy(update={"schedule": config.schedule.model_copy(update={"batch_size": size})})
+        experience = experience_of(policy, sized)
+        # As in the middle of an update: the old policy is another one.
+        experience = [replace(one, old_BT=one.old_BT - 0.1 * torch.cos(one.old_BT)) for one in experience]
+        num_tokens = sum(one.num_tokens for one in experience)
+        told = [learner._backward(one, torch.tensor(one.num_tokens / num_tokens)) for one in experience]
+        losses.append({name: sum(float(one[name]) for one in told) for name in told[0]})
+        gradients.append({name: weight.grad.clone() for name, weight in policy.trained.items()})
+        learner.optimizer.zero_grad()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-6)
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-6)
+
+
+def test_learner_gradients_do_not_depend_on_gradient_checkpointing(tiny_model: TinyModel, ppo_run: PpoConfig) -> None:
+    base = tiny_model("qwen3_moe")
+    gradients = []
+    for is_on in (False, True):
+        config = ppo_run(base, schedule={"gradient_checkpointing": is_on}, ppo={"value": "own", "routing_replay": True})
+        policy = policy_of(base, config, is_trained=True)
+        learner = PpoLearner.create(policy, config, 4)
+        for one in experience_of(policy, config):
+            learner._backward(one, torch.tensor(1.0))
+        gradients.append({name: weight.grad for name, weight in policy.trained.items()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-7)

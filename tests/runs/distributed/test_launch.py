@@ -1,0 +1,129 @@
+"""Several processes started by one command: signals, deaths, and one error for all."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from dsr1_tune.runs.distributed.launch import processes_of
+from tests.runs.distributed.conftest import TIMEOUT, environment, log_of
+
+
+def manifest_of(run: Path) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((run / "manifest.json").read_text())
+    return manifest
+
+
+def command(base: Path, data: Path, out: Path, *more: str) -> list[str]:
+    given = ["--data", str(data), "--model", str(base), "--out", str(out), "--set", "schedule.max_tokens=128"]
+    few = [
+        "--set",
+        "base.dtype=float32",
+        "--set",
+        "schedule.batch_size=4",
+        "--set",
+        "samples=1",
+        "--set",
+        "sample_tokens=2",
+    ]
+    return [sys.executable, "-m", "dsr1_tune", "lora", *given, *few, *more]
+
+
+def start_and_wait_for_a_step(base: Path, data: Path, run: Path) -> subprocess.Popen[bytes]:
+    """Hundreds of steps: it cannot end by itself in time."""
+    many = ["--processes", "2", "--epochs", "200", "--set", "schedule.save_steps=1000"]
+    process = subprocess.Popen(command(base, data, run, *many), env=environment(), stdout=-1, stderr=-1)
+    log, deadline = run / "train_log.jsonl", time.monotonic() + TIMEOUT
+    while not log.exists() or not log.stat().st_size:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    return process
+
+
+def test_launch_ctrl_c_leaves_one_checkpoint_of_both_processes(
+    tiny_base: Path, data_file: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start_and_wait_for_a_step(tiny_base, data_file, run)
+    try:
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=TIMEOUT)
+    finally:
+        process.kill()
+    assert (process.returncode, errors.decode()) == (130, "")
+    assert out.decode().count("Go on with:") == 1
+    assert manifest_of(run)["status"] == "interrupted"
+    (mark,) = run.glob("checkpoints/checkpoint-*/.whole")
+    assert sorted(file.name for file in mark.parent.glob("rng_state*")) == ["rng_state_0.pth", "rng_state_1.pth"]
+    assert processes_of(run) == 2  # as many will --resume start
+    assert len(log_of(run)) == int(mark.parent.name.rpartition("-")[2])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_launch_killed_leaves_no_process_behind(tiny_base: Path, data_file: Path, tmp_path: Path) -> None:
+    process = start_and_wait_for_a_step(tiny_base, data_file, tmp_path / "run")
+    children = psutil.Process(process.pid).children()
+    assert len(children) == 2
+    process.kill()
+    process.communicate(timeout=TIMEOUT)
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive
+
+
+@pytest.mark.parametrize(
+    ("dying", "code", "said"),
+    [
+        ("raise", 2, "error: a fault of process 1"),
+        pytest.param("kill", 137, "error: process 1 was killed by SIGKILL", marks=pytest.mark.slow),
+    ],
+)
+def test_launch_gives_one_error_and_no_hang_for_a_failing_process(
+    tiny_base: Path, data_file: Path, tmp_path: Path, dying: str, code: int, said: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FAULT)  # python runs it in every process, before anything else
+    line = command(tiny_base, data_file, tmp_path / "run", "--processes", "2")
+    done = subprocess.run(
+        line, env=environment(PYTHONPATH=str(tmp_path), DYING=dying), capture_output=True, timeout=TIMEOUT, text=True
+    )
+    assert done.returncode == code
+    assert said in done.stderr
+    assert done.stderr.count("error:") == 1
+    assert "Traceback" not in done.stderr
+
+
+FAULT = """
+import os, signal, threading, time
+if os.environ.get("RANK") == "1":
+    def fail(*args, **kwargs):
+        if os.environ["DYING"] == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        from dsr1_tune.errors import ModelError
+        raise ModelError("a fault of process 1", hint="none")
+    def wait():
+        import sys
+        while True:
+            module = sys.modules.get("dsr1_tune.runs.trainer.trainer")
+            if hasattr(module, "ResumableTrainer"):
+                module.ResumableTrainer.training_step = fail
+                return
+            time.sleep(0.01)
+    threading.Thread(target=wait, daemon=True).start()
+"""
+
+
+def test_launch_prints_an_error_of_all_processes_once(tmp_path: Path, data_file: Path) -> None:
+    line = command(tmp_path / "nowhere", data_file, tmp_path / "run", "--processes", "2")
+    done = subprocess.run(line, env=environment(), capture_output=True, timeout=TIMEOUT, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("error:") == 1
+    assert "there is no such folder" in done.stderr
+    assert not (tmp_path / "run").exists()

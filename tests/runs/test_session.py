@@ -1,0 +1,90 @@
+"""The session of a run: what is evaluated before and after, timed, shown, and checked once it is saved."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from dsr1_tune.config import Data
+from dsr1_tune.errors import ModelError
+from dsr1_tune.runs.folder import RunFolder
+from dsr1_tune.train import lora
+from tests.lora_runs import NUM_HELD_OUT, ROWS, ConfigureLora, FinishedRun, Told, go, go_on, press, texts_in
+
+pytestmark = pytest.mark.usefixtures("short_collections")
+
+
+def test_session_evaluates_and_samples_answers_before_and_after(lora_run: FinishedRun) -> None:
+    evaluation = lora_run.folder.evaluation()
+    for when in ("before", "after"):
+        loss = evaluation[when]["loss"]
+        assert evaluation[when]["perplexity"] == pytest.approx(2.718281828**loss, rel=1e-6)
+        assert evaluation[when]["num_records"] == NUM_HELD_OUT
+    questions = {row["input"]: row["output"] for row in ROWS}
+    for before, after in zip(evaluation["answers_before"], evaluation["answers_after"], strict=True):
+        assert before["question"] == after["question"]
+        assert questions[before["question"]] == before["reference"] == after["reference"]
+    assert len(evaluation["answers_after"]) == 2
+    assert evaluation["answers_before"] != evaluation["answers_after"]
+
+
+def test_session_prints_its_stages_in_order(lora_run: FinishedRun) -> None:
+    text = lora_run.text
+    parts = ("What is trained", "Before training", "step 8/8", "After training", "Held-out loss (3 records")
+    assert sorted(parts, key=text.index) == list(parts)
+    assert "Loaded afresh with plain PEFT" in text and f"dsr1-tune chat {lora_run.path}" in text
+
+
+def test_session_without_held_out_rows_claims_no_held_out_loss(
+    configure_lora: ConfigureLora, lora_data: Path, tmp_path: Path
+) -> None:
+    told = Told()
+    folder = go(configure_lora(tmp_path / "run", data=Data(files=(lora_data,), eval_share=0), epochs=1), told=told)
+    assert (folder.data / "eval.jsonl").read_text() == ""
+    assert len(texts_in(folder.path, "train")) == 30
+    assert folder.manifest()["status"] == "finished"
+    # The few records on which the adapter is checked are no held-out ones.
+    assert "Held-out loss (" not in told.text
+
+
+def test_session_adds_up_seconds_over_resumptions(configure_lora: ConfigureLora, at_step: Any, tmp_path: Path) -> None:
+    at_step(1, press(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        go(configure_lora(tmp_path / "run", max_steps=2, samples=0))
+    before = RunFolder(tmp_path / "run").manifest()["seconds"]
+    after = go_on(tmp_path / "run").manifest()["seconds"]
+    assert after["train"] > before["train"] > 0
+    assert after["evaluate_before"] == before["evaluate_before"]
+
+
+def other_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: 3 * weight for name, weight in weights.items()}
+
+
+def no_expert_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: weight for name, weight in weights.items() if ".experts." not in name}
+
+
+@pytest.mark.parametrize("damage", [other_weights, no_expert_weights])
+def test_session_check_refuses_an_adapter_that_loads_as_another(
+    configure_lora: ConfigureLora, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: Any
+) -> None:
+    load = lora.load_plain_adapter
+
+    def damaged(base: Any, folder: Path) -> PeftModel:
+        file = folder / "adapter_model.safetensors"
+        weights = load_file(file)
+        assert damage(weights).keys() <= weights.keys()
+        save_file(damage(weights), file)
+        return load(base, folder)
+
+    monkeypatch.setattr(lora, "load_plain_adapter", damaged)
+    with pytest.raises(ModelError, match="loaded afresh"):
+        go(configure_lora(tmp_path / "run", samples=0))
+    assert RunFolder(tmp_path / "run").manifest()["status"] == "failed"
