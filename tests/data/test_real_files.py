@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from dsr1_tune.config import Data
-from dsr1_tune.data.inspect.tables import Report
 from dsr1_tune.data.prepare import examine
 
 # file, format, encoding, rows, dropped
@@ -33,7 +32,7 @@ FILES = [
 
 @pytest.mark.parametrize(("name", "kind", "encoding", "num_rows", "dropped"), FILES, ids=[f[0] for f in FILES])
 def test_real_file(real, name, kind, encoding, num_rows, dropped):
-    summary = Report.of(examine(Data(files=(real(name),)))).summary()
+    summary = examine(Data(files=(real(name),))).report()
     (file,) = summary["files"]
     assert (file["format"], file["encoding"], file["num_rows"]) == (kind, encoding, num_rows)
     assert summary["dropped"] == dropped

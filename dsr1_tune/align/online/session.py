@@ -58,9 +58,7 @@ def encode_prompts(prepared: Prepared, tokenizer: Any, config: RolloutRun) -> Ru
         else:
             examples.append(outcome)
     # A prompt that stands in several rows, with other results, is on one side.
-    return divide(
-        prepared, examples, drops, config, together=lambda row: tuple((m.role, m.content) for m in row.messages)
-    )
+    return divide(prepared, examples, drops, config)
 
 
 def _encode(row: Prompt, tokenizer: Any, room: int) -> PromptExample | Drop:

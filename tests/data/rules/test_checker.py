@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from dsr1_tune.data.dedup.exact import Seen, fingerprint
 from dsr1_tune.data.read.read import read
 from dsr1_tune.data.record import CODES, Drop, Message, Place, Preference, Prompt, Record
 from dsr1_tune.data.rules import settings
@@ -49,34 +48,6 @@ def test_long_enough():
     drop = long_enough(record("ab", " c "), 2, 2)
     assert (drop.code, drop.detail, drop.path) == ("answer_too_short", "1 characters, fewer than 2: 'c'", "$.output")
     assert long_enough(record("a", "cd"), 2, 2).code == "question_too_short"
-
-
-def test_only_the_second_copy_is_dropped():
-    seen = Seen()
-    first = record(index=0)
-    assert seen.first_time(first) is first
-    drop = seen.first_time(record("Q ", "\nA", index=4))
-    assert (drop.code, drop.detail) == ("exact_duplicate", "the same as line 1 (row 0)")
-    elsewhere = Record(first.messages, Place("b.json", 9, 8))
-    assert seen.first_time(elsewhere).detail == "the same as a.json:1 (row 0)"
-
-
-def test_what_makes_conversations_differ():
-    place = Place("a", 1, 0)
-    user, assistant = Message("user", "Q"), Message("assistant", "A")
-    rows = [
-        record(),
-        record(answer="a"),
-        record(question="QA", answer=""),
-        record(tools="[1]"),
-        Record((Message("system", "S"), user, assistant), place),
-        Record((user, assistant, user, assistant), place),
-        Prompt((user,), None, place),
-        Prompt((user,), "A", place),
-        Preference((user,), assistant, Message("assistant", "B"), place),
-        Preference((user,), Message("assistant", "B"), assistant, place),
-    ]
-    assert len({fingerprint(row) for row in rows}) == len(rows)
 
 
 # Every rule: where it fires and where it must not, in Chinese and English.
