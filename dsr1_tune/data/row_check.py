@@ -44,7 +44,8 @@ class RowCheck:
     def _ruled(self, row: Row) -> Checked:
         """What the rules say. In a file in which many answers lack their last full stop, that is only a remark."""
         if self._checker is None or self._lenient is None:
-            return Checked(long_enough(row, *self._least))
+            # What is not blank has one character.
+            return Checked(row if self._least == (1, 1) else long_enough(row, *self._least))
         checked = self._checker.check(row)
         drop = checked.row
         if not isinstance(drop, Drop) or drop.code != "truncated_answer" or row.place.file not in self._unended_files:

@@ -16,8 +16,8 @@ FILES = [
     ("LLaMA-Factory/v1_sft_demo.jsonl", "messages", "utf-8", 500, {"exact_duplicate": 1}),
     ("Huatuo/llama_data.json", "Alpaca", "utf-8", 8658, {}),
     ("Huatuo/liver_cancer.json", "Alpaca", "utf-8", 1000, {}),
-    ("DISC-LawLLM/qa_short_answer.json", "question-answer", "utf-8", 300, {"exact_duplicate": 2}),
-    ("Zhongjing/CMtMedQA_test.json", "Alpaca", "utf-8", 1144, {"exact_duplicate": 5}),
+    ("DISC-LawLLM/qa_short_answer.json", "question-answer", "utf-8", 300, {"exact_duplicate": 3}),
+    ("Zhongjing/CMtMedQA_test.json", "Alpaca", "utf-8", 1144, {"exact_duplicate": 6}),
     ("GPTeacher/toolformer-similarity-0.9-dataset.json", "Alpaca", "utf-8", 5959, {}),
     (
         "Chinese-medical-dialogue-data/样例_内科5000-6000.csv",
