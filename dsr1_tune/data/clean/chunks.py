@@ -17,22 +17,10 @@ from dsr1_tune.data.read import json_rows
 from dsr1_tune.data.read.files import Source, is_plain_lines, said_plainly
 from dsr1_tune.data.read.formats import check_mapping
 from dsr1_tune.data.read.json_rows import Raw
-from dsr1_tune.data.read.read import check_columns, identify_all, learn
+from dsr1_tune.data.read.read import identify_all, learn
 from dsr1_tune.data.read.rows import Interpreter, Learned
 from dsr1_tune.data.record import Drop, Place, Row
 from dsr1_tune.errors import DataError
-
-__all__ = [
-    "CHUNK_BYTES",
-    "Chunk",
-    "ChunkSummary",
-    "check_columns",
-    "chunks",
-    "cut",
-    "open_sources",
-    "read_chunk",
-    "without_garbage_collection",
-]
 
 CHUNK_BYTES = 2 << 20
 """Small enough that the arrays over a chunk's characters are not given back to the system after every step."""

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from dsr1_tune import __version__
 from dsr1_tune.atomic import atomic_folder
 from dsr1_tune.config import CleanRun
-from dsr1_tune.data.clean.chunks import Chunk, check_columns, cut, open_sources, read_chunk
+from dsr1_tune.data.clean.chunks import Chunk, cut, open_sources, read_chunk
 from dsr1_tune.data.clean.cleaned_rows import CleanedRows, RowStatus, write_groups, write_rows
 from dsr1_tune.data.clean.duplicates import Copies, find_copies
 from dsr1_tune.data.clean.page import render
@@ -37,6 +37,7 @@ from dsr1_tune.data.dedup.row_hashes import learn_boilerplate
 from dsr1_tune.data.output import answer_of, question_of
 from dsr1_tune.data.privacy.guard import known_kinds
 from dsr1_tune.data.read.files import Source
+from dsr1_tune.data.read.read import check_columns
 from dsr1_tune.data.record import Drop, Row
 from dsr1_tune.data.row_check import leaves_out_full_stops, pack_of
 from dsr1_tune.data.rules.packs import Pack

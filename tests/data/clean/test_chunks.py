@@ -10,9 +10,9 @@ from collections import Counter
 
 import pytest
 
-from dsr1_tune.data.clean.chunks import Chunk, check_columns, chunks, open_sources, read_chunk
+from dsr1_tune.data.clean.chunks import Chunk, chunks, open_sources, read_chunk
 from dsr1_tune.data.read.json_rows import is_row, lines
-from dsr1_tune.data.read.read import open_files, read
+from dsr1_tune.data.read.read import check_columns, open_files, read
 from dsr1_tune.data.record import Drop, Record
 from dsr1_tune.errors import ConfigError, DataError
 
