@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from dsr1_tune.config import CleanRun, Data, Dedup, Privacy
+from dsr1_tune.config.load import load_config
 from dsr1_tune.data.clean import run as clean
-from dsr1_tune.errors import DataError, RunError
+from dsr1_tune.errors import ConfigError, DataError, RunError
 
 
 def test_clean_accounts_for_every_row(tmp_path: Path, rows: Any, write_lines: Any, run: Any, lines: Any) -> None:
@@ -86,6 +87,7 @@ import sys
 from pathlib import Path
 from dsr1_tune.config import CleanRun, Data
 from dsr1_tune.data.clean import chunks
+from dsr1_tune.config.load import load_config
 from dsr1_tune.data.clean import run as clean
 cut = chunks.cut
 clean.cut = lambda sources, mapping=None: cut(sources, mapping, 2000)
@@ -298,3 +300,12 @@ def test_clean_writes_to_a_vacant_folder_or_a_link(
     with pytest.raises(RunError, match="would be replaced"):
         clean.run(CleanRun(data=Data(files=(file,)), dedup=Dedup(against=(held,)), out=Path("real"), workers=1))
     assert not list(tmp_path.glob(".*"))
+
+
+def test_clean_refuses_a_cleaned_folder_and_evaluation_files(
+    tmp_path: Path, rows: Any, write_lines: Any, run: Any
+) -> None:
+    folder, _ = run(tmp_path, write_lines(tmp_path / "rows.jsonl", rows(40)))
+    for flags in ({"data.files": [str(folder)]}, {"data.files": ["a.json"], "data.eval_files": ["b.json"]}):
+        with pytest.raises(ConfigError, match="data clean holds rows out by itself"):
+            load_config(CleanRun, None, flags)
