@@ -85,7 +85,7 @@ class Alike:
 
     @classmethod
     def of(cls, rows: Sequence[Row], similarity: float = Dedup().similarity) -> Alike:
-        """Find them, a block of rows at a time; of each row 450 bytes are kept."""
+        """Find them, a block of rows at a time; of each row about 600 bytes are kept meanwhile."""
         by_file: dict[str, list[Row]] = {}
         for row in rows:
             some = by_file.setdefault(row.place.file, [])
