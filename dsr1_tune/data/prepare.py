@@ -86,7 +86,7 @@ def _without_copies(prepared: Prepared) -> Prepared:
 
     A row that `data clean` wrote several times, as its file's weight says, is learned several times.
     """
-    rows = [row for row in prepared.rows if row.place.file not in prepared.eval_files]
+    rows = prepared.train_rows
     drops = []
     opposites = opposed([stance_of(row) for row in rows])
     for number, first in enumerate(first_copies(rows).tolist()):
@@ -259,7 +259,7 @@ def _held_in_evaluation(prepared: Prepared) -> list[Drop]:
     held_out = prepared.eval_rows
     if not held_out:
         return []
-    rows = [row for row in prepared.rows if row.place.file not in prepared.eval_files]
+    rows = prepared.train_rows
     groups = Alike.of((*held_out, *rows)).groups.tolist()
     evaluated = dict(zip(reversed(groups[: len(held_out)]), reversed(held_out), strict=True))
     fix = "keep it out of the training data"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from dsr1_tune.data.record import DAMAGE, Drop, Record, Row
@@ -52,7 +53,7 @@ class Prepared:
         """The drops after which a file holds further rows that nobody could read."""
         return tuple(drop for drop in self.drops if drop.code in DAMAGE)
 
-    @property
+    @cached_property
     def eval_files(self) -> frozenset[str]:
         """The files whose rows are evaluated on and never trained on."""
         return frozenset(file.file for file in self.files if file.is_eval)
@@ -61,6 +62,11 @@ class Prepared:
     def eval_rows(self) -> tuple[Row, ...]:
         """The kept rows of those files."""
         return tuple(row for row in self.rows if row.place.file in self.eval_files)
+
+    @property
+    def train_rows(self) -> tuple[Row, ...]:
+        """The kept rows of the other files."""
+        return tuple(row for row in self.rows if row.place.file not in self.eval_files)
 
     def with_drops(self, drops: Iterable[Drop]) -> Prepared:
         """The same, less the kept rows that a later step drops: `Drop(...).at(row.place, "encode", row.row)`."""

@@ -33,7 +33,8 @@ def test_prepared_rows_and_drops_add_up() -> None:
     with pytest.raises(AssertionError, match="rows in"):
         Prepared(PREPARED.rows[1:], PREPARED.drops, PREPARED.files)
     assert PREPARED.records == PREPARED.rows[:2] and PREPARED.damage == (DAMAGED,)
-    assert PREPARED.eval_files == {"b.json"} and PREPARED.eval_rows == PREPARED.rows[2:]
+    assert PREPARED.eval_files == {"b.json"}
+    assert (PREPARED.train_rows, PREPARED.eval_rows) == (PREPARED.rows[:2], PREPARED.rows[2:])
 
 
 def test_prepared_report_counts_rows_by_file_and_code() -> None:
