@@ -136,10 +136,12 @@ def _table() -> Codes:
         table[ord(mark)] = ord(mark)
     han = "".join(map(chr, (*range(0x3400, 0x4DC0), *range(0x4E00, 0xA000))))
     simplified = OpenCC("t2s").convert("\n".join(han)).split("\n")
+    simple = np.arange(_BMP, dtype=np.uint16)
     for old, new in zip(han, simplified, strict=True):
         if len(new) == 1 and ord(new) < _BMP:
-            table[ord(old)] = ord(new)
-    return table
+            simple[ord(old)] = ord(new)
+    # Also of what only another form of a traditional character is: a radical by itself, a compatibility ideograph.
+    return simple[simple][table]  # twice, as 薴 becomes 苧, which itself is a traditional character
 
 
 def tokens(text: Text) -> Tokens:

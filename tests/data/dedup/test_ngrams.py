@@ -33,6 +33,7 @@ def normal(text: str) -> str:
         ("ﬁne", "ﬁne"),  # a ligature is two letters, and stays one sign
         ("𠀀 and 😀", "𠀀and😀"),
         ("\u200b\ufeff", ""),
+        ("薴苧\u2fc6", "苎苎麦"),  # of a traditional character that becomes one, and of a radical
     ],
 )
 def test_normal_form(text: str, plain: str) -> None:
