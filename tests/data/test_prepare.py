@@ -250,9 +250,9 @@ def test_a_cleaned_folder_is_prepared_as_it_stands(write, tmp_path):
 
 
 def test_rules_in_training_let_files_leave_out_full_stops_as_clean_does(write, tmp_path):
-    stem = "Rest, drink enough water, and keep the arm still until the swelling has gone down, day"
+    stem = "Rest, drink enough water, and keep the arm still until the swelling has gone down, after"
     rows = [
-        {"input": f"What helps against complaint {number}?", "output": f"{stem} {number} of the"}
+        {"input": f"What helps against complaint {number}?", "output": f"{stem} {number} more days"}
         for number in range(60)
     ]
     path = write("forum.jsonl", rows)

@@ -35,12 +35,13 @@ def test_row_check_applies_the_rules_of_a_pack() -> None:
 
 
 def test_row_check_lets_answers_end_without_a_full_stop_where_a_file_does() -> None:
-    checked = RowCheck(PACK, ["a.json"]).check(record(UNENDED))
-    if isinstance(checked.row, Drop):  # what breaks off in the middle is dropped all the same
-        assert checked.row.code == "truncated_answer"
-    stopless = RowCheck(PACK, ["a.json"]).check(record(ENDED[:-1]))
-    assert not isinstance(stopless.row, Drop)
-    assert code(RowCheck(PACK, ["b.json"]), record(ENDED[:-1])) in ("", "truncated_answer")
+    stopless = record(ENDED[:-1])
+    assert [code(RowCheck(PACK, files), stopless) for files in ([], ["b.json"], ["a.json"])] == [
+        "truncated_answer",
+        "truncated_answer",
+        "",
+    ]
+    assert [note.code for note in RowCheck(PACK, ["a.json"]).check(stopless).notes] == ["truncated_answer"]
 
 
 def test_row_check_remarks_on_pairs() -> None:
@@ -60,4 +61,6 @@ def test_pack_of_takes_the_larger_of_two_least_lengths() -> None:
 
 def test_leaves_out_full_stops_needs_many_such_rows() -> None:
     assert PACK
-    assert not leaves_out_full_stops([record(ENDED, number) for number in range(100)], PACK)
+    ended, stopless = ([record(answer, number) for number in range(100)] for answer in (ENDED, ENDED[:-1]))
+    assert not leaves_out_full_stops([*ended, *stopless[:19]], PACK)
+    assert leaves_out_full_stops([*ended, *stopless[:20]], PACK)
