@@ -84,12 +84,14 @@ def _checked(row: Row, check: RowCheck, mended: Counter[str]) -> Row | Drop:
 def _without_copies(prepared: Prepared) -> Prepared:
     """Less the rows that say the same as an earlier one, and those that others contradict: nobody can say who is right.
 
-    A row that `data clean` wrote several times, as its file's weight says, is learned several times.
+    A row that `data clean` wrote several times, as its file's weight says, is learned several times. A copy in a file
+    that counts for less than 1 yields to one that is taken for sure.
     """
     rows = prepared.train_rows
     drops = []
     opposites = opposed([stance_of(row) for row in rows])
-    for number, first in enumerate(first_copies(rows).tolist()):
+    partial = {file.file for file in prepared.files if file.weight < 1}
+    for number, first in enumerate(first_copies(rows, [row.place.file in partial for row in rows]).tolist()):
         row = rows[number]
         if first != number:
             if _source_of(row) and _source_of(row) == _source_of(rows[first]):

@@ -205,6 +205,13 @@ def test_a_row_that_clean_wrote_twice_is_learned_twice(write, tmp_path):
     assert {drop.code for drop in both.drops} == {"exact_duplicate"} and len(both.rows) == 6
 
 
+def test_a_copy_in_a_file_of_little_weight_yields_to_one_that_is_taken_for_sure(write):
+    few, all_ = write("few.json", GOOD), write("all.json", GOOD)
+    prepared = prepare(Data(files=(f"{few}:0.1", all_)))
+    assert len(prepared.rows) == 20 and {row.place.file for row in prepared.rows} == {str(all_)}
+    assert {drop.code for drop in prepared.drops} == {"exact_duplicate"}
+
+
 # Evaluation files of the user's own.
 
 LONG = "Drink enough water, rest for a few days, and keep away from others while the fever lasts."

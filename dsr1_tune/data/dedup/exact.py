@@ -90,13 +90,18 @@ def exact_duplicate(where: str) -> Drop:
     return Drop("exact_duplicate", f"the same as {where}", "remove one of them")
 
 
-def first_copies(rows: Sequence[Row]) -> Ints:
-    """For each row (N) the number of the first one that says the same, itself where none before it does."""
+def first_copies(rows: Sequence[Row], yields: Sequence[bool] | None = None) -> Ints:
+    """For each row (N) the number of the first one that says the same, itself where none before it does.
+
+    Rows that `yields` marks come after all others.
+    """
     if not rows:
         return np.zeros(0, np.int64)
     prints = [fingerprints(normalise([turns_of_row(row) for row in block]), block) for block in blocks(rows)]
     kinds = np.array([kind_of(row) for row in rows], np.uint8)
-    return merge_exact(exact_key(Prints.concatenate(prints), kinds), np.arange(len(rows)))
+    everyone = np.arange(len(rows))
+    order = np.lexsort((everyone, yields or np.zeros(len(rows), bool)))
+    return merge_exact(exact_key(Prints.concatenate(prints), kinds), np.argsort(order))
 
 
 def exact_key(prints: Prints, kinds: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[Any], ...]:

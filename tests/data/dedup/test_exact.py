@@ -38,6 +38,7 @@ def test_first_copies_are_the_first_of_rows_that_say_the_same() -> None:
         2,
     ]
     assert first_copies([]).tolist() == []
+    assert first_copies(rows, [True, False, False, False, False]).tolist() == [1, 1, 2, 1, 2]
     drop = exact_duplicate("line 1 (row 0)")
     assert (drop.code, drop.detail, drop.fix) == ("exact_duplicate", "the same as line 1 (row 0)", "remove one of them")
 
