@@ -30,13 +30,8 @@ def record(question: str = "Q", answer: str = "A", tools: str = "") -> Record:
 
 
 def test_first_copies_are_the_first_of_rows_that_say_the_same() -> None:
-    assert first_copies([record(), record("Q ", "\nA"), record("B"), record(), record("b!")]).tolist() == [
-        0,
-        0,
-        2,
-        0,
-        2,
-    ]
+    rows = [record(), record("Q ", "\nA"), record("B"), record(), record("b!")]
+    assert first_copies(rows).tolist() == [0, 0, 2, 0, 2]
     assert first_copies([]).tolist() == []
     assert first_copies(rows, [True, False, False, False, False]).tolist() == [1, 1, 2, 1, 2]
     drop = exact_duplicate("line 1 (row 0)")
