@@ -27,7 +27,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup ## the main job on the medical example: check, clean, LoRA, before and after
-	$(BIN)/dsr1-tune lora --config examples/medical/lora.yaml $(ARGS)
+	$(BIN)/dsr1-tune data check examples/medical/medical.json --rejects clean/medical.rejects.jsonl; test $$? -le 1
+	$(BIN)/dsr1-tune data clean examples/medical/medical.json --rules medical --out clean/medical
+	$(BIN)/dsr1-tune lora --config examples/medical/lora.yaml --data clean/medical $(ARGS)
 
 lora: setup ## LoRA on your own file: make lora DATA=medical.json ARGS="--model deepseek-ai/DeepSeek-V2-Lite-Chat"
 	$(BIN)/dsr1-tune lora --data $(DATA) $(ARGS)

@@ -2,7 +2,7 @@
 
 Each file is a small one of an accepted format, or the beginning of a real one, with one to three mutations, all drawn
 by a seed. Two outcomes are allowed: a TuneError for the whole file, or rows of which each is kept or dropped; and
-portions of the file must give the same rows as the whole.
+chunks of the file must give the same rows as the whole.
 
     python benchmarks/fuzz_data.py                        # 10,000 files, a table by mutation
     python benchmarks/fuzz_data.py --number 500 --seed 7 --keep /tmp/crashes
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from dsr1_tune.config import Data
-from dsr1_tune.data.clean.chunks import portions, read_portion
+from dsr1_tune.data.clean.chunks import chunks, read_chunk
 from dsr1_tune.data.prepare import examine, write_rejects
 from dsr1_tune.data.read.read import read
 from dsr1_tune.data.record import Drop
@@ -106,17 +106,17 @@ def outcome_of(path: Path) -> str:
     written = rejects.read_bytes().split(b"\n")
     assert len(written) == len(prepared.drops) + 1 and all(json.loads(line) for line in written[:-1])
     rejects.unlink()
-    assert_portions_agree(path)
+    assert_chunks_agree(path)
     if not prepared.rows:
         return "all rows dropped"
     return "some rows dropped" if prepared.drops else "all rows kept"
 
 
-def assert_portions_agree(path: Path, max_bytes: int = 400) -> None:
-    """A file's portions give its rows, one by one."""
+def assert_chunks_agree(path: Path, max_bytes: int = 400) -> None:
+    """A file's chunks give its rows, one by one."""
     expected = [_all_of(row) for row in read([path])]
-    found = [_all_of(row) for portion in portions([path], max_bytes=max_bytes) for row in read_portion(portion)[0]]
-    assert found == expected, "portions differ from the file"
+    found = [_all_of(row) for chunk in chunks([path], max_bytes=max_bytes) for row in read_chunk(chunk)[0]]
+    assert found == expected, "chunks differ from the file"
 
 
 def _all_of(row: Any) -> str:

@@ -21,7 +21,7 @@ from dsr1_tune.adapt.state import MISSED, PLAN, STAGES, StageName, State, begin
 from dsr1_tune.atomic import atomic_write
 from dsr1_tune.config import AdaptRun, CleanRun, TuneRun
 from dsr1_tune.data.clean import run as cleaning
-from dsr1_tune.data.inspect.tables import show_facts
+from dsr1_tune.data.inspect.tables import show_cleaned
 from dsr1_tune.errors import ConfigError, ModelError, RunError, TuneError
 from dsr1_tune.export import card, compare, lineage, merge, quantize
 from dsr1_tune.export.comparison import page
@@ -56,7 +56,7 @@ def run(config: AdaptRun, console: Console | None = None) -> Path:
     quiet_libraries()
     if not config.data.files:
         raise ConfigError("no data is given", hint="dsr1-tune adapt --data medical.json --out model")
-    state = State(config.out or Path("adapted") / Path(config.data.files[0].name.removesuffix(".gz")).stem)
+    state = State(config.out or Path("adapted") / Path(config.data.name.removesuffix(".gz")).stem)
     way = _Way(_with_absolute_paths(config), state, Narrator(console or Console()))
     with state.held():
         way.config = begin(state, way.config)
@@ -73,7 +73,9 @@ def _with_absolute_paths(config: AdaptRun) -> AdaptRun:
     """The way may be gone on with from another working directory."""
     files = tuple(file.absolute() for file in config.data.files)
     weights = {str(Path(file).absolute()): weight for file, weight in config.data.weights.items()}
-    return config.model_copy(update={"data": config.data.model_copy(update={"files": files, "weights": weights})})
+    evaluated = tuple(file.absolute() for file in config.data.eval_files)
+    paths = {"files": files, "eval_files": evaluated, "weights": weights}
+    return config.model_copy(update={"data": config.data.model_copy(update=paths)})
 
 
 class _Way:
@@ -155,18 +157,22 @@ class _Way:
         facts |= {"method": method, "reason": reason, "needed": needed, "memory": made.memory, "base": made.base.name}
 
     def clean(self, facts: dict[str, Any]) -> None:
-        """Rules, personal data, duplicates. Rows are held out by the training run."""
+        """Rules, personal data, duplicates, and held-out rows, unless there are evaluation files."""
+        data, dedup = self.config.data, self.config.dedup
+        if data.eval_files:
+            dedup = dedup.model_copy(update={"against": (*dedup.against, *data.eval_files)})
+            data = data.model_copy(update={"eval_share": 0.0, "eval_files": ()})
         config = CleanRun(
-            data=self.config.data.model_copy(update={"eval_share": 0.0}),
+            data=data,
             privacy=self.config.privacy,
-            dedup=self.config.dedup,
+            dedup=dedup,
             judge=self.config.judge,
             out=self.data,
             language=self.config.language,
             seed=self.config.schedule.seed,
         )
-        cleaned = cleaning.run(config).facts
-        show_facts(cleaned, self.console)
+        cleaned = cleaning.run(config).report
+        show_cleaned(cleaned, self.console)
         facts |= {name: cleaned[name] for name in ("num_rows", "num_kept", "num_merged", "num_dropped")}
         facts["languages"] = cleaned.get("languages", {})
 
@@ -186,14 +192,13 @@ class _Way:
         """The user's own files and what cleaning left of them, for the lineage: the run saw the cleaned ones only."""
         cleaned = orjson.loads((self.data / "report.json").read_bytes())
         files = {name: {"sha256": digest} for name, digest in self.state.read()["data_sha256"].items()}
-        counts = {name: cleaned[name] for name in ("num_rows", "num_kept", "dropped")}
-        # As in a run's own report, duplicates are among the dropped ones.
-        return {"files": files, **counts, "num_dropped": cleaned["num_dropped"] + cleaned["num_merged"]}
+        counts = {name: cleaned[name] for name in ("num_rows", "num_kept", "num_merged", "num_dropped", "dropped")}
+        return {"files": files, **counts}
 
     def _training(self, method: str) -> TuneRun:
         kind = KINDS[method]
         shared = self.config.model_dump(include=set(kind.model_fields))
-        shared["data"] |= {"files": (self.data / "train.jsonl",), "map": {}, "rules": None, "weights": {}}
+        shared["data"] |= {"files": (self.data,), "map": {}, "rules": None, "weights": {}}
         shared["out"] = self.trained
         if method == "esft" and self.config.esft.method == "weights":
             shared.pop("adapter")

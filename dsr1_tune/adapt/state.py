@@ -139,7 +139,7 @@ def begin(state: State, config: AdaptRun) -> AdaptRun:
     Raises RunError, naming it, for a setting or a file that has changed since.
     """
     settings = config.model_dump(mode="json", exclude={"out"})
-    hashes = hash_files(config.data.files)
+    hashes = hash_files(config.data.all_files)
     known = state.read()
     if not known:
         state.write(started=datetime.now(UTC).isoformat(timespec="seconds"), config=settings, data_sha256=hashes)

@@ -9,7 +9,7 @@ import typer
 
 DataFiles = Annotated[
     list[Path] | None,
-    typer.Option("--data", help="JSON, JSONL, CSV, TSV or Parquet; may be repeated.", show_default=False),
+    typer.Option("--data", help="JSON, JSONL, CSV, Parquet, or a cleaned folder; may be repeated.", show_default=False),
 ]
 ModelName = Annotated[
     str | None, typer.Option("--model", help="A Hub id or a folder. [default: embedded base]", show_default=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dsr1_tune.config.sections import ConfigSection, Data, Share
 
@@ -81,3 +81,12 @@ class CleanRun(ConfigSection):
     """Language of report.html; auto takes the language that most rows are in."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Draws the held-out rows and the samples."""
+
+    @model_validator(mode="after")
+    def _splits_by_itself(self) -> CleanRun:
+        if self.data.eval_files:
+            raise ValueError(
+                f"data.eval_files ({', '.join(map(str, self.data.eval_files))}): data clean holds rows out by itself; "
+                "to drop rows that evaluation files hold, name those in dedup.against"
+            )
+        return self

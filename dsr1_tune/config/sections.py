@@ -56,6 +56,9 @@ class Data(ConfigSection):
 
     files: tuple[Path, ...] = ()
     """Data files: JSON, JSONL (also .gz), Parquet or CSV; a.json:0.7 also gives it a weight."""
+    eval_files: tuple[Path, ...] = ()
+    """Files of the rows to evaluate on, in place of a share of the others; training rows that ask or say nearly the
+    same are dropped. A folder that `data clean` wrote, named among the files, brings its own."""
     weights: dict[str, Annotated[float, Field(gt=0, le=100)]] = {}
     """How often a file's rows are trained on, by file: 0.7 draws 70 % of them, 2 takes each twice."""
     map: dict[str, str] = {}
@@ -87,7 +90,7 @@ class Data(ConfigSection):
                 weights[str(Path(name))] = float(weight)
                 said = name
             files.append(said)
-        return {**value, "files": files, "weights": weights}
+        return _with_cleaned_folders({**value, "files": files, "weights": weights})
 
     @model_validator(mode="after")
     def _weights_of_files(self) -> Data:
@@ -95,9 +98,42 @@ class Data(ConfigSection):
             raise ValueError(f"a weight is given for {', '.join(sorted(unknown))}, which is none of the files")
         return self
 
+    @property
+    def all_files(self) -> tuple[Path, ...]:
+        """The files to train on, then those to evaluate on."""
+        return (*self.files, *self.eval_files)
+
+    @property
+    def name(self) -> str:
+        """What is made of these files is named after the first of them, or after its cleaned folder."""
+        first = self.files[0]
+        is_cleaned = first.name == _TRAIN and first.with_name(_EVAL) in self.eval_files
+        return first.absolute().parent.name if is_cleaned else first.name
+
     def weight(self, file: str) -> float:
         """How often the rows of a file count; 1 where nothing is said."""
         return self.weights.get(file, 1.0)
+
+
+_TRAIN, _EVAL = "train.jsonl", "eval.jsonl"
+
+
+def _with_cleaned_folders(value: dict[str, Any]) -> dict[str, Any]:
+    """A folder with training and held-out rows, as `data clean` and runs leave it, is trained and evaluated on.
+
+    Where it holds nothing out, nothing is held out, unless a share is asked for.
+    """
+    files, evaluated, weights = [], list(value.get("eval_files") or ()), value["weights"]
+    for file in map(Path, value["files"]):
+        if file.is_dir() and (file / _TRAIN).is_file() and (file / _EVAL).is_file():
+            if (file / _EVAL).stat().st_size:
+                evaluated.append(file / _EVAL)
+            else:
+                value = {"eval_share": 0.0, **value}
+            weights = {str(file / _TRAIN) if name == str(file) else name: of for name, of in weights.items()}
+            file = file / _TRAIN
+        files.append(file)
+    return {**value, "files": files, "eval_files": evaluated, "weights": weights}
 
 
 def _read_lists(kind: type[ConfigSection], value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from dsr1_tune.data.record import Feedback, Message, Place, Preference, Prompt, Record, Row
+from dsr1_tune.data.record import Feedback, Message, Place, Preference, Prompt, Record, Row, messages_of
 
 _ANSWERS = ("chosen", "rejected", "completion", "ground_truth")
 
@@ -30,11 +30,11 @@ def as_output(row: Row) -> dict[str, Any]:
                 said["ground_truth"] = row.answer
     if row.tools:
         said["tools"] = row.tools
-    said["source"] = as_source(row.place)
+    said["source"] = place_as_json(row.place)
     return said
 
 
-def as_source(place: Place) -> dict[str, Any]:
+def place_as_json(place: Place) -> dict[str, Any]:
     """A place as JSON values."""
     return {"file": place.file, "line": place.line, "index": place.index}
 
@@ -47,6 +47,14 @@ def turns_of(output: dict[str, Any]) -> Turns:
     """All that is said in a written row; a preference's two answers count as the assistant's turns."""
     turns = [(message["role"], message["content"]) for message in output["messages"]]
     turns += [("assistant", output[name]) for name in _ANSWERS if name in output]
+    return turns
+
+
+def turns_of_row(row: Row) -> Turns:
+    """The same of a row that is not written yet: `turns_of(as_output(row))`."""
+    turns: Turns = [(message.role, message.content) for message in messages_of(row)]
+    if isinstance(row, Prompt) and row.answer is not None:
+        turns.append(("assistant", row.answer))
     return turns
 
 

@@ -7,6 +7,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,83 +15,107 @@ import orjson
 
 from dsr1_tune.atomic import atomic_write
 from dsr1_tune.config import Data
-from dsr1_tune.data.dedup.exact import Seen
-from dsr1_tune.data.inspect.tables import Report
+from dsr1_tune.data.dedup.exact import exact_duplicate, first_copies
+from dsr1_tune.data.dedup.minhash import LEARNED_ROWS
+from dsr1_tune.data.dedup.row_hashes import Alike
 from dsr1_tune.data.output import as_output, dumps
-from dsr1_tune.data.prepared import FileFacts, Prepared
+from dsr1_tune.data.prepared import FileSummary, Prepared
 from dsr1_tune.data.read.ground_truth import result_of
 from dsr1_tune.data.read.read import open_files
 from dsr1_tune.data.read.values import Unusable
 from dsr1_tune.data.record import Drop, Feedback, Preference, Prompt, Record, Row, prompt_of
-from dsr1_tune.data.rules import checker as rules
-from dsr1_tune.data.rules.packs import load_pack
-from dsr1_tune.data.rules.pairs import answers_differ, objection, opposed, remarks_on_pair, stance_of
+from dsr1_tune.data.report import reject
+from dsr1_tune.data.row_check import RowCheck, leaves_out_full_stops, pack_of
+from dsr1_tune.data.rules.pairs import objection, opposed, stance_of
+from dsr1_tune.data.split import split_section
 from dsr1_tune.errors import DataError
 
 MAX_NAMED = 5
 
 AnyRow = TypeVar("AnyRow", bound=Row)
-Drawn = TypeVar("Drawn")
 
 
 def examine(data: Data) -> Prepared:
-    """Read everything; keep what passes the rules and was not seen before. Raises DataError where unreadable."""
+    """Read everything; keep what passes the rules and repeats no other row. Raises DataError where unreadable.
+
+    Of the rows that are evaluated on, only those fall out that cannot be used at all.
+    """
     rows: list[Row] = []
     drops: list[Drop] = []
-    files: list[FileFacts] = []
-    seen = Seen()
-    checker = rules.Checker(load_pack(data.rules)) if data.rules else None
-    for reading in open_files(data.files, data.map):
+    files: list[FileSummary] = []
+    mended: dict[str, Counter[str]] = {}
+    pack = pack_of(data)
+    least = (data.min_question_chars, data.min_answer_chars)
+    for reading in open_files((*data.files, *data.eval_files), data.map):
+        source, name = reading.source, str(reading.source.path)
+        is_eval = source.path in data.eval_files
         num_before = len(rows) + len(drops)
-        for item in reading.rows:
-            outcome = item if isinstance(item, Drop) else _judge(item, data, checker, seen)
+        items = iter(reading.rows)
+        check = RowCheck(None)
+        if not is_eval:
+            head = list(islice(items, LEARNED_ROWS)) if pack else []
+            items = chain(head, items)
+            good = [row for row in head if not isinstance(row, Drop)]
+            check = RowCheck(pack, [name] if pack and leaves_out_full_stops(good, pack) else [], least)
+        for item in items:
+            outcome = item if isinstance(item, Drop) else _checked(item, check, mended.setdefault(name, Counter()))
             if isinstance(outcome, Drop):
                 drops.append(outcome)
             else:
                 rows.append(outcome)
-        source = reading.source
         num_rows = len(rows) + len(drops) - num_before
-        files.append(FileFacts(str(source.path), source.layout, source.encoding, reading.format, num_rows))
-    return _without_contradictions(Prepared(tuple(rows), tuple(drops), tuple(files)))
+        found = (name, source.layout, source.encoding, reading.format, num_rows, reading.formats)
+        files.append(FileSummary(*found, data.weight(name), is_eval))
+    return _without_copies(Prepared(tuple(rows), tuple(drops), tuple(files), mended))
 
 
-def _judge(row: Row, data: Data, checker: rules.Checker | None, seen: Seen) -> Row | Drop:
-    """The steps after reading, cheap ones first; the first that objects decides."""
-    outcome = rules.not_empty(row)
-    if not isinstance(outcome, Drop):
-        outcome = answers_differ(row)
-    if not isinstance(outcome, Drop):
-        outcome = rules.long_enough(row, data.min_question_chars, data.min_answer_chars)
-    notes = remarks_on_pair(row)
-    if checker and not isinstance(outcome, Drop):
-        checked = checker.check(outcome)
-        outcome, notes = checked.row, notes + checked.notes
-    if isinstance(outcome, Drop):
-        return outcome.at(row.place, "rules", row.row)
-    if notes:
-        outcome = replace(outcome, notes=row.notes + tuple(note.at(row.place, "rules", row.row) for note in notes))
-    row = outcome
-    outcome = seen.first_time(row)
-    return outcome.at(row.place, "duplicates", row.row) if isinstance(outcome, Drop) else outcome
+def _checked(row: Row, check: RowCheck, mended: Counter[str]) -> Row | Drop:
+    """The row, perhaps mended, with the remarks on it, or why it falls out."""
+    checked = check.check(row)
+    if isinstance(checked.row, Drop):
+        return checked.row.at(row.place, "rules", row.row)
+    mended.update(checked.repaired)
+    if not checked.notes:
+        return checked.row
+    notes = tuple(note.at(row.place, "rules", row.row) for note in checked.notes)
+    return replace(checked.row, notes=row.notes + notes)
 
 
-def _without_contradictions(prepared: Prepared) -> Prepared:
-    """Less the preferences and feedback that other rows contradict: nobody can say which of them is right."""
-    rows = prepared.rows
-    pairs = opposed([stance_of(row) for row in rows])
-    if not pairs:
-        return prepared
-    drops = [
-        objection(rows[one], _seen_from(rows[one], rows[other])).at(rows[one].place, "duplicates", rows[one].row)
-        for one, other in pairs.items()
-    ]
+def _without_copies(prepared: Prepared) -> Prepared:
+    """Less the rows that say the same as an earlier one, and those that others contradict: nobody can say who is right.
+
+    A row that `data clean` wrote several times, as its file's weight says, is learned several times. A copy in a file
+    that counts for less than 1 yields to one that is taken for sure.
+    """
+    rows = prepared.train_rows
+    drops = []
+    opposites = opposed([stance_of(row) for row in rows])
+    partial = {file.file for file in prepared.files if file.weight < 1}
+    for number, first in enumerate(first_copies(rows, [row.place.file in partial for row in rows]).tolist()):
+        row = rows[number]
+        if first != number:
+            if _source_of(row) and _source_of(row) == _source_of(rows[first]):
+                continue
+            drop = exact_duplicate(_seen_from(row, rows[first]))
+        elif number in opposites:
+            drop = objection(row, _seen_from(row, rows[opposites[number]]))
+        else:
+            continue
+        drops.append(drop.at(row.place, "duplicates", row.row))
+    found = prepared.with_drops(drops)
     order = {file.file: number for number, file in enumerate(prepared.files)}
 
     def in_files(drop: Drop) -> tuple[int, int]:
         return (order[drop.place.file], drop.place.index) if drop.place else (0, 0)
 
-    found = prepared.with_drops(drops)
     return replace(found, drops=tuple(sorted(found.drops, key=in_files)))
+
+
+def _source_of(row: Row) -> Any:
+    """The place that `data clean` noted of a row that it wrote, in this file."""
+    source = row.row.get("source") if isinstance(row.row, dict) else None
+    is_place = isinstance(source, dict) and source.keys() == {"file", "line", "index"}
+    return (row.place.file, *source.values()) if is_place and isinstance(source, dict) else None
 
 
 def _seen_from(row: Row, other: Row) -> str:
@@ -131,6 +156,7 @@ def prepare(data: Data, kind: type[Row] = Record) -> Prepared:
         if not isinstance(row, kind)
     )
     prepared = prepared.with_drops(_not_drawn(prepared.rows, data))
+    prepared = prepared.with_drops(_held_in_evaluation(prepared))
     if not prepared.rows:
         reasons = _listed(Counter(drop.code for drop in prepared.drops))
         first = prepared.drops[0]
@@ -230,37 +256,42 @@ def _listed(counts: Counter[str]) -> str:
     return ", ".join(f"{number} {name}" for name, number in counts.most_common())
 
 
-def split(records: Sequence[Drawn], eval_share: float, seed: int) -> tuple[tuple[Drawn, ...], tuple[Drawn, ...]]:
-    """(to train on, held out), both in the order of `records`; the same seed draws the same records.
-
-    At least one is held out where there are two and the share is above 0, and at least one is trained on.
-    """
-    num_held_out = 0
-    if eval_share > 0 and len(records) > 1:
-        num_held_out = min(max(1, round(len(records) * eval_share)), len(records) - 1)
-    drawn = set(random.Random(seed).sample(range(len(records)), num_held_out))
-    train = tuple(record for number, record in enumerate(records) if number not in drawn)
-    return train, tuple(records[number] for number in sorted(drawn))
+def _held_in_evaluation(prepared: Prepared) -> list[Drop]:
+    """The training rows that ask the same as a row of the evaluation files, or are near copies of one."""
+    held_out = prepared.eval_rows
+    if not held_out:
+        return []
+    rows = prepared.train_rows
+    groups = Alike.of((*held_out, *rows)).groups.tolist()
+    evaluated = dict(zip(reversed(groups[: len(held_out)]), reversed(held_out), strict=True))
+    fix = "keep it out of the training data"
+    return [
+        Drop("contaminated", f"asks or says nearly the same as the evaluation row {evaluated[group].place}", fix).at(
+            row.place, "contamination", row.row
+        )
+        for row, group in zip(rows, groups[len(held_out) :], strict=True)
+        if group in evaluated
+    ]
 
 
 def write(prepared: Prepared, folder: Path, held_out: Sequence[Row] = ()) -> None:
     """Leave `train.jsonl`, `eval.jsonl` (the `held_out` rows), `rejected.jsonl` and `report.json` in the folder."""
     places = {record.place for record in held_out}
     train = [row for row in prepared.rows if row.place not in places]
-    _write_lines(folder / "train.jsonl", map(as_output, train))
-    _write_lines(folder / "eval.jsonl", map(as_output, held_out))
+    _write_lines(folder / "train.jsonl", (dumps(as_output(row)) for row in train))
+    _write_lines(folder / "eval.jsonl", (dumps(as_output(row)) for row in held_out))
     write_rejects(prepared.drops, folder / "rejected.jsonl")
-    summary = Report.of(prepared).summary()
+    report = prepared.report(split=split_section(len(train), len(train), len(held_out), []))
     with atomic_write(folder / "report.json", binary=True) as file:
-        file.write(orjson.dumps(summary, option=orjson.OPT_INDENT_2) + b"\n")
+        file.write(orjson.dumps(report, option=orjson.OPT_INDENT_2) + b"\n")
 
 
 def write_rejects(drops: Iterable[Drop], path: Path) -> None:
     """One line per dropped row: where it stands, what is wrong, how to mend it, and the whole row as it was."""
-    _write_lines(path, ({**drop.as_json(), "row": drop.row} for drop in drops))
+    _write_lines(path, (reject(drop, dumps(drop.row)) for drop in drops))
 
 
-def _write_lines(path: Path, values: Iterable[dict[str, Any]]) -> None:
+def _write_lines(path: Path, lines: Iterable[bytes]) -> None:
     with atomic_write(path, binary=True) as file:
-        for value in values:
-            file.write(dumps(value) + b"\n")
+        for line in lines:
+            file.write(line + b"\n")

@@ -149,6 +149,8 @@ def _data(known: Lineage) -> dict[str, Any] | None:
         return None
     kept = facts.get("kept") or {}
     counts = {"rows": facts.get("num_rows"), "kept": facts.get("num_kept"), "dropped": facts.get("num_dropped")}
+    if counts["dropped"] is not None:
+        counts["dropped"] += facts.get("num_merged", 0)
     counts |= {name: (kept.get(name) or {}).get("num_records") for name in ("train", "held_out")}
     is_whole = all(number is not None for number in counts.values())
     return {

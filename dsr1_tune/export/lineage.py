@@ -76,7 +76,9 @@ def _data(run: RunFolder, hashes: Mapping[str, str]) -> dict[str, Any]:
         if file.is_file()
     }
     counts: dict[str, Any] = {
-        name: report[name] for name in ("num_rows", "num_kept", "num_dropped", "dropped") if name in report
+        name: report[name]
+        for name in ("num_rows", "num_kept", "num_merged", "num_dropped", "dropped")
+        if name in report
     }
     files = {name: {"sha256": digest} for name, digest in hashes.items()}
     given: dict[str, Any] = {"files": files, **counts}

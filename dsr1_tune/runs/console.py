@@ -71,7 +71,7 @@ class Narrator:
 
     def data(self, prepared: Prepared, num_train: int, num_held_out: int) -> None:
         """What the files hold, every bad row, and how the good ones are split."""
-        tables.show(tables.Report.of(prepared), self.console)
+        tables.show(prepared.report(), self.console, prepared.drops)
         self.say(f"{num_train:,} records to train on, {num_held_out:,} held out")
 
     def coverage(self, lines: Sequence[PartCoverage]) -> None:

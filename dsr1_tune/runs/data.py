@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,10 @@ from datasets import Dataset
 from dsr1_tune.config import TuneRun
 from dsr1_tune.data.encode.example import Encoded, encode_all
 from dsr1_tune.data.encode.packing import pack
-from dsr1_tune.data.prepare import repeat, split
+from dsr1_tune.data.prepare import repeat
 from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Drop, Record, Row
+from dsr1_tune.data.split import split_rows
 from dsr1_tune.errors import DataError
 from dsr1_tune.runs.trainer.collate import PackedCollator, as_dataset
 
@@ -62,17 +63,12 @@ def encode_and_split(prepared: Prepared, tokenizer: Any, config: TuneRun) -> Run
 
 
 def divide(
-    prepared: Prepared,
-    examples: Sequence[Any],
-    drops: Sequence[Drop],
-    config: TuneRun,
-    remarks: tuple[str, ...] = (),
-    together: Callable[[Any], Hashable] = lambda row: row.place,
+    prepared: Prepared, examples: Sequence[Any], drops: Sequence[Drop], config: TuneRun, remarks: tuple[str, ...] = ()
 ) -> RunData:
     """Encoded rows of any kind, split into those to train on and those held out. Raises DataError if there is none.
 
     `drops` are the rows of which no example came; `example.record.place` says of which row an example is. Rows that
-    are the same to `together` are all on one side.
+    ask the same or are near copies are all on one side. Where there are evaluation files, they are what is held out.
     """
     if not examples:
         drop = drops[0]
@@ -81,10 +77,14 @@ def divide(
             hint=drop.fix,
         )
     prepared = prepared.with_drops(drops)
-    groups: dict[Hashable, None] = dict.fromkeys(together(row) for row in prepared.rows)
-    held_groups = set(split(tuple(groups), config.data.eval_share, config.schedule.seed)[1])
-    train = tuple(row for row in prepared.rows if together(row) not in held_groups)
-    held_out = tuple(row for row in prepared.rows if together(row) in held_groups)
+    rows, evaluated = prepared.rows, prepared.eval_files
+    if evaluated:
+        is_held_out = [row.place.file in evaluated for row in rows]
+        _must_have_both(is_held_out, prepared)
+    else:
+        is_held_out = split_rows(rows, config.data.eval_share, config.schedule.seed).is_held_out.tolist()
+    train = tuple(row for row, is_held in zip(rows, is_held_out, strict=True) if not is_held)
+    held_out = tuple(row for row, is_held in zip(rows, is_held_out, strict=True) if is_held)
     by_place = defaultdict(list)
     for example in examples:
         by_place[example.record.place].append(example)
@@ -94,6 +94,16 @@ def divide(
 
     train = repeat(train, config.data.weights, config.schedule.seed)
     return RunData(prepared, examples_of(train), examples_of(held_out), held_out, remarks)
+
+
+def _must_have_both(is_held_out: Sequence[bool], prepared: Prepared) -> None:
+    """DataError where nothing is left of the files to train on, or of those to evaluate on."""
+    for is_eval, purpose in ((False, "train on"), (True, "evaluate on")):
+        if is_eval not in is_held_out:
+            files = [file.file for file in prepared.files if file.is_eval == is_eval]
+            drop = next(drop for drop in prepared.drops if drop.place and drop.place.file in files)
+            message = f"{', '.join(files)}: no row is left to {purpose}; the first: {drop.place}: {drop.detail}"
+            raise DataError(message, hint=drop.fix)
 
 
 def _remarks(encoded: Encoded, config: TuneRun) -> tuple[str, ...]:

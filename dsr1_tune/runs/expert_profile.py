@@ -27,7 +27,7 @@ def choose_for(
     choice = Choice(
         model=base.name,
         revision=base.revision,
-        data_sha256=hash_files(config.data.files),
+        data_sha256=hash_files(config.data.all_files),
         num_tokens=sum(len(example.input_ids) for example in drawn),
         score=esft.score,
         share=esft.share,

@@ -237,7 +237,8 @@ def _hash(path: Path) -> str:
 def _config_as_json(config: TuneRun) -> dict[str, Any]:
     """The config with absolute paths, so that the run can go on from any folder."""
     tree: dict[str, Any] = config.model_dump(mode="json")
-    tree["data"]["files"] = [str(path.absolute()) for path in config.data.files]
+    for name in ("files", "eval_files"):
+        tree["data"][name] = [str(path.absolute()) for path in getattr(config.data, name)]
     if config.base.model and local_path(config.base.model).exists():
         tree["base"]["model"] = str(local_path(config.base.model).absolute())
     return tree
@@ -245,7 +246,7 @@ def _config_as_json(config: TuneRun) -> dict[str, Any]:
 
 def _new_name(config: TuneRun) -> Path:
     """runs/<data>-<date>-<time>, and a number behind it should that exist."""
-    stem = config.data.files[0].name.split(".")[0] if config.data.files else "run"
+    stem = config.data.name.split(".")[0] if config.data.files else "run"
     name = Path("runs") / f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
     candidates = [name, *(name.with_name(f"{name.name}-{number}") for number in range(2, 100))]
     return next(candidate for candidate in candidates if not candidate.exists())

@@ -88,10 +88,10 @@ def open_session(
 def _open_folder(config: Any, command: str, resume: Path | None) -> tuple[RunFolder, Any, dict[str, str]]:
     """The run's folder, its config and its data files' hashes: those of a new run, or those of the resumed one."""
     if not resume:
-        return RunFolder.vacant(config, command), config, hash_files(config.data.files)
+        return RunFolder.vacant(config, command), config, hash_files(config.data.all_files)
     folder = RunFolder.reopen(resume, command)
     config = folder.config(type(config))
-    hashes = hash_files(config.data.files)
+    hashes = hash_files(config.data.all_files)
     folder.check_data(hashes)
     return folder, config, hashes
 

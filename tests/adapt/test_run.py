@@ -166,7 +166,8 @@ def test_the_lineage_names_the_users_own_file(whole: tuple[Path, str], short: Pa
         assert data and data.facts["files"] == {str(short): {"sha256": digest}}
         assert (data.facts["num_rows"], data.facts["num_kept"], data.facts["num_dropped"]) == (31, 30, 1)
         assert sum(data.facts["dropped"].values()) == 1
-        assert list(data.facts["cleaned"]["files"]) == [str(whole[0] / "data" / "train.jsonl")]
+        cleaned = [str(whole[0] / "data" / f"{name}.jsonl") for name in ("train", "eval")]
+        assert list(data.facts["cleaned"]["files"]) == cleaned
         assert lineage.Origin("data", str(short), "the same") in lineage.origins(known)
     card = (whole[0] / "model" / "README.md").read_text()
     assert digest in card and short.name in card and "31" in card and "train.jsonl" not in card

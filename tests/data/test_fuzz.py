@@ -64,8 +64,8 @@ def test_the_same_seed_makes_the_same_files(fuzz, tmp_path):
 def test_the_check_notices_a_lost_row(fuzz, tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl"
     path.write_text('{"input": "Q", "output": "A"}\n{"input": "R", "output": "B"}\n' * 20, encoding="utf-8")
-    monkeypatch.setattr(fuzz, "read_portion", lambda portion: ([], None))
-    with pytest.raises(AssertionError, match="portions differ"):
+    monkeypatch.setattr(fuzz, "read_chunk", lambda chunk: ([], None))
+    with pytest.raises(AssertionError, match="chunks differ"):
         fuzz.outcome_of(path)
 
 
@@ -78,7 +78,7 @@ def test_damaged_files_through_the_whole_pipeline(fuzz, tmp_path, seed, number):
     for fuzzed in fuzz.fuzzed_files(seed, number, tmp_path):
         config = CleanRun(data=Data(files=(fuzzed.path,)), out=tmp_path / "out", workers=1)
         try:
-            facts = run.run(config).facts
+            facts = run.run(config).report
         except TuneError:
             continue
         num_cleaned += 1

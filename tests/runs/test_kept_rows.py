@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dsr1_tune.data.prepare import write
-from dsr1_tune.data.prepared import FileFacts, Prepared
+from dsr1_tune.data.prepared import FileSummary, Prepared
 from dsr1_tune.data.record import Feedback, Message, Place, Preference, Prompt, Record, Row
 from dsr1_tune.errors import RunError
 from dsr1_tune.runs.folder import RunFolder
@@ -34,7 +34,7 @@ def test_rows_come_back_as_they_were(tmp_path: Path, kind: type[Row]) -> None:
     rows = rows_of(kind)
     folder = RunFolder(tmp_path)
     folder.data.mkdir()
-    prepared = Prepared(tuple(rows), (), (FileFacts("a.jsonl", "JSON lines", "utf-8", "", len(rows)),))
+    prepared = Prepared(tuple(rows), (), (FileSummary("a.jsonl", "JSON lines", "utf-8", "", len(rows)),))
     write(prepared, folder.data, rows[-1:])
     for which, expected in (("train", rows[:-1]), ("eval", rows[-1:])):
         again = kept_rows(folder, which, kind)

@@ -54,9 +54,7 @@ def encode_prompts(prepared: Prepared, tokenizer: Any, config: RolloutRun) -> Ru
         else:
             examples.append(outcome)
     # Rows with the same prompt and other expected answers stay on one side of the split.
-    return divide(
-        prepared, examples, drops, config, together=lambda row: tuple((m.role, m.content) for m in row.messages)
-    )
+    return divide(prepared, examples, drops, config)
 
 
 def _encode(row: Prompt, tokenizer: Any, room: int) -> PromptExample | Drop:

@@ -168,8 +168,7 @@ def _encode_all(prepared: Prepared, kind: type[Any], encode: Any, config: AlignR
         else:
             examples.append(outcome)
     remarks = _remarks(examples, config.schedule.max_tokens)
-    # What is learned of one answer to a prompt tells something of every other.
-    return divide(prepared, examples, drops, config, remarks, together=lambda row: row.prompt)
+    return divide(prepared, examples, drops, config, remarks)
 
 
 def _remarks(examples: Sequence[Any], max_tokens: int) -> tuple[str, ...]:

@@ -154,7 +154,7 @@ def _clean(config: CleanRun) -> None:
     from rich.console import Console
 
     from dsr1_tune.data.clean import run
-    from dsr1_tune.data.inspect.tables import show_facts
+    from dsr1_tune.data.inspect.tables import show_cleaned
 
     try:
         with Console(stderr=True).status("reading ...") as status:
@@ -162,7 +162,7 @@ def _clean(config: CleanRun) -> None:
     except KeyboardInterrupt:
         typer.echo("Stopped; nothing is written yet. The same command goes on from here.", err=True)
         raise
-    show_facts(cleaned.facts, Console())
+    show_cleaned(cleaned.report, Console())
     typer.echo(f"The results are in {cleaned.folder}; open {cleaned.folder / 'report.html'} in a browser.")
 
 

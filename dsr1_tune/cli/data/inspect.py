@@ -42,7 +42,7 @@ def check(
     from rich.console import Console
 
     from dsr1_tune.config import Data
-    from dsr1_tune.data.inspect.tables import Report, show
+    from dsr1_tune.data.inspect.tables import show as show_report
     from dsr1_tune.data.prepare import examine
     from dsr1_tune.data.read.formats import parse_mapping
 
@@ -51,19 +51,21 @@ def check(
     _must_not_overwrite(target, files)
     with Console(stderr=True).status("reading ..."):
         prepared = examine(settings)
-    report = Report.of(prepared)
+    report = prepared.report()
     written = _write_rejects(prepared.drops, target) if prepared.drops else None
     if as_json:
-        _print_json({**report.as_json(), "rejects": str(written) if written else None})
+        bad_rows = [drop.as_json() for drop in prepared.drops]
+        _print_json({**report, "bad_rows": bad_rows, "rejects": str(written) if written else None})
     else:
-        show(report, Console())
+        show_report(report, Console(), prepared.drops)
         if written:
             typer.echo(f"The bad rows ({len(prepared.drops):,}) are in {written}, each with its reason.")
         else:
             kinds = ", ".join(
-                f"{number:,} {kind}{'s' * (number > 1 and kind != 'feedback')}" for kind, number in report.kinds.items()
+                f"{number:,} {kind}{'s' * (number > 1 and kind != 'feedback')}"
+                for kind, number in report["kinds"].items()
             )
-            typer.echo(f"All {report.num_rows:,} rows are good ({kinds}).")
+            typer.echo(f"All {report['num_rows']:,} rows are good ({kinds}).")
     if prepared.drops:
         raise typer.Exit(BAD_ROWS)
 

@@ -1,6 +1,6 @@
-"""Data files cut into portions that processes can share: each is read as it would be in its place in the whole file.
+"""Data files cut into chunks that processes can share: each is read as it would be in its place in the whole file.
 
-Where a portion begins and ends depends on the files and `max_bytes` alone, never on the number of workers.
+Where a chunk begins and ends depends on the files and `max_bytes` alone, never on the number of workers.
 """
 
 from __future__ import annotations
@@ -17,34 +17,22 @@ from dsr1_tune.data.read import json_rows
 from dsr1_tune.data.read.files import Source, is_plain_lines, said_plainly
 from dsr1_tune.data.read.formats import check_mapping
 from dsr1_tune.data.read.json_rows import Raw
-from dsr1_tune.data.read.read import check_columns, identify_all, learn
+from dsr1_tune.data.read.read import identify_all, learn
 from dsr1_tune.data.read.rows import Interpreter, Learned
 from dsr1_tune.data.record import Drop, Place, Row
 from dsr1_tune.errors import DataError
 
-__all__ = [
-    "PORTION_BYTES",
-    "Facts",
-    "Portion",
-    "check_columns",
-    "cut",
-    "open_sources",
-    "portions",
-    "read_portion",
-    "without_garbage_collection",
-]
-
-PORTION_BYTES = 2 << 20
-"""Small enough that the arrays over a portion's characters are not given back to the system after every step."""
+CHUNK_BYTES = 2 << 20
+"""Small enough that the arrays over a chunk's characters are not given back to the system after every step."""
 
 
 @dataclass(frozen=True, slots=True)
-class Portion:
+class Chunk:
     """Some successive rows of a file, and all it takes to interpret them.
 
-    JSON lines in plain UTF-8 are left on disk, from byte `start` to `end`: whoever takes the portion reads them. Rows
+    JSON lines in plain UTF-8 are left on disk, from byte `start` to `end`: whoever takes the chunk reads them. Rows
     of any other layout, which only reads from its beginning, are carried along: `carried` holds (line, value) or Drop.
-    `number` counts the portions of all files; `first_line` is the line at byte `start`, `first_index` the first row's.
+    `number` counts the chunks of all files; `first_line` is the line at byte `start`, `first_index` the first row's.
     """
 
     source: Source
@@ -59,19 +47,19 @@ class Portion:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What a portion's rows are like: how many have which format, and the names of all their fields."""
+class ChunkSummary:
+    """What a chunk's rows are like: how many have which format, and the names of all their fields."""
 
     formats: dict[str, int]
     columns: frozenset[str]
 
 
-def portions(
-    files: Sequence[Path], mapping: Mapping[str, str] | None = None, max_bytes: int = PORTION_BYTES
-) -> Iterator[Portion]:
-    """The files' rows in order, in portions of about `max_bytes`; a single row may be larger.
+def chunks(
+    files: Sequence[Path], mapping: Mapping[str, str] | None = None, max_bytes: int = CHUNK_BYTES
+) -> Iterator[Chunk]:
+    """The files' rows in order, in chunks of about `max_bytes`; a single row may be larger.
 
-    Raises DataError as `read` does, except for mapped columns: hand the columns of all portions to `check_columns`.
+    Raises DataError as `read` does, except for mapped columns: hand the columns of all chunks to `check_columns`.
     """
     return cut(open_sources(files, mapping), mapping, max_bytes)
 
@@ -83,9 +71,9 @@ def open_sources(files: Sequence[Path], mapping: Mapping[str, str] | None = None
 
 
 def cut(
-    sources: Sequence[Source], mapping: Mapping[str, str] | None = None, max_bytes: int = PORTION_BYTES
-) -> Iterator[Portion]:
-    """Portions of files that are already looked at."""
+    sources: Sequence[Source], mapping: Mapping[str, str] | None = None, max_bytes: int = CHUNK_BYTES
+) -> Iterator[Chunk]:
+    """Chunks of files that are already looked at."""
     names = check_mapping(mapping)
     number = 0
     for source in sources:
@@ -94,23 +82,23 @@ def cut(
             pieces = _on_disk(source, learned, max_bytes, number)
         else:
             pieces = _carried(source, learned, raws, max_bytes, number)
-        for portion in pieces:
-            yield portion
+        for chunk in pieces:
+            yield chunk
             number += 1
 
 
-def read_portion(portion: Portion) -> tuple[list[Row | Drop], Facts]:
-    """The portion's rows, with the places that they have in the file.
+def read_chunk(chunk: Chunk) -> tuple[list[Row | Drop], ChunkSummary]:
+    """The chunk's rows, with the places that they have in the file.
 
     Raises DataError where the file is not any more what it was when it was cut.
     """
-    interpreter = Interpreter(portion.learned)
-    raws = _from_disk(portion) if portion.carried is None else _unpacked(portion)
+    interpreter = Interpreter(chunk.learned)
+    raws = _from_disk(chunk) if chunk.carried is None else _unpacked(chunk)
     with without_garbage_collection():
         rows = [raw if isinstance(raw, Drop) else interpreter(raw) for raw in raws]
-    if len(rows) != portion.num_rows:
-        raise _changed(portion)
-    return rows, Facts(dict(interpreter.formats), frozenset(interpreter.columns))
+    if len(rows) != chunk.num_rows:
+        raise _changed(chunk)
+    return rows, ChunkSummary(dict(interpreter.formats), frozenset(interpreter.columns))
 
 
 @contextmanager
@@ -125,7 +113,7 @@ def without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _on_disk(source: Source, learned: Learned, max_bytes: int, number: int) -> Iterator[Portion]:
+def _on_disk(source: Source, learned: Learned, max_bytes: int, number: int) -> Iterator[Chunk]:
     """Cut at line feeds, and count lines and rows on the way."""
     start, line, index = 0, 1, 0
     with said_plainly(source.path), source.path.open("rb") as file:
@@ -136,28 +124,28 @@ def _on_disk(source: Source, learned: Learned, max_bytes: int, number: int) -> I
             lines = block.split(b"\n")
             num_rows = sum(map(json_rows.is_row, lines))
             if num_rows:
-                yield Portion(source, learned, number, line, index, num_rows, start, start + len(block))
+                yield Chunk(source, learned, number, line, index, num_rows, start, start + len(block))
                 number += 1
             start, line, index = start + len(block), line + len(lines) - 1, index + num_rows
 
 
-def _from_disk(portion: Portion) -> Iterator[Raw | Drop]:
-    path = portion.source.path
+def _from_disk(chunk: Chunk) -> Iterator[Raw | Drop]:
+    path = chunk.source.path
     with said_plainly(path), path.open("rb") as file:
-        file.seek(portion.start)
-        block = file.read(portion.end - portion.start)
-    if len(block) != portion.end - portion.start:
-        raise _changed(portion)
-    return json_rows.lines(io.BytesIO(block), str(path), portion.first_line, portion.first_index)
+        file.seek(chunk.start)
+        block = file.read(chunk.end - chunk.start)
+    if len(block) != chunk.end - chunk.start:
+        raise _changed(chunk)
+    return json_rows.lines(io.BytesIO(block), str(path), chunk.first_line, chunk.first_index)
 
 
-def _changed(portion: Portion) -> DataError:
-    return DataError(f"{portion.source.path}: was changed while it was read", hint="run again, and leave it alone")
+def _changed(chunk: Chunk) -> DataError:
+    return DataError(f"{chunk.source.path}: was changed while it was read", hint="run again, and leave it alone")
 
 
 def _carried(
     source: Source, learned: Learned, raws: Iterator[Raw | Drop], max_bytes: int, number: int
-) -> Iterator[Portion]:
+) -> Iterator[Chunk]:
     """Read the file here, and send its rows along."""
     rows: list[tuple[int, Any] | Drop] = []
     index = num_bytes = 0
@@ -172,16 +160,16 @@ def _carried(
         yield _packed(source, learned, number, index, rows)
 
 
-def _packed(source: Source, learned: Learned, number: int, index: int, rows: list[tuple[int, Any] | Drop]) -> Portion:
+def _packed(source: Source, learned: Learned, number: int, index: int, rows: list[tuple[int, Any] | Drop]) -> Chunk:
     first = rows[0]
     line = first[0] if isinstance(first, tuple) else first.place.line if first.place else 0
-    return Portion(source, learned, number, line, index, len(rows), carried=tuple(rows))
+    return Chunk(source, learned, number, line, index, len(rows), carried=tuple(rows))
 
 
-def _unpacked(portion: Portion) -> Iterator[Raw | Drop]:
+def _unpacked(chunk: Chunk) -> Iterator[Raw | Drop]:
     """The rows as they were read: every one, good or bad, has the next index."""
-    file = str(portion.source.path)
-    for index, row in enumerate(portion.carried or (), portion.first_index):
+    file = str(chunk.source.path)
+    for index, row in enumerate(chunk.carried or (), chunk.first_index):
         yield row if isinstance(row, Drop) else Raw(row[1], Place(file, row[0], index))
 
 

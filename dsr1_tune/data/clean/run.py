@@ -1,6 +1,6 @@
 """`data clean`: data files → rows worth learning from, held-out rows, rejected rows and a report of it all.
 
-The story: cut the files into portions; scan each (read, rules, personal data, contamination) in one of some worker
+The story: cut the files into chunks; scan each (read, rules, personal data, contamination) in one of some worker
 processes; merge duplicates; let a small model judge what is left; split; write. Every row ends in exactly one place.
 """
 
@@ -19,31 +19,34 @@ from filelock import FileLock, Timeout
 
 from dsr1_tune import __version__
 from dsr1_tune.atomic import atomic_folder
-from dsr1_tune.config import CleanRun, Data
-from dsr1_tune.data.clean.chunks import Portion, check_columns, cut, open_sources, read_portion
+from dsr1_tune.config import CleanRun
+from dsr1_tune.data.clean.chunks import Chunk, cut, open_sources, read_chunk
+from dsr1_tune.data.clean.cleaned_rows import CleanedRows, RowStatus, write_groups, write_rows
 from dsr1_tune.data.clean.duplicates import Copies, find_copies
-from dsr1_tune.data.clean.outcome import Fate, Outcome, write_groups, write_rows
 from dsr1_tune.data.clean.page import render
-from dsr1_tune.data.clean.scan import Settings, leaves_out_full_stops
-from dsr1_tune.data.clean.split import Stratum, count_strata, hold_out, length_bands
-from dsr1_tune.data.clean.store import Spill
-from dsr1_tune.data.clean.summary import CountTokens, gather_facts, settings_of
-from dsr1_tune.data.clean.workers import Crew
-from dsr1_tune.data.dedup import minhash, ngrams
+from dsr1_tune.data.clean.row_store import RowStore
+from dsr1_tune.data.clean.scan import ScanSettings
+from dsr1_tune.data.clean.sections import CountTokens, report_of, settings_of
+from dsr1_tune.data.clean.workers import WorkerPool
+from dsr1_tune.data.dedup import ngrams
 from dsr1_tune.data.dedup.contamination import Evaluation
 from dsr1_tune.data.dedup.languages import LANGUAGES
-from dsr1_tune.data.dedup.ngrams import Flags, Hashes, Ints
-from dsr1_tune.data.output import answer_of, as_output, question_of, turns_of
+from dsr1_tune.data.dedup.minhash import LEARNED_ROWS
+from dsr1_tune.data.dedup.ngrams import Hashes, Ints
+from dsr1_tune.data.dedup.row_hashes import learn_boilerplate
+from dsr1_tune.data.output import answer_of, question_of
 from dsr1_tune.data.privacy.guard import known_kinds
 from dsr1_tune.data.read.files import Source
+from dsr1_tune.data.read.read import check_columns
 from dsr1_tune.data.record import Drop, Row
-from dsr1_tune.data.rules.packs import Pack, load_pack
+from dsr1_tune.data.row_check import leaves_out_full_stops, pack_of
+from dsr1_tune.data.rules.packs import Pack
+from dsr1_tune.data.split import Stratum, count_strata, hold_out, strata_of
 from dsr1_tune.errors import ConfigError, DataError, RunError
 
 DEFAULT_RULES = "general"
-LEARNED_ROWS = 2000
-LEARNED_PORTIONS = 4
-"""So many rows and portions at the start of each file show which preambles its rows share, and how they end."""
+LEARNED_CHUNKS = 4
+"""So many chunks at the start of each file, LEARNED_ROWS rows at most, are learned from."""
 
 Say = Callable[[str], None]
 
@@ -53,7 +56,7 @@ class Cleaned:
     """A finished folder and what its report.json says."""
 
     folder: Path
-    facts: dict[str, Any]
+    report: dict[str, Any]
 
 
 def run(config: CleanRun, say: Say = lambda text: None, count_tokens: CountTokens | None = None) -> Cleaned:
@@ -62,45 +65,34 @@ def run(config: CleanRun, say: Say = lambda text: None, count_tokens: CountToken
     `count_tokens` measures texts with the tokenizer of `config.base`. Raises TuneError for what the user can mend.
     """
     known_kinds(config.privacy.kinds)
-    pack = _pack(config.data)
+    pack = pack_of(config.data, DEFAULT_RULES)
+    assert pack
     sources = open_sources(config.data.files, config.data.map)
     if config.dedup.against:
         open_sources(config.dedup.against)
     out = vacant(config)
     with _workplace(config, pack, out) as work:
         say("reading")
-        portions = cut(sources, config.data.map)
+        chunks = cut(sources, config.data.map)
         settings = _learn(config, pack, sources)
-        crew = Crew(settings, work, num_workers(config), config.engine)
-        files = crew.scan_all(portions, _Progress(say).one_more)
-        spill = Spill(work, files)
-        check_columns(config.data.map, _columns(spill))
-        say(f"looking for duplicates among {spill.num_rows:,} rows")
-        times = _times(config, spill)
-        copies = find_copies(spill, config.dedup, times > 0, crew, say)
-        fates = _fates(spill, copies, times)
-        judged, judge_facts = _judge(config, spill, fates, out, say)
-        outcome, strata = _split(config, spill, copies, fates, times, judged)
+        pool = WorkerPool(settings, work, num_workers(config), config.engine)
+        files = pool.scan_all(chunks, _Progress(say).one_more)
+        store = RowStore(work, files)
+        check_columns(config.data.map, _columns(store))
+        say(f"looking for duplicates among {store.num_rows:,} rows")
+        times = _times(config, store)
+        copies = find_copies(store, config.dedup, times > 0, pool, say)
+        statuses = _fates(store, copies, times)
+        judged, judge_section = _judge(config, store, statuses, out, say)
+        cleaned, strata = _split(config, store, copies, statuses, times, judged)
         say("writing")
         with atomic_folder(out) as folder:
-            write_rows(outcome, folder)
-            groups = write_groups(outcome, folder / "duplicates.jsonl")
-            facts = gather_facts(config, sources, outcome, strata, groups, judge_facts, settings, count_tokens)
-            (folder / "report.json").write_bytes(orjson.dumps(facts, option=orjson.OPT_INDENT_2) + b"\n")
-            (folder / "report.html").write_text(render(facts, _language(config, facts)), encoding="utf-8")
-    return Cleaned(out, facts)
-
-
-def _pack(data: Data) -> Pack:
-    """The pack of rules, with the least lengths that the settings ask for."""
-    pack = load_pack(data.rules or DEFAULT_RULES)
-    lengths = pack.rules.lengths
-    least = {
-        "min_question_chars": max(lengths.min_question_chars, data.min_question_chars),
-        "min_answer_chars": max(lengths.min_answer_chars, data.min_answer_chars),
-    }
-    rules = pack.rules.model_copy(update={"lengths": lengths.model_copy(update=least)})
-    return pack.model_copy(update={"rules": rules})
+            write_rows(cleaned, folder)
+            groups = write_groups(cleaned, folder / "duplicates.jsonl")
+            report = report_of(config, sources, cleaned, strata, groups, judge_section, settings, count_tokens)
+            (folder / "report.json").write_bytes(orjson.dumps(report, option=orjson.OPT_INDENT_2) + b"\n")
+            (folder / "report.html").write_text(render(report, _language(config, report)), encoding="utf-8")
+    return Cleaned(out, report)
 
 
 def vacant(config: CleanRun) -> Path:
@@ -129,7 +121,7 @@ def num_workers(config: CleanRun) -> int:
 
 
 class _workplace:
-    """The folder beside `out` in which the portions' outcomes wait; what a killed run left there is used again.
+    """The folder beside `out` in which the chunks' outcomes wait; what a killed run left there is used again.
 
     It is removed at the end, and kept where the run is stopped. Only one run at a time may write to a folder.
     """
@@ -182,7 +174,7 @@ def _identity(path: Path) -> list[Any]:
     return [str(path.resolve()), found.st_size, found.st_mtime_ns]
 
 
-def _learn(config: CleanRun, pack: Pack, sources: Sequence[Source]) -> Settings:
+def _learn(config: CleanRun, pack: Pack, sources: Sequence[Source]) -> ScanSettings:
     """What the scan needs to know beforehand: the evaluation questions, and which preambles rows share."""
     dedup = config.dedup
     evaluation = Evaluation.of(dedup.against, config.data.map, dedup.containment) if dedup.against else None
@@ -192,66 +184,66 @@ def _learn(config: CleanRun, pack: Pack, sources: Sequence[Source]) -> Settings:
     for source in sources:
         rows = _first_rows(source, config)
         if looks_near:
-            turns = [turns_of(as_output(row)) for row in rows]
-            parts.append(minhash.boilerplate_of(ngrams.grams_and_words(ngrams.tokens(ngrams.normalise(turns)))))
+            parts.append(learn_boilerplate(rows))
         if leaves_out_full_stops(rows, pack):
             unended.add(str(source.path))
     action = config.privacy.action or pack.privacy or "count"
     boilerplate: Hashes = np.unique(np.concatenate([np.zeros(0, np.uint64), *parts]))
-    return Settings(pack, action, config.privacy.kinds, looks_near, boilerplate, frozenset(unended), evaluation)
+    return ScanSettings(pack, action, config.privacy.kinds, looks_near, boilerplate, frozenset(unended), evaluation)
 
 
 def _first_rows(source: Source, config: CleanRun) -> list[Row]:
     """The good rows at the beginning of a file, some thousand or some megabytes."""
     rows: list[Row] = []
-    for number, portion in enumerate(cut([source], config.data.map)):
-        found, _ = read_portion(portion)
+    for number, chunk in enumerate(cut([source], config.data.map)):
+        found, _ = read_chunk(chunk)
         rows += [row for row in found if not isinstance(row, Drop)]
-        if len(rows) >= LEARNED_ROWS or number >= LEARNED_PORTIONS:
+        if len(rows) >= LEARNED_ROWS or number >= LEARNED_CHUNKS:
             break
     return rows[:LEARNED_ROWS]
 
 
 class _Progress:
-    """Says how many portions are done."""
+    """Says how many chunks are done."""
 
     def __init__(self, say: Say) -> None:
         self._say, self._num_done = say, 0
 
-    def one_more(self, portion: Portion) -> None:
-        """Another portion is on disk."""
+    def one_more(self, chunk: Chunk) -> None:
+        """Another chunk is on disk."""
         self._num_done += 1
-        self._say(f"reading {portion.source.path}: {self._num_done} portions done")
+        self._say(f"reading {chunk.source.path}: {self._num_done} chunks done")
 
 
-def _columns(spill: Spill) -> set[str]:
-    return {column for block in spill.blocks for column in block.counts.columns}
+def _columns(store: RowStore) -> set[str]:
+    return {column for block in store.blocks for column in block.counts.columns}
 
 
-def _times(config: CleanRun, spill: Spill) -> np.ndarray:
+def _times(config: CleanRun, store: RowStore) -> np.ndarray:
     """How often each row (N) is written: its file's weight, what is left of it beyond whole times by lot."""
-    weights = np.concatenate([np.full(b.num_rows, config.data.weight(b.file)) for b in spill.blocks] or [np.zeros(0)])
+    weights = np.concatenate([np.full(b.num_rows, config.data.weight(b.file)) for b in store.blocks] or [np.zeros(0)])
     whole, part = np.divmod(weights, 1)
     # Another lot than the one that holds rows out.
     salt = ngrams.mixed(ngrams.mixed(np.array([config.seed], np.uint64)) ^ np.uint64(0x5DEECE66D))
-    draw = ngrams.mixed(np.arange(spill.num_rows).astype(np.uint64) + salt)
+    draw = ngrams.mixed(np.arange(store.num_rows).astype(np.uint64) + salt)
     return (whole + (draw.astype(np.float64) / 2**64 < part)).astype(np.uint8)
 
 
-def _fates(spill: Spill, copies: Copies, times: np.ndarray) -> np.ndarray:
-    """Each row's fate (N) as far as the duplicates and the weights decide it."""
-    fates = np.where(times > 0, Fate.TRAIN, Fate.NOT_DRAWN).astype(np.uint8)
-    is_merged = copies.stands_for != np.arange(spill.num_rows)
-    fates[is_merged] = np.where(copies.is_exact[is_merged], Fate.EXACT, Fate.NEAR)
-    fates[list(copies.contradicted)] = Fate.CONTRADICTED
-    return fates
+def _fates(store: RowStore, copies: Copies, times: np.ndarray) -> np.ndarray:
+    """Each row's status (N) as far as the duplicates and the weights decide it."""
+    everyone = np.arange(store.num_rows)
+    statuses = np.where(times > 0, RowStatus.TRAIN, RowStatus.NOT_DRAWN).astype(np.uint8)
+    statuses[copies.stands_for != everyone] = RowStatus.NEAR
+    statuses[list(copies.contradicted)] = RowStatus.CONTRADICTED
+    statuses[copies.same_as != everyone] = RowStatus.EXACT
+    return statuses
 
 
 @dataclass(frozen=True)
 class _Pairs:
     """Question and answer of the rows that are left, read when asked for."""
 
-    spill: Spill
+    store: RowStore
     rows: Ints
 
     def __len__(self) -> int:
@@ -261,58 +253,48 @@ class _Pairs:
         """The texts of these rows, in the order asked for."""
         asked = self.rows[np.asarray(indices, np.int64)]
         needed, places = np.unique(asked, return_inverse=True)
-        outputs = self.spill.outputs(needed)
+        outputs = self.store.outputs(needed)
         return [(question_of(outputs[n]), answer_of(outputs[n])) for n in places.tolist()]
 
     def languages(self) -> list[str]:
         """The language of each row."""
-        return [LANGUAGES[code] for code in self.spill.languages[self.rows].tolist()]
+        return [LANGUAGES[code] for code in self.store.languages[self.rows].tolist()]
 
 
 def _judge(
-    config: CleanRun, spill: Spill, fates: np.ndarray, out: Path, say: Say
+    config: CleanRun, store: RowStore, statuses: np.ndarray, out: Path, say: Say
 ) -> tuple[dict[int, Drop], dict[str, Any] | None]:
-    """What a small model objects to, where it is asked; marks those rows in `fates`."""
+    """What a small model objects to, where it is asked; marks those rows in `statuses`."""
     if not config.judge.ask:
         return {}, None
     from dsr1_tune.data.judge.judge import judge
 
-    rows = np.flatnonzero((fates == Fate.TRAIN) & (spill.kinds == 0))
+    rows = np.flatnonzero((statuses == RowStatus.TRAIN) & (store.kinds == 0))
     cache = out.parent / ".judge-cache"
-    judgement = judge(_Pairs(spill, rows), config.judge, cache, config.seed, say)
+    judgement = judge(_Pairs(store, rows), config.judge, cache, config.seed, say)
     drops = {int(rows[number]): drop for number, drop in judgement.drops.items()}
-    fates[list(drops)] = Fate.JUDGED
+    statuses[list(drops)] = RowStatus.JUDGED
     return drops, {**judgement.facts, "num_dropped": len(drops)}
 
 
 def _split(
-    config: CleanRun, spill: Spill, copies: Copies, fates: np.ndarray, times: np.ndarray, judged: dict[int, Drop]
-) -> tuple[Outcome, list[Stratum]]:
+    config: CleanRun, store: RowStore, copies: Copies, statuses: np.ndarray, times: np.ndarray, judged: dict[int, Drop]
+) -> tuple[CleanedRows, list[Stratum]]:
     """Hold some rows out."""
-    kept = np.flatnonzero(fates == Fate.TRAIN)
-    names, strata = _strata(spill, kept)
-    held_out: Flags = hold_out(strata, copies.alike[kept], config.data.eval_share, config.seed)
-    fates[kept[held_out]] = Fate.EVAL
-    outcome = Outcome(spill, fates, times, copies, judged)
-    return outcome, count_strata(names, strata, ~held_out, held_out)
+    kept = np.flatnonzero(statuses == RowStatus.TRAIN)
+    files = list(dict.fromkeys(block.file for block in store.blocks))
+    of_block = [files.index(block.file) for block in store.blocks]
+    by_row = np.repeat(np.array(of_block, np.int64), [block.num_rows for block in store.blocks])
+    num_chars = store.prints.question_chars + store.prints.answer_chars
+    names, strata = strata_of(files, by_row[kept], store.languages[kept], num_chars[kept])
+    held_out = hold_out(strata, copies.alike[kept], config.data.eval_share, config.seed)
+    statuses[kept[held_out]] = RowStatus.EVAL
+    cleaned = CleanedRows(store, statuses, times, copies, judged)
+    return cleaned, count_strata(names, strata, ~held_out, held_out)
 
 
-def _strata(spill: Spill, rows: Ints) -> tuple[list[str], Ints]:
-    """Rows of the same file, language and length: the names, and each row's number among them."""
-    prints = spill.prints
-    lengths = length_bands((prints.question_chars + prints.answer_chars)[rows])
-    files = list(dict.fromkeys(block.file for block in spill.blocks))
-    number = {file: place for place, file in enumerate(files)}
-    by_block = np.repeat([number[block.file] for block in spill.blocks], [block.num_rows for block in spill.blocks])
-    keys = (by_block[rows].astype(np.int64) * len(LANGUAGES) + spill.languages[rows]) * 3 + lengths
-    found, strata = np.unique(keys, return_inverse=True)
-    sizes = ("short", "middle", "long")
-    names = [f"{files[k // 3 // len(LANGUAGES)]}, {LANGUAGES[k // 3 % len(LANGUAGES)]}, {sizes[k % 3]}" for k in found]
-    return names, strata
-
-
-def _language(config: CleanRun, facts: dict[str, Any]) -> Literal["en", "zh"]:
+def _language(config: CleanRun, report: dict[str, Any]) -> Literal["en", "zh"]:
     """The language of the report: the data's, if nothing is said."""
     if config.language != "auto":
         return config.language
-    return "zh" if next(iter(facts["languages"]), "") == "zh" else "en"
+    return "zh" if next(iter(report["languages"]), "") == "zh" else "en"

@@ -1,4 +1,4 @@
-"""Portions shared out to processes: on this machine, or by Ray on many.  What comes of each is left on disk."""
+"""Chunks shared out to processes: on this machine, or by Ray on many.  What comes of each is left on disk."""
 
 from __future__ import annotations
 
@@ -16,17 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-
-from dsr1_tune.data.clean.chunks import Portion, without_garbage_collection
-from dsr1_tune.data.clean.scan import Scanner, Settings
-from dsr1_tune.data.clean.store import Whereabouts, is_saved, read_outputs, save
+from dsr1_tune.data.clean.chunks import Chunk, without_garbage_collection
+from dsr1_tune.data.clean.row_store import Whereabouts, is_saved, read_outputs, save
+from dsr1_tune.data.clean.scan import Scanner, ScanSettings
 from dsr1_tune.data.dedup.minhash import Pairs, Verified, verify
 from dsr1_tune.data.dedup.ngrams import Ints
 from dsr1_tune.data.output import turns_of
 from dsr1_tune.errors import RunError
 
-Done = Callable[[Portion], None]
+Done = Callable[[Chunk], None]
 MANY_PAIRS = 10_000
 """So many comparisons take longer than processes take to start."""
 Task = TypeVar("Task")
@@ -43,14 +41,14 @@ class Doubtful:
     similarity: float
 
 
-class Crew:
+class WorkerPool:
     """The processes that share the work: for the scans, and once more for the comparisons where they are many.
 
     Between the two the memory is the merging's. With one worker there are none: all is done in this process. Raises
     RunError where a process dies.
     """
 
-    def __init__(self, settings: Settings, folder: Path, num_workers: int, engine: str) -> None:
+    def __init__(self, settings: ScanSettings, folder: Path, num_workers: int, engine: str) -> None:
         self._settings, self._folder, self._engine = settings, folder, engine
         self._num_workers = num_workers
         self._pool: ProcessPoolExecutor | None = None
@@ -67,21 +65,21 @@ class Crew:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
-    def scan_all(self, portions: Iterable[Portion], done: Done) -> list[str]:
-        """Scan every portion that is not yet on disk; returns each one's data file. `done` hears of every portion."""
+    def scan_all(self, chunks: Iterable[Chunk], done: Done) -> list[str]:
+        """Scan every chunk that is not yet on disk; returns each one's data file. `done` hears of every chunk."""
         files: list[str] = []
-        numbered = self._numbered(portions, files, done)
+        numbered = self._numbered(chunks, files, done)
         if self._engine == "ray":
             _by_ray(numbered, self._settings, self._folder, done)
         elif self._num_workers > 1:
             with self._processes():
-                for portion, _ in self._share_out(_scan, numbered):
-                    done(portion)
+                for chunk, _ in self._share_out(_scan, numbered):
+                    done(chunk)
         else:
             with without_garbage_collection():
-                for number, portion in numbered:
-                    save(self._scanner.scan(portion), self._folder, number)
-                    done(portion)
+                for number, chunk in numbered:
+                    save(self._scanner.scan(chunk), self._folder, number)
+                    done(chunk)
         return files
 
     def compare_all(self, doubtful: Iterable[Doubtful], num_pairs: int) -> Verified:
@@ -99,14 +97,14 @@ class Crew:
             self._here = Scanner(self._settings)
         return self._here
 
-    def _numbered(self, portions: Iterable[Portion], files: list[str], done: Done) -> Iterator[tuple[int, Portion]]:
-        """The portions that are still to be scanned, with their numbers; notes every portion's file."""
-        for number, portion in enumerate(portions):
-            files.append(str(portion.source.path))
+    def _numbered(self, chunks: Iterable[Chunk], files: list[str], done: Done) -> Iterator[tuple[int, Chunk]]:
+        """The chunks that are still to be scanned, with their numbers; notes every chunk's file."""
+        for number, chunk in enumerate(chunks):
+            files.append(str(chunk.source.path))
             if is_saved(self._folder, number):
-                done(portion)
+                done(chunk)
             else:
-                yield number, portion
+                yield number, chunk
 
     def _share_out(
         self, task: Callable[[Any, Task], Result], tasks: Iterable[tuple[Any, Task]]
@@ -134,11 +132,8 @@ class Crew:
 
 def _verified(doubtful: Doubtful, scanner: Scanner) -> Verified:
     outputs = read_outputs(doubtful.whereabouts)
-    tools = np.array([output.get("tools", "") for output in outputs])
-    a, b = np.searchsorted(doubtful.rows, doubtful.pairs).T
-    # The same conversation with other functions to call is another one.
-    pairs = doubtful.pairs[tools[a] == tools[b]]
-    return verify(pairs, doubtful.rows, [turns_of(o) for o in outputs], doubtful.similarity, scanner.boilerplate)
+    turns = [turns_of(output) for output in outputs]
+    return verify(doubtful.pairs, doubtful.rows, turns, doubtful.similarity, scanner.boilerplate)
 
 
 @contextmanager
@@ -158,7 +153,7 @@ _scanner: Scanner
 _folder: Path
 
 
-def _start(settings: Settings, folder: Path) -> None:
+def _start(settings: ScanSettings, folder: Path) -> None:
     """What a fresh worker process does first."""
     global _scanner, _folder
     # Ctrl-C reaches the whole group; the parent decides, and what is begun is finished.
@@ -167,16 +162,16 @@ def _start(settings: Settings, folder: Path) -> None:
     gc.disable()  # as in without_garbage_collection
 
 
-def _scan(number: int, portion: Portion) -> None:
-    save(_scanner.scan(portion), _folder, number)
+def _scan(number: int, chunk: Chunk) -> None:
+    save(_scanner.scan(chunk), _folder, number)
 
 
 def _compare(number: None, doubtful: Doubtful) -> Verified:
     return _verified(doubtful, _scanner)
 
 
-def _by_ray(numbered: Iterable[tuple[int, Portion]], settings: Settings, folder: Path, done: Done) -> None:
-    """Ray Data maps the same scan over the portions; `folder` and the data files must be visible to every node."""
+def _by_ray(numbered: Iterable[tuple[int, Chunk]], settings: ScanSettings, folder: Path, done: Done) -> None:
+    """Ray Data maps the same scan over the chunks; `folder` and the data files must be visible to every node."""
     try:
         import ray
     except ImportError:
@@ -189,9 +184,9 @@ def _by_ray(numbered: Iterable[tuple[int, Portion]], settings: Settings, folder:
             self.scanner = Scanner(settings)
 
         def __call__(self, row: dict[str, object]) -> dict[str, object]:
-            number, portion = row["number"], row["portion"]
-            assert isinstance(number, int) and isinstance(portion, Portion)
-            save(self.scanner.scan(portion), folder, number)
+            number, chunk = row["number"], row["chunk"]
+            assert isinstance(number, int) and isinstance(chunk, Chunk)
+            save(self.scanner.scan(chunk), folder, number)
             return {"number": number}
 
     todo = list(numbered)
@@ -201,9 +196,9 @@ def _by_ray(numbered: Iterable[tuple[int, Portion]], settings: Settings, folder:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
-    portions = dict(todo)
+    chunks = dict(todo)
     num_cpus = int(ray.cluster_resources().get("CPU", os.cpu_count() or 1))
-    tasks = ray.data.from_items([{"number": number, "portion": portion} for number, portion in todo])
+    tasks = ray.data.from_items([{"number": number, "chunk": chunk} for number, chunk in todo])
     scanned = tasks.repartition(len(todo)).map(ScanOnNode, concurrency=(1, max(1, num_cpus)))
     for row in scanned.iter_rows():
-        done(portions[row["number"]])
+        done(chunks[row["number"]])

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from dsr1_tune.data.dedup.exact import Prints, as_one
 from dsr1_tune.data.dedup.minhash import Pairs, Verified
-from dsr1_tune.data.dedup.ngrams import Flags, Hashes, Ints, Prints
+from dsr1_tune.data.dedup.ngrams import Flags, Hashes, Ints
 
 SHORT_ANSWER_CHARS = 30
 MIN_ASKED_CHARS = 6
@@ -38,19 +37,6 @@ def preference_order(num_chars: Ints, keep: str, drawn: Flags) -> Ints:
     return rank
 
 
-def merge_exact(prints: Sequence[npt.NDArray[Any]], rank: Ints) -> Ints:
-    """For each row (N) the one that stands for it, itself if it stays; `prints` (N each) agree for equal rows."""
-    _, group = np.unique(_as_one(prints), return_inverse=True)
-    best = np.full(int(group.max(initial=-1)) + 1, np.iinfo(np.int64).max)
-    np.minimum.at(best, group, rank)
-    leader = np.argsort(rank)[best[group]] if len(rank) else rank
-    # Two different rows whose combined hashes happen to agree both stay.
-    agree = np.ones(len(rank), bool)
-    for column in prints:
-        agree &= column[leader] == column
-    return np.where(agree, leader, np.arange(len(rank)))
-
-
 def answered_otherwise(prints: Prints, rows: Ints) -> list[Ints]:
     """Groups of `rows` that ask the same and have different short answers.
 
@@ -58,12 +44,14 @@ def answered_otherwise(prints: Prints, rows: Ints) -> list[Ints]:
     """
     fits = (prints.answer_chars[rows] <= SHORT_ANSWER_CHARS) & (prints.question_chars[rows] >= MIN_ASKED_CHARS)
     rows = rows[fits]
-    _, group, counts = np.unique(_as_one(prints.question[rows].T), return_inverse=True, return_counts=True)
+    _, group, counts = np.unique(
+        as_one((*prints.question[rows].T, prints.tools[rows])), return_inverse=True, return_counts=True
+    )
     is_shared = counts[group] > 1
     rows, group = rows[is_shared], group[is_shared]
     order = np.argsort(group, kind="stable")
     groups = np.split(rows[order], np.flatnonzero(np.diff(group[order])) + 1) if len(rows) else []
-    return [members for members in groups if len(np.unique(_as_one(prints.answer[members].T))) > 1]
+    return [members for members in groups if len(np.unique(as_one(prints.answer[members].T))) > 1]
 
 
 def contradictions(groups: Sequence[Ints], answers: Callable[[Ints], Sequence[str]]) -> dict[int, int]:
@@ -152,7 +140,7 @@ def _clusters(pairs: Pairs) -> list[list[int]]:
 
 def group_alike(questions: Hashes, pairs: Pairs) -> Ints:
     """A number per row (N): the same for rows with the same question, and for rows that `pairs` join."""
-    _, first, group = np.unique(_as_one(questions.T), return_index=True, return_inverse=True)
+    _, first, group = np.unique(as_one(questions.T), return_index=True, return_inverse=True)
     leader = first[group]
     moved = [(row, cluster[0]) for cluster in _clusters(leader[pairs]) for row in cluster]
     if moved:
@@ -162,11 +150,7 @@ def group_alike(questions: Hashes, pairs: Pairs) -> Ints:
     return leader
 
 
-def _as_one(columns: Sequence[npt.NDArray[Any]] | Hashes) -> Hashes:
-    """Columns (N each) as one value a row; among 2,000,000 different rows two agree by chance once in 10,000,000."""
-    total = np.zeros(len(columns[0]), np.uint64)
-    for column in columns:
-        total ^= column
-        total *= np.uint64(0x9E3779B97F4A7C15)
-        total ^= total >> np.uint64(29)
-    return total
+def joined(stands_for: Ints) -> Pairs:
+    """Each row that another one stands for, with that one."""
+    moved = np.flatnonzero(stands_for != np.arange(len(stands_for)))
+    return np.stack((stands_for[moved], moved), axis=1)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,8 @@ BATCH_PAIRS = 250
 BATCH_BYTES = 4 << 20
 SKETCHED_PAIRS = 4000
 WAITING_PAIRS = 1 << 18
+LEARNED_ROWS = 2000
+"""So many rows at the start of each file show which preambles its rows share, and how their answers end."""
 MIN_BOILERPLATE_ROWS = 20
 MIN_BOILERPLATE_RUN = 16
 
@@ -70,6 +73,29 @@ def likely_pairs(
             waiting = []
     kept.append(_alike(_once(waiting), sketches, similarity))
     return _once(kept)
+
+
+def near_pairs(
+    bands: Callable[[int], Hashes],
+    sketches: Callable[[Ints], npt.NDArray[np.uint8]],
+    rows: Ints,
+    sorts: npt.NDArray[Any],
+    similarity: float,
+    compare: Callable[[Pairs], Verified],
+) -> Verified:
+    """The near-duplicates among `rows`; `compare` verifies likely pairs, the other arguments are `likely_pairs`'.
+
+    Only rows that agree in `sorts` (N, ...), their kind and the functions that may be called, can say the same.
+    """
+    pairs = likely_pairs(bands, sketches, rows, similarity)
+    return compare(pairs[(sorts[pairs[:, 0]] == sorts[pairs[:, 1]]).all(axis=1)])
+
+
+def batches(pairs: Pairs, sizes: Ints) -> Iterator[Pairs]:
+    """A few hundred pairs at a time, and fewer of long rows; `sizes` (N) are the rows' lengths."""
+    weight = np.cumsum(sizes[pairs[:, 0]] + sizes[pairs[:, 1]], dtype=np.int64)
+    number = np.arange(len(pairs)) // BATCH_PAIRS + weight // BATCH_BYTES
+    yield from np.split(pairs, np.flatnonzero(np.diff(number)) + 1) if len(pairs) else []
 
 
 def _proposed(bands: Callable[[int], Hashes], rows: Ints) -> Iterator[Pairs]:

@@ -14,7 +14,6 @@ from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 from rensa import RMinHash
 
 Codes = npt.NDArray[np.uint16]
@@ -137,45 +136,12 @@ def _table() -> Codes:
         table[ord(mark)] = ord(mark)
     han = "".join(map(chr, (*range(0x3400, 0x4DC0), *range(0x4E00, 0xA000))))
     simplified = OpenCC("t2s").convert("\n".join(han)).split("\n")
+    simple = np.arange(_BMP, dtype=np.uint16)
     for old, new in zip(han, simplified, strict=True):
         if len(new) == 1 and ord(new) < _BMP:
-            table[ord(old)] = ord(new)
-    return table
-
-
-@dataclass(frozen=True)
-class Prints:
-    """What tells rows apart: 128-bit hashes (N, 2) of all before the final answer, and of it; and their lengths (N).
-
-    Rows that say the same have the same hashes. Lengths are in characters that count.
-    """
-
-    question: Hashes
-    answer: Hashes
-    question_chars: npt.NDArray[np.int32]
-    answer_chars: npt.NDArray[np.int32]
-
-
-def fingerprints(text: Text, num_answers: Ints | None = None) -> Prints:
-    """Hash every row in two parts; the last turn is its answer, if an assistant says it.
-
-    Of a preference the last two are: `num_answers` (N) says how many.
-    """
-    counts = text.codes != 0
-    running = _running(counts)
-    marks = text.marks
-    before = np.searchsorted(marks, text.bounds[1:]) - (1 if num_answers is None else num_answers)
-    last = marks[np.maximum(before, 0)] if len(marks) else text.bounds[:-1]
-    speaks = text.is_answer[last] if len(marks) else np.zeros(len(last), bool)
-    middle = np.where(speaks, last, text.bounds[1:])
-    starts, middles, ends = (running[places].astype(np.int64) for places in (text.bounds[:-1], middle, text.bounds[1:]))
-    packed = memoryview(text.codes[counts].tobytes())
-    digest = xxhash.xxh3_128_digest
-    edges = zip((starts * 2).tolist(), (middles * 2).tolist(), (ends * 2).tolist(), strict=True)
-    joined = b"".join([digest(packed[a:b]) + digest(packed[b:c]) for a, b, c in edges])
-    pairs = np.frombuffer(joined, np.uint64).reshape(-1, 2, 2)
-    lengths = (middles - starts).astype(np.int32), (ends - middles).astype(np.int32)
-    return Prints(pairs[:, 0], pairs[:, 1], *lengths)
+            simple[ord(old)] = ord(new)
+    # Also of what only another form of a traditional character is: a radical by itself, a compatibility ideograph.
+    return simple[simple][table]  # twice, as 薴 becomes 苧, which itself is a traditional character
 
 
 def tokens(text: Text) -> Tokens:
@@ -338,11 +304,11 @@ def _bounds(lengths: Sequence[int] | Ints) -> Ints:
 
 def _sums(flags: Flags, bounds: Ints) -> Ints:
     """How many are set between each two bounds."""
-    running = _running(flags)
+    running = running_sums(flags)
     return (running[bounds[1:]] - running[bounds[:-1]]).astype(np.int64)
 
 
-def _running(flags: Flags) -> npt.NDArray[np.int32]:
+def running_sums(flags: Flags) -> npt.NDArray[np.int32]:
     """How many are set before each place; a portion has far fewer than 2^31 characters."""
     total = np.zeros(len(flags) + 1, np.int32)
     np.cumsum(flags, dtype=np.int32, out=total[1:])

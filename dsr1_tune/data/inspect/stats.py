@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from dsr1_tune.data.inspect.tables import plain, titled
 from dsr1_tune.data.record import Drop, Feedback, Preference, Prompt, Record, Row, prompt_of
 
 if TYPE_CHECKING:
@@ -337,14 +338,10 @@ def _few(turns: dict[int, int]) -> list[tuple[str, int]]:
 
 
 def _add(table: Table, name: str, number: int, whole: int) -> None:
-    from dsr1_tune.data.inspect.tables import _plain
-
-    table.add_row(_plain(name.replace("\n", " ")), f"{number:,}", f"{number / whole:.1%}")
+    table.add_row(plain(name.replace("\n", " ")), f"{number:,}", f"{number / whole:.1%}")
 
 
 def _table(title: str, *columns: str) -> Table:
-    from dsr1_tune.data.inspect.tables import _table as titled
-
     table = titled(title)
     table.add_column(columns[0], overflow="fold")
     for name in columns[1:]:

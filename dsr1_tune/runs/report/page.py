@@ -226,14 +226,20 @@ def _data(told: _Told) -> dict[str, Any] | None:
     return {
         "num_rows": told.data.get("num_rows", 0),
         "num_kept": told.data.get("num_kept", 0),
-        "num_dropped": told.data.get("num_dropped", 0),
+        "num_dropped": _num_lost(told.data),
         "num_train": _num_lines(told.path / "data" / "train.jsonl"),
         "num_eval": _num_lines(told.path / "data" / "eval.jsonl"),
         "reasons": sorted(reasons.items(), key=lambda pair: -pair[1]),
         "files": [
-            {name: file.get(name, "") for name in ("file", "num_rows", "num_kept", "num_dropped")} for file in files
+            {name: file.get(name, "") for name in ("file", "num_rows", "num_kept")} | {"num_dropped": _num_lost(file)}
+            for file in files
         ],
     }
+
+
+def _num_lost(counts: Facts) -> int:
+    """Rows that fell out, with those that repeat another row."""
+    return int(counts.get("num_dropped", 0)) + int(counts.get("num_merged", 0))
 
 
 def _num_lines(file: Path) -> int | None:

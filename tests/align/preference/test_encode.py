@@ -14,7 +14,7 @@ from dsr1_tune.align.preference.encode import as_feedback_rows, as_rows, encode_
 from dsr1_tune.config import AlignRun, Data, DpoRun, KtoRun
 from dsr1_tune.data.encode.example import IGNORED, prompt_text
 from dsr1_tune.data.prepare import prepare, write
-from dsr1_tune.data.prepared import FileFacts, Prepared
+from dsr1_tune.data.prepared import FileSummary, Prepared
 from dsr1_tune.data.record import Feedback, Message, Place, Preference
 from dsr1_tune.errors import DataError
 from dsr1_tune.runs.folder import RunFolder
@@ -43,7 +43,7 @@ def feedback(*rows: tuple[str, str, bool]) -> Prepared:
         Feedback((Message("user", asked),), Message("assistant", said), is_good, Place("f.jsonl", number + 1, number))
         for number, (asked, said, is_good) in enumerate(rows)
     ]
-    return Prepared(tuple(read), (), (FileFacts("f.jsonl", "jsonl", "utf-8", "feedback", len(read)),))
+    return Prepared(tuple(read), (), (FileSummary("f.jsonl", "jsonl", "utf-8", "feedback", len(read)),))
 
 
 def configured(kind: type[AlignRun] = DpoRun, max_tokens: int = 200, **more: Any) -> Any:
@@ -180,7 +180,7 @@ def test_kto_wants_a_batch() -> None:
 
 def test_held_out_rows_of_preferences_are_the_good_answers(tiny_tokenizer: Any, tmp_path: Path) -> None:
     turns = (Message("user", "hi"), Message("assistant", "hello"), Message("user", "why?"))
-    place = FileFacts("f.jsonl", "jsonl", "utf-8", "feedback", 2)
+    place = FileSummary("f.jsonl", "jsonl", "utf-8", "feedback", 2)
     liked = [
         Feedback(turns, Message("assistant", answer), answer == "so", Place("f.jsonl", number + 1, number))
         for number, answer in enumerate(("so", "no"))

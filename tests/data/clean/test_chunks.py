@@ -1,4 +1,4 @@
-"""Portions together are the file: the same rows with the same places, wherever it is cut, whoever reads them."""
+"""Chunks together are the file: the same rows with the same places, wherever it is cut, whoever reads them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections import Counter
 
 import pytest
 
-from dsr1_tune.data.clean.chunks import Portion, check_columns, open_sources, portions, read_portion
+from dsr1_tune.data.clean.chunks import Chunk, chunks, open_sources, read_chunk
 from dsr1_tune.data.read.json_rows import is_row, lines
-from dsr1_tune.data.read.read import open_files, read
+from dsr1_tune.data.read.read import check_columns, open_files, read
 from dsr1_tune.data.record import Drop, Record
 from dsr1_tune.errors import ConfigError, DataError
 
@@ -75,7 +75,7 @@ def same(row):
 
 
 def together(pieces):
-    outcomes = [read_portion(pickle.loads(pickle.dumps(portion))) for portion in pieces]
+    outcomes = [read_chunk(pickle.loads(pickle.dumps(chunk))) for chunk in pieces]
     formats: Counter[str] = Counter()
     for _, facts in outcomes:
         formats.update(facts.formats)
@@ -89,7 +89,7 @@ def test_portions_together_are_the_file(write, name, content, max_bytes):
     path = write(name, content)
     (reading,) = open_files([path])
     expected = list(reading.rows)
-    pieces = list(portions([path], max_bytes=max_bytes))
+    pieces = list(chunks([path], max_bytes=max_bytes))
     rows, formats, columns = together(pieces)
     assert list(map(same, rows)) == list(map(same, expected))
     assert [row.place.index for row in rows] == list(range(len(expected)))
@@ -109,7 +109,7 @@ def test_parquet_rows_are_carried(tmp_path):
     rows = [{"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}] * 5
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     path = tmp_path / "a.parquet"
-    rows, formats, _ = together(portions([path], max_bytes=10))
+    rows, formats, _ = together(chunks([path], max_bytes=10))
     assert list(map(same, rows)) == list(map(same, read([path])))
     assert formats == {"messages": 5}
 
@@ -141,20 +141,20 @@ def test_random_bytes_between_line_feeds_are_cut_alike(tmp_path):
 
 def test_only_plain_lines_are_left_on_disk(write):
     on_disk = [write("a.jsonl", ROWS), write("b.jsonl", b"\xef\xbb\xbf" + LINES.encode())]
-    assert all(portion.carried is None for portion in portions(on_disk))
+    assert all(chunk.carried is None for chunk in chunks(on_disk))
     carried = [
         write("c.json", ROWS),
         write("d.jsonl", LINES.encode("utf-16")),
         write("e.jsonl", LINES.replace("\u2028", "").replace("\x85", "").encode("gb18030")),
         write("f.jsonl.gz", gzip.compress(LINES.encode())),
     ]
-    assert all(portion.carried for portion in portions(carried))
+    assert all(chunk.carried for chunk in chunks(carried))
 
 
 def test_what_the_head_taught_holds_in_every_portion(write):
-    """A row without answer is a mistake among answers, whatever the other rows of its portion are."""
+    """A row without answer is a mistake among answers, whatever the other rows of its chunk are."""
     rows = [{"question": "Q", "answer": "A"}] * 200 + [{"question": "Q"}] * 200
-    found, _, _ = together(portions([write("a.jsonl", rows)], max_bytes=500))
+    found, _, _ = together(chunks([write("a.jsonl", rows)], max_bytes=500))
     assert all(isinstance(row, Record) for row in found[:200])
     assert {row.code for row in found[200:] if isinstance(row, Drop)} == {"missing_field"}
     assert found[399].fix == "add 'answer'"
@@ -162,7 +162,7 @@ def test_what_the_head_taught_holds_in_every_portion(write):
 
 def test_numbers_go_on_through_all_files(write):
     files = [write("a.jsonl", ROWS), write("b.json", ROWS), write("c.csv", CSV)]
-    pieces = list(portions(files, max_bytes=200))
+    pieces = list(chunks(files, max_bytes=200))
     assert [piece.number for piece in pieces] == list(range(len(pieces)))
     rows, _, _ = together(pieces)
     assert list(map(same, rows)) == list(map(same, read(files)))
@@ -170,28 +170,28 @@ def test_numbers_go_on_through_all_files(write):
 
 def test_a_line_longer_than_a_portion_is_one_portion(write):
     rows = [{"input": "Q", "output": "A" * 5000}, {"input": "Q", "output": "A"}]
-    first, second = portions([write("a.jsonl", rows)], max_bytes=100)
+    first, second = chunks([write("a.jsonl", rows)], max_bytes=100)
     assert (first.num_rows, second.num_rows) == (1, 1)
     assert (second.first_line, second.first_index, second.start) == (2, 1, first.end)
 
 
 def test_a_file_that_changes_in_between_is_noticed(write):
     path = write("a.jsonl", ROWS)
-    (portion,) = portions([path])
+    (chunk,) = chunks([path])
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(DataError, match=r"a\.jsonl: was changed while it was read"):
-        read_portion(portion)
-    path.write_bytes(b"\n" * portion.end)
+        read_chunk(chunk)
+    path.write_bytes(b"\n" * chunk.end)
     with pytest.raises(DataError, match="was changed"):
-        read_portion(portion)
+        read_chunk(chunk)
     path.unlink()
     with pytest.raises(DataError, match=r"a\.jsonl: cannot be read"):
-        read_portion(portion)
+        read_chunk(chunk)
 
 
 def test_mapping(write):
     path = write("a.jsonl", [{"x": "Q", "y": "A"}] * 10)
-    found, _, columns = together(portions([path], {"question": "x", "answer": "y"}, max_bytes=30))
+    found, _, columns = together(chunks([path], {"question": "x", "answer": "y"}, max_bytes=30))
     assert all(isinstance(row, Record) for row in found)
     check_columns({"question": "x", "answer": "y"}, columns)
     with pytest.raises(DataError, match="answer=z: no row has such a field") as caught:
@@ -203,12 +203,12 @@ def test_mapping(write):
 
 def test_a_portion_is_small_to_send(write):
     rows = [{"input": f"question {number}", "output": "A" * 1000} for number in range(1000)]
-    (portion,) = portions([write("a.jsonl", rows)])
-    assert isinstance(portion, Portion)
-    assert len(pickle.dumps(portion)) < 2000
+    (chunk,) = chunks([write("a.jsonl", rows)])
+    assert isinstance(chunk, Chunk)
+    assert len(pickle.dumps(chunk)) < 2000
 
 
 def test_files_are_cut_lazily(write):
-    pieces = portions([write("a.json", ROWS * 300)], max_bytes=1000)
+    pieces = chunks([write("a.json", ROWS * 300)], max_bytes=1000)
     first = next(pieces)
     assert first.num_rows < 100

@@ -7,16 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from dsr1_tune.data.dedup.clusters import (
-    answered_otherwise,
-    contradictions,
-    group_alike,
-    merge_exact,
-    merge_near,
-    preference_order,
-)
-from dsr1_tune.data.dedup.minhash import Lookup, Verified, boilerplate_of, likely_pairs, own_words, verify
-from dsr1_tune.data.dedup.ngrams import bands, fingerprints, grams, normalise, signatures, tokens
+from dsr1_tune.data.dedup.minhash import Lookup, batches, boilerplate_of, likely_pairs, near_pairs, own_words, verify
+from dsr1_tune.data.dedup.ngrams import bands, grams, normalise, signatures, tokens
 
 NONE = Lookup(np.zeros(0, np.uint64))
 
@@ -120,55 +112,27 @@ def test_a_thousand_copies_cost_thousands_of_pairs() -> None:
     assert 999 <= len(pairs) <= 4000
 
 
-def test_the_better_row_stays() -> None:
-    assert preference_order(np.array([3, 9, 9, 1]), "better", np.ones(4, bool)).tolist() == [2, 0, 1, 3]
-    assert preference_order(np.array([3, 9, 9, 1]), "first", np.array([True, False, True, True])).tolist() == [
-        0,
-        3,
-        1,
-        2,
-    ]
-    prints = np.array([[1, 1], [2, 2], [1, 1], [2, 2]], np.uint64)
-    assert merge_exact(prints.T, np.array([1, 3, 0, 2])).tolist() == [2, 3, 2, 3]
+def test_near_pairs_are_of_one_kind() -> None:
+    rows = [row("What should patients heed?", EN), row("What should patients heed?", EN.replace("told", "advised"))]
+    in_bands, sketches = hashed(rows)
+
+    def near(sorts: list[int]) -> list[list[int]]:
+        return near_pairs(
+            lambda band: in_bands[band],
+            lambda some: sketches[some],
+            np.arange(2),
+            np.array(sorts)[:, None],
+            0.8,
+            lambda pairs: verify(pairs, np.arange(2), rows, 0.8, NONE),
+        ).pairs.tolist()
+
+    assert near([0, 0]) == [[0, 1]] and near([0, 1]) == []
 
 
-def test_every_merged_row_is_similar_to_the_one_that_stays() -> None:
-    similar = {(0, 1), (1, 2), (2, 3)}
-
-    def compare(pairs):
-        known = np.array([tuple(pair) in similar for pair in pairs.tolist()])
-        return Verified(pairs[known], np.full(known.sum(), 0.9))
-
-    verified = Verified(np.array(sorted(similar)), np.array([0.9, 0.85, 0.8]))
-    merged = merge_near(verified, np.array([0, 1, 2, 3]), compare)
-    assert [(one.row, one.kept) for one in merged] == [(1, 0), (3, 2)]
-    assert [one.similarity for one in merged] == [0.9, 0.8]
-
-
-def test_contradictions() -> None:
-    rows = [
-        row("What is the capital of Australia?", "Canberra"),
-        row("What is the capital of australia", "Sydney"),
-        row("What is the capital of France?", "Paris"),
-        row("What is the capital of France?", "Paris, on the Seine."),
-        row("Write a story about a dog.", EN),
-        row("Write a story about a dog.", EN.replace("sugar", "meat")),
-        row("Go on", "Yes"),
-        row("Go on", "No"),
-        row("这位患者可以吃吗？", "可以"),
-        row("这位患者可以吃吗？", "不可以"),
-        row("这位患者可以吃吗？", "可以的。"),
-        row("How many are there?", "5"),
-        row("How many are there?", "50"),
-    ]
-    groups = answered_otherwise(fingerprints(normalise(rows)), np.arange(len(rows)))
-    assert sorted(map(list, groups)) == [[0, 1], [2, 3], [8, 9, 10], [11, 12]]
-    found = contradictions(groups, lambda members: [rows[member][1][1] for member in members])
-    assert found == {0: 1, 1: 0, 8: 9, 9: 8, 10: 9, 11: 12, 12: 11}
-
-
-def test_alike_rows_share_a_number() -> None:
-    questions = np.array([[1, 1], [2, 2], [1, 1], [3, 3], [4, 4]], np.uint64)
-    alike = group_alike(questions, np.array([[2, 3]]))
-    assert alike[0] == alike[2] == alike[3] and len({alike[0], alike[1], alike[4]}) == 3
-    assert group_alike(questions, np.zeros((0, 2), np.int64)).tolist()[2] == 0
+def test_batches_hold_all_pairs_in_their_order() -> None:
+    pairs = np.stack((np.arange(1000), np.arange(1, 1001)), axis=1)
+    parts = list(batches(pairs, np.full(1001, 10)))
+    assert np.concatenate(parts).tolist() == pairs.tolist() and len(parts) == 4
+    long = list(batches(pairs, np.full(1001, 1 << 20)))
+    assert max(map(len, long)) <= 2 and np.concatenate(long).tolist() == pairs.tolist()
+    assert list(batches(pairs[:0], np.zeros(0, np.int64))) == []

@@ -6,9 +6,10 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from dsr1_tune.data.dedup.languages import LANGUAGES, language_codes
-from dsr1_tune.data.dedup.ngrams import bands, fingerprints, grams, long_grams, normalise, signatures, tokens
+from dsr1_tune.data.dedup.ngrams import TURN, bands, grams, long_grams, normalise, signatures, tokens
 
 
 def said(*texts: str):
@@ -32,33 +33,11 @@ def normal(text: str) -> str:
         ("ﬁne", "ﬁne"),  # a ligature is two letters, and stays one sign
         ("𠀀 and 😀", "𠀀and😀"),
         ("\u200b\ufeff", ""),
+        ("薴苧\u2fc6", "苎苎麦"),  # of a traditional character that becomes one, and of a radical
     ],
 )
 def test_normal_form(text: str, plain: str) -> None:
     assert normal(text) == plain
-
-
-def test_rows_that_say_the_same_have_the_same_prints() -> None:
-    rows = [
-        [("user", "What is 糖尿病?"), ("assistant", "A disease.")],
-        [("user", "what is  糖尿病？"), ("assistant", "a disease")],
-        [("user", "What is 糖尿病"), ("assistant", "Another disease.")],
-        [("user", "What is 糖尿病 A disease"), ("assistant", "")],
-        [("system", "What is 糖尿病?"), ("assistant", "A disease.")],
-    ]
-    prints = fingerprints(normalise(rows))
-    assert (prints.question[0] == prints.question[1]).all() and (prints.answer[0] == prints.answer[1]).all()
-    assert (prints.question[0] == prints.question[2]).all() and (prints.answer[0] != prints.answer[2]).any()
-    assert (prints.question[0] != prints.question[3]).any()
-    assert (prints.question[0] != prints.question[4]).any()
-    # The mark of a turn counts as one character.
-    assert prints.answer_chars.tolist() == [9, 9, 15, 1, 9]
-
-
-def test_a_prompt_has_no_answer() -> None:
-    prints = fingerprints(normalise([[("user", "a question")], [], [("user", "b"), ("assistant", "c")]]))
-    assert prints.answer_chars.tolist() == [0, 0, 2]
-    assert prints.question_chars.tolist() == [10, 0, 2]
 
 
 def test_tokens_are_cjk_characters_and_words() -> None:
@@ -114,20 +93,41 @@ def test_minhash_estimates_the_jaccard_index() -> None:
     assert abs((signs[0] == signs[1]).mean() - len(a & b) / len(a | b)) < 0.13
 
 
-@pytest.mark.parametrize(
-    ("text", "language"),
-    [
-        ("What is diabetes?", "latin"),
-        ("糖尿病是什么？", "zh"),
-        ("iPhone 的电池坏了怎么办", "zh"),
-        ("糖尿病とは何ですか", "ja"),
-        ("당뇨병이란", "ko"),
-        ("Что это такое", "cyrillic"),
-        ("ما هو", "arabic"),
-        ("โรคเบาหวาน", "other"),
-        ("12 + 3", "none"),
-        ("", "none"),
-    ],
-)
-def test_languages(text: str, language: str) -> None:
-    assert LANGUAGES[language_codes(tokens(said(text)))[0]] == language
+# Any text at all: letters of many scripts, halves of characters, signs, blanks.
+TEXTS = st.text(st.characters(exclude_characters="".join(TURN.values())), max_size=60)
+ROWS = st.lists(st.lists(TEXTS, min_size=1, max_size=3), min_size=1, max_size=5)
+
+
+def turns(texts: list[str]) -> list[tuple[str, str]]:
+    return [("assistant" if number % 2 else "user", text) for number, text in enumerate(texts)]
+
+
+@settings(deadline=None)
+@given(ROWS)
+def test_any_row_is_hashed_by_its_own_text_alone(rows: list[list[str]]) -> None:
+    """What stands before or behind a row in the block changes none of its tokens and n-grams."""
+    found = tokens(normalise([turns(row) for row in rows]))
+    pieces = grams(found)
+    for number, row in enumerate(rows):
+        alone = tokens(normalise([turns(row)]))
+        here = slice(found.bounds[number], found.bounds[number + 1])
+        assert found.hashes[here].tolist() == alone.hashes.tolist()
+        assert found.is_answer[here].tolist() == alone.is_answer.tolist()
+        assert pieces.of(number).tolist() == grams(alone).hashes.tolist()
+
+
+@settings(deadline=None)
+@given(TEXTS)
+def test_normalising_a_normalised_text_changes_nothing(text: str) -> None:
+    once = said(text).codes
+    plain = once[once != 0].tobytes().decode("utf-16-le", "surrogatepass")[1:]
+    again = said(plain).codes
+    assert again[again != 0].tolist() == once[once != 0].tolist()
+
+
+@settings(deadline=None)
+@given(st.text("患者医生药物血糖饮食", max_size=30), st.lists(st.text("abcdefg", min_size=1), max_size=20))
+def test_rows_have_as_many_ngrams_as_their_windows(han: str, words: list[str]) -> None:
+    pieces = grams(tokens(said(han, " ".join(words))))
+    expected = [max(1, len(han) - 3) if han else 0, max(1, len(words) - 1) if words else 0]
+    assert np.diff(pieces.bounds).tolist() == expected

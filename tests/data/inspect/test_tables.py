@@ -11,7 +11,7 @@ from rich.console import Console
 from dsr1_tune.config import CleanRun, Data, Judge
 from dsr1_tune.data.clean import run
 from dsr1_tune.data.inspect import tables as report_module
-from dsr1_tune.data.inspect.tables import Report, show, show_facts
+from dsr1_tune.data.inspect.tables import show, show_cleaned
 from dsr1_tune.data.prepare import examine
 
 ROWS = [
@@ -25,7 +25,7 @@ ROWS = [
 
 def shown(prepared, width):
     console = Console(file=io.StringIO(), width=width)
-    show(Report.of(prepared), console)
+    show(prepared.report(), console, prepared.drops)
     return console.file.getvalue()
 
 
@@ -49,16 +49,15 @@ def test_data_is_shown_as_text(prepared):
 
 
 def test_counts(prepared):
-    summary = Report.of(prepared).summary()
+    summary = prepared.report()
     assert (summary["num_rows"], summary["num_kept"], summary["num_dropped"]) == (6, 2, 4)
-    assert summary["kept"] == {"record": 2}
+    assert summary["kinds"] == {"record": 2}
     assert summary["dropped"] == {"empty_answer": 1, "missing_field": 1, "unknown_role": 1, "unknown_fields": 1}
     assert [(f["num_rows"], f["num_kept"], f["num_dropped"], f["format"]) for f in summary["files"]] == [
         (5, 1, 4, "Alpaca"),
         (1, 1, 0, "question-answer"),
     ]
-    bad = Report.of(prepared).as_json()["bad_rows"]
-    assert [(row["index"], row["path"]) for row in bad][:2] == [(1, "$.output"), (2, "$.output")]
+    assert [(drop.place.index, drop.path) for drop in prepared.drops][:2] == [(1, "$.output"), (2, "$.output")]
 
 
 def test_a_flood_is_cut_and_counted(prepared, monkeypatch):
@@ -71,7 +70,7 @@ def test_the_judge_says_what_it_could_not_do(tmp_path):
     file.write_text('{"instruction": "What is aspirin for?", "output": "It lowers pain and fever."}\n' * 2)
     facts = run.run(
         CleanRun(data=Data(files=(file,)), judge=Judge(ask=True, minutes=0), out=tmp_path / "o", workers=1)
-    ).facts
+    ).report
     console = Console(width=200, file=io.StringIO())
-    show_facts(facts, console)
+    show_cleaned(facts, console)
     assert "The judge dropped 0 rows" in console.file.getvalue()

@@ -11,7 +11,6 @@ import pytest
 from dsr1_tune.config import CleanRun, Data
 from dsr1_tune.data.clean import run
 from dsr1_tune.data.clean.page import render
-from dsr1_tune.data.inspect.tables import Report
 from dsr1_tune.data.prepare import examine, prepare
 from dsr1_tune.data.read.read import read
 from dsr1_tune.data.record import Feedback, Message, Place, Preference, Prompt, messages_of, prompt_of
@@ -137,16 +136,16 @@ FATES = {"contradictory_preference": 2, "contradictory_label": 2, "equal_answers
 
 def test_preferences_check_knows_pairs_and_labels(write):
     prepared = examine(Data(files=(write("a.jsonl", ROWS),)))
-    report = Report.of(prepared)
-    assert report.summary()["dropped"] == FATES and report.kinds == {"preference": 1, "feedback": 1}
-    assert report.opinions == PreferenceStats(1, 1, 0, 0, 1)
+    report = prepared.report()
+    assert report["dropped"] == FATES and report["kinds"] == {"preference": 1, "feedback": 1}
+    assert PreferenceStats.counted(report["opinions"]) == PreferenceStats(1, 1, 0, 0, 1)
     assert [drop.place.index for drop in prepared.drops] == [0, 1, 2, 4, 5, 7]
     assert "other way round at line 2 (row 1)" in prepared.drops[0].detail
 
 
 def test_preferences_clean_knows_pairs_and_labels_and_writes_what_can_be_read_again(write, tmp_path):
     found = run.run(CleanRun(data=Data(files=(write("a.jsonl", ROWS),), eval_share=0), out=tmp_path / "out", workers=1))
-    facts = found.facts
+    facts = found.report
     assert facts["dropped"] == FATES and facts["kinds"] == {"preference": 1, "feedback": 1}
     assert facts["opinions"] == {**PreferenceStats(1, 1, 0, 0, 1).as_json()}
     assert (facts["duplicates"]["num_opposed"], facts["duplicates"]["num_contradictory"]) == (4, 0)
@@ -170,13 +169,14 @@ def test_preferences_near_copies_with_other_labels_both_stay(write, tmp_path):
         {"prompt": "What is a pen for?", "completion": f"{text} or two.", "label": True},
     ]
     found = run.run(CleanRun(data=Data(files=(write("a.jsonl", rows),), eval_share=0), out=tmp_path / "out", workers=1))
-    assert found.facts["dropped"] == {"near_duplicate": 1}
-    assert found.facts["opinions"]["num_good"] == found.facts["opinions"]["num_bad"] == 1
+    assert found.report["dropped"] == {"near_duplicate": 1}
+    assert found.report["opinions"]["num_good"] == found.report["opinions"]["num_bad"] == 1
 
 
 def test_real_preferences(real):
     """A public file of 300 pairs: five repeat another, and length tells little."""
-    report = Report.of(examine(Data(files=(real("LLaMA-Factory/dpo_en_demo.json"),))))
-    assert report.summary()["dropped"] == {"exact_duplicate": 5}
-    assert report.opinions == PreferenceStats(295, 130, 164) and not report.opinions.length_tells
-    assert [line.code for line in report.noted] == ["uneven_lengths"]
+    report = examine(Data(files=(real("LLaMA-Factory/dpo_en_demo.json"),))).report()
+    assert report["dropped"] == {"exact_duplicate": 5}
+    stats = PreferenceStats.counted(report["opinions"])
+    assert stats == PreferenceStats(295, 130, 164) and not stats.length_tells
+    assert list(report["noted"]) == ["uneven_lengths"]

@@ -8,7 +8,7 @@ from itertools import islice
 
 import pytest
 
-from dsr1_tune.data.clean.chunks import portions
+from dsr1_tune.data.clean.chunks import chunks
 from dsr1_tune.data.read.read import read
 from dsr1_tune.errors import DataError
 
@@ -53,7 +53,7 @@ def test_read_a_large_file_takes_little_memory(tmp_path, name):
             file.write(between + between.join(rows))
         file.write(after)
     assert path.stat().st_size > 6e7
-    for walk in (lambda: read([path]), lambda: portions([path], max_bytes=1 << 20)):
+    for walk in (lambda: read([path]), lambda: chunks([path], max_bytes=1 << 20)):
         tracemalloc.start()
         number = sum(getattr(item, "num_rows", 1) for item in walk())
         _, peak = tracemalloc.get_traced_memory()

@@ -1,7 +1,7 @@
-"""What the portions' scans leave on disk until the end: rows by number, hashes by column, counts.
+"""The intermediate store: what the scans of chunks leave on disk until the end; rows, hashes by column, counts.
 
-Every portion is a file that is there as a whole or not at all, so that a killed run goes on where it
-was. Held in memory are 78 bytes a row; all else is read when it is needed.
+Every chunk is a file that is there as a whole or not at all, so that a killed run goes on where it
+was. Held in memory are 86 bytes a row; all else is read when it is needed.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-from dsr1_tune.data.clean.scan import Counts, Scanned
-from dsr1_tune.data.dedup.ngrams import NUM_HASHES, Hashes, Ints, Prints
+from dsr1_tune.data.clean.scan import Scanned
+from dsr1_tune.data.dedup.exact import Prints
+from dsr1_tune.data.dedup.ngrams import NUM_HASHES, Hashes, Ints
+from dsr1_tune.data.report import RowCounts
 
 _LINES = ("rows", "raws", "drops")
 _PRINTS = tuple(field.name for field in fields(Prints))
 
 
 def save(scanned: Scanned, folder: Path, number: int) -> None:
-    """Write one portion's outcome to one file: a line that says what stands where, then the arrays and lines."""
-    arrays: dict[str, npt.NDArray[Any]] = {name: getattr(scanned.prints, name) for name in _PRINTS}
-    for name in ("numbers", "lines", "kinds", "languages", "stances", "drop_numbers", "sketches", "bands"):
-        arrays[name] = getattr(scanned, name)
+    """Write one chunk's outcome to one file: a line that says what stands where, then the arrays and lines."""
+    arrays: dict[str, npt.NDArray[Any]] = {name: getattr(scanned.hashes.prints, name) for name in _PRINTS}
+    arrays |= {name: getattr(scanned, name) for name in ("numbers", "lines", "stances", "drop_numbers")}
+    arrays |= {name: getattr(scanned.hashes, name) for name in ("kinds", "languages", "sketches", "bands")}
     parts: dict[str, bytes] = {}
     for name in _LINES:
         lines: list[bytes] = getattr(scanned, name)
         parts[name] = b"".join([line + b"\n" for line in lines])
-    # A portion is a few megabytes; one row may be longer, but not 4 GiB: its fields are limited.
+    # A chunk is a few megabytes; one row may be longer, but not 4 GiB: its fields are limited.
     arrays["rows_ends"] = np.cumsum([len(line) + 1 for line in scanned.rows], dtype=np.uint32)
     parts |= {name: array.tobytes() for name, array in arrays.items()}
     sizes = {name: len(part) for name, part in parts.items()}
@@ -44,7 +46,7 @@ def save(scanned: Scanned, folder: Path, number: int) -> None:
 
 
 def is_saved(folder: Path, number: int) -> bool:
-    """Whether the portion's outcome is there, whole."""
+    """Whether the chunk's outcome is there, whole."""
     return _path(folder, number).exists()
 
 
@@ -53,7 +55,7 @@ def _path(folder: Path, number: int) -> Path:
 
 
 class _File:
-    """A portion's file: what stands where in it."""
+    """A chunk's file: what stands where in it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -101,20 +103,20 @@ def read_outputs(whereabouts: Whereabouts) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Block:
-    """One portion's outcome, all but its arrays: where it begins among the kept rows, and how many it has."""
+    """One chunk's outcome, all but its arrays: where it begins among the kept rows, and how many it has."""
 
     number: int
     file: str
     first_row: int
     num_rows: int
-    counts: Counts
+    counts: RowCounts
 
 
-class Spill:
-    """The outcomes of all portions, in order; N rows altogether."""
+class RowStore:
+    """The outcomes of all chunks, in order; N rows altogether."""
 
     def __init__(self, folder: Path, files: Sequence[str]) -> None:
-        """`files` names the data file of each portion."""
+        """`files` names the data file of each chunk."""
         self.blocks: list[Block] = []
         self._files: list[_File] = []
         parts: dict[str, list[npt.NDArray[Any]]] = {}
@@ -149,11 +151,12 @@ class Spill:
         """A row's index in its file."""
         return int(self._numbers[row])
 
-    def num_bytes(self, rows: Ints) -> Ints:
-        """How long these rows are as they will be written."""
-        starts = np.where(rows > 0, self._ends[np.maximum(rows, 1) - 1], 0).astype(np.int64)
-        is_first = (rows == 0) | (self._block[rows] != self._block[np.maximum(rows, 1) - 1])
-        return self._ends[rows].astype(np.int64) - np.where(is_first, 0, starts)
+    @property
+    def num_bytes(self) -> Ints:
+        """How long each row (N) is as it will be written."""
+        ends = self._ends.astype(np.int64)
+        is_first = np.diff(self._block, prepend=-1) != 0
+        return ends - np.where(is_first, 0, np.concatenate(([0], ends[:-1])))
 
     def bands(self, band: int) -> Hashes:
         """All rows' hashes (N) in one band."""
@@ -197,16 +200,16 @@ class Spill:
         return [(self.blocks[blocks[part[0]]], part) for part in np.split(np.arange(len(rows)), edges) if len(part)]
 
     def lines(self, block: Block, name: str) -> list[bytes]:
-        """A portion's `rows`, `raws` or `drops`, without their line ends."""
+        """A chunk's `rows`, `raws` or `drops`, without their line ends."""
         return self._files[block.number].read(name).split(b"\n")[:-1]
 
     def numbers(self, block: Block, name: str) -> list[int]:
-        """The indices in their file of a portion's rows (`numbers`) or drops (`drop_numbers`)."""
+        """The indices in their file of a chunk's rows (`numbers`) or drops (`drop_numbers`)."""
         return list(self._files[block.number].array(name).tolist())
 
 
-def _counts(tree: dict[str, Any]) -> Counts:
-    return Counts(
+def _counts(tree: dict[str, Any]) -> RowCounts:
+    return RowCounts(
         **{name: Counter(value) for name, value in tree.items() if name not in ("num_rows", "examples")},
         num_rows=tree["num_rows"],
         examples=tree["examples"],

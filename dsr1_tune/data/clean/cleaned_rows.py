@@ -13,17 +13,18 @@ import numpy.typing as npt
 import orjson
 
 from dsr1_tune.data.clean.duplicates import Copies
-from dsr1_tune.data.clean.scan import KINDS, reject
-from dsr1_tune.data.clean.store import Block, Spill
+from dsr1_tune.data.clean.row_store import Block, RowStore
+from dsr1_tune.data.dedup.exact import KINDS, exact_duplicate
 from dsr1_tune.data.output import answer_of, dumps, question_of
 from dsr1_tune.data.record import Drop, Place
+from dsr1_tune.data.report import reject
 from dsr1_tune.data.rules.pairs import contradiction
 
 MAX_SHOWN_CHARS = 80
 GROUPS_AT_ONCE = 1000
 
 
-class Fate(IntEnum):
+class RowStatus(IntEnum):
     """Where a row ends that the scan kept."""
 
     TRAIN = 0
@@ -36,40 +37,39 @@ class Fate(IntEnum):
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Every row's fate (N), how often it is written, and what dropped it.
+class CleanedRows:
+    """Every row's status (N), how often it is written, and what dropped it.
 
     `copies` says which row stands for a merged one, `judged` what the judge objects to.
     """
 
-    spill: Spill
-    fates: npt.NDArray[np.uint8]
+    store: RowStore
+    statuses: npt.NDArray[np.uint8]
     times: npt.NDArray[np.uint8]
     copies: Copies
     judged: dict[int, Drop]
 
-    def count(self, fate: Fate) -> int:
+    def count(self, status: RowStatus) -> int:
         """How many rows end so."""
-        return int(np.count_nonzero(self.fates == fate))
+        return int(np.count_nonzero(self.statuses == status))
 
     def drop(self, row: int) -> Drop | None:
         """Why a row fell out after the scan, if it did."""
-        fate, where = Fate(self.fates[row]), self._where(row, int(self.copies.stands_for[row]))
-        match fate:
-            case Fate.EXACT:
-                drop = Drop("exact_duplicate", f"the same as {where}", "remove one of them")
-            case Fate.NEAR:
-                share = f"{self.copies.similarity[row]:.0%}"
+        match RowStatus(self.statuses[row]):
+            case RowStatus.EXACT:
+                return exact_duplicate(self._where(row, int(self.copies.same_as[row])))
+            case RowStatus.NEAR:
+                share, where = f"{self.copies.similarity[row]:.0%}", self._where(row, int(self.copies.stands_for[row]))
                 drop = Drop("near_duplicate", f"shares {share} of its n-grams with {where}", "remove one of them")
-            case Fate.CONTRADICTED if self.spill.kinds[row]:
+            case RowStatus.CONTRADICTED if self.store.kinds[row]:
                 drop = contradiction(self._kind(row), self._where(row, self.copies.contradicted[row]))
-            case Fate.CONTRADICTED:
+            case RowStatus.CONTRADICTED:
                 other = self.copies.contradicted[row]
                 detail = f"the same question is answered otherwise at {self._where(row, other)}"
                 drop = Drop("contradictory_answer", f"{detail}: {self._answer(other)!r}", "keep the right one")
-            case Fate.JUDGED:
+            case RowStatus.JUDGED:
                 drop = self.judged[row]
-            case Fate.NOT_DRAWN:
+            case RowStatus.NOT_DRAWN:
                 drop = Drop("not_drawn", "the file's weight is below 1", "give the file the weight 1 to take all")
             case _:
                 return None
@@ -77,73 +77,73 @@ class Outcome:
 
     def code(self, row: int) -> str:
         """The code of what dropped a row after the scan."""
-        fate = Fate(self.fates[row])
-        if fate == Fate.CONTRADICTED:
-            return contradiction(self._kind(row), "").code if self.spill.kinds[row] else "contradictory_answer"
+        status = RowStatus(self.statuses[row])
+        if status == RowStatus.CONTRADICTED:
+            return contradiction(self._kind(row), "").code if self.store.kinds[row] else "contradictory_answer"
         drop = self.drop(row)
         return drop.code if drop else ""
 
     def _kind(self, row: int) -> str:
-        return KINDS[min(int(self.spill.kinds[row]), len(KINDS) - 1)]
+        return KINDS[min(int(self.store.kinds[row]), len(KINDS) - 1)]
 
-    def stage(self, fate: Fate) -> str:
-        """The stage in which a row with this fate fell out."""
-        return {Fate.JUDGED: "judge", Fate.NOT_DRAWN: "selection"}.get(fate, "duplicates")
+    def stage(self, status: RowStatus) -> str:
+        """The stage in which a row with this status fell out."""
+        return {RowStatus.JUDGED: "judge", RowStatus.NOT_DRAWN: "selection"}.get(status, "duplicates")
 
     def _where(self, row: int, other: int) -> str:
-        file, line = self.spill.file_of(other), self.spill.line_of(other)
-        where = f"line {line}" if file == self.spill.file_of(row) else f"{file}:{line}"
-        return f"{where} (row {self.spill.index_of(other)})"
+        file, line = self.store.file_of(other), self.store.line_of(other)
+        where = f"line {line}" if file == self.store.file_of(row) else f"{file}:{line}"
+        return f"{where} (row {self.store.index_of(other)})"
 
     def _answer(self, row: int) -> str:
-        return answer_of(self.spill.outputs(np.array([row]))[0])[:MAX_SHOWN_CHARS]
+        return answer_of(self.store.outputs(np.array([row]))[0])[:MAX_SHOWN_CHARS]
 
 
-def write_rows(outcome: Outcome, folder: Path) -> None:
-    """Write train.jsonl, eval.jsonl and rejected.jsonl, a portion at a time, in the order of the files."""
+def write_rows(cleaned: CleanedRows, folder: Path) -> None:
+    """Write train.jsonl, eval.jsonl and rejected.jsonl, a chunk at a time, in the order of the files."""
     with (
         (folder / "train.jsonl").open("wb") as train,
         (folder / "eval.jsonl").open("wb") as held_out,
         (folder / "rejected.jsonl").open("wb") as rejected,
     ):
-        for block in outcome.spill.blocks:
-            fates = outcome.fates[block.first_row : block.first_row + block.num_rows]
-            _write_kept(outcome, block, fates, train, held_out)
-            for _, line in sorted(_rejected(outcome, block, fates)):
+        for block in cleaned.store.blocks:
+            statuses = cleaned.statuses[block.first_row : block.first_row + block.num_rows]
+            _write_kept(cleaned, block, statuses, train, held_out)
+            for _, line in sorted(_rejected(cleaned, block, statuses)):
                 rejected.write(line + b"\n")
 
 
 def _write_kept(
-    outcome: Outcome, block: Block, fates: npt.NDArray[np.uint8], train: IO[bytes], held_out: IO[bytes]
+    cleaned: CleanedRows, block: Block, statuses: npt.NDArray[np.uint8], train: IO[bytes], held_out: IO[bytes]
 ) -> None:
-    lines = outcome.spill.lines(block, "rows")
-    times = outcome.times[block.first_row : block.first_row + block.num_rows]
-    for number in np.flatnonzero(fates == Fate.TRAIN).tolist():
+    lines = cleaned.store.lines(block, "rows")
+    times = cleaned.times[block.first_row : block.first_row + block.num_rows]
+    for number in np.flatnonzero(statuses == RowStatus.TRAIN).tolist():
         train.write((lines[number] + b"\n") * int(times[number]))
-    for number in np.flatnonzero(fates == Fate.EVAL).tolist():
+    for number in np.flatnonzero(statuses == RowStatus.EVAL).tolist():
         held_out.write(lines[number] + b"\n")
 
 
-def _rejected(outcome: Outcome, block: Block, fates: npt.NDArray[np.uint8]) -> Iterator[tuple[int, bytes]]:
-    """(index in the file, line) of every row of the portion that fell out, in the scan or later."""
-    spill = outcome.spill
-    yield from zip(spill.numbers(block, "drop_numbers"), spill.lines(block, "drops"), strict=True)
-    fallen = np.flatnonzero(fates > Fate.EVAL).tolist()
+def _rejected(cleaned: CleanedRows, block: Block, statuses: npt.NDArray[np.uint8]) -> Iterator[tuple[int, bytes]]:
+    """(index in the file, line) of every row of the chunk that fell out, in the scan or later."""
+    store = cleaned.store
+    yield from zip(store.numbers(block, "drop_numbers"), store.lines(block, "drops"), strict=True)
+    fallen = np.flatnonzero(statuses > RowStatus.EVAL).tolist()
     if not fallen:
         return
-    raws, numbers = spill.lines(block, "raws"), spill.numbers(block, "numbers")
+    raws, numbers = store.lines(block, "raws"), store.numbers(block, "numbers")
     for number in fallen:
         row = block.first_row + number
-        drop = outcome.drop(row)
+        drop = cleaned.drop(row)
         assert drop
-        place = Place(block.file, spill.line_of(row), numbers[number])
-        stage = outcome.stage(Fate(fates[number]))
+        place = Place(block.file, store.line_of(row), numbers[number])
+        stage = cleaned.stage(RowStatus(statuses[number]))
         yield numbers[number], reject(drop.at(place, stage, None), raws[number])
 
 
-def write_groups(outcome: Outcome, path: Path) -> dict[str, Any]:
+def write_groups(cleaned: CleanedRows, path: Path) -> dict[str, Any]:
     """Write duplicates.jsonl, a group per line: the row that stays and those it stands for; count them."""
-    copies = outcome.copies
+    copies = cleaned.copies
     merged = np.flatnonzero(copies.stands_for != np.arange(len(copies.stands_for)))
     merged = merged[np.argsort(copies.stands_for[merged], kind="stable")]
     edges = np.flatnonzero(np.diff(copies.stands_for[merged])) + 1
@@ -152,24 +152,24 @@ def write_groups(outcome: Outcome, path: Path) -> dict[str, Any]:
         for start in range(0, len(groups), GROUPS_AT_ONCE):
             some = groups[start : start + GROUPS_AT_ONCE]
             rows = np.unique(np.concatenate(some))
-            texts = dict(zip(rows.tolist(), outcome.spill.outputs(rows), strict=True))
+            texts = dict(zip(rows.tolist(), cleaned.store.outputs(rows), strict=True))
             for number, members in enumerate(some, start):
-                file.write(dumps(_group(outcome, number, members, texts)) + b"\n")
+                file.write(dumps(_group(cleaned, number, members, texts)) + b"\n")
     sizes = {number: len(rows) for number, rows in enumerate(groups)}
     largest = dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:10])
     return {"num_groups": len(groups), "largest": _largest(path, largest)}
 
 
 def _group(
-    outcome: Outcome, number: int, rows: npt.NDArray[np.int64], texts: dict[int, dict[str, Any]]
+    cleaned: CleanedRows, number: int, rows: npt.NDArray[np.int64], texts: dict[int, dict[str, Any]]
 ) -> dict[str, Any]:
     kept, *merged = [
         {
-            "file": outcome.spill.file_of(row),
-            "line": outcome.spill.line_of(row),
-            "index": outcome.spill.index_of(row),
-            "kind": "near" if outcome.fates[row] == Fate.NEAR else "exact",
-            "similarity": round(float(outcome.copies.similarity[row]), 4),
+            "file": cleaned.store.file_of(row),
+            "line": cleaned.store.line_of(row),
+            "index": cleaned.store.index_of(row),
+            "kind": "exact" if cleaned.copies.same_as[row] == rows[0] else "near",
+            "similarity": round(float(cleaned.copies.similarity[row]), 4),
             "question": question_of(texts[row])[:MAX_SHOWN_CHARS],
             "answer": answer_of(texts[row])[:MAX_SHOWN_CHARS],
         }

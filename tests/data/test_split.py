@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dsr1_tune.data.clean.split import count_strata, hold_out, length_bands
+from dsr1_tune.data.record import Message, Place, Record
+from dsr1_tune.data.split import Stratum, count_strata, hold_out, length_bands, split_rows, split_section
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.5])
@@ -51,3 +52,41 @@ def test_few_rows(num_rows: int, num_held: int) -> None:
 def test_length_bands() -> None:
     assert np.bincount(length_bands(np.arange(300))).tolist() == [100, 100, 100]
     assert length_bands(np.zeros(0, np.int64)).tolist() == []
+
+
+def test_hold_out_never_takes_a_huge_group_whole() -> None:
+    groups = np.array([0] * 999 + [1])
+    for seed in range(20):
+        assert hold_out(np.zeros(1000, np.int64), groups, 0.1, seed).sum() == 1
+
+
+def records(number: int) -> list[Record]:
+    """Rows of which no two are alike: other numbers make other questions."""
+    return [
+        Record((Message("user", f"Q{index}"), Message("assistant", f"A{index}")), Place("a", index + 1, index))
+        for index in range(number)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "share", "held_out"),
+    [(0, 0.1, 0), (1, 0.5, 0), (2, 0.01, 1), (2, 0.99, 1), (20, 0.1, 2), (20, 0.0, 0), (3, 0.99, 2)],
+)
+def test_split_rows_holds_out_the_share(number: int, share: float, held_out: int) -> None:
+    assert split_rows(records(number), share, seed=1).is_held_out.sum() == held_out
+
+
+def test_split_rows_draws_by_the_seed() -> None:
+    rows = records(100)
+    one, again, other = (split_rows(rows, 0.1, seed).is_held_out.tolist() for seed in (1, 1, 2))
+    assert one == again != other and sum(one) == 10
+
+
+def test_split_section_counts_rows_lines_and_strata() -> None:
+    section = split_section(8, 16, 2, [Stratum("a, latin, short", 8, 2)])
+    assert section == {
+        "num_train": 8,
+        "num_train_lines": 16,
+        "num_eval": 2,
+        "strata": [{"name": "a, latin, short", "num_train": 8, "num_eval": 2}],
+    }
