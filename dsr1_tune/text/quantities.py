@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from dsr1_tune.text.final_answer import han_number
+from dsr1_tune.text.numbers import HAN_DIGITS, han_number
 
 _NO_RATE = frozenset({"money"})
 """Units of the same kind that cannot be converted into one another."""
@@ -83,8 +83,9 @@ class Quantity:
         return self.kind in _NO_RATE
 
 
-_HAN = "零〇一二两三四五六七八九十百千万亿"
-_NUMBER = rf"(?:\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+|[{_HAN}]{{1,12}}(?:点[零一二三四五六七八九]+)?)"
+_NUMBER = (
+    rf"(?:\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+|[{HAN_DIGITS}]{{1,12}}(?:点[零一二三四五六七八九]+)?)"
+)
 
 
 def _alternatives() -> str:
@@ -97,7 +98,7 @@ def _alternatives() -> str:
 
 _UNIT = _alternatives()
 _QUANTITY = re.compile(
-    rf"(?<![A-Za-z\d.,{_HAN}])(?P<cash>[$€¥])?\s?(?P<first>[-+]?{_NUMBER})"
+    rf"(?<![A-Za-z\d.,{HAN_DIGITS}])(?P<cash>[$€¥])?\s?(?P<first>[-+]?{_NUMBER})"
     rf"(?:\s*(?:-|~|到|至|to)\s*(?P<second>{_NUMBER}))?\s*(?P<many>[万亿])?\s?-?(?P<unit>{_UNIT})?"
     rf"(?:\s?(?:/|每|per\s)\s?(?P<per>{_UNIT}))?"
 )
@@ -130,7 +131,7 @@ def _number(said: str | None) -> float | None:
     """The number; None where there is none, or one that no quantity has."""
     if not said:
         return None
-    is_han = said.lstrip("-+")[0] in _HAN
+    is_han = said.lstrip("-+")[0] in HAN_DIGITS
     value = float(han_number(said.lstrip("-+"))) if is_han else float(said.replace(",", ""))
     return None if abs(value) > 1e30 else value
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from dsr1_tune.data.rules.text_features import phrases
+from dsr1_tune.text.equality import Tolerance
 from dsr1_tune.text.final_answer import final_numbers
+from dsr1_tune.text.numbers import Number
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,8 +228,13 @@ def _computed(left: str) -> Fraction | None:
 
 def several_results(text: str) -> list[Fraction]:
     """The results that an answer names as its own, where they are not all the same: "answer: 5 ... answer: 7"."""
-    found = list(dict.fromkeys(final_numbers(text)))
-    return found if len(found) > 1 else []
+    found = final_numbers(text)
+    return list(dict.fromkeys(one.value for one in found)) if _differ(found) else []
+
+
+def _differ(found: Sequence[Number]) -> bool:
+    """Whether one of the numbers is another than the last; 50 and 50% are one."""
+    return any(not Tolerance().allows(one, found[-1]) for one in found[:-1])
 
 
 def yes_or_no(text: str) -> bool | None:

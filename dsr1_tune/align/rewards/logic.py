@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,8 @@ from dsr1_tune.align.rewards.form import as_record
 from dsr1_tune.data.record import Drop
 from dsr1_tune.data.rules import settings
 from dsr1_tune.data.rules.answers import answer_repeats_question, answer_restates_question
-from dsr1_tune.text.final_answer import final_number, final_part
+from dsr1_tune.text.equality import equal, is_quantity
+from dsr1_tune.text.final_answer import final_answer
 from dsr1_tune.text.quantities import UNITS, changed, quantities, quantity
 
 Other = Literal["itself", "question", "expected"]
@@ -62,15 +62,10 @@ def _against_expected(text: str, expected: str) -> str:
         return "yes against no"
     if pairs := contradictions(statements(expected), statements(text)):
         return f"the expected {pairs[0][0].text!r} against {pairs[0][1].text!r}"
-    if final_part(text)[1]:
-        ours, theirs = final_number(text), final_number(expected)
-        names_one = final_part(expected)[1] or _LONE_NUMBER.fullmatch(expected.strip()) is not None
-        if names_one and ours is not None and theirs is not None and abs(ours - theirs) > abs(theirs) / 10**6:
-            return f"{ours} against {theirs}"
+    ours, theirs = final_answer(text), final_answer(expected)
+    if ours.is_marked and (theirs.is_marked or is_quantity(expected)) and ours.number and theirs.number:
+        return "" if equal(text, expected) else f"{ours.text[:40]} against {theirs.text[:40]}"
     return ""
-
-
-_LONE_NUMBER = re.compile(r"[-+]?[\d.,/]+\s?\S{0,6}")
 
 
 class Numbers(Component):
