@@ -21,13 +21,16 @@ class FinalAnswer:
     text: str
     is_marked: bool
     """Whether the answer marks it, with a box or "the answer is"; else it is all of the answer."""
+    around: str = ""
+    """All of an answer with a mark that is no box: its numbers count where there is none behind the mark."""
 
     @cached_property
     def number(self) -> Number | None:
         """Its number: what a mark is followed by, else the last one; None where there is none."""
-        if self.is_marked:
-            return _number_of_part(self.text)
-        found = numbers_in(_LAYOUT.sub("", self.text)) or numbers_in(self.text)
+        if self.is_marked and ((number := _number_of_part(self.text)) or not self.around):
+            return number
+        text = self.around or self.text
+        found = numbers_in(_LAYOUT.sub("", text)) or numbers_in(text)
         return found[-1] if found else None
 
     @property
@@ -49,7 +52,7 @@ def final_answer(text: str) -> FinalAnswer:
         rest = text[mark.end() : mark.end() + MAX_CHARS].lstrip("*_ \t\n")
         line = rest.split("\n", 1)[0].strip().strip("*_").strip()
         if line:
-            return FinalAnswer(line, True)
+            return FinalAnswer(line, True, "" if _FORMULA.search(line) else text)
     return FinalAnswer(text.strip(), False)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -30,11 +29,9 @@ def numbers_in(text: str, is_marked: bool = False) -> list[Number]:
     all but nothing else, or, if `is_marked`, begins with them.
     """
     text = on_one_line(text)
-    found: Iterable[re.Match[str]] = list(_IN_DIGITS.finditer(text))
-    if not found:
-        found = [one for one in _IN_HAN.finditer(text) if _is_numeral(one, text)]
-    if not found:
-        found = [one for one in _IN_WORDS.finditer(text) if _is_meant(one, text, is_marked)]
+    found = list(_IN_DIGITS.finditer(text)) if _DIGIT.search(text) else []
+    found = found or [one for one in _IN_HAN.finditer(text) if _is_numeral(one, text)]
+    found = found or [one for one in _IN_WORDS.finditer(text) if _is_meant(one, text, is_marked)]
     numbers = ((one, _value(one.groupdict())) for one in found)
     return [
         Number(value, (one["unit"] or "").strip().lower() in _PERCENT or "百分之" in one[0], one.start(), one.end())
@@ -98,6 +95,7 @@ _POWER = (
 _CHAIN = (  # 2万5千
     r"\d{1,9}[亿万千百十]{1,2}(?:\d{1,9}[亿万千百十]{1,2})*\d{1,9}(?:[亿万千百十]{1,2}(?!克|米|瓦|卡|分))?(?![\d.])"
 )
+_DIGIT = re.compile(r"\d")
 _IN_DIGITS = re.compile(
     rf"(?<![A-Za-z_\d.^])(?<!\^\{{){_SIGN}(?P<share>百分之)?(?:(?P<chain>{_CHAIN})"
     r"|(?P<whole>\d+)\s+(?P<over>\d+)\s*/\s*(?P<under>\d+)(?![\d/])"
@@ -164,14 +162,18 @@ _IN_HAN = re.compile(
     rf"{_SIGN}(?P<share>百分之)?(?:(?P<half>一半)|(?P<han>(?!十分(?!之))[{HAN_DIGITS}]{{1,16}}"
     rf"(?:点[零〇一二三四五六七八九]+)?(?:分之[{HAN_DIGITS}]+)?))(?P<unit>%)?"
 )
-_COUNTED = "个只条块元人名次天年月日号本张件辆斤米位层页杯瓶片倍岁度克吨升"
+_MAX_COUNTED = 6
+_COUNTED = "周种步项处份门枚粒颗盒袋支针台部首句章家间套双组群类点个只条块元人名次天年月日号本张件辆斤米位层页杯瓶片倍岁度克吨升"
 
 
 def _is_numeral(found: re.Match[str], text: str) -> bool:
     """Whether Chinese numerals are a number, not a part of a word such as 一样, 万一, 千万."""
     if found["han"] not in _MERE_WORDS:
         return True
-    return found["han"] == text.strip(" 。.") or (found["han"] in "一两" and text[found.end() :][:1] in _COUNTED)
+    rest = text[found.end() :].rstrip(" 。.")
+    if found["han"] in ("一", "两") and rest[:1] in _COUNTED:  # 一个 is also "a": then it is all there is
+        return found["han"] == "两" or (not text[: found.start()].strip() and len(rest) < _MAX_COUNTED)
+    return not rest and not text[: found.start()].strip()
 
 
 def han_number(text: str) -> Fraction:
@@ -216,16 +218,17 @@ def _ordinal(name: str) -> str:
 
 _ORDINALS = {_ordinal(name): value for name, value in (_SMALL | _TENS | {"hundred": 100}).items()}
 _PARTS: dict[str, int] = NUMBER_WORDS["parts"] | {name: value for name, value in _ORDINALS.items() if value > 2}
-_DIGIT = "|".join(list(_SMALL)[:10])
-_SMALL_WORD = rf"(?:(?:{'|'.join(_TENS)})(?:[-\s](?:{_DIGIT}))?|{'|'.join(list(_SMALL)[::-1])})\b"
+_ONES = "|".join(list(_SMALL)[:10])
+_SMALL_WORD = rf"(?:(?:{'|'.join(_TENS)})(?:[-\s](?:{_ONES}))?|{'|'.join(list(_SMALL)[::-1])})\b"
 _GROUP = rf"(?:(?:an?|{_SMALL_WORD})[-\s]hundred\b(?:\s(?:and\s)?{_SMALL_WORD})?|{_SMALL_WORD})"
 _SCALE = rf"[-\s](?:{'|'.join(_SCALES)})\b"
 _CARDINAL = rf"(?:(?:an?|{_GROUP}){_SCALE}(?:,?\s(?:and\s)?{_GROUP}(?:{_SCALE})?){{0,4}}|{_GROUP})"
+_FIRST = "|".join(("an?", "half", *_SMALL, *_TENS, *_ORDINALS))
 _IN_WORDS = re.compile(
-    rf"{_SIGN}(?<![A-Za-z])(?:(?:(?P<and>{_CARDINAL})\sand\s)?(?:(?P<a>an?|one)[-\s](?P<part>{'|'.join(_PARTS)})"
+    rf"(?<![A-Za-z])(?P<sign>(?:minus|negative)\s)?(?=(?:{_FIRST})\b)(?:(?:(?P<and>{_CARDINAL})\sand\s)?(?:(?P<a>an?|one)[-\s](?P<part>{'|'.join(_PARTS)})"
     rf"|(?P<many>{_CARDINAL})[-\s](?P<parts>halves|(?:{'|'.join(_PARTS)})s))"
     rf"|(?P<ordinal>(?:(?:{'|'.join(_TENS)})[-\s])?(?:{'|'.join(_ORDINALS)}))"
-    rf"|(?P<cardinal>{_CARDINAL})(?:\spoint(?P<decimals>(?:\s(?:{_DIGIT})\b)+))?|(?P<half>half))\b"
+    rf"|(?P<cardinal>{_CARDINAL})(?:\spoint(?P<decimals>(?:\s(?:{_ONES})\b)+))?|(?P<half>half))\b"
     r"(?:\s?(?P<unit>%|percent|per\scent)(?![a-z]))?",
     re.I,
 )
