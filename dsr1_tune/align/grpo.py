@@ -45,7 +45,7 @@ class GrpoSession(RolloutSession[GrpoRun]):
     def fit(self, model: Any) -> None:
         """Run TRL's trainer against the model as it begins, where the KL penalty asks for that."""
         checkpoint = group.from_main(self.folder.latest_checkpoint)
-        self.errors.go_on(step_of(checkpoint) if checkpoint else 0)
+        self.errors.resume(step_of(checkpoint) if checkpoint else 0)
         self.beginning = Beginning.of(model) if self.config.grpo.beta else None
         super().fit(model)
         self.beginning = None

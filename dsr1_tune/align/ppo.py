@@ -79,7 +79,7 @@ def _update(session: PpoSession, model: Any) -> None:
     learner = _Learner.begin(policy, config, len(prompts))
     set_suspects_aside(session.folder)
     checkpoint = group.from_main(session.folder.latest_checkpoint)
-    session.errors.go_on(step_of(checkpoint) if checkpoint else 0)
+    session.errors.resume(step_of(checkpoint) if checkpoint else 0)
     if checkpoint:
         session.narrator.say(f"going on from {checkpoint}")
         learner.load(checkpoint)

@@ -163,7 +163,7 @@ _IN_HAN = re.compile(
     rf"(?:点[零〇一二三四五六七八九]+)?(?:分之[{HAN_DIGITS}]+)?))(?P<unit>%)?"
 )
 _MAX_COUNTED = 6
-_COUNTED = "周种步项处份门枚粒颗盒袋支针台部首句章家间套双组群类点个只条块元人名次天年月日号本张件辆斤米位层页杯瓶片倍岁度克吨升"
+_COUNTED: str = NUMBER_WORDS["counted"]
 
 
 def _is_numeral(found: re.Match[str], text: str) -> bool:

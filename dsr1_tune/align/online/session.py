@@ -172,7 +172,7 @@ class RolloutSession(Session[Run]):
             example.answered(text.strip(), len(ids), ended)
             for example, text, ids, ended in zip(examples, texts, answers.ids, answers.have_ended, strict=True)
         ]
-        verdicts = self.rewards.judge(told)
+        verdicts = self.rewards.score(told)
         self.errors.note(told, verdicts, step, is_share)
         return verdicts
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationInfo, field_validator, model_validator
 
-from dsr1_tune.align.rewards.component import Answered, Component, Judge, Score, beside, in_batches
+from dsr1_tune.align.rewards.component import Answered, BatchScorer, Component, Score, beside, in_batches
 from dsr1_tune.align.rewards.contradictions import contradictions, several_results, statements, wrong_sums, yes_or_no
 from dsr1_tune.align.rewards.form import as_record
 from dsr1_tune.data.record import Drop
@@ -141,7 +141,7 @@ class Relevance(Component):
             raise ValueError('its usual model is not here; pip install "dsr1-tune[judge]", or name one with model')
         return self
 
-    def open(self) -> Judge:
+    def open(self) -> BatchScorer:
         """Load the encoder. Raises ModelError where it cannot be."""
         from dsr1_tune.data.judge import embedder
 
@@ -153,7 +153,7 @@ class Relevance(Component):
             answers = encoder.answers([answer for _, answer in pairs])
             return [float(vectors[question] @ v) for (question, _), v in zip(pairs, answers, strict=True)]
 
-        def judge(answers: Sequence[Answered]) -> list[Score]:
+        def score_all(answers: Sequence[Answered]) -> list[Score]:
             texts = [self.text(one) for one in answers]
             says_something = [not _only_repeats(one, text) for one, text in zip(answers, texts, strict=True)]
             pairs = [(one.question, text) for one, text in zip(answers, texts, strict=True)]
@@ -161,7 +161,7 @@ class Relevance(Component):
             scores = iter(in_batches(cosines, asked, self._mapped) if asked else [])
             return [next(scores) if says else 0.0 for says in says_something]
 
-        return judge
+        return score_all
 
     def _mapped(self, cosine: float) -> float:
         return min(1.0, max(0.0, (cosine - self.low) / (self.high - self.low)))

@@ -26,7 +26,7 @@ class Tested:
 
     place: Place
     one: Answered
-    verdict: RewardResult
+    result: RewardResult
     side: str = ""
 
     def as_json(self) -> dict[str, Any]:
@@ -38,17 +38,17 @@ class Tested:
             "question": self.one.question,
             "answer": self.one.answer,
             "expected": self.one.expected,
-            "total": self.verdict.total,
-            "layers": self.verdict.layers,
-            "gates": self.verdict.gates,
-            "components": self.verdict.components,
-            "errors": list(self.verdict.errors),
+            "total": self.result.total,
+            "layers": self.result.layers,
+            "gates": self.result.gates,
+            "components": self.result.components,
+            "errors": list(self.result.errors),
         }
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Every answer with its verdict, in the order of the files, and the rows that are none."""
+    """Every answer with its result, in the order of the files, and the rows that are none."""
 
     reward: LayeredReward
     tested: tuple[Tested, ...]
@@ -58,7 +58,7 @@ class Outcome:
 def run(
     reward: LayeredReward, files: Sequence[Path], mapping: dict[str, str], tick: Callable[[int, int], None]
 ) -> Outcome:
-    """Judge every answer of the files; `tick` is told how many are done, of how many.
+    """BatchScorer every answer of the files; `tick` is told how many are done, of how many.
 
     Raises DataError where there is no answer, or none has the expected result that the reward compares with.
     """
@@ -75,10 +75,8 @@ def run(
     tested: list[Tested] = []
     for first in range(0, len(found), BATCH):
         batch = found[first : first + BATCH]
-        verdicts = reward.judge([one for _, _, one in batch])
-        tested += [
-            Tested(place, one, verdict, side) for (place, side, one), verdict in zip(batch, verdicts, strict=True)
-        ]
+        results = reward.score([one for _, _, one in batch])
+        tested += [Tested(place, one, result, side) for (place, side, one), result in zip(batch, results, strict=True)]
         tick(len(tested), len(found))
     return Outcome(reward, tuple(tested), tuple(drops))
 
@@ -95,7 +93,7 @@ def write(outcome: Outcome, out: Path) -> None:
 def _answers(files: Sequence[Path], mapping: dict[str, str]) -> tuple[list[tuple[Place, str, Answered]], list[Drop]]:
     found: list[tuple[Place, str, Answered]] = []
     drops: list[Drop] = []
-    # A row with a result that is named would be read as a prompt to be answered; here its answer is judged.
+    # A row with a result that is named would be read as a prompt to be answered; here its answer is scored.
     column = mapping.get("ground_truth", "")
     mapping = {name: named for name, named in mapping.items() if name != "ground_truth"}
     columns: set[str] = set()

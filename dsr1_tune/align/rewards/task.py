@@ -12,8 +12,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dsr1_tune.align.rewards.component import (
     Answered,
+    BatchScorer,
     Component,
-    Judge,
     Mapped,
     NoScore,
     Score,
@@ -131,7 +131,7 @@ class Function(Mapped):
         """Whether rows without an expected answer are refused."""
         return self.needs_expected
 
-    def open(self) -> Judge:
+    def open(self) -> BatchScorer:
         """Ready to call."""
         function: Callable[..., Any] = function_of(self.call)
         names = _taken(function)
@@ -200,7 +200,7 @@ class RewardModel(Mapped):
             raise ValueError("its number may be any; say how it becomes a score: sigmoid: true, scale or unbounded")
         return self
 
-    def open(self) -> Judge:
+    def open(self) -> BatchScorer:
         """Load it. Raises ModelError where it cannot be."""
         from dsr1_tune.align.rewards.scoring import score_conversations
         from dsr1_tune.models.trained.reward_model import load_scalar
@@ -210,13 +210,13 @@ class RewardModel(Mapped):
         def score(pairs: Sequence[tuple[tuple[Message, ...], str]]) -> Sequence[Score]:
             return score_conversations(model, pairs)
 
-        def judge(answers: Sequence[Answered]) -> list[Score]:
+        def score_all(answers: Sequence[Answered]) -> list[Score]:
             pairs = [(one.prompt, self.text(one)) for one in answers]
             said = [pair for pair in pairs if pair[1].strip()]
             scores = iter(in_batches(score, said, self.mapped) if said else [])
             return [next(scores) if pair[1].strip() else self._of_blank() for pair in pairs]
 
-        return judge
+        return score_all
 
     def _of_blank(self) -> Score:
         """A blank answer cannot be shown to a model; it is worth the least there is."""

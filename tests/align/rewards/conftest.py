@@ -1,4 +1,4 @@
-"""What tests of rewards share: answers to be judged, rewards made of a few components, and a typed `reward-test`."""
+"""What tests of rewards share: answers to be scored, rewards made of a few components, and a typed `reward-test`."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def score(read: Callable[..., LayeredReward], answered: Callable[..., Answered])
     """score({"type": ...}, answer, expected) is what one component alone gives."""
 
     def of(component: Any, answer: str, expected: str | None = None, **known: Any) -> float:
-        verdict = read([component]).judge([answered(answer, expected, **known)])[0]
-        assert not verdict.errors
-        return verdict.total
+        result = read([component]).score([answered(answer, expected, **known)])[0]
+        assert not result.errors
+        return result.total
 
     return of
 

@@ -37,12 +37,12 @@ def good(answer):
     return 1
 """
     reward = own(code)
-    found = reward.judge([answered(one) for one in ("mute", "fine", "cancelled")])
-    assert [verdict.components["task/function"] for verdict in found] == [0, 1, 0]
+    found = reward.score([answered(one) for one in ("mute", "fine", "cancelled")])
+    assert [result.components["task/function"] for result in found] == [0, 1, 0]
     assert found[0].errors == ("task/function: Mute",)
     assert found[2].errors == ("task/function: NoScore: it raised CancelledError",)
     with pytest.raises(KeyboardInterrupt):
-        reward.judge([answered("stop")])
+        reward.score([answered("stop")])
 
 
 def test_in_batches_keeps_why_one_has_no_score() -> None:

@@ -47,14 +47,14 @@ def test_reward_errors_resume_with_any_answer_and_without_half_a_line(
 ) -> None:
     errors = RewardErrors(tmp_path, "zero", lambda said: None)
     texts = ["a\u2028b", "a\x85b", "a\r\nb", "答"]
-    verdicts = [RewardResult(0.0, errors=("task/own: ValueError: no",))] * len(texts)
+    results = [RewardResult(0.0, errors=("task/own: ValueError: no",))] * len(texts)
     for step in (1, 2):
-        errors.note([answered(text) for text in texts], verdicts, step)
+        errors.note([answered(text) for text in texts], results, step)
     whole = errors.file.read_bytes()
     with errors.file.open("ab") as file:
         file.write(json.dumps({"step": 2, "component": "task/own", "answer": "答"}, ensure_ascii=False).encode()[:-3])
     after = RewardErrors(tmp_path, "zero", lambda said: None)
-    after.go_on(2)
+    after.resume(2)
     assert after.counts == {"task/own": 8} and after.file.read_bytes() == whole
-    after.go_on(1)
+    after.resume(1)
     assert after.counts == {"task/own": 4} and whole.startswith(after.file.read_bytes())

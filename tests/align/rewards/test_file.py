@@ -99,7 +99,7 @@ def test_reward_file_has_unbounded_components_above_all_gates(
     raw = [{"type": "function", "call": "own.py:good", "unbounded": True}]
     with pytest.raises(ConfigError, match=r"layers\[0\].gate: function is unbounded"):
         read(raw, ["ended"])
-    assert read({"components": raw, "gate": "none"}, ["ended"]).judge([answered("a")])[0].total == 8
+    assert read({"components": raw, "gate": "none"}, ["ended"]).score([answered("a")])[0].total == 8
 
 
 @pytest.mark.parametrize("name", REWARD_NUMBERS)

@@ -44,27 +44,27 @@ def test_reward_total_is_the_formula(
 ) -> None:
     low = parts("a", "b")
     low[0]["weight"] = 3
-    verdict = read(
+    result = read(
         {"components": low, **({"gate": gate} if gate else {})}, {"components": parts("x"), "weight": 2}
-    ).judge([answered(answer)])[0]
-    assert list(verdict.gates.values()) == gates
-    assert verdict.total == pytest.approx(total)
-    assert verdict.total == pytest.approx(verdict.layers["a"] + 2 * verdict.layers["b"])
-    assert verdict.components == {"a/a": "a" in answer, "a/b": "b" in answer, "b/x": 1}
+    ).score([answered(answer)])[0]
+    assert list(result.gates.values()) == gates
+    assert result.total == pytest.approx(total)
+    assert result.total == pytest.approx(result.layers["a"] + 2 * result.layers["b"])
+    assert result.components == {"a/a": "a" in answer, "a/b": "b" in answer, "b/x": 1}
 
 
 def test_gates_multiply_upwards(read: Callable[..., LayeredReward], answered: Callable[..., Answered]) -> None:
-    verdict = read(parts("a", "b"), parts("c", "d"), parts("e")).judge([answered("a c e")])[0]
-    assert verdict.gates == {"a": 1, "b": 0.5, "c": 0.25}
-    assert verdict.total == pytest.approx(0.5 + 0.25 + 0.25)
+    result = read(parts("a", "b"), parts("c", "d"), parts("e")).score([answered("a c e")])[0]
+    assert result.gates == {"a": 1, "b": 0.5, "c": 0.25}
+    assert result.total == pytest.approx(0.5 + 0.25 + 0.25)
 
 
 def test_hard_gate_forgives_rounding(read: Callable[..., LayeredReward], answered: Callable[..., Answered]) -> None:
     low = parts("a", "b", "c")
     for part, weight in zip(low, (0.1, 0.2, 0.7), strict=True):
         part["weight"] = weight
-    verdict = read({"components": low, "gate": {"hard": 0.3}}, parts("x")).judge([answered("a b x")])[0]
-    assert verdict.gates["b"] == 1
+    result = read({"components": low, "gate": {"hard": 0.3}}, parts("x")).score([answered("a b x")])[0]
+    assert result.gates["b"] == 1
 
 
 def test_component_that_fails_for_one_answer_counts_0_there_alone(
@@ -79,12 +79,12 @@ def test_component_that_fails_for_one_answer_counts_0_there_alone(
     )
     reward = read([{"type": "function", "call": "own.py:good"}], ["not_empty"])
     texts = ["fine", "raise", "nan", "inf", "none", "text", "exit", "fine"]
-    verdicts = reward.judge([answered(text) for text in texts])
-    assert [verdict.components["a/function"] for verdict in verdicts] == [1, 0, 0, 0, 0, 0, 0, 1]
-    assert [len(verdict.errors) for verdict in verdicts] == [0, 1, 1, 1, 1, 1, 1, 0]
-    assert verdicts[1].errors == ("a/function: ValueError: out of range",)
-    assert all(verdict.components["b/not_empty"] == 1 for verdict in verdicts)
-    assert all(math.isfinite(verdict.total) for verdict in verdicts)
+    results = reward.score([answered(text) for text in texts])
+    assert [result.components["a/function"] for result in results] == [1, 0, 0, 0, 0, 0, 0, 1]
+    assert [len(result.errors) for result in results] == [0, 1, 1, 1, 1, 1, 1, 0]
+    assert results[1].errors == ("a/function: ValueError: out of range",)
+    assert all(result.components["b/not_empty"] == 1 for result in results)
+    assert all(math.isfinite(result.total) for result in results)
 
 
 def test_row_without_an_expected_answer_is_an_error_of_that_row(
@@ -93,23 +93,23 @@ def test_row_without_an_expected_answer_is_an_error_of_that_row(
     reward = read(["numeric"])
     assert reward.needs_expected and not read(["ended"]).needs_expected
     assert read([{"type": "regex", "pattern": "{expected}"}]).needs_expected
-    assert "no expected answer" in reward.judge([answered("3")])[0].errors[0]
-    assert "holds no number" in reward.judge([answered("3", "many")])[0].errors[0]
+    assert "no expected answer" in reward.score([answered("3")])[0].errors[0]
+    assert "holds no number" in reward.score([answered("3", "many")])[0].errors[0]
 
 
-def test_judge_that_raises_takes_no_other_answer_with_it(
+def test_scorer_that_raises_takes_no_other_answer_with_it(
     own: Callable[[str], LayeredReward], answered: Callable[..., Answered]
 ) -> None:
     reward = own("def good(answer): return 1").open()
-    assert reward._judges is not None
+    assert reward._scorers is not None
 
-    def judge(answers: object) -> list[float | Exception]:
+    def scorer(answers: object) -> list[float | Exception]:
         assert isinstance(answers, list)
         return [len(one.answer) / (len(one.answer) - 3) * 0 + 1 for one in answers]
 
-    reward._judges["task/not_empty"] = judge
-    found = reward.judge([answered("four"), answered("two"), answered("seven")])
-    assert [verdict.components["task/not_empty"] for verdict in found] == [1, 0, 1]
+    reward._scorers["task/not_empty"] = scorer
+    found = reward.score([answered("four"), answered("two"), answered("seven")])
+    assert [result.components["task/not_empty"] for result in found] == [1, 0, 1]
     assert "ZeroDivisionError" in found[1].errors[0]
 
 
@@ -130,7 +130,7 @@ def good(answer):
     os.chdir("/")
     return 1
 """
-    assert own(code).judge([answered("a")])[0].total == 1
+    assert own(code).score([answered("a")])[0].total == 1
     assert torch.is_grad_enabled() and Path.cwd() == folder
     assert torch.equal(torch.rand(3), wanted)
     os.chdir(folder)
@@ -143,7 +143,7 @@ def test_reward_file_in_the_docs_is_valid(tmp_path: Path, answered: Callable[...
     file.write_text(section.split("```yaml\n", 1)[1].split("```", 1)[0], encoding="utf-8")
     reward = LayeredReward.read(file)
     assert [layer.name for layer in reward.settings.layers] == ["form", "logic", "task"] and reward.needs_expected
-    verdict = reward.judge([answered("<think>2 and 2 are 4</think>It is 4.", "4", num_tokens=12)])[0]
-    assert verdict.total == pytest.approx(1.4) and not verdict.errors
+    result = reward.score([answered("<think>2 and 2 are 4</think>It is 4.", "4", num_tokens=12)])[0]
+    assert result.total == pytest.approx(1.4) and not result.errors
     for kind in KINDS:
         assert f"| `{kind}` |" in section, kind

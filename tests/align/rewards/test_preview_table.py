@@ -66,7 +66,7 @@ def test_preview_table_shows_layers_gates_failures_and_rows_that_are_none(
     file.write_text("layers: [{name: form, components: [not_empty]}, {name: task, weight: 2, components: [numeric]}]")
     reward = LayeredReward.read(file)
     answers = [answered("so 4", "4"), answered("...", "4"), answered("5", "many")]
-    tested = [Tested(Place("a.jsonl", at + 1, 0), one, reward.judge([one])[0]) for at, one in enumerate(answers)]
+    tested = [Tested(Place("a.jsonl", at + 1, 0), one, reward.score([one])[0]) for at, one in enumerate(answers)]
     drop = Drop("no_answer", "has a prompt only", "add a column answer").at(Place("a.jsonl", 9, 0), "read", {})
     console = Console(file=io.StringIO(), width=80)
     show(Outcome(reward, tuple(tested), (drop,)), console, num_shown=2)

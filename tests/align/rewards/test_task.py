@@ -73,12 +73,12 @@ def test_function_is_scaled_and_given_what_it_takes(
     write_own("def good(answer, info, expected=None): return len(answer) + info.num_tokens\n")
     call = {"type": "function", "call": "own.py:good"}
     one = answered("abcd", num_tokens=6)
-    assert read([call | {"scale": [0, 20]}]).judge([one])[0].total == 0.5
-    assert read([call | {"scale": [20, 0]}]).judge([one])[0].total == 0.5
-    assert read([call | {"scale": [0, 5]}]).judge([one])[0].total == 1
-    assert read([call | {"unbounded": True}]).judge([one])[0].total == 10
-    assert read([call | {"sigmoid": True}]).judge([one])[0].total == pytest.approx(1 / (1 + math.exp(-10)))
-    failed = read([call]).judge([one])[0]
+    assert read([call | {"scale": [0, 20]}]).score([one])[0].total == 0.5
+    assert read([call | {"scale": [20, 0]}]).score([one])[0].total == 0.5
+    assert read([call | {"scale": [0, 5]}]).score([one])[0].total == 1
+    assert read([call | {"unbounded": True}]).score([one])[0].total == 10
+    assert read([call | {"sigmoid": True}]).score([one])[0].total == pytest.approx(1 / (1 + math.exp(-10)))
+    failed = read([call]).score([one])[0]
     assert failed.total == 0 and "not from 0 to 1" in failed.errors[0]
 
 
@@ -107,14 +107,14 @@ def test_function_that_would_not_be_given_the_answer_is_refused(
 def test_function_may_take_the_answer_in_any_way(
     own: Callable[[str], LayeredReward], takes: str, answered: Callable[..., Answered]
 ) -> None:
-    assert own(f"def good({takes}): return answer == 'yes'").judge([answered("yes")])[0].total == 1
+    assert own(f"def good({takes}): return answer == 'yes'").score([answered("yes")])[0].total == 1
 
 
 def test_function_of_keywords_is_given_everything(
     own: Callable[[str], LayeredReward], answered: Callable[..., Answered]
 ) -> None:
     reward = own("def good(**given): return sorted(given) == ['answer', 'expected', 'info', 'question']")
-    assert reward.judge([answered("yes")])[0].total == 1
+    assert reward.score([answered("yes")])[0].total == 1
 
 
 def test_reward_model_that_is_missing_or_none_is_refused(read: Callable[..., LayeredReward], tmp_path: Path) -> None:
@@ -138,10 +138,10 @@ def test_reward_model_scores_what_is_said(
     with pytest.raises(ConfigError, match="say how it becomes a score"):
         read([part])
     answers = [answered("a cat"), answered("<think>well</think>a cat"), answered(" "), answered("a dog " * 9)]
-    raw = [verdict.total for verdict in read([part | {"unbounded": True}]).judge(answers)]
+    raw = [result.total for result in read([part | {"unbounded": True}]).score(answers)]
     wanted = score_conversations(model.eval(), [(answers[0].prompt, "a cat"), (answers[3].prompt, "a dog " * 9)])
     assert [raw[0], raw[3]] == pytest.approx(wanted, abs=1e-5)
     assert raw[1] == pytest.approx(raw[0], abs=1e-5) and abs(raw[3] - raw[0]) > 1e-4
-    bounded = read([part | {"sigmoid": True}]).judge(answers)
-    assert [verdict.total for verdict in bounded[:2]] == pytest.approx([1 / (1 + math.exp(-wanted[0]))] * 2)
+    bounded = read([part | {"sigmoid": True}]).score(answers)
+    assert [result.total for result in bounded[:2]] == pytest.approx([1 / (1 + math.exp(-wanted[0]))] * 2)
     assert bounded[2].total == 0 and not bounded[2].errors
