@@ -58,7 +58,7 @@ def on_one_line(text: str) -> str:
         text = re.sub(r"\\(?=[%$])|\\[,;:!]", "", text)
     text = re.sub(r"(?<=\d)\{,\}(?=\d{3})|(?<=\d)_(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"(?<![\d.,/])\d{1,3}(?: \d{3}){1,9}(?![\d/])", lambda found: found[0].replace(" ", ""), text)
-    return re.sub(r"(\d+)[元块](\d)[角毛](?:(\d)分)?", r"\1.\2\3元", text)
+    return re.sub(r"(?<!\d)(\d{1,15})[元块](\d)[角毛](?:(\d)分)?", r"\1.\2\3元", text)
 
 
 _SIGNS = str.maketrans({"⁄": "/", "−": "-", "–": "-", "\u2009": " ", "\u202f": " ", "\u00a0": " "})
