@@ -66,7 +66,8 @@ def equal(answer: str, reference: str, tolerance: Tolerance = EXACT) -> bool:
     found, wanted = _bare(ours), _bare(theirs)
     if shape := _shape_of(wanted):
         return _same_shape(_read(shape.kind, found, ours), shape, tolerance)
-    if _is_formula(wanted) or (_is_formula(found) and _LONE_NUMBER.fullmatch(wanted)):
+    is_computed = "=" not in found and _is_formula(found) and _LONE_NUMBER.fullmatch(wanted)
+    if is_computed or _is_formula(wanted):
         return _same_formula(found, wanted)
     if ours.number is None or theirs.number is None or _shape_of(found):
         return False
@@ -241,7 +242,7 @@ def _same_shape(ours: Shape | None, theirs: Shape, tolerance: Tolerance) -> bool
 # So short and plain that sympy is done at once: small powers, no factorials, no functions.
 _FORMULA = re.compile(
     r"(?:\\(?:[dt]?frac|sqrt|pi|infty|cup|cap|leq?|geq?|pm)(?![a-zA-Z])|\\[{}]|\d{1,15}+(?:\.\d{1,15}+)?|[.,]"
-    r"|\^(?:\d(?!\d)|\{-?1?\d\})|[a-zA-Z](?![a-zA-Z]{2})|[-+*/=()\[\]{}<>|∞×]|\s)++"
+    r"|\^(?:\d(?!\d)|\{-?1?\d\})|(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z])|(?<=\d)[a-z]{2}(?![a-zA-Z])|[-+*/=()\[\]{}<>|∞×]|\s)++"
 )
 _ALGEBRA = re.compile(r"\\[a-z{]|∞|[a-z]\s?[-+*/^=(]|\d[a-z]\b|[-+*/(]\s?[a-z]\b|\d\s?[-+*/×^]\s?\d")
 _TOWER = re.compile(r"[\^}]\s*\^|\)\s*\^.*\)\s*\^")  # powers of powers

@@ -80,7 +80,8 @@ NUMBER_WORDS = yaml.safe_load(Path(__file__).with_name("number_words.yaml").read
 _TIMES = {name: Fraction(value) for name, value in NUMBER_WORDS["times"].items()}
 _PERCENT = frozenset(("%", "percent", "per cent"))
 _HAN_UNIT = "万亿|千亿|百亿|十亿|千万|百万|十万|万|亿|千(?!克|米|瓦|卡|帕|焦|伏|赫|兆|字)|百(?!分)"
-_UNIT = rf"\s?(?P<unit>%|‰|{_HAN_UNIT}|(?:percent|per\scent|dozen|hundred|thousand|million|billion|trillion)(?![a-z]))?"
+_UNIT_WORD = r"(?:percent|per\scent|dozen|hundred|thousand|million|billion|trillion)(?![a-z])"
+_UNIT = rf"(?:\s?(?P<unit>%|‰|{_HAN_UNIT}|{_UNIT_WORD}))?"
 _AFTER_A_NUMBER = r"(?<![A-Za-z0-9_)%\]])"
 _SIGN = (
     # A minus sign belongs to a number where no number, word or bracket stands before it: 5-3 is no -3.

@@ -22,6 +22,7 @@ def test_component_that_raises_anything_ends_no_run(
     own: Callable[[str], LayeredReward], answered: Callable[..., Answered]
 ) -> None:
     code = """\
+import asyncio
 
 class Mute(Exception):
     def __str__(self):

@@ -10,9 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
+from dsr1_tune.align.rewards import preview
 from dsr1_tune.align.rewards.component import Answered
 from dsr1_tune.align.rewards.layered import LayeredReward
-from dsr1_tune.align.rewards.preview import Outcome, Tested
 from dsr1_tune.align.rewards.preview_table import show
 from dsr1_tune.data.record import Drop, Place
 
@@ -66,10 +66,12 @@ def test_preview_table_shows_layers_gates_failures_and_rows_that_are_none(
     file.write_text("layers: [{name: form, components: [not_empty]}, {name: task, weight: 2, components: [numeric]}]")
     reward = LayeredReward.read(file)
     answers = [answered("so 4", "4"), answered("...", "4"), answered("5", "many")]
-    tested = [Tested(Place("a.jsonl", at + 1, 0), one, reward.score([one])[0]) for at, one in enumerate(answers)]
+    tested = [
+        preview.Tested(Place("a.jsonl", at + 1, 0), one, reward.score([one])[0]) for at, one in enumerate(answers)
+    ]
     drop = Drop("no_answer", "has a prompt only", "add a column answer").at(Place("a.jsonl", 9, 0), "read", {})
     console = Console(file=io.StringIO(), width=80)
-    show(Outcome(reward, tuple(tested), (drop,)), console, num_shown=2)
+    show(preview.Outcome(reward, tuple(tested), (drop,)), console, num_shown=2)
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert "a.jsonl:1: 3.000" in printed and "a.jsonl:2: 0.000" in printed and "a.jsonl:3" not in printed
     assert "and 1 more answers" in printed and "not tested: a.jsonl:9: has a prompt only" in printed
