@@ -1,4 +1,4 @@
-"""Contradictions that can be told without a model: a sentence and its denial, sums that are wrong, two results.
+"""Contradictions that are found without a model: a sentence and its denial, sums that are wrong, two results.
 
 Two statements contradict one another where they are made of the same words and one denies what the other says. Who
 says it in other words is not caught.

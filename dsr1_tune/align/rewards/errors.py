@@ -103,11 +103,11 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     with file.open("rb") as lines:  # an answer may hold other line ends, such as U+2028, as they are
         for line in lines:
             try:
-                told = json.loads(line)
+                row = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(told, dict) and "component" in told:
-                found.append(told)
+            if isinstance(row, dict) and "component" in row:
+                found.append(row)
     return found
 
 

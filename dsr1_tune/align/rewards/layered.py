@@ -85,9 +85,9 @@ class LayeredReward:
         return [self._result({place: scores[i] for place, scores in given.items()}) for i in range(len(answers))]
 
     def _result(self, given: dict[str, float | Exception]) -> RewardResult:
-        """What one answer's scores come to."""
+        """The total of one answer's scores, by layer and component."""
         scores = {place: 0.0 if isinstance(score, Exception) else score for place, score in given.items()}
-        errors = tuple(f"{place}: {_told(score)}" for place, score in given.items() if isinstance(score, Exception))
+        errors = tuple(f"{place}: {_one_line(score)}" for place, score in given.items() if isinstance(score, Exception))
         total, gate = 0.0, 1.0
         layers: dict[str, float] = {}
         gates: dict[str, float] = {}
@@ -132,7 +132,7 @@ def layer_score(layer: Layer, scores: dict[str, float]) -> float:
     return weighted / sum(one.weight for one in layer.components)
 
 
-def _told(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     """The kind of an error and what it says, on one line."""
     try:
         said = " ".join(str(error).split())

@@ -58,7 +58,7 @@ class Outcome:
 def run(
     reward: LayeredReward, files: Sequence[Path], mapping: dict[str, str], tick: Callable[[int, int], None]
 ) -> Outcome:
-    """BatchScorer every answer of the files; `tick` is told how many are done, of how many.
+    """Score every answer of the files; `tick` gets how many are done, of how many.
 
     Raises DataError where there is no answer, or none has the expected result that the reward compares with.
     """
@@ -114,9 +114,9 @@ def _answers(files: Sequence[Path], mapping: dict[str, str]) -> tuple[list[tuple
 
 def _of(row: Row, column: str, said: str) -> list[tuple[str, Answered]] | Drop:
     """The answers of a row, one or both of a pair; or why there is none. `said` is the column that is the answer."""
-    told = {name: value for name, value in row.row.items() if name != said} if isinstance(row.row, dict) else {}
+    fields = {name: value for name, value in row.row.items() if name != said} if isinstance(row.row, dict) else {}
     try:
-        expected = result_of(told, column)
+        expected = result_of(fields, column)
     except Unusable as bad:
         return bad.drop.at(row.place, "read", row.row)
     if isinstance(row, Preference):
@@ -128,12 +128,12 @@ def _of(row: Row, column: str, said: str) -> list[tuple[str, Answered]] | Drop:
     else:
         drop = Drop("no_answer", "has a prompt only, no answer to test", "add a column answer")
         return drop.at(row.place, "read", row.row)
-    return [(side, _answered(prompt_of(row), answer, expected, told)) for side, answer in sides.items()]
+    return [(side, _answered(prompt_of(row), answer, expected, fields)) for side, answer in sides.items()]
 
 
-def _answered(prompt: tuple[Message, ...], answer: Message, expected: str | None, told: dict[str, Any]) -> Answered:
+def _answered(prompt: tuple[Message, ...], answer: Message, expected: str | None, fields: dict[str, Any]) -> Answered:
     """The answer with what the row's other columns say of it: num_tokens, has_ended."""
-    tokens, ended = told.get("num_tokens"), told.get("has_ended")
+    tokens, ended = fields.get("num_tokens"), fields.get("has_ended")
     is_count = isinstance(tokens, (int, float)) and math.isfinite(tokens)  # tables have 12.0 where a column has gaps
     return Answered(
         prompt,

@@ -23,7 +23,7 @@ class Task:
 
     @classmethod
     def of(cls, question: str, reference: str) -> Task:
-        """The kind told from the question and the right answer; thoughts do not count."""
+        """The kind of the reference, which may depend on the question; reasoning in <think> does not count."""
         said = thinking.strip(reference).strip()
         return cls(kind_of(question, said), said)
 
@@ -39,7 +39,7 @@ SCORES: dict[Kind, tuple[str, ...]] = {
 
 
 def scores(task: Task, answer: str) -> dict[str, float]:
-    """The scores that fit, of what an answer says besides its thoughts."""
+    """The scores that fit, of an answer without its reasoning."""
     said = thinking.strip(answer).strip()
     if task.kind == "choice":
         return {"choice_accuracy": float(chosen_letter(said) == chosen_letter(task.reference))}
