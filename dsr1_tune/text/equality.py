@@ -66,9 +66,10 @@ def equal(answer: str, reference: str, tolerance: Tolerance = EXACT) -> bool:
     found, wanted = _bare(ours), _bare(theirs)
     if shape := _shape_of(wanted):
         return _same_shape(_read(shape.kind, found, ours), shape, tolerance)
-    is_computed = "=" not in found and _is_formula(found) and _LONE_NUMBER.fullmatch(wanted)
+    formula = found if ours.is_marked else _last_formula(ours.text) or found
+    is_computed = "=" not in formula and _is_formula(formula) and _LONE_NUMBER.fullmatch(wanted)
     if is_computed or _is_formula(wanted):
-        return _same_formula(found, wanted)
+        return _same_formula(formula, wanted)
     if ours.number is None or theirs.number is None or _shape_of(found):
         return False
     return tolerance.allows(ours.number, theirs.number)
@@ -91,6 +92,15 @@ def is_quantity(text: str) -> bool:
     if shape:
         return shape.kind != "list" or answer.is_marked
     return bool(_LONE_NUMBER.fullmatch(bare)) or _is_numeral(bare) or _is_formula(bare)
+
+
+def _last_formula(text: str) -> str:
+    """What stands between the last pair of $...$, \\(...\\) or \\[...\\] of a text without a mark."""
+    found = _IN_LINE.findall(text[-MAX_CHARS:])
+    return _bare(FinalAnswer("".join(found[-1]), False)) if found else ""
+
+
+_IN_LINE = re.compile(r"\$([^$\n]{1,120})\$|\\\((.{1,120}?)\\\)|\\\[(.{1,120}?)\\\]")
 
 
 def _bare(answer: FinalAnswer) -> str:
@@ -241,10 +251,11 @@ def _same_shape(ours: Shape | None, theirs: Shape, tolerance: Tolerance) -> bool
 
 # So short and plain that sympy is done at once: small powers, no factorials, no functions.
 _FORMULA = re.compile(
-    r"(?:\\(?:[dt]?frac|sqrt|pi|infty|cup|cap|leq?|geq?|pm)(?![a-zA-Z])|\\[{}]|\d{1,15}+(?:\.\d{1,15}+)?|[.,]"
-    r"|\^(?:\d(?!\d)|\{-?1?\d\})|(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z])|(?<=\d)[a-z]{2}(?![a-zA-Z])|[-+*/=()\[\]{}<>|∞×]|\s)++"
+    r"(?:\\(?:[dtc]?frac|sqrt|pi|infty|cup|cap|leq?|geq?|lt|gt|pm)(?![a-zA-Z])|\\[{}]|\d{1,15}+(?:\.\d{1,15}+)?|[.,]"
+    r"|\^(?:\d(?!\d)|\{-?1?\d\})|(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z])|(?<=\d)[a-z]{2}(?![a-zA-Z])|[-+*/=()\[\]{}<>|∞×≤≥]|\s)++"
 )
-_ALGEBRA = re.compile(r"\\[a-z{]|∞|[a-z]\s?[-+*/^=(]|\d[a-z]\b|[-+*/(]\s?[a-z]\b|\d\s?[-+*/×^]\s?\d")
+_ALGEBRA = re.compile(r"\\[a-z{]|∞|[a-z]\s?[-+*/^=(<>]|\d[a-z]\b|[-+*/(]\s?[a-z]\b|\d\s?[-+*/×^]\s?\d")
+_LATEX_SIGNS = str.maketrans({"×": "*", "≤": r"\leq ", "≥": r"\geq ", "∞": r"\infty "})
 _TOWER = re.compile(r"[\^}]\s*\^|\)\s*\^.*\)\s*\^")  # powers of powers
 _MAX_FORMULA, _MAX_POWERS = 120, 6
 
@@ -275,7 +286,7 @@ def _same_formula(answer: str, reference: str) -> bool:
     latex = [math_verify.LatexExtractionConfig()]
     try:
         ours, theirs = (
-            math_verify.parse(f"${text.replace('×', '*')}$", latex, parsing_timeout=None)
+            math_verify.parse(f"${text.translate(_LATEX_SIGNS)}$", latex, parsing_timeout=None)
             for text in (answer, reference)
         )
         return bool(math_verify.verify(theirs, ours, timeout_seconds=None))

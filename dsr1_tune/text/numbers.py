@@ -48,11 +48,11 @@ def on_one_line(text: str) -> str:
     text = re.sub(r"(?<=[\d)])([⁺⁻]?)([⁰¹²³⁴-⁹]{1,4})", r"^{\1\2}", re.sub("[½¼¾⅓⅔⅛⅜⅝⅞]", _spelled_out, text))
     text = unicodedata.normalize("NFKC", text).translate(_SIGNS)
     if "\\" in text:
-        text = re.sub(r"\\(?:left|right|displaystyle|big|Big)(?![a-zA-Z])|\\!|(?<=\d)(?:\\[,;: ]|~)(?=\d)", "", text)
+        text = re.sub(r"\\(?:left|right|displaystyle|big|Big)(?![a-zA-Z])|\\! ?|(?<=\d)(?:\\[,;: ]|~)(?=\d)", "", text)
         text = re.sub(r"\\(?:text|mathrm|mathbf|textbf|mbox)\s?\{([^{}]{0,500})\}", r" \1 ", text)
-        text = re.sub(r"\\[dt]?frac\s?(\d)\s?(\d)", r" \1/\2 ", text)
+        text = re.sub(r"\\[dtc]?frac\s?(\d)\s?(\d)", r" \1/\2 ", text)
         for _ in range(2):  # a fraction in a fraction
-            text = re.sub(r"\\[dt]?frac\s?\{([^{}]{1,200})\}\s?\{([^{}]{1,200})\}", _fraction_on_a_line, text)
+            text = re.sub(r"\\[dtc]?frac\s?\{([^{}]{1,200})\}\s?\{([^{}]{1,200})\}", _fraction_on_a_line, text)
         text = re.sub(r"\^?\{?\\(?:circ|degree)\}?", "°", text)
         text = re.sub(r"\\(?:times|cdot)(?![a-zA-Z])\s*", "×", text)
         text = re.sub(r"\\(?=[%$])|\\[,;:!]", "", text)
