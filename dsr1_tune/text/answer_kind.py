@@ -10,7 +10,6 @@ from dsr1_tune.text.equality import is_quantity
 from dsr1_tune.text.words import words
 
 Kind = Literal["choice", "number", "list", "span", "text"]
-KINDS: tuple[Kind, ...] = ("choice", "number", "list", "span", "text")
 
 MAX_SPAN_WORDS = 8
 MAX_ITEM_WORDS = 6

@@ -55,15 +55,11 @@ class Quantity:
 
     def is_near(self, other: Quantity) -> bool:
         """Whether the units are of one kind and at most 1000 times one another: mg and g, not mg and kg."""
-        if self.kind != other.kind or (self._has_no_rate and self.label != other.label):
-            return False
-        return max(self.size, other.size) <= 1000.001 * min(self.size, other.size)
+        return self._is_convertible(other) and max(self.size, other.size) <= 1000.001 * min(self.size, other.size)
 
     def equals(self, other: Quantity) -> bool:
         """Whether both are the same, but for rounding."""
-        if self.kind != other.kind or (self._has_no_rate and self.label != other.label):
-            return False
-        return math.isclose(self.value, other.value, rel_tol=0.006, abs_tol=1e-12)
+        return self._is_convertible(other) and math.isclose(self.value, other.value, rel_tol=0.006, abs_tol=1e-12)
 
     def has_other_unit(self, other: Quantity) -> bool:
         """Whether the same number stands before another unit of the same kind."""
@@ -77,6 +73,9 @@ class Quantity:
         power = math.log10(self.value / other.value)
         is_round = math.isclose(math.log10(other.number) % 1, 0, abs_tol=1e-9) if other.number > 0 else True
         return abs(power) > 0.5 and abs(power - round(power)) < 1e-6 and not is_round
+
+    def _is_convertible(self, other: Quantity) -> bool:
+        return self.kind == other.kind and (not self._has_no_rate or self.label == other.label)
 
     @property
     def _has_no_rate(self) -> bool:
