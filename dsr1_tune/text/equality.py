@@ -63,12 +63,11 @@ def equal(answer: str, reference: str, tolerance: Tolerance = EXACT) -> bool:
     ours, theirs = final_answer(answer), final_answer(reference)
     if same_text(ours.text) == same_text(theirs.text):
         return True
-    found, wanted = _bare(ours), _bare(theirs)
+    found, wanted = _bare(ours), _right_side(_bare(theirs))
     if shape := _shape_of(wanted):
         return _same_shape(_read(shape.kind, found, ours), shape, tolerance)
-    formula = found if ours.is_marked else _last_formula(ours.text) or found
-    is_computed = "=" not in formula and _is_formula(formula) and _LONE_NUMBER.fullmatch(wanted)
-    if is_computed or _is_formula(wanted):
+    formula = _right_side(found if ours.is_marked else _last_formula(ours.text) or found)
+    if _is_formula(wanted) or (_is_formula(formula) and _LONE_NUMBER.fullmatch(wanted)):
         return _same_formula(formula, wanted)
     if ours.number is None or theirs.number is None or _shape_of(found):
         return False
@@ -94,6 +93,11 @@ def is_quantity(text: str) -> bool:
     return bool(_LONE_NUMBER.fullmatch(bare)) or _is_numeral(bare) or _is_formula(bare)
 
 
+def _right_side(text: str) -> str:
+    """What is behind the last equals sign of a sum, 3 + 4 = 7; an equation with letters is left as it is."""
+    return text if re.search(r"[a-zA-Z\\]", text) else text.rpartition("=")[2].strip()
+
+
 def _last_formula(text: str) -> str:
     """What stands between the last pair of $...$, \\(...\\) or \\[...\\] of a text without a mark."""
     found = _IN_LINE.findall(text[-MAX_CHARS:])
@@ -106,7 +110,7 @@ _IN_LINE = re.compile(r"\$([^$\n]{1,120})\$|\\\((.{1,120}?)\\\)|\\\[(.{1,120}?)\
 def _bare(answer: FinalAnswer) -> str:
     """A final answer on a line without markup and full stop; of a long text its beginning or, if unmarked, its end."""
     text = answer.text[:MAX_CHARS] if answer.is_marked else answer.text[-MAX_CHARS:]
-    return re.sub(r"\\[()\[\]]|[$*`]+", "", on_one_line(text)).strip(" \n\"'“”.。!")
+    return re.sub(r"\\[()\[\]]|[$`]+|(?<![\d)\s])\*+|\*+(?![\d(\s])", "", on_one_line(text)).strip(" \n\"'“”.。!")
 
 
 def _is_numeral(text: str) -> bool:
@@ -254,7 +258,7 @@ _FORMULA = re.compile(
     r"(?:\\(?:[dtc]?frac|sqrt|pi|infty|cup|cap|leq?|geq?|lt|gt|pm)(?![a-zA-Z])|\\[{}]|\d{1,15}+(?:\.\d{1,15}+)?|[.,]"
     r"|\^(?:\d(?!\d)|\{-?1?\d\})|(?<![a-zA-Z])[a-zA-Z](?![a-zA-Z])|(?<=\d)[a-z]{2}(?![a-zA-Z])|[-+*/=()\[\]{}<>|∞×≤≥]|\s)++"
 )
-_ALGEBRA = re.compile(r"\\[a-z{]|∞|[a-z]\s?[-+*/^=(<>]|\d[a-z]\b|[-+*/(]\s?[a-z]\b|\d\s?[-+*/×^]\s?\d")
+_ALGEBRA = re.compile(r"\\[a-z{]|∞|[a-z]\s?[-+*/^=(<>≤≥]|\d[a-z]\b|[-+*/(]\s?[a-z]\b|\d\s?[-+*/×^]\s?\d")
 _LATEX_SIGNS = str.maketrans({"×": "*", "≤": r"\leq ", "≥": r"\geq ", "∞": r"\infty "})
 _TOWER = re.compile(r"[\^}]\s*\^|\)\s*\^.*\)\s*\^")  # powers of powers
 _MAX_FORMULA, _MAX_POWERS = 120, 6
