@@ -45,7 +45,7 @@ class GrpoSession(RolloutSession[GrpoRun]):
     def take_steps(self, model: Any) -> int:
         """Take the steps with TRL's trainer, with a KL penalty against the model as it begins where grpo.beta asks."""
         checkpoint = group.from_main(self.folder.latest_checkpoint)
-        self.errors.go_on(step_of(checkpoint) if checkpoint else 0)
+        self.errors.resume(step_of(checkpoint) if checkpoint else 0)
         self.reference = ReferencePolicy.of(model) if self.config.grpo.beta else None
         num_steps = super().take_steps(model)
         self.reference = None

@@ -69,7 +69,7 @@ def _run_updates(session: PpoSession, model: Any) -> int:
     policy = Policy(model, config)
     learner = PpoLearner.create(policy, config, len(prompts))
     checkpoint = session.loop.checkpoint_to_resume()
-    session.errors.go_on(step_of(checkpoint) if checkpoint else 0)
+    session.errors.resume(step_of(checkpoint) if checkpoint else 0)
     session.loop.announce_resume(checkpoint)
     if checkpoint:
         learner.load(checkpoint)

@@ -1,4 +1,4 @@
-"""Which score fits a row?  Told from what the right answer looks like: a letter, a number, a list, a span, a text."""
+"""The kind of a reference answer, from which follows the score that fits: choice, number, list, span or text."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 import unicodedata
 from typing import Literal
 
+from dsr1_tune.text.equality import is_quantity
 from dsr1_tune.text.words import words
 
 Kind = Literal["choice", "number", "list", "span", "text"]
-KINDS: tuple[Kind, ...] = ("choice", "number", "list", "span", "text")
 
 MAX_SPAN_WORDS = 8
 MAX_ITEM_WORDS = 6
@@ -17,11 +17,11 @@ _CHINESE_PER_WORD = 2  # characters
 
 
 def kind_of(question: str, reference: str) -> Kind:
-    """What kind of answer `reference` is to `question`."""
+    """The kind of a reference answer to a question; a ratio, range, date or formula counts as a number."""
     text = _plain(reference)
     if _LETTER.fullmatch(text) and num_options(question) > 1:
         return "choice"
-    if final_number(text) is not None:
+    if is_quantity(text):
         return "number"
     if is_list(text):
         return "list"
@@ -70,57 +70,6 @@ def chosen_letter(answer: str) -> str | None:
         if found := pattern.findall(text):
             return str(found[-1]).upper()
     return None
-
-
-# --- numbers ---------------------------------------------------------------------------------------------------------
-
-_NUMBER = r"[-+\u2212]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+\u2212]?\.\d+"
-_ANY_NUMBER = re.compile(rf"(?<![\w.])(?:{_NUMBER})(?:\s*/\s*\d+(?![\d/.]))?")
-_UNIT = r"(?:\s*(?:%|°[CF]?|[A-Za-zμµ]{1,8}(?:[/²³^]\w{0,6})*|[\u4e00-\u9fff]{1,3}|[$€£¥]))?"
-_ONLY_NUMBER = re.compile(
-    rf"(?:[A-Za-z]\s*=\s*)?[$€£¥]?\s*({_NUMBER}|[-+]?\d+\s*/\s*\d+){_UNIT}[.。]?",
-)
-_FINAL = (
-    re.compile(rf"\\boxed\{{[^{{}}]*?({_NUMBER})[^{{}}]*\}}"),
-    re.compile(rf"####\s*[$€£¥]?\s*({_NUMBER})"),
-)
-
-
-def final_number(reference: str) -> float | None:
-    """The number that a right answer is, or that it ends on after #### or in \\boxed{}; None for any other answer."""
-    text = _plain(reference)
-    found = _ONLY_NUMBER.fullmatch(text)
-    return _value(found[1]) if found else _marked_number(text)
-
-
-def said_number(answer: str) -> float | None:
-    """The number that an answer comes to: a marked one, the one behind "answer is" or 答案, else the last."""
-    text = _plain(answer)
-    if (marked := _marked_number(text)) is not None:
-        return marked
-    if behind := list(_ANSWER_IS.finditer(text)):
-        found = _ANY_NUMBER.search(text, behind[-1].end())
-        if found and found.start() - behind[-1].end() < _NEAR:
-            return _value(found[0])
-    numbers = _ANY_NUMBER.findall(text)
-    return _value(numbers[-1]) if numbers else None
-
-
-_ANSWER_IS = re.compile(r"answer(?:\s+is)?|答案|结果", re.I)
-_NEAR = 20  # characters
-
-
-def _marked_number(text: str) -> float | None:
-    for pattern in _FINAL:
-        if found := pattern.findall(text):
-            return _value(found[-1])
-    return None
-
-
-def _value(text: str) -> float:
-    numerator, _, denominator = text.replace(",", "").replace("\u2212", "-").replace(" ", "").partition("/")
-    bottom = float(denominator) if denominator else 1.0
-    return float(numerator) / bottom if bottom else float("nan")
 
 
 # --- lists -----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from dsr1_tune.text.final_answer import han_number
+from dsr1_tune.text.numbers import HAN_DIGITS, han_number
 
 _NO_RATE = frozenset({"money"})
 """Units of the same kind that cannot be converted into one another."""
@@ -55,15 +55,11 @@ class Quantity:
 
     def is_near(self, other: Quantity) -> bool:
         """Whether the units are of one kind and at most 1000 times one another: mg and g, not mg and kg."""
-        if self.kind != other.kind or (self._has_no_rate and self.label != other.label):
-            return False
-        return max(self.size, other.size) <= 1000.001 * min(self.size, other.size)
+        return self._is_convertible(other) and max(self.size, other.size) <= 1000.001 * min(self.size, other.size)
 
     def equals(self, other: Quantity) -> bool:
         """Whether both are the same, but for rounding."""
-        if self.kind != other.kind or (self._has_no_rate and self.label != other.label):
-            return False
-        return math.isclose(self.value, other.value, rel_tol=0.006, abs_tol=1e-12)
+        return self._is_convertible(other) and math.isclose(self.value, other.value, rel_tol=0.006, abs_tol=1e-12)
 
     def has_other_unit(self, other: Quantity) -> bool:
         """Whether the same number stands before another unit of the same kind."""
@@ -78,13 +74,17 @@ class Quantity:
         is_round = math.isclose(math.log10(other.number) % 1, 0, abs_tol=1e-9) if other.number > 0 else True
         return abs(power) > 0.5 and abs(power - round(power)) < 1e-6 and not is_round
 
+    def _is_convertible(self, other: Quantity) -> bool:
+        return self.kind == other.kind and (not self._has_no_rate or self.label == other.label)
+
     @property
     def _has_no_rate(self) -> bool:
         return self.kind in _NO_RATE
 
 
-_HAN = "零〇一二两三四五六七八九十百千万亿"
-_NUMBER = rf"(?:\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+|[{_HAN}]{{1,12}}(?:点[零一二三四五六七八九]+)?)"
+_NUMBER = (
+    rf"(?:\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+|[{HAN_DIGITS}]{{1,12}}(?:点[零一二三四五六七八九]+)?)"
+)
 
 
 def _alternatives() -> str:
@@ -97,7 +97,7 @@ def _alternatives() -> str:
 
 _UNIT = _alternatives()
 _QUANTITY = re.compile(
-    rf"(?<![A-Za-z\d.,{_HAN}])(?P<cash>[$€¥])?\s?(?P<first>[-+]?{_NUMBER})"
+    rf"(?<![A-Za-z\d.,{HAN_DIGITS}])(?P<cash>[$€¥])?\s?(?P<first>[-+]?{_NUMBER})"
     rf"(?:\s*(?:-|~|到|至|to)\s*(?P<second>{_NUMBER}))?\s*(?P<many>[万亿])?\s?-?(?P<unit>{_UNIT})?"
     rf"(?:\s?(?:/|每|per\s)\s?(?P<per>{_UNIT}))?"
 )
@@ -130,7 +130,7 @@ def _number(said: str | None) -> float | None:
     """The number; None where there is none, or one that no quantity has."""
     if not said:
         return None
-    is_han = said.lstrip("-+")[0] in _HAN
+    is_han = said.lstrip("-+")[0] in HAN_DIGITS
     value = float(han_number(said.lstrip("-+"))) if is_han else float(said.replace(",", ""))
     return None if abs(value) > 1e30 else value
 

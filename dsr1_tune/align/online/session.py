@@ -163,7 +163,7 @@ class RolloutSession(Session[Run]):
             example.answered(text.strip(), len(ids), ended)
             for example, text, ids, ended in zip(examples, texts, answers.ids, answers.have_ended, strict=True)
         ]
-        results = self.rewards.judge(answered)
+        results = self.rewards.score(answered)
         self.errors.note(answered, results, step, is_share)
         return results
 

@@ -19,7 +19,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer to be judged: the conversation before it, what it says, and what is known of it."""
+    """An answer to be scored: the conversation before it, what it says, and what is known of it."""
 
     prompt: tuple[Message, ...]
     answer: str
@@ -39,7 +39,7 @@ class Answered:
 
 Score = float | Exception
 """What a component gives an answer: a number, or what went wrong instead."""
-Judge = Callable[[Sequence[Answered]], list[Score]]
+BatchScorer = Callable[[Sequence[Answered]], list[Score]]
 """N answers → N scores, in order; it never raises."""
 
 
@@ -48,7 +48,7 @@ class NoScore(Exception):
 
 
 class Component(ConfigSection):
-    """One thing that is looked at in an answer. A kind of its own overrides `score`, or `open` to judge in batches."""
+    """One thing that is looked at in an answer. A kind of its own overrides `score`, or `open` to score in batches."""
 
     is_comparing: ClassVar[bool] = False
     """Whether it compares with the row's expected answer."""
@@ -95,8 +95,8 @@ class Component(ConfigSection):
         """What one answer is worth to this component, from 0 to 1 unless it is unbounded."""
         raise NotImplementedError
 
-    def open(self) -> Judge:
-        """Ready to judge; whatever it needs is loaded. Raises ModelError where that cannot be."""
+    def open(self) -> BatchScorer:
+        """Ready to score; whatever it needs is loaded. Raises ModelError where that cannot be."""
         return lambda answers: [attempt(self.score, one) for one in answers]
 
 

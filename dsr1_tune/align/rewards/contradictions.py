@@ -1,4 +1,4 @@
-"""Contradictions that can be told without a model: a sentence and its denial, sums that are wrong, two results.
+"""Contradictions that are found without a model: a sentence and its denial, sums that are wrong, two results.
 
 Two statements contradict one another where they are made of the same words and one denies what the other says. Who
 says it in other words is not caught.
@@ -11,9 +11,15 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from dsr1_tune.data.rules.text_features import phrases
+from dsr1_tune.text.equality import Tolerance
 from dsr1_tune.text.final_answer import final_numbers
+from dsr1_tune.text.numbers import Number
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +73,9 @@ def _latin(clause: str) -> Statement | None:
     for word in words:
         if word in _EMPTY or word in _NOT or word.endswith("n't"):
             continue
-        opposite = _OPPOSITES.get(word)
+        opposite = _WORDS["opposites"].get(word)
         num_denials += opposite is not None
-        kept.add(_stem(opposite or _SAME.get(word, word)))
+        kept.add(_stem(opposite or _WORDS["same"].get(word, word)))
     return Statement(clause.strip(), frozenset(kept), num_denials % 2 == 1) if len(kept) > 1 else None
 
 
@@ -80,31 +86,15 @@ def _stem(word: str) -> str:
     return word[:-1] if word.endswith("e") and len(word) > 4 else word
 
 
-_NOT = frozenset(["not", "no", "never", "cannot", "none", "neither", "nor", "nobody", "nothing", "hardly"])
-_EMPTY = frozenset(
-    phrases(
-        "a|an|the|is|are|was|were|be|been|being|am|do|does|did|has|have|had|will|would|shall|should|must|can|"
-        "of|to|in|on|at|for|and|it|its|this|that|these|those|i|you|he|she|we|they|me|my|your|his|her|our|"
-        "their|them|us|there|so|very|really|quite|also|too|as|by|with|from|yes|since|because|therefore|thus|"
-        "then|any|all"
-    )
-)
-_SAME = {"increase": "raise", "increases": "raise", "raises": "raise", "rises": "rise"}
-_OPPOSITES = {
-    "unsafe": "safe", "dangerous": "safe", "impossible": "possible", "harmless": "harmful", "forbidden": "allowed",
-    "prohibited": "allowed", "decrease": "raise", "decreases": "raise", "lower": "raise", "lowers": "raise",
-    "reduce": "raise", "reduces": "raise", "incorrect": "correct", "wrong": "correct",
-    "unnecessary": "necessary", "unable": "able", "ineffective": "effective", "unlikely": "likely",
-    "uncommon": "common", "rare": "common", "avoid": "take", "illegal": "legal", "unhealthy": "healthy",
-    "noncontagious": "contagious", "falls": "rise", "fall": "rise",
-}  # fmt: skip
+_WORDS: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+_NOT, _EMPTY = frozenset(_WORDS["not"]), frozenset(_WORDS["empty"])
 
 
 def _han(text: str) -> Statement | None:
     clause = _NO_DENIAL.sub("", text)
     num_denials = len(_HAN_NOT.findall(clause))
     clause = _HAN_NOT.sub("", clause)
-    for word, opposite in _HAN_OPPOSITES.items():
+    for word, opposite in _WORDS["han_opposites"].items():
         num_denials += clause.count(word)
         clause = clause.replace(word, opposite)
     signs = "".join(re.findall(r"[\u3400-\u9fffa-z0-9]", _HAN_EMPTY.sub("", clause.lower())))
@@ -120,9 +110,6 @@ _NO_DENIAL = re.compile(
 _HAN_NOT = re.compile(
     r"不能够|不可以|不应该|不应当|不需要|不能|不可|不应|不该|不宜|不要|不会|不是|没有|并非|切勿|禁止|严禁|请勿|绝非|不|没|无|非|未|勿|别"
 )
-_HAN_OPPOSITES = {
-    "降低": "升高", "减少": "增加", "下降": "上升", "危险": "安全", "错误": "正确", "有害": "有益", "避免": "应当",
-}  # fmt: skip
 _HAN_EMPTY = re.compile(
     "的|了|是|会|能够|可以|应该|应当|需要|能|可|应|该|宜|要|有|您|你|我|他|她|它|这|那|也|都|就|很|请|呢|吗|吧|啊|所以|因此|因为|由于"
 )
@@ -226,8 +213,13 @@ def _computed(left: str) -> Fraction | None:
 
 def several_results(text: str) -> list[Fraction]:
     """The results that an answer names as its own, where they are not all the same: "answer: 5 ... answer: 7"."""
-    found = list(dict.fromkeys(final_numbers(text)))
-    return found if len(found) > 1 else []
+    found = final_numbers(text)
+    return list(dict.fromkeys(one.value for one in found)) if _differ(found) else []
+
+
+def _differ(found: Sequence[Number]) -> bool:
+    """Whether one of the numbers is another than the last; 50 and 50% are one."""
+    return any(not Tolerance().allows(one, found[-1]) for one in found[:-1])
 
 
 def yes_or_no(text: str) -> bool | None:

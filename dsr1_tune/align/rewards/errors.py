@@ -19,7 +19,7 @@ MAX_KEPT = 5
 
 
 class RewardErrors:
-    """Counts, for one run, the answers that a component could not judge."""
+    """Counts, for one run, the answers that a component could not score."""
 
     def __init__(self, folder: Path, on_error: Literal["stop", "zero"], say: Callable[[str], None]) -> None:
         self.file = folder / NAME
@@ -33,7 +33,7 @@ class RewardErrors:
         """How often a component failed, over all answers."""
         return self.counts.total()
 
-    def go_on(self, step: int) -> None:
+    def resume(self, step: int) -> None:
         """Take up the count where a run goes on after `step`; what it does again is forgotten."""
         known = [line for line in _lines(self.file) if line.get("step", 0) <= step]
         if group.is_main() and self.file.exists():
@@ -44,7 +44,7 @@ class RewardErrors:
     def note(
         self,
         answers: Sequence[Answered],
-        verdicts: Sequence[RewardResult],
+        results: Sequence[RewardResult],
         step: int | None = None,
         is_share: bool = True,
     ) -> int:
@@ -54,7 +54,7 @@ class RewardErrors:
         of them writes.
         """
         lines = [
-            _line(one, error, step) for one, verdict in zip(answers, verdicts, strict=True) for error in verdict.errors
+            _line(one, error, step) for one, result in zip(answers, results, strict=True) for error in result.errors
         ]
         if is_share:
             lines = group.all_gather(lines)
@@ -103,11 +103,11 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     with file.open("rb") as lines:  # an answer may hold other line ends, such as U+2028, as they are
         for line in lines:
             try:
-                told = json.loads(line)
+                row = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(told, dict) and "component" in told:
-                found.append(told)
+            if isinstance(row, dict) and "component" in row:
+                found.append(row)
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from dsr1_tune.align.rewards.component import Component
+from dsr1_tune.align.rewards.component import Component, Positive
 from dsr1_tune.align.rewards.form import Form
 from dsr1_tune.align.rewards.logic import Logic
 from dsr1_tune.align.rewards.task import Task
@@ -22,7 +22,6 @@ AnyComponent = Annotated[Form | Logic | Task, Field(discriminator="type")]
 KINDS: dict[str, type[Component]] = {
     get_args(kind.model_fields["type"].annotation)[0]: kind for part in (Form, Logic, Task) for kind in get_args(part)
 }
-Positive = Annotated[float, Field(gt=0)]
 Threshold = Annotated[float, Field(gt=0, le=1)]
 
 

@@ -167,7 +167,7 @@ class NoRepetition(Component):
 
     type: Literal["no_repetition"]
     of: Literal["said", "thought", "all"] = "all"
-    """What it reads: all of the answer, unless it is told to look at what is said, or at the thought, alone."""
+    """What it reads: all of the answer, or, where set, what is said or the thought alone."""
     ngram: Annotated[int, Field(ge=1)] = 4
     """Words that stand together there before; Han characters count as half a word each."""
     free: Annotated[float, Field(ge=0, lt=1)] = 0.1

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dsr1_tune.align.rewards.component import Answered, Component, Judge, Score
+from dsr1_tune.align.rewards.component import Answered, BatchScorer, Component, Score
 from dsr1_tune.align.rewards.file import Layer, RewardFile, read_file
 
 __all__ = ["Answered", "LayeredReward", "RewardResult"]
@@ -27,7 +27,7 @@ __all__ = ["Answered", "LayeredReward", "RewardResult"]
 
 @dataclass(frozen=True, slots=True)
 class RewardResult:
-    """What an answer is worth in all, by layer after its gate, and by component; and what went wrong in judging it."""
+    """What an answer is worth in all, by layer after its gate, and by component; and what went wrong in scoring it."""
 
     total: float
     layers: dict[str, float] = field(default_factory=dict)
@@ -41,12 +41,12 @@ class RewardResult:
 
 
 class LayeredReward:
-    """A reward file, checked; `open` loads the models that it names, `judge` gives every answer its verdict."""
+    """A reward file, checked; `open` loads the models that it names, `score` gives every answer its result."""
 
     def __init__(self, file: Path, settings: RewardFile) -> None:
         self.file = file
         self.settings = settings
-        self._judges: dict[str, Judge] | None = None
+        self._scorers: dict[str, BatchScorer] | None = None
 
     @classmethod
     def read(cls, file: Path) -> LayeredReward:
@@ -71,23 +71,23 @@ class LayeredReward:
 
     def open(self) -> LayeredReward:
         """Load the models that the file names. Raises ModelError where one cannot be."""
-        if self._judges is None:
+        if self._scorers is None:
             with _left_as_it_is():
-                self._judges = {place: one.open() for place, one in self.components.items()}
+                self._scorers = {place: one.open() for place, one in self.components.items()}
         return self
 
-    def judge(self, answers: Sequence[Answered]) -> list[RewardResult]:
-        """N verdicts, in order. A component that fails for an answer counts 0 there and is named in `errors`."""
+    def score(self, answers: Sequence[Answered]) -> list[RewardResult]:
+        """N results, in order. A component that fails for an answer counts 0 there and is named in `errors`."""
         self.open()
-        assert self._judges is not None
+        assert self._scorers is not None
         with _left_as_it_is():
-            given = {place: _scores(judge, answers) for place, judge in self._judges.items()}
-        return [self._verdict({place: scores[i] for place, scores in given.items()}) for i in range(len(answers))]
+            given = {place: _scores(scorer, answers) for place, scorer in self._scorers.items()}
+        return [self._result({place: scores[i] for place, scores in given.items()}) for i in range(len(answers))]
 
-    def _verdict(self, given: dict[str, float | Exception]) -> RewardResult:
-        """What one answer's scores come to."""
+    def _result(self, given: dict[str, float | Exception]) -> RewardResult:
+        """The total of one answer's scores, by layer and component."""
         scores = {place: 0.0 if isinstance(score, Exception) else score for place, score in given.items()}
-        errors = tuple(f"{place}: {_told(score)}" for place, score in given.items() if isinstance(score, Exception))
+        errors = tuple(f"{place}: {_one_line(score)}" for place, score in given.items() if isinstance(score, Exception))
         total, gate = 0.0, 1.0
         layers: dict[str, float] = {}
         gates: dict[str, float] = {}
@@ -116,14 +116,14 @@ def _left_as_it_is() -> Iterator[None]:
         os.chdir(folder)
 
 
-def _scores(judge: Judge, answers: Sequence[Answered]) -> list[Score]:
+def _scores(scorer: BatchScorer, answers: Sequence[Answered]) -> list[Score]:
     """What a component gives; where it raises all the same, each answer alone, so that one cannot take the others."""
     try:
-        return judge(answers)
+        return scorer(answers)
     except Exception as error:
         if len(answers) == 1:
             return [error]
-        return [score for one in answers for score in _scores(judge, [one])]
+        return [score for one in answers for score in _scores(scorer, [one])]
 
 
 def layer_score(layer: Layer, scores: dict[str, float]) -> float:
@@ -132,7 +132,7 @@ def layer_score(layer: Layer, scores: dict[str, float]) -> float:
     return weighted / sum(one.weight for one in layer.components)
 
 
-def _told(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     """The kind of an error and what it says, on one line."""
     try:
         said = " ".join(str(error).split())

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationInfo, field_validator, model_validator
 
-from dsr1_tune.align.rewards.component import Answered, Component, Judge, Score, beside, in_batches
+from dsr1_tune.align.rewards.component import Answered, BatchScorer, Component, Score, beside, in_batches
 from dsr1_tune.align.rewards.contradictions import contradictions, several_results, statements, wrong_sums, yes_or_no
 from dsr1_tune.align.rewards.form import as_record
 from dsr1_tune.data.record import Drop
@@ -20,7 +19,8 @@ from dsr1_tune.data.rules.filters.restated_question import (
     answer_repeats_question,
     answer_restates_question,
 )
-from dsr1_tune.text.final_answer import final_number, final_part
+from dsr1_tune.text.equality import equal, is_quantity
+from dsr1_tune.text.final_answer import final_answer
 from dsr1_tune.text.quantities import UNITS, changed, quantities, quantity
 
 Other = Literal["itself", "question", "expected"]
@@ -66,15 +66,10 @@ def _against_expected(text: str, expected: str) -> str:
         return "yes against no"
     if pairs := contradictions(statements(expected), statements(text)):
         return f"the expected {pairs[0][0].text!r} against {pairs[0][1].text!r}"
-    if final_part(text)[1]:
-        ours, theirs = final_number(text), final_number(expected)
-        names_one = final_part(expected)[1] or _LONE_NUMBER.fullmatch(expected.strip()) is not None
-        if names_one and ours is not None and theirs is not None and abs(ours - theirs) > abs(theirs) / 10**6:
-            return f"{ours} against {theirs}"
+    ours, theirs = final_answer(text), final_answer(expected)
+    if ours.is_marked and (theirs.is_marked or is_quantity(expected)) and ours.number and theirs.number:
+        return "" if equal(text, expected) else f"{ours.text[:40]} against {theirs.text[:40]}"
     return ""
-
-
-_LONE_NUMBER = re.compile(r"[-+]?[\d.,/]+\s?\S{0,6}")
 
 
 class Numbers(Component):
@@ -150,7 +145,7 @@ class Relevance(Component):
             raise ValueError('its usual model is not here; pip install "dsr1-tune[judge]", or name one with model')
         return self
 
-    def open(self) -> Judge:
+    def open(self) -> BatchScorer:
         """Load the encoder. Raises ModelError where it cannot be."""
         from dsr1_tune.data.judge import embedder
 
@@ -162,7 +157,7 @@ class Relevance(Component):
             answers = encoder.answers([answer for _, answer in pairs])
             return [float(vectors[question] @ v) for (question, _), v in zip(pairs, answers, strict=True)]
 
-        def judge(answers: Sequence[Answered]) -> list[Score]:
+        def score_all(answers: Sequence[Answered]) -> list[Score]:
             texts = [self.text(one) for one in answers]
             says_something = [not _only_repeats(one, text) for one, text in zip(answers, texts, strict=True)]
             pairs = [(one.question, text) for one, text in zip(answers, texts, strict=True)]
@@ -170,7 +165,7 @@ class Relevance(Component):
             scores = iter(in_batches(cosines, asked, self._mapped) if asked else [])
             return [next(scores) if says else 0.0 for says in says_something]
 
-        return judge
+        return score_all
 
     def _mapped(self, cosine: float) -> float:
         return min(1.0, max(0.0, (cosine - self.low) / (self.high - self.low)))

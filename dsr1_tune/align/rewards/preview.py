@@ -26,7 +26,7 @@ class Tested:
 
     place: Place
     one: Answered
-    verdict: RewardResult
+    result: RewardResult
     side: str = ""
 
     def as_json(self) -> dict[str, Any]:
@@ -38,17 +38,17 @@ class Tested:
             "question": self.one.question,
             "answer": self.one.answer,
             "expected": self.one.expected,
-            "total": self.verdict.total,
-            "layers": self.verdict.layers,
-            "gates": self.verdict.gates,
-            "components": self.verdict.components,
-            "errors": list(self.verdict.errors),
+            "total": self.result.total,
+            "layers": self.result.layers,
+            "gates": self.result.gates,
+            "components": self.result.components,
+            "errors": list(self.result.errors),
         }
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Every answer with its verdict, in the order of the files, and the rows that are none."""
+    """Every answer with its result, in the order of the files, and the rows that are none."""
 
     reward: LayeredReward
     tested: tuple[Tested, ...]
@@ -58,7 +58,7 @@ class Outcome:
 def run(
     reward: LayeredReward, files: Sequence[Path], mapping: dict[str, str], tick: Callable[[int, int], None]
 ) -> Outcome:
-    """Judge every answer of the files; `tick` is told how many are done, of how many.
+    """Score every answer of the files; `tick` gets how many are done, of how many.
 
     Raises DataError where there is no answer, or none has the expected result that the reward compares with.
     """
@@ -75,10 +75,8 @@ def run(
     tested: list[Tested] = []
     for first in range(0, len(found), BATCH):
         batch = found[first : first + BATCH]
-        verdicts = reward.judge([one for _, _, one in batch])
-        tested += [
-            Tested(place, one, verdict, side) for (place, side, one), verdict in zip(batch, verdicts, strict=True)
-        ]
+        results = reward.score([one for _, _, one in batch])
+        tested += [Tested(place, one, result, side) for (place, side, one), result in zip(batch, results, strict=True)]
         tick(len(tested), len(found))
     return Outcome(reward, tuple(tested), tuple(drops))
 
@@ -95,7 +93,7 @@ def write(outcome: Outcome, out: Path) -> None:
 def _answers(files: Sequence[Path], mapping: dict[str, str]) -> tuple[list[tuple[Place, str, Answered]], list[Drop]]:
     found: list[tuple[Place, str, Answered]] = []
     drops: list[Drop] = []
-    # A row with a result that is named would be read as a prompt to be answered; here its answer is judged.
+    # A row with a result that is named would be read as a prompt to be answered; here its answer is scored.
     column = mapping.get("ground_truth", "")
     mapping = {name: named for name, named in mapping.items() if name != "ground_truth"}
     columns: set[str] = set()
@@ -116,9 +114,9 @@ def _answers(files: Sequence[Path], mapping: dict[str, str]) -> tuple[list[tuple
 
 def _of(row: Row, column: str, said: str) -> list[tuple[str, Answered]] | Drop:
     """The answers of a row, one or both of a pair; or why there is none. `said` is the column that is the answer."""
-    told = {name: value for name, value in row.row.items() if name != said} if isinstance(row.row, dict) else {}
+    fields = {name: value for name, value in row.row.items() if name != said} if isinstance(row.row, dict) else {}
     try:
-        expected = result_of(told, column)
+        expected = result_of(fields, column)
     except Unusable as bad:
         return bad.drop.at(row.place, "read", row.row)
     if isinstance(row, Preference):
@@ -130,12 +128,12 @@ def _of(row: Row, column: str, said: str) -> list[tuple[str, Answered]] | Drop:
     else:
         drop = Drop("no_answer", "has a prompt only, no answer to test", "add a column answer")
         return drop.at(row.place, "read", row.row)
-    return [(side, _answered(prompt_of(row), answer, expected, told)) for side, answer in sides.items()]
+    return [(side, _answered(prompt_of(row), answer, expected, fields)) for side, answer in sides.items()]
 
 
-def _answered(prompt: tuple[Message, ...], answer: Message, expected: str | None, told: dict[str, Any]) -> Answered:
+def _answered(prompt: tuple[Message, ...], answer: Message, expected: str | None, fields: dict[str, Any]) -> Answered:
     """The answer with what the row's other columns say of it: num_tokens, has_ended."""
-    tokens, ended = told.get("num_tokens"), told.get("has_ended")
+    tokens, ended = fields.get("num_tokens"), fields.get("has_ended")
     is_count = isinstance(tokens, (int, float)) and math.isfinite(tokens)  # tables have 12.0 where a column has gaps
     return Answered(
         prompt,

@@ -32,9 +32,9 @@ def show(outcome: Outcome, console: Console, num_shown: int) -> None:
 
 
 def _show_answer(one: Tested, reward: LayeredReward, console: Console) -> None:
-    verdict = one.verdict
+    result = one.result
     side = f", {one.side}" if one.side else ""
-    console.print(f"\n[bold]{escape(str(one.place))}{side}: {_short(verdict.total)}[/bold]", highlight=False)
+    console.print(f"\n[bold]{escape(str(one.place))}{side}: {_short(result.total)}[/bold]", highlight=False)
     for title, text in (("question", one.one.question), ("answer", one.one.answer), ("expected", one.one.expected)):
         if text is not None:
             console.print(f"  [cyan]{title}:[/cyan] {escape(_cut(text))}", highlight=False)
@@ -42,20 +42,20 @@ def _show_answer(one: Tested, reward: LayeredReward, console: Console) -> None:
     table.add_column("", overflow="fold")
     for name in ("score", "weight", "gate", "gives"):
         table.add_column(name, justify="right", no_wrap=True)
-    failed = {line.partition(": ")[0] for line in verdict.errors}
+    failed = {line.partition(": ")[0] for line in result.errors}
     for layer in reward.settings.layers:
-        gate, gated = verdict.gates[layer.name], verdict.layers[layer.name]
-        score = layer_score(layer, verdict.components)
+        gate, gated = result.gates[layer.name], result.layers[layer.name]
+        score = layer_score(layer, result.components)
         numbers = (_short(score), f"{layer.weight:g}", _short(gate), _short(layer.weight * gated))
         table.add_row(layer.name, *numbers, style="" if gate else "dim")
         for part in layer.components:
             place = f"{layer.name}/{part.title}"
-            given = "failed" if place in failed else _short(verdict.components[place])
+            given = "failed" if place in failed else _short(result.components[place])
             table.add_row(
                 f"  {part.title}", given, f"{part.weight:g}", "", "", style="red" if place in failed else "dim"
             )
     console.print(table)
-    for line in verdict.errors:
+    for line in result.errors:
         console.print(f"  [red]failed:[/red] {escape(line)}", highlight=False)
 
 
@@ -68,14 +68,14 @@ def _show_summary(outcome: Outcome, console: Console) -> None:
     for name in ("mean", "min", "max", "are 0", "failed"):
         table.add_column(name, justify="right", no_wrap=True)
     for layer in reward.settings.layers:
-        table.add_row(f"{layer.name}, gated", *_spread([one.verdict.layers[layer.name] for one in tested]), "")
+        table.add_row(f"{layer.name}, gated", *_spread([one.result.layers[layer.name] for one in tested]), "")
         for part in layer.components:
             place = f"{layer.name}/{part.title}"
-            failed = sum(line.startswith(f"{place}: ") for one in tested for line in one.verdict.errors)
-            scores = [one.verdict.components[place] for one in tested]
+            failed = sum(line.startswith(f"{place}: ") for one in tested for line in one.result.errors)
+            scores = [one.result.components[place] for one in tested]
             table.add_row(f"  {part.title}", *_spread(scores), f"{failed:,}" if failed else "", style="dim")
     table.add_section()
-    table.add_row("total", *_spread([one.verdict.total for one in tested]), "")
+    table.add_row("total", *_spread([one.result.total for one in tested]), "")
     console.print()
     console.print(table)
 
@@ -83,7 +83,7 @@ def _show_summary(outcome: Outcome, console: Console) -> None:
 def _show_pairs(tested: Sequence[Tested], console: Console) -> None:
     """How often the chosen answer of a pair gets more than the rejected one."""
     pairs = [
-        (a.verdict.total, b.verdict.total)
+        (a.result.total, b.result.total)
         for a, b in pairwise(tested)
         if (a.side, b.side) == ("chosen", "rejected") and a.place == b.place
     ]

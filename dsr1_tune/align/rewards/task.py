@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,8 +12,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from dsr1_tune.align.rewards.component import (
     Answered,
+    BatchScorer,
     Component,
-    Judge,
     Mapped,
     NoScore,
     Score,
@@ -27,7 +26,8 @@ from dsr1_tune.align.rewards.form import compiled
 from dsr1_tune.data.record import Message
 from dsr1_tune.data.rules.packs import function_of
 from dsr1_tune.errors import ConfigError, ModelError
-from dsr1_tune.text.final_answer import final_number, final_part, same_text
+from dsr1_tune.text.equality import Tolerance, equal, is_comparable
+from dsr1_tune.text.final_answer import final_answer, same_text
 
 
 class Exact(Component):
@@ -39,12 +39,12 @@ class Exact(Component):
     def score(self, one: Answered) -> float:
         """1 or 0."""
         wanted = self.expected(one)
-        got, want = same_text(final_part(self.text(one))[0]), {same_text(wanted), same_text(final_part(wanted)[0])}
-        return float(got in want)
+        want = {same_text(wanted), same_text(final_answer(wanted).text)}
+        return float(same_text(final_answer(self.text(one)).text) in want)
 
 
 class Numeric(Component):
-    """1 where the number that the answer comes down to is the expected one."""
+    """1 where the answer's final number (or list, ratio, range, date, formula) is the expected one."""
 
     is_comparing: ClassVar[bool] = True
     type: Literal["numeric"]
@@ -53,27 +53,18 @@ class Numeric(Component):
     relative: Annotated[float, Field(ge=0)] = 0.0
     """Difference that still counts as the same, as a share of the expected number."""
     percent: bool = True
-    """Whether 50% is 0.5; false takes it as 50."""
+    """Whether 50% is 0.5 (and 50, where the expected answer is a number above 1 or names %); false: 50 only."""
 
     def score(self, one: Answered) -> float:
         """1 or 0. Raises NoScore where the expected answer holds no number."""
-        wanted = self._number(self.expected(one))
-        if wanted is None:
-            raise NoScore(f"the expected answer holds no number: {self.expected(one)[:60]!r}")
-        if same_text(final_part(self.text(one))[0]) == same_text(final_part(self.expected(one))[0]):
-            return 1.0  # also a pair, a time or a range: 3, 4
-        got = self._number(self.text(one))
-        if got is None:
-            return 0.0
-        allowed = max(Fraction(self.tolerance), Fraction(self.relative) * abs(wanted))
-        return float(abs(got - wanted) <= allowed)
+        wanted = self.expected(one)
+        if self.objection(wanted):
+            raise NoScore(f"the expected answer {self.objection(wanted)}")
+        return float(equal(self.text(one), wanted, Tolerance(self.tolerance, self.relative, self.percent)))
 
     def objection(self, expected: str) -> str:
         """Where it holds no number, nothing can be compared with it."""
-        return "" if self._number(expected) is not None else f"holds no number: {expected.strip()[:60]!r}"
-
-    def _number(self, text: str) -> Fraction | None:
-        return final_number(text if self.percent else text.replace("%", " ").replace("％", " "))
+        return "" if is_comparable(expected) else f"holds no number: {expected.strip()[:60]!r}"
 
 
 PLACE = "{expected}"
@@ -140,7 +131,7 @@ class Function(Mapped):
         """Whether rows without an expected answer are refused."""
         return self.needs_expected
 
-    def open(self) -> Judge:
+    def open(self) -> BatchScorer:
         """Ready to call."""
         function: Callable[..., Any] = function_of(self.call)
         names = _taken(function)
@@ -209,7 +200,7 @@ class RewardModel(Mapped):
             raise ValueError("its number may be any; say how it becomes a score: sigmoid: true, scale or unbounded")
         return self
 
-    def open(self) -> Judge:
+    def open(self) -> BatchScorer:
         """Load it. Raises ModelError where it cannot be."""
         from dsr1_tune.align.rewards.scoring import score_conversations
         from dsr1_tune.models.trained.reward_model import load_scalar
@@ -219,13 +210,13 @@ class RewardModel(Mapped):
         def score(pairs: Sequence[tuple[tuple[Message, ...], str]]) -> Sequence[Score]:
             return score_conversations(model, pairs)
 
-        def judge(answers: Sequence[Answered]) -> list[Score]:
+        def score_all(answers: Sequence[Answered]) -> list[Score]:
             pairs = [(one.prompt, self.text(one)) for one in answers]
             said = [pair for pair in pairs if pair[1].strip()]
             scores = iter(in_batches(score, said, self.mapped) if said else [])
             return [next(scores) if pair[1].strip() else self._of_blank() for pair in pairs]
 
-        return judge
+        return score_all
 
     def _of_blank(self) -> Score:
         """A blank answer cannot be shown to a model; it is worth the least there is."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from dataclasses import dataclass
 from rapidfuzz.distance import LCSseq
 
 from dsr1_tune.data.encode import thinking
-from dsr1_tune.text.answer_kind import Kind, chosen_letter, final_number, items, kind_of, said_number
+from dsr1_tune.text.answer_kind import Kind, chosen_letter, items, kind_of
+from dsr1_tune.text.equality import equal
 from dsr1_tune.text.words import content_words, words
 
 
@@ -23,7 +23,7 @@ class Task:
 
     @classmethod
     def of(cls, question: str, reference: str) -> Task:
-        """The kind told from the question and the right answer; thoughts do not count."""
+        """The kind of the reference, which may depend on the question; reasoning in <think> does not count."""
         said = thinking.strip(reference).strip()
         return cls(kind_of(question, said), said)
 
@@ -39,12 +39,12 @@ SCORES: dict[Kind, tuple[str, ...]] = {
 
 
 def scores(task: Task, answer: str) -> dict[str, float]:
-    """The scores that fit, of what an answer says besides its thoughts."""
+    """The scores that fit, of an answer without its reasoning."""
     said = thinking.strip(answer).strip()
     if task.kind == "choice":
         return {"choice_accuracy": float(chosen_letter(said) == chosen_letter(task.reference))}
     if task.kind == "number":
-        return {"numeric": numeric(said, task.reference)}
+        return {"numeric": float(equal(said, task.reference))}
     if task.kind == "text":
         return {"rouge_l": rouge_l(said, task.reference)}
     f1 = bag_f1(items(said), items(task.reference)) if task.kind == "list" else word_f1(said, task.reference)
@@ -54,12 +54,6 @@ def scores(task: Task, answer: str) -> dict[str, float]:
 def exact_match(answer: str, reference: str) -> float:
     """1 where the words are the same, but for case, signs and articles."""
     return float(content_words(answer) == content_words(reference))
-
-
-def numeric(answer: str, reference: str) -> float:
-    """1 where the answer comes to the reference's number; 2.50 is 2.5, and 1,000 is 1000."""
-    wanted, found = final_number(reference), said_number(answer)
-    return float(wanted is not None and found is not None and math.isclose(wanted, found, rel_tol=1e-6, abs_tol=1e-9))
 
 
 def word_f1(answer: str, reference: str) -> float:

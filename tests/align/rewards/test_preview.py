@@ -3,104 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from dsr1_tune import cli
 from dsr1_tune.config import Data
 from dsr1_tune.data.prepare import prepare
 from dsr1_tune.data.read.ground_truth import RESULTS
 from dsr1_tune.data.record import Prompt
 
-REWARDS = """\
-layers:
-  - name: form
-    gate: {soft: 0.5}
-    components:
-      - not_empty
-      - {type: length, max_chars: 20, soft: 10}
-  - name: task
-    weight: 2
-    components:
-      - {type: function, call: 'own.py:good'}
-"""
-OWN = """\
-def good(answer):
-    if 'raise' in answer:
-        raise ValueError('cannot')
-    return 'good' in answer
-"""
 
-
-@pytest.fixture
-def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """typed("rewards.yaml", ...) → (exit code, stdout, stderr), in a folder with a reward file, 80 columns wide."""
-    (tmp_path / "rewards.yaml").write_text(REWARDS)
-    (tmp_path / "own.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*arguments: str) -> tuple[Any, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dsr1-tune", "reward-test", *arguments])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        printed = capsys.readouterr()
-        return left.value.code, printed.out, printed.err
-
-    return run
-
-
-def lines(name: str, *rows: dict[str, Any]) -> str:
-    Path(name).write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return name
-
-
-def test_a_table_for_each_answer_a_summary_and_a_file(typed: Any) -> None:
-    rows = [
-        {"question": "a?", "answer": "good", "expected": 3},
-        {"question": "b?", "answer": "raise"},
-        {"question": "c?", "answer": "bad and twenty-five long"},
-        *[{"question": "d?", "answer": "good"}] * 17,
-        {"question": "e?"},
-    ]
-    code, out, err = typed("rewards.yaml", lines("answers.jsonl", *rows), "--out", "out/scores.jsonl")
-    assert code == 0, err
-    assert max(map(len, out.splitlines())) <= 80
-    assert "answers.jsonl:1: 3.000" in out and "answers.jsonl:10: 3.000" in out and "answers.jsonl:11" not in out
-    assert "failed: task/function: ValueError: cannot" in out
-    assert "and 10 more answers" in out and "20 answers" in out
-    assert "not tested: answers.jsonl:21" in out
-    summary = {
-        line.split()[0]: line.split()[1:] for line in out[out.index("20 answers") :].splitlines() if line.split()
-    }
-    assert summary["function"] == ["0.900", "0.000", "1.000", "10%", "1"]
-    assert summary["total"][:3] == [f"{(18 * 3 + 1 + (1 + 7 / 11) / 2) / 20:.3f}", "0.818", "3.000"]
-    found = [json.loads(line) for line in Path("out/scores.jsonl").read_text().splitlines()]
-    assert len(found) == 20 and found[0]["expected"] == "3" and found[0]["total"] == 3
-    assert found[1]["errors"] == ["task/function: ValueError: cannot"] and found[1]["components"]["task/function"] == 0
-    assert found[2]["gates"] == {"form": 1.0, "task": 1.0}
-
-
-def test_pairs_tell_how_often_the_chosen_answer_gets_more(typed: Any) -> None:
-    pairs = [
-        {"prompt": "a?", "chosen": "good", "rejected": "bad"},
-        {"prompt": "b?", "chosen": "bad", "rejected": "good"},
-        {"prompt": "c?", "chosen": "good", "rejected": "good too"},
-        {"prompt": "d?", "chosen": "good", "rejected": ""},
-    ]
-    code, out, err = typed("rewards.yaml", lines("pairs.jsonl", *pairs), "--show", "2")
-    assert code == 0, err
-    assert "pairs.jsonl:1, chosen: 3.000" in out and "pairs.jsonl:1, rejected: 1.000" in out
-    assert "pairs.jsonl:2, chosen" not in out
-    assert " ".join(out.split()).endswith(
-        "The chosen answer gets more in 2 of 4 pairs (50%), the same in 1; on average +0.625."
-    )
-
-
-def test_it_compares_with_what_training_compares_with(typed: Any) -> None:
+def test_preview_compares_with_what_training_compares_with(typed: Any, lines: Callable[..., str]) -> None:
     Path("numeric.yaml").write_text("layers: [{name: task, components: [numeric]}]")
     rows: list[dict[str, Any]] = [
         {"prompt": f"{number}?", "answer": "6 * 7, so 42", name: {"ground_truth": 42} if "model" in name else 42}
@@ -122,7 +35,7 @@ def test_it_compares_with_what_training_compares_with(typed: Any) -> None:
     assert code == 2 and "--map ground_truth=nothing: no row has such a field" in err
 
 
-def test_bad_input_exits_2_and_says_what_to_do(typed: Any) -> None:
+def test_preview_of_bad_input_exits_2_and_says_what_to_do(typed: Any, lines: Callable[..., str]) -> None:
     answers = lines("answers.jsonl", {"question": "a?", "answer": "good"})
     lines("prompts.jsonl", {"prompt": "a?"}, {"prompt": "b?"})
     Path("numeric.yaml").write_text("layers: [{name: task, components: [numeric]}]")

@@ -1,0 +1,60 @@
+"""Errors of rewards during a run: counted, kept with the answer, or the end of the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dsr1_tune.align.rewards.component import Answered
+from dsr1_tune.align.rewards.errors import RewardErrors
+from dsr1_tune.align.rewards.layered import RewardResult
+from dsr1_tune.data.record import Message
+from dsr1_tune.errors import RunError
+
+
+def failing(number: int) -> tuple[list[Answered], list[RewardResult]]:
+    answers = [Answered((Message("user", "How much?"),), f"a{i}") for i in range(number)]
+    return answers, [RewardResult(0.0, errors=("task/own: ValueError: no",))] * number
+
+
+def test_reward_errors_are_counted_kept_and_said_now_and_then(
+    tmp_path: Path, answered: Callable[..., Answered]
+) -> None:
+    said: list[str] = []
+    errors = RewardErrors(tmp_path, "zero", said.append)
+    assert errors.note([answered("fine")], [RewardResult(1.0)]) == 0 and not errors.file.exists()
+    for _ in range(4):
+        errors.note(*failing(30))
+    assert errors.counts == {"task/own": 120} and errors.num_errors == 120
+    assert len(said) == 3 and "'a0'" in said[0] and "10 times" in said[1] and "100 times" in said[2]
+    lines = [json.loads(line) for line in errors.file.read_text().splitlines()]
+    assert len(lines) == 120 and lines[1]["answer"] == "a1" and lines[1]["error"] == "ValueError: no"
+    assert len(errors.kept["task/own"]) == 5 and "120 times" in errors.summary()
+
+
+def test_reward_errors_with_stop_end_the_run_and_keep_the_answer(tmp_path: Path) -> None:
+    errors = RewardErrors(tmp_path, "stop", print)
+    with pytest.raises(RunError, match="task/own failed: ValueError: no; answer: 'a0'"):
+        errors.note(*failing(2))
+    assert json.loads(errors.file.read_text().splitlines()[0])["answer"] == "a0"
+
+
+def test_reward_errors_resume_with_any_answer_and_without_half_a_line(
+    tmp_path: Path, answered: Callable[..., Answered]
+) -> None:
+    errors = RewardErrors(tmp_path, "zero", lambda said: None)
+    texts = ["a\u2028b", "a\x85b", "a\r\nb", "答"]
+    results = [RewardResult(0.0, errors=("task/own: ValueError: no",))] * len(texts)
+    for step in (1, 2):
+        errors.note([answered(text) for text in texts], results, step)
+    whole = errors.file.read_bytes()
+    with errors.file.open("ab") as file:
+        file.write(json.dumps({"step": 2, "component": "task/own", "answer": "答"}, ensure_ascii=False).encode()[:-3])
+    after = RewardErrors(tmp_path, "zero", lambda said: None)
+    after.resume(2)
+    assert after.counts == {"task/own": 8} and after.file.read_bytes() == whole
+    after.resume(1)
+    assert after.counts == {"task/own": 4} and whole.startswith(after.file.read_bytes())
