@@ -19,13 +19,14 @@ from dsr1_tune.adapt import plan as planning
 from dsr1_tune.adapt.page import write_report
 from dsr1_tune.adapt.state import MISSED, PLAN, STAGES, StageName, State, begin
 from dsr1_tune.atomic import atomic_write
-from dsr1_tune.config import AdaptRun, CleanRun, TuneRun
+from dsr1_tune.config import AdaptRun, CleanRun, ExportRun, TuneRun
 from dsr1_tune.data.clean import run as cleaning
 from dsr1_tune.data.inspect.tables import show_facts
 from dsr1_tune.errors import ConfigError, ModelError, RunError, TuneError
-from dsr1_tune.export import card, compare, lineage, merge, quantize
-from dsr1_tune.export.comparison import page
-from dsr1_tune.export.comparison.gates import GatesMissed, gentler
+from dsr1_tune.export import lineage
+from dsr1_tune.export.comparison.gates import GatesMissed
+from dsr1_tune.export.formats import registry
+from dsr1_tune.export.steps import Steps
 from dsr1_tune.models.memory import GIB
 from dsr1_tune.models.memory_plan.estimate import Method, Plan
 from dsr1_tune.runs.console import Narrator, quiet_libraries
@@ -56,6 +57,7 @@ def run(config: AdaptRun, console: Console | None = None) -> Path:
     quiet_libraries()
     if not config.data.files:
         raise ConfigError("no data is given", hint="dsr1-tune adapt --data medical.json --out model")
+    registry.pick(config.quantize)
     state = State(config.out or Path("adapted") / Path(config.data.files[0].name.removesuffix(".gz")).stem)
     way = _Way(_with_absolute_paths(config), state, Narrator(console or Console()))
     with state.held():
@@ -124,14 +126,16 @@ class _Way:
         return self.state.folder / "run"
 
     @property
-    def merged(self) -> Path:
-        """The model in the base's own number format."""
-        return self.state.folder / "merged"
+    def steps(self) -> Steps:
+        """From the training run to the model that is served."""
+        config, folder = self.config, self.state.folder
+        settings = ExportRun(merge=config.merge, quantize=config.quantize, compare=config.compare, gates=config.gates)
+        return Steps(self.trained, folder / "merged", folder / "model", settings, self.console, config.language)
 
     @property
     def made(self) -> Path:
         """The model that is served."""
-        return self.merged if self.config.quantize.to == "none" else self.state.folder / "model"
+        return self.steps.made
 
     @property
     def console(self) -> Console:
@@ -218,29 +222,21 @@ class _Way:
 
     def merge(self, facts: dict[str, Any]) -> None:
         """The base with what was trained."""
-        if not _is_whole(self.merged):
-            merge.run(self.trained, self.merged, self.config.merge, self.console)
-        facts |= {"bytes": _weights_bytes(self.merged)}
-        known = lineage.read(self.merged)
+        self.steps.merge()
+        facts |= {"bytes": _weights_bytes(self.steps.merged)}
+        known = lineage.read(self.steps.merged)
         if known and (stage := known.stage("merge")):
             facts["certificate"] = stage.facts.get("certificate")
 
     def quantize(self, facts: dict[str, Any]) -> None:
         """Into the format that is served."""
         facts["to"] = self.config.quantize.to
-        if self.config.quantize.to != "none" and not _is_whole(self.made):
-            quantize.run(self.merged, self.made, self.config.quantize, self.console)
+        self.steps.quantize()
         facts["bytes"] = _weights_bytes(self.made)
 
     def compare(self, facts: dict[str, Any]) -> None:
         """What came out against what went in, held to the gates."""
-        before, names = (self.merged, ("merged", "model"))
-        if self.made == self.merged:
-            before, names = (self.trained, ("run", "merged"))
-        found = compare.run(before, self.made, self.config.compare, self.config.gates, None, self.console, names)
-        page.write(found, self.made, self.config.language)
-        self.narrator.say(f"compare.json and compare.html are in {self.made}")
-        lineage.refresh(self.made, (page.JSON_NAME, page.HTML_NAME))
+        found = self.steps.compare(("merged", "model") if self.steps.is_quantized else ("run", "merged"))
         measured = found.domain or found.general
         facts |= {
             "increase": measured.increase.value,
@@ -252,15 +248,14 @@ class _Way:
 
     def card(self, facts: dict[str, Any]) -> None:
         """The model card."""
-        language = self.config.language
-        facts["file"] = card.run(self.made, language).name
+        facts["file"] = self.steps.card().name
 
     def check_gates(self) -> None:
         """Raise GatesMissed, saying what to do, where a gate was missed."""
         if lines := self.state.stage("compare").get("missed"):
-            ways = gentler(self.config.quantize)
+            ways = registry.gentler(self.config.quantize)
             gently = (
-                f"Quantize more gently into another folder (dsr1-tune quantize {self.merged} {ways[0]}), or allow"
+                f"Quantize more gently into another folder (dsr1-tune quantize {self.steps.merged} {ways[0]}), or allow"
                 if ways
                 else "Allow"
             )
@@ -297,11 +292,6 @@ def _reason(made: Plan, method: Method, asked: str) -> str:
 
 def _tip(made: Plan, method: Method) -> str:
     return f"try {made.advice[method]}" if method in made.advice else ""
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether a folder that is written whole or not at all is there."""
-    return (folder / lineage.FILE).is_file()
 
 
 def _weights_bytes(folder: Path) -> int:

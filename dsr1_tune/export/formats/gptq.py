@@ -25,9 +25,10 @@ from dsr1_tune.config.export import Quantize
 from dsr1_tune.data.encode.example import Example, encode_all
 from dsr1_tune.errors import ModelError, RunError
 from dsr1_tune.export.formats.gptq_process import Job
-from dsr1_tune.export.formats.w4a16 import Rounded, pick_group_size, round_to_nearest, write_rounded
+from dsr1_tune.export.formats.rounding import Rounded, pick_group_size, round_to_nearest, write_rounded
 from dsr1_tune.export.weights.accounting import Counting, Quantized, chosen
-from dsr1_tune.export.weights.source import Source, copy_sidecars
+from dsr1_tune.export.weights.sidecars import copy_sidecars
+from dsr1_tune.export.weights.source import Source
 from dsr1_tune.models import isolated_env
 from dsr1_tune.models.folder import read_tokenizer
 from dsr1_tune.models.load import load

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,27 +214,3 @@ def _as_stretched(config: dict[str, Any], read: Any) -> dict[str, Any]:
     # Older engines read the one name, newer ones the other.
     scaling = {name: value for name, value in read.rope_parameters.items() if name != "rope_theta"}
     return tree | {"rope_scaling": scaling, "rope_theta": read.rope_parameters["rope_theta"]}
-
-
-OURS = {
-    *["config.json", "lineage.json", "manifest.json", "README.md", "compare.json", "compare.html", "Modelfile"],
-}
-"""What is written anew, or would be untrue of another model."""
-WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-
-
-def copy_sidecars(source: Source | OpenBase, folder: Path, config: Mapping[str, Any] | None = None) -> None:
-    """Tokenizer, chat template, generation config, licence and the like, unchanged; and config.json.
-
-    It says what `config` says, without one what the source's is to say.
-    """
-    for file in sorted(source.folder.iterdir()):
-        is_ours = file.name in OURS
-        if file.is_file() and not file.name.startswith(".") and not is_ours and not file.name.endswith(WEIGHT_FILES):
-            shutil.copyfile(file, folder / file.name)
-    tree = source.config if config is None else config
-    if read_json(source.folder / "config.json") == tree:
-        shutil.copyfile(source.folder / "config.json", folder / "config.json")
-    else:
-        text = json.dumps(dict(tree), indent=2, ensure_ascii=False)
-        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
