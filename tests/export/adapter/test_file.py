@@ -44,7 +44,7 @@ def test_adapter_of_another_kind_is_refused(tiny_run: TinyRun, tmp_path: Path) -
 def test_adapter_pair_with_more_than_a_and_b_is_refused(tiny_run: TinyRun) -> None:
     adapter = Adapter.read(tiny_run("qwen3_moe").adapter)
     layers: dict[str, Any] = {ATTENTION: {**adapter.layers[ATTENTION], "lora_magnitude_vector": "m"}}
-    with pytest.raises(ModelError, match="has lora_A.weight, lora_B.weight, lora_magnitude_vector"):
+    with pytest.raises(ModelError, match=r"has lora_A.weight, lora_B.weight, lora_magnitude_vector"):
         Adapter(adapter.file, adapter.config, layers, {}).pair(ATTENTION)
 
 
