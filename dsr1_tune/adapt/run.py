@@ -1,7 +1,7 @@
-"""`adapt`: from a data file to a model that is served: plan, clean, train, merge, quantize, compare, card.
+"""`adapt`: from a data file to a served model: plan, clean, train, merge, quantize, compare, card.
 
-Every stage leaves files in one folder and is noted in adapt.json when it is whole; the same command goes on where it
-was stopped, and training goes on from its checkpoint.
+Every stage leaves files in one folder and is recorded in adapt.json when it is finished; the same command resumes where
+it was stopped, and training resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -49,37 +49,37 @@ TRAIN: dict[str, Callable[[Any, Path | None, Console | None], RunFolder]] = {
 
 
 def run(config: AdaptRun, console: Console | None = None) -> Path:
-    """Go the whole way, or on with it where it was stopped; returns the folder of the model that came of it.
+    """Run all stages, or resume where it was stopped; returns the folder of the model.
 
-    Raises TuneError for what the user can mend, GatesMissed (exit code 1) where the quantized model has lost too much,
-    and KeyboardInterrupt after a Ctrl-C; what was done is kept in every case.
+    Raises TuneError for what the user can correct, GatesMissed (exit code 1) where the quantized model has lost too
+    much, and KeyboardInterrupt after a Ctrl-C; what was done is kept in every case.
     """
     quiet_libraries()
     if not config.data.files:
         raise ConfigError("no data is given", hint="dsr1-tune adapt --data medical.json --out model")
     registry.pick(config.quantize)
     state = State(config.out or Path("adapted") / Path(config.data.files[0].name.removesuffix(".gz")).stem)
-    way = _Way(_with_absolute_paths(config), state, Narrator(console or Console()))
+    adapt = _Adapt(_with_absolute_paths(config), state, Narrator(console or Console()))
     with state.held():
-        way.config = begin(state, way.config)
+        adapt.config = begin(state, adapt.config)
         try:
-            way.go()
+            adapt.go()
         except KeyboardInterrupt:
-            way.narrator.say(f"\nStopped. Go on with: dsr1-tune adapt --out {state.folder}")
+            adapt.narrator.say(f"\nStopped. Go on with: dsr1-tune adapt --out {state.folder}")
             raise
-    way.narrator.say(f"\nThe model is in {way.made}. Talk to it with: dsr1-tune chat {way.made}")
-    return way.made
+    adapt.narrator.say(f"\nThe model is in {adapt.made}. Talk to it with: dsr1-tune chat {adapt.made}")
+    return adapt.made
 
 
 def _with_absolute_paths(config: AdaptRun) -> AdaptRun:
-    """The way may be gone on with from another working directory."""
+    """Adapt may be resumed from another working directory."""
     files = tuple(file.absolute() for file in config.data.files)
     weights = {str(Path(file).absolute()): weight for file, weight in config.data.weights.items()}
     return config.model_copy(update={"data": config.data.model_copy(update={"files": files, "weights": weights})})
 
 
-class _Way:
-    """One way under way: its settings, its folder, and a function for each of its stages."""
+class _Adapt:
+    """One run of adapt: its settings, its folder, and a function for each of its stages."""
 
     def __init__(self, config: AdaptRun, state: State, narrator: Narrator) -> None:
         self.config, self.state, self.narrator = config, state, narrator
@@ -92,7 +92,7 @@ class _Way:
                 if self.state.is_done(name):
                     self.narrator.say("done before")
                     continue
-                with self.state.doing(name) as facts:
+                with self.state.running(name) as facts:
                     stage(facts)
                 gc.collect()
             self.check_gates()
@@ -175,7 +175,7 @@ class _Way:
         facts["languages"] = cleaned.get("languages", {})
 
     def train(self, facts: dict[str, Any]) -> None:
-        """The chosen way of training, or on with it."""
+        """Train with the chosen method, or resume it."""
         method = self.state.stage("plan")["method"]
         folder = RunFolder(self.trained)
         status = folder.manifest().get("status") if folder.manifest_file.exists() else None
@@ -235,7 +235,7 @@ class _Way:
         facts["bytes"] = _weights_bytes(self.made)
 
     def compare(self, facts: dict[str, Any]) -> None:
-        """What came out against what went in, held to the gates."""
+        """The served model compared with what it was made of, and checked against the gates."""
         found = self.steps.compare(("merged", "model") if self.steps.is_quantized else ("run", "merged"))
         measured = found.domain or found.general
         facts |= {
@@ -266,7 +266,7 @@ class _Way:
             )
 
     def report(self) -> None:
-        """However far it has come; that it cannot be shown must not make a good way a bad one."""
+        """Written however far it has come; a report that cannot be written must not fail the run."""
         try:
             file = write_report(self.state, self.config.language)
             self.narrator.say(f"\nAll of it on one page: {file}")

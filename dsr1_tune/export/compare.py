@@ -1,4 +1,4 @@
-"""Hold two models against each other: before and after training, merging or quantizing."""
+"""`compare`: two models on the same rows, before and after training, merging or quantizing."""
 
 from __future__ import annotations
 

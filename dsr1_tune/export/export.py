@@ -97,7 +97,7 @@ _OURS = {CURRENT, VERSIONS, MISSED, WORK, _LOCK}
 
 @contextmanager
 def _keeping_current(out: Path, narrator: Narrator) -> Iterator[None]:
-    """Say, when something goes wrong, that what was current still is."""
+    """When something goes wrong, say that the current version is still the same."""
     before = current(out)
     try:
         yield
@@ -121,7 +121,7 @@ def current(out: Path) -> Path | None:
 
 @contextmanager
 def _work(out: Path) -> Iterator[Path]:
-    """Where unfinished things lie: on the same disk, out of sight, gone afterwards; a killed attempt's go now."""
+    """A hidden folder for unfinished results on the same disk, removed afterwards, as is what a killed attempt left."""
     work = out / WORK
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()

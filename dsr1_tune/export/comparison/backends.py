@@ -40,7 +40,7 @@ class Scorer(Protocol):
 
     tokenizer: Any
     num_bytes: int
-    """Of its weights, as they are held in memory."""
+    """Of its weights in memory."""
     context: int
     """The most tokens that it reads."""
 
@@ -106,7 +106,7 @@ def name_of(model: Name) -> str:
 
 
 def stored_bytes(model: Name) -> int | None:
-    """What a model's weights take on disk; None where they do not all lie in one folder."""
+    """What a model's weights take on disk; None where they are not all in one folder."""
     if model is None:
         return None
     if (file := find_gguf(model)) is not None:
@@ -129,7 +129,7 @@ def _tokenizer_for(file: Path, other: Name) -> Any:
 
 
 def _places(model: Name) -> list[Path]:
-    """Where a model's tokenizer may lie."""
+    """Where a model's tokenizer may be."""
     if model is None or not local_path(str(model)).is_dir():
         return []
     folder = local_path(str(model))

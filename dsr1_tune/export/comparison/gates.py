@@ -17,7 +17,7 @@ class GatesMissed(TuneError):
 
 
 def with_gates(found: Comparison, gates: Gates) -> Comparison:
-    """The comparison, with what was asked of it and what of that was missed."""
+    """The comparison, with the gates and those of them that were missed."""
     return replace(found, asked=gates.model_dump(), missed=missed_gates(found, gates))
 
 

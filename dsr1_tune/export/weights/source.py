@@ -29,14 +29,14 @@ from dsr1_tune.runs.folder import FINISHED, RunFolder
 
 @dataclass(frozen=True)
 class Source:
-    """A model that lies in a folder, or is made of a base and what a run trained while it is read."""
+    """A model that is stored in a folder, or is made of a base and what a run trained while it is read."""
 
     name: str
     """For people: the folder or the run."""
     weights: Weights
-    """Its tensors in 16 or 32 bits, under the names that they have on disk; block-FP8 is multiplied out."""
+    """Its tensors in 16 or 32 bits, under the names that they have on disk; block-FP8 is dequantized."""
     folder: Path
-    """Where config.json, tokenizer and the like lie."""
+    """Where config.json, tokenizer and the like are."""
     config: Mapping[str, Any]
     """What its config.json is to say, but for what a quantizer adds."""
     meta_model: nn.Module
