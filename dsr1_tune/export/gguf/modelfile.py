@@ -129,17 +129,15 @@ class _Around:
 
 def _derive(tokenizer: Any, bos: str) -> tuple[_Around, bool]:
     """What stands between the turns, and whether `bos`, which llama.cpp adds, could be left to it."""
-    user_end = _around(_jinja(tokenizer, [_user("U1")], False), "U1")[1]
-    answer_end = _around(_jinja(tokenizer, [_user("U1"), _answer("A1")], False), "U1", "A1")[2]
-    first, to_answer, to_user, _, _, to_new = _around(
-        _jinja(tokenizer, [_user("U1"), _answer("A1"), _user("U2"), _answer("A2"), _user("U3")], True),
-        *("U1", "A1", "U2", "A2", "U3"),
-    )
+    user_end = _pieces(tokenizer, "U1", asks=False)[1]
+    answer_end = _pieces(tokenizer, "U1 A1", asks=False)[2]
+    first, to_answer, to_user, _, _, to_new = _pieces(tokenizer, "U1 A1 U2 A2 U3", asks=True)
     user = _without_start(to_user, answer_end)
     answer, new = _without_start(to_answer, user_end), _without_start(to_new, user_end)
-    plain, brief = _without_end(first, user), None
+    plain = _without_end(first, user)
+    brief: tuple[str, str] | None = None
     try:
-        briefed = _around(_jinja(tokenizer, [_system("S1"), _user("U1")], True), "S1", "U1")
+        briefed = _pieces(tokenizer, "S1 U1", asks=True)
     except (TemplateError, _Unclear):
         pass
     else:
@@ -161,17 +159,21 @@ def _jinja(tokenizer: Any, turns: Turns, asks: bool) -> str:
     return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asks))
 
 
-def _around(text: str, *contents: str) -> list[str]:
-    """What stands before, between and after the contents, each of which must be there once."""
-    pieces, rest = [], text
-    for content in contents:
-        before, found, rest = rest.partition(_mark(content))
+def _pieces(tokenizer: Any, names: str, asks: bool) -> list[str]:
+    """What stands before, between and behind the turns of these names, each of whose texts must be there once."""
+    turns = [{"role": _ROLES[name[0]], "content": f"[{name}]"} for name in names.split()]
+    pieces, rest = [], _jinja(tokenizer, turns, asks)
+    for turn in turns:
+        before, found, rest = rest.partition(turn["content"])
         if not found:
             raise _Unclear("it does not repeat what is said")
         pieces.append(before)
-    if any(_mark(content) in rest for content in contents):
+    if any(turn["content"] in rest for turn in turns):
         raise _Unclear("it repeats what is said")
     return [*pieces, rest]
+
+
+_ROLES = {"S": "system", "U": "user", "A": "assistant"}
 
 
 def _without_start(text: str, start: str) -> str:
@@ -184,22 +186,6 @@ def _without_end(text: str, end: str) -> str:
     if not text.endswith(end):
         raise _Unclear("it begins the first turn in another way than the others")
     return text[: len(text) - len(end)]
-
-
-def _mark(content: str) -> str:
-    return f"[{content}]"
-
-
-def _user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": _mark(content)}
-
-
-def _answer(content: str) -> dict[str, str]:
-    return {"role": "assistant", "content": _mark(content)}
-
-
-def _system(content: str) -> dict[str, str]:
-    return {"role": "system", "content": _mark(content)}
 
 
 def _is_same(tokenizer: Any, around: _Around, before: str, turns: Turns) -> bool:
