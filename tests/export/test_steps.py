@@ -13,7 +13,7 @@ from tests.export.conftest import quiet
 
 def steps(run: RunFolder, folder: Path, to: str) -> Steps:
     settings = ExportRun.model_validate(
-        {"quantize": {"to": to}, "compare": {"max_rows": 3, "answers": 0}, "gates": {"max_general_drop": 5}}
+        {"quantize": {"to": to}, "compare": {"max_rows": 3, "answers": 0}, "gates": {"max_general_drop": "500%"}}
     )
     return Steps(run.path, folder / "merged", folder / "model", settings, quiet(), "zh")
 

@@ -23,6 +23,6 @@ def test_load_streamed_gives_the_logits_of_the_whole_model(tiny_model: Any, fami
     model = load_streamed(base.located, base.plain, base.layout).model
     for _ in range(2):  # layers that were let go are read again
         got = model(IDS).logits
-        assert torch.equal(got, load(Base(model=str(folder), dtype="float32")).model(IDS).logits)
+        assert torch.allclose(got, load(Base(model=str(folder), dtype="float32")).model(IDS).logits, atol=1e-5)
     held = [weight for weight in model.parameters() if weight.untyped_storage().nbytes() > weight.itemsize]
     assert held == []
