@@ -67,7 +67,8 @@ def main() -> None:
 def round_to_bf16(whole: Path, rounded: Path) -> None:
     """A copy of a model with its matrices and norms in bfloat16; balancing biases stay in float32."""
     from dsr1_tune.export import lineage
-    from dsr1_tune.export.weights.source import copy_sidecars, open_source
+    from dsr1_tune.export.weights.sidecars import copy_sidecars
+    from dsr1_tune.export.weights.source import open_source
     from dsr1_tune.models.weights.checkpoint import Spec, write_weights
     from dsr1_tune.moe.anatomy import is_balancing_bias
 

@@ -1,4 +1,4 @@
-"""`plan`: what every way of training a base takes, what of it fits, and which setting to turn where it does not."""
+"""`plan`: the memory that each training method needs, which of them fit, and what to change where none does."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _largest_measured(lengths: Sequence[int]) -> tuple[int, int]:
 
 
 def show(made: Plan, config: PlanRun, console: Console) -> None:
-    """The table, and what to turn."""
+    """The table, and what to change."""
     batch = made.estimates[0].batch
     what = "the longest of the data" if config.data.files and not config.sequences.packing else "schedule.max_tokens"
     console.print(
@@ -110,7 +110,7 @@ def show(made: Plan, config: PlanRun, console: Console) -> None:
     table.add_row("peak", *(_gib(one.peak) for one in made.estimates), style="bold")
     table.add_row("reached in", *(one.phase for one in made.estimates))
     table.add_row("must be there", *(_gib(one.needed) for one in made.estimates))
-    table.add_row(f"fits in {made.memory / GIB:,.1f}", *(_verdict(made, one) for one in made.estimates))
+    table.add_row(f"fits in {made.memory / GIB:,.1f}", *(_fits(made, one) for one in made.estimates))
     console.print(table)
     for method, advice in made.advice.items():
         console.print(f"{method}: {escape(advice)}", highlight=False, soft_wrap=True)
@@ -135,7 +135,7 @@ def _gib(size: int) -> str:
     return f"{size / GIB:,.2f}"
 
 
-def _verdict(made: Plan, one: MemoryEstimate) -> str:
+def _fits(made: Plan, one: MemoryEstimate) -> str:
     return "[green]yes[/]" if made.fits(one.method) else "[red]no[/]"
 
 

@@ -1,7 +1,7 @@
-"""`adapt`: from a data file to a model that is served: plan, clean, train, merge, quantize, compare, card.
+"""`adapt`: from a data file to a served model: plan, clean, train, merge, quantize, compare, card.
 
-Every stage leaves files in one folder and is noted in adapt.json when it is whole; the same command goes on where it
-was stopped, and training goes on from its checkpoint.
+Every stage leaves files in one folder and is recorded in adapt.json when it is finished; the same command resumes where
+it was stopped, and training resumes from its checkpoint.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from dsr1_tune.adapt import plan as planning
 from dsr1_tune.adapt.page import write_report
 from dsr1_tune.adapt.state import MISSED, PLAN, STAGES, StageName, State, begin
 from dsr1_tune.atomic import atomic_write
-from dsr1_tune.config import AdaptRun, CleanRun, TuneRun
+from dsr1_tune.config import AdaptRun, CleanRun, ExportRun, TuneRun
 from dsr1_tune.data.clean import run as cleaning
 from dsr1_tune.data.inspect.tables import show_cleaned
 from dsr1_tune.errors import ConfigError, ModelError, RunError, TuneError
-from dsr1_tune.export import card, compare, lineage, merge, quantize
-from dsr1_tune.export.comparison import page
-from dsr1_tune.export.comparison.gates import GatesMissed, gentler
+from dsr1_tune.export import lineage
+from dsr1_tune.export.comparison.gates import GatesMissed
+from dsr1_tune.export.formats import registry
+from dsr1_tune.export.steps import Steps
 from dsr1_tune.models.memory import GIB
 from dsr1_tune.models.memory_plan.estimate import Method, Plan
 from dsr1_tune.runs.console import Narrator, quiet_libraries
@@ -48,29 +49,30 @@ TRAIN: dict[str, Callable[[Any, Path | None, Console | None], RunFolder]] = {
 
 
 def run(config: AdaptRun, console: Console | None = None) -> Path:
-    """Go the whole way, or on with it where it was stopped; returns the folder of the model that came of it.
+    """Run all stages, or resume where it was stopped; returns the folder of the model.
 
-    Raises TuneError for what the user can mend, GatesMissed (exit code 1) where the quantized model has lost too much,
-    and KeyboardInterrupt after a Ctrl-C; what was done is kept in every case.
+    Raises TuneError for what the user can correct, GatesMissed (exit code 1) where the quantized model has lost too
+    much, and KeyboardInterrupt after a Ctrl-C; what was done is kept in every case.
     """
     quiet_libraries()
     if not config.data.files:
         raise ConfigError("no data is given", hint="dsr1-tune adapt --data medical.json --out model")
+    registry.pick(config.quantize)
     state = State(config.out or Path("adapted") / Path(config.data.name.removesuffix(".gz")).stem)
-    way = _Way(_with_absolute_paths(config), state, Narrator(console or Console()))
+    adapt = _Adapt(_with_absolute_paths(config), state, Narrator(console or Console()))
     with state.held():
-        way.config = begin(state, way.config)
+        adapt.config = begin(state, adapt.config)
         try:
-            way.go()
+            adapt.go()
         except KeyboardInterrupt:
-            way.narrator.say(f"\nStopped. Go on with: dsr1-tune adapt --out {state.folder}")
+            adapt.narrator.say(f"\nStopped. Go on with: dsr1-tune adapt --out {state.folder}")
             raise
-    way.narrator.say(f"\nThe model is in {way.made}. Talk to it with: dsr1-tune chat {way.made}")
-    return way.made
+    adapt.narrator.say(f"\nThe model is in {adapt.made}. Talk to it with: dsr1-tune chat {adapt.made}")
+    return adapt.made
 
 
 def _with_absolute_paths(config: AdaptRun) -> AdaptRun:
-    """The way may be gone on with from another working directory."""
+    """Adapt may be resumed from another working directory."""
     files = tuple(file.absolute() for file in config.data.files)
     weights = {str(Path(file).absolute()): weight for file, weight in config.data.weights.items()}
     evaluated = tuple(file.absolute() for file in config.data.eval_files)
@@ -78,8 +80,8 @@ def _with_absolute_paths(config: AdaptRun) -> AdaptRun:
     return config.model_copy(update={"data": config.data.model_copy(update=paths)})
 
 
-class _Way:
-    """One way under way: its settings, its folder, and a function for each of its stages."""
+class _Adapt:
+    """One run of adapt: its settings, its folder, and a function for each of its stages."""
 
     def __init__(self, config: AdaptRun, state: State, narrator: Narrator) -> None:
         self.config, self.state, self.narrator = config, state, narrator
@@ -92,7 +94,7 @@ class _Way:
                 if self.state.is_done(name):
                     self.narrator.say("done before")
                     continue
-                with self.state.doing(name) as facts:
+                with self.state.running(name) as facts:
                     stage(facts)
                 gc.collect()
             self.check_gates()
@@ -126,14 +128,16 @@ class _Way:
         return self.state.folder / "run"
 
     @property
-    def merged(self) -> Path:
-        """The model in the base's own number format."""
-        return self.state.folder / "merged"
+    def steps(self) -> Steps:
+        """From the training run to the model that is served."""
+        config, folder = self.config, self.state.folder
+        settings = ExportRun(merge=config.merge, quantize=config.quantize, compare=config.compare, gates=config.gates)
+        return Steps(self.trained, folder / "merged", folder / "model", settings, self.console, config.language)
 
     @property
     def made(self) -> Path:
         """The model that is served."""
-        return self.merged if self.config.quantize.to == "none" else self.state.folder / "model"
+        return self.steps.made
 
     @property
     def console(self) -> Console:
@@ -177,7 +181,7 @@ class _Way:
         facts["languages"] = cleaned.get("languages", {})
 
     def train(self, facts: dict[str, Any]) -> None:
-        """The chosen way of training, or on with it."""
+        """Train with the chosen method, or resume it."""
         method = self.state.stage("plan")["method"]
         folder = RunFolder(self.trained)
         status = folder.manifest().get("status") if folder.manifest_file.exists() else None
@@ -223,29 +227,21 @@ class _Way:
 
     def merge(self, facts: dict[str, Any]) -> None:
         """The base with what was trained."""
-        if not _is_whole(self.merged):
-            merge.run(self.trained, self.merged, self.config.merge, self.console)
-        facts |= {"bytes": _weights_bytes(self.merged)}
-        known = lineage.read(self.merged)
+        self.steps.merge()
+        facts |= {"bytes": _weights_bytes(self.steps.merged)}
+        known = lineage.read(self.steps.merged)
         if known and (stage := known.stage("merge")):
             facts["certificate"] = stage.facts.get("certificate")
 
     def quantize(self, facts: dict[str, Any]) -> None:
         """Into the format that is served."""
         facts["to"] = self.config.quantize.to
-        if self.config.quantize.to != "none" and not _is_whole(self.made):
-            quantize.run(self.merged, self.made, self.config.quantize, self.console)
+        self.steps.quantize()
         facts["bytes"] = _weights_bytes(self.made)
 
     def compare(self, facts: dict[str, Any]) -> None:
-        """What came out against what went in, held to the gates."""
-        before, names = (self.merged, ("merged", "model"))
-        if self.made == self.merged:
-            before, names = (self.trained, ("run", "merged"))
-        found = compare.run(before, self.made, self.config.compare, self.config.gates, None, self.console, names)
-        page.write(found, self.made, self.config.language)
-        self.narrator.say(f"compare.json and compare.html are in {self.made}")
-        lineage.refresh(self.made, (page.JSON_NAME, page.HTML_NAME))
+        """The served model compared with what it was made of, and checked against the gates."""
+        found = self.steps.compare(("merged", "model") if self.steps.is_quantized else ("run", "merged"))
         measured = found.domain or found.general
         facts |= {
             "increase": measured.increase.value,
@@ -257,15 +253,14 @@ class _Way:
 
     def card(self, facts: dict[str, Any]) -> None:
         """The model card."""
-        language = self.config.language
-        facts["file"] = card.run(self.made, language).name
+        facts["file"] = self.steps.card().name
 
     def check_gates(self) -> None:
         """Raise GatesMissed, saying what to do, where a gate was missed."""
         if lines := self.state.stage("compare").get("missed"):
-            ways = gentler(self.config.quantize)
+            ways = registry.gentler(self.config.quantize)
             gently = (
-                f"Quantize more gently into another folder (dsr1-tune quantize {self.merged} {ways[0]}), or allow"
+                f"Quantize more gently into another folder (dsr1-tune quantize {self.steps.merged} {ways[0]}), or allow"
                 if ways
                 else "Allow"
             )
@@ -276,7 +271,7 @@ class _Way:
             )
 
     def report(self) -> None:
-        """However far it has come; that it cannot be shown must not make a good way a bad one."""
+        """Written however far it has come; a report that cannot be written must not fail the run."""
         try:
             file = write_report(self.state, self.config.language)
             self.narrator.say(f"\nAll of it on one page: {file}")
@@ -302,11 +297,6 @@ def _reason(made: Plan, method: Method, asked: str) -> str:
 
 def _tip(made: Plan, method: Method) -> str:
     return f"try {made.advice[method]}" if method in made.advice else ""
-
-
-def _is_whole(folder: Path) -> bool:
-    """Whether a folder that is written whole or not at all is there."""
-    return (folder / lineage.FILE).is_file()
 
 
 def _weights_bytes(folder: Path) -> int:

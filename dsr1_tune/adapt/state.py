@@ -1,4 +1,4 @@
-"""How far the way from data to model has come: adapt.json, the lock beside it, and what may change on a rerun."""
+"""How far adapt has come: adapt.json, the lock beside it, and what may change on a rerun."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class State:
             file.write("\n")
 
     def stage(self, name: StageName) -> dict[str, Any]:
-        """What is noted of a stage; empty where it has not begun."""
+        """What is recorded of a stage; empty where it has not begun."""
         return dict(self.read().get("stages", {}).get(name, {}))
 
     def withdraw(self) -> None:
@@ -78,13 +78,13 @@ class State:
         return self.stage(name).get("status") == DONE
 
     def note(self, name: StageName, **facts: Any) -> None:
-        """Add to what is noted of a stage."""
+        """Add to what is recorded of a stage."""
         stages = self.read().get("stages", {})
         self.write(stages={**stages, name: {**stages.get(name, {}), **facts}})
 
     @contextmanager
-    def doing(self, name: StageName) -> Iterator[dict[str, Any]]:
-        """A stage under way: facts put into the dict are noted at its end, with the seconds of all its attempts."""
+    def running(self, name: StageName) -> Iterator[dict[str, Any]]:
+        """A stage under way: facts put into the dict are recorded at its end, with the seconds of all its attempts."""
         facts: dict[str, Any] = {}
         start = time.perf_counter()
         before = float(self.stage(name).get("seconds", 0.0))
@@ -134,7 +134,7 @@ _LOCK = ".adapt.lock"
 
 
 def begin(state: State, config: AdaptRun) -> AdaptRun:
-    """Note what the way begins with, or hold it against what an earlier try began with.
+    """Record what adapt begins with, or compare it with what an earlier try began with.
 
     Raises RunError, naming it, for a setting or a file that has changed since.
     """

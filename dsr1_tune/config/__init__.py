@@ -23,7 +23,7 @@ from dsr1_tune.config.align import (
     Start,
 )
 from dsr1_tune.config.clean import CleanRun, Dedup, Judge, JudgeScore, Privacy
-from dsr1_tune.config.export import Compare, CompareRun, ExportRun, Gates, Merge, Quantize, Target
+from dsr1_tune.config.export import Compare, CompareRun, ExportRun, Gates, Merge, Quantize
 from dsr1_tune.config.sections import (
     GROUPS,
     Adapter,

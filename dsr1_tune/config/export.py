@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from dsr1_tune.config.sections import ConfigSection, Count
-
-Target = Literal["none", "nf4", "int8", "w4a16", "fp8", "gguf"]
 
 
 class Merge(ConfigSection):
@@ -27,9 +25,9 @@ class Merge(ConfigSection):
 class Quantize(ConfigSection):
     """Into which format, and how."""
 
-    to: Target = "nf4"
-    """nf4 and int8 for our loader, w4a16 and fp8 for vLLM and SGLang, gguf for llama.cpp and Ollama; none leaves the
-    16-bit model as it is."""
+    to: str = "nf4"
+    """nf4 and int8 for our loader, w4a16 and fp8 for vLLM and SGLang, gguf for llama.cpp and Ollama, or a format of
+    another installed package; none leaves the 16-bit model as it is."""
     all: bool = False
     """Quantize attention, dense layers and shared experts too, not only the routed experts."""
     gguf: Literal["bf16", "f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m"] = "q4_k_m"
@@ -40,23 +38,6 @@ class Quantize(ConfigSection):
     """For w4a16: weights that share a scale; 0 takes the largest of 128, 64 and 32 that divides every matrix."""
     calibration_rows: Count = 128
     """For gptq: rows to calibrate on."""
-
-    @model_validator(mode="after")
-    def _belongs_to_the_format(self) -> Quantize:
-        """What another format would heed must not be given in vain; a default may stand in any file."""
-        for name, fits, form in (
-            ("gguf", self.to == "gguf", "gguf"),
-            ("method", self.to == "w4a16", "w4a16"),
-            ("group_size", self.to == "w4a16", "w4a16"),
-            ("calibration_rows", self.to == "w4a16" and self.method == "gptq", "w4a16 with method=gptq"),
-        ):
-            given = getattr(self, name)
-            if not fits and given != type(self).model_fields[name].default:
-                have = f"{self.to} with method={self.method}" if self.to == "w4a16" else self.to
-                raise ValueError(
-                    f"{name}={given} is for to={form}, but to is {have}; leave it out, or choose that format"
-                )
-        return self
 
 
 class Compare(ConfigSection):

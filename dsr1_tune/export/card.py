@@ -13,9 +13,11 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 
 from dsr1_tune.atomic import atomic_write
+from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import TuneError
 from dsr1_tune.export import check_serve, lineage
 from dsr1_tune.export.card_texts import Language, part, say
+from dsr1_tune.export.formats.registry import formats
 from dsr1_tune.export.lineage import Lineage
 from dsr1_tune.models import artifact, embedded
 
@@ -137,9 +139,11 @@ def _size(num_bytes: int) -> str:
 
 
 def _format(quantized: Mapping[str, Any]) -> str:
-    settings = quantized.get("settings") or {}
-    detail = {"gguf": settings.get("gguf"), "w4a16": settings.get("method")}.get(quantized["to"])
-    return f"{quantized['to']} ({detail})" if detail else str(quantized["to"])
+    settings, to = quantized.get("settings") or {}, str(quantized["to"])
+    form = formats().get(to)
+    given = {name: value for name, value in settings.items() if name in Quantize.model_fields}
+    detail = form.variant(Quantize.model_validate(given)) if form else ""
+    return f"{to} ({detail})" if detail else to
 
 
 def _data(known: Lineage) -> dict[str, Any] | None:

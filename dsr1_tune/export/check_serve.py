@@ -1,6 +1,6 @@
 """`check-serve`: whether an engine's released version loads a model, an adapter or a GGUF file, and what it does load.
 
-The facts are in engines.yaml, with the release and the source file that each was read in.
+Which formats it loads stands with each format in formats/, the other facts of an engine in check_serve.yaml.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,58 @@ from packaging.version import InvalidVersion, Version
 
 from dsr1_tune.errors import ConfigError
 from dsr1_tune.export import lineage
+from dsr1_tune.export.formats.format import Format
+from dsr1_tune.export.formats.registry import formats, stored_as
 from dsr1_tune.models import artifact as artifacts
 from dsr1_tune.models.artifact import Artifact, command_for
 
-TABLE = Path(__file__).with_name("check_serve.yaml")
+
+@dataclass(frozen=True)
+class Engine:
+    """A serving engine, and what is known of one of its releases."""
+
+    name: str
+    title: str
+    version: str
+    formats: frozenset[str]
+    """What it reads of the formats that are not written here, by `quant_method`; `none` is 16 or 32 bits."""
+    adapters: Mapping[str, Any]
+    wants_topk_method: tuple[str, ...] = ()
+    """Architectures whose router it picks by settings that transformers leaves out."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it has its own code for each architecture, and so knows only some."""
+        return self.name != "transformers"
+
+    def knows(self, architecture: str) -> bool:
+        """Whether it runs models of this architecture."""
+        return not self.is_own or architecture in _table()["architectures"]
+
+    def reads(self, artifact: Artifact) -> bool:
+        """Whether it loads the format of an artifact's weights."""
+        form = _format(artifact)
+        return self.name in form.loads_in if form else artifact.format in self.formats
+
+
+@cache
+def _table() -> dict[str, Any]:
+    tree: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("check_serve.yaml").read_text(encoding="utf-8"))
+    return tree
+
+
+@cache
+def engines() -> Mapping[str, Engine]:
+    """The engines by name."""
+    return {
+        name: Engine(name, **{**facts, "formats": frozenset(facts["formats"])})
+        for name, facts in _table()["engines"].items()
+    }
 
 
 @dataclass(frozen=True)
-class RewardResult:
-    """What an engine makes of an artifact."""
+class ServeCheck:
+    """Whether an engine loads an artifact."""
 
     engine: str
     title: str
@@ -40,7 +83,6 @@ class RewardResult:
     """What serves it, if it is loaded."""
     instead: tuple[str, ...] = ()
     """If not, the commands that make something of it that the engine does load."""
-    sources: tuple[str, ...] = ()
 
     @property
     def loads(self) -> bool:
@@ -48,42 +90,30 @@ class RewardResult:
         return not self.problems
 
 
-def run(place: Path | str | Artifact, engine: str, version: str | None = None) -> RewardResult:
-    """Hold what is at `place`, or has been looked at already, against what the engine loads.
+def run(place: Path | str | Artifact, engine: str, version: str | None = None) -> ServeCheck:
+    """Check what is at `place`, or has been looked at already, against what the engine loads.
 
     Raises ConfigError for an unknown engine or version, and ModelError for what is no artifact.
     """
-    table = engines()
-    if engine not in table:
-        raise ConfigError(f"--engine: {engine} is unknown", hint=f"it is one of {', '.join(table)}")
-    release, remark = _release(table[engine], engine, version)
+    if engine not in engines():
+        raise ConfigError(f"--engine: {engine} is unknown", hint=f"it is one of {', '.join(engines())}")
+    known = engines()[engine]
     artifact = place if isinstance(place, Artifact) else artifacts.of(place)
-    problems = tuple(_problems(artifact, release, str(table[engine]["title"])))
-    remarks = tuple(note for note in (remark, *_remarks(artifact, release)) if note)
+    remarks = (*_version_remarks(known, version), *_remarks(artifact, known))
+    problems = tuple(_problems(artifact, known))
     command = None if problems else shlex.join(command_for(artifact, engine))
-    instead = _instead(artifact, release, engine) if problems else ()
-    title, known = str(table[engine]["title"]), str(release["version"])
-    return RewardResult(engine, title, known, artifact, problems, remarks, command, instead, tuple(release["sources"]))
+    instead = _instead(artifact, known) if problems else ()
+    return ServeCheck(engine, known.title, known.version, artifact, problems, remarks, command, instead)
 
 
-@lru_cache
-def engines() -> Mapping[str, Any]:
-    """The table of facts."""
-    tree: dict[str, Any] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
-    return tree
-
-
-def _release(facts: Mapping[str, Any], engine: str, version: str | None) -> tuple[Mapping[str, Any], str]:
-    """The release of which facts are known that is nearest to `version`, and what is to be said of that."""
-    newest: Mapping[str, Any] = facts["releases"][0]
-    if version is None or version == newest["version"]:
-        return newest, ""
-    wanted = _number(version)
-    older = next((one for one in facts["releases"] if _number(one["version"]) <= wanted), None)
-    known = (older or facts["releases"][-1])["version"]
-    if older is None:
-        return facts["releases"][-1], f"nothing is known here of {version}: the oldest release looked at is {known}"
-    return older, "" if known == version else f"{version} was not looked at; what follows is of {known}"
+def _version_remarks(engine: Engine, version: str | None) -> Iterator[str]:
+    """What there is to say where another release is meant than the one that is known."""
+    if version is None or version == engine.version:
+        return
+    if _number(version) < _number(engine.version):
+        yield f"nothing is known here of {version}: the oldest release looked at is {engine.version}"
+    elif _number(version) > _number(engine.version):
+        yield f"{version} was not looked at; what follows is of {engine.version}"
 
 
 def _number(version: str) -> Version:
@@ -94,30 +124,40 @@ def _number(version: str) -> Version:
         raise ConfigError(f"--engine-version: {version} is no version", hint="for example 0.33.0 or b11549") from None
 
 
+def _format(artifact: Artifact) -> Format | None:
+    """The format of those written here that its weights are stored in."""
+    if artifact.kind == "gguf":
+        return formats()["gguf"]
+    quantization = artifact.config.get("quantization_config") if artifact.kind == "model" else None
+    return stored_as(quantization) if isinstance(quantization, Mapping) else None
+
+
 # --- what is wrong ---------------------------------------------------------------------------------------------------
 
 
-def _problems(artifact: Artifact, release: Mapping[str, Any], title: str) -> Iterator[str]:
+def _problems(artifact: Artifact, engine: Engine) -> Iterator[str]:
+    title = engine.title
     if artifact.kind == "adapter":
-        yield from _adapter_problems(artifact, release, title)
+        yield from _adapter_problems(artifact, engine)
         return
-    if not release["formats"].get(artifact.format):
-        why = release["refused"].get(artifact.format) or f"it reads only {', '.join(release['formats'])}"
-        what = "in 16 or 32 bits" if artifact.format == "none" else f"as {artifact.format}"
+    if not engine.reads(artifact):
+        form = _format(artifact)
+        what = "in 16 or 32 bits" if artifact.format == "none" else f"as {form.name if form else artifact.format}"
+        read = sorted({*engine.formats, *(one.name for one in formats().values() if engine.name in one.loads_in)})
+        why = (form and form.refused_by.get(engine.name)) or f"it reads only {', '.join(read)}"
         yield f"the model is stored {what}, which {title} does not read: {why}"
     if artifact.kind == "gguf":
-        yield from _gguf_problems(artifact, release, title)
+        yield from _gguf_problems(artifact, engine)
         return
-    known = release["architectures"]
-    if known != "any" and artifact.architecture not in known:
+    if not engine.knows(artifact.architecture):
         named = artifact.architecture or "not named in config.json"
         yield f"its architecture, {named}, is none that {title} is known for"
-    if known == "any" and not _is_known_to_transformers(artifact):
+    if not engine.is_own and not _is_known_to_transformers(artifact):
         yield f"transformers does not know its model_type, {artifact.config.get('model_type')}"
     if not artifact.has_tokenizer:
         yield "it has no tokenizer: copy tokenizer.json and tokenizer_config.json of the base into the folder"
     for check in (_topk_method, *_OF_SHAPE, _router_is_quantized, _group_size, _block_size):
-        yield from check(artifact, release, title)
+        yield from check(artifact, engine)
 
 
 def _is_known_to_transformers(artifact: Artifact) -> bool:
@@ -126,55 +166,56 @@ def _is_known_to_transformers(artifact: Artifact) -> bool:
     return artifact.config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
-def _topk_method(artifact: Artifact, release: Mapping[str, Any], title: str) -> Iterator[str]:
+def _topk_method(artifact: Artifact, engine: Engine) -> Iterator[str]:
     """transformers leaves out of the configs that it makes what other engines pick the router by."""
-    if artifact.architecture not in release.get("wants_topk_method", ()):
+    if artifact.architecture not in engine.wants_topk_method:
         return
     needed = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"} if "V3" in artifact.architecture else {}
     needed = needed or {"topk_method": "greedy", "scoring_func": "softmax"}
     if absent := [name for name in needed if name not in artifact.config]:
         words = ", ".join(f'"{name}": "{needed[name]}"' for name in absent)
         yield (
-            f"its config.json lacks {' and '.join(absent)}, so that {title} would take another router than the model "
-            f"was trained with, or none: add {words}"
+            f"its config.json lacks {' and '.join(absent)}, so that {engine.title} would take another router than the "
+            f"model was trained with, or none: add {words}"
         )
 
 
-def _attention_bias(artifact: Artifact, release: Mapping[str, Any], title: str) -> Iterator[str]:
+def _attention_bias(artifact: Artifact, engine: Engine) -> Iterator[str]:
     is_biased = any(re.search(r"self_attn\.\w+\.bias$", name) for name in artifact.names)
-    if artifact.architecture in release.get("no_attention_bias", ()) and is_biased:
-        yield f"its attention has biases, as the embedded base's has, and {title} has no place for them"
+    if engine.is_own and artifact.architecture in _LATENT and is_biased:
+        yield f"its attention has biases, as the embedded base's has, and {engine.title} has no place for them"
 
 
-def _rope(artifact: Artifact, release: Mapping[str, Any], title: str) -> Iterator[str]:
-    known = (release.get("ropes") or {}).get(artifact.architecture)
+def _rope(artifact: Artifact, engine: Engine) -> Iterator[str]:
     rope = artifact.config.get("rope_parameters") or artifact.config.get("rope_scaling") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default"
-    if known and kind not in known:
-        yield f"its rope is of type {kind}; {title} computes only {' and '.join(known)} for this architecture"
+    if engine.is_own and artifact.architecture in _LATENT and kind not in ("default", "yarn"):
+        yield f"its rope is of type {kind}; {engine.title} computes only default and yarn for this architecture"
 
 
-def _whole_queries(artifact: Artifact, release: Mapping[str, Any], title: str) -> Iterator[str]:
+def _whole_queries(artifact: Artifact, engine: Engine) -> Iterator[str]:
     """llama.cpp tells V2-Lite, the one DeepSeek that it reads without low-rank queries, by its number of layers."""
     config = artifact.config
-    if "gguf_architectures" not in release or not artifact.architecture.startswith(("DeepseekV2", "DeepseekV3")):
+    if engine.name != "llama.cpp" or artifact.architecture not in _LATENT:
         return
     if config.get("q_lora_rank") is None and config.get("num_hidden_layers") not in _LITE_LAYERS:
-        yield f"it has no q_lora_rank, which {title} reads of V2-Lite with its 27 layers only"
+        yield f"it has no q_lora_rank, which {engine.title} reads of V2-Lite with its 27 layers only"
 
 
+_LATENT = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM")
 _OF_SHAPE = (_attention_bias, _rope, _whole_queries)
 """What no other format of the same model mends."""
 
 
-def _router_is_quantized(artifact: Artifact, release: Mapping[str, Any], title: str) -> Iterator[str]:
+def _router_is_quantized(artifact: Artifact, engine: Engine) -> Iterator[str]:
     """Engines take every linear layer that is not listed for quantized, and routers are not."""
     if artifact.format != "compressed-tensors":
         return
     ignored = [str(entry) for entry in artifact.config["quantization_config"].get("ignore") or ()]
     routers = {match[1] for name in artifact.names if (match := re.fullmatch(r"(.*\.(gate|router))\.weight", name))}
     if left := [name for name in sorted(routers) if not any(_means(entry, name) for entry in ignored)]:
-        yield f"{len(left)} routers, such as {left[0]}, are not in quantization_config.ignore, so {title} fails on them"
+        where = "are not in quantization_config.ignore"
+        yield f"{len(left)} routers, such as {left[0]}, {where}, so {engine.title} fails on them"
 
 
 def _means(entry: str, name: str) -> bool:
@@ -182,33 +223,35 @@ def _means(entry: str, name: str) -> bool:
     return bool(re.match(entry[3:], name)) if entry.startswith("re:") else entry == name
 
 
-def _group_size(artifact: Artifact, release: Mapping[str, Any], title: str) -> Iterator[str]:
-    if artifact.format != "compressed-tensors" or "group_sizes" not in release:
+def _group_size(artifact: Artifact, engine: Engine) -> Iterator[str]:
+    if artifact.format != "compressed-tensors" or engine.name not in ("vllm", "sglang"):
         return
     for group in artifact.config["quantization_config"].get("config_groups", {}).values():
         size = (group.get("weights") or {}).get("group_size") or -1
-        if size not in release["group_sizes"]:
-            yield f"its groups have {size} weights; {title} has kernels for {release['group_sizes'][1:]}"
+        if size not in (-1, 32, 64, 128):
+            yield f"its groups have {size} weights; {engine.title} has kernels for [32, 64, 128]"
 
 
-def _block_size(artifact: Artifact, release: Mapping[str, Any], title: str) -> Iterator[str]:
+def _block_size(artifact: Artifact, engine: Engine) -> Iterator[str]:
+    """A block must not straddle two experts' gate and up projections."""
     block = (artifact.config.get("quantization_config") or {}).get("weight_block_size")
-    size = artifact.config.get(release.get("block_divides", "")) or artifact.config.get("intermediate_size")
-    if artifact.format == "fp8" and block and "block_divides" in release and size and size % block[0]:
-        yield f"its experts are {size} wide, which {title}'s blocks of {block[0]} do not divide"
+    size = artifact.config.get("moe_intermediate_size") or artifact.config.get("intermediate_size")
+    if artifact.format == "fp8" and block and engine.name in ("vllm", "sglang") and size and size % block[0]:
+        yield f"its experts are {size} wide, which {engine.title}'s blocks of {block[0]} do not divide"
 
 
-def _gguf_problems(artifact: Artifact, release: Mapping[str, Any], title: str) -> Iterator[str]:
-    if artifact.format not in release["formats"]:
+def _gguf_problems(artifact: Artifact, engine: Engine) -> Iterator[str]:
+    if not engine.reads(artifact):
         return
-    known, name = release["gguf_architectures"], artifact.architecture
-    if name not in known:
-        yield f"its architecture, {name or 'not named'}, is none that {title} is known for"
+    name = artifact.architecture
+    if name not in _table()["architectures"].values():
+        yield f"its architecture, {name or 'not named'}, is none that {engine.title} is known for"
     if name != "deepseek2":
         return
     gating = artifact.config.get("deepseek2.expert_gating_func")
     if any("exp_probs_b" in tensor for tensor in artifact.names) and gating != _SIGMOID:
-        yield f"it says that its router is a softmax, but it has V3's: {title} would answer wrongly; write it again"
+        would = f"{engine.title} would answer wrongly"
+        yield f"it says that its router is a softmax, but it has V3's: {would}; write it again"
     if "deepseek2.attention.q_lora_rank" not in artifact.config:
         num_layers = artifact.config.get("deepseek2.block_count")
         if num_layers not in _LITE_LAYERS:
@@ -219,10 +262,9 @@ _SIGMOID = 2
 _LITE_LAYERS = (26, 27)
 
 
-def _adapter_problems(artifact: Artifact, release: Mapping[str, Any], title: str) -> Iterator[str]:
-    facts = release["adapters"]
-    known = release["architectures"]
-    if known != "any" and artifact.architecture and artifact.architecture not in known:
+def _adapter_problems(artifact: Artifact, engine: Engine) -> Iterator[str]:
+    facts, title = engine.adapters, engine.title
+    if artifact.architecture and not engine.knows(artifact.architecture):
         yield f"its base's architecture, {artifact.architecture}, is none that {title} is known for"
     if not facts["forms"]:
         yield f"{title} does not read adapters in this format"
@@ -240,45 +282,44 @@ def _adapter_problems(artifact: Artifact, release: Mapping[str, Any], title: str
             yield f"it has factors on {' and '.join(sorted(found))} of the experts only; {title} wants all three"
 
 
-def _remarks(artifact: Artifact, release: Mapping[str, Any]) -> Iterator[str]:
+def _remarks(artifact: Artifact, engine: Engine) -> Iterator[str]:
     if not artifact.has_template:
         yield "it has no chat template: the engine will refuse /v1/chat/completions"
     if artifact.kind == "adapter" and not artifact.architecture:
         yield f"its base, {artifact.base}, is not on this machine, so that its architecture was not looked at"
-    if package := (release.get("packages") or {}).get(artifact.format):
-        yield f"it needs pip install {package}, and holds the experts in 16 bits"
+    if engine.name == "transformers" and artifact.format == "compressed-tensors":
+        yield "it needs pip install compressed-tensors, and holds the experts in 16 bits"
 
 
 # --- what it does load ------------------------------------------------------------------------------------------------
 
 
-def _instead(artifact: Artifact, release: Mapping[str, Any], engine: str) -> tuple[str, ...]:
+def _instead(artifact: Artifact, engine: Engine) -> tuple[str, ...]:
     """Commands of ours after which the engine has something that it loads; none if it has no place for the model."""
-    known = release["architectures"]
-    is_known = known == "any" or not artifact.architecture or artifact.architecture in known
+    is_known = not artifact.architecture or engine.knows(artifact.architecture)
     if artifact.kind == "adapter":
-        return _instead_of_adapter(artifact, release, engine) if is_known else ()
+        return _instead_of_adapter(artifact, engine) if is_known else ()
     if artifact.kind == "gguf" or artifact.format not in ("none", "fp8"):
         source = _made_of(artifact)
     else:
         source = str(artifact.path)
-    has_place = is_known and not any(problem for check in _OF_SHAPE for problem in check(artifact, release, ""))
+    has_place = is_known and not any(problem for check in _OF_SHAPE for problem in check(artifact, engine))
     if artifact.kind != "gguf" and not has_place:
         return ()
-    if engine == "llama.cpp" and artifact.kind == "model":
+    if engine.name == "llama.cpp" and artifact.kind == "model":
         return (f"dsr1-tune quantize {source} --to gguf --out {source}-gguf",)
-    if artifact.format in release["formats"]:
+    if engine.reads(artifact):
         return ()  # the format is not what is wrong: the reasons say what to mend
-    if engine == "transformers":
+    if engine.name == "transformers":
         if source == _UNKNOWN:  # a plain model, which nothing is merged into
             return (f"dsr1-tune serve {source} --engine transformers",)
         return (f"dsr1-tune merge {source} --out {source}-merged",)
     return (f"dsr1-tune quantize {source} --to w4a16 --out {source}-w4a16",)
 
 
-def _instead_of_adapter(artifact: Artifact, release: Mapping[str, Any], engine: str) -> tuple[str, ...]:
-    """Converted where only its form is at fault, otherwise merged; what is taken apart must be put together first."""
-    facts, path = release["adapters"], artifact.path
+def _instead_of_adapter(artifact: Artifact, engine: Engine) -> tuple[str, ...]:
+    """Converted where only its form is at fault, otherwise merged; a per-expert one must be fused first."""
+    facts, path = engine.adapters, artifact.path
     is_refused = any(artifact.config.get(name) for name in (*facts.get("refuses", ()), *facts.get("ignores", ())))
     run = path.parent if (path.parent / "manifest.json").is_file() else path
     if facts["forms"] and artifact.form not in facts["forms"] and not is_refused:
@@ -289,7 +330,7 @@ def _instead_of_adapter(artifact: Artifact, release: Mapping[str, Any], engine: 
         steps = [f"dsr1-tune convert-adapter {run} --to peft-fused --out {run}-peft-fused"]
         run = run.with_name(f"{run.name}-peft-fused")
     steps.append(f"dsr1-tune merge {run} --out {run}-merged")
-    if engine == "llama.cpp":
+    if engine.name == "llama.cpp":
         steps.append(f"dsr1-tune quantize {run}-merged --to gguf --out {run}-gguf")
     return tuple(steps)
 

@@ -1,8 +1,9 @@
-"""Hold two models against each other: before and after training, merging or quantizing."""
+"""`compare`: two models on the same rows, before and after training, merging or quantizing."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
@@ -25,6 +26,7 @@ def run(
     out: Path | None = None,
     console: Console | None = None,
     names: tuple[str, str] | None = None,
+    language: Literal["auto", "en", "zh"] = "auto",
 ) -> Comparison:
     """Measure A, then B, on the same rows: a table, and compare.json and compare.html in `out`.
 
@@ -46,7 +48,7 @@ def run(
     found = with_gates(found, gates)
     page.show(found, narrator.console)
     if out is not None:
-        narrator.say(f"compare.json and compare.html are in {page.write(found, out)}")
+        narrator.say(f"compare.json and compare.html are in {page.write(found, out, language)}")
     return found
 
 

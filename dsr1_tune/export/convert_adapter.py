@@ -1,8 +1,8 @@
-"""Adapters for other engines: the factors of fused experts are taken apart expert by expert, and put together again.
+"""`convert-adapter`: LoRA A and B of fused experts unfused into a pair for each expert, and fused again.
 
 PEFT keeps one A (R·E, in), expert by expert, and one B (out, R·E), rank by rank, for all experts of a layer, and gate
 and up share an A. vLLM, SGLang and older versions of PEFT want a pair for each expert's gate, up and down projection,
-under the names that the base has on disk. Apart and together again is the same file, bit for bit.
+under the names that the base has on disk. Unfused and fused again is the same file, bit for bit.
 
 Letters: E experts, R rank, I inputs, O outputs.
 """
@@ -108,7 +108,7 @@ def convert(adapter: Adapter, to: Form, names: Names) -> Converted:
         )
     if not (fused if to == "per-expert" else single):
         raise ModelError(f"this adapter is {to} already", hint="use it as it is")
-    return unfuse(adapter, names) if to == "per-expert" else put_together(adapter, names)
+    return unfuse(adapter, names) if to == "per-expert" else fuse(adapter, names)
 
 
 def unfuse(adapter: Adapter, names: Names) -> Converted:
@@ -117,7 +117,7 @@ def unfuse(adapter: Adapter, names: Names) -> Converted:
     scales: dict[str, Scale] = {}
     for module in adapter.layers:
         if block := names.block_of(module):
-            _take_apart(adapter, names, module, block, tensors, scales)
+            _unfuse_block(adapter, names, module, block, tensors, scales)
         else:
             stored = names.on_disk(f"{module}.weight").removesuffix(".weight")
             scales[stored] = scale_of(adapter.config, module, adapter.rank(module))
@@ -129,7 +129,7 @@ def unfuse(adapter: Adapter, names: Names) -> Converted:
     return Converted(tensors, per_expert_config(adapter.config, scales, layers), _notes(adapter))
 
 
-def _take_apart(
+def _unfuse_block(
     adapter: Adapter, names: Names, module: str, block: str, tensors: Tensors, scales: dict[str, Scale]
 ) -> None:
     key_a, key_b = adapter.pair(module)
@@ -186,7 +186,7 @@ def _as_it_is(adapter: Adapter, key: str) -> tuple[Spec, Callable[[], Tensor]]:
     return adapter.file.spec(key), lambda: adapter.file.read(key)
 
 
-def put_together(adapter: Adapter, names: Names) -> Converted:
+def fuse(adapter: Adapter, names: Names) -> Converted:
     """From a pair for each expert's every matrix to fused experts."""
     tensors: Tensors = {}
     modules: dict[str, Scale] = {}

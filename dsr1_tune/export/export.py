@@ -14,10 +14,11 @@ from rich.console import Console
 
 from dsr1_tune.config import ExportRun, Quantize
 from dsr1_tune.errors import ConfigError, RunError, TuneError
-from dsr1_tune.export import card, compare, lineage, merge, quantize
 from dsr1_tune.export.comparison import page
-from dsr1_tune.export.comparison.gates import GatesMissed, gentler
+from dsr1_tune.export.comparison.gates import GatesMissed
 from dsr1_tune.export.comparison.result import Comparison
+from dsr1_tune.export.formats import registry
+from dsr1_tune.export.steps import Steps
 from dsr1_tune.export.weights.source import find_trained
 from dsr1_tune.models.ref import local_path
 from dsr1_tune.runs.console import Narrator, quiet_libraries
@@ -34,24 +35,22 @@ def run(config: ExportRun, console: Console | None = None) -> Path:
     """
     quiet_libraries()
     narrator = Narrator(console or Console())
+    form = registry.pick(config.quantize)
     trained = _run_folder(config)
     out = config.out or Path("exports") / trained.absolute().name
     with _held(out), _keeping_current(out, narrator), _work(out) as work:
-        name = _new_name(out, config)
-        merged = merge.run(trained, work / trained.absolute().name, config.merge, console)
-        made, before, names = merged, trained, (str(trained), f"{name}, merged")
-        if config.quantize.to != "none":
-            made, before, names = work / name, merged, ("the merged model", name)
-            quantize.run(merged, made, config.quantize, console)
-        found = compare.run(before, made, config.compare, config.gates, made, console, names)
+        name = _new_name(out, form.label(config.quantize) if form else "merged")
+        steps = Steps(trained, work / trained.absolute().name, work / name, config, console)
+        steps.merge()
+        steps.quantize()
+        found = steps.compare(("the merged model", name) if form else (str(trained), f"{name}, merged"))
         if found.missed:
-            _keep_report(made, out / MISSED / name)
+            _keep_report(steps.made, out / MISSED / name)
             raise _missed(found, out / MISSED / name, config.quantize)
-        lineage.refresh(made, (page.JSON_NAME, page.HTML_NAME))
-        card.run(made)
+        steps.card()
         version = out / VERSIONS / name
         version.parent.mkdir(exist_ok=True)
-        made.rename(version)
+        steps.made.rename(version)
         _point(out / CURRENT, version)
     narrator.say(f"\n{out / CURRENT} is now {version}, with its card and its comparison")
     return version
@@ -98,7 +97,7 @@ _OURS = {CURRENT, VERSIONS, MISSED, WORK, _LOCK}
 
 @contextmanager
 def _keeping_current(out: Path, narrator: Narrator) -> Iterator[None]:
-    """Say, when something goes wrong, that what was current still is."""
+    """When something goes wrong, say that the current version is still the same."""
     before = current(out)
     try:
         yield
@@ -122,7 +121,7 @@ def current(out: Path) -> Path | None:
 
 @contextmanager
 def _work(out: Path) -> Iterator[Path]:
-    """Where unfinished things lie: on the same disk, out of sight, gone afterwards; a killed attempt's go now."""
+    """A hidden folder for unfinished results on the same disk, removed afterwards, as is what a killed attempt left."""
     work = out / WORK
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
@@ -132,13 +131,9 @@ def _work(out: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _new_name(out: Path, config: ExportRun) -> str:
+def _new_name(out: Path, label: str) -> str:
     """<time>-<format>, and a number behind it should that exist."""
-    settings = config.quantize
-    form = {"none": "merged", "gguf": f"gguf-{settings.gguf}", "w4a16": f"w4a16-{settings.method}"}.get(
-        settings.to, settings.to
-    )
-    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{form}"
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{label}"
     names = [stem, *(f"{stem}-{number}" for number in range(2, 100))]
     return next(name for name in names if not any((out / place / name).exists() for place in (VERSIONS, MISSED)))
 
@@ -150,7 +145,7 @@ def _keep_report(made: Path, folder: Path) -> None:
 
 
 def _missed(found: Comparison, report: Path, settings: Quantize) -> TuneError:
-    ways = ", or ".join(gentler(settings))
+    ways = ", or ".join(registry.gentler(settings))
     return GatesMissed(
         "\nmissed: ".join(found.missed),
         hint=f"the comparison is in {report}" + (f"; what loses less: {ways}" if ways else ""),

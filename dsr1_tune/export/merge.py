@@ -34,10 +34,10 @@ from dsr1_tune.export.weights.certificate import (
 from dsr1_tune.export.weights.load_streamed import load_streamed
 from dsr1_tune.export.weights.merged import Exact, Merged, MergedFp8, MergedWeights
 from dsr1_tune.export.weights.progress import counted
+from dsr1_tune.export.weights.sidecars import copy_sidecars
 from dsr1_tune.export.weights.source import (
     OpenBase,
     Trained,
-    copy_sidecars,
     find_trained,
     open_base,
     open_trained,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,8 +13,8 @@ from dsr1_tune.atomic import new_folder
 from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.export import lineage
-from dsr1_tune.export.formats import fp8, gptq, int8, nf4, w4a16
-from dsr1_tune.export.gguf import write as gguf
+from dsr1_tune.export.formats import registry
+from dsr1_tune.export.formats.format import Format
 from dsr1_tune.export.lineage import Stage
 from dsr1_tune.export.weights.accounting import Group, Quantized, chosen
 from dsr1_tune.export.weights.progress import num_bytes
@@ -23,16 +22,6 @@ from dsr1_tune.export.weights.source import Source, open_source
 from dsr1_tune.models.ref import local_path
 from dsr1_tune.runs.console import Narrator, quiet_libraries
 from dsr1_tune.runs.environment import package_versions
-
-Write = Callable[[Source, Path, Quantize, Narrator], Quantized]
-WRITERS: dict[str, Write] = {
-    "nf4": nf4.write,
-    "int8": int8.write,
-    "fp8": fp8.write,
-    "w4a16": w4a16.write,
-    "gguf": gguf.write,
-}
-"""How each format of `--to` is written."""
 
 
 def run(source: Path | str, out: Path | None, quantize: Quantize, console: Console | None = None) -> Path:
@@ -43,17 +32,18 @@ def run(source: Path | str, out: Path | None, quantize: Quantize, console: Conso
     """
     quiet_libraries()
     narrator = Narrator(console or Console())
-    if quantize.to == "none":
-        raise ConfigError("quantize.to: none leaves the model as it is", hint="give --to nf4, int8, w4a16, fp8 or gguf")
+    form = registry.pick(quantize)
+    if form is None:
+        names = ", ".join(registry.formats())
+        raise ConfigError("quantize.to: none leaves the model as it is", hint=f"give --to one of {names}")
     opened = open_source(source, narrator.say)
-    folder = out or _beside(source, quantize)
-    _check_parts(opened, quantize)
+    folder = out or _beside(source, form.label(quantize))
+    _check_parts(opened, quantize, form)
     what = "every layer" if quantize.all else "routed experts"
-    narrator.stage(f"Quantize {what} of {opened.name} to {_format(quantize)}")
-    write = gptq.write if (quantize.to, quantize.method) == ("w4a16", "gptq") else WRITERS[quantize.to]
+    narrator.stage(f"Quantize {what} of {opened.name} to {form.label(quantize)}")
     with new_folder(folder) as part:
-        quantized = write(opened, part, quantize, narrator)
-        _check_experts(quantized.groups, quantize)
+        quantized = form.write(opened, part, quantize, narrator)
+        _check_experts(quantized.groups, are_kept=form.keeps(quantize))
         before, after = num_bytes(opened.weights), _size_of(part)
         lineage.write(part, (*opened.stages, _stage(quantize, quantized, before, after)))
     _show(narrator, quantized.groups)
@@ -61,47 +51,34 @@ def run(source: Path | str, out: Path | None, quantize: Quantize, console: Conso
     return folder
 
 
-NEXT = {
-    "nf4": "It is for dsr1-tune, which holds it in 4 bits; transformers alone refuses experts in this layout.\n"
-    "Talk to it with: dsr1-tune chat {folder}",
-    "int8": "It is for dsr1-tune, which holds it in 8 bits; transformers alone fails on experts in this layout.\n"
-    "Talk to it with: dsr1-tune chat {folder}",
-    "w4a16": "Serve it with vLLM or SGLang: vllm serve {folder}",
-    "fp8": "vLLM, SGLang and transformers read it. First: dsr1-tune check-serve {folder} --engine vllm",
-    "gguf": "It is for llama.cpp and Ollama; the Modelfile lies beside it.",
-}
+def next_step(quantize: Quantize, folder: Path) -> str:
+    """What to do with the result."""
+    form = registry.pick(quantize)
+    return form.next_step.format(folder=folder) if form else ""
 
 
-def _format(quantize: Quantize) -> str:
-    """For people, and the end of a folder's name: nf4, int8, fp8, w4a16, w4a16-gptq, gguf-q4_k_m."""
-    if quantize.to == "gguf":
-        return f"gguf-{quantize.gguf}"
-    return f"{quantize.to}-{quantize.method}" if quantize.to == "w4a16" and quantize.method != "rtn" else quantize.to
-
-
-def _beside(source: Path | str, quantize: Quantize) -> Path:
+def _beside(source: Path | str, label: str) -> Path:
     place = local_path(str(source))
     if not place.exists():  # a model on the Hub
-        return Path(f"{place.name}-{_format(quantize)}")
+        return Path(f"{place.name}-{label}")
     if place.name in ("", ".."):  # a folder named by where it lies
         place = place.resolve()
-    return place.with_name(f"{place.name}-{_format(quantize)}")
+    return place.with_name(f"{place.name}-{label}")
 
 
-def _check_parts(source: Source, quantize: Quantize) -> None:
+def _check_parts(source: Source, quantize: Quantize, form: Format) -> None:
     """Refuse, before anything is written, a model that has nothing of what is to be quantized."""
-    if quantize.to != "gguf" and not chosen(source.layout, quantize.all):
+    if not form.takes_every_model and not chosen(source.layout, quantize.all):
         raise ModelError(
             f"{source.name}: has no routed experts, and only those are quantized unless told otherwise",
             hint="add --all: every layer but router, embeddings, norms and output head",
         )
 
 
-def _check_experts(groups: tuple[Group, ...], quantize: Quantize) -> None:
-    """Raise ModelError if matrices of routed experts were left out."""
+def _check_experts(groups: tuple[Group, ...], are_kept: bool) -> None:
+    """Raise ModelError if matrices of routed experts were left out, unless all are kept in 16 bits."""
     for group in groups:
-        is_as_it_was = quantize.to == "gguf" and quantize.gguf in ("bf16", "f16")
-        if group.part == "routed_experts" and group.num_quantized < group.num_tensors and not is_as_it_was:
+        if group.part == "routed_experts" and group.num_quantized < group.num_tensors and not are_kept:
             raise ModelError(
                 f"{group.num_tensors - group.num_quantized} of {group.num_tensors} matrices of routed experts "
                 "were not quantized",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from dsr1_tune.adapt.run import run
 from dsr1_tune.config import AdaptRun
 from tests.conftest import save_tiny
 
@@ -40,3 +43,15 @@ def settings(base: Path, data: Path, out: Path, **more: Any) -> AdaptRun:
         "out": str(out),
     }
     return AdaptRun.model_validate({**tree, **more})
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+@pytest.fixture(scope="module")
+def whole(qwen: Path, short: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished way, and what it said. Copy it to change it."""
+    out, console = tmp_path_factory.mktemp("adapt") / "out", quiet()
+    assert run(settings(qwen, short, out), console) == out / "model"
+    return out, console.file.getvalue()  # type: ignore[attr-defined]

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from dsr1_tune.config import (
     Adapter,
-    AdaptRun,
     ConfigSection,
     Data,
     DpoRun,
@@ -225,29 +224,6 @@ def test_nouns_are_frozen_and_know_their_names(noun: type[ConfigSection]) -> Non
 def test_a_config_survives_json() -> None:
     config = LoraRun(data=Data(files=(Path("a.json"),), map={"answer": "a"}), schedule=Schedule(seed=3), out=Path("x"))
     assert LoraRun.model_validate(config.model_dump(mode="json")) == config
-
-
-@pytest.mark.parametrize(
-    ("flags", "told"),
-    [
-        ({"to": "nf4", "method": "gptq"}, "method=gptq is for to=w4a16, but to is nf4"),
-        ({"to": "nf4", "gguf": "q8_0"}, "gguf=q8_0 is for to=gguf"),
-        ({"gguf": "q8_0"}, "gguf=q8_0 is for to=gguf"),
-        ({"to": "nf4", "group_size": 64}, "group_size=64 is for to=w4a16"),
-        ({"to": "gguf", "calibration_rows": 7}, "calibration_rows=7 is for to=w4a16 with method=gptq"),
-        ({"to": "w4a16", "calibration_rows": 7}, "but to is w4a16 with method=rtn"),
-    ],
-)
-@pytest.mark.parametrize("kind", [ExportRun, AdaptRun])
-def test_what_another_format_would_heed_is_refused(kind: type[ConfigSection], flags: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError, match=f"quantize: .*{told}"):
-        load_config(kind, None, {f"quantize.{name}": value for name, value in flags.items()})
-
-
-@pytest.mark.parametrize("to", ["none", "nf4", "int8", "w4a16", "fp8", "gguf"])
-def test_the_defaults_of_every_format_may_be_written_down(to: str) -> None:
-    given = load_config(ExportRun, None, {"quantize.to": to})
-    assert ExportRun.model_validate(given.model_dump()) == given
 
 
 @pytest.mark.parametrize("said", ["abc", "-1GiB", "GiB", "1e400"])

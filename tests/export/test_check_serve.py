@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 from dsr1_tune import cli
 from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.export import check_serve, lineage
+from dsr1_tune.export.formats.registry import formats
 from dsr1_tune.export.lineage import Stage
+from dsr1_tune.serve.engines import ENGINES
 
 QWEN = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "moe_intermediate_size": 768}
 V3 = {
@@ -54,13 +56,13 @@ def problems(place: Path, engine: str) -> str:
 
 @pytest.mark.parametrize("config", [QWEN, V3], ids=["qwen", "v3"])
 @pytest.mark.parametrize("engine", ["vllm", "sglang", "transformers"])
-def test_a_model_in_16_bits_is_loaded(folder: Folder, config: dict[str, Any], engine: str) -> None:
+def test_check_serve_loads_a_model_in_16_bits(folder: Folder, config: dict[str, Any], engine: str) -> None:
     verdict = check_serve.run(folder(config), engine)
     assert verdict.loads and str(verdict.artifact.path) in str(verdict.command)
-    assert verdict.sources and not verdict.instead
+    assert not verdict.instead
 
 
-def test_llama_cpp_is_given_a_gguf(folder: Folder) -> None:
+def test_check_serve_gives_llama_cpp_a_gguf(folder: Folder) -> None:
     place = folder(V3)
     verdict = check_serve.run(place, "llama.cpp")
     assert "reads only gguf" in verdict.problems[0]
@@ -80,19 +82,21 @@ def test_llama_cpp_is_given_a_gguf(folder: Folder) -> None:
         ({"model_type": "new"}, "transformers", "does not know its model_type, new"),
     ],
 )
-def test_traps_of_deepseek(folder: Folder, changes: dict[str, Any], engine: str, said: str) -> None:
+def test_check_serve_sees_the_traps_of_deepseek(
+    folder: Folder, changes: dict[str, Any], engine: str, said: str
+) -> None:
     config = {name: value for name, value in {**V3, **changes}.items() if value is not None}
     import re
 
     assert re.search(said, problems(folder(config), engine))
 
 
-def test_transformers_itself_needs_no_topk_method(folder: Folder) -> None:
+def test_check_serve_of_transformers_needs_no_topk_method(folder: Folder) -> None:
     config = {name: value for name, value in V3.items() if name != "topk_method"}
     assert check_serve.run(folder(config), "transformers").loads
 
 
-def test_biases_in_attention_have_no_place(folder: Folder) -> None:
+def test_check_serve_refuses_biases_in_attention(folder: Folder) -> None:
     """As the embedded base has them; there is no export that mends it."""
     place = folder(V3, "model.layers.0.self_attn.kv_a_proj_with_mqa.bias")
     for engine in ("vllm", "sglang", "llama.cpp"):
@@ -106,7 +110,7 @@ def w4a16(ignore: list[str], group_size: int = 128) -> dict[str, Any]:
     return {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": groups, "ignore": ignore}}
 
 
-def test_the_router_must_be_left_out_of_w4a16(folder: Folder) -> None:
+def test_check_serve_refuses_w4a16_that_takes_the_router(folder: Folder) -> None:
     router = "model.layers.0.mlp.gate"
     assert "1 routers, such as model.layers.0.mlp.gate" in problems(
         folder(QWEN | w4a16([]), f"{router}.weight"), "vllm"
@@ -119,13 +123,13 @@ def test_the_router_must_be_left_out_of_w4a16(folder: Folder) -> None:
     )
 
 
-def test_fp8_blocks_must_divide_the_experts(folder: Folder) -> None:
+def test_check_serve_refuses_fp8_blocks_that_do_not_divide_experts(folder: Folder) -> None:
     fp8 = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
     assert check_serve.run(folder(QWEN | fp8), "vllm").loads
     assert "are 704 wide" in problems(folder(QWEN | fp8 | {"moe_intermediate_size": 704}), "vllm")
 
 
-def test_ours_in_4_bits_leads_back_to_the_run(folder: Folder) -> None:
+def test_check_serve_of_nf4_leads_back_to_the_run(folder: Folder) -> None:
     place = folder(QWEN | {"quantization_config": {"quant_method": "bitsandbytes"}})
     lineage.write(place, [Stage("train", {"run": "/runs/medical"})])
     told = {engine: check_serve.run(place, engine).instead for engine in check_serve.engines()}
@@ -134,7 +138,7 @@ def test_ours_in_4_bits_leads_back_to_the_run(folder: Folder) -> None:
     assert told["transformers"] == ("dsr1-tune merge /runs/medical --out /runs/medical-merged",)
 
 
-def test_a_tokenizer_is_needed_and_a_template_is_missed(folder: Folder) -> None:
+def test_check_serve_needs_a_tokenizer_and_misses_a_template(folder: Folder) -> None:
     verdict = check_serve.run(folder(QWEN, tokenizer=False, template=False), "vllm")
     assert "it has no tokenizer" in verdict.problems[0] and "no chat template" in verdict.remarks[0]
 
@@ -152,7 +156,7 @@ def gguf(file: Path, architecture: str, *tensors: str, **fields: int) -> Path:
     return file
 
 
-def test_gguf_files(tmp_path: Path) -> None:
+def test_check_serve_of_gguf_files(tmp_path: Path) -> None:
     bias = "blk.1.exp_probs_b.bias"
     good = gguf(tmp_path / "good.gguf", "deepseek2", bias, expert_gating_func=2, attention__q_lora_rank=8)
     assert check_serve.run(good, "llama.cpp").loads
@@ -183,7 +187,7 @@ FUSED = ("model.layers.0.mlp.experts.base_layer", "model.layers.0.mlp.experts")
 APART = tuple(f"model.layers.0.mlp.experts.0.{name}_proj" for name in ("gate", "up", "down"))
 
 
-def test_adapters(tmp_path: Path) -> None:
+def test_check_serve_of_adapters(tmp_path: Path) -> None:
     place = f"{tmp_path}/adapter"
     told = check_serve.run(adapter(tmp_path, *FUSED), "vllm")
     assert "the adapter is peft-fused" in told.problems[0]
@@ -210,7 +214,7 @@ def test_adapters(tmp_path: Path) -> None:
     assert check_serve.run(adapter(tmp_path, *FUSED), "transformers").instead == (merged,)
 
 
-def test_versions(folder: Folder) -> None:
+def test_check_serve_says_which_version_is_known(folder: Folder) -> None:
     place = folder(QWEN)
     assert check_serve.run(place, "vllm", "0.33.0").remarks == ()
     assert "0.99.1 was not looked at; what follows is of 0.33.0" in check_serve.run(place, "vllm", "0.99.1").remarks
@@ -221,7 +225,7 @@ def test_versions(folder: Folder) -> None:
             check_serve.run(place, engine, version)
 
 
-def test_the_command(folder: Folder, tmp_path: Path) -> None:
+def test_check_serve_command_exits_1_where_it_does_not_load(folder: Folder, tmp_path: Path) -> None:
     place = folder(V3)
 
     def run(*words: str) -> tuple[int, str]:
@@ -238,8 +242,16 @@ def test_the_command(folder: Folder, tmp_path: Path) -> None:
         check_serve.run(tmp_path / "nowhere", "vllm")
 
 
-def test_the_table_is_whole() -> None:
-    for name, facts in check_serve.engines().items():
-        for release in facts["releases"]:
-            assert release["sources"] and release["formats"] and "adapters" in release, name
-            assert isinstance(release["version"], str)
+def test_check_serve_table_is_whole() -> None:
+    assert set(check_serve.engines()) == set(ENGINES)
+    loaded = {name for one in formats().values() for name in (*one.loads_in, *one.refused_by)}
+    assert loaded <= set(ENGINES)
+    for engine in check_serve.engines().values():
+        assert isinstance(engine.version, str) and engine.title and "forms" in engine.adapters, engine.name
+
+
+@pytest.mark.parametrize(("engine", "why"), [("vllm", "only in a plugin"), ("sglang", "covers linear layers")])
+def test_check_serve_says_why_nf4_is_not_loaded(folder: Folder, engine: str, why: str) -> None:
+    stored = {"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4"}
+    said = problems(folder(QWEN | {"quantization_config": stored}), engine)
+    assert "is stored as nf4, which" in said and why in said

@@ -107,7 +107,7 @@ def plain_updates(adapter: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_apart_and_together_is_the_same_file_and_the_same_update(made: Made, tmp_path: Path, family: str) -> None:
+def test_converted_adapter_there_and_back_is_the_same_file(made: Made, tmp_path: Path, family: str) -> None:
     adapter = made(family)
     apart, _ = convert(adapter, "per-expert", tmp_path / "apart")
     together, _ = convert(apart, "peft-fused", tmp_path / "together")
@@ -128,7 +128,7 @@ def test_apart_and_together_is_the_same_file_and_the_same_update(made: Made, tmp
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
-def test_peft_reads_what_was_taken_apart(made: Made, tmp_path: Path, family: str) -> None:
+def test_converted_adapter_is_read_by_peft(made: Made, tmp_path: Path, family: str) -> None:
     """PEFT's own conversion of adapters from before transformers 5 is another's reading of the same layout."""
     adapter = made(family)
     apart, _ = convert(adapter, "per-expert", tmp_path / "apart")
@@ -140,7 +140,7 @@ def test_peft_reads_what_was_taken_apart(made: Made, tmp_path: Path, family: str
         torch.testing.assert_close(got[name], wanted[name], atol=1e-6, rtol=1e-4)
 
 
-def test_ranks_of_their_own_and_rslora_are_kept(made: Made, tmp_path: Path) -> None:
+def test_converted_adapter_keeps_ranks_of_its_own_and_rslora(made: Made, tmp_path: Path) -> None:
     settings = {"ranks": {"routed_experts": 4}, "alphas": {"shared_experts": 5.0}, "rslora": True}
     adapter = made("deepseek_v3", **settings)
     apart, _ = convert(adapter, "per-expert", tmp_path / "apart")
@@ -153,7 +153,7 @@ def test_ranks_of_their_own_and_rslora_are_kept(made: Made, tmp_path: Path) -> N
     assert all(torch.equal(again[name], update) for name, update in wanted.items())
 
 
-def test_experts_alone_name_no_other_layer(made: Made, tmp_path: Path) -> None:
+def test_converted_adapter_of_experts_names_no_other_layer(made: Made, tmp_path: Path) -> None:
     adapter = made("deepseek_v3", groups=("routed_experts",))
     apart, _ = convert(adapter, "per-expert", tmp_path / "apart")
     names = config(apart)["target_modules"]
@@ -162,7 +162,7 @@ def test_experts_alone_name_no_other_layer(made: Made, tmp_path: Path) -> None:
     assert not any(shared == name or shared.endswith(f".{name}") for name in names)
 
 
-def test_gate_and_up_that_do_not_share_a_take_twice_the_rank(made: Made, tmp_path: Path) -> None:
+def test_fused_gate_and_up_that_do_not_share_a_take_twice_the_rank(made: Made, tmp_path: Path) -> None:
     adapter = made("qwen3_moe")
     apart, _ = convert(adapter, "per-expert", tmp_path / "apart")
     found = tensors(apart)
@@ -176,7 +176,7 @@ def test_gate_and_up_that_do_not_share_a_take_twice_the_rank(made: Made, tmp_pat
         torch.testing.assert_close(got[name], update, atol=1e-6, rtol=1e-4)
 
 
-def test_an_expert_without_factors_gets_zeros(made: Made, tmp_path: Path) -> None:
+def test_fused_expert_without_factors_gets_zeros(made: Made, tmp_path: Path) -> None:
     adapter = made("qwen3_moe")
     apart, _ = convert(adapter, "per-expert", tmp_path / "apart")
     found = tensors(apart)
@@ -191,7 +191,7 @@ def test_an_expert_without_factors_gets_zeros(made: Made, tmp_path: Path) -> Non
         torch.testing.assert_close(got[name], update, atol=1e-6, rtol=1e-4)
 
 
-def test_trained_routers_go_along_and_it_is_said(made: Made, tmp_path: Path) -> None:
+def test_converted_adapter_takes_trained_routers_along(made: Made, tmp_path: Path) -> None:
     adapter = made("mixtral", "train")
     apart, said = convert(adapter, "per-expert", tmp_path / "apart")
     assert "vLLM refuses adapters with them" in " ".join(said.split())
@@ -202,7 +202,7 @@ def test_trained_routers_go_along_and_it_is_said(made: Made, tmp_path: Path) -> 
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_what_cannot_be_converted_is_refused(made: Made, tmp_path: Path, tiny_model: TinyModel) -> None:
+def test_adapter_that_cannot_be_converted_is_refused(made: Made, tmp_path: Path, tiny_model: TinyModel) -> None:
     adapter = made("qwen3_moe")
     out = tmp_path / "out"
 
@@ -226,13 +226,13 @@ def test_what_cannot_be_converted_is_refused(made: Made, tmp_path: Path, tiny_mo
     assert "is no LoRA adapter (IA3)" in refused(apart, "peft-fused")
 
 
-def test_a_family_that_stores_its_experts_fused_keeps_them(made: Made, tmp_path: Path) -> None:
+def test_adapter_of_a_family_with_fused_experts_is_refused(made: Made, tmp_path: Path) -> None:
     adapter = made("gpt_oss")
     with pytest.raises(ModelError, match="stores its experts fused"):
         convert(adapter, "per-expert", tmp_path / "out")
 
 
-def test_a_run_is_taken_for_its_adapter(tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_run_is_taken_for_its_adapter(tiny_run: TinyRun, tmp_path: Path) -> None:
     run = tiny_run("qwen3_moe", "lora")
     apart, said = convert(run.path, "per-expert", tmp_path / "apart")
     assert f"{len(tensors(apart))} tensors" in said and len(tensors(apart)) > len(tensors(run.adapter))

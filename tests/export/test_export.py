@@ -29,11 +29,6 @@ from tests.export.conftest import TinyRun
 QUICK: dict[str, Any] = {"max_rows": 3, "answers": 1, "answer_tokens": 2}
 
 
-@pytest.fixture(scope="module")
-def run(tiny_run: TinyRun) -> RunFolder:
-    return tiny_run("qwen3_moe", "lora")
-
-
 def exported(run: RunFolder, out: Path, to: str = "nf4", **gates: Any) -> tuple[Path, str]:
     """The version, and what was said."""
     said = io.StringIO()
@@ -61,7 +56,7 @@ def whole_versions(out: Path) -> list[str]:
     return found
 
 
-def test_a_version_is_whole_and_current(out: Path, run: RunFolder) -> None:
+def test_export_makes_a_whole_version_current(out: Path, run: RunFolder) -> None:
     current = out / "current"
     assert current.is_symlink() and not current.readlink().is_absolute()  # the folder may be moved
     assert [current.resolve().name] == whole_versions(out) and current.resolve().name.endswith("-merged")
@@ -75,7 +70,7 @@ def test_a_version_is_whole_and_current(out: Path, run: RunFolder) -> None:
     assert load_with_adapter(current).model is not None
 
 
-def test_a_missed_gate_keeps_the_version_that_was(out: Path, run: RunFolder) -> None:
+def test_export_that_misses_a_gate_keeps_the_version_that_was(out: Path, run: RunFolder) -> None:
     before = whole_versions(out)
     with pytest.raises(GatesMissed, match="domain loss rose") as raised:
         exported(run, out, min_agreement=1.0, max_loss_increase=0.0)
@@ -86,7 +81,7 @@ def test_a_missed_gate_keeps_the_version_that_was(out: Path, run: RunFolder) -> 
     assert str(missed) in raised.value.hint and not (out / ".unfinished").exists()
 
 
-def test_a_better_version_takes_its_place_and_the_old_one_stays(out: Path, run: RunFolder) -> None:
+def test_export_makes_a_better_version_current_and_keeps_the_old_one(out: Path, run: RunFolder) -> None:
     (before,) = whole_versions(out)
     made, said = exported(run, out, max_loss_increase=0.5)
     assert (out / "current").resolve() == made.resolve() and made.name.endswith("-nf4")
@@ -100,7 +95,7 @@ def test_a_better_version_takes_its_place_and_the_old_one_stays(out: Path, run: 
     [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device", "model.safetensors"), ModelError("x", "y")],
     ids=["Ctrl-C", "disk full", "an error"],
 )
-def test_whatever_goes_wrong_nothing_changes(
+def test_export_that_fails_changes_nothing(
     out: Path, run: RunFolder, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = whole_versions(out)
@@ -120,7 +115,7 @@ def test_whatever_goes_wrong_nothing_changes(
     assert sorted(entry.name for entry in out.iterdir()) == [".lock", "current", "versions"]
 
 
-def test_a_corrupt_shard_is_named_and_changes_nothing(
+def test_export_names_a_corrupt_shard_and_changes_nothing(
     out: Path, tiny_run: TinyRun, tmp_path: Path, run: RunFolder
 ) -> None:
     before = whole_versions(out)
@@ -137,13 +132,13 @@ def test_a_corrupt_shard_is_named_and_changes_nothing(
     assert [(out / "current").resolve().name] == before == whole_versions(out)
 
 
-def test_nothing_was_current_and_nothing_is(run: RunFolder, tmp_path: Path) -> None:
+def test_export_that_misses_its_first_gate_leaves_nothing_current(run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(GatesMissed):
         exported(run, tmp_path / "new", min_agreement=1.0, max_loss_increase=0.0)
     assert sorted(entry.name for entry in (tmp_path / "new").iterdir()) == [".lock", "missed"]
 
 
-def test_places_that_are_no_exports_are_refused(run: RunFolder, tmp_path: Path) -> None:
+def test_export_refuses_places_that_are_no_exports(run: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(RunError, match=r"thesis\.tex"):
         exported(run, tmp_path)
@@ -161,19 +156,19 @@ def test_places_that_are_no_exports_are_refused(run: RunFolder, tmp_path: Path) 
     assert not (tmp_path / "new").exists()
 
 
-def test_two_exports_do_not_mix(run: RunFolder, out: Path) -> None:
+def test_export_refuses_a_folder_where_another_is_at_work(run: RunFolder, out: Path) -> None:
     with FileLock(out / ".lock"), pytest.raises(RunError, match="another export"):
         exported(run, out)
 
 
-def test_what_a_killed_export_left_goes_with_the_next(run: RunFolder, out: Path) -> None:
+def test_export_clears_what_a_killed_one_left(run: RunFolder, out: Path) -> None:
     (out / ".unfinished" / "20260101-000000-nf4").mkdir(parents=True)
     exported(run, out)
     assert sorted(entry.name for entry in out.iterdir()) == [".lock", "current", "versions"]
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_what_was_current_stays_whole(run: RunFolder, out: Path) -> None:
+def test_export_killed_at_any_moment_keeps_current_whole(run: RunFolder, out: Path) -> None:
     arguments = [str(run.path), "--to", "nf4", "--out", str(out)]
     arguments += [f"--set=compare.{name}={value}" for name, value in QUICK.items()]
     command = [sys.executable, "-m", "dsr1_tune", "export", *arguments]

@@ -38,7 +38,7 @@ def exported(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_run_tells_its_data_training_and_adapter(tiny_run: TinyRun, sums: Path) -> None:
+def test_lineage_of_a_run_has_data_training_and_adapter(tiny_run: TinyRun, sums: Path) -> None:
     run = tiny_run("qwen3_moe", "lora")
     data, train, adapter = lineage.of_run(run)
     assert (data.name, train.name, adapter.name) == ("data", "train", "adapter")
@@ -56,7 +56,7 @@ def test_a_run_tells_its_data_training_and_adapter(tiny_run: TinyRun, sums: Path
     assert json.loads(json.dumps([dict(stage.facts) for stage in (data, train, adapter)]))
 
 
-def test_a_run_that_is_not_finished_has_no_lineage(tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_lineage_of_an_unfinished_run_is_refused(tiny_run: TinyRun, tmp_path: Path) -> None:
     shutil.copytree(tiny_run("qwen3_moe", "lora").path, tmp_path / "run")
     run = RunFolder(tmp_path / "run")
     run.update(status="interrupted")
@@ -68,13 +68,13 @@ def test_a_run_that_is_not_finished_has_no_lineage(tiny_run: TinyRun, tmp_path: 
         lineage.of_run(run)
 
 
-def test_whole_files_verify(exported: Path) -> None:
+def test_verify_passes_whole_files(exported: Path) -> None:
     code, said = verify(exported)
     assert code == 0
     assert "3 files: as they were written" in said and "of the 1 files it was made of 1 are still the same" in said
 
 
-def test_every_difference_is_named(exported: Path) -> None:
+def test_verify_names_every_difference(exported: Path) -> None:
     (exported / "config.json").unlink()
     (exported / "model.safetensors").write_text("model.safetensorz")  # of the same size
     (exported / "sub" / "notes.txt").write_text("longer than it was")
@@ -95,13 +95,13 @@ def test_every_difference_is_named(exported: Path) -> None:
     assert "changed: " in said and "a.json (data)" in said
 
 
-def test_origins_that_are_gone_do_not_fail(exported: Path) -> None:
+def test_verify_passes_where_origins_are_gone(exported: Path) -> None:
     (exported.parent / "a.json").unlink()
     code, said = verify(exported)
     assert code == 0 and "no longer there: " in said
 
 
-def test_without_lineage_there_is_nothing_to_verify(tmp_path: Path, exported: Path, tiny_run: TinyRun) -> None:
+def test_verify_without_lineage_is_refused(tmp_path: Path, exported: Path, tiny_run: TinyRun) -> None:
     for folder, said in ((tmp_path, "has no lineage.json"), (tmp_path / "x", "is no folder")):
         with pytest.raises(RunError, match=said) as caught:
             lineage.verify(folder)
@@ -113,7 +113,7 @@ def test_without_lineage_there_is_nothing_to_verify(tmp_path: Path, exported: Pa
         lineage.verify(exported)
 
 
-def test_refreshing_one_file_does_not_bless_another(exported: Path) -> None:
+def test_lineage_refresh_of_one_file_does_not_bless_another(exported: Path) -> None:
     (exported / "README.md").write_text("# A card")
     (exported / "model.safetensors").write_text("damaged")
     before = lineage.known(exported)

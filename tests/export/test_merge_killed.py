@@ -23,7 +23,7 @@ from .conftest import TinyRun
 
 
 @pytest.mark.slow
-def test_killed_twenty_times(tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_merge_killed_twenty_times_leaves_all_or_nothing(tiny_run: TinyRun, tmp_path: Path) -> None:
     script = Path(__file__).with_name("merge_killed.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -34,7 +34,9 @@ def test_killed_twenty_times(tiny_run: TinyRun, tmp_path: Path) -> None:
     assert "unfinished" in done.stdout
 
 
-def test_a_full_disk_leaves_nothing(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_merge_on_a_full_disk_leaves_nothing(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tiny_run("qwen3_moe").path
     writes = 0
 
@@ -54,7 +56,7 @@ def test_a_full_disk_leaves_nothing(tiny_run: TinyRun, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("verb", ["merge", "quantize"])
-def test_a_damaged_shard_is_named_and_leaves_nothing(tiny_run: TinyRun, tmp_path: Path, verb: str) -> None:
+def test_merge_and_quantize_refuse_a_damaged_shard_by_name(tiny_run: TinyRun, tmp_path: Path, verb: str) -> None:
     run = tiny_run("qwen3_moe")
     shutil.copytree(run.path.parent, tmp_path / "all")
     weights = tmp_path / "all" / "base" / "model.safetensors"

@@ -63,7 +63,7 @@ print(killed)
 
 
 @pytest.mark.slow
-def test_killed_twenty_times(tiny_model: Any, tmp_path: Path) -> None:
+def test_quantize_killed_twenty_times_leaves_all_or_nothing(tiny_model: Any, tmp_path: Path) -> None:
     source = tiny_model("qwen3_moe", moe_intermediate_size=256, num_experts=16)
     place = tmp_path / "outs"
     place.mkdir()
@@ -82,7 +82,7 @@ def test_killed_twenty_times(tiny_model: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_ctrl_c_ends_it_and_leaves_nothing(tiny_model: Any, tmp_path: Path) -> None:
+def test_quantize_ended_by_ctrl_c_leaves_nothing(tiny_model: Any, tmp_path: Path) -> None:
     source = tiny_model("qwen3_moe", moe_intermediate_size=1024, num_experts=64)
     out = tmp_path / "out"
     process = subprocess.Popen(
@@ -102,7 +102,7 @@ def test_a_ctrl_c_ends_it_and_leaves_nothing(tiny_model: Any, tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_full_disk_leaves_the_earlier_version_alone(
+def test_quantize_on_a_full_disk_leaves_the_earlier_version_alone(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quiet = Console(file=io.StringIO())

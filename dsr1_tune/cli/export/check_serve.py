@@ -18,7 +18,7 @@ def check_serve(
     engine: Annotated[str, typer.Option("--engine", help="vllm, sglang, llama.cpp or transformers.")] = "vllm",
     version: Annotated[
         str | None,
-        typer.Option("--engine-version", help="[default: the newest release looked at]", show_default=False),
+        typer.Option("--engine-version", help="[default: the release looked at]", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of text")] = False,
 ) -> None:
@@ -32,7 +32,7 @@ def check_serve(
     if as_json:
         import json
 
-        names = ("engine", "version", "loads", "problems", "remarks", "command", "instead", "sources")
+        names = ("engine", "version", "loads", "problems", "remarks", "command", "instead")
         typer.echo(json.dumps({name: getattr(verdict, name) for name in names}, ensure_ascii=False, indent=1))
     else:
         lines = [f"{verdict.title} {verdict.version} {'loads' if verdict.loads else 'does not load'} {place}"]

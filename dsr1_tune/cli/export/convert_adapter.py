@@ -23,7 +23,7 @@ def convert_adapter(
         Path | None, typer.Option("--out", help="The folder to write. [default: ADAPTER-<to>]", show_default=False)
     ] = None,
 ) -> None:
-    """Write an adapter with its experts' factors taken apart, or put together again, bit for bit.
+    """Unfuse an adapter's LoRA A and B of fused experts into a pair for each expert, or fuse them again, bit for bit.
 
     Of the base only its files' names, config.json and tokenizer are read.
     """

@@ -47,6 +47,6 @@ def export(
     }
     settings = load_config(ExportRun, config, flags, sets or ())
 
-    from dsr1_tune.export import export as versions
+    from dsr1_tune.export.export import run as run_export
 
-    versions.run(settings)
+    run_export(settings)

@@ -42,7 +42,7 @@ def quantize(
     flags = {"quantize.to": to, "quantize.all": all_ or None, "quantize.method": method, "quantize.gguf": gguf}
     settings = load_config(ExportRun, config, flags, sets or ())
 
-    from dsr1_tune.export.quantize import NEXT, run
+    from dsr1_tune.export.quantize import next_step, run
 
     folder = run(source, out, settings.quantize)
-    typer.echo(f"\nThe model is in {folder}. {NEXT[settings.quantize.to].format(folder=folder)}")
+    typer.echo(f"\nThe model is in {folder}. {next_step(settings.quantize, folder)}")

@@ -1,4 +1,4 @@
-"""What adapter_config.json says: how a factor pair is scaled, and which layers have one, by as few names as will do."""
+"""What adapter_config.json says: how LoRA A and B are scaled, and which layers have them, by the fewest names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dsr1_tune.errors import ModelError
 
 @dataclass(frozen=True)
 class Scale:
-    """How a pair of factors is weighed: the update is alpha / rank · B·A, with rsLoRA alpha / √rank · B·A."""
+    """How a pair of LoRA A and B is scaled: the update is alpha / rank · B·A, with rsLoRA alpha / √rank · B·A."""
 
     rank: int
     alpha: float

@@ -22,7 +22,7 @@ RIGHT_BASE = "give an adapter together with the base that it was trained on"
 
 
 class AdapterFile(Checkpoint):
-    """The tensors of one file, each read when it is asked for."""
+    """The tensors of one file, each read when it is needed."""
 
     def __init__(self, file: Path) -> None:
         self.folder = file.parent
@@ -133,7 +133,7 @@ class Adapter:
         return parts["lora_A.weight"], parts["lora_B.weight"]
 
     def rank(self, module: str) -> int:
-        """Of the module's factors."""
+        """Of the module's LoRA A and B."""
         key = next(key for what, key in self.layers[module].items() if what.startswith(("lora_A", "lora_embedding_A")))
         return self.file.spec(key).shape[0]
 

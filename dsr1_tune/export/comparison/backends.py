@@ -44,7 +44,7 @@ class Scorer(Protocol):
 
     tokenizer: Any
     num_bytes: int
-    """Of its weights, as they are held in memory."""
+    """Of its weights in memory."""
     context: int
     """The most tokens that it reads."""
 
@@ -136,7 +136,7 @@ def _tokenizer_for(file: Path, other: Name) -> Any:
 
 
 def _places(model: Name) -> list[Path]:
-    """Where a model's tokenizer may lie."""
+    """Where a model's tokenizer may be."""
     if model is None or not local_path(str(model)).is_dir():
         return []
     folder = local_path(str(model))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dsr1_tune.config import Gates, Quantize
+from dsr1_tune.config import Gates
 from dsr1_tune.errors import ConfigError, TuneError
 from dsr1_tune.export.comparison.result import Comparison
 from dsr1_tune.export.comparison.statistics import Estimate
@@ -17,7 +17,7 @@ class GatesMissed(TuneError):
 
 
 def with_gates(found: Comparison, gates: Gates) -> Comparison:
-    """The comparison, with what was asked of it and what of that was missed."""
+    """The comparison, with the gates and those of them that were missed."""
     return replace(found, asked=gates.model_dump(), missed=missed_gates(found, gates))
 
 
@@ -45,25 +45,6 @@ def missed_gates(found: Comparison, gates: Gates) -> tuple[str, ...]:
     if gates.max_general_drop is not None:
         lines += _at_most("general loss", found.general.increase, gates.max_general_drop)
     return tuple(lines)
-
-
-def gentler(settings: Quantize) -> tuple[str, ...]:
-    """The flags of formats that lose less than the one that missed a gate, the likeliest first; none for 16 bits."""
-    if settings.to == "gguf":
-        larger = _GGUF_TYPES[: _GGUF_TYPES.index(settings.gguf)] if settings.gguf in _GGUF_TYPES else ()
-        return tuple(f"--to gguf --set quantize.gguf={kind}" for kind in reversed(larger))
-    gptq = ("--to w4a16 --set quantize.method=gptq",) if (settings.to, settings.method) == ("w4a16", "rtn") else ()
-    return gptq + _GENTLER[settings.to]
-
-
-_GGUF_TYPES = ("bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m")
-_GENTLER: dict[str, tuple[str, ...]] = {
-    "nf4": ("--to int8", "--to gguf --set quantize.gguf=q8_0"),
-    "int8": ("--to gguf --set quantize.gguf=q8_0",),
-    "w4a16": ("--to fp8", "--to int8"),
-    "fp8": ("--to int8", "--to gguf --set quantize.gguf=q8_0"),
-    "none": (),
-}
 
 
 def _at_most(what: str, increase: Estimate, limit: float) -> list[str]:

@@ -1,4 +1,4 @@
-"""One model measured: what every row costs it, its likeliest tokens, its distributions, its answers, its speed."""
+"""One model measured: the loss of every row, its likeliest tokens, its distributions, its answers, its speed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RowScore:
-    """What a row cost a model, over the tokens that it had to say."""
+    """The loss of one row, summed over the tokens that are learned."""
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
@@ -50,7 +50,7 @@ class RowScore:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model says to a row's last question."""
+    """A model's answer to a row's last question."""
 
     text: str
     num_tokens: int
@@ -81,7 +81,7 @@ def measure(
     counting: Callable[[int], None] = lambda count: None,
 ) -> Measured:
     """Score the rows and answer the asked ones. The first model leaves its distributions in `kept`, which the second
-    is held against. Raises DataError if no row of a set can be encoded for the model.
+    is compared with. Raises DataError if no row of a set can be encoded for the model.
     """
     measured = Measured(name, scorer.num_bytes)
     sets = {"domain": rows.domain, "general": rows.general}
@@ -100,7 +100,7 @@ def measure(
     measured.reads_per_second = _per_second(num_read, began)
     num_written, began = 0, time.perf_counter()
     for record in rows.asked:
-        answer = ask(scorer, record, compare.answer_tokens)
+        answer = answer_row(scorer, record, compare.answer_tokens)
         if answer is not None:
             measured.answers[record.place] = answer
             num_written += answer.num_tokens
@@ -128,7 +128,7 @@ def _num_learned(example: Example) -> int:
 
 
 def score_row(scorer: Scorer, example: Example, kept: Distributions, place: str) -> RowScore:
-    """A row's loss and likeliest tokens; its distributions go to `kept`, or are held against those that lie there."""
+    """A row's loss and likeliest tokens; its distributions go to `kept`, or are compared with those that are there."""
     labels_T = torch.tensor(example.labels[1:])
     is_learned_T = labels_T != IGNORED
     logits_TV = scorer.logits(example.input_ids)[:-1]
@@ -158,7 +158,7 @@ def score_row(scorer: Scorer, example: Example, kept: Distributions, place: str)
     )
 
 
-def ask(scorer: Scorer, record: Record, max_new_tokens: int) -> Answer | None:
+def answer_row(scorer: Scorer, record: Record, max_new_tokens: int) -> Answer | None:
     """The greedy answer to a record's last question; None if the question fills the context."""
     text = prompt_text(record, scorer.tokenizer)
     ids = scorer.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -172,7 +172,7 @@ def ask(scorer: Scorer, record: Record, max_new_tokens: int) -> Answer | None:
 class Distributions:
     """The first model's next-token distributions on disk, over the whole vocabulary, in float16.
 
-    They lie in a file without a name, which goes with the process however that ends.
+    They are in a file without a name, which is gone with the process however that ends.
     """
 
     def __init__(self, max_bytes: int = MAX_KEPT_BYTES) -> None:

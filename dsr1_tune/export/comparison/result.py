@@ -1,4 +1,4 @@
-"""What came of holding two models against each other: every number with the interval that chance leaves it."""
+"""The result of comparing two models: every number with its 95 % bootstrap interval."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Model:
 
     name: str
     num_bytes: int
-    """Of its weights, as they are held in memory."""
+    """Of its weights in memory."""
     stored_bytes: int | None
     reads_per_second: float | None
     """Tokens of given text that it reads, row by row."""
@@ -48,7 +48,7 @@ class SetResult:
     name: str
     num_rows: int
     num_tokens: int
-    """That A had to say."""
+    """That are learned, as A reads them."""
     loss_a: Estimate
     """Nats per token."""
     loss_b: Estimate
@@ -88,7 +88,7 @@ class Style:
 
 @dataclass(frozen=True)
 class AnswerPair:
-    """A question and what both models say to it."""
+    """A question and both models' answers to it."""
 
     question: str
     reference: str
@@ -141,7 +141,7 @@ def _finite(value: Any) -> Any:
 
 
 def compared(a: Measured, b: Measured, sizes: tuple[int | None, int | None], rows: Rows, seed: int) -> Comparison:
-    """Hold what was measured of B against what was measured of A."""
+    """Compare what was measured of B with what was measured of A."""
     is_shared = same_tokens(a, b)
     remarks = list(rows.remarks)
     if not is_shared:

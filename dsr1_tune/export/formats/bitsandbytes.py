@@ -1,41 +1,41 @@
-"""A model folder in bitsandbytes' layout, NF4 or int8, written from any source one matrix at a time."""
+"""NF4 (arXiv 2305.14314) and int8 by rows (LLM.int8, arXiv 2208.07339) in bitsandbytes' layout, experts included.
+
+Both are for this package's loader, which holds them as they are stored. In int8 it rounds the weights alone;
+activations stay in the model's own number format.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import ModelError
-from dsr1_tune.export.weights.accounting import Counting, Quantized, check_all, chosen, skipped_modules
-from dsr1_tune.export.weights.progress import counted
-from dsr1_tune.export.weights.source import Source, copy_sidecars
-from dsr1_tune.models.weights import bnb_layout
-from dsr1_tune.models.weights.bnb_layout import Kind
-from dsr1_tune.models.weights.checkpoint import write_weights
-from dsr1_tune.models.weights.converted import Converted
-from dsr1_tune.models.weights.layout import Layout
-from dsr1_tune.models.weights.load_bnb import OURS, is_plain
-from dsr1_tune.moe.expert_lora import is_known_layout
-from dsr1_tune.runs.console import Narrator
+from dsr1_tune.export.formats.encoding import Encoding, write_encoded
+from dsr1_tune.export.formats.format import Format
+from dsr1_tune.export.weights.accounting import Group, Quantized, chosen
+from dsr1_tune.models.weights.stored_format import StoredFormat
+
+if TYPE_CHECKING:
+    from dsr1_tune.export.weights.source import Source
+    from dsr1_tune.models.weights.bnb_layout import Kind
+    from dsr1_tune.runs.console import Narrator
 
 
-def write(
-    source: Source,
-    folder: Path,
-    settings: Quantize,
-    narrator: Narrator,
-    *,
-    kind: Kind,
-    config: dict[str, Any],
-    fits: Callable[[int, int], bool],
-) -> Quantized:
-    """See `nf4.write` and `int8.write`; `fits(rows, cols)` says which matrices can be quantized at all."""
+def write(kind: Kind, source: Source, folder: Path, settings: Quantize, narrator: Narrator) -> Quantized:
+    """Write the source's weights, config and tokenizer to `folder`: its matrices in NF4 with doubly quantized scales,
+    or in int8 with a scale for each row.
+
+    Raises ModelError for experts that cannot be held so, as those that do not divide into NF4's blocks of 64 weights.
+    """
+    from dsr1_tune.models.weights import bnb_layout
+    from dsr1_tune.models.weights.load_bnb import OURS
+
     wanted = chosen(source.layout, settings.all)
-    names = frozenset(name for name in wanted if _can_be_held(source, name, fits))
+    names = frozenset(name for name in wanted if _can_be_held(kind, source, name))
     experts = {name for name in wanted if source.layout.part(name) == "routed_experts"}
     if left := sorted(experts - names):
         shape = " × ".join(map(str, source.weights.spec(left[0]).shape))
@@ -43,39 +43,80 @@ def write(
             f"{source.name}: its experts cannot be held in {kind}, such as {left[0]} ({shape})",
             hint="choose another format: --to w4a16, fp8 or gguf",
         )
-    counting = Counting(source.layout)
 
-    def make(name: str, weight: Tensor) -> dict[str, Tensor]:
-        parts, error = bnb_layout.quantize(kind, name, weight)
-        size = float(weight.float().norm())
-        counting.add(name, weight.numel(), sum(part.nbytes for part in parts.values()), error * size, size)
-        return parts
+    def encode(name: str, weight: Tensor) -> tuple[dict[str, Tensor], float]:
+        parts, relative = bnb_layout.quantize(kind, name, weight)
+        return parts, relative * float(weight.float().norm())
 
-    weights = Converted(source.weights, names, lambda name, spec: bnb_layout.specs(kind, name, spec), make)
-    with counted(narrator, weights) as advance:
-        write_weights(weights, folder, advance)
-    check_all(names, counting.names)
-    groups = counting.groups()
-    stored_as = {
-        "quant_method": "bitsandbytes",
-        **config,
-        "llm_int8_skip_modules": skipped_modules(source, names),
-        OURS: {"worst_error": {group.part: group.worst_error for group in groups if group.num_quantized}},
-    }
-    copy_sidecars(source, folder, {**source.config, "quantization_config": stored_as})
-    return Quantized(groups, {"left": sorted(wanted - names)[:20]} if wanted - names else {})
+    def config(skipped: list[str], groups: tuple[Group, ...]) -> dict[str, Any]:
+        worst = {group.part: group.worst_error for group in groups if group.num_quantized}
+        common = {"llm_int8_skip_modules": skipped, OURS: {"worst_error": worst}}
+        return {"quant_method": "bitsandbytes", **_CONFIGS[kind], **common}
+
+    facts = {"left": sorted(wanted - names)[:20]} if wanted - names else {}
+    specs = partial(bnb_layout.specs, kind)
+    return write_encoded(Encoding(names, specs, encode, config, facts=facts), source, folder, narrator)
 
 
-def _can_be_held(source: Source, name: str, fits: Callable[[int, int], bool]) -> bool:
-    """Whether our loader has a module that holds this matrix as it is stored."""
-    layout: Layout = source.layout
+_CONFIGS: dict[Kind, dict[str, Any]] = {
+    "nf4": {
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_quant_storage": "uint8",
+        "bnb_4bit_compute_dtype": "bfloat16",
+    },
+    "int8": {
+        "load_in_4bit": False,
+        "load_in_8bit": True,
+        "llm_int8_threshold": 0.0,
+        "llm_int8_has_fp16_weight": False,
+    },
+}
+
+
+def _can_be_held(kind: Kind, source: Source, name: str) -> bool:
+    """Whether this package's loader has a module that holds this matrix as it is stored."""
+    from dsr1_tune.models.weights.load_bnb import is_plain
+    from dsr1_tune.moe.expert_lora import is_known_layout
+    from dsr1_tune.quant import nf4
+
+    layout = source.layout
     piece = layout.pieces[name]
     owner, _, leaf = piece.parameter.rpartition(".")
     module = source.meta_model.get_submodule(owner)
     shape = source.weights.spec(name).shape
-    if not is_plain(piece) or not fits(*shape[-2:]):
+    if not is_plain(piece) or (kind == "nf4" and not nf4.fits(*shape[-2:])):
         return False
     if layout.part(name) == "routed_experts":
         return is_known_layout(module)
     # Subclasses of nn.Linear have a forward of their own.
     return type(module) is nn.Linear and leaf == "weight" and tuple(shape) == layout.shapes[piece.parameter]
+
+
+_REFUSED = {
+    "vllm": "it has bitsandbytes only in a plugin, and that has no place for quantized experts",
+    "sglang": "its bitsandbytes covers linear layers, and has no place for quantized experts",
+    "transformers": "by itself it has no place for quantized experts (loading fails in NF4, the forward pass in int8)",
+}
+NF4 = Format(
+    name="nf4",
+    bits=4.13,
+    write=partial(write, "nf4"),
+    is_stored_as=lambda stored: StoredFormat.of({"quantization_config": stored}) is StoredFormat.BNB_NF4,
+    refused_by=_REFUSED,
+    next_step="It is for dsr1-tune, which holds it in 4 bits; transformers alone refuses experts in this layout.\n"
+    "Talk to it with: dsr1-tune chat {folder}",
+    gentler=lambda settings: ("--to int8", "--to gguf --set quantize.gguf=q8_0"),
+)
+INT8 = Format(
+    name="int8",
+    bits=8.0,
+    write=partial(write, "int8"),
+    is_stored_as=lambda stored: StoredFormat.of({"quantization_config": stored}) is StoredFormat.BNB_INT8,
+    refused_by=_REFUSED,
+    next_step="It is for dsr1-tune, which holds it in 8 bits; transformers alone fails on experts in this layout.\n"
+    "Talk to it with: dsr1-tune chat {folder}",
+    gentler=lambda settings: ("--to gguf --set quantize.gguf=q8_0",),
+)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import ModelError
-from dsr1_tune.export.weights.accounting import Counting, Quantized, check_all, chosen, skipped_modules
-from dsr1_tune.export.weights.progress import counted
-from dsr1_tune.export.weights.source import Source, copy_sidecars
-from dsr1_tune.models.weights.checkpoint import Spec, write_weights
-from dsr1_tune.models.weights.converted import Converted
+from dsr1_tune.export.formats.encoding import Encoding, distance, write_encoded
+from dsr1_tune.export.formats.format import Format
+from dsr1_tune.export.weights.accounting import Group, Quantized, chosen
+from dsr1_tune.models.weights.checkpoint import Spec
 from dsr1_tune.quant.fp8 import dequantize, to_blocks
-from dsr1_tune.runs.console import Narrator
+
+if TYPE_CHECKING:
+    from dsr1_tune.export.weights.source import Source
+    from dsr1_tune.runs.console import Narrator
 
 BLOCK = (128, 128)
 
@@ -30,31 +33,38 @@ def write(source: Source, folder: Path, settings: Quantize, narrator: Narrator) 
             f"{source.name}: {fused[0]} holds the matrices of several experts, which block-FP8 has no place for",
             hint="choose another format: --to nf4, int8 or gguf",
         )
-    counting = Counting(source.layout)
-
-    def make(name: str, weight: Tensor) -> dict[str, Tensor]:
-        stored, scale = to_blocks(weight, BLOCK)
-        counting.compare(name, weight, dequantize(stored, scale, BLOCK), stored.nbytes + scale.nbytes)
-        return {name: stored, f"{name}_scale_inv": scale}
-
     # A base in block-FP8 is not first rounded to 16 bits: what is not merged into comes out as it was.
     exact = getattr(source.weights, "exact", None)
-    weights = Converted(source.weights, names, _specs, make, exact)
-    with counted(narrator, weights) as advance:
-        write_weights(weights, folder, advance)
-    check_all(names, counting.names)
-    stored_as = {
-        "quant_method": "fp8",
-        "fmt": "e4m3",
-        "activation_scheme": "dynamic",
-        "weight_block_size": list(BLOCK),
-        "modules_to_not_convert": skipped_modules(source, names),
-    }
-    copy_sidecars(source, folder, {**source.config, "quantization_config": stored_as})
-    return Quantized(counting.groups())
+    return write_encoded(Encoding(names, _specs, _encode, _config, exact), source, folder, narrator)
 
 
 def _specs(name: str, spec: Spec) -> dict[str, Spec]:
     rows, cols = spec.shape
     blocks = (-(-rows // BLOCK[0]), -(-cols // BLOCK[1]))
     return {name: Spec("F8_E4M3", (rows, cols)), f"{name}_scale_inv": Spec("F32", blocks)}
+
+
+def _encode(name: str, weight: Tensor) -> tuple[dict[str, Tensor], float]:
+    stored, scale = to_blocks(weight, BLOCK)
+    return {name: stored, f"{name}_scale_inv": scale}, distance(weight, dequantize(stored, scale, BLOCK))
+
+
+def _config(skipped: list[str], groups: tuple[Group, ...]) -> dict[str, Any]:
+    return {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": list(BLOCK),
+        "modules_to_not_convert": skipped,
+    }
+
+
+FORMAT = Format(
+    name="fp8",
+    bits=8.0,
+    write=write,
+    is_stored_as=lambda stored: stored.get("quant_method") == "fp8",
+    loads_in=frozenset({"vllm", "sglang", "transformers"}),
+    next_step="vLLM, SGLang and transformers read it. First: dsr1-tune check-serve {folder} --engine vllm",
+    gentler=lambda settings: ("--to int8", "--to gguf --set quantize.gguf=q8_0"),
+)

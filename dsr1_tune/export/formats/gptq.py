@@ -1,7 +1,7 @@
 """W4A16 by GPTQ (arXiv 2210.17323): what is rounded is chosen so that the layers' outputs on real rows stay the same.
 
 A library calibrates in a process of its own, on the training rows of the run as our chat template renders them. What
-it hands back is not taken on trust: every matrix is compared with what it was, experts that no row reached are told,
+it returns is checked: every matrix is compared with what it was, experts that no row reached are named,
 and the loss on held-out rows is set beside that of plain rounding.
 """
 
@@ -25,9 +25,10 @@ from dsr1_tune.config.export import Quantize
 from dsr1_tune.data.encode.example import Example, encode_all
 from dsr1_tune.errors import ModelError, RunError
 from dsr1_tune.export.formats.gptq_process import Job
-from dsr1_tune.export.formats.w4a16 import Rounded, pick_group_size, round_to_nearest, write_rounded
+from dsr1_tune.export.formats.rounding import Rounded, pick_group_size, round_to_nearest, write_rounded
 from dsr1_tune.export.weights.accounting import Counting, Quantized, chosen
-from dsr1_tune.export.weights.source import Source, copy_sidecars
+from dsr1_tune.export.weights.sidecars import copy_sidecars
+from dsr1_tune.export.weights.source import Source
 from dsr1_tune.models import isolated_env
 from dsr1_tune.models.folder import ModelFolder
 from dsr1_tune.models.load import load
@@ -296,7 +297,7 @@ def _distance(weight_NK: Tensor, q_NK: Tensor, scale_NG: Tensor) -> float:
     return float((dequantize(q_NK, scale_NG).float() - weight_NK.float()).norm())
 
 
-# --- was it worth it? ------------------------------------------------------------------------------------------------
+# --- losses --------------------------------------------------------------------------------------------------------
 
 
 def _losses(

@@ -1,8 +1,9 @@
 """Ollama's Modelfile beside a .gguf: its TEMPLATE is worked out from the tokenizer's chat template, and tried.
 
-Ollama reads Go templates, tokenizers bring Jinja ones. Whatever the Jinja template puts around the turns of a
-conversation is found by rendering some; the Go template that says the same must then give the very same text for
-others, or it is left out and the Modelfile says so.
+Ollama reads Go templates, tokenizers bring Jinja ones; of a GGUF's own chat template Ollama makes use only where it is
+one of a short list. Whatever the Jinja template puts around the turns of a conversation is found by rendering some; the
+same texts around the turns of others must then give the very same text, or the template is left out and the Modelfile
+says so.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from dsr1_tune.export.gguf.go_template import GoTemplateError, render
 from dsr1_tune.export.weights.source import Source
 from dsr1_tune.models.folder import ModelFolder
 
@@ -60,21 +60,23 @@ def work_out(tokenizer: Any, adds_bos: bool = False) -> Found:
         return Found(None, ("no TEMPLATE: the model's chat template says today's date, which Ollama's cannot",))
     bos = str(tokenizer.bos_token or "") if adds_bos else ""
     try:
-        template, has_system, is_bos_left = _derive(tokenizer, bos)
+        around, is_bos_left = _derive(tokenizer, bos)
+        template = around.as_go()
     except (TemplateError, _Unclear) as error:
         return Found(None, (f"no TEMPLATE: the model's chat template cannot be said in Go: {error}",))
     remarks = []
     if bos and not is_bos_left:
         remarks.append(f"llama.cpp puts {bos} before every text by itself, which the model's chat template does not")
     before = bos if is_bos_left else ""
+    has_system = around.brief is not None
     if not has_system:
         remarks.append("the model's chat template has no place for system messages; they are left out")
     if not all(
-        _is_same(tokenizer, template, before, turns) for turns in _SAMPLES if has_system or not _has_system(turns)
+        _is_same(tokenizer, around, before, turns) for turns in _SAMPLES if has_system or not _has_system(turns)
     ):
         return Found(None, ("no TEMPLATE: the model's chat template treats turns in a way that Ollama's cannot",))
     for turns, what in _CORNERS:
-        if not _is_same(tokenizer, template, before, turns):
+        if not _is_same(tokenizer, around, before, turns):
             remarks.append(what)
     return Found(template, tuple(remarks))
 
@@ -83,42 +85,67 @@ class _Unclear(Exception):
     """A chat template that does more than to put something around the turns."""
 
 
-def _derive(tokenizer: Any, bos: str) -> tuple[str, bool, bool]:
-    """A Go template from what stands between the turns.
+@dataclass(frozen=True)
+class _Around:
+    """What a chat template puts around the turns of a conversation."""
 
-    Whether it has a place for system messages, and whether `bos`, which llama.cpp adds, could be left to it.
-    """
-    user_end = _around(_jinja(tokenizer, [_user("U1")], False), "U1")[1]
-    answer_end = _around(_jinja(tokenizer, [_user("U1"), _answer("A1")], False), "U1", "A1")[2]
-    first, to_answer, to_user, _, _, to_new = _around(
-        _jinja(tokenizer, [_user("U1"), _answer("A1"), _user("U2"), _answer("A2"), _user("U3")], True),
-        *("U1", "A1", "U2", "A2", "U3"),
-    )
+    plain: str
+    """Before the first turn, where there is no system message."""
+    brief: tuple[str, str] | None
+    """Before and behind a system message; None where there is no place for one."""
+    user: tuple[str, str]
+    answer: tuple[str, str]
+    """The second part comes only if another turn follows."""
+    new: str
+    """Before the answer that is to be written."""
+
+    def as_go(self) -> str:
+        """As a Go template. Raises _Unclear for text that cannot be quoted in a Modelfile."""
+        user, user_end, answer, answer_end, new = map(_raw, (*self.user, *self.answer, self.new))
+        start = _raw(self.plain)
+        if self.brief:
+            other = f"{{{{ else }}}}{start}" if start else ""
+            before, behind = map(_raw, self.brief)
+            start = f"{{{{ if .System }}}}{before}{{{{ .System }}}}{behind}{other}{{{{ end }}}}"
+        return (
+            f"{start}{{{{ range $i, $_ := .Messages }}}}{{{{ $last := eq (len (slice $.Messages $i)) 1 }}}}"
+            f'{{{{ if eq .Role "user" }}}}{user}{{{{ .Content }}}}{user_end}{{{{ if $last }}}}{new}{{{{ end }}}}'
+            f'{{{{ else if eq .Role "assistant" }}}}{answer}{{{{ .Content }}}}'
+            f"{{{{ if not $last }}}}{answer_end}{{{{ end }}}}{{{{ end }}}}{{{{ end }}}}"
+        )
+
+    def of(self, turns: Turns) -> str:
+        """What that Go template gives for a conversation; Ollama hands it all system messages together."""
+        system = "\n\n".join(turn["content"] for turn in turns if turn["role"] == "system")
+        text = system.join(self.brief) if self.brief and system else self.plain
+        for number, turn in enumerate(turns, start=1):
+            is_last = number == len(turns)
+            if turn["role"] == "user":
+                text += turn["content"].join(self.user) + (self.new if is_last else "")
+            elif turn["role"] == "assistant":
+                text += self.answer[0] + turn["content"] + ("" if is_last else self.answer[1])
+        return text
+
+
+def _derive(tokenizer: Any, bos: str) -> tuple[_Around, bool]:
+    """What stands between the turns, and whether `bos`, which llama.cpp adds, could be left to it."""
+    user_end = _pieces(tokenizer, "U1", asks=False)[1]
+    answer_end = _pieces(tokenizer, "U1 A1", asks=False)[2]
+    first, to_answer, to_user, _, _, to_new = _pieces(tokenizer, "U1 A1 U2 A2 U3", asks=True)
     user = _without_start(to_user, answer_end)
     answer, new = _without_start(to_answer, user_end), _without_start(to_new, user_end)
-    turns = user, user_end, answer, answer_end, new
     plain = _without_end(first, user)
+    brief: tuple[str, str] | None = None
     try:
-        briefed, after, *_ = _around(_jinja(tokenizer, [_system("S1"), _user("U1")], True), "S1", "U1")
+        briefed = _pieces(tokenizer, "S1 U1", asks=True)
     except (TemplateError, _Unclear):
-        is_left = bool(bos) and plain.startswith(bos)
-        return _go(_raw(plain.removeprefix(bos)), *turns), False, is_left
-    is_left = bool(bos) and plain.startswith(bos) and briefed.startswith(bos)
+        pass
+    else:
+        brief = briefed[0], _without_end(briefed[1], user)
+    is_left = bool(bos) and plain.startswith(bos) and (brief is None or brief[0].startswith(bos))
     if is_left:
-        plain, briefed = plain.removeprefix(bos), briefed.removeprefix(bos)
-    start = f"{{{{ if .System }}}}{_raw(briefed)}{{{{ .System }}}}{_raw(_without_end(after, user))}"
-    start += f"{{{{ else }}}}{_raw(plain)}{{{{ end }}}}" if plain else "{{ end }}"
-    return _go(start, *turns), True, is_left
-
-
-def _go(start: str, user: str, user_end: str, answer: str, answer_end: str, new: str) -> str:
-    return (
-        f"{start}{{{{ range $i, $_ := .Messages }}}}{{{{ $last := eq (len (slice $.Messages $i)) 1 }}}}"
-        f'{{{{ if eq .Role "user" }}}}{_raw(user)}{{{{ .Content }}}}{_raw(user_end)}'
-        f"{{{{ if $last }}}}{_raw(new)}{{{{ end }}}}"
-        f'{{{{ else if eq .Role "assistant" }}}}{_raw(answer)}{{{{ .Content }}}}'
-        f"{{{{ if not $last }}}}{_raw(answer_end)}{{{{ end }}}}{{{{ end }}}}{{{{ end }}}}"
-    )
+        plain, brief = plain.removeprefix(bos), brief and (brief[0].removeprefix(bos), brief[1])
+    return _Around(plain, brief, (user, user_end), (answer, answer_end), new), is_left
 
 
 def _raw(text: str) -> str:
@@ -132,17 +159,21 @@ def _jinja(tokenizer: Any, turns: Turns, asks: bool) -> str:
     return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asks))
 
 
-def _around(text: str, *contents: str) -> list[str]:
-    """What stands before, between and after the contents, each of which must be there once."""
-    pieces, rest = [], text
-    for content in contents:
-        before, found, rest = rest.partition(_mark(content))
+def _pieces(tokenizer: Any, names: str, asks: bool) -> list[str]:
+    """What stands before, between and behind the turns of these names, each of whose texts must be there once."""
+    turns = [{"role": _ROLES[name[0]], "content": f"[{name}]"} for name in names.split()]
+    pieces, rest = [], _jinja(tokenizer, turns, asks)
+    for turn in turns:
+        before, found, rest = rest.partition(turn["content"])
         if not found:
             raise _Unclear("it does not repeat what is said")
         pieces.append(before)
-    if any(_mark(content) in rest for content in contents):
+    if any(turn["content"] in rest for turn in turns):
         raise _Unclear("it repeats what is said")
     return [*pieces, rest]
+
+
+_ROLES = {"S": "system", "U": "user", "A": "assistant"}
 
 
 def _without_start(text: str, start: str) -> str:
@@ -157,33 +188,11 @@ def _without_end(text: str, end: str) -> str:
     return text[: len(text) - len(end)]
 
 
-def _mark(content: str) -> str:
-    return f"[{content}]"
-
-
-def _user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": _mark(content)}
-
-
-def _answer(content: str) -> dict[str, str]:
-    return {"role": "assistant", "content": _mark(content)}
-
-
-def _system(content: str) -> dict[str, str]:
-    return {"role": "system", "content": _mark(content)}
-
-
-def _is_same(tokenizer: Any, template: str, before: str, turns: Turns) -> bool:
+def _is_same(tokenizer: Any, around: _Around, before: str, turns: Turns) -> bool:
     try:
-        return before + render(template, as_ollama(turns)) == _jinja(tokenizer, turns, True)
-    except (GoTemplateError, TemplateError):
+        return before + around.of(turns) == _jinja(tokenizer, turns, True)
+    except TemplateError:
         return False
-
-
-def as_ollama(turns: Turns) -> dict[str, Any]:
-    """What Ollama hands to a template: every message, and the system messages together once more."""
-    messages = [{"Role": turn["role"], "Content": turn["content"]} for turn in turns]
-    return {"System": "\n\n".join(turn["content"] for turn in turns if turn["role"] == "system"), "Messages": messages}
 
 
 def _has_system(turns: Turns) -> bool:

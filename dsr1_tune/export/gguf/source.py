@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from dsr1_tune.errors import ModelError
-from dsr1_tune.export.weights.source import Source, copy_sidecars
+from dsr1_tune.export.weights.sidecars import copy_sidecars
+from dsr1_tune.export.weights.source import Source
 from dsr1_tune.models.weights.checkpoint import write_weights
 from dsr1_tune.models.weights.index import INDEX, ONE_FILE
 from dsr1_tune.runs.console import Narrator

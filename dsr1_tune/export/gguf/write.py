@@ -21,7 +21,8 @@ from dsr1_tune.export.gguf import source as gguf_source
 from dsr1_tune.export.gguf.quantize import Counts, groups_of, quantize, value_of
 from dsr1_tune.export.gguf.types import MIXES, SIXTEEN, part_of
 from dsr1_tune.export.weights.accounting import Quantized
-from dsr1_tune.export.weights.source import Source, copy_sidecars
+from dsr1_tune.export.weights.sidecars import copy_sidecars
+from dsr1_tune.export.weights.source import Source
 from dsr1_tune.models import isolated_env
 from dsr1_tune.models.folder import ModelFolder
 from dsr1_tune.models.llama_cpp import client, ggml

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from dsr1_tune.errors import ModelError
-from dsr1_tune.export.weights.source import Source
 from dsr1_tune.models.weights.layout import Layout
 from dsr1_tune.moe.anatomy import PARTS, Part
+
+if TYPE_CHECKING:
+    from dsr1_tune.export.weights.source import Source
 
 
 @dataclass(frozen=True)

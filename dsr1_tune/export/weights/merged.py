@@ -1,4 +1,4 @@
-"""Weights that are made of others while they are read: block-FP8 multiplied out, and a base with its updates in it."""
+"""Weights that are made of others while they are read: block-FP8 dequantized, and a base with its updates in it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dsr1_tune.quant.fp8 import SCALE, dequantize, to_blocks
 
 
 class Plain:
-    """A checkpoint whose block-FP8 tensors are in bfloat16, each multiplied out when it is read."""
+    """A checkpoint whose block-FP8 tensors are in bfloat16, each dequantized when it is read."""
 
     def __init__(self, base: Checkpoint, block_size: tuple[int, int] | None) -> None:
         self.base, self.block_size = base, block_size
@@ -37,7 +37,7 @@ class Plain:
         return Spec("BF16", spec.shape) if self._is_scaled(name) else spec
 
     def stored(self, name: str) -> Stored | None:
-        """Where its bytes lie, unless they are to be multiplied out."""
+        """Where its bytes are, unless they are to be dequantized."""
         return None if self._is_scaled(name) else self.base.stored(name)
 
     def read(self, name: str) -> Tensor:
@@ -66,7 +66,7 @@ class Merged:
         return self.base.spec(name)
 
     def stored(self, name: str) -> Stored | None:
-        """Where its bytes lie in the base, if it stays as it is."""
+        """Where its bytes are in the base, if it stays as it is."""
         return None if name in self.updates.by_name else self.base.stored(name)
 
     def read(self, name: str) -> Tensor:
@@ -94,7 +94,7 @@ class Exact:
         return Spec("F32", self.merged.spec(name).shape)
 
     def stored(self, name: str) -> None:
-        """Nothing lies on disk so."""
+        """Nothing is stored like this."""
 
     def read(self, name: str) -> Tensor:
         """The tensor in float32."""
@@ -116,7 +116,7 @@ class MergedFp8:
         return self.stored_base.spec(name)
 
     def stored(self, name: str) -> Stored | None:
-        """Where its bytes lie in the base, if it stays as it is."""
+        """Where its bytes are in the base, if it stays as it is."""
         is_merged = owner_of(name, self.stored_base) in self.merged.updates.by_name
         return None if is_merged else self.stored_base.stored(name)
 

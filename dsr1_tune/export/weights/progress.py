@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from dsr1_tune.models.weights.checkpoint import Weights
-from dsr1_tune.runs.console import Narrator
+
+if TYPE_CHECKING:
+    from dsr1_tune.runs.console import Narrator
 
 
 def num_bytes(weights: Weights) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,14 +28,14 @@ from dsr1_tune.runs.folder import FINISHED, RunFolder
 
 @dataclass(frozen=True)
 class Source:
-    """A model that lies in a folder, or is made of a base and what a run trained while it is read."""
+    """A model that is stored in a folder, or is made of a base and what a run trained while it is read."""
 
     name: str
     """For people: the folder or the run."""
     weights: Weights
-    """Its tensors in 16 or 32 bits, under the names that they have on disk; block-FP8 is multiplied out."""
+    """Its tensors in 16 or 32 bits, under the names that they have on disk; block-FP8 is dequantized."""
     folder: Path
-    """Where config.json, tokenizer and the like lie."""
+    """Where config.json, tokenizer and the like are."""
     config: Mapping[str, Any]
     """What its config.json is to say, but for what a quantizer adds."""
     meta_model: nn.Module
@@ -218,27 +216,3 @@ def _as_stretched(config: dict[str, Any], read: Any) -> dict[str, Any]:
     # Older engines read the one name, newer ones the other.
     scaling = {name: value for name, value in read.rope_parameters.items() if name != "rope_theta"}
     return tree | {"rope_scaling": scaling, "rope_theta": read.rope_parameters["rope_theta"]}
-
-
-OURS = {
-    *["config.json", "lineage.json", "manifest.json", "README.md", "compare.json", "compare.html", "Modelfile"],
-}
-"""What is written anew, or would be untrue of another model."""
-WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
-
-
-def copy_sidecars(source: Source | OpenBase, folder: Path, config: Mapping[str, Any] | None = None) -> None:
-    """Tokenizer, chat template, generation config, licence and the like, unchanged; and config.json.
-
-    It says what `config` says, without one what the source's is to say.
-    """
-    for file in sorted(source.folder.iterdir()):
-        is_ours = file.name in OURS
-        if file.is_file() and not file.name.startswith(".") and not is_ours and not file.name.endswith(WEIGHT_FILES):
-            shutil.copyfile(file, folder / file.name)
-    tree = source.config if config is None else config
-    if read_json(source.folder / "config.json") == tree:
-        shutil.copyfile(source.folder / "config.json", folder / "config.json")
-    else:
-        text = json.dumps(dict(tree), indent=2, ensure_ascii=False)
-        (folder / "config.json").write_text(text + "\n", encoding="utf-8")

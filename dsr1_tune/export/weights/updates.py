@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -224,7 +224,7 @@ def _of_layer(name: str, layer: LoraLayer, file: _File, layout: Layout, folder: 
             hint="leave it out of the adapter's targets",
         )
     num_experts = layer.num_experts if is_parameter else 1
-    factors = _peft_factors(file, name, num_experts)
+    factors = _one_at_a_time(partial(_unpacked, file, name, num_experts))
     magnitude = f"{name}.lora_magnitude_vector"
     return {
         piece.stored: LowRank(
@@ -232,27 +232,28 @@ def _of_layer(name: str, layer: LoraLayer, file: _File, layout: Layout, folder: 
             factors,
             layer.scaling["default"],
             is_transposed=is_parameter and num_experts > 1 and not layer._did_swap_in_out_features,
-            magnitude=(lambda: file.read(magnitude)) if magnitude in file else None,
+            magnitude=partial(file.read, magnitude) if magnitude in file else None,
         )
         for piece in _pieces(layout, parameter, folder)
     }
 
 
-def _peft_factors(file: _File, name: str, num_experts: int) -> Factors:
-    """A layer's factors as PEFT packs them: A expert by expert, B rank by rank; the last few layers' are kept."""
+def _one_at_a_time(read: Factors) -> Factors:
+    """The same behind a lock: else every thread would read what is cached in a moment."""
 
-    def read() -> tuple[Tensor, Tensor]:
-        with _ONE_AT_A_TIME:  # else every thread would unpack the same
-            return _unpacked(file, name, num_experts)
+    def locked() -> tuple[Tensor, Tensor]:
+        with _LOCK:
+            return read()
 
-    return read
+    return locked
 
 
-_ONE_AT_A_TIME = Lock()
+_LOCK = Lock()
 
 
 @lru_cache(maxsize=2)
 def _unpacked(file: _File, name: str, num_experts: int) -> tuple[Tensor, Tensor]:
+    """A layer's factors as PEFT packs them: A expert by expert, B rank by rank."""
     a, b = file.read(f"{name}.lora_A.weight"), file.read(f"{name}.lora_B.weight")
     a_ERI = a.reshape(num_experts, -1, a.shape[-1])
     b_EOR = b.reshape(b.shape[0], -1, num_experts).permute(2, 0, 1).contiguous()
@@ -315,24 +316,12 @@ def _of_chosen(
     if piece.expert is not None and piece.expert not in chosen:
         return None
     if config.method == "lora":
-        factors = _stored_factors(file, keys[0], keys[1])
+        factors = _one_at_a_time(partial(_pair, file, keys[0], keys[1]))
         return LowRank(piece, factors, config.scale, experts=chosen, is_transposed=is_transposed)
     if piece.expert is None:
-        return SomeExperts({number: _row(file, key) for number, key in zip(chosen, keys, strict=True)})
+        return SomeExperts({number: partial(file.read, key) for number, key in zip(chosen, keys, strict=True)})
     key = keys[chosen.index(piece.expert)]
     return Replaced(lambda: piece.of_expert(file.read(key)))
-
-
-def _row(file: _File, key: str) -> Callable[[], Tensor]:
-    return lambda: file.read(key)
-
-
-def _stored_factors(file: _File, a: str, b: str) -> Factors:
-    def read() -> tuple[Tensor, Tensor]:
-        with _ONE_AT_A_TIME:
-            return _pair(file, a, b)
-
-    return read
 
 
 @lru_cache(maxsize=2)

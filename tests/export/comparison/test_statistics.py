@@ -31,7 +31,7 @@ def test_divergence_is_kl_over_the_whole_vocabulary() -> None:
         assert found_T.double() == pytest.approx(wanted_T, rel=5e-3, abs=1e-5)
 
 
-def test_equal_models_do_not_diverge_and_nothing_is_negative() -> None:
+def test_divergence_of_equal_models_is_zero_and_never_negative() -> None:
     torch.manual_seed(0)
     a_TV = log_probs(torch.randn(50, 300) * 30)  # almost sure, with probabilities far below float16's
     assert divergence_T(as_kept(a_TV), as_kept(a_TV)).tolist() == [0.0] * 50
@@ -42,7 +42,7 @@ def test_equal_models_do_not_diverge_and_nothing_is_negative() -> None:
     )
 
 
-def test_the_interval_is_the_normal_one_for_many_rows() -> None:
+def test_interval_is_the_normal_one_for_many_rows() -> None:
     values_N = np.random.default_rng(1).normal(3.0, 2.0, 2000)
     found = estimate(resampled(2000, 0), mean(values_N))
     assert found.value == pytest.approx(values_N.mean())
@@ -51,7 +51,7 @@ def test_the_interval_is_the_normal_one_for_many_rows() -> None:
     assert found.high == pytest.approx(values_N.mean() + half, abs=0.15 * half)
 
 
-def test_losses_are_means_over_tokens_and_pairs_take_out_what_rows_share() -> None:
+def test_ratio_is_a_mean_over_tokens_and_pairs_take_out_what_rows_share() -> None:
     draw = np.random.default_rng(2)
     tokens_N = draw.integers(1, 50, 300).astype(float)
     a_N = tokens_N * draw.uniform(0.5, 5.0, 300)  # rows differ far more than the two models do
@@ -65,18 +65,18 @@ def test_losses_are_means_over_tokens_and_pairs_take_out_what_rows_share() -> No
     assert (alone.high - alone.low) / alone.value > 10 * (found.high - found.low)
 
 
-def test_a_difference_is_paired() -> None:
+def test_difference_is_paired() -> None:
     a_N, b_N = np.array([0.0, 1.0, 1.0, 0.0]), np.array([1.0, 1.0, 1.0, 0.0])
     found = estimate(resampled(4, 0), difference(a_N, b_N))
     assert (found.value, found.low) == (0.25, 0.0) and 0.5 <= found.high <= 1.0
 
 
-def test_the_same_seed_draws_the_same_samples() -> None:
+def test_resampled_draws_the_same_samples_for_a_seed() -> None:
     assert (resampled(5, 3) == resampled(5, 3)).all() and (resampled(5, 3) != resampled(5, 4)).any()
     assert (resampled(5, 3).sum(1) == 5).all()
 
 
-def test_one_row_has_no_interval_and_a_broken_model_no_number() -> None:
+def test_estimate_of_one_row_has_no_interval_and_of_a_broken_model_no_number() -> None:
     one = estimate(resampled(1, 0), mean(np.array([2.0])))
     assert (one.value, one.low, one.high) == (2.0, 2.0, 2.0)
     assert np.isnan(estimate(resampled(2, 0), mean(np.array([1.0, np.nan]))).value)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -21,8 +18,7 @@ from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import ModelError, RunError
 from dsr1_tune.export import lineage, quantize
 from dsr1_tune.export.formats import gptq
-from dsr1_tune.export.formats.gptq_process import Job
-from dsr1_tune.export.formats.w4a16 import round_to_nearest
+from dsr1_tune.export.formats.rounding import round_to_nearest
 from dsr1_tune.export.weights.accounting import Counting
 from dsr1_tune.export.weights.source import open_source
 from dsr1_tune.models.folder import ModelFolder
@@ -68,7 +64,7 @@ def counting(tiny_base: Path) -> Counting:
 WEIGHT_NK = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
 
 
-def test_what_is_near_enough_is_taken(made: Made, counting: Counting) -> None:
+def test_gptq_takes_what_is_near_enough(made: Made, counting: Counting) -> None:
     q_NK, scale_NG = round_to_nearest(WEIGHT_NK, 32)
     other_NK = (q_NK + (torch.rand(q_NK.shape) < 0.1)).clamp(max=7).to(torch.int8)
     taken = made(other_NK, scale_NG)
@@ -76,7 +72,7 @@ def test_what_is_near_enough_is_taken(made: Made, counting: Counting) -> None:
     assert taken.refused == []
 
 
-def test_what_was_wiped_out_is_rounded_instead_and_told(made: Made, counting: Counting) -> None:
+def test_gptq_rounds_what_was_wiped_out_and_says_so(made: Made, counting: Counting) -> None:
     """An expert whose inputs were all zero comes back as zeros."""
     q_NK, scale_NG = round_to_nearest(WEIGHT_NK, 32)
     taken = made(torch.zeros_like(q_NK), scale_NG)
@@ -88,7 +84,7 @@ def test_what_was_wiped_out_is_rounded_instead_and_told(made: Made, counting: Co
     assert NAME in heard.getvalue()
 
 
-def test_mixtral_s_matrices_are_found_under_the_names_of_its_modules(tiny_model: TinyModel) -> None:
+def test_gptq_finds_the_matrices_of_mixtral_by_their_modules(tiny_model: TinyModel) -> None:
     pieces = open_source(tiny_model("mixtral")).layout.pieces
     found = {w: gptq._library_s_name(pieces[f"model.layers.1.block_sparse_moe.experts.3.{w}.weight"]) for w in _W123}
     assert found == {w: f"model.layers.1.mlp.experts.3.{leaf}_proj.weight" for w, leaf in _W123.items()}
@@ -99,7 +95,7 @@ def test_mixtral_s_matrices_are_found_under_the_names_of_its_modules(tiny_model:
 _W123 = {"w1": "gate", "w2": "down", "w3": "up"}
 
 
-def test_what_is_missing_or_of_another_shape_is_refused(made: Made, counting: Counting) -> None:
+def test_gptq_refuses_what_is_missing_or_of_another_shape(made: Made, counting: Counting) -> None:
     q_NK, scale_NG = round_to_nearest(WEIGHT_NK, 32)
     with pytest.raises(ModelError, match="left it in 16 bits"):
         made(q_NK, scale_NG, "model.layers.9.other.weight")(NAME, WEIGHT_NK, counting)
@@ -110,7 +106,7 @@ def test_what_is_missing_or_of_another_shape_is_refused(made: Made, counting: Co
 # --- rows and experts ------------------------------------------------------------------------------------------------
 
 
-def test_experts_without_tokens_are_named() -> None:
+def test_gptq_names_experts_without_tokens() -> None:
     load_LE = torch.tensor([[3, 0, 5, 0], [2, 2, 2, 2]], dtype=torch.float64)
     routing = Routing(("model.layers.0.mlp.experts", "model.layers.1.mlp.experts"), load_LE, load_LE)
     unreached = gptq._unreached(routing)
@@ -125,7 +121,7 @@ def test_experts_without_tokens_are_named() -> None:
     assert "calibration_rows" not in heard.getvalue()
 
 
-def test_rows_are_the_run_s_own_as_it_saw_them(tiny_run: TinyRun) -> None:
+def test_gptq_calibrates_on_the_rows_of_the_run(tiny_run: TinyRun) -> None:
     run = tiny_run("qwen3_moe", "lora")
     tokenizer = ModelFolder(run.path.parent / "base", "base").read_tokenizer()
     rows = gptq._calibration_rows(run, tokenizer, 10)
@@ -136,17 +132,11 @@ def test_rows_are_the_run_s_own_as_it_saw_them(tiny_run: TinyRun) -> None:
     assert len(gptq._calibration_rows(run, tokenizer, 1000)) == len(kept) == 27
 
 
-def test_without_a_run_there_is_nothing_to_calibrate_on(tiny_model: TinyModel, tmp_path: Path) -> None:
+def test_gptq_without_a_run_is_refused(tiny_model: TinyModel, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no rows to calibrate on") as caught:
         quantize.run(tiny_model("qwen3_moe"), tmp_path / "out", Quantize(to="w4a16", method="gptq"))
     assert "--method rtn" in caught.value.hint
     assert not (tmp_path / "out").exists()
-
-
-def test_a_job_is_read_as_it_was_saved(tmp_path: Path) -> None:
-    job = Job("model", "out", ((1, 2), (3,)), 64, ("model.layers.0.self_attn.o_proj",))
-    job.save(tmp_path / "job.json")
-    assert Job.of(tmp_path / "job.json") == job
 
 
 # --- for real --------------------------------------------------------------------------------------------------------
@@ -154,7 +144,7 @@ def test_a_job_is_read_as_it_was_saved(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "everything"), [("mixtral", False), ("deepseek_v3", True)])
-def test_a_run_is_calibrated(family: str, everything: bool, tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_gptq_calibrates_a_run(family: str, everything: bool, tiny_run: TinyRun, tmp_path: Path) -> None:
     run = tiny_run(family, "lora")
     heard = io.StringIO()
     settings = Quantize(to="w4a16", method="gptq", all=everything)
@@ -173,17 +163,3 @@ def test_a_run_is_calibrated(family: str, everything: bool, tiny_run: TinyRun, t
     model = load(Base(model=str(out))).model
     with torch.no_grad():
         assert model(torch.arange(2, 66)[None]).logits.isfinite().all()
-
-
-@pytest.mark.slow
-def test_the_library_s_process_ends_when_we_are_killed() -> None:
-    child = (
-        "from dsr1_tune.export import gptq_process as p; p._end_with_parent(); print(1, flush=True); p.time.sleep(99)"
-    )
-    parent = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child!r}]); print(p.pid); p.wait()"
-    with subprocess.Popen([sys.executable, "-uc", parent], stdout=subprocess.PIPE, text=True) as ours:
-        assert ours.stdout is not None
-        process = psutil.Process(int(ours.stdout.readline()))
-        assert ours.stdout.readline() == "1\n"
-        ours.kill()
-    process.wait(timeout=20)

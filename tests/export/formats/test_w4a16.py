@@ -18,14 +18,14 @@ from dsr1_tune.config import Base
 from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import ModelError
 from dsr1_tune.export.formats import w4a16
-from dsr1_tune.export.formats.w4a16 import round_to_nearest
-from dsr1_tune.export.weights.accounting import Counting, Quantized, chosen
+from dsr1_tune.export.formats.rounding import round_to_nearest
+from dsr1_tune.export.weights.accounting import Quantized, chosen
 from dsr1_tune.export.weights.source import open_source
 from dsr1_tune.models import isolated_env
 from dsr1_tune.models.load import load
 from dsr1_tune.models.weights.checkpoint import DTYPES, Checkpoint, read_header, write_weights
 from dsr1_tune.models.weights.lazy import open_w4a16
-from dsr1_tune.quant.w4a16 import dequantize, is_w4a16, pack, quantization_config, unpack
+from dsr1_tune.quant.w4a16 import dequantize
 from dsr1_tune.runs.console import Narrator
 from tests.conftest import TinyModel
 from tests.export.conftest import TinyRun
@@ -48,70 +48,14 @@ def logits(folder: Path) -> Tensor:
 # --- the format ------------------------------------------------------------------------------------------------------
 
 
-def test_eight_weights_lie_in_a_word_the_first_lowest() -> None:
-    q_NK = torch.tensor([[-8, -7, 0, 1, 2, 3, 6, 7]], dtype=torch.int8)
-    word = sum((int(q) + 8) << (4 * place) for place, q in enumerate(q_NK[0]))
-    assert int(pack(q_NK)[0, 0]) % 2**32 == word
-    assert torch.equal(unpack(pack(q_NK)), q_NK)
-
-
-def test_every_integer_comes_back() -> None:
-    q_NK = torch.randint(-8, 8, (5, 96), dtype=torch.int8)
-    assert pack(q_NK).shape == (5, 12)
-    assert torch.equal(unpack(pack(q_NK)), q_NK)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_rounding_is_nearer_than_by_the_range_alone(dtype: torch.dtype) -> None:
-    weight_NK = (torch.randn(64, 256, generator=torch.Generator().manual_seed(0)) * 0.02).to(dtype)
-    q_NK, scale_NG = round_to_nearest(weight_NK, 64)
-    assert (q_NK.dtype, scale_NG.dtype, scale_NG.shape) == (torch.int8, dtype, (64, 4))
-    assert -8 <= int(q_NK.min()) < int(q_NK.max()) <= 7
-    exact = weight_NK.float()
-    groups = exact.view(64, 4, 64)
-    by_range = groups.abs().amax(-1, keepdim=True) / 7.5
-    plain = (groups / by_range).round().clamp(-8, 7) * by_range
-    ours = (dequantize(q_NK, scale_NG).float() - exact).norm()
-    assert float(ours) < 0.96 * float((plain - groups).norm())
-    assert float(ours / exact.norm()) < 0.11
-
-
-def test_each_integer_is_the_nearest_to_its_scale() -> None:
-    weight_NK = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
-    q_NK, scale_NG = round_to_nearest(weight_NK, 32)
-    for row in range(8):
-        for col in range(64):
-            steps = [abs(float(weight_NK[row, col]) - q * float(scale_NG[row, col // 32])) for q in range(-8, 8)]
-            assert steps[int(q_NK[row, col]) + 8] <= min(steps) + 1e-6
-
-
-def test_zeros_stay_zeros_and_large_matrices_go_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight_NK = torch.randn(9, 64, generator=torch.Generator().manual_seed(2))
-    weight_NK[3, :32] = 0
-    whole = round_to_nearest(weight_NK, 32)
-    assert not dequantize(*whole)[3, :32].any()
-    assert bool((whole[1] > 0).all())
-    monkeypatch.setattr(w4a16, "_MAX_WEIGHTS", 128)
-    assert all(torch.equal(one, other) for one, other in zip(round_to_nearest(weight_NK, 32), whole, strict=True))
-
-
-def test_only_this_format_is_taken_for_it() -> None:
-    config = quantization_config(64, ["lm_head"])
-    assert is_w4a16(config)
-    for change in ({"num_bits": 8}, {"symmetric": False}, {"strategy": "channel"}, {"actorder": "group"}):
-        other = quantization_config(64, [])
-        other["config_groups"]["group_0"]["weights"] |= change
-        assert not is_w4a16(other), change
-    assert not is_w4a16({**config, "format": "float-quantized"})
-    assert not is_w4a16(None)
-
-
 # --- whole models ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("everything", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_comes_back_as_rounded(family: str, everything: bool, tiny_model: TinyModel, tmp_path: Path) -> None:
+def test_w4a16_model_comes_back_as_rounded(
+    family: str, everything: bool, tiny_model: TinyModel, tmp_path: Path
+) -> None:
     base, out = tiny_model(family), tmp_path / "out"
     quantized = quantize(base, out, all=everything)
     names = chosen(open_source(base).layout, everything)
@@ -129,7 +73,7 @@ def test_a_model_comes_back_as_rounded(family: str, everything: bool, tiny_model
         assert name not in stored
     for name in before.keys() - names:
         assert torch.equal(stored[name], before[name])
-    weights = open_w4a16(Checkpoint(out))
+    weights = open_w4a16(out, ["model.safetensors"])
     assert all(torch.equal(weights[name][...], tensor) for name, tensor in reference.items())
     rounded = tmp_path / "rounded"
     rounded.mkdir()
@@ -140,7 +84,7 @@ def test_a_model_comes_back_as_rounded(family: str, everything: bool, tiny_model
     assert (out / "chat_template.jinja").read_bytes() == (base / "chat_template.jinja").read_bytes()
 
 
-def test_everything_else_is_listed_as_not_quantized(tiny_model: TinyModel, tmp_path: Path) -> None:
+def test_w4a16_lists_everything_else_as_not_quantized(tiny_model: TinyModel, tmp_path: Path) -> None:
     base = tiny_model("deepseek_v3")
     weights = load_file(base / "model.safetensors")
     further = {"model.layers.2.eh_proj.weight": torch.randn(64, 128)}  # a prediction layer that transformers drops
@@ -157,13 +101,13 @@ def test_everything_else_is_listed_as_not_quantized(tiny_model: TinyModel, tmp_p
     assert torch.equal(kept["model.layers.2.eh_proj.weight"], further["model.layers.2.eh_proj.weight"])
 
 
-def test_a_router_under_another_name_on_disk_is_listed_by_both(tiny_model: TinyModel, tmp_path: Path) -> None:
+def test_w4a16_lists_a_router_by_both_its_names(tiny_model: TinyModel, tmp_path: Path) -> None:
     quantize(tiny_model("mixtral"), tmp_path / "out")
     ignored = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["ignore"]
     assert {"model.layers.0.block_sparse_moe.gate", "model.layers.0.mlp.gate"} < set(ignored)
 
 
-def test_every_tensor_lies_where_its_format_may(tiny_model: TinyModel, tmp_path: Path) -> None:
+def test_w4a16_tensors_lie_where_their_dtype_may(tiny_model: TinyModel, tmp_path: Path) -> None:
     base = tiny_model("deepseek_v3", moe_intermediate_size=96, v_head_dim=24)
     half = {
         name: tensor if "bias" in name else tensor.bfloat16()
@@ -181,14 +125,14 @@ def test_every_tensor_lies_where_its_format_may(tiny_model: TinyModel, tmp_path:
 
 
 @pytest.mark.parametrize(("hidden", "inner", "size"), [(128, 128, 128), (128, 64, 64), (128, 96, 32)])
-def test_the_largest_group_that_divides_all(
+def test_w4a16_takes_the_largest_group_that_divides_all(
     hidden: int, inner: int, size: int, tiny_model: TinyModel, tmp_path: Path
 ) -> None:
     base = tiny_model("qwen3_moe", hidden_size=hidden, moe_intermediate_size=inner, num_hidden_layers=1)
     assert quantize(base, tmp_path / "out").facts["group_size"] == size
 
 
-def test_groups_that_do_not_fit_are_refused(tiny_model: TinyModel, tmp_path: Path) -> None:
+def test_w4a16_refuses_groups_that_do_not_fit(tiny_model: TinyModel, tmp_path: Path) -> None:
     base = tiny_model("qwen3_moe")
     with pytest.raises(ModelError, match=r"experts.*_proj\.weight has 64 columns, which groups of 128") as caught:
         quantize(base, tmp_path / "out", group_size=128)
@@ -198,12 +142,12 @@ def test_groups_that_do_not_fit_are_refused(tiny_model: TinyModel, tmp_path: Pat
         quantize(narrow, tmp_path / "out2")
 
 
-def test_experts_in_one_tensor_are_refused(tiny_model: TinyModel, tmp_path: Path) -> None:
+def test_w4a16_refuses_experts_in_one_tensor(tiny_model: TinyModel, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="holds several matrices in one tensor"):
         quantize(tiny_model("gpt_oss"), tmp_path / "out")
 
 
-def test_weights_that_are_no_numbers_are_refused(tiny_model: TinyModel, tmp_path: Path) -> None:
+def test_w4a16_refuses_weights_that_are_no_numbers(tiny_model: TinyModel, tmp_path: Path) -> None:
     base = tiny_model("qwen3_moe")
     weights = load_file(base / "model.safetensors")
     weights["model.layers.1.mlp.experts.2.up_proj.weight"][3, 5] = float("nan")
@@ -212,7 +156,7 @@ def test_weights_that_are_no_numbers_are_refused(tiny_model: TinyModel, tmp_path
         quantize(base, tmp_path / "out")
 
 
-def test_merging_and_rounding_in_one_pass(tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_w4a16_merges_and_rounds_in_one_pass(tiny_run: TinyRun, tmp_path: Path) -> None:
     run = tiny_run("qwen3_moe", "lora")
     source = open_source(run.path)
     merged = tmp_path / "merged"
@@ -230,7 +174,7 @@ def test_merging_and_rounding_in_one_pass(tiny_run: TinyRun, tmp_path: Path) -> 
     assert any(not torch.equal(base[name], tensor) for name, tensor in load_file(merged / file).items())
 
 
-def test_a_damaged_counterpart_is_told(tiny_model: TinyModel, tmp_path: Path) -> None:
+def test_w4a16_without_a_scale_is_refused(tiny_model: TinyModel, tmp_path: Path) -> None:
     quantize(tiny_model("qwen3_moe"), tmp_path / "out")
     stored = load_file(tmp_path / "out" / "model.safetensors")
     del stored["model.layers.0.mlp.experts.1.up_proj.weight_scale"]
@@ -263,20 +207,20 @@ for folder in sys.argv[1:]:
 
 
 @pytest.mark.slow
-def test_compressed_tensors_and_transformers_read_the_same(tiny_model: TinyModel, tmp_path: Path) -> None:
+def test_w4a16_is_read_the_same_by_compressed_tensors_and_transformers(tiny_model: TinyModel, tmp_path: Path) -> None:
     """The library that vLLM and SGLang read the format with multiplies out the same numbers, to the bit."""
     bases = {tmp_path / f"out-{family}": tiny_model(family, family) for family in FAMILIES}
     for out, base in bases.items():
         quantize(base, out, all=True)
     isolated_env.ensure("llmcompressor").run(["-c", _THEIRS, *bases])
     for out, base in bases.items():
-        theirs, ours = load_file(f"{out}.safetensors"), open_w4a16(Checkpoint(out))
+        theirs, ours = load_file(f"{out}.safetensors"), open_w4a16(out, ["model.safetensors"])
         assert theirs.keys() == chosen(open_source(base).layout, True)
         assert all(torch.equal(ours[name][...], tensor) for name, tensor in theirs.items())
         assert torch.equal(torch.load(f"{out}.pt"), logits(out))
 
 
-def test_a_checkpoint_of_many_shards_keeps_its_index(tiny_model: TinyModel, tmp_path: Path) -> None:
+def test_w4a16_of_many_shards_keeps_its_index(tiny_model: TinyModel, tmp_path: Path) -> None:
     base = tiny_model("qwen3_moe")
     weights = load_file(base / "model.safetensors")
     (base / "model.safetensors").unlink()
@@ -294,14 +238,3 @@ def test_a_checkpoint_of_many_shards_keeps_its_index(tiny_model: TinyModel, tmp_
         == json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())["weight_map"][f"{owner}_packed"]
     )
     assert logits(tmp_path / "out").isfinite().all()
-
-
-def test_counting_takes_what_was_really_written(tiny_model: TinyModel, tmp_path: Path) -> None:
-    source = open_source(tiny_model("qwen3_moe"))
-    name = "model.layers.0.mlp.experts.0.up_proj.weight"
-    counting = Counting(source.layout)
-    packed = w4a16.Packed(source.weights, frozenset({name}), 64, counting)
-    scale = packed.read(f"{name}_scale")  # asked for before the packed part: computed again, not held
-    assert torch.equal(unpack(packed.read(f"{name}_packed")), round_to_nearest(source.weights.read(name), 64)[0])
-    assert torch.equal(packed.read(f"{name}_scale"), scale)
-    assert list(counting.names) == [name]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dsr1_tune.export.gguf.go_template import GoTemplateError, render
-from dsr1_tune.export.gguf.modelfile import as_ollama, work_out
+from dsr1_tune.export.gguf.modelfile import work_out
+from tests.export.gguf.go_template import GoTemplateError, as_ollama, render
 
 # --- Go's text/template, as its documentation and Ollama's templates show it -----------------------------------------
 
@@ -28,13 +28,13 @@ from dsr1_tune.export.gguf.modelfile import as_ollama, work_out
         ("{{ $a := len .List }}{{ $a }}{{ eq .Name `other` `top` }}", "2True"),
     ],
 )
-def test_what_go_makes_of_a_template(template: str, text: str) -> None:
+def test_go_template_reader_gives_what_go_gives(template: str, text: str) -> None:
     data = {"Name": "top", "Empty": "", "List": [{"Name": "one"}, {"Name": "two"}]}
     assert render(template, data) == text
 
 
 @pytest.mark.parametrize("template", ["{{ if .A }}", "{{ end }}", "{{ .B }}", "{{ printf .A }}", "{{ (len .A }}"])
-def test_what_is_not_known_is_refused(template: str) -> None:
+def test_go_template_reader_refuses_what_it_does_not_know(template: str) -> None:
     with pytest.raises(GoTemplateError):
         render(template, {"A": "x"})
 
@@ -105,7 +105,7 @@ def talk(num_turns: int, system: str = "") -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("template", [None, QWEN, DEEPSEEK, LLAMA3, MISTRAL], ids=lambda text: str(text)[:12])
 @pytest.mark.parametrize("adds_bos", [False, True])
-def test_both_templates_give_the_same_text(
+def test_go_template_gives_the_text_of_the_chat_template(
     template: str | None, adds_bos: bool, speaking: Any, tiny_tokenizer: Any
 ) -> None:
     tokenizer = speaking(template or tiny_tokenizer.chat_template)
@@ -122,14 +122,14 @@ def test_both_templates_give_the_same_text(
         assert (bos if begins else "") + render(found.template, as_ollama(turns)) == text
 
 
-def test_what_a_user_should_know_is_remarked(speaking: Any, tiny_tokenizer: Any) -> None:
+def test_modelfile_remarks_say_where_ollama_differs(speaking: Any, tiny_tokenizer: Any) -> None:
     assert "removes white space" in " ".join(work_out(speaking(LLAMA3)).remarks)
     assert "hold thoughts" in " ".join(work_out(speaking(DEEPSEEK)).remarks)
     assert work_out(speaking(tiny_tokenizer.chat_template)).remarks == ()
 
 
 @pytest.mark.parametrize("template", [DATED, COUNTS, SHOUTS, QUOTES, PHI3])
-def test_what_cannot_be_said_in_go_is_left_out(template: str, speaking: Any) -> None:
+def test_chat_template_that_go_cannot_give_is_left_out(template: str, speaking: Any) -> None:
     found = work_out(speaking(template))
     assert found.template is None
     assert found.remarks[0].startswith("no TEMPLATE: the model's chat template")

@@ -1,4 +1,4 @@
-"""GGUF in real llama.cpp: merged adapters, and what it would run wrongly if it were not told."""
+"""What the converter reads: nothing left to guess, and what llama.cpp would run wrongly refused."""
 
 from __future__ import annotations
 
@@ -9,115 +9,93 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from gguf import GGUFReader
 from rich.console import Console
-from safetensors.torch import load_file, save_file
-from tests.export.test_gguf import YARN, add_further_layer, divergence, in_bf16, quantized
 
-from dsr1_tune.export.gguf import quantize
+from dsr1_tune.errors import ModelError
 from dsr1_tune.export.gguf import source as gguf_source
 from dsr1_tune.export.weights.source import open_source
-from dsr1_tune.models.trained.attach import load_with_adapter
-from dsr1_tune.quant import fp8
 from dsr1_tune.runs.console import Narrator
 from dsr1_tune.runs.folder import RunFolder
-from tests.conftest import save_tiny
-
-V3 = {"q_lora_rank": 32}
-"""llama.cpp's DeepSeek-V3 always has low-rank queries."""
-V2 = {"num_hidden_layers": 27}
-"""llama.cpp knows DeepSeek-V2-Lite, which has none, by its 27 layers."""
-QWEN = {"norm_topk_prob": True}
-"""llama.cpp makes the weights of every Qwen3-MoE's experts sum to 1."""
+from tests.export.gguf.conftest import YARN, add_further_layer, quantized
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("family", "changes"), [("deepseek_v3", V3), ("deepseek_v2", V2), ("qwen3_moe", QWEN)])
-def test_a_merged_adapter_runs_in_llama_cpp(
-    family: str, changes: dict[str, Any], tiny_run: Callable[..., RunFolder], tmp_path: Path, converter: None
-) -> None:
-    schedule = {"max_steps": 3, "learning_rate": 0.1, "max_tokens": 128}
-    run = tiny_run(family, "lora", changes, schedule=schedule)
-    quiet = Narrator(Console(file=io.StringIO()))
-    file, _ = quantized(run.path, tmp_path / "bf16", "bf16")
-    in_8 = tmp_path / "q8.gguf"
-    quantize.quantize(file, in_8, "q8_0", False, quiet)
-    gguf_source.prepare(open_source(run.path), tmp_path / "merged", quiet)
-    merged = in_bf16(tmp_path / "merged")
-    exact, rounded = divergence(merged, file), divergence(merged, in_8)
-    assert exact <= 1e-3
-    assert rounded <= 5e-3
-    # The adapter is in the file, and the bounds tell something.
-    base, adapted = in_bf16(run.path.parent / "base"), load_with_adapter(run.path).model
-    assert divergence(base, file) > 10 * max(exact, divergence(adapted, file))
+def test_config_says_that_a_router_is_a_sigmoid(tiny_model: Any) -> None:
+    config = gguf_source.config_for_llama_cpp(open_source(tiny_model("deepseek_v3")))
+    assert (config["scoring_func"], config["topk_method"]) == ("sigmoid", "noaux_tc")
+    assert "scoring_func" not in gguf_source.config_for_llama_cpp(open_source(tiny_model("qwen3_moe", "softmax")))
 
 
-def save_sensitive_v3(folder: Path, tokenizer: Any, **changes: Any) -> Path:
-    """A V3 whose routing matters: balancing biases that change the choice, and experts that weigh much."""
-    save_tiny(folder, tokenizer, "deepseek_v3", **V3, n_routed_experts=8, num_hidden_layers=4, **changes)
-    weights = load_file(folder / "model.safetensors")
-    draw = torch.Generator().manual_seed(3)
-    for name, weight in weights.items():
-        if "e_score_correction_bias" in name:
-            weights[name] = torch.randn(weight.shape, generator=draw) / 2
-        elif ".experts." in name and "down_proj" in name:
-            weights[name] = weight * 3
-        elif name == "lm_head.weight":
-            weights[name] = weight * 2
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+@pytest.mark.parametrize("is_old", [True, False])
+def test_config_says_rope_once_and_in_the_new_names(is_old: bool, tiny_model: Any) -> None:
+    folder = tiny_model("deepseek_v3", max_position_embeddings=512)
+    config = json.loads((folder / "config.json").read_text())
+    if is_old:
+        config |= {"rope_parameters": None, "rope_theta": 5000.0, "rope_scaling": {"type": "yarn", **YARN}}
+    else:
+        config["rope_parameters"] = {"rope_type": "yarn", "rope_theta": 5000.0, **YARN}
+    (folder / "config.json").write_text(json.dumps(config))
+    told = gguf_source.config_for_llama_cpp(open_source(folder))
+    assert "rope_scaling" not in told
+    assert told["rope_theta"] == 5000.0
+    rope = told["rope_parameters"]
+    assert (rope["rope_type"], rope["rope_theta"]) == ("yarn", 5000.0)
+    assert (rope["factor"], rope["mscale_all_dim"]) == (16.0, 1.0)
 
 
-@pytest.mark.slow
-def test_the_router_scores_by_sigmoid_in_llama_cpp_too(
-    tiny_tokenizer: Any, tmp_path: Path, converter: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = save_sensitive_v3(tmp_path / "v3", tiny_tokenizer)
-    model = in_bf16(folder)
-    right = divergence(model, quantized(folder, tmp_path / "right", "bf16")[0])
-    completed = gguf_source.config_for_llama_cpp
-
-    def as_transformers_wrote_it(source: Any) -> dict[str, Any]:
-        return {name: value for name, value in completed(source).items() if name not in ("scoring_func", "topk_method")}
-
-    monkeypatch.setattr(gguf_source, "config_for_llama_cpp", as_transformers_wrote_it)
-    wrong = divergence(model, quantized(folder, tmp_path / "wrong", "bf16")[0])
-    assert right <= 1e-3
-    assert wrong > 20 * right
-
-
-@pytest.mark.slow
-def test_partial_fp8_blocks_and_further_layers_in_llama_cpp(
-    tiny_tokenizer: Any, tmp_path: Path, converter: None
-) -> None:
-    folder = save_tiny(tmp_path / "v3", tiny_tokenizer, "deepseek_v3", **V3)
+def test_config_counts_further_layers_only_if_they_are_there(tiny_model: Any) -> None:
+    folder = tiny_model("deepseek_v3", num_nextn_predict_layers=1)
+    assert gguf_source.config_for_llama_cpp(open_source(folder))["num_nextn_predict_layers"] == 0
     add_further_layer(folder)
-    stored = {}
-    for name, weight in load_file(folder / "model.safetensors").items():
-        if "_proj" in name and weight.dim() == 2:
-            stored[name], stored[f"{name}_scale_inv"] = fp8.to_blocks(weight, (48, 48))
-        else:
-            stored[name] = weight if "correction" in name else weight.bfloat16()
-    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [48, 48], "fmt": "e4m3"}
-    (folder / "config.json").write_text(json.dumps(config))
-    file, said = quantized(folder, tmp_path / "out", "bf16")
-    assert "further tokens (" in said
-    assert "left out" in said
-    assert not any(tensor.name.startswith("blk.2.") for tensor in GGUFReader(file).tensors)
-    assert divergence(in_bf16(folder), file) <= 1e-3
+    source = open_source(folder)
+    assert gguf_source.config_for_llama_cpp(source)["num_nextn_predict_layers"] == 1
+    assert "model.layers.2.eh_proj.weight" in gguf_source.further_layers(source)
 
 
-@pytest.mark.slow
-def test_stretched_rope_in_llama_cpp(tiny_tokenizer: Any, tmp_path: Path, converter: None) -> None:
-    folder = save_sensitive_v3(tmp_path / "v3", tiny_tokenizer)
-    plain = in_bf16(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"rope_parameters": None, "rope_theta": 10000.0, "rope_scaling": {"type": "yarn", **YARN}}
-    (folder / "config.json").write_text(json.dumps(config))
-    file, _ = quantized(folder, tmp_path / "out", "bf16")
-    right = divergence(in_bf16(folder), file, 300)
-    assert right <= 1e-3
-    assert divergence(plain, file, 300) > 20 * right
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"attention_bias": True}, "biases in its latent attention"),
+        ({"rope_interleave": False}, "positions in halves"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 10000.0, **YARN, "mscale": 0.7}}, "mscale"),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, "factor": 1.0,
+             "original_max_position_embeddings": 512, "short_factor": [1.0] * 8, "long_factor": [1.0] * 8}},
+            "longrope",
+        ),
+    ],
+)  # fmt: skip
+def test_source_that_llama_cpp_cannot_run_is_refused_at_once(
+    changes: dict[str, Any], named: str, tiny_model: Any, tmp_path: Path
+) -> None:
+    folder = tiny_model("deepseek_v3", **changes)
+    with pytest.raises(ModelError, match=named) as caught:
+        quantized(folder, tmp_path / "out", "q8_0")
+    assert "nf4" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_source_whose_expert_weights_do_not_sum_to_1_is_refused(tiny_model: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="norm_topk_prob: false"):
+        quantized(tiny_model("qwen3_moe", norm_topk_prob=False), tmp_path / "out", "q8_0")
+    assert not (tmp_path / "out").exists()
+
+
+def test_source_is_refused_where_the_disk_is_too_small(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("dsr1_tune.export.gguf.source.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(ModelError, match="GiB of disk"):
+        quantized(folder, tmp_path / "out", "q8_0")
+    assert not (tmp_path / "out").exists()
+
+
+def test_prepare_links_stored_weights_and_writes_merged_ones(
+    folder: Path, tiny_run: Callable[..., RunFolder], tmp_path: Path
+) -> None:
+    quiet = Narrator(Console(file=io.StringIO()))
+    gguf_source.prepare(open_source(folder), tmp_path / "linked", quiet)
+    assert (tmp_path / "linked" / "model.safetensors").readlink() == folder / "model.safetensors"
+    run = tiny_run("qwen3_moe", "lora")
+    gguf_source.prepare(open_source(run.path), tmp_path / "written", quiet)
+    assert not (tmp_path / "written" / "model.safetensors").is_symlink()

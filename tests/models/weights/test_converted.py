@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dsr1_tune.models.weights import converted
 from dsr1_tune.models.weights.checkpoint import Checkpoint, Spec, write_weights
 from dsr1_tune.models.weights.converted import Converted
 
@@ -60,3 +61,26 @@ def test_converted_tensors_stand_at_multiples_of_their_numbers_size(base: Checkp
 def test_converted_weight_may_be_read_more_exactly_than_it_is_stored(base: Checkpoint) -> None:
     weights = Converted(base, ["b.weight"], specs, make, read=lambda name: base.read(name) * 3)
     assert weights.read("b.weight.rows").tolist() == [12.0, 12.0]
+
+
+def test_converted_weight_is_read_and_made_once(tiny_base: Path, tmp_path: Path) -> None:
+    class Counted(Checkpoint):
+        reads: list[str] = []
+
+        def read(self, name: str) -> Tensor:
+            self.reads.append(name)
+            return super().read(name)
+
+    weights = Counted(tiny_base)
+    chosen = [name for name in weights.names if "experts." in name and name.endswith("weight")]
+    view = converted.Converted(
+        weights,
+        chosen,
+        lambda name, spec: {name: Spec("I8", spec.shape), f"{name}.half": Spec("F16", spec.shape)},
+        lambda name, weight: {name: weight.to(torch.int8), f"{name}.half": weight.half()},
+    )
+    write_weights(view, tmp_path)
+    assert sorted(weights.reads) == sorted(chosen)
+    stored, exact = load_file(tmp_path / "model.safetensors"), load_file(tiny_base / "model.safetensors")
+    assert all(torch.equal(stored[f"{name}.half"], exact[name].half()) for name in chosen)
+    assert stored.keys() == exact.keys() | {f"{name}.half" for name in chosen}

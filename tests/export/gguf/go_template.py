@@ -1,4 +1,4 @@
-"""As much of Go's text/template as a Modelfile needs, so that what Ollama will make of one can be known beforehand.
+"""As much of Go's text/template as a Modelfile needs, to tell what Ollama will make of one.
 
 Actions: if, else if, else, end, range with an index, variables; fields, texts, numbers; and, eq, len, not, or, slice.
 """
@@ -165,3 +165,9 @@ _FUNCTIONS: dict[str, Any] = {
     "or": lambda *values: next((value for value in values if value), values[-1]),
     "slice": lambda value, start=0, end=None: value[start:end],
 }
+
+
+def as_ollama(turns: list[dict[str, str]]) -> dict[str, Any]:
+    """What Ollama hands to a template: every message, and the system messages together once more."""
+    messages = [{"Role": turn["role"], "Content": turn["content"]} for turn in turns]
+    return {"System": "\n\n".join(turn["content"] for turn in turns if turn["role"] == "system"), "Messages": messages}

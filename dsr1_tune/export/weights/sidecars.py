@@ -1,0 +1,37 @@
+"""What goes along with the weights: tokenizer, chat template, licence and the like; and config.json."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsr1_tune.models.weights.index import read_json
+
+if TYPE_CHECKING:
+    from dsr1_tune.export.weights.source import OpenBase, Source
+
+OURS = {
+    *["config.json", "lineage.json", "manifest.json", "README.md", "compare.json", "compare.html", "Modelfile"],
+}
+"""What is written anew, or would be untrue of another model."""
+WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
+
+
+def copy_sidecars(source: Source | OpenBase, folder: Path, config: Mapping[str, Any] | None = None) -> None:
+    """Tokenizer, chat template, generation config, licence and the like, unchanged; and config.json.
+
+    It says what `config` says, without one what the source's is to say.
+    """
+    for file in sorted(source.folder.iterdir()):
+        is_ours = file.name in OURS
+        if file.is_file() and not file.name.startswith(".") and not is_ours and not file.name.endswith(WEIGHT_FILES):
+            shutil.copyfile(file, folder / file.name)
+    tree = source.config if config is None else config
+    if read_json(source.folder / "config.json") == tree:
+        shutil.copyfile(source.folder / "config.json", folder / "config.json")
+    else:
+        text = json.dumps(dict(tree), indent=2, ensure_ascii=False)
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")

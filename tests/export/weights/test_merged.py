@@ -1,0 +1,67 @@
+"""Merged weights: rounded once, in bfloat16 or block-FP8 as the base is, and everything else left alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from dsr1_tune.export.weights.source import open_source
+from dsr1_tune.models.load import load
+from dsr1_tune.models.weights.checkpoint import Checkpoint
+from dsr1_tune.runs.folder import RunFolder
+from tests.export.conftest import in_bf16, in_fp8, merged
+
+
+def test_merged_bf16_weights_are_rounded_once(run_on: Callable[..., RunFolder], tmp_path: Path) -> None:
+    run = run_on(in_bf16)
+    certificate = merged(run.path, tmp_path / "merged")
+    assert certificate["dtype"] == "BF16"
+    assert certificate["outputs"]["max_difference"] <= certificate["outputs"]["bound"] <= 2e-4
+    assert 0 < certificate["outputs"]["mean_kl"] < 1e-3
+    base = AutoModelForCausalLM.from_pretrained(run.path.parent / "base", dtype=torch.float32)
+    exact = PeftModel.from_pretrained(base, str(run.adapter)).merge_and_unload().state_dict()
+    written, layout = Checkpoint(tmp_path / "merged"), open_source(run.path).layout
+    for name, piece in layout.pieces.items():
+        want = piece.of(exact[piece.parameter]).to(written.read(name).dtype)
+        assert torch.equal(written.read(name), want), name
+
+
+def test_merged_block_fp8_weights_stay_fp8_or_become_bfloat16(run_on: Callable[..., RunFolder], tmp_path: Path) -> None:
+    run = run_on(in_fp8)
+    base = Checkpoint(run.path.parent / "base")
+    merged(run.path, tmp_path / "fp8")
+    kept = Checkpoint(tmp_path / "fp8")
+    assert {name: kept.spec(name) for name in kept.names} == {name: base.spec(name) for name in base.names}
+    untouched = "model.embed_tokens.weight"
+    assert torch.equal(kept.read(untouched), base.read(untouched))
+    certificate = merged(run.path, tmp_path / "bf16", fp8="bfloat16")
+    plain = Checkpoint(tmp_path / "bf16")
+    assert not any(name.endswith("_scale_inv") for name in plain.names)
+    assert "quantization_config" not in json.loads((tmp_path / "bf16" / "config.json").read_text())
+    assert certificate["outputs"]["mean_kl"] < 1e-3
+    from dsr1_tune.config import Base
+
+    text = torch.arange(40)[None]
+    with torch.no_grad():
+        one = load(Base(model=str(tmp_path / "fp8"), dtype="float32")).model(text).logits
+        two = load(Base(model=str(tmp_path / "bf16"), dtype="float32")).model(text).logits
+    # Float8 keeps three binary digits behind the first.
+    assert float((one - two).norm() / two.norm()) < 0.2
+
+
+def test_merged_weights_keep_further_prediction_layers(run_on: Callable[..., RunFolder], tmp_path: Path) -> None:
+    def with_more(base: Path) -> None:
+        weights = load_file(base / "model.safetensors")
+        weights["model.layers.2.eh_proj.weight"] = torch.randn(64, 128)
+        save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+
+    run = run_on(with_more)
+    merged(run.path, tmp_path / "merged")
+    name = "model.layers.2.eh_proj.weight"
+    assert torch.equal(Checkpoint(tmp_path / "merged").read(name), Checkpoint(run.path.parent / "base").read(name))
