@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from dsr1_tune.adapt.state import DONE, MISSED, STAGES, State
-from dsr1_tune.adapt.texts import say
 from dsr1_tune.atomic import atomic_write
 from dsr1_tune.models.memory import GIB
 from dsr1_tune.report import html
-from dsr1_tune.report.catalogue import Language
+from dsr1_tune.report.catalogue import Catalogue, Language
 
 NAME = "report.html"
 TEMPLATE = Path(__file__).with_name("page.html.j2")
+TEXTS = Catalogue.beside(__file__)
 _LINKS = {
     "plan": ("plan.json",),
     "clean": ("data/report.html", "data/rejected.jsonl"),
@@ -45,19 +44,14 @@ def _language(told: Mapping[str, Any]) -> Language:
 
 def render(folder: Path, told: Mapping[str, Any], language: Language) -> str:
     """The page: no script, nothing from outside, everything that comes from data or settings escaped."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["shown"] = partial(html.shown, language)
-    environment.globals["style"] = html.style()
-    environment.globals["t"] = lambda key, **values: html.text(say(key, language), **values)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     stages, config = told.get("stages", {}), told.get("config", {})
     missed = stages.get("compare", {}).get("missed") or []
     is_done = all(stages.get(name, {}).get("status") in (DONE, MISSED) for name in STAGES)
     made = "merged" if config.get("quantize", {}).get("to") == "none" else "model"
-    return template.render(
-        lang="zh-Hans" if language == "zh" else "en",
+    return html.render(
+        TEMPLATE,
+        TEXTS,
+        language,
         status="missed" if missed else "done" if is_done else "open",
         base=stages.get("plan", {}).get("base", ""),
         method=stages.get("plan", {}).get("method", ""),
@@ -81,7 +75,7 @@ def _rows(folder: Path, stages: Mapping[str, Any], language: Language) -> Iterat
             "name": name,
             "state": status,
             "seconds": f"{facts['seconds']:,.1f}" if "seconds" in facts else "",
-            "told": say(f"told_{name}", language).format(**values) if values else "",
+            "told": TEXTS.say(f"told_{name}", language, **values) if values else "",
             "links": [link for link in _LINKS[name] if (folder / link).is_file()],
         }
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dsr1_tune.data.clean.texts import meaning, named, say
+from dsr1_tune.data.clean.texts import meaning
 from dsr1_tune.data.rules.pairs import Opinions
 from dsr1_tune.report import html
-from dsr1_tune.report.catalogue import Language
-
-if TYPE_CHECKING:
-    from jinja2 import Template
-    from markupsafe import Markup
+from dsr1_tune.report.catalogue import Catalogue, Language
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
+TEXTS = Catalogue.beside(__file__)
 MAX_EXCERPT_CHARS = 200
 MAX_EXAMPLES = 3
 MAX_LISTED = 200
@@ -39,26 +36,15 @@ def render(facts: Facts, language: Language = "en") -> str:
     Facts that are not there leave a sentence in place of their section.
     """
     findings = list(islice(_findings(facts, language), MAX_FINDINGS))
-    return _page(language).render(findings=findings, **_view(facts))
-
-
-@lru_cache
-def _page(language: Language) -> Template:
-    """The template, with everything that it says in `language`."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = html.number
-    environment.filters["label"] = html.label
-    environment.filters["share"] = partial(html.share, language)
-    environment.filters["shown"] = partial(html.shown, language)
-    environment.globals["style"] = html.style()
-    environment.globals["t"] = partial(_text, language)
-    environment.globals["meaning"] = partial(meaning, language=language)
-    environment.globals["named"] = partial(named, language=language)
-    environment.globals["excerpt"] = MAX_EXCERPT_CHARS
-    environment.globals["lang"] = "zh-Hans" if language == "zh" else "en"
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return html.render(
+        TEMPLATE,
+        TEXTS,
+        language,
+        findings=findings,
+        meaning=partial(meaning, language=language),
+        excerpt=MAX_EXCERPT_CHARS,
+        **_view(facts),
+    )
 
 
 def _view(facts: Facts) -> dict[str, Any]:
@@ -99,7 +85,7 @@ def _view(facts: Facts) -> dict[str, Any]:
 
 def _findings(facts: Facts, language: Language) -> Iterator[str]:
     """What a reader in a hurry should know, most pressing first."""
-    text, shown = partial(_text, language), partial(html.shown, language)
+    text, shown = partial(html.text, TEXTS, language), partial(html.shown, language)
     files = [_file(file) for file in _items(facts, "files")]
     for file in files:
         if file["is_damaged"]:
@@ -111,7 +97,7 @@ def _findings(facts: Facts, language: Language) -> Iterator[str]:
     judge = _section(facts, "judge")
     for score in _scores(judge) if judge else ():
         if score["switched_off"]:
-            of = shown(named("language", score["language"], language))
+            of = shown(TEXTS.named("language", score["language"], language))
             why = shown(score["switched_off"])
             yield text("finding_switched_off", score=shown(score["name"]), language=of, why=why)
     contradictory = _count(_section(facts, "duplicates") or {}, "num_contradictory")
@@ -345,10 +331,3 @@ def _short(value: float) -> str:
     if abs(value) >= 1000:
         return f"{value / 1000:.3g}k" if abs(value) < 1_000_000 else f"{value / 1_000_000:.3g}M"
     return f"{value:.2g}" if abs(value) < 10 else f"{value:.0f}"
-
-
-def _text(language: Language, key: str, /, **values: Any) -> Markup:
-    """A text of ours with values in it; they are escaped unless they are Markup."""
-    from markupsafe import escape
-
-    return escape(say(key, language)).format(**values)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsr1_tune.config import REWARD_NUMBERS
-from dsr1_tune.report.catalogue import Language
+from dsr1_tune.report.catalogue import Catalogue, Language
 from dsr1_tune.report.charts import Line, Points, chart, smoothed
-from dsr1_tune.runs.report.texts import say
 
+TEXTS = Catalogue.beside(__file__)
 PAIRS = ("dpo", "kto")
 ROLLOUTS = ("ppo", "grpo")
 ALIGNS = ("reward", *PAIRS, *ROLLOUTS)
@@ -65,7 +65,7 @@ def outcome(command: str, evaluation: Facts, metrics: Facts, language: Language)
 
 def _of_rollouts(before: Facts, after: Facts, errors: tuple[tuple[str, int], ...], language: Language) -> Outcome:
     change = after["reward"] - before["reward"]
-    rows = [Row(say("row_reward", language), _number(before["reward"]), _number(after["reward"]))]
+    rows = [Row(TEXTS.say("row_reward", language), _number(before["reward"]), _number(after["reward"]))]
     for layer, value in _section(after, "layers").items():
         rows.append(Row(str(layer), _number(_section(before, "layers").get(layer)), _number(value), is_part=True))
         for name, score in _section(after, "components").items():
@@ -73,8 +73,8 @@ def _of_rollouts(before: Facts, after: Facts, errors: tuple[tuple[str, int], ...
                 earlier = _section(before, "components").get(name)
                 rows.append(Row(str(name), _number(earlier), _number(score), is_part=True))
     was, now = (f"{stage['answer_tokens']:.1f}" if "answer_tokens" in stage else "–" for stage in (before, after))
-    rows.append(Row(say("row_tokens", language), was, now))
-    rows.append(Row(say("row_ended", language), _share(before.get("ended")), _share(after.get("ended"))))
+    rows.append(Row(TEXTS.say("row_tokens", language), was, now))
+    rows.append(Row(TEXTS.say("row_ended", language), _share(before.get("ended")), _share(after.get("ended"))))
     return Outcome(
         big=f"{change:+.3f}",
         is_worse=change < 0,
@@ -92,15 +92,15 @@ def _of_rollouts(before: Facts, after: Facts, errors: tuple[tuple[str, int], ...
 
 def _of_preferences(before: Facts, after: Facts, told: Facts, language: Language) -> Outcome:
     points = 100 * (after["accuracy"] - before["accuracy"])
-    rows = [Row(say("row_likelier", language), _share(before["accuracy"]), _share(after["accuracy"]))]
+    rows = [Row(TEXTS.say("row_likelier", language), _share(before["accuracy"]), _share(after["accuracy"]))]
     if "accuracy_by_sum" in after:
         by_sum = _share(before.get("accuracy_by_sum")), _share(after["accuracy_by_sum"])
-        rows.append(Row(say("row_likelier_whole", language), *by_sum))
+        rows.append(Row(TEXTS.say("row_likelier_whole", language), *by_sum))
     rows += [
-        Row(say("row_raised", language), "", _share(told.get("reward_accuracy"))),
-        Row(say("row_raised_margin", language), "", _number(told.get("reward_margin"))),
-        Row(say("row_loss_chosen", language), _number(before.get("loss")), _number(after.get("loss"))),
-        Row(say("row_length", language), "", _share(after.get("length_accuracy"))),
+        Row(TEXTS.say("row_raised", language), "", _share(told.get("reward_accuracy"))),
+        Row(TEXTS.say("row_raised_margin", language), "", _number(told.get("reward_margin"))),
+        Row(TEXTS.say("row_loss_chosen", language), _number(before.get("loss")), _number(after.get("loss"))),
+        Row(TEXTS.say("row_length", language), "", _share(after.get("length_accuracy"))),
     ]
     return Outcome(
         big=f"{points:+.1f}",
@@ -113,21 +113,21 @@ def _of_preferences(before: Facts, after: Facts, told: Facts, language: Language
 
 
 def _of_reward_model(before: Facts, after: Facts, told: Facts, language: Language) -> Outcome:
-    rows = [Row(say("row_accuracy", language), _share(before["accuracy"]), _share(after["accuracy"]))]
+    rows = [Row(TEXTS.say("row_accuracy", language), _share(before["accuracy"]), _share(after["accuracy"]))]
     for name, bucket in _section(after, "differs").items():
         was = _section(_section(before, "differs"), name).get("accuracy")
         rows.append(
             Row(f"{name} ({bucket.get('num_pairs')})", _share(was), _share(bucket.get("accuracy")), is_part=True)
         )
     rows += [
-        Row(say("row_margin", language), _number(before.get("margin")), _number(after.get("margin"))),
-        Row(say("row_loss_pairs", language), _number(before.get("loss")), _number(after.get("loss"))),
+        Row(TEXTS.say("row_margin", language), _number(before.get("margin")), _number(after.get("margin"))),
+        Row(TEXTS.say("row_loss_pairs", language), _number(before.get("loss")), _number(after.get("loss"))),
         Row(
-            say("row_calibration", language),
+            TEXTS.say("row_calibration", language),
             _number(before.get("calibration_error")),
             _number(after.get("calibration_error")),
         ),
-        Row(say("row_length", language), "", _share(after.get("length_only"))),
+        Row(TEXTS.say("row_length", language), "", _share(after.get("length_only"))),
     ]
     return Outcome(
         big=_share(after["accuracy"]),
@@ -204,8 +204,8 @@ def curves(command: str, log: Log, evaluation: Facts, language: Language) -> Ite
         found = [(key, _points(log, name)) for key, name in curve.lines]
         if not any(value for _, points in found for _, value in points) and curve.from_zero:
             continue  # what was nought throughout
-        lines = [Line(say(key, language), f"c{number % 6}", points) for number, (key, points) in enumerate(found)]
-        if drawn := chart(say(curve.title, language), lines, from_zero=curve.from_zero):
+        lines = [Line(TEXTS.say(key, language), f"c{number % 6}", points) for number, (key, points) in enumerate(found)]
+        if drawn := chart(TEXTS.say(curve.title, language), lines, from_zero=curve.from_zero):
             yield drawn
 
 
@@ -220,18 +220,18 @@ def _reward_curves(log: Log, evaluation: Facts, language: Language) -> Iterator[
     )
     measured = [(step, float(value)) for step, value in ends if isinstance(value, (int, float))]
     in_all = [
-        Line(say("line_loss", language), "faint", rewards),
-        Line(say("line_smooth", language), "c0", smoothed(rewards)),
-        Line(say("line_held_out_greedy", language), "dots", measured),
+        Line(TEXTS.say("line_loss", language), "faint", rewards),
+        Line(TEXTS.say("line_smooth", language), "c0", smoothed(rewards)),
+        Line(TEXTS.say("line_held_out_greedy", language), "dots", measured),
     ]
     layers = layers_of(log)
     drawn = [
-        chart(say("chart_reward", language), in_all),
-        chart(say("chart_layers", language), _smooth(log, {layer: f"reward/{layer}" for layer in layers})),
+        chart(TEXTS.say("chart_reward", language), in_all),
+        chart(TEXTS.say("chart_layers", language), _smooth(log, {layer: f"reward/{layer}" for layer in layers})),
     ]
     for layer, parts in layers.items():
         lines = _smooth(log, {part: f"reward/{layer}/{part}" for part in parts})
-        drawn.append(chart(f"{say('chart_components', language)} {layer}", lines))
+        drawn.append(chart(f"{TEXTS.say('chart_components', language)} {layer}", lines))
     yield from (one for one in drawn if one)
 
 

@@ -8,10 +8,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from dsr1_tune.atomic import atomic_write
 from dsr1_tune.data.clean.texts import meaning
@@ -21,15 +21,11 @@ from dsr1_tune.report import html
 from dsr1_tune.report.catalogue import Language
 from dsr1_tune.report.charts import HEIGHT, WIDTH, Line, chart, smoothed
 from dsr1_tune.runs.folder import FINISHED, RunFolder
-from dsr1_tune.runs.report.align_sections import LOSS_OF_ITS_OWN, curves, outcome
+from dsr1_tune.runs.report.align_sections import LOSS_OF_ITS_OWN, TEXTS, curves, outcome
 from dsr1_tune.runs.report.expert_map import before_and_after
-from dsr1_tune.runs.report.texts import TRY_ZH, named, say
 from dsr1_tune.runs.trainer.callbacks import read_log
-from dsr1_tune.runs.watch.alarms import TRY
+from dsr1_tune.runs.watch.alarms import TEXTS as ALARM_TEXTS
 from dsr1_tune.runs.watch.expert_tables import ExpertTables
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 FILE_NAME = "report.html"
 PICTURE_NAME = "experts.png"
@@ -121,27 +117,23 @@ def _contents(row: Any) -> Iterator[str]:
 
 def render(told: _Told, language: Language = "en") -> str:
     """The page: no script, no outside font or image, everything that comes from data or settings escaped."""
-    return _page(language).render(**_view(told, language))
+    return html.render(
+        TEMPLATE,
+        TEXTS,
+        language,
+        meaning=partial(meaning, language=language),
+        alarm_kind=lambda what: ALARM_TEXTS.named("kind", what, language),
+        advice=partial(_advice, language),
+        canvas=(WIDTH, HEIGHT),
+        max_answer_chars=MAX_ANSWER_CHARS,
+        **_view(told, language),
+    )
 
 
-@lru_cache
-def _page(language: Language) -> Template:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = html.number
-    environment.filters["share"] = partial(html.share, language)
-    environment.filters["shown"] = partial(html.shown, language)
-    environment.filters["answer"] = partial(html.shown, language, limit=MAX_ANSWER_CHARS)
-    environment.filters["time"] = _time
-    environment.globals["style"] = html.style()
-    environment.globals["t"] = lambda key, **values: html.text(say(key, language), **values)
-    environment.globals["named"] = partial(named, language=language)
-    environment.globals["meaning"] = partial(meaning, language=language)
-    environment.globals["advice"] = lambda what: TRY_ZH.get(what, "") if language == "zh" else TRY.get(what, "")
-    environment.globals["lang"] = "zh-Hans" if language == "zh" else "en"
-    environment.globals["canvas"] = (WIDTH, HEIGHT)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+def _advice(language: Language, what: str) -> str:
+    """What to try against an alarm; "" for a kind that is not known."""
+    key = f"try_{what}"
+    return ALARM_TEXTS.text(key, language) if key in ALARM_TEXTS.texts else ""
 
 
 def _view(told: _Told, language: Language) -> dict[str, Any]:
@@ -261,7 +253,7 @@ def _charts(told: _Told, language: Language) -> Iterator[dict[str, Any]]:
         return [(line["step"], float(line[name])) for line in told.log if isinstance(line.get(name), (int, float))]
 
     def text(key: str) -> str:
-        return say(key, language)
+        return TEXTS.say(key, language)
 
     losses = points("loss")
     held_out = points("eval_loss")
@@ -285,7 +277,10 @@ def _charts(told: _Told, language: Language) -> Iterator[dict[str, Any]]:
         ),
         chart(
             text("chart_gradients"),
-            [Line(named("part", part, language), f"c{n % 6}", points(group)) for n, (group, part) in enumerate(parts)],
+            [
+                Line(TEXTS.named("part", part, language), f"c{n % 6}", points(group))
+                for n, (group, part) in enumerate(parts)
+            ],
             is_log=True,
         ),
         chart(
@@ -347,17 +342,6 @@ def _samples(evaluation: Facts) -> Iterator[dict[str, Any]]:
             "after": after[number].get("answer", "") if number < len(after) else None,
             "reference": sample.get("reference", ""),
         }
-
-
-def _time(seconds: Any) -> str:
-    """75.3 → 1:15; 4000 → 1:06:40; 3.21 → 3.2 s."""
-    if not isinstance(seconds, (int, float)):
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _section(facts: Facts, name: str) -> Facts:
