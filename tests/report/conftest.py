@@ -60,8 +60,12 @@ class Page(HTMLParser):
 
     def section(self, name: str) -> str:
         """The text of one section."""
-        found = re.search(rf'<section id="{name}">(.*?)</section>', self.html, re.DOTALL)
-        assert found, name
+        return self.part("section", f' id="{name}"')
+
+    def part(self, tag: str, attributes: str = "") -> str:
+        """The text of the first element of that tag."""
+        found = re.search(rf"<{tag}{attributes}>(.*?)</{tag}>", self.html, re.DOTALL)
+        assert found, (tag, attributes)
         return _Part(found[1]).text
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

@@ -39,7 +39,9 @@ def test_catalogue_has_every_text_in_both_languages_with_the_same_placeholders(f
     for key, texts in Catalogue(file).texts.items():
         assert isinstance(key, str) and set(texts) == {"en", "zh"}, key
         assert all(isinstance(text, str) and text.strip() for text in texts.values()), key
-        english, chinese = (sorted(name for _, name, _, _ in Formatter().parse(text) if name) for text in texts.values())
+        english, chinese = (
+            sorted(name for _, name, _, _ in Formatter().parse(text) if name) for text in texts.values()
+        )
         assert english == chinese, key
         assert not HAN.search(texts["en"]), key
 
@@ -62,7 +64,9 @@ def test_catalogue_key_may_stand_once() -> None:
 
 def test_catalogue_says_a_text_with_its_values(tmp_path: Path) -> None:
     file = tmp_path / "texts.yaml"
-    file.write_text('rows: {en: "{rows} rows", zh: "{rows} 行"}\nstage_read: {en: "Read", zh: "读取"}\n', encoding="utf-8")
+    file.write_text(
+        'rows: {en: "{rows} rows", zh: "{rows} 行"}\nstage_read: {en: "Read", zh: "读取"}\n', encoding="utf-8"
+    )
     texts = Catalogue.beside(str(tmp_path / "page.py"))
     assert texts == Catalogue(file)
     assert texts.say("rows", "en", rows=3) == "3 rows" and texts.say("rows", "zh", rows=3) == "3 行"

@@ -13,10 +13,10 @@ from dsr1_tune.report import html
 from dsr1_tune.report.catalogue import Catalogue, Language
 from tests.report.conftest import Page
 
-TEXTS = '''title: {en: "Rows & more", zh: "数据"}
+TEXTS = """title: {en: "Rows & more", zh: "数据"}
 rows: {en: "{rows} rows of {file}", zh: "{file} 的 {rows} 行"}
 stage_read: {en: "Read", zh: "读取"}
-'''
+"""
 
 
 @pytest.fixture
@@ -26,7 +26,9 @@ def texts(tmp_path: Path) -> Catalogue:
     return Catalogue(file)
 
 
-def rendered(texts: Catalogue, source: str, language: Language = "en", name: str = "page.html.j2", **values: Any) -> str:
+def rendered(
+    texts: Catalogue, source: str, language: Language = "en", name: str = "page.html.j2", **values: Any
+) -> str:
     """A template beside the texts, rendered."""
     template = texts.file.with_name(name)
     template.write_text(source, encoding="utf-8")
@@ -130,9 +132,7 @@ def test_shown_escapes_and_isolates() -> None:
 
 @pytest.mark.parametrize("code", [0x202E, 0x2066, 0x0, 0x1B, 0x200B, 0xFEFF, 0xD800, 0x2028, 0xE000])
 def test_shown_marks_characters_that_hide_or_turn_others_round(code: int) -> None:
-    assert html.shown("en", f"a{chr(code)}b") == (
-        f'<bdi dir="auto">a<span class="hidden">U+{code:04X}</span>b</bdi>'
-    )
+    assert html.shown("en", f"a{chr(code)}b") == (f'<bdi dir="auto">a<span class="hidden">U+{code:04X}</span>b</bdi>')
     assert html.label(f"a{chr(code)}b") == "a\ufffdb"
 
 

@@ -140,7 +140,7 @@ def _stages(stages: Sequence[Facts]) -> list[dict[str, Any]]:
         lost = max(0, num_in - num_out)
         lines.append(
             {
-                "name": str(stage.get("stage", "")),
+                "name": html.as_text(stage.get("stage")),
                 "num_in": num_in,
                 "num_out": num_out,
                 "num_lost": lost,
