@@ -163,14 +163,14 @@ def _training(known: Lineage, language: Language) -> dict[str, Any] | None:
     if not facts:
         return None
     config, metrics = facts.get("config") or {}, facts.get("metrics") or {}
-    settings = [("command", f"dsr1-tune {facts.get('command')}")]
+    settings = [(TEXTS.say("command", language), f"dsr1-tune {facts.get('command')}")]
     for name in _SHOWN:
         noun, _, key = name.partition(".")
         value = (config.get(noun) or {}).get(key)
         if value:
             settings.append((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
-    settings += [("steps", f"{metrics['num_steps']:,}")] if "num_steps" in metrics else []
-    settings += [("base", _base_line(facts.get("base") or {}, known))]
+    settings += [(TEXTS.say("steps", language), f"{metrics['num_steps']:,}")] if "num_steps" in metrics else []
+    settings += [(TEXTS.say("base", language), _base_line(facts.get("base") or {}, known))]
     parts = [
         (
             TEXTS.named("part", line["part"], language),

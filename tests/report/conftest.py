@@ -8,13 +8,21 @@ from html.parser import HTMLParser
 
 VOID = frozenset({"meta", "br", "img"})
 SHAPES = frozenset({"rect", "line", "path", "polyline"})
-ELEMENTS = VOID | SHAPES | frozenset(
-    """html head title style body main header nav section footer h1 h2 h3 h4 p b a span bdi code small div ul li dl dt dd
-    table thead tbody tr th td details summary figure figcaption svg""".split()
-)  # fmt: skip
+ELEMENTS = frozenset(
+    {
+        *VOID,
+        *SHAPES,
+        *("html", "head", "title", "style", "body", "main", "header", "nav", "section", "footer", "h1", "h2"),
+        *("h3", "h4", "p", "b", "a", "span", "bdi", "code", "small", "div", "ul", "li", "dl", "dt", "dd"),
+        *("table", "thead", "tbody", "tr", "th", "td", "details", "summary", "figure", "figcaption", "svg"),
+    }
+)
 ATTRIBUTES = frozenset(
-    """lang charset name content http-equiv class style id href src alt dir scope colspan role aria-label aria-hidden
-    viewbox preserveaspectratio x y x1 x2 y1 y2 width height rx points d""".split()
+    {
+        *("lang", "charset", "name", "content", "http-equiv", "class", "style", "id", "href", "src", "alt"),
+        *("dir", "scope", "colspan", "role", "aria-label", "aria-hidden", "viewbox", "preserveaspectratio"),
+        *("x", "y", "x1", "x2", "y1", "y2", "width", "height", "rx", "points", "d"),
+    }
 )
 APART = frozenset({"td", "th", "dt", "dd", "p", "li", "div", "b", "br", "span", "h1", "h2", "h3", "h4", "figcaption"})
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from dsr1_tune.moe.monitor import Routing
-from dsr1_tune.runs.watch.alarms import TRY, WHAT, Alarm, Detector, Numbers
+from dsr1_tune.runs.watch.alarms import TEXTS, Alarm, Detector, Kind, Numbers
 from dsr1_tune.runs.watch.detectors import GradientExplosion, GradientVanishing, LossSpike, NotANumber, Overfitting
 from dsr1_tune.runs.watch.expert_detectors import DeadExperts, RouterCollapse
 from dsr1_tune.runs.watch.watchdog import Watchdog
@@ -248,9 +248,10 @@ def test_what_was_reported_before_a_resume_is_not_reported_again() -> None:
     assert [watchdog.look(numbers) for numbers in high] == [[]] * 9
 
 
-def test_every_kind_says_what_it_is_and_what_to_try() -> None:
-    assert set(WHAT) == set(TRY)
-    alarm = Alarm("loss_spike", "loss", 41, "9 after 2", TRY["loss_spike"])
+def test_alarm_of_every_kind_says_what_it_is_and_what_to_try() -> None:
+    assert set(TEXTS.texts) == {f"{group}_{kind}" for group in ("kind", "try") for kind in get_args(Kind)}
+    advice = TEXTS.say("try_loss_spike", "en")
+    alarm = Alarm("loss_spike", "loss", 41, "9 after 2", advice)
     assert all(part in str(alarm) for part in ("jumped", "loss", "41", "9 after 2", "learning_rate"))
     as_json: dict[str, Any] = alarm.as_json()
     assert as_json == {
@@ -258,5 +259,5 @@ def test_every_kind_says_what_it_is_and_what_to_try() -> None:
         "where": "loss",
         "since_step": 41,
         "detail": "9 after 2",
-        "try": TRY["loss_spike"],
+        "try": advice,
     }
