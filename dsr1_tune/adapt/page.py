@@ -1,4 +1,4 @@
-"""report.html of the whole way: what came of each stage, how long it took, and links to the stages' own reports."""
+"""report.html of `adapt`: the result and time of every stage, with links to the stages' own reports."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ _LINKS = {
 
 
 def write_report(state: State, language: Literal["auto", "en", "zh"] = "auto") -> Path:
-    """Write report.html from adapt.json, however far the way has come."""
-    told = state.read()
-    spoken = _language(told) if language == "auto" else language
+    """Write report.html from adapt.json, whichever stage it has reached."""
+    facts = state.read()
+    chosen = _language(facts) if language == "auto" else language
     file = state.folder / NAME
     with atomic_write(file) as out:
-        out.write(render(state.folder, told, spoken))
+        out.write(render(state.folder, facts, chosen))
     return file
 
 
-def _language(told: Mapping[str, Any]) -> Language:
+def _language(facts: Mapping[str, Any]) -> Language:
     """The language that most rows are in."""
-    languages = told.get("stages", {}).get("clean", {}).get("languages") or {}
+    languages = facts.get("stages", {}).get("clean", {}).get("languages") or {}
     return "zh" if next(iter(languages), "") == "zh" else "en"
 
 
-def render(folder: Path, told: Mapping[str, Any], language: Language) -> str:
-    """The page: no script, nothing from outside, everything that comes from data or settings escaped."""
-    stages, config = told.get("stages", {}), told.get("config", {})
+def render(folder: Path, facts: Mapping[str, Any], language: Language) -> str:
+    """The HTML of the page: no script, nothing external, and every value from data or settings escaped."""
+    stages, config = facts.get("stages", {}), facts.get("config", {})
     missed = stages.get("compare", {}).get("missed") or []
     is_done = all(stages.get(name, {}).get("status") in (DONE, MISSED) for name in STAGES)
     made = "merged" if config.get("quantize", {}).get("to") == "none" else "model"
@@ -61,8 +61,8 @@ def render(folder: Path, told: Mapping[str, Any], language: Language) -> str:
         missed=missed,
         rows=list(_rows(folder, stages, language)),
         settings=list(html.leaves(config)),
-        hashes=list(told.get("data_sha256", {}).items()),
-        version=told.get("version", ""),
+        hashes=list(facts.get("data_sha256", {}).items()),
+        version=facts.get("version", ""),
     )
 
 
@@ -75,13 +75,13 @@ def _rows(folder: Path, stages: Mapping[str, Any], language: Language) -> Iterat
             "name": name,
             "state": status,
             "seconds": f"{facts['seconds']:,.1f}" if "seconds" in facts else "",
-            "told": TEXTS.say(f"told_{name}", language, **values) if values else "",
+            "result": TEXTS.say(f"result_{name}", language, **values) if values else "",
             "links": [link for link in _LINKS[name] if (folder / link).is_file()],
         }
 
 
 def _values(name: str, facts: Mapping[str, Any]) -> dict[str, str] | None:
-    """What a stage's line says of its facts; None where they are not known."""
+    """The values of a stage's result line; None where they are not known."""
     try:
         match name:
             case "plan":

@@ -1,4 +1,4 @@
-"""`card`: the model card, README.md, of an exported model, from what its lineage.json knows and nothing else."""
+"""`card`: the model card, README.md, of an exported model, from its lineage.json alone."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def run(folder: Path, language: Literal["auto", "en", "zh"] = "auto") -> Path:
     Raises RunError where there is no lineage.json.
     """
     known = lineage.known(folder)
-    told = _language(known) if language == "auto" else language
+    chosen = _language(known) if language == "auto" else language
     with atomic_write(folder / FILE) as file:
-        file.write(render(folder, known, told))
+        file.write(render(folder, known, chosen))
     lineage.refresh(folder, [FILE])
     return folder / FILE
 
@@ -67,7 +67,7 @@ def render(folder: Path, known: Lineage, language: Language) -> str:
 
 
 def _cell(text: object) -> str:
-    """Text that stays in its cell."""
+    """Text escaped to stay in one cell of a Markdown table."""
     return str(text).replace("|", "\\|").replace("\n", " ")
 
 
@@ -83,7 +83,7 @@ def _title(folder: Path, known: Lineage) -> str:
 
 
 def _base(known: Lineage) -> tuple[str, bool]:
-    """The base's name for people, and whether that is a name on the Hub."""
+    """The name of the base model, and whether it is a repository on the Hub."""
     base = _facts(known, "train").get("base") or {}
     name = str(base.get("name") or _facts(known, "quantize").get("source") or "")
     if name == embedded.NAME:
@@ -94,7 +94,7 @@ def _base(known: Lineage) -> tuple[str, bool]:
 
 
 def _front_matter(known: Lineage, folder: Path) -> str:
-    """What the Hub reads."""
+    """The YAML metadata that the Hub reads."""
     name, is_on_hub = _base(known)
     train, quantized = _facts(known, "train"), _facts(known, "quantize")
     data_language = _facts(known, "data").get("language")
@@ -137,7 +137,7 @@ def _format(quantized: Mapping[str, Any]) -> str:
 
 
 def _data(known: Lineage) -> dict[str, Any] | None:
-    """File names without their folders, which are nobody's business."""
+    """The data files by name, without their private folders, and the row counts."""
     facts = _facts(known, "data")
     if not facts:
         return None
@@ -165,8 +165,8 @@ def _training(known: Lineage, language: Language) -> dict[str, Any] | None:
     config, metrics = facts.get("config") or {}, facts.get("metrics") or {}
     settings = [(TEXTS.say("command", language), f"dsr1-tune {facts.get('command')}")]
     for name in _SHOWN:
-        noun, _, key = name.partition(".")
-        value = (config.get(noun) or {}).get(key)
+        section, _, key = name.partition(".")
+        value = (config.get(section) or {}).get(key)
         if value:
             settings.append((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
     settings += [(TEXTS.say("steps", language), f"{metrics['num_steps']:,}")] if "num_steps" in metrics else []
@@ -189,10 +189,10 @@ def _base_line(base: Mapping[str, Any], known: Lineage) -> str:
 
 
 def _evaluation(known: Lineage, language: Language) -> dict[str, Any] | None:
-    told = _facts(known, "train").get("evaluation") or {}
-    if not {"before", "after"} <= told.keys():
+    evaluation = _facts(known, "train").get("evaluation") or {}
+    if not {"before", "after"} <= evaluation.keys():
         return None
-    before, after = told["before"], told["after"]
+    before, after = evaluation["before"], evaluation["after"]
     lines = [
         (TEXTS.say(name, language), f"{before[name]:.4f}", f"{after[name]:.4f}")
         for name in ("loss", "perplexity")
@@ -237,9 +237,9 @@ def _num_quantized(group: Mapping[str, Any]) -> int:
 
 
 def _comparison(folder: Path, language: Language) -> dict[str, Any] | None:
-    """What `compare` found, if its compare.json lies in the folder."""
+    """What `compare` found, if its compare.json is in the folder."""
     try:
-        told = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+        comparison = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
         lines = [
             (
                 TEXTS.say(name, language),
@@ -249,9 +249,9 @@ def _comparison(folder: Path, language: Language) -> dict[str, Any] | None:
                 _interval(found["agreement"], lambda number: f"{number:.2%}") if found["agreement"] else "–",
             )
             for name in ("domain", "general")
-            if (found := told.get(name))
+            if (found := comparison.get(name))
         ]
-        names = {side: Path(str(told[side]["name"])).name for side in ("a", "b")}
+        names = {side: Path(str(comparison[side]["name"])).name for side in ("a", "b")}
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return {"lines": lines, "note": TEXTS.say("interval", language, **names)} if lines else None
@@ -275,8 +275,8 @@ def _engines(folder: Path, language: Language) -> tuple[list[str], list[str]]:
             own = verdict.command.replace(str(folder), folder.name)
             commands.append(f"{own}  # {verdict.title} {verdict.version}")
         else:
-            told = {"title": verdict.title, "version": verdict.version, "why": "; ".join(verdict.problems)}
-            refusals.append(TEXTS.say("does_not_load", language, **told))
+            why = {"title": verdict.title, "version": verdict.version, "why": "; ".join(verdict.problems)}
+            refusals.append(TEXTS.say("does_not_load", language, **why))
     return commands, refusals
 
 
@@ -292,7 +292,7 @@ def _limits(folder: Path, known: Lineage, language: Language) -> Iterator[str]:
 
 
 def _versions(known: Lineage) -> str:
-    """Of what decides the numbers."""
+    """The versions of the libraries that the numbers depend on."""
     versions = _facts(known, "train").get("versions") or _facts(known, "quantize").get("versions") or {}
     names = ("dsr1-tune", "torch", "transformers", "peft", "trl", "bitsandbytes", "python")
     return ", ".join(f"{name} {versions[name]}" for name in names if name in versions)

@@ -1,4 +1,4 @@
-"""Texts in English and in Chinese, read from a YAML file that stands beside the code that says them."""
+"""Catalogues of texts in English and Chinese, read from the YAML file beside the code that uses them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Language = Literal["en", "zh"]
 
 @dataclass(frozen=True)
 class Catalogue:
-    """The texts of one YAML file, `key: {en: ..., zh: ...}`; the file is read when a text is first asked for."""
+    """The texts of one YAML file, `key: {en: ..., zh: ...}`; the file is read at the first use."""
 
     file: Path
 

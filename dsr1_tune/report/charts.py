@@ -1,4 +1,4 @@
-"""Lines for the report's charts: numbers by step → points on a canvas of 1000 × 260, with a few ticks."""
+"""Line charts of a report: numbers by step become points on a canvas of 1000 × 260, with a few ticks."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def smoothed(points: Points) -> Points:
 
 
 def _drawable(points: Points, is_log: bool) -> list[tuple[float, float]]:
-    """Finite points, few enough to be drawn, of logarithms where asked for."""
+    """Finite points, few enough to be drawn, as logarithms for a logarithmic chart."""
     usable = [(s, math.log10(v) if is_log else v) for s, v in points if math.isfinite(v) and (v > 0 or not is_log)]
     size = -(-len(usable) // _MAX_POINTS)
     if size <= 1:

@@ -1,4 +1,4 @@
-"""What every page is made of: its template, its texts and style, numbers, and data shown as text and nothing else."""
+"""Rendering of pages: templates with their texts and style, numbers for people, and data escaped as text."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def duration(seconds: Any) -> str:
 
 
 def shown(language: Language, value: Any, limit: int = MAX_NAME_CHARS) -> Markup:
-    """A text from the data: cut, escaped, visible, and unable to turn the direction of what stands beside it."""
+    """A text from the data: cut, escaped, visible, and unable to change the direction of the text beside it."""
     from markupsafe import Markup
 
     whole = value if isinstance(value, str) else as_text(value)

@@ -1,4 +1,4 @@
-"""report.json → report.html: one page that needs nothing else, for whoever decides and for whoever mends."""
+"""report.html of cleaned data, made from report.json: one self-contained page."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ MAX_EXCERPT_CHARS = 200
 MAX_EXAMPLES = 3
 MAX_LISTED = 200
 MAX_FINDINGS = 12
-# Below this share a file, and above this share a reason, is said to be worth a look.
+# A file with a smaller share of kept rows, and a reason with a larger share of all drops, is a finding.
 POOR_FILE = 0.5
 MAIN_REASON = 0.3
-# Duplicates are merged: what they say stands elsewhere.
+# Duplicates are merged: their content is kept in another row.
 _MERGED = frozenset({"exact_duplicate", "near_duplicate"})
 _NUM_TICKS = 4
 
@@ -48,7 +48,7 @@ def render(facts: Facts, language: Language = "en") -> str:
 
 
 def _view(facts: Facts) -> dict[str, Any]:
-    """The facts as the template shows them: every name is there, lists are ordered and cut."""
+    """The values of the template: every name is present, lists are ordered and cut."""
     num_rows, num_kept = _count(facts, "num_rows"), _count(facts, "num_kept")
     num_merged, num_dropped = _count(facts, "num_merged"), _count(facts, "num_dropped")
     files = [_file(file) for file in _items(facts, "files")]
@@ -84,7 +84,7 @@ def _view(facts: Facts) -> dict[str, Any]:
 
 
 def _findings(facts: Facts, language: Language) -> Iterator[str]:
-    """What a reader in a hurry should know, most pressing first."""
+    """The findings, most urgent first."""
     text, shown = partial(html.text, TEXTS, language), partial(html.shown, language)
     files = [_file(file) for file in _items(facts, "files")]
     for file in files:
@@ -260,7 +260,7 @@ def _duplicates(duplicates: Facts | None) -> dict[str, Any] | None:
 
 
 def _scores(judge: Facts) -> Iterator[dict[str, Any]]:
-    """One entry per score and language, with its two histograms and where the cut-off stands."""
+    """One entry per score and language, with its two histograms and the position of the cut-off."""
     for name, languages in (judge.get("scores") or {}).items():
         for language, of in (languages or {}).items():
             of = of or {}
@@ -287,7 +287,7 @@ def _scores(judge: Facts) -> Iterator[dict[str, Any]]:
 
 
 def _position(value: Any, edges: Sequence[float]) -> float | None:
-    """Where a value stands among bins that are drawn with equal widths, from 0 to 1."""
+    """The position of a value, from 0 to 1, among bins that are drawn with equal widths."""
     if not isinstance(value, (int, float)):
         return None
     if value <= edges[0]:

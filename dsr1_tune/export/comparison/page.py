@@ -14,6 +14,8 @@ from rich.table import Table
 
 from dsr1_tune import __version__
 from dsr1_tune.atomic import atomic_write
+from dsr1_tune.config import Gates
+from dsr1_tune.export.comparison.gates import missed_gates
 from dsr1_tune.export.comparison.result import AnswerPair, Comparison, SetResult, perplexities
 from dsr1_tune.export.comparison.statistics import Estimate
 from dsr1_tune.report import html
@@ -168,13 +170,20 @@ def render(found: Comparison, language: Language = "en") -> str:
         increase=headline.increase.value,
         headline="headline" if found.domain else "headline_general",
         has_gates=any(limit is not None for limit in (found.asked or {}).values()),
-        missed=found.missed,
+        missed=_missed(found, language),
         remarks=found.remarks,
         sections=list(_sections(found, language)),
         pairs=sorted(rows, key=_likeness)[:MAX_ANSWERS],
         max_answer_chars=MAX_ANSWER_CHARS,
         version=__version__,
     )
+
+
+def _missed(found: Comparison, language: Language) -> tuple[str, ...]:
+    """The lines for missed gates; compare.json has them in English."""
+    if language == "en" or not found.missed or not found.asked:
+        return found.missed
+    return missed_gates(found, Gates.model_construct(**found.asked), language)
 
 
 def _likeness(pair: AnswerPair) -> float:

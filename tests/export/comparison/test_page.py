@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from dsr1_tune.config import Gates
+from dsr1_tune.export.comparison.gates import with_gates
 from dsr1_tune.export.comparison.page import MAX_ANSWERS, show, write
 from dsr1_tune.export.comparison.page import render as render_page
 from dsr1_tune.export.comparison.result import AnswerPair, Answers, Comparison, Model, Score, SetResult, Style
@@ -104,6 +106,14 @@ def test_page_says_whether_gates_were_passed(
 ) -> None:
     page = Page(render_page(replace(found, asked=asked, missed=missed)))
     assert said in page.part("header")
+
+
+def test_page_in_chinese_says_in_chinese_which_gates_were_missed(found: Comparison) -> None:
+    gates = Gates(max_loss_increase="20%", min_agreement=0.95, max_general_drop=0.0)
+    header = Page(render_page(with_gates(found, gates), "zh")).part("header")
+    assert "未通过门槛 领域数据上的损失变化为 +25.00%（95 % 区间：+24.00% 至 +26.00%），最多允许 20.00%" in header
+    assert "下一个 token 的一致率为 90.00%（95 % 区间：89.00% 至 91.00%），至少要求 95.00%" in header
+    assert "通用数据" not in header and "rose" not in header
 
 
 def test_page_without_domain_rows_or_answers_says_so(found: Comparison) -> None:
