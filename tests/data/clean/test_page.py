@@ -212,6 +212,14 @@ def test_judge_cut_off_is_drawn_where_it_is():
     assert 'class="cut"' not in render(uneven)
 
 
+def test_judge_histogram_without_numbers_is_named_without_them():
+    facts = copy.deepcopy(FACTS)
+    facts["judge"]["scores"]["fit"]["zh"] |= {"auc": None, "cut_off": None}
+    labels = [label for label in Page(render(facts)).values("aria-label") if "AUC" in label]
+    assert labels == ["fit: AUC –, cut-off –"]
+    assert "fit: AUC 0.981, cut-off 0.375" in Page(render(FACTS)).values("aria-label")
+
+
 def test_histogram_that_is_cut_says_so():
     cut = {**FACTS, "lengths": {"unit": "characters", "answer": {**LENGTHS, "max": 5_000}}}
     assert ">1k+</span>" in render(cut)
