@@ -183,7 +183,7 @@ def _missed(found: Comparison, language: Language) -> tuple[str, ...]:
     """The lines for missed gates; compare.json has them in English."""
     if language == "en" or not found.missed or not found.asked:
         return found.missed
-    return missed_gates(found, Gates.model_construct(**found.asked), language)
+    return missed_gates(found, Gates.model_construct(None, **found.asked), language)
 
 
 def _likeness(pair: AnswerPair) -> float:
