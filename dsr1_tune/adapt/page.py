@@ -1,21 +1,20 @@
-"""report.html of the whole way: what came of each stage, how long it took, and links to the stages' own reports."""
+"""report.html of `adapt`: the result and time of every stage, with links to the stages' own reports."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from dsr1_tune.adapt.state import DONE, MISSED, STAGES, State
-from dsr1_tune.adapt.texts import say
 from dsr1_tune.atomic import atomic_write
 from dsr1_tune.models.memory import GIB
 from dsr1_tune.report import html
-from dsr1_tune.report.catalogue import Language
+from dsr1_tune.report.catalogue import Catalogue, Language
 
 NAME = "report.html"
 TEMPLATE = Path(__file__).with_name("page.html.j2")
+TEXTS = Catalogue.beside(__file__)
 _LINKS = {
     "plan": ("plan.json",),
     "clean": ("data/report.html", "data/rejected.jsonl"),
@@ -28,36 +27,31 @@ _LINKS = {
 
 
 def write_report(state: State, language: Literal["auto", "en", "zh"] = "auto") -> Path:
-    """Write report.html from adapt.json, however far the way has come."""
-    told = state.read()
-    spoken = _language(told) if language == "auto" else language
+    """Write report.html from adapt.json, whichever stage it has reached."""
+    facts = state.read()
+    chosen = _language(facts) if language == "auto" else language
     file = state.folder / NAME
     with atomic_write(file) as out:
-        out.write(render(state.folder, told, spoken))
+        out.write(render(state.folder, facts, chosen))
     return file
 
 
-def _language(told: Mapping[str, Any]) -> Language:
+def _language(facts: Mapping[str, Any]) -> Language:
     """The language that most rows are in."""
-    languages = told.get("stages", {}).get("clean", {}).get("languages") or {}
+    languages = facts.get("stages", {}).get("clean", {}).get("languages") or {}
     return "zh" if next(iter(languages), "") == "zh" else "en"
 
 
-def render(folder: Path, told: Mapping[str, Any], language: Language) -> str:
-    """The page: no script, nothing from outside, everything that comes from data or settings escaped."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["shown"] = partial(html.shown, language)
-    environment.globals["style"] = html.style()
-    environment.globals["t"] = lambda key, **values: html.text(say(key, language), **values)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    stages, config = told.get("stages", {}), told.get("config", {})
+def render(folder: Path, facts: Mapping[str, Any], language: Language) -> str:
+    """The HTML of the page: no script, nothing external, and every value from data or settings escaped."""
+    stages, config = facts.get("stages", {}), facts.get("config", {})
     missed = stages.get("compare", {}).get("missed") or []
     is_done = all(stages.get(name, {}).get("status") in (DONE, MISSED) for name in STAGES)
     made = "merged" if config.get("quantize", {}).get("to") == "none" else "model"
-    return template.render(
-        lang="zh-Hans" if language == "zh" else "en",
+    return html.render(
+        TEMPLATE,
+        TEXTS,
+        language,
         status="missed" if missed else "done" if is_done else "open",
         base=stages.get("plan", {}).get("base", ""),
         method=stages.get("plan", {}).get("method", ""),
@@ -67,8 +61,8 @@ def render(folder: Path, told: Mapping[str, Any], language: Language) -> str:
         missed=missed,
         rows=list(_rows(folder, stages, language)),
         settings=list(html.leaves(config)),
-        hashes=list(told.get("data_sha256", {}).items()),
-        version=told.get("version", ""),
+        hashes=list(facts.get("data_sha256", {}).items()),
+        version=facts.get("version", ""),
     )
 
 
@@ -81,13 +75,13 @@ def _rows(folder: Path, stages: Mapping[str, Any], language: Language) -> Iterat
             "name": name,
             "state": status,
             "seconds": f"{facts['seconds']:,.1f}" if "seconds" in facts else "",
-            "told": say(f"told_{name}", language).format(**values) if values else "",
+            "result": TEXTS.say(f"result_{name}", language, **values) if values else "",
             "links": [link for link in _LINKS[name] if (folder / link).is_file()],
         }
 
 
 def _values(name: str, facts: Mapping[str, Any]) -> dict[str, str] | None:
-    """What a stage's line says of its facts; None where they are not known."""
+    """The values of a stage's result line; None where they are not known."""
     try:
         match name:
             case "plan":

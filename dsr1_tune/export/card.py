@@ -1,28 +1,28 @@
-"""`card`: the model card, README.md, of an exported model, from what its lineage.json knows and nothing else."""
+"""`card`: the model card, README.md, of an exported model, from its lineage.json alone."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jinja2 import Environment, StrictUndefined
 
 from dsr1_tune.atomic import atomic_write
 from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import TuneError
 from dsr1_tune.export import check_serve, lineage
-from dsr1_tune.export.card_texts import Language, part, say
 from dsr1_tune.export.formats.registry import formats
 from dsr1_tune.export.lineage import Lineage
 from dsr1_tune.models import artifact, embedded
+from dsr1_tune.report import html
+from dsr1_tune.report.catalogue import Catalogue, Language
 
 FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.j2")
+TEXTS = Catalogue.beside(__file__, "card_texts.yaml")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
@@ -32,9 +32,9 @@ def run(folder: Path, language: Literal["auto", "en", "zh"] = "auto") -> Path:
     Raises RunError where there is no lineage.json.
     """
     known = lineage.known(folder)
-    told = _language(known) if language == "auto" else language
+    chosen = _language(known) if language == "auto" else language
     with atomic_write(folder / FILE) as file:
-        file.write(render(folder, known, told))
+        file.write(render(folder, known, chosen))
     lineage.refresh(folder, [FILE])
     return folder / FILE
 
@@ -46,14 +46,12 @@ def _language(known: Lineage) -> Language:
 
 def render(folder: Path, known: Lineage, language: Language) -> str:
     """The card's text. What is not known is left out."""
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.globals["t"] = partial(_say, language)
-    environment.filters["cell"] = _cell
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     commands, refusals = _engines(folder, language)
-    return template.render(
+    return html.render(
+        TEMPLATE,
+        TEXTS,
+        language,
+        cell=_cell,
         front_matter=_front_matter(known, folder),
         title=_title(folder, known),
         summary=list(_summary(known, language)),
@@ -70,12 +68,8 @@ def render(folder: Path, known: Lineage, language: Language) -> str:
     )
 
 
-def _say(language: Language, key: str, **values: object) -> str:
-    return say(key, language, **values)
-
-
 def _cell(text: object) -> str:
-    """Text that stays in its cell."""
+    """Text escaped to stay in one cell of a Markdown table."""
     return str(text).replace("|", "\\|").replace("\n", " ")
 
 
@@ -91,7 +85,7 @@ def _title(folder: Path, known: Lineage) -> str:
 
 
 def _base(known: Lineage) -> tuple[str, bool]:
-    """The base's name for people, and whether that is a name on the Hub."""
+    """The name of the base model, and whether it is a repository on the Hub."""
     base = _facts(known, "train").get("base") or {}
     name = str(base.get("name") or _facts(known, "quantize").get("source") or "")
     if name == embedded.NAME:
@@ -102,7 +96,7 @@ def _base(known: Lineage) -> tuple[str, bool]:
 
 
 def _front_matter(known: Lineage, folder: Path) -> str:
-    """What the Hub reads."""
+    """The YAML metadata that the Hub reads."""
     name, is_on_hub = _base(known)
     train, quantized = _facts(known, "train"), _facts(known, "quantize")
     data_language = _facts(known, "data").get("language")
@@ -123,15 +117,15 @@ def _summary(known: Lineage, language: Language) -> Iterator[str]:
     train, quantized = _facts(known, "train"), _facts(known, "quantize")
     if train:
         version = (train.get("versions") or {}).get("dsr1-tune", "")
-        yield say("made_by", language, base=_base(known)[0], command=train.get("command"), version=version)
+        yield TEXTS.say("made_by", language, base=_base(known)[0], command=train.get("command"), version=version)
     else:
-        yield say("made_by_none", language)
+        yield TEXTS.say("made_by_none", language)
     if (train.get("base") or {}).get("name") == embedded.NAME:
-        yield say("embedded", language)
+        yield TEXTS.say("embedded", language)
     if {"bytes_before", "bytes_after"} <= quantized.keys():
         before, after = quantized["bytes_before"], quantized["bytes_after"]
         sizes = {"before": _size(before), "after": _size(after), "share": f"{after / before:.0%}"}
-        yield say("quantized_to", language, to=_format(quantized), **sizes)
+        yield TEXTS.say("quantized_to", language, to=_format(quantized), **sizes)
 
 
 def _size(num_bytes: int) -> str:
@@ -147,7 +141,7 @@ def _format(quantized: Mapping[str, Any]) -> str:
 
 
 def _data(known: Lineage) -> dict[str, Any] | None:
-    """File names without their folders, which are nobody's business."""
+    """The data files by name, without their private folders, and the row counts."""
     facts = _facts(known, "data")
     if not facts:
         return None
@@ -175,16 +169,20 @@ def _training(known: Lineage, language: Language) -> dict[str, Any] | None:
     if not facts:
         return None
     config, metrics = facts.get("config") or {}, facts.get("metrics") or {}
-    settings = [("command", f"dsr1-tune {facts.get('command')}")]
+    settings = [(TEXTS.say("command", language), f"dsr1-tune {facts.get('command')}")]
     for name in _SHOWN:
-        noun, _, key = name.partition(".")
-        value = (config.get(noun) or {}).get(key)
+        section, _, key = name.partition(".")
+        value = (config.get(section) or {}).get(key)
         if value:
             settings.append((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
-    settings += [("steps", f"{metrics['num_steps']:,}")] if "num_steps" in metrics else []
-    settings += [("base", _base_line(facts.get("base") or {}, known))]
+    settings += [(TEXTS.say("steps", language), f"{metrics['num_steps']:,}")] if "num_steps" in metrics else []
+    settings += [(TEXTS.say("base", language), _base_line(facts.get("base") or {}, known))]
     parts = [
-        (part(line["part"], language), f"{line['num_adapted'] / line['num_base']:.0%}", f"{line['num_trained']:,}")
+        (
+            TEXTS.named("part", line["part"], language),
+            f"{line['num_adapted'] / line['num_base']:.0%}",
+            f"{line['num_trained']:,}",
+        )
         for line in metrics.get("coverage") or ()
         if line["num_base"]
     ]
@@ -197,12 +195,12 @@ def _base_line(base: Mapping[str, Any], known: Lineage) -> str:
 
 
 def _evaluation(known: Lineage, language: Language) -> dict[str, Any] | None:
-    told = _facts(known, "train").get("evaluation") or {}
-    if not {"before", "after"} <= told.keys():
+    evaluation = _facts(known, "train").get("evaluation") or {}
+    if not {"before", "after"} <= evaluation.keys():
         return None
-    before, after = told["before"], told["after"]
+    before, after = evaluation["before"], evaluation["after"]
     lines = [
-        (say(name, language), f"{before[name]:.4f}", f"{after[name]:.4f}")
+        (TEXTS.say(name, language), f"{before[name]:.4f}", f"{after[name]:.4f}")
         for name in ("loss", "perplexity")
         if name in before and name in after
     ]
@@ -210,7 +208,7 @@ def _evaluation(known: Lineage, language: Language) -> dict[str, Any] | None:
     key = "measured_on" if held_out.get("num_records") else "measured_on_train"
     counts = {"records": after.get("num_records"), "tokens": after.get("num_tokens")}
     is_known = all(number is not None for number in counts.values())
-    on = say(key, language, **{name: f"{number:,}" for name, number in counts.items()}) if is_known else None
+    on = TEXTS.say(key, language, **{name: f"{number:,}" for name, number in counts.items()}) if is_known else None
     return {"lines": lines, "on": on}
 
 
@@ -220,8 +218,8 @@ def _merge(known: Lineage, language: Language) -> Iterator[str]:
         return
     tensors, outputs, loss = certificate["tensors"], certificate["outputs"], certificate["loss"]
     counts = {"total": "num_tensors", "changed": "num_changed", "equal": "num_equal"}
-    yield say("merge_tensors", language, **{name: f"{tensors[key]:,}" for name, key in counts.items()})
-    yield say(
+    yield TEXTS.say("merge_tensors", language, **{name: f"{tensors[key]:,}" for name, key in counts.items()})
+    yield TEXTS.say(
         "merge_outputs",
         language,
         tokens=f"{outputs['num_tokens']:,}",
@@ -230,13 +228,13 @@ def _merge(known: Lineage, language: Language) -> Iterator[str]:
         agreement=f"{outputs['top1_agreement']:.2%}",
     )
     if loss:
-        yield say("merge_loss", language, merged=f"{loss['merged']:.4f}", run=f"{loss['run']:.4f}")
+        yield TEXTS.say("merge_loss", language, merged=f"{loss['merged']:.4f}", run=f"{loss['run']:.4f}")
 
 
 def _quantization(known: Lineage, language: Language) -> Iterator[tuple[str, ...]]:
     for group in _facts(known, "quantize").get("groups") or ():
         done = (f"{group['bits']:.2f}", f"{group['relative_error']:.2%}") if _num_quantized(group) else ("16/32", "–")
-        yield part(group["part"], language), f"{group['num_tensors']:,}", f"{group['share']:.0%}", *done
+        yield TEXTS.named("part", group["part"], language), f"{group['num_tensors']:,}", f"{group['share']:.0%}", *done
 
 
 def _num_quantized(group: Mapping[str, Any]) -> int:
@@ -245,24 +243,24 @@ def _num_quantized(group: Mapping[str, Any]) -> int:
 
 
 def _comparison(folder: Path, language: Language) -> dict[str, Any] | None:
-    """What `compare` found, if its compare.json lies in the folder."""
+    """What `compare` found, if its compare.json is in the folder."""
     try:
-        told = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+        comparison = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
         lines = [
             (
-                say(name, language),
+                TEXTS.say(name, language),
                 f"{found['loss_a']['value']:.4f}",
                 f"{found['loss_b']['value']:.4f}",
                 _interval(found["increase"], lambda number: f"{number:+.2%}"),
                 _interval(found["agreement"], lambda number: f"{number:.2%}") if found["agreement"] else "–",
             )
             for name in ("domain", "general")
-            if (found := told.get(name))
+            if (found := comparison.get(name))
         ]
-        names = {side: Path(str(told[side]["name"])).name for side in ("a", "b")}
+        names = {side: Path(str(comparison[side]["name"])).name for side in ("a", "b")}
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return {"lines": lines, "note": say("interval", language, **names)} if lines else None
+    return {"lines": lines, "note": TEXTS.say("interval", language, **names)} if lines else None
 
 
 def _interval(estimate: Mapping[str, float], shown: Callable[[float], str]) -> str:
@@ -283,24 +281,24 @@ def _engines(folder: Path, language: Language) -> tuple[list[str], list[str]]:
             own = verdict.command.replace(str(folder), folder.name)
             commands.append(f"{own}  # {verdict.title} {verdict.version}")
         else:
-            told = {"title": verdict.title, "version": verdict.version, "why": "; ".join(verdict.problems)}
-            refusals.append(say("does_not_load", language, **told))
+            why = {"title": verdict.title, "version": verdict.version, "why": "; ".join(verdict.problems)}
+            refusals.append(TEXTS.say("does_not_load", language, **why))
     return commands, refusals
 
 
 def _limits(folder: Path, known: Lineage, language: Language) -> Iterator[str]:
     kept = _facts(known, "data").get("kept") or {}
     if number := (kept.get("train") or {}).get("num_records"):
-        yield say("limit_data", language, train=f"{number:,}")
+        yield TEXTS.say("limit_data", language, train=f"{number:,}")
         if not (kept.get("held_out") or {}).get("num_records"):
-            yield say("limit_no_held_out", language)
+            yield TEXTS.say("limit_no_held_out", language)
     if known.stage("quantize") and not (folder / "compare.json").is_file():
-        yield say("limit_not_compared", language)
-    yield say("limit_base", language)
+        yield TEXTS.say("limit_not_compared", language)
+    yield TEXTS.say("limit_base", language)
 
 
 def _versions(known: Lineage) -> str:
-    """Of what decides the numbers."""
+    """The versions of the libraries that the numbers depend on."""
     versions = _facts(known, "train").get("versions") or _facts(known, "quantize").get("versions") or {}
     names = ("dsr1-tune", "torch", "transformers", "peft", "trl", "bitsandbytes", "python")
     return ", ".join(f"{name} {versions[name]}" for name in names if name in versions)

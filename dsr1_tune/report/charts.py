@@ -1,4 +1,4 @@
-"""Lines for the report's charts: numbers by step → points on a canvas of 1000 × 260, with a few ticks."""
+"""Line charts of a report: numbers by step become points on a canvas of 1000 × 260, with a few ticks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any
 WIDTH, HEIGHT = 1000, 260
 _MAX_POINTS = 400
 _NUM_TICKS = 4
+# In at least so many points, what reaches so many times as high as all but 0.5 % of them is a spike.
+_FEW_POINTS = 20
+_SPIKE = 4
 
 Points = Sequence[tuple[float, float]]
 """(step, value)."""
@@ -33,8 +36,7 @@ def chart(name: str, lines: Sequence[Line], is_log: bool = False, from_zero: boo
         return None
     steps = [step for line in finite for step, _ in line.points]
     values = sorted(value for line in finite for _, value in line.points)
-    # A spike of a few points must not press everything else flat.
-    low, high = values[0], max(values[int(0.995 * (len(values) - 1))], values[len(values) // 2])
+    low, high = values[0], _highest(values)
     low = 0.0 if from_zero and not is_log else low
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     low, high = (low if low == 0.0 and from_zero else low - margin), high + margin
@@ -58,6 +60,13 @@ def chart(name: str, lines: Sequence[Line], is_log: bool = False, from_zero: boo
     }
 
 
+def _highest(values: Sequence[float]) -> float:
+    """The highest of sorted values, unless it is a spike of a few points that would press all others flat."""
+    usual = max(values[int(0.995 * (len(values) - 1))], values[len(values) // 2])
+    is_spike = len(values) >= _FEW_POINTS and values[-1] - values[0] > _SPIKE * (usual - values[0])
+    return usual if is_spike else values[-1]
+
+
 def smoothed(points: Points) -> Points:
     """The running median over a twentieth of the curve, which single bad batches do not move."""
     reach = max(1, len(points) // 40)
@@ -69,7 +78,7 @@ def smoothed(points: Points) -> Points:
 
 
 def _drawable(points: Points, is_log: bool) -> list[tuple[float, float]]:
-    """Finite points, few enough to be drawn, of logarithms where asked for."""
+    """Finite points, few enough to be drawn, as logarithms for a logarithmic chart."""
     usable = [(s, math.log10(v) if is_log else v) for s, v in points if math.isfinite(v) and (v > 0 or not is_log)]
     size = -(-len(usable) // _MAX_POINTS)
     if size <= 1:

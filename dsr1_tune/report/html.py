@@ -1,32 +1,75 @@
-"""What every HTML page of ours is made of: its style, its numbers, and data shown as text and nothing else."""
+"""Rendering of pages: templates with their texts and style, numbers for people, and data escaped as text."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsr1_tune.report.catalogue import CUT, Language
+from dsr1_tune.report.catalogue import Catalogue, Language
 
 if TYPE_CHECKING:
+    from jinja2 import Template
     from markupsafe import Markup
 
 MAX_NAME_CHARS = 300
+_FOLDER = Path(__file__).parent
+_TEXTS = Catalogue.beside(__file__)
+
+
+def render(template: Path, texts: Catalogue, language: Language, /, **values: Any) -> str:
+    """A page from its template.
+
+    In an HTML template no value is anything but text, unless it is Markup; a value that is not given is an error.
+    Templates have `t(key, ...)` and `named(group, name)` for the catalogue's texts, `lang`, `style`, and the filters
+    `number`, `share`, `shown`, `label` and `duration`.
+    """
+    return _template(template, texts, language).render(**values)
+
+
+@lru_cache
+def _template(template: Path, texts: Catalogue, language: Language) -> Template:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    is_html = template.name.endswith(".html.j2")
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, _FOLDER]),
+        autoescape=is_html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=not is_html,
+    )
+    environment.filters |= {
+        "number": number,
+        "share": partial(share, language),
+        "shown": partial(shown, language),
+        "label": label,
+        "duration": duration,
+    }
+    environment.globals |= {
+        "t": partial(text, texts, language) if is_html else lambda key, **values: texts.say(key, language, **values),
+        "named": partial(texts.named, language=language),
+        "lang": "zh-Hans" if language == "zh" else "en",
+        "style": style(),
+    }
+    return environment.get_template(template.name)
 
 
 def style() -> Markup:
     """The style sheet."""
     from markupsafe import Markup
 
-    return Markup(Path(__file__).with_name("style.css").read_text(encoding="utf-8"))
+    return Markup((_FOLDER / "style.css").read_text(encoding="utf-8"))
 
 
-def text(template: str, /, **values: Any) -> Markup:
-    """A text of ours with values in it; they are escaped unless they are Markup."""
+def text(texts: Catalogue, language: Language, key: str, /, **values: Any) -> Markup:
+    """A text of a catalogue with values in it; they are escaped unless they are Markup."""
     from markupsafe import escape
 
-    return escape(template).format(**values)
+    return escape(texts.text(key, language)).format(**values)
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -65,15 +108,28 @@ def share(language: Language, value: float) -> str:
     return f"{percent:.1f}{space}%"
 
 
+def duration(seconds: Any) -> str:
+    """75.3 → 1:15; 4000 → 1:06:40; 3.21 → 3.2 s; what is no number → –."""
+    if not isinstance(seconds, (int, float)):
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def shown(language: Language, value: Any, limit: int = MAX_NAME_CHARS) -> Markup:
-    """A text from the data: cut, escaped, visible, and unable to turn the direction of what stands beside it."""
+    """A text from the data: cut, escaped, visible, and unable to change the direction of the text beside it."""
     from markupsafe import Markup
 
     whole = value if isinstance(value, str) else as_text(value)
     cut = whole[:limit]
     rest = Markup("")
     if len(cut) < len(whole):
-        rest = Markup(' <span class="more">{}</span>').format(text(CUT[language], more=number(len(whole) - limit)))
+        rest = Markup(' <span class="more">{}</span>').format(
+            text(_TEXTS, language, "more", more=number(len(whole) - limit))
+        )
     return Markup('<bdi dir="auto">{}</bdi>').format(Markup("").join(_visible(cut))) + rest
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from string import Formatter
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from rich.console import Console
 from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import RunError
 from dsr1_tune.export import card, lineage, merge, quantize
-from dsr1_tune.export.card_texts import PARTS, TEXTS
+from dsr1_tune.export.card import TEXTS
 from dsr1_tune.export.lineage import Stage
 from dsr1_tune.moe.anatomy import PARTS as KNOWN_PARTS
 from tests.export.conftest import TinyRun
@@ -37,7 +36,7 @@ def written(folder: Path, language: Any = "auto") -> tuple[dict[str, Any], str]:
     return yaml.safe_load(head), text
 
 
-def test_it_tells_what_is_known(quantized: Path, tiny_run: TinyRun) -> None:
+def test_card_tells_what_is_known(quantized: Path, tiny_run: TinyRun) -> None:
     head, text = written(quantized)
     assert head["tags"] == ["dsr1-tune", "mixture-of-experts", "lora", "w4a16"]
     assert (head["library_name"], head["language"]) == ("transformers", ["en"])
@@ -60,7 +59,7 @@ def test_it_tells_what_is_known(quantized: Path, tiny_run: TinyRun) -> None:
     assert "was not measured" in text
 
 
-def test_a_card_does_not_disturb_verify(quantized: Path) -> None:
+def test_card_does_not_disturb_verify(quantized: Path) -> None:
     for language in ("en", "zh", "en"):
         written(quantized, language)
         assert lineage.verify(quantized) == []
@@ -68,20 +67,17 @@ def test_a_card_does_not_disturb_verify(quantized: Path) -> None:
     assert [difference.file for difference in lineage.verify(quantized)] == ["README.md"]
 
 
-def test_chinese(quantized: Path) -> None:
+def test_card_in_chinese(quantized: Path) -> None:
     _, text = written(quantized, "zh")
     assert "## 数据" in text and "路由专家" in text
-    assert not any(say["en"] in text for say in TEXTS.values() if len(say["en"]) > 20 and "{" not in say["en"])
+    assert not any(say["en"] in text for say in TEXTS.texts.values() if len(say["en"]) > 20 and "{" not in say["en"])
 
 
-def test_every_text_is_there_in_both_languages() -> None:
-    for key, texts in TEXTS.items():
-        english, chinese = ({f[1] for f in Formatter().parse(texts[tongue]) if f[1]} for tongue in ("en", "zh"))
-        assert english == chinese, key
-    assert set(PARTS) == set(KNOWN_PARTS)
+def test_card_names_every_part_of_a_model() -> None:
+    assert {key.removeprefix("part_") for key in TEXTS.texts if key.startswith("part_")} == set(KNOWN_PARTS)
 
 
-def test_a_comparison_in_the_folder_is_told(quantized: Path) -> None:
+def test_card_tells_a_comparison_in_the_folder(quantized: Path) -> None:
     def near(value: float) -> dict[str, float]:
         return {"value": value, "low": value - 0.01, "high": value + 0.01}
 
@@ -96,18 +92,18 @@ def test_a_comparison_in_the_folder_is_told(quantized: Path) -> None:
         (quantized / "compare.json").unlink()
 
 
-def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
+def test_card_leaves_out_what_is_not_known(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     lineage.write(tmp_path, [Stage("adapter", {"folder": "somewhere"})])
     head, text = written(tmp_path)
     assert set(head) == {"library_name", "pipeline_tag", "tags"}
     assert not any(
-        f"## {TEXTS[key]['en']}" in text for key in ("data", "training", "evaluation", "merge", "comparison")
+        f"## {TEXTS.say(key, 'en')}" in text for key in ("data", "training", "evaluation", "merge", "comparison")
     )
     assert "None" not in text
 
 
-def test_the_embedded_base_is_named_with_its_licence(tmp_path: Path) -> None:
+def test_card_names_the_embedded_base_with_its_licence(tmp_path: Path) -> None:
     base = {"name": "embedded", "folder": "/gone", "license": "apache-2.0"}
     train = {"run": "/runs/medical", "command": "lora", "versions": {"dsr1-tune": "9.9"}, "base": base}
     lineage.write(tmp_path, [Stage("data", {"files": {}, "language": "zh"}), Stage("train", train)])
@@ -116,7 +112,7 @@ def test_the_embedded_base_is_named_with_its_licence(tmp_path: Path) -> None:
     assert head["language"] == ["zh"] and "# medical" in text and "9.9" in text
 
 
-def test_without_lineage_there_is_no_card(tmp_path: Path) -> None:
+def test_card_without_lineage_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"has no lineage\.json"):
         card.run(tmp_path)
     assert not any(tmp_path.iterdir())

@@ -1,33 +1,29 @@
-"""report.json → report.html: one page that needs nothing else, for whoever decides and for whoever mends."""
+"""report.html of cleaned data, made from report.json: one self-contained page."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dsr1_tune.data.clean.texts import named, say
 from dsr1_tune.data.rules.codes import meaning
 from dsr1_tune.data.rules.pairs import PreferenceStats
 from dsr1_tune.report import html
-from dsr1_tune.report.catalogue import Language
-
-if TYPE_CHECKING:
-    from jinja2 import Template
-    from markupsafe import Markup
+from dsr1_tune.report.catalogue import Catalogue, Language
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
+TEXTS = Catalogue.beside(__file__)
 MAX_EXCERPT_CHARS = 200
 MAX_EXAMPLES = 3
 MAX_LISTED = 200
 MAX_FINDINGS = 12
-# Below this share a file, and above this share a reason, is said to be worth a look.
+# A file with a smaller share of kept rows, and a reason with a larger share of all drops, is a finding.
 POOR_FILE = 0.5
 MAIN_REASON = 0.3
-# Duplicates are merged: what they say stands elsewhere.
+# Duplicates are merged: their content is kept in another row.
 _MERGED = frozenset({"exact_duplicate", "near_duplicate"})
 _NUM_TICKS = 4
 
@@ -40,30 +36,19 @@ def render(facts: Facts, language: Language = "en") -> str:
     Facts that are not there leave a sentence in place of their section.
     """
     findings = list(islice(_findings(facts, language), MAX_FINDINGS))
-    return _page(language).render(findings=findings, **_view(facts))
-
-
-@lru_cache
-def _page(language: Language) -> Template:
-    """The template, with everything that it says in `language`."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = html.number
-    environment.filters["label"] = html.label
-    environment.filters["share"] = partial(html.share, language)
-    environment.filters["shown"] = partial(html.shown, language)
-    environment.globals["style"] = html.style()
-    environment.globals["t"] = partial(_text, language)
-    environment.globals["meaning"] = partial(meaning, language=language)
-    environment.globals["named"] = partial(named, language=language)
-    environment.globals["excerpt"] = MAX_EXCERPT_CHARS
-    environment.globals["lang"] = "zh-Hans" if language == "zh" else "en"
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return html.render(
+        TEMPLATE,
+        TEXTS,
+        language,
+        findings=findings,
+        meaning=partial(meaning, language=language),
+        excerpt=MAX_EXCERPT_CHARS,
+        **_view(facts),
+    )
 
 
 def _view(facts: Facts) -> dict[str, Any]:
-    """The facts as the template shows them: every name is there, lists are ordered and cut."""
+    """The values of the template: every name is present, lists are ordered and cut."""
     num_rows, num_kept = _count(facts, "num_rows"), _count(facts, "num_kept")
     num_merged, num_dropped = _count(facts, "num_merged"), _count(facts, "num_dropped")
     files = [_file(file) for file in _items(facts, "files")]
@@ -99,8 +84,8 @@ def _view(facts: Facts) -> dict[str, Any]:
 
 
 def _findings(facts: Facts, language: Language) -> Iterator[str]:
-    """What a reader in a hurry should know, most pressing first."""
-    text, shown = partial(_text, language), partial(html.shown, language)
+    """The findings, most urgent first."""
+    text, shown = partial(html.text, TEXTS, language), partial(html.shown, language)
     files = [_file(file) for file in _items(facts, "files")]
     for file in files:
         if file["is_damaged"]:
@@ -112,7 +97,7 @@ def _findings(facts: Facts, language: Language) -> Iterator[str]:
     judge = _section(facts, "judge")
     for score in _scores(judge) if judge else ():
         if score["switched_off"]:
-            of = shown(named("language", score["language"], language))
+            of = shown(TEXTS.named("language", score["language"], language))
             why = shown(score["switched_off"])
             yield text("finding_switched_off", score=shown(score["name"]), language=of, why=why)
     contradictory = _count(_section(facts, "duplicates") or {}, "num_contradictory")
@@ -155,7 +140,7 @@ def _stages(stages: Sequence[Facts]) -> list[dict[str, Any]]:
         lost = max(0, num_in - num_out)
         lines.append(
             {
-                "name": str(stage.get("stage", "")),
+                "name": html.as_text(stage.get("stage")),
                 "num_in": num_in,
                 "num_out": num_out,
                 "num_lost": lost,
@@ -275,7 +260,7 @@ def _duplicates(duplicates: Facts | None) -> dict[str, Any] | None:
 
 
 def _scores(judge: Facts) -> Iterator[dict[str, Any]]:
-    """One entry per score and language, with its two histograms and where the cut-off stands."""
+    """One entry per score and language, with its two histograms and the position of the cut-off."""
     for name, languages in (judge.get("scores") or {}).items():
         for language, of in (languages or {}).items():
             of = of or {}
@@ -302,7 +287,7 @@ def _scores(judge: Facts) -> Iterator[dict[str, Any]]:
 
 
 def _position(value: Any, edges: Sequence[float]) -> float | None:
-    """Where a value stands among bins that are drawn with equal widths, from 0 to 1."""
+    """The position of a value, from 0 to 1, among bins that are drawn with equal widths."""
     if not isinstance(value, (int, float)):
         return None
     if value <= edges[0]:
@@ -346,10 +331,3 @@ def _short(value: float) -> str:
     if abs(value) >= 1000:
         return f"{value / 1000:.3g}k" if abs(value) < 1_000_000 else f"{value / 1_000_000:.3g}M"
     return f"{value:.2g}" if abs(value) < 10 else f"{value:.0f}"
-
-
-def _text(language: Language, key: str, /, **values: Any) -> Markup:
-    """A text of ours with values in it; they are escaped unless they are Markup."""
-    from markupsafe import escape
-
-    return escape(say(key, language)).format(**values)

@@ -8,6 +8,9 @@ from dsr1_tune.config import Gates
 from dsr1_tune.errors import ConfigError, TuneError
 from dsr1_tune.export.comparison.result import Comparison
 from dsr1_tune.export.comparison.statistics import Estimate
+from dsr1_tune.report.catalogue import Catalogue, Language
+
+TEXTS = Catalogue.beside(__file__)
 
 
 class GatesMissed(TuneError):
@@ -21,15 +24,16 @@ def with_gates(found: Comparison, gates: Gates) -> Comparison:
     return replace(found, asked=gates.model_dump(), missed=missed_gates(found, gates))
 
 
-def missed_gates(found: Comparison, gates: Gates) -> tuple[str, ...]:
+def missed_gates(found: Comparison, gates: Gates, language: Language = "en") -> tuple[str, ...]:
     """A line for every gate that B missed. Raises ConfigError for a gate on what could not be measured."""
-    lines = []
+    missed = []
     if gates.max_loss_increase is not None:
         if found.domain is None:
             raise ConfigError(
                 "gates.max_loss_increase: there are no domain rows to measure the loss on", hint="give some with --data"
             )
-        lines += _at_most("domain loss", found.domain.increase, gates.max_loss_increase)
+        if not found.domain.increase.value <= gates.max_loss_increase:  # NaN, from a broken model, misses every gate
+            missed.append(("missed_domain", "+.2%", found.domain.increase, gates.max_loss_increase))
     if gates.min_agreement is not None:
         agreement = (found.domain or found.general).agreement
         if agreement is None:
@@ -38,19 +42,13 @@ def missed_gates(found: Comparison, gates: Gates) -> tuple[str, ...]:
                 hint="leave the gate out; the losses are compared per byte of text",
             )
         if not agreement.value >= gates.min_agreement:
-            lines.append(
-                f"agreement is {agreement.value:.2%} (95 %: {agreement.low:.2%} to {agreement.high:.2%}), "
-                f"at least {gates.min_agreement:.2%} was asked"
-            )
-    if gates.max_general_drop is not None:
-        lines += _at_most("general loss", found.general.increase, gates.max_general_drop)
-    return tuple(lines)
+            missed.append(("missed_agreement", ".2%", agreement, gates.min_agreement))
+    if gates.max_general_drop is not None and not found.general.increase.value <= gates.max_general_drop:
+        missed.append(("missed_general", "+.2%", found.general.increase, gates.max_general_drop))
+    return tuple(_line(*one, language) for one in missed)
 
 
-def _at_most(what: str, increase: Estimate, limit: float) -> list[str]:
-    if increase.value <= limit:  # not so for NaN, which a broken model gives
-        return []
-    return [
-        f"{what} rose by {increase.value:+.2%} (95 %: {increase.low:+.2%} to {increase.high:+.2%}), "
-        f"at most {limit:.2%} was allowed"
-    ]
+def _line(key: str, form: str, measured: Estimate, limit: float, language: Language) -> str:
+    """What was measured, with its interval, and what was allowed."""
+    numbers = {name: f"{getattr(measured, name):{form}}" for name in ("value", "low", "high")}
+    return TEXTS.say(key, language, limit=f"{limit:.2%}", **numbers)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -15,18 +14,17 @@ from rich.table import Table
 
 from dsr1_tune import __version__
 from dsr1_tune.atomic import atomic_write
+from dsr1_tune.config import Gates
+from dsr1_tune.export.comparison.gates import missed_gates
 from dsr1_tune.export.comparison.result import AnswerPair, Comparison, SetResult, perplexities
 from dsr1_tune.export.comparison.statistics import Estimate
-from dsr1_tune.export.comparison.texts import say
 from dsr1_tune.report import html
-from dsr1_tune.report.catalogue import Language
+from dsr1_tune.report.catalogue import Catalogue, Language
 from dsr1_tune.text.words import is_chinese
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 JSON_NAME, HTML_NAME = "compare.json", "compare.html"
 TEMPLATE = Path(__file__).with_name("page.html.j2")
+TEXTS = Catalogue.beside(__file__)
 MAX_ANSWERS = 100
 MAX_ANSWER_CHARS = 2000
 
@@ -47,7 +45,9 @@ def show(found: Comparison, console: Console) -> None:
         for key, a, b, change in lines:
             # The intervals of A's and B's own numbers are in compare.json and on the page.
             number, _, interval = change.partition(" (")
-            table.add_row(say(key, "en"), a.partition(" (")[0], b.partition(" (")[0], number, interval.rstrip(")"))
+            table.add_row(
+                TEXTS.say(key, "en"), a.partition(" (")[0], b.partition(" (")[0], number, interval.rstrip(")")
+            )
         console.print(table, highlight=False)
     for remark in found.remarks:
         console.print(escape(f"note: {remark}"), highlight=False, soft_wrap=True)
@@ -63,11 +63,11 @@ def _sections(found: Comparison, language: Language) -> Iterator[tuple[str, list
     for key, one in (("domain_set", found.domain), ("general_set", found.general)):
         if one is not None:
             numbers = {"rows": f"{one.num_rows:,}", "tokens": f"{one.num_tokens:,}", "name": one.name}
-            title = f"{say(key, language)} ({say('rows_of', language).format(**numbers)})"
+            title = f"{TEXTS.say(key, language)} ({TEXTS.say('rows_of', language, **numbers)})"
             yield title, list(_losses(one))
     if (answers := found.answers) is not None:
         yield (
-            f"{say('scores', language)} ({say('answered', language).format(rows=f'{len(answers.rows):,}')})",
+            f"{TEXTS.say('scores', language)} ({TEXTS.say('answered', language, rows=f'{len(answers.rows):,}')})",
             [
                 *(
                     (f"score_{one.name}", _share(one.a), _share(one.b), _share(one.difference, "+"))
@@ -77,8 +77,8 @@ def _sections(found: Comparison, language: Language) -> Iterator[tuple[str, list
                 ("similarity", "", "", _share(answers.similarity)),
             ],
         )
-        yield say("style", language), list(_style(found))
-    yield say("cost", language), list(_cost(found))
+        yield TEXTS.say("style", language), list(_style(found))
+    yield TEXTS.say("cost", language), list(_cost(found))
 
 
 def _losses(one: SetResult) -> Iterator[Line]:
@@ -161,34 +161,32 @@ def render(found: Comparison, language: Language = "en") -> str:
     """The page: no script, no outside font or image, everything that comes from data or models escaped."""
     headline = found.domain or found.general
     rows = found.answers.rows if found.answers else ()
-    return _page(language).render(
+    return html.render(
+        TEMPLATE,
+        TEXTS,
+        language,
         a=found.a.name,
         b=found.b.name,
         increase=headline.increase.value,
         headline="headline" if found.domain else "headline_general",
         has_gates=any(limit is not None for limit in (found.asked or {}).values()),
-        missed=found.missed,
+        missed=_missed(found, language),
         remarks=found.remarks,
         sections=list(_sections(found, language)),
         pairs=sorted(rows, key=_likeness)[:MAX_ANSWERS],
+        max_answer_chars=MAX_ANSWER_CHARS,
         version=__version__,
     )
+
+
+def _missed(found: Comparison, language: Language) -> tuple[str, ...]:
+    """The lines for missed gates; compare.json has them in English."""
+    if language == "en" or not found.missed or not found.asked:
+        return found.missed
+    return missed_gates(found, Gates.model_construct(None, **found.asked), language)
 
 
 def _likeness(pair: AnswerPair) -> float:
     """What answers are sorted by: the ones whose scores differ most, then those that differ at all."""
     gap = sum(abs(pair.scores_a[name] - pair.scores_b[name]) for name in pair.scores_a)
     return -gap if pair.a != pair.b else 1.0
-
-
-@lru_cache
-def _page(language: Language) -> Template:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["shown"] = partial(html.shown, language)
-    environment.filters["answer"] = partial(html.shown, language, limit=MAX_ANSWER_CHARS)
-    environment.globals["style"] = html.style()
-    environment.globals["t"] = lambda key, **values: html.text(say(key, language), **values)
-    environment.globals["lang"] = "zh-Hans" if language == "zh" else "en"
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What the page of an alignment run shows besides any run's: what was measured before and after, and its curves."""
+"""The parts of report.html that only alignment runs have: the measures before and after, and their curves."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsr1_tune.config import REWARD_NUMBERS
-from dsr1_tune.report.catalogue import Language
+from dsr1_tune.report.catalogue import Catalogue, Language
 from dsr1_tune.report.charts import Line, Points, chart, smoothed
-from dsr1_tune.runs.report.texts import say
 
+TEXTS = Catalogue.beside(__file__)
 PAIRS = ("dpo", "kto")
 ROLLOUTS = ("ppo", "grpo")
 ALIGNS = ("reward", *PAIRS, *ROLLOUTS)
@@ -37,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of an alignment run: one number large, what it is, and all that was measured."""
+    """The result of an alignment run: the headline number, what it is, and every measure."""
 
     big: str
     is_worse: bool
@@ -52,29 +52,29 @@ class Outcome:
 
 
 def outcome(command: str, evaluation: Facts, metrics: Facts, language: Language) -> Outcome | None:
-    """What came of it; None for other runs, and until both have been measured."""
-    before, after = _section(evaluation, "before"), _section(evaluation, "after")
+    """The result of an alignment run; None for other runs, and until before and after have both been measured."""
+    before, after = section(evaluation, "before"), section(evaluation, "after")
     if command in ROLLOUTS and _are_numbers(before.get("reward"), after.get("reward")):
-        errors = tuple(sorted((str(name), int(count)) for name, count in _section(metrics, "reward_errors").items()))
+        errors = tuple(sorted((str(name), int(count)) for name, count in section(metrics, "reward_errors").items()))
         return _of_rollouts(before, after, errors, language)
     if command in (*PAIRS, "reward") and _are_numbers(before.get("accuracy"), after.get("accuracy")):
-        told = _of_reward_model if command == "reward" else _of_preferences
-        return told(before, after, _section(evaluation, "preferences"), language)
+        outcome_of = _of_reward_model if command == "reward" else _of_preferences
+        return outcome_of(before, after, section(evaluation, "preferences"), language)
     return None
 
 
 def _of_rollouts(before: Facts, after: Facts, errors: tuple[tuple[str, int], ...], language: Language) -> Outcome:
     change = after["reward"] - before["reward"]
-    rows = [Row(say("row_reward", language), _number(before["reward"]), _number(after["reward"]))]
-    for layer, value in _section(after, "layers").items():
-        rows.append(Row(str(layer), _number(_section(before, "layers").get(layer)), _number(value), is_part=True))
-        for name, score in _section(after, "components").items():
+    rows = [Row(TEXTS.say("row_reward", language), _number(before["reward"]), _number(after["reward"]))]
+    for layer, value in section(after, "layers").items():
+        rows.append(Row(str(layer), _number(section(before, "layers").get(layer)), _number(value), is_part=True))
+        for name, score in section(after, "components").items():
             if name.startswith(f"{layer}/"):
-                earlier = _section(before, "components").get(name)
+                earlier = section(before, "components").get(name)
                 rows.append(Row(str(name), _number(earlier), _number(score), is_part=True))
     was, now = (f"{stage['answer_tokens']:.1f}" if "answer_tokens" in stage else "–" for stage in (before, after))
-    rows.append(Row(say("row_tokens", language), was, now))
-    rows.append(Row(say("row_ended", language), _share(before.get("ended")), _share(after.get("ended"))))
+    rows.append(Row(TEXTS.say("row_tokens", language), was, now))
+    rows.append(Row(TEXTS.say("row_ended", language), _share(before.get("ended")), _share(after.get("ended"))))
     return Outcome(
         big=f"{change:+.3f}",
         is_worse=change < 0,
@@ -90,17 +90,17 @@ def _of_rollouts(before: Facts, after: Facts, errors: tuple[tuple[str, int], ...
     )
 
 
-def _of_preferences(before: Facts, after: Facts, told: Facts, language: Language) -> Outcome:
+def _of_preferences(before: Facts, after: Facts, preferences: Facts, language: Language) -> Outcome:
     points = 100 * (after["accuracy"] - before["accuracy"])
-    rows = [Row(say("row_likelier", language), _share(before["accuracy"]), _share(after["accuracy"]))]
+    rows = [Row(TEXTS.say("row_likelier", language), _share(before["accuracy"]), _share(after["accuracy"]))]
     if "accuracy_by_sum" in after:
         by_sum = _share(before.get("accuracy_by_sum")), _share(after["accuracy_by_sum"])
-        rows.append(Row(say("row_likelier_whole", language), *by_sum))
+        rows.append(Row(TEXTS.say("row_likelier_whole", language), *by_sum))
     rows += [
-        Row(say("row_raised", language), "", _share(told.get("reward_accuracy"))),
-        Row(say("row_raised_margin", language), "", _number(told.get("reward_margin"))),
-        Row(say("row_loss_chosen", language), _number(before.get("loss")), _number(after.get("loss"))),
-        Row(say("row_length", language), "", _share(after.get("length_accuracy"))),
+        Row(TEXTS.say("row_raised", language), "", _share(preferences.get("reward_accuracy"))),
+        Row(TEXTS.say("row_raised_margin", language), "", _number(preferences.get("reward_margin"))),
+        Row(TEXTS.say("row_loss_chosen", language), _number(before.get("loss")), _number(after.get("loss"))),
+        Row(TEXTS.say("row_length", language), "", _share(after.get("length_accuracy"))),
     ]
     return Outcome(
         big=f"{points:+.1f}",
@@ -112,22 +112,22 @@ def _of_preferences(before: Facts, after: Facts, told: Facts, language: Language
     )
 
 
-def _of_reward_model(before: Facts, after: Facts, told: Facts, language: Language) -> Outcome:
-    rows = [Row(say("row_accuracy", language), _share(before["accuracy"]), _share(after["accuracy"]))]
-    for name, bucket in _section(after, "differs").items():
-        was = _section(_section(before, "differs"), name).get("accuracy")
+def _of_reward_model(before: Facts, after: Facts, preferences: Facts, language: Language) -> Outcome:
+    rows = [Row(TEXTS.say("row_accuracy", language), _share(before["accuracy"]), _share(after["accuracy"]))]
+    for name, bucket in section(after, "differs").items():
+        was = section(section(before, "differs"), name).get("accuracy")
         rows.append(
             Row(f"{name} ({bucket.get('num_pairs')})", _share(was), _share(bucket.get("accuracy")), is_part=True)
         )
     rows += [
-        Row(say("row_margin", language), _number(before.get("margin")), _number(after.get("margin"))),
-        Row(say("row_loss_pairs", language), _number(before.get("loss")), _number(after.get("loss"))),
+        Row(TEXTS.say("row_margin", language), _number(before.get("margin")), _number(after.get("margin"))),
+        Row(TEXTS.say("row_loss_pairs", language), _number(before.get("loss")), _number(after.get("loss"))),
         Row(
-            say("row_calibration", language),
+            TEXTS.say("row_calibration", language),
             _number(before.get("calibration_error")),
             _number(after.get("calibration_error")),
         ),
-        Row(say("row_length", language), "", _share(after.get("length_only"))),
+        Row(TEXTS.say("row_length", language), "", _share(after.get("length_only"))),
     ]
     return Outcome(
         big=_share(after["accuracy"]),
@@ -196,16 +196,16 @@ CURVES = (
 
 
 def curves(command: str, log: Log, evaluation: Facts, language: Language) -> Iterator[dict[str, Any]]:
-    """The charts of an alignment run, what it is about first; none for any other run."""
+    """The charts of an alignment run, its objective first; none for any other run."""
     if command not in ALIGNS:
         return
     yield from _reward_curves(log, evaluation, language)
     for curve in CURVES:
         found = [(key, _points(log, name)) for key, name in curve.lines]
         if not any(value for _, points in found for _, value in points) and curve.from_zero:
-            continue  # what was nought throughout
-        lines = [Line(say(key, language), f"c{number % 6}", points) for number, (key, points) in enumerate(found)]
-        if drawn := chart(say(curve.title, language), lines, from_zero=curve.from_zero):
+            continue  # zero in every step
+        lines = [Line(TEXTS.say(key, language), f"c{number % 6}", points) for number, (key, points) in enumerate(found)]
+        if drawn := chart(TEXTS.say(curve.title, language), lines, from_zero=curve.from_zero):
             yield drawn
 
 
@@ -215,23 +215,23 @@ def _reward_curves(log: Log, evaluation: Facts, language: Language) -> Iterator[
     if not rewards:
         return
     ends = (
-        (0.0, _section(evaluation, "before").get("reward")),
-        (rewards[-1][0], _section(evaluation, "after").get("reward")),
+        (0.0, section(evaluation, "before").get("reward")),
+        (rewards[-1][0], section(evaluation, "after").get("reward")),
     )
     measured = [(step, float(value)) for step, value in ends if isinstance(value, (int, float))]
     in_all = [
-        Line(say("line_loss", language), "faint", rewards),
-        Line(say("line_smooth", language), "c0", smoothed(rewards)),
-        Line(say("line_held_out_greedy", language), "dots", measured),
+        Line(TEXTS.say("line_loss", language), "faint", rewards),
+        Line(TEXTS.say("line_smooth", language), "c0", smoothed(rewards)),
+        Line(TEXTS.say("line_held_out_greedy", language), "dots", measured),
     ]
     layers = layers_of(log)
     drawn = [
-        chart(say("chart_reward", language), in_all),
-        chart(say("chart_layers", language), _smooth(log, {layer: f"reward/{layer}" for layer in layers})),
+        chart(TEXTS.say("chart_reward", language), in_all),
+        chart(TEXTS.say("chart_layers", language), _smooth(log, {layer: f"reward/{layer}" for layer in layers})),
     ]
     for layer, parts in layers.items():
         lines = _smooth(log, {part: f"reward/{layer}/{part}" for part in parts})
-        drawn.append(chart(f"{say('chart_components', language)} {layer}", lines))
+        drawn.append(chart(f"{TEXTS.say('chart_components', language)} {layer}", lines))
     yield from (one for one in drawn if one)
 
 
@@ -257,6 +257,7 @@ def _points(log: Log, name: str) -> Points:
     return [(line["step"], float(line[name])) for line in log if isinstance(line.get(name), (int, float))]
 
 
-def _section(facts: Facts, name: str) -> Facts:
+def section(facts: Facts, name: str) -> Facts:
+    """A nested mapping of facts; empty where it is missing or something else."""
     value = facts.get(name)
     return value if isinstance(value, Mapping) else {}

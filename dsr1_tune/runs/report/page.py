@@ -1,4 +1,4 @@
-"""A finished or broken-off run → report.html: one page that needs nothing else, for whoever has to decide."""
+"""report.html of a run, finished or not: one self-contained page with its results, alarms, curves and data."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from dsr1_tune.atomic import atomic_write
 from dsr1_tune.data.rules.codes import meaning
@@ -21,15 +21,11 @@ from dsr1_tune.report import html
 from dsr1_tune.report.catalogue import Language
 from dsr1_tune.report.charts import HEIGHT, WIDTH, Line, chart, smoothed
 from dsr1_tune.runs.folder import FINISHED, RunFolder
-from dsr1_tune.runs.report.align_sections import LOSS_OF_ITS_OWN, curves, outcome
+from dsr1_tune.runs.report.align_sections import LOSS_OF_ITS_OWN, TEXTS, curves, outcome, section
 from dsr1_tune.runs.report.expert_map import before_and_after
-from dsr1_tune.runs.report.texts import TRY_ZH, named, say
 from dsr1_tune.runs.trainer.callbacks import read_log
-from dsr1_tune.runs.watch.alarms import TRY
+from dsr1_tune.runs.watch.alarms import TEXTS as ALARM_TEXTS
 from dsr1_tune.runs.watch.expert_tables import ExpertTables
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 FILE_NAME = "report.html"
 PICTURE_NAME = "experts.png"
@@ -41,17 +37,17 @@ Facts = Mapping[str, Any]
 
 
 def write_report(folder: RunFolder, language: Literal["auto", "en", "zh"] = "auto") -> Path:
-    """Draw experts.png and write report.html from what lies in the folder; parts that are missing are said so."""
+    """Draw experts.png and write report.html from the files of a run folder; the page says which parts are missing."""
     before_and_after(ExpertTables.read(folder.path), folder.path / PICTURE_NAME)
     file = folder.path / FILE_NAME
     with atomic_write(file) as out:
-        out.write(render(_Told.by(folder), language_of(folder) if language == "auto" else language))
+        out.write(render(_RunFacts.of(folder), language_of(folder) if language == "auto" else language))
     return file
 
 
 @dataclass(frozen=True)
-class _Told:
-    """Everything that a run folder tells; empty where a part is missing or damaged."""
+class _RunFacts:
+    """The contents of a run folder's files; empty where a file is missing or damaged."""
 
     path: Path
     manifest: Facts
@@ -63,7 +59,7 @@ class _Told:
     calibration: bytes
 
     @classmethod
-    def by(cls, folder: RunFolder) -> _Told:
+    def of(cls, folder: RunFolder) -> _RunFacts:
         try:
             manifest = folder.manifest()
         except RunError:
@@ -97,7 +93,7 @@ def _bytes(file: Path) -> bytes:
 
 
 def language_of(folder: RunFolder) -> Language:
-    """The language that most records are in, told from the characters of the first few."""
+    """The language that most records are in, judged by the characters of the first 200."""
     votes = 0
     try:
         with (folder.data / "train.jsonl").open(encoding="utf-8") as lines:
@@ -112,43 +108,39 @@ def language_of(folder: RunFolder) -> Language:
 
 
 def _contents(row: Any) -> Iterator[str]:
-    """All that is said in a row, whatever its kind: a conversation, a pair, a prompt."""
+    """Every message's content in a row of any kind: a conversation, a preference pair or a prompt."""
     if isinstance(row, Mapping):
         yield str(row.get("content", ""))
     for value in row.values() if isinstance(row, Mapping) else row if isinstance(row, list) else ():
         yield from _contents(value)
 
 
-def render(told: _Told, language: Language = "en") -> str:
-    """The page: no script, no outside font or image, everything that comes from data or settings escaped."""
-    return _page(language).render(**_view(told, language))
+def render(run: _RunFacts, language: Language = "en") -> str:
+    """The HTML of the page: no script, no external font or image, and every value from data or settings escaped."""
+    return html.render(
+        TEMPLATE,
+        TEXTS,
+        language,
+        meaning=partial(meaning, language=language),
+        alarm_kind=lambda what: ALARM_TEXTS.named("kind", what, language),
+        advice=partial(_advice, language),
+        canvas=(WIDTH, HEIGHT),
+        max_answer_chars=MAX_ANSWER_CHARS,
+        **_view(run, language),
+    )
 
 
-@lru_cache
-def _page(language: Language) -> Template:
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = html.number
-    environment.filters["share"] = partial(html.share, language)
-    environment.filters["shown"] = partial(html.shown, language)
-    environment.filters["answer"] = partial(html.shown, language, limit=MAX_ANSWER_CHARS)
-    environment.filters["time"] = _time
-    environment.globals["style"] = html.style()
-    environment.globals["t"] = lambda key, **values: html.text(say(key, language), **values)
-    environment.globals["named"] = partial(named, language=language)
-    environment.globals["meaning"] = partial(meaning, language=language)
-    environment.globals["advice"] = lambda what: TRY_ZH.get(what, "") if language == "zh" else TRY.get(what, "")
-    environment.globals["lang"] = "zh-Hans" if language == "zh" else "en"
-    environment.globals["canvas"] = (WIDTH, HEIGHT)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+def _advice(language: Language, what: str) -> str:
+    """What to try against an alarm; "" for a kind that is not known."""
+    key = f"try_{what}"
+    return ALARM_TEXTS.text(key, language) if key in ALARM_TEXTS.texts else ""
 
 
-def _view(told: _Told, language: Language) -> dict[str, Any]:
-    """What the template shows: every name is there."""
-    manifest = told.manifest
-    metrics = _section(manifest, "metrics")
-    config = _section(manifest, "config")
+def _view(run: _RunFacts, language: Language) -> dict[str, Any]:
+    """The values of the template; every name is present."""
+    manifest = run.manifest
+    metrics = section(manifest, "metrics")
+    config = section(manifest, "config")
     status = str(manifest.get("status", "running"))
     command = str(manifest.get("command", ""))
     return {
@@ -156,35 +148,35 @@ def _view(told: _Told, language: Language) -> dict[str, Any]:
         "is_finished": status == FINISHED,
         "error": manifest.get("error") or "",
         "command": command,
-        "folder": str(told.path),
-        "base": str(_section(manifest, "base").get("name", "")),
-        "files": [Path(str(file)).name for file in _section(config, "data").get("files", ())],
-        "outcome": outcome(command, told.evaluation, metrics, language),
-        "gain": _gain(told.evaluation),
-        "are_held_out": "none are held out" not in str(told.evaluation.get("on", "")),
+        "folder": str(run.path),
+        "base": str(section(manifest, "base").get("name", "")),
+        "files": [Path(str(file)).name for file in section(config, "data").get("files", ())],
+        "outcome": outcome(command, run.evaluation, metrics, language),
+        "gain": _gain(run.evaluation),
+        "are_held_out": "none are held out" not in str(run.evaluation.get("on", "")),
         "size": _size(metrics.get("coverage")),
-        "pace": _pace(told, metrics),
+        "pace": _pace(run, metrics),
         "alarms": [alarm for alarm in manifest.get("alarms", ()) if isinstance(alarm, Mapping)],
-        "rollback": _section(manifest, "rollback"),
-        "data": _data(told),
+        "rollback": section(manifest, "rollback"),
+        "data": _data(run),
         "coverage": _coverage(metrics.get("coverage")),
-        "charts": [*curves(command, told.log, told.evaluation, language), *_charts(told, language)],
-        "experts": _experts(told.tables),
-        "picture": base64.b64encode(told.picture).decode(),
-        "calibration": base64.b64encode(told.calibration).decode(),
-        "samples": list(_samples(told.evaluation)),
-        "seconds": list(_section(manifest, "seconds").items()),
-        "machine": list(html.leaves(_section(manifest, "machine"))),
+        "charts": [*curves(command, run.log, run.evaluation, language), *_charts(run, language)],
+        "experts": _experts(run.tables),
+        "picture": base64.b64encode(run.picture).decode(),
+        "calibration": base64.b64encode(run.calibration).decode(),
+        "samples": list(_samples(run.evaluation)),
+        "seconds": list(section(manifest, "seconds").items()),
+        "machine": list(html.leaves(section(manifest, "machine"))),
         "settings": list(html.leaves(config)),
-        "versions": list(html.leaves(_section(manifest, "versions"))),
-        "hashes": list(_section(manifest, "data_sha256").items()),
-        "version": str(_section(manifest, "versions").get("dsr1-tune", "")),
+        "versions": list(html.leaves(section(manifest, "versions"))),
+        "hashes": list(section(manifest, "data_sha256").items()),
+        "version": str(section(manifest, "versions").get("dsr1-tune", "")),
     }
 
 
 def _gain(evaluation: Facts) -> dict[str, Any] | None:
     """The held-out loss before and after; None until both are measured."""
-    before, after = _section(evaluation, "before"), _section(evaluation, "after")
+    before, after = section(evaluation, "before"), section(evaluation, "after")
     losses = before.get("loss"), after.get("loss")
     if not all(isinstance(loss, (int, float)) and math.isfinite(loss) and loss > 0 for loss in losses):
         return None
@@ -199,7 +191,7 @@ def _gain(evaluation: Facts) -> dict[str, Any] | None:
 
 
 def _words(loss: float) -> str:
-    """A perplexity for people."""
+    """The perplexity of a loss, rounded to be read."""
     perplexity = math.exp(min(loss, 50.0))
     return f"{perplexity:,.0f}" if perplexity >= 100 else f"{perplexity:.3g}"
 
@@ -210,25 +202,25 @@ def _size(coverage: Any) -> dict[str, Any] | None:
     return {"whole": whole, "trained": trained, "share": trained / whole} if whole else None
 
 
-def _pace(told: _Told, metrics: Facts) -> dict[str, Any] | None:
-    if not told.log:
+def _pace(run: _RunFacts, metrics: Facts) -> dict[str, Any] | None:
+    if not run.log:
         return None
-    last = told.log[-1]
+    last = run.log[-1]
     seconds, tokens = float(last.get("seconds", 0.0)), float(last.get("num_tokens", 0.0))
     return {"steps": last["step"], "seconds": seconds, "speed": tokens / seconds if seconds else 0.0}
 
 
-def _data(told: _Told) -> dict[str, Any] | None:
-    if not told.data:
+def _data(run: _RunFacts) -> dict[str, Any] | None:
+    if not run.data:
         return None
-    reasons = {str(code): int(number) for code, number in _section(told.data, "dropped").items()}
-    files = [file for file in told.data.get("files", ()) if isinstance(file, Mapping)]
+    reasons = {str(code): int(number) for code, number in section(run.data, "dropped").items()}
+    files = [file for file in run.data.get("files", ()) if isinstance(file, Mapping)]
     return {
-        "num_rows": told.data.get("num_rows", 0),
-        "num_kept": told.data.get("num_kept", 0),
-        "num_dropped": _num_lost(told.data),
-        "num_train": _num_lines(told.path / "data" / "train.jsonl"),
-        "num_eval": _num_lines(told.path / "data" / "eval.jsonl"),
+        "num_rows": run.data.get("num_rows", 0),
+        "num_kept": run.data.get("num_kept", 0),
+        "num_dropped": _num_lost(run.data),
+        "num_train": _num_lines(run.path / "data" / "train.jsonl"),
+        "num_eval": _num_lines(run.path / "data" / "eval.jsonl"),
         "reasons": sorted(reasons.items(), key=lambda pair: -pair[1]),
         "files": [
             {name: file.get(name, "") for name in ("file", "num_rows", "num_kept")} | {"num_dropped": _num_lost(file)}
@@ -255,30 +247,30 @@ def _coverage(coverage: Any) -> dict[str, Any] | None:
     if not lines:
         return None
     for line in lines:
-        # Where weights themselves are trained, no update stands beside them.
+        # Full fine-tuning trains the weights themselves, so no adapter covers them.
         reached = max(line["num_adapted"], min(line["num_trained"], line["num_base"]))
         line["share"] = reached / line["num_base"] if line["num_base"] else 0.0
     names = ("num_base", "num_trained", "num_frozen")
     return {"lines": lines, "together": {name: sum(line[name] for line in lines) for name in names}}
 
 
-def _charts(told: _Told, language: Language) -> Iterator[dict[str, Any]]:
+def _charts(run: _RunFacts, language: Language) -> Iterator[dict[str, Any]]:
     def points(name: str) -> list[tuple[float, float]]:
-        return [(line["step"], float(line[name])) for line in told.log if isinstance(line.get(name), (int, float))]
+        return [(line["step"], float(line[name])) for line in run.log if isinstance(line.get(name), (int, float))]
 
     def text(key: str) -> str:
-        return say(key, language)
+        return TEXTS.say(key, language)
 
     losses = points("loss")
     held_out = points("eval_loss")
-    before, after = _section(told.evaluation, "before").get("loss"), _section(told.evaluation, "after").get("loss")
-    if told.manifest.get("command") in LOSS_OF_ITS_OWN:
+    before, after = section(run.evaluation, "before").get("loss"), section(run.evaluation, "after").get("loss")
+    if run.manifest.get("command") in LOSS_OF_ITS_OWN:
         before = after = None
     if losses and isinstance(before, (int, float)):
         held_out = [(0.0, float(before)), *held_out]
     if losses and isinstance(after, (int, float)):
         held_out = [point for point in held_out if point[0] < losses[-1][0]] + [(losses[-1][0], float(after))]
-    groups = sorted({name for line in told.log for name in line if name.startswith("grad_norm/")})
+    groups = sorted({name for line in run.log for name in line if name.startswith("grad_norm/")})
     parts = [(group, group.removeprefix("grad_norm/")) for group in groups]
     drawn = (
         chart(
@@ -291,7 +283,10 @@ def _charts(told: _Told, language: Language) -> Iterator[dict[str, Any]]:
         ),
         chart(
             text("chart_gradients"),
-            [Line(named("part", part, language), f"c{n % 6}", points(group)) for n, (group, part) in enumerate(parts)],
+            [
+                Line(TEXTS.named("part", part, language), f"c{n % 6}", points(group))
+                for n, (group, part) in enumerate(parts)
+            ],
             is_log=True,
         ),
         chart(
@@ -315,7 +310,7 @@ def _charts(told: _Told, language: Language) -> Iterator[dict[str, Any]]:
 
 
 def _experts(tables: ExpertTables) -> dict[str, Any] | None:
-    """Health before, while and after training, one row a measure; None without routed experts."""
+    """Routing health before, during and after training, one row per measure; None without routed experts."""
     stages = [("before", tables.before), ("while_training", tables.training), ("after", tables.after)]
     known = [(name, routing) for name, routing in stages if routing is not None and routing.layers]
     if not known:
@@ -353,19 +348,3 @@ def _samples(evaluation: Facts) -> Iterator[dict[str, Any]]:
             "after": after[number].get("answer", "") if number < len(after) else None,
             "reference": sample.get("reference", ""),
         }
-
-
-def _time(seconds: Any) -> str:
-    """75.3 → 1:15; 4000 → 1:06:40; 3.21 → 3.2 s."""
-    if not isinstance(seconds, (int, float)):
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _section(facts: Facts, name: str) -> Facts:
-    value = facts.get(name)
-    return value if isinstance(value, Mapping) else {}

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol
 
 from dsr1_tune.moe.monitor import Routing
+from dsr1_tune.report.catalogue import Catalogue
 
 Kind = Literal[
     "nan_loss",
@@ -19,26 +20,7 @@ Kind = Literal[
     "overfitting",
 ]
 
-WHAT: dict[Kind, str] = {
-    "nan_loss": "the loss is not a number",
-    "nan_gradient": "gradients are not numbers",
-    "loss_spike": "the loss has jumped",
-    "gradient_explosion": "gradients have exploded",
-    "gradient_vanishing": "gradients have vanished",
-    "router_collapse": "the router has collapsed onto few experts",
-    "dead_experts": "experts that the base used get no tokens any more",
-    "overfitting": "the held-out loss rises while the training loss falls",
-}
-TRY: dict[Kind, str] = {
-    "nan_loss": "lower schedule.learning_rate; with base.dtype=float16 try bfloat16 or float32",
-    "nan_gradient": "lower schedule.learning_rate; with base.dtype=float16 try bfloat16 or float32",
-    "loss_spike": "lower schedule.learning_rate or raise schedule.warmup_share; look at the records of these steps",
-    "gradient_explosion": "lower schedule.learning_rate or schedule.max_grad_norm, or raise schedule.warmup_share",
-    "gradient_vanishing": "is this group meant to be trained? Raise its rank or alpha; or base.dtype=float32",
-    "router_collapse": "lower schedule.learning_rate, leave routers frozen (router.mode), or give more varied data",
-    "dead_experts": "lower schedule.learning_rate; balance routers by router.mode=bias (sigmoid) or aux_loss (softmax)",
-    "overfitting": "fewer schedule.epochs, a lower adapter.rank, or more data; the best checkpoint is an earlier one",
-}
+TEXTS = Catalogue.beside(__file__, "alarms.yaml")
 
 
 @dataclass(frozen=True)
@@ -63,7 +45,8 @@ class Alarm:
         return fields
 
     def __str__(self) -> str:
-        return f"{WHAT[self.what]} ({self.where}, since step {self.since_step}): {self.detail}. Try: {self.try_}"
+        kind = TEXTS.text(f"kind_{self.what}", "en")
+        return f"{kind} ({self.where}, since step {self.since_step}): {self.detail}. Try: {self.try_}"
 
 
 @dataclass(frozen=True)
@@ -87,7 +70,7 @@ class Detector(Protocol):
 
 def alarm(what: Kind, where: str, since_step: int, detail: str) -> Alarm:
     """An alarm with the advice of its kind."""
-    return Alarm(what, where, since_step, detail, TRY[what])
+    return Alarm(what, where, since_step, detail, TEXTS.text(f"try_{what}", "en"))
 
 
 class Run:

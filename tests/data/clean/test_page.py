@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import random
 import re
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
-from dsr1_tune.data.clean.page import MAX_EXCERPT_CHARS, MAX_FINDINGS, TEMPLATE, render
-from dsr1_tune.data.clean.texts import TEXTS
-from dsr1_tune.data.rules.codes import MEANINGS
+from dsr1_tune.data.clean.page import MAX_EXCERPT_CHARS, MAX_FINDINGS, TEXTS, render
+from dsr1_tune.data.rules.codes import MEANINGS, meaning
+from tests.report.conftest import Page
 
 LANGUAGES = ("en", "zh")
 LENGTHS = {"edges": [1, 10, 100, 1000], "counts": [2, 7, 1], "median": 40, "p95": 300, "max": 990}
@@ -105,55 +104,15 @@ HOSTILE = (
 )
 
 
-class Page(HTMLParser):
-    """The page's elements, attributes and text; complains of tags that are not closed."""
-
-    VOID = frozenset(["meta", "br", "rect", "line", "img", "link"])
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str]] = []
-        self.text: list[str] = []
-        self._open: list[str] = []
-        self.feed(html)
-        assert self._open == [], "every tag is closed"
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-        if tag == "br":
-            self.text.append(" ")
-        if tag not in self.VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: Any) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-        if tag in ("td", "th", "dt", "dd", "p", "li", "div", "b"):
-            self.text.append(" ")
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-    def section(self, html: str, name: str) -> str:
-        """The text of one section."""
-        found = re.search(rf'<section id="{name}">(.*?)</section>', html, re.DOTALL)
-        assert found
-        return " ".join("".join(Page(found[1]).text).split())
-
-
 def section(html: str, name: str) -> str:
-    return Page(html).section(html, name)
+    return Page(html).section(name)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_it_needs_nothing_else(language):
+def test_page_needs_nothing_else(language):
     html = render(FACTS, language)
     page = Page(html)
+    assert [name for name, count in page.figures if not name.strip() or count < 1] == [] and len(page.figures) == 4
     assert not {"script", "link", "img", "iframe", "object", "form"} & set(page.tags)
     links = [value for name, value in page.attributes if name in ("href", "src", "action", "srcset")]
     assert {link for link in links if not link.startswith("#")} == {"duplicates.jsonl"}
@@ -165,9 +124,9 @@ def test_it_needs_nothing_else(language):
     assert "prefers-color-scheme: dark" in html and "@media print" in html and "width=device-width" in html
 
 
-def test_it_says_what_became_of_the_rows():
+def test_page_says_what_became_of_the_rows():
     html = render(FACTS, "en")
-    text = " ".join("".join(Page(html).text).split())
+    text = Page(html).text
     assert "90.0 %" in text
     assert "11,111 of 12,345 rows are good; 1,000 repeat another row, 234 fell out" in text
     assert "12,345 read = 11,111 kept + 1,000 merged + 234 dropped" in text
@@ -195,17 +154,17 @@ def test_it_says_what_became_of_the_rows():
     assert "dsr1-tune 0.1.0" in text
 
 
-def test_it_speaks_chinese():
+def test_page_speaks_chinese():
     html = render(FACTS, "zh")
     assert '<html lang="zh-Hans">' in html
     assert "90.0%" in html
     assert "几乎相同的对话已在别处出现" in section(html, "reasons")
     # Nothing of ours is left in English, but names, codes and what the data says.
-    english = {text["en"] for key, text in TEXTS.items() if "{" not in text["en"] and " " in text["en"]}
+    english = {text["en"] for text in TEXTS.texts.values() if "{" not in text["en"] and " " in text["en"]}
     assert [text for text in english if text in html] == []
 
 
-def test_the_findings_name_what_matters():
+def test_findings_name_what_matters():
     said = section(render(FACTS, "en"), "findings")
     assert "b.csv breaks off or is broken inside" in said
     assert "Of b.csv only 21.1 % is kept" in said and "Of a.json" not in said
@@ -221,7 +180,7 @@ def test_the_findings_name_what_matters():
     assert "Nothing stands out." in section(render({"num_rows": 1, "num_kept": 1}), "findings")
 
 
-def test_sums_that_are_wrong_are_said_aloud():
+def test_counts_that_do_not_add_up_are_reported():
     assert "do not add up" not in render(FACTS)
     assert "do not add up" in render({**FACTS, "num_dropped": 233})
 
@@ -239,7 +198,7 @@ def test_bars_are_to_scale():
     assert heights == pytest.approx([200 / 7, 100, 100 / 7], abs=0.01)
 
 
-def test_the_cut_off_stands_where_it_is():
+def test_judge_cut_off_is_drawn_where_it_is():
     """0.375 lies halfway in the second of four bins, so at 375 of 1000."""
     (x,) = re.findall(r'class="cut" x1="([\d.]+)"', render(FACTS))
     assert float(x) == 375
@@ -252,7 +211,15 @@ def test_the_cut_off_stands_where_it_is():
     assert 'class="cut"' not in render(uneven)
 
 
-def test_a_histogram_that_is_cut_says_so():
+def test_judge_histogram_without_numbers_is_named_without_them():
+    facts = copy.deepcopy(FACTS)
+    facts["judge"]["scores"]["fit"]["zh"] |= {"auc": None, "cut_off": None}
+    labels = [label for label in Page(render(facts)).values("aria-label") if "AUC" in label]
+    assert labels == ["fit: AUC –, cut-off –"]
+    assert "fit: AUC 0.981, cut-off 0.375" in Page(render(FACTS)).values("aria-label")
+
+
+def test_histogram_that_is_cut_says_so():
     cut = {**FACTS, "lengths": {"unit": "characters", "answer": {**LENGTHS, "max": 5_000}}}
     assert ">1k+</span>" in render(cut)
     assert ">1k</span>" in render(FACTS) and "1k+" not in render(FACTS)
@@ -272,14 +239,14 @@ def test_shares_are_never_rounded_to_none_or_all():
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_data_is_shown_as_text(language):
+def test_page_shows_data_as_text(language):
     facts = _with_every_text(FACTS, HOSTILE)
     html = render(facts, language)
     page = Page(html)
     assert not {"script", "img"} & set(page.tags)
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert "&lt;script&gt;" in html and "{{ 7*7 }}" in html
-    text = "".join(page.text)
+    text = page.text
     hidden = re.findall(r"[\x00-\x08\x0b-\x1f\u200b\u202a-\u202e\u2066-\u2069\ud800-\udfff]", html)
     assert hidden == []
     for mark in ("U+202E", "U+2066", "U+0000", "U+001B", "U+200B", "U+D800"):
@@ -312,14 +279,14 @@ def _with_every_text(value: Any, text: str) -> Any:
     return value + text if isinstance(value, str) else value
 
 
-def test_joined_emoji_and_ideographic_blanks_are_no_attack():
+def test_page_leaves_joined_emoji_and_ideographic_blanks():
     example = {"file": "a", "line": 1, "detail": "x", "question": "👩\u200d⚕️ 医生\u3000你好", "answer": "a\u200db"}
     html = render({"num_rows": 1, "dropped": {"refusal": 1}, "examples": {"refusal": [example]}})
     assert "👩\u200d⚕️ 医生\u3000你好" in html
     assert html.count("U+200D") == 1  # after an ASCII letter it only hides
 
 
-def test_long_texts_are_cut_and_the_rest_counted():
+def test_examples_are_cut_and_the_rest_counted():
     long = "字" * 1_500
     example = {"file": "a", "line": 1, "detail": long, "question": long, "answer": long, "path": long}
     html = render({"num_rows": 1, "dropped": {"refusal": 1}, "examples": {"refusal": [example] * 9}})
@@ -328,13 +295,49 @@ def test_long_texts_are_cut_and_the_rest_counted():
     assert "1,300 more characters" in html
 
 
+SHOWN_IN = {
+    "num_rows": {"header", "reasons"},
+    "num_kept": {"header", "lengths"},
+    "num_merged": {"header"},
+    "num_dropped": {"header"},
+    "utilisation": set(),
+    "kinds": {"header"},
+    "stages": {"stages"},
+    "dropped": {"reasons", "findings"},
+    "noted": {"noted"},
+    "mended": {"mended"},
+    "examples": {"reasons"},
+    "files": {"files", "findings"},
+    "languages": {"languages"},
+    "lengths": {"lengths"},
+    "personal_data": {"personal"},
+    "duplicates": {"duplicates", "findings"},
+    "contamination": {"contamination", "findings"},
+    "judge": {"judge", "findings"},
+    "split": {"split"},
+    "settings": {"settings"},
+    "seed": {"settings"},
+}
+SECTIONS = (
+    *("findings", "stages", "reasons", "files", "lengths", "languages", "personal", "duplicates", "contamination"),
+    *("judge", "split", "noted", "mended", "settings"),
+)
+
+
+def parts(html: str) -> dict[str, str]:
+    """The page's parts, in their order: the header and every section."""
+    page = Page(html)
+    assert tuple(re.findall(r'<section id="(\w+)">', html)) == SECTIONS
+    return {"header": page.part("header"), **{name: page.section(name) for name in SECTIONS}}
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("name", [name for name in FACTS if name not in ("schema", "version")])
-def test_what_is_not_there_is_left_out(name, language):
-    for value in ({}, None):
-        Page(
-            render({**FACTS, name: value} if value is None else {k: v for k, v in FACTS.items() if k != name}, language)
-        )
+def test_page_without_one_fact_changes_only_what_shows_it(name, language):
+    whole = parts(render(FACTS, language))
+    for facts in ({**FACTS, name: None}, {key: value for key, value in FACTS.items() if key != name}):
+        left = parts(render(facts, language))
+        assert {part for part in whole if left[part] != whole[part]} == SHOWN_IN[name]
 
 
 def test_absent_sections_say_so():
@@ -356,11 +359,51 @@ def test_absent_sections_say_so():
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.6])
-def test_any_facts_may_be_missing(share):
-    """Take values away, or make them null, at any depth."""
+def test_page_shows_what_is_left_when_any_facts_are_missing(share):
+    """Take values away, or make them null, at any depth: what is left is shown, and nothing else."""
     draw = random.Random(7)
     for _ in range(8):
-        Page(render(_thinned(FACTS, share, draw)))
+        facts = _thinned(FACTS, share, draw)
+        html = render(facts)
+        shown = parts(html)
+        assert "None" not in re.sub(r"None was found\.", "", " ".join(shown.values())) and "nan" not in html
+        for name, place in {"dropped": "reasons", "noted": "noted", "mended": "mended"}.items():
+            for code, number in (facts.get(name) or {}).items():
+                assert f"{code} {meaning(code, 'en')} {number or 0:,}".replace("  ", " ") in shown[place]
+        for stage in facts.get("stages") or ():
+            assert f"{stage.get('num_in') or 0:,}" in shown["stages"]
+            assert f"{stage.get('num_out') or 0:,}" in shown["stages"]
+        for file in facts.get("files") or ():
+            assert f"{file.get('num_rows') or 0:,} {file.get('num_kept') or 0:,}" in shown["files"]
+            assert (file.get("file") or "") in shown["files"]
+        kept = [(code, number) for code, number in (facts.get("languages") or {}).items() if number]
+        assert all(f"{number:,}" in shown["languages"] for _, number in kept)
+        lengths = facts.get("lengths") or {}
+        drawn = sum(_is_drawn(lengths.get(name)) for name in ("question", "answer", "conversation"))
+        assert shown["lengths"].count("median") == drawn
+        absent = {name: said for name, (place, said) in ABSENT.items() if not facts.get(name)}
+        assert all(said in shown[ABSENT[name][0]] for name, said in absent.items()), absent
+        present = {name for name in ("contamination", "judge", "split", "duplicates") if facts.get(name)}
+        assert not [name for name in present if ABSENT[name][1] in shown[ABSENT[name][0]]]
+
+
+ABSENT = {
+    "stages": ("stages", "were not recorded"),
+    "dropped": ("reasons", "No row fell out"),
+    "lengths": ("lengths", "not measured"),
+    "personal_data": ("personal", "not looked for"),
+    "duplicates": ("duplicates", "not looked for"),
+    "contamination": ("contamination", "No evaluation files were given"),
+    "judge": ("judge", "did not run"),
+    "split": ("split", "not split"),
+    "mended": ("mended", "Nothing needed mending"),
+}
+"""Where a fact is missed, and what is said in its place."""
+
+
+def _is_drawn(lengths: Any) -> bool:
+    counts, edges = (lengths or {}).get("counts") or (), (lengths or {}).get("edges") or ()
+    return bool(counts) and len(edges) == len(counts) + 1
 
 
 def _thinned(value: Any, share: float, draw: random.Random) -> Any:
@@ -370,17 +413,3 @@ def _thinned(value: Any, share: float, draw: random.Random) -> Any:
     if isinstance(value, list):
         return [_thinned(item, share, draw) for item in value if draw.random() > share / 2]
     return value
-
-
-def test_every_text_is_in_both_languages_and_is_used():
-    holes = {}
-    for key, texts in TEXTS.items():
-        assert texts.keys() == set(LANGUAGES) and all(texts.values()), key
-        holes[key] = [set(re.findall(r"{(\w+)}", texts[language])) for language in LANGUAGES]
-        assert holes[key][0] == holes[key][1], key
-    source = TEMPLATE.read_text(encoding="utf-8") + TEMPLATE.with_name("report_html.py").read_text(encoding="utf-8")
-    used = set(re.findall(r"""\b(?:t|text)\(['"](\w+)['"][,)]""", source))
-    assert used <= TEXTS.keys()
-    grouped = {key for key in TEXTS if key.startswith(("stage_", "language_", "personal_"))}
-    listed = set(re.findall(r'"(\w+)"', source))
-    assert TEXTS.keys() - grouped <= used | listed

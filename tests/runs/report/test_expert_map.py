@@ -22,7 +22,7 @@ def routing(num_layers: int, num_experts: int, seed: int = 0) -> Routing:
 
 
 @pytest.mark.parametrize(("num_layers", "num_experts"), [(60, 256), (2, 4), (1, 1), (30, 8)])
-def test_pictures_of_every_size_are_drawn_whole(tmp_path: Path, num_layers: int, num_experts: int) -> None:
+def test_expert_maps_of_every_size_are_drawn_whole(tmp_path: Path, num_layers: int, num_experts: int) -> None:
     tables = ExpertTables(before=routing(num_layers, num_experts), after=routing(num_layers, num_experts, seed=1))
     file = tmp_path / "experts.png"
     assert before_and_after(tables, file)
@@ -37,12 +37,12 @@ def test_pictures_of_every_size_are_drawn_whole(tmp_path: Path, num_layers: int,
     assert [path.name for path in tmp_path.iterdir()] == ["experts.png"]
 
 
-def test_one_map_is_drawn_of_one_profile(tmp_path: Path) -> None:
+def test_heat_map_draws_one_profile(tmp_path: Path) -> None:
     heat_map(routing(3, 64), tmp_path / "map.png", "a base on $data_with_odd^names$.json")
     assert (tmp_path / "map.png").read_bytes().startswith(PNG)
 
 
-def test_what_was_counted_is_what_is_seen(tmp_path: Path) -> None:
+def test_heat_map_shows_what_was_counted(tmp_path: Path) -> None:
     """A crowded expert is bright, one without tokens grey, in the map of one layer."""
     load_LE = torch.ones(1, 32, dtype=torch.float64)
     load_LE[0, 5], load_LE[0, 20] = 30.0, 0.0
@@ -57,7 +57,7 @@ def test_what_was_counted_is_what_is_seen(tmp_path: Path) -> None:
     assert 20 < num_bright < 90 and 20 < num_grey < 60 and num_dark > 15 * num_grey
 
 
-def test_nothing_is_drawn_where_a_side_is_missing(tmp_path: Path) -> None:
+def test_expert_maps_are_not_drawn_where_a_side_is_missing(tmp_path: Path) -> None:
     one, nothing = routing(2, 4), Routing.nothing((), 0)
     for tables in (
         ExpertTables(),
@@ -73,7 +73,7 @@ def test_nothing_is_drawn_where_a_side_is_missing(tmp_path: Path) -> None:
 # --- the file behind them --------------------------------------------------------------------------------------------
 
 
-def test_tables_are_read_as_they_were_written(tmp_path: Path) -> None:
+def test_expert_tables_are_read_as_they_were_written(tmp_path: Path) -> None:
     before, after = routing(2, 4), routing(2, 4, seed=1)
     note_routing(tmp_path, before=before)
     note_routing(tmp_path, after=after, training=before + after)
@@ -84,7 +84,7 @@ def test_tables_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 but no more", b"no archive"])
-def test_a_file_that_is_missing_or_broken_holds_nothing(tmp_path: Path, content: bytes | None) -> None:
+def test_expert_tables_of_a_missing_or_broken_file_are_empty(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "experts_load.npz").write_bytes(content)
     assert ExpertTables.read(tmp_path) == ExpertTables()

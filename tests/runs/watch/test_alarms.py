@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
-from dsr1_tune.runs.watch.alarms import TRY, WHAT, Alarm
+from dsr1_tune.runs.watch.alarms import TEXTS, Alarm, Kind
 
 # --- experts ---------------------------------------------------------------------------------------------------------
 
@@ -13,8 +13,9 @@ from dsr1_tune.runs.watch.alarms import TRY, WHAT, Alarm
 
 
 def test_alarm_of_every_kind_says_what_it_is_and_what_to_try() -> None:
-    assert set(WHAT) == set(TRY)
-    alarm = Alarm("loss_spike", "loss", 41, "9 after 2", TRY["loss_spike"])
+    assert set(TEXTS.texts) == {f"{group}_{kind}" for group in ("kind", "try") for kind in get_args(Kind)}
+    advice = TEXTS.say("try_loss_spike", "en")
+    alarm = Alarm("loss_spike", "loss", 41, "9 after 2", advice)
     assert all(part in str(alarm) for part in ("jumped", "loss", "41", "9 after 2", "learning_rate"))
     as_json: dict[str, Any] = alarm.as_json()
     assert as_json == {
@@ -22,5 +23,5 @@ def test_alarm_of_every_kind_says_what_it_is_and_what_to_try() -> None:
         "where": "loss",
         "since_step": 41,
         "detail": "9 after 2",
-        "try": TRY["loss_spike"],
+        "try": advice,
     }
