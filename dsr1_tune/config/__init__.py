@@ -1,4 +1,4 @@
-"""What a run is asked to do: frozen nouns, and one config per command that is composed of them."""
+"""Settings: frozen sections with their defaults, and one config per command that is composed of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What planning, and the one command for the whole way, are asked to do."""
+"""Settings of `plan` and `adapt`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `data clean` is asked to do."""
+"""Settings of `data clean`: privacy, duplicates, judge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What merging, quantizing and comparing are asked to do."""
+"""Settings of `merge`, `quantize`, `compare`, their gates, and `export`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Composing a config: defaults, then a YAML file, then flags, then `--set`; every problem is said at once."""
+"""Compose a config from defaults, a YAML file, flags and `--set`, and list every problem at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 from pydantic import ValidationError
 
-from dsr1_tune.config import ConfigSection
+from dsr1_tune.config.sections import ConfigSection
 from dsr1_tune.errors import ConfigError
 
 Config = TypeVar("Config", bound=ConfigSection)

@@ -1,4 +1,6 @@
-"""The nouns that commands share: data, base, adapter, schedule and the like, each frozen."""
+"""The sections that commands share, with their defaults: data, base model, sequences, adapter (LoRA), schedule
+(learning rate, optimizer, batch size), router, watch (alarms, trackers) and parallel (processes).
+"""
 
 from __future__ import annotations
 

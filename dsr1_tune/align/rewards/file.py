@@ -1,4 +1,4 @@
-"""The file of a layered reward: a YAML of layers, checked whole before any model is loaded."""
+"""Read the YAML file of a layered reward and check all of it before any model is loaded; lists every component."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All detectors together, so that each fault is reported once."""
+"""Runs every detector, of which it holds the list, and reports each fault once."""
 
 from __future__ import annotations
 
