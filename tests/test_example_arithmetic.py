@@ -33,7 +33,7 @@ def test_the_script_writes_the_file_and_every_result_is_right(tmp_path: Path) ->
 def test_the_rewards_tell_answers_apart() -> None:
     reward = LayeredReward.read(FOLDER / "rewards.yaml")
     tested = preview.run(reward, [FOLDER / "answers.jsonl"], {}, lambda done, of: None).tested
-    assert [one.verdict.total for one in tested] == pytest.approx([3.0, 2.5, 1.0, 0.5, 0.0])
+    assert [one.result.total for one in tested] == pytest.approx([3.0, 2.5, 1.0, 0.5, 0.0])
 
 
 def test_the_settings_are_ready_to_run(monkeypatch: pytest.MonkeyPatch) -> None:

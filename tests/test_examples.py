@@ -127,8 +127,8 @@ def test_every_shipped_reward_file_can_be_read(file: Path) -> None:
 def test_the_medical_reward_tells_answers_apart() -> None:
     reward = LayeredReward.read(ALIGNMENT / "rewards.yaml")
     tested = preview.run(reward, [ALIGNMENT / "answers.jsonl"], {}, lambda done, of: None).tested
-    totals = [one.verdict.total for one in tested]
-    assert not any(one.verdict.errors for one in tested)
+    totals = [one.result.total for one in tested]
+    assert not any(one.result.errors for one in tested)
     called, waited, waited_for_a_sign, rinsed, alarmed, repeated, chinese, cut, right, wrong, contradicted, careless = (
         totals
     )
@@ -141,5 +141,5 @@ def test_the_medical_reward_never_prefers_a_rejected_answer() -> None:
     reward = LayeredReward.read(ALIGNMENT / "rewards.yaml")
     tested = preview.run(reward, [ALIGNMENT / "preferences.jsonl"], {}, lambda done, of: None).tested
     both = list(zip(tested[::2], tested[1::2], strict=True))
-    assert sum(good.verdict.total > bad.verdict.total for good, bad in both) > 25
-    assert not any(good.verdict.total < bad.verdict.total for good, bad in both)
+    assert sum(good.result.total > bad.result.total for good, bad in both) > 25
+    assert not any(good.result.total < bad.result.total for good, bad in both)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
@@ -127,7 +128,8 @@ def _with_cleaned_folders(value: dict[str, Any]) -> dict[str, Any]:
     """
     files, evaluated, weights = [], list(value.get("eval_files") or ()), value["weights"]
     for file in map(Path, value["files"]):
-        if file.is_dir() and (file / _TRAIN).is_file() and (file / _EVAL).is_file():
+        # isdir, as a name that is too long for a file is none.
+        if os.path.isdir(file) and (file / _TRAIN).is_file() and (file / _EVAL).is_file():  # noqa: PTH112
             if (file / _EVAL).stat().st_size:
                 evaluated.append(file / _EVAL)
             else:

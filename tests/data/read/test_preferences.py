@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from dsr1_tune.data.prepare import examine, prepare
 from dsr1_tune.data.read.read import read
 from dsr1_tune.data.record import Feedback, Message, Place, Preference, Prompt, messages_of, prompt_of
 from dsr1_tune.data.rules.checker import Checker
+from dsr1_tune.data.rules.packs import load_pack
 from dsr1_tune.data.rules.pairs import PreferenceStats
 from dsr1_tune.data.rules.text_features import view
 
@@ -113,7 +113,7 @@ def test_preferences_prompts_are_made_of_the_other_kinds(write):
 def test_preferences_rules_let_a_bad_answer_be_bad():
     """What people do not like may be a refusal or break off; what they like may not."""
     refused = "I'm sorry, but as an AI language model I cannot answer that."
-    checker = Checker(run._pack(Data(files=(Path("a"),))))
+    checker = Checker(load_pack("general"))
     assert checker.check(rated(refused, True)).row.code == "refusal"
     bad = rated(refused, False)
     assert checker.check(bad).row is bad and view(bad).answer is None

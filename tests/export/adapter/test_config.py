@@ -47,4 +47,4 @@ def test_configs_name_their_layers_and_what_differs_from_the_usual_scale() -> No
         CONFIG, {"a.0.q": Scale(8, 16.0)}, {"a.0.experts.up": Scale(2, 16.0)}, ["a.0.q", "a.0.experts.up"]
     )
     assert (fused["target_modules"], fused["target_parameters"]) == (["q"], ["up"])
-    assert fused["rank_pattern"] == {r"a\.\d+\.experts\.up": 2}
+    assert fused["rank_pattern"] == {r"a.\d+.experts.up": 2}

@@ -73,7 +73,7 @@ def test_w4a16_model_comes_back_as_rounded(
         assert name not in stored
     for name in before.keys() - names:
         assert torch.equal(stored[name], before[name])
-    weights = open_w4a16(out, ["model.safetensors"])
+    weights = open_w4a16(Checkpoint(out))
     assert all(torch.equal(weights[name][...], tensor) for name, tensor in reference.items())
     rounded = tmp_path / "rounded"
     rounded.mkdir()
@@ -214,7 +214,7 @@ def test_w4a16_is_read_the_same_by_compressed_tensors_and_transformers(tiny_mode
         quantize(base, out, all=True)
     isolated_env.ensure("llmcompressor").run(["-c", _THEIRS, *bases])
     for out, base in bases.items():
-        theirs, ours = load_file(f"{out}.safetensors"), open_w4a16(out, ["model.safetensors"])
+        theirs, ours = load_file(f"{out}.safetensors"), open_w4a16(Checkpoint(out))
         assert theirs.keys() == chosen(open_source(base).layout, True)
         assert all(torch.equal(ours[name][...], tensor) for name, tensor in theirs.items())
         assert torch.equal(torch.load(f"{out}.pt"), logits(out))

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from dsr1_tune.config import Base
 from dsr1_tune.config.export import Quantize
 from dsr1_tune.export import quantize
-from dsr1_tune.models.llama_cpp.client import LlamaCpp, find_gguf
+from dsr1_tune.models.llama_cpp.client import LlamaCpp
 from dsr1_tune.models.load import load
+from dsr1_tune.models.ref import Gguf, ModelRef
 from tests.conftest import save_tiny
 
 
@@ -25,9 +26,9 @@ def quantized(source: Path, out: Path, kind: str, **settings: Any) -> tuple[Path
     said = io.StringIO()
     config = Quantize(to="gguf", gguf=kind, **settings)  # type: ignore[arg-type]
     folder = quantize.run(source, out, config, Console(file=said, width=200))
-    file = find_gguf(folder)
-    assert file is not None
-    return file, said.getvalue()
+    found = ModelRef.resolve(folder)
+    assert isinstance(found, Gguf)
+    return found.file, said.getvalue()
 
 
 def divergence(model: Any, file: Path, num_tokens: int = 64) -> float:

@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models.llama_cpp.client import LlamaCpp, find_gguf
+from dsr1_tune.models.llama_cpp.client import LlamaCpp
 from dsr1_tune.models.load import load
+from dsr1_tune.models.ref import Gguf, ModelRef
 from dsr1_tune.serve.chat import GgufConversation
 from tests.export.gguf.conftest import quantized
 
@@ -90,13 +91,18 @@ def test_llama_cpp_that_is_not_installed_is_named_with_its_extra(
     assert caught.value.hint == "pip install 'dsr1-tune[gguf]'"
 
 
-def test_find_gguf_finds_the_file_that_is_meant(in_q4: tuple[Path, str], folder: Path, tmp_path: Path) -> None:
-    assert find_gguf(in_q4[0]) == find_gguf(in_q4[0].parent) == find_gguf(str(in_q4[0])) == in_q4[0]
-    assert find_gguf(folder) is find_gguf(tmp_path) is find_gguf("deepseek-ai/DeepSeek-V3") is find_gguf(None) is None
+def test_gguf_is_the_file_that_is_meant(in_q4: tuple[Path, str], folder: Path, tmp_path: Path) -> None:
+    for path in (in_q4[0], in_q4[0].parent, str(in_q4[0])):
+        found = ModelRef.resolve(path)
+        assert isinstance(found, Gguf) and found.file == in_q4[0]
+    for path in (folder, tmp_path, "deepseek-ai/DeepSeek-V3", None):
+        assert not isinstance(ModelRef.resolve(path), Gguf)
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).write_bytes(b"GGUF")
+    several = ModelRef.resolve(tmp_path)
+    assert isinstance(several, Gguf)
     with pytest.raises(ModelError, match=r"holds 2 \.gguf files"):
-        find_gguf(tmp_path)
+        _ = several.file
 
 
 def test_gguf_chat_gives_the_answer_to_the_very_prompt(engine: LlamaCpp, folder: Path) -> None:

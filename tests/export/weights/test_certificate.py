@@ -14,9 +14,7 @@ from dsr1_tune.config import Merge
 from dsr1_tune.export import merge
 from dsr1_tune.export.weights.certificate import NotCertified
 from dsr1_tune.runs.folder import RunFolder
-from tests.export.conftest import broken, copied, in_bf16, in_fp8, merged, quiet, refuse_merge
-
-from .conftest import TinyRun
+from tests.export.conftest import TinyRun, broken, copied, in_bf16, in_fp8, merged, quiet, refuse_merge
 
 
 @pytest.mark.parametrize("change", ["other", "gone"])

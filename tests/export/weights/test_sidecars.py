@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 
 from dsr1_tune.export import lineage
-from tests.export.conftest import merged
-
-from .conftest import TinyRun
+from tests.export.conftest import TinyRun, merged
 
 
 def test_sidecars_of_a_merge_are_the_bases_byte_by_byte(tiny_run: TinyRun, tmp_path: Path) -> None:

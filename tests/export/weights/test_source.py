@@ -11,9 +11,7 @@ from dsr1_tune.config import Merge
 from dsr1_tune.errors import TuneError
 from dsr1_tune.export import merge
 from dsr1_tune.runs.folder import RunFolder
-from tests.export.conftest import copied, merged, quiet
-
-from .conftest import TinyRun
+from tests.export.conftest import TinyRun, copied, merged, quiet
 
 
 @pytest.mark.parametrize("what", ["nothing", "base", "unfinished", "cut off"])

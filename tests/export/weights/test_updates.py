@@ -11,9 +11,7 @@ from torch import Tensor
 
 from dsr1_tune.models.weights.checkpoint import Checkpoint
 from dsr1_tune.runs.folder import RunFolder
-from tests.export.conftest import merged, quiet, refuse_merge
-
-from .conftest import TinyRun
+from tests.export.conftest import TinyRun, merged, quiet, refuse_merge
 
 
 def test_updates_without_some_targets_are_refused(tiny_run: TinyRun, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_converted_weights_are_written_in_place_of_those_they_are_made_of(base: 
     assert torch.equal(written["b.weight"], torch.ones(2, 4)) and made
     assert weights.stored("norm") is not None and weights.stored("a.weight.sign") is None
     with pytest.raises(KeyError):
-        weights.spec("a.weight")
+        weights.spec("c.weight")
 
 
 def test_converted_tensors_stand_at_multiples_of_their_numbers_size(base: Checkpoint) -> None:
