@@ -146,7 +146,7 @@ def test_reward_resumed_run_is_an_unbroken_one(
 @pytest.mark.parametrize("method", ["qlora", "full"])
 def test_reward_model_learns_with_other_methods(method: str, zebras: Path, tiny_base: Path, tmp_path: Path) -> None:
     told = io.StringIO()
-    config = reward_config(zebras, tiny_base, tmp_path / "run", steps=24, method=method)
+    config = reward_config(zebras, tiny_base, tmp_path / "run", steps=40, method=method)
     run = reward.run(config, console=Console(file=told, width=200))
     assert run.evaluation()["after"]["accuracy"] > 0.9
     assert ("What is in 4 bits" in told.getvalue()) == (method == "qlora")

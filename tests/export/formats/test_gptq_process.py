@@ -21,7 +21,8 @@ def test_job_is_read_as_it_was_saved(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_gptq_process_ends_when_its_parent_is_killed() -> None:
     child = (
-        "from dsr1_tune.export import gptq_process as p; p._end_with_parent(); print(1, flush=True); p.time.sleep(99)"
+        "from dsr1_tune.export.formats import gptq_process as p; "
+        "p._end_with_parent(); print(1, flush=True); p.time.sleep(99)"
     )
     parent = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {child!r}]); print(p.pid); p.wait()"
     with subprocess.Popen([sys.executable, "-uc", parent], stdout=subprocess.PIPE, text=True) as ours:
