@@ -26,7 +26,8 @@ TWENTY = """
 import io, os, random, signal, sys, time
 from pathlib import Path
 from rich.console import Console
-import dsr1_tune.export.nf4, transformers.models.qwen3_moe.modeling_qwen3_moe
+import dsr1_tune.export.formats.encoding, dsr1_tune.models.weights.bnb_layout, dsr1_tune.models.weights.load_bnb
+import transformers.models.qwen3_moe.modeling_qwen3_moe
 from dsr1_tune.config.export import Quantize
 from dsr1_tune.export import quantize
 
