@@ -70,6 +70,9 @@ def main() -> None:
         "--only", default=",".join(PARTS), help="some of %(default)s; or jobs as runs/lora, clean/check"
     )
     recording.add_argument("--workers", type=int, default=2, help="commands at a time")
+    recording.add_argument(
+        "--no-eval", action="store_true", help="hold no rows out, to compare two versions that split differently"
+    )
     comparing = verbs.add_parser("compare", help="print every difference of two recordings")
     comparing.add_argument("before", type=Path)
     comparing.add_argument("after", type=Path)
@@ -78,7 +81,7 @@ def main() -> None:
         sys.exit(compare(json.loads(options.before.read_text()), json.loads(options.after.read_text())))
     wanted = tuple(options.only.split(","))
     with tempfile.TemporaryDirectory(prefix="golden-") as scratch:
-        found = record(Path(scratch).resolve(), wanted, options.data, options.workers)
+        found = record(Path(scratch).resolve(), wanted, options)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(found, sort_keys=True, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"recorded in {options.out} ({options.out.stat().st_size / 1e6:.1f} MB)")
@@ -87,10 +90,10 @@ def main() -> None:
 # --- recording -------------------------------------------------------------------------------------------------------
 
 
-def record(scratch: Path, wanted: tuple[str, ...], data: Path | None, workers: int) -> dict[str, Any]:
+def record(scratch: Path, wanted: tuple[str, ...], options: argparse.Namespace) -> dict[str, Any]:
     """What came of the jobs whose names begin with one of `wanted`, by part and name of the job."""
     began = time.monotonic()
-    write_material(scratch, data)
+    write_material(scratch, options.data, options.no_eval)
     jobs = all_jobs(scratch)
     asked = [name for name in jobs if name.startswith(wanted)]
     if unknown := [word for word in wanted if not any(name.startswith(word) for name in asked)]:
@@ -115,7 +118,7 @@ def record(scratch: Path, wanted: tuple[str, ...], data: Path | None, workers: i
         )
         return outcome
 
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(options.workers) as pool:
         for name in chosen:
             outcomes[name] = pool.submit(do, name)
     found: dict[str, Any] = {"asked": wanted, "versions": {"python": sys.version.split()[0]}}
@@ -393,7 +396,7 @@ def clean_jobs(scratch: Path) -> dict[str, Job]:
 # --- what it is run on -----------------------------------------------------------------------------------------------
 
 
-def write_material(scratch: Path, data: Path | None) -> None:
+def write_material(scratch: Path, data: Path | None, no_eval: bool) -> None:
     """Rows, rewards and configs; the examples and the data files, so that all paths are the same everywhere."""
     shutil.copytree(ROOT / "examples", scratch / "examples", ignore=shutil.ignore_patterns("__pycache__"))
     if data:
@@ -429,6 +432,8 @@ def write_material(scratch: Path, data: Path | None) -> None:
     (scratch / "rewards.yaml").write_text(json.dumps({"layers": layers}))  # JSON is YAML
     for name, (_, settings) in RUNS.items():
         tree = {**SUPERVISED, **LOOK, **settings, "schedule": {**SCHEDULE, **settings.get("schedule", {})}}
+        if no_eval:
+            tree["data"] = {**tree["data"], "eval_share": 0}
         (scratch / "configs" / f"{name}.yaml").write_text(json.dumps(tree))
 
 

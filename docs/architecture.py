@@ -1,4 +1,4 @@
-"""Write ARCHITECTURE.md: a line for every folder and file, made from the first lines of the docstrings.
+"""Write ARCHITECTURE.md: a line for every folder and file, made from the first lines of docstrings and comments.
 
     python docs/architecture.py           # write it
     python docs/architecture.py --check   # exit with 1 where it is stale, or where the house rules are broken
@@ -11,13 +11,15 @@ for.
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGE, TEMPLATES, MAP = ROOT / "dsr1_tune", ROOT / "data_templates", ROOT / "ARCHITECTURE.md"
-MARKER = "<!-- From here on made by `make architecture` from the docstrings. -->\n"
+PAGES, BENCHMARKS = ROOT / "docs", ROOT / "benchmarks"
+MARKER = "<!-- From here on made by `make architecture` from docstrings, first comments and headings. -->\n"
 MAX_FILES, MAX_FILE_LINES, MAX_FUNCTION_LINES = 16, 400, 60
 
 
@@ -35,32 +37,63 @@ def main() -> int:
 
 
 def written() -> str:
-    """ARCHITECTURE.md as it should be: its head as it is, and the map as the docstrings have it."""
+    """ARCHITECTURE.md as it should be: its head as it is, and the map as the files have it."""
     head = MAP.read_text(encoding="utf-8").split(MARKER)[0] if MAP.exists() else ""
     templates = [
         f"- **{TEMPLATES.name}/** A YAML file for each domain and language, which `data init` writes templates of."
     ]
     templates += [f"  - `{file.name}`" for file in sorted(TEMPLATES.iterdir())]
-    return head + MARKER + "\n" + "\n".join([*tree(PACKAGE), *templates]) + "\n"
+    benchmarks = ["- **benchmarks/** What is measured, each by one script; results are in `RESULTS.md`."]
+    benchmarks += [f"  - `{file.name}` {purpose(file)}" for file in sorted(BENCHMARKS.glob("*.py"))]
+    return head + MARKER + "\n" + "\n".join([*tree(PACKAGE), *templates, *pages(), *benchmarks]) + "\n"
 
 
 def tree(folder: Path, depth: int = 0) -> Iterator[str]:
     """A line for the folder, one for each file in it, then those of its folders."""
     indent = "  " * depth
-    yield f"{indent}- **{folder.name}/** {purpose(folder / '__init__.py')}"
+    yield f"{indent}- **{folder.name}/** {purpose(folder / '__init__.py')}".rstrip()
     for file in sorted(folder.iterdir()):
         if file.is_file() and file.name != "__init__.py":
-            says = f" {purpose(file)}" if file.suffix == ".py" else ""
-            yield f"{indent}  - `{file.name}`{says}"
+            yield f"{indent}  - `{file.name}` {purpose(file)}".rstrip()
     for inner in sorted(folder.iterdir()):
-        if (inner / "__init__.py").is_file():
+        if inner.is_dir() and any(file.suffix in COMMENTS or file.suffix == ".py" for file in inner.iterdir()):
             yield from tree(inner, depth + 1)
 
 
+def pages() -> Iterator[str]:
+    """A line for each page of the documentation: its title and its sections."""
+    yield "- **docs/** The documentation; `.zh.md` is the same page in Chinese."
+    for file in sorted(PAGES.glob("*.md")):
+        if not file.name.endswith(".zh.md"):
+            title, *sections = re.findall(r"^##? (.+)", _without_code(file.read_text(encoding="utf-8")), re.MULTILINE)
+            chinese = ", `.zh.md`" if file.with_suffix(".zh.md").exists() else ""
+            yield f"  - `{file.name}`{chinese} {title}" + (f": {'; '.join(sections)}" if sections else "")
+
+
+def _without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+# How the comment that begins a file of other kinds is written.
+COMMENTS = {
+    ".yaml": re.compile(r"((?:#.*\n)+)|description: (.+)"),
+    ".j2": re.compile(r"\{#-(.*?)-#\}", re.DOTALL),
+}
+
+
 def purpose(file: Path) -> str:
-    """The first paragraph of a module's docstring on one line; "" where it has none."""
-    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-    return " ".join(docstring.split("\n\n", 1)[0].split())
+    """What a file says that it is for, on one line; "" where it says nothing.
+
+    The first paragraph of a module's docstring; of YAML, templates and style sheets the first sentence of the comment
+    that they begin with; of a rule pack its description.
+    """
+    if file.suffix == ".py" and file.exists():
+        docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+        return " ".join(docstring.split("\n\n", 1)[0].split())
+    if file.suffix not in COMMENTS or not (found := COMMENTS[file.suffix].search(file.read_text(encoding="utf-8"))):
+        return ""
+    comment = next(part for part in found.groups() if part)
+    return re.split(r"(?<=\.)\s", " ".join(comment.replace("#", "").split()))[0].rstrip(":")
 
 
 def broken_rules() -> Iterator[str]:
@@ -69,6 +102,9 @@ def broken_rules() -> Iterator[str]:
         num_files = sum(1 for file in folder.glob("*.py") if file.name != "__init__.py")
         if num_files > MAX_FILES:
             yield f"{_name(folder)}: holds {num_files} source files; {MAX_FILES} at most"
+    for file in sorted(PACKAGE.rglob("*")):
+        if file.suffix in COMMENTS and not purpose(file):
+            yield f"{_name(file)}: says nowhere what it is for; begin with a comment"
     for file in sorted(PACKAGE.rglob("*.py")):
         text = file.read_text(encoding="utf-8")
         if not purpose(file):

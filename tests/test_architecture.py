@@ -25,9 +25,26 @@ def architecture() -> ModuleType:
 def test_map_names_every_file_with_its_purpose(architecture: ModuleType) -> None:
     assert (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8") == architecture.written()
     lines = architecture.written().splitlines()
-    for file in (ROOT / "dsr1_tune").rglob("*.py"):
-        if file.name != "__init__.py":
+    for file in (ROOT / "dsr1_tune").rglob("*.*"):
+        if file.suffix in (".py", ".yaml", ".j2") and file.name != "__init__.py":
             assert any(f"`{file.name}` {architecture.purpose(file)}" in line for line in lines), file
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "purpose"),
+    [
+        ("a.yaml", "# Words, by kind. More of it.\na: 1\n", "Words, by kind."),
+        ("a.yaml", "extends: general\ndescription: Law; long texts.\n", "Law; long texts."),
+        ("a.yaml", "a: 1\n", ""),
+        ("a.html.j2", "{#- A page of\n two lines. -#}\n<p>\n", "A page of two lines."),
+        ("a.css", "p {}\n", ""),
+    ],
+)
+def test_purpose_is_what_a_file_begins_with(
+    architecture: ModuleType, tmp_path: Path, name: str, text: str, purpose: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert architecture.purpose(tmp_path / name) == purpose
 
 
 def test_house_keeps_its_rules(architecture: ModuleType) -> None:
@@ -51,7 +68,10 @@ def test_house_rules_name_what_breaks_them(
     (package / "room" / "file0.py").write_text('"""Long."""\n' + "x = 1\n" * 400)
     (package / "room" / "file1.py").write_text('"""One function."""\ndef f():\n' + "    x = 1\n" * 60)
     (package / "room" / "file2.py").write_text("x = 1\n")
+    (package / "room" / "texts.yaml").write_text("title: Texts\n")
+    (package / "room" / "page.html.j2").write_text("{#- A page. -#}\n<p>\n")
     assert list(architecture.broken_rules()) == [
+        "dsr1_tune/room/texts.yaml: says nowhere what it is for; begin with a comment",
         "dsr1_tune/room/file0.py: has 401 lines; 400 at most",
         "dsr1_tune/room/file1.py:2: f has 61 lines; 60 at most",
         "dsr1_tune/room/file2.py: says nowhere what it is for; begin with a docstring",
