@@ -27,7 +27,8 @@ def test_map_names_every_file_with_its_purpose(architecture: ModuleType) -> None
     lines = architecture.written().splitlines()
     for file in (ROOT / "dsr1_tune").rglob("*.*"):
         if file.suffix in (".py", ".yaml", ".j2") and file.name != "__init__.py":
-            assert any(f"`{file.name}` {architecture.purpose(file)}" in line for line in lines), file
+            expected = f"`{file.name}` {architecture.purpose(file)}"
+            assert any(expected in line for line in lines), file
 
 
 @pytest.mark.parametrize(
