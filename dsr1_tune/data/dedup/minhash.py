@@ -55,10 +55,7 @@ MIN_BOILERPLATE_RUN = 16
 
 
 def likely_pairs(
-    bands: Callable[[int], Hashes],
-    sketches: Callable[[Ints], npt.NDArray[np.uint8]],
-    rows: Ints,
-    similarity: float,
+    bands: Callable[[int], Hashes], sketches: Callable[[Ints], npt.NDArray[np.uint8]], rows: Ints, similarity: float
 ) -> Pairs:
     """Pairs of `rows` that are equal in a band and whose sketches agree about as much as similar rows' do.
 

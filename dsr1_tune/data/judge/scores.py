@@ -14,12 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from dsr1_tune.data.judge import lexical
-from dsr1_tune.data.judge.bench import (
-    Bench,
-    Floats,
-    blend,
-    measure,
-)
+from dsr1_tune.data.judge.bench import Bench, Floats, blend, measure
 from dsr1_tune.data.judge.negatives import Bands, Ints, Reference, draw, shuffle_characters, shuffle_words
 from dsr1_tune.data.judge.score_cache import Memo, Pair, digest
 from dsr1_tune.data.judge.thresholds import MIN_ROWS

@@ -11,14 +11,7 @@ from pydantic import Field
 
 from dsr1_tune.data.record import Drop, Feedback, Message, Preference, Row
 from dsr1_tune.data.rules.rule import Meaning, Rule, RuleSettings
-from dsr1_tune.data.rules.text_features import (
-    HAN_RUN,
-    Text,
-    quoted,
-    view,
-    with_texts,
-    without_code,
-)
+from dsr1_tune.data.rules.text_features import HAN_RUN, Text, quoted, view, with_texts, without_code
 
 
 class Encoding(RuleSettings):

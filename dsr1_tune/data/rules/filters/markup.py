@@ -10,11 +10,7 @@ from pydantic import Field
 from dsr1_tune.data.phrase_table import PhraseTable
 from dsr1_tune.data.record import Drop, Row
 from dsr1_tune.data.rules.rule import Action, Meaning, Rule, RuleSettings
-from dsr1_tune.data.rules.text_features import (
-    ends,
-    quoted,
-    view,
-)
+from dsr1_tune.data.rules.text_features import ends, quoted, view
 
 _TABLE = PhraseTable(__file__)
 

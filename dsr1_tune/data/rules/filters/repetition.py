@@ -12,17 +12,7 @@ from pydantic import Field
 from dsr1_tune.config import Count
 from dsr1_tune.data.record import Drop, Row
 from dsr1_tune.data.rules.rule import Meaning, Part, Rule, RuleSettings
-from dsr1_tune.data.rules.text_features import (
-    WORD,
-    Text,
-    View,
-    bare,
-    ends,
-    looks_like_code,
-    quoted,
-    view,
-    without_code,
-)
+from dsr1_tune.data.rules.text_features import WORD, Text, View, bare, ends, looks_like_code, quoted, view, without_code
 
 
 class RepeatedText(RuleSettings):

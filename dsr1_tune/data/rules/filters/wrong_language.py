@@ -9,15 +9,7 @@ from dsr1_tune.config import Count
 from dsr1_tune.data.phrase_table import PhraseTable
 from dsr1_tune.data.record import Drop, Row
 from dsr1_tune.data.rules.rule import Meaning, Part, Rule, RuleSettings
-from dsr1_tune.data.rules.text_features import (
-    LONG,
-    Text,
-    View,
-    looks_like_code,
-    quoted,
-    view,
-    without_code,
-)
+from dsr1_tune.data.rules.text_features import LONG, Text, View, looks_like_code, quoted, view, without_code
 
 _TABLE = PhraseTable(__file__)
 
