@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ choices:
   - - bird
     - ' seed'
   - fish|frog
+any_case: [(?i)fish, bird seed]
 """
 
 
@@ -42,8 +42,11 @@ def test_phrase_table_joins_alternatives_and_follows_references(table):
 
 
 def test_phrase_table_compiles_patterns(table):
-    assert table.pattern("plain").fullmatch("dogs") and not table.pattern("plain").fullmatch("dogs food")
-    assert table.pattern("choices", re.I).fullmatch("BIRD SEED")
+    assert table.plain.fullmatch("dogs") and not table.plain.fullmatch("dogs food")
+    assert table.any_case.fullmatch("BIRD SEED")
+    assert table.plain is table.plain
+    with pytest.raises(AttributeError):
+        table.other.match("")
 
 
 def texts_in(entry):

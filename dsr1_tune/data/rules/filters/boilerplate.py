@@ -11,6 +11,9 @@ from dsr1_tune.data.rules.rule import Meaning, Rule, RuleSettings, Words
 from dsr1_tune.data.rules.text_features import Text, quoted, view
 
 _TABLE = PhraseTable(__file__)
+# A strong phrase is enough, unless pages are the subject; then it takes what only a whole page holds.
+_ENOUGH_POINTS = 3
+_ABUNDANT_POINTS = 10
 
 
 class Boilerplate(RuleSettings):
@@ -30,18 +33,13 @@ def boilerplate(row: Row, settings: Boilerplate) -> Row | Drop:
             found = [phrase for phrase in settings.phrases if phrase.lower() in lowered]
         if not found:
             points, found = _page_points(text)
-            if points > 1 and _MENU.search(text.content):
+            if points > 1 and _TABLE.menu.search(text.content):
                 points += 1
-            if points < _ENOUGH_POINTS or (points < _ABUNDANT_POINTS and _ABOUT_PAGES.search(seen.asked)):
+            if points < _ENOUGH_POINTS or (points < _ABUNDANT_POINTS and _TABLE.about_pages.search(seen.asked)):
                 continue
         fix = "cut the page's own text out of the answer"
         return Drop("boilerplate", f"text of a web page: {quoted(', '.join(found))}", fix, text.message.path)
     return row
-
-
-# A strong phrase is enough, unless pages are the subject; then it takes what only a whole page holds.
-_ENOUGH_POINTS = 3
-_ABUNDANT_POINTS = 10
 
 
 def _page_points(text: Text) -> tuple[int, list[str]]:
@@ -62,39 +60,28 @@ def _page_points(text: Text) -> tuple[int, list[str]]:
     signs = text.signs
     if points or b"|" in signs or b">" in signs or (b"s" in signs and "©" in content):
         lowered = content.lower()
-        weak = [phrase for phrase in _WEAK if phrase in lowered]
+        weak = [phrase for phrase in _TABLE["weak"] if phrase in lowered]
         points += len(weak)
         found += weak
     return points, found
 
 
-_STRONG_LATIN = _TABLE["strong_latin"]
-_STRONG_HAN = _TABLE["strong_han"]
-_WEAK = _TABLE["weak"]
-# Characters that are rare in ordinary Chinese; every strong phrase holds one of them.
-_RARE_HAN = "载登页站版阅扫侵浏荐置击编论藏篇码顶享展【猜网"
-
-
-_TRIGGER_WORDS = tuple(word.encode() for word in _TABLE["trigger_words"])
-
-
 def _by_rarest_part() -> tuple[dict[bytes, list[bytes]], dict[str, list[str]]]:
     """The strong phrases by the rarest word in them, in Chinese by the rarest character."""
     latin: dict[bytes, list[bytes]] = {}
-    for phrase in _STRONG_LATIN:
+    triggers = [word.encode() for word in _TABLE["trigger_words"]]
+    for phrase in _TABLE["strong_latin"]:
         words = phrase.encode().translate(TO_WORDS).split()
-        latin.setdefault(next(word for word in _TRIGGER_WORDS if word in words), []).append(phrase.encode())
+        latin.setdefault(next(word for word in triggers if word in words), []).append(phrase.encode())
     han: dict[str, list[str]] = {}
-    for phrase in _STRONG_HAN:
-        han.setdefault(next(char for char in _RARE_HAN if char in phrase), []).append(phrase)
+    for phrase in _TABLE["strong_han"]:
+        han.setdefault(next(char for char in _TABLE["rare_han"] if char in phrase), []).append(phrase)
     return latin, han
 
 
 _PAGE_LATIN, _PAGE_HAN = _by_rarest_part()
 _ONE_OF_RARE_HAN = re.compile(f"[{''.join(_PAGE_HAN)}]")
 _TRIGGERS = watch(_PAGE_LATIN)
-_MENU = re.compile(r"(?:home|首页) ?[|>»/·] ?\S|(?:\S{2,12} [|»] ){3}", re.I)
-_ABOUT_PAGES = _TABLE.pattern("about_pages")
 
 
 BOILERPLATE = Rule(

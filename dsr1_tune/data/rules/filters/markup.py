@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 from pydantic import Field
@@ -35,8 +34,8 @@ def html_markup(row: Row, settings: HtmlMarkup) -> Row | Drop:
     for text in seen.answers:
         if b"<" not in text.signs and b"&" not in text.signs:
             continue
-        found = _TAG.findall(_CODE_SPAN.sub(" ", ends(text.content)))
-        if len(found) > settings.max_tags and not _ABOUT_MARKUP.search(seen.asked):
+        found = _TABLE.tag.findall(_TABLE.code_span.sub(" ", ends(text.content)))
+        if len(found) > settings.max_tags and not _TABLE.about_markup.search(seen.asked):
             shown = ", ".join(dict.fromkeys(found))
             fix = "take the text out of its markup, or raise html_markup.max_tags"
             detail = f"{len(found)} tags of a web page: {quoted(shown)}"
@@ -44,24 +43,16 @@ def html_markup(row: Row, settings: HtmlMarkup) -> Row | Drop:
     return row
 
 
-_CODE_SPAN = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.S)
-_TAG = _TABLE.pattern("tag", re.I | re.S)
-_ABOUT_MARKUP = _TABLE.pattern("about_markup")
-
-
 def template_placeholder(row: Row, settings: TemplatePlaceholder) -> Row | Drop:
     """Say that a text holds a placeholder such as {{name}}, which may be meant to be filled in."""
     for text in view(row).texts:
         if b"{" in text.signs and b"{{" in text.data and text.message.role != "tool":
-            names = list(dict.fromkeys(_PLACEHOLDER.findall(text.content)))
+            names = list(dict.fromkeys(_TABLE.placeholder.findall(text.content)))
             if names:
                 detail = f"holds {', '.join(names[:5])}"
                 fix = "fill it in, or leave it where it is meant"
                 return Drop("template_placeholder", detail, fix, text.message.path)
     return row
-
-
-_PLACEHOLDER = re.compile(r"\{\{\s*[^\W\d][\w .-]{0,40}\}\}")
 
 
 HTML_MARKUP = Rule(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import Counter
 from itertools import pairwise
@@ -14,6 +13,8 @@ from dsr1_tune.data.rules.rule import Meaning, Part, Rule, RuleSettings
 from dsr1_tune.data.rules.text_features import LONG, Text, View, ends, quoted, view
 
 _TABLE = PhraseTable(__file__)
+# By the first letter of Unicode's categories.
+_KINDS = {"L": "letter", "M": "letter", "N": "letter", "Z": "space", "P": "sign", "S": "sign"}
 
 
 class OddCharacters(RuleSettings):
@@ -52,24 +53,21 @@ def _oddness(text: Text, settings: OddCharacters, seen: View) -> str:
         return f"{kinds['control'] + kinds['unassigned']} control or private characters"
     if total < settings.min_chars:
         return ""
-    noise = _NOISE.search(text.content)
+    noise = _TABLE.noise.search(text.content)
     if noise and _is_mixed(noise[0]):
         return "a long run of mixed signs"
-    if _ASKS_FOR_SIGNS.search(seen.asked):
+    if _TABLE.asks_for_signs.search(seen.asked):
         return ""
-    if kinds["letter"] * 10 > total and (b"```" in text.data or _ASKS_FOR_CODE.search(seen.asked)):
+    if kinds["letter"] * 10 > total and (b"```" in text.data or _TABLE.asks_for_code.search(seen.asked)):
         return ""  # programs and formulas are signs and letters
-    if kinds["letter"] * 5 > total and _IS_DATA.match(text.content):
+    if kinds["letter"] * 5 > total and _TABLE.is_data.match(text.content):
         return ""
-    if kinds["sign"] + kinds["rare sign"] > settings.max_share * total and not _ONLY_MATHS.fullmatch(text.content):
-        return f"{(kinds['sign'] + kinds['rare sign']) * 100 // total} % of it are signs"
+    num_signs = kinds["sign"] + kinds["rare sign"]
+    if num_signs > settings.max_share * total and not _TABLE.only_maths.fullmatch(text.content):
+        return f"{num_signs * 100 // total} % of it are signs"
     if kinds["rare sign"] > 0.3 * total:
         return f"{kinds['rare sign'] * 100 // total} % of it are rare signs"
     return ""
-
-
-# Rulers, frames and even Brainfuck get by with fewer kinds of signs in a row.
-_NOISE = re.compile(r"[^\w\s\u3000-\u30ff\uff00-\uffef\U0001f000-\U0001ffff\u2600-\u27bf\ufe0f\u200d]{30,}")
 
 
 def _is_mixed(run: str) -> bool:
@@ -93,24 +91,11 @@ def _script_of(char: str) -> str:
 
 def _kind(char: str) -> str:
     category = unicodedata.category(char)
-    match category[0]:
-        case "L" | "M" | "N":
-            return "letter"
-        case "Z":
-            return "space"
-        case "P":
-            return "sign"
-        case "S":
-            return "rare sign" if char > "\x7f" and category == "So" else "sign"
     if category == "Cc":
         return "space" if char in "\t\n\r\x0b\x0c" else "control"
-    return "space" if category == "Cf" else "unassigned"
-
-
-_ASKS_FOR_SIGNS = _TABLE.pattern("asks_for_signs")
-_ASKS_FOR_CODE = _TABLE.pattern("asks_for_code")
-_IS_DATA = re.compile(r"\s*(?:[\[{]\s*[\"\[{\d]|\||\$|\\[\[(a-z])")
-_ONLY_MATHS = re.compile(r"[\d\s+\-*/=^().,<>≤≥×÷%!?？a-z]*\d[\d\s+\-*/=^().,<>≤≥×÷%!?？a-z]*", re.I)
+    if category == "So" and char > "\x7f":
+        return "rare sign"
+    return "space" if category == "Cf" else _KINDS.get(category[0], "unassigned")
 
 
 ODD_CHARACTERS = Rule(

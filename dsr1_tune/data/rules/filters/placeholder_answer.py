@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 
 from dsr1_tune.data.phrase_table import PhraseTable
@@ -11,6 +10,15 @@ from dsr1_tune.data.rules.rule import Meaning, Rule, RuleSettings, Words
 from dsr1_tune.data.rules.text_features import Text, View, phrases, quoted, view
 
 _TABLE = PhraseTable(__file__)
+_LONGEST_STAND_IN = 60
+_LONGEST_IN_HAN = 24
+_LONGEST_WORD_QUESTION = 80
+_DUMMY = (b"lorem ipsum", b" lorem ipsum", b"\nlorem ipsum", b'"lorem ipsum', b"<p>lorem ipsum")
+_FIRST_ZH = frozenset(_TABLE.text("first_zh"))
+_AROUND = " \t\r\n.。!！…-_*[]【】()（）<>《》{}「」“”\"'`#:：,，?？~$%/\\|=—–;；、"
+_STAND_INS = frozenset(_TABLE["stand_ins"])
+_NOTHINGS = frozenset(phrases("none|nothing|无|没有"))
+_NULLS = frozenset(phrases("null|nil|na|n.a|暂无|不适用|not applicable|nan|undefined"))
 
 
 class PlaceholderAnswer(RuleSettings):
@@ -34,12 +42,6 @@ def placeholder_answer(row: Row, settings: PlaceholderAnswer) -> Row | Drop:
     return row
 
 
-_LONGEST_STAND_IN = 60
-_LONGEST_IN_HAN = 24
-_DUMMY = (b"lorem ipsum", b" lorem ipsum", b"\nlorem ipsum", b'"lorem ipsum', b"<p>lorem ipsum")
-_FIRST_ZH = frozenset(_TABLE.text("first_zh"))
-
-
 def _stands_in(text: Text, seen: View, settings: PlaceholderAnswer) -> bool:
     """Whether the text is none of its own: a word for an answer that is missing, a slot, a test, only signs."""
     content = text.content
@@ -49,51 +51,28 @@ def _stands_in(text: Text, seen: View, settings: PlaceholderAnswer) -> bool:
     if settings.words and any(core == word.strip(_AROUND).casefold() for word in settings.words):
         return True
     if plain.startswith("lorem ipsum"):
-        return not _ABOUT_LOREM.search(seen.asked)
+        return not _TABLE.about_lorem.search(seen.asked)
     if len(content) > _LONGEST_STAND_IN:
         return False
     if text.num_han and core[:1] not in _FIRST_ZH and core not in _NULLS:
         return False
     asked = seen.question.content.lower() if seen.question else ""
-    if core in _STAND_INS or (plain[-1:] in (":", "：") and _ONLY_LABEL.fullmatch(plain)):
-        return len(asked) > _LONGEST_WORD_QUESTION or not _TRANSLATES.search(asked)
-    if core in _NOTHINGS or (_MISSING_ZH if text.num_han else _MISSING).fullmatch(core):
-        return not _MAY_BE_NONE.search(asked) and (len(core) == 1 or core not in asked)
+    if core in _STAND_INS or (plain[-1:] in (":", "：") and _TABLE.only_label.fullmatch(plain)):
+        return len(asked) > _LONGEST_WORD_QUESTION or not _TABLE.translates.search(asked)
+    if core in _NOTHINGS or (_TABLE.missing_zh if text.num_han else _TABLE.missing).fullmatch(core):
+        return not _TABLE.may_be_none.search(asked) and (len(core) == 1 or core not in asked)
     if core in _NULLS:
-        return not _ABOUT_VALUES.search(asked) and not _ABOUT_SIGNS.search(seen.asked) and core not in asked
-    if core in ("ref", "value", "name", "div/0", "num", "spill", "n/a") and _SHEET_ERROR.fullmatch(plain):
-        return not _ABOUT_SHEETS.search(seen.asked)
-    if not core or _ONLY_SLOT.fullmatch(plain):
+        return not _TABLE.about_values.search(asked) and not _TABLE.about_signs.search(seen.asked) and core not in asked
+    if core in ("ref", "value", "name", "div/0", "num", "spill", "n/a") and _TABLE.sheet_error.fullmatch(plain):
+        return not _TABLE.about_sheets.search(seen.asked)
+    if not core or _TABLE.only_slot.fullmatch(plain):
         # Of a single sign one cannot tell; `{}` and `[]` are results.
         is_empty = len(plain) > 1 or plain in "-—–_.…*"
-        is_empty = is_empty and (_ONLY_DOTS.fullmatch(plain) or _ONLY_SLOT.fullmatch(plain)) is not None
-        return is_empty and not _ABOUT_SIGNS.search(seen.asked) and not _ABOUT_VALUES.search(asked)
-    if (_STANDS_IN_ZH if text.num_han else _STANDS_IN).fullmatch(core):
-        return not _ABOUT_DUMMIES.search(seen.asked) and core not in asked
+        is_empty = is_empty and (_TABLE.only_dots.fullmatch(plain) or _TABLE.only_slot.fullmatch(plain)) is not None
+        return is_empty and not _TABLE.about_signs.search(seen.asked) and not _TABLE.about_values.search(asked)
+    if (_TABLE.stands_in_zh if text.num_han else _TABLE.stands_in).fullmatch(core):
+        return not _TABLE.about_dummies.search(seen.asked) and core not in asked
     return False
-
-
-_AROUND = " \t\r\n.。!！…-_*[]【】()（）<>《》{}「」“”\"'`#:：,，?？~$%/\\|=—–;；、"
-_STAND_INS = frozenset(_TABLE["stand_ins"])
-_NOTHINGS = frozenset(phrases("none|nothing|无|没有"))
-_NULLS = frozenset(phrases("null|nil|na|n.a|暂无|不适用|not applicable|nan|undefined"))
-_STANDS_IN = _TABLE.pattern("stands_in")
-_STANDS_IN_ZH = _TABLE.pattern("stands_in_zh")
-_MISSING = _TABLE.pattern("missing")
-_MISSING_ZH = _TABLE.pattern("missing_zh")
-_SHEET_ERROR = re.compile(r"#(?:ref|value|name|div/0|null|num|n/?a|spill|calc)[!?]?")
-_ABOUT_SHEETS = re.compile(r"excel|sheet|formula|cell|error|公式|表格|单元格|错误")
-_ONLY_LABEL = re.compile(r"(?:a|ans|answer|assistant|gpt|bot|response|答|答案|回答|解)\s*[:：]")
-_ONLY_DOTS = re.compile(r"[.。…\-_*—–(（）)\[\] ?？!！~/\\、,，]+")
-# Tags, entities and brackets with nothing in them.
-_ONLY_SLOT = re.compile(r"(?:</?[a-z][^<>]{0,40}>|&[a-z]+;|\s|[\[({（【]\s*[\])}）】]){1,20}")
-_ABOUT_LOREM = re.compile(r"lorem|dummy|placeholder|filler|template|\bmock\b|html|占位|模板|假文")
-_LONGEST_WORD_QUESTION = 80
-_TRANSLATES = re.compile(r"translat|翻译|译[成为]")
-_ABOUT_DUMMIES = _TABLE.pattern("about_dummies")
-_MAY_BE_NONE = _TABLE.pattern("may_be_none")
-_ABOUT_VALUES = _TABLE.pattern("about_values")
-_ABOUT_SIGNS = _TABLE.pattern("about_signs")
 
 
 PLACEHOLDER_ANSWER = Rule(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 
 from dsr1_tune.config import Count
 from dsr1_tune.data.phrase_table import PhraseTable
@@ -12,6 +12,13 @@ from dsr1_tune.data.rules.rule import Meaning, Rule, RuleSettings, Words
 from dsr1_tune.data.rules.text_features import Text, View, phrases, quoted, view
 
 _TABLE = PhraseTable(__file__)
+_SELF = (b"i ", b"i'", b"my ", b"it would", b"it is not", b"this request", b"your request", b"that request")
+_REFUSING = watch(word.encode() for word in _TABLE["refusing"])
+_BEING_ZH = tuple(phrases("作为|身为|我是|我只是|我作为|作為|身為"))
+_NAMES_OF_AI = (" ai", " a.i", "artificial", "model", "bot", "assistant", "program", "llm")
+_WORKED_OUT = ("determin", "find", "identify", "see")
+# In longer texts such words are what a story or report tells.
+_LONGEST_REQUEST = 400
 
 
 class Refusal(RuleSettings):
@@ -47,22 +54,17 @@ def _may_refuse(text: Text) -> bool:
     """A quick look, before the regular expressions; single rare characters are found fastest."""
     if text.num_han:
         head = text.content[:150]
-        if "歉" in head or "憾" in head or "模" in head or "智" in head or "無" in head or "恕" in head:
-            return True
         first = head[:16]
-        if "无法" in head or "拒绝" in head[:20] or "截止" in head[:40] or "敏感" in head or "超出" in head[:40]:
-            return True
-        if "不能" in first or "不会" in first or "不便" in first or "没有" in first or "对不起" in first:
-            return True
-        if "不好意思" in first or "機" in head or "AI" in head or "程序" in head[:30] or "机器" in head[:40]:
+        if (
+            ("歉" in head or "憾" in head or "模" in head or "智" in head or "無" in head or "恕" in head)
+            or ("无法" in head or "拒绝" in head[:20] or "截止" in head[:40] or "敏感" in head or "超出" in head[:40])
+            or ("不能" in first or "不会" in first or "不便" in first or "没有" in first or "对不起" in first)
+            or ("不好意思" in first or "機" in head or "AI" in head or "程序" in head[:30] or "机器" in head[:40])
+        ):
             return True
     if text.num_latin < (10 if text.num_han else 2):
         return False
     return text.low.startswith(_SELF) or not hints(text).isdisjoint(_REFUSING)
-
-
-_SELF = (b"i ", b"i'", b"my ", b"it would", b"it is not", b"this request", b"your request", b"that request")
-_REFUSING = watch(word.encode() for word in _TABLE["refusing"])
 
 
 def _refuses(head: str, text: Text, short: bool) -> str:
@@ -70,39 +72,32 @@ def _refuses(head: str, text: Text, short: bool) -> str:
     in_latin, in_han = text.num_latin > text.num_han, text.num_han > 3
     found = None
     if in_han and _has(head, _BEING_ZH):
-        found = _AS_AI_ZH.search(head)
+        found = _TABLE.as_ai_zh.search(head)
     if found is None and in_latin and _has(head, _NAMES_OF_AI):
-        found = _AS_AI_EN.search(head)
-    if found is None and _has(head, _OF_KNOWLEDGE):
-        found = _KNOWS_UNTIL.search(head)
+        found = _TABLE.as_ai_en.search(head)
+    if found is None and _has(head, _TABLE["of_knowledge"]):
+        found = _TABLE.knows_until.search(head)
     if found and not _in_quotes(head, found.start()):
         return found[0]
     if not short:
         return ""
     found = None
     if in_latin:
-        found = _SORRY_EN.match(head) or _CANNOT_HELP_EN.match(head) or _DECLINES_EN.match(head)
-        if found and found[0].endswith(_WORKED_OUT) and _GOES_ON.search(head, found.end()):
+        found = _TABLE.sorry_en.match(head) or _TABLE.cannot_help_en.match(head) or _TABLE.declines_en.match(head)
+        if found and found[0].endswith(_WORKED_OUT) and _TABLE.goes_on.search(head, found.end()):
             return ""  # it cannot be determined, and why
     if found is None and in_han:
-        found = _SORRY_ZH.match(head) or (_DECLINES_ZH.match(head) if _has(head[:60], _DECLINING_ZH) else None)
+        declines = _has(head[:60], _TABLE["declining_zh"])
+        found = _TABLE.sorry_zh.match(head) or (_TABLE.declines_zh.match(head) if declines else None)
     return found[0] if found else ""
 
 
-def _has(text: str, parts: tuple[str, ...]) -> bool:
-    """Whether one of the parts stands there; for texts what _holds is for bytes."""
+def _has(text: str, parts: Sequence[str]) -> bool:
+    """Whether one of the parts stands there; for texts what `holds` is for bytes."""
     for part in parts:  # noqa: SIM110
         if part in text:
             return True
     return False
-
-
-_BEING_ZH = tuple(phrases("作为|身为|我是|我只是|我作为|作為|身為"))
-_NAMES_OF_AI = (" ai", " a.i", "artificial", "model", "bot", "assistant", "program", "llm")
-_OF_KNOWLEDGE = tuple(_TABLE["of_knowledge"])
-_DECLINING_ZH = tuple(_TABLE["declining_zh"])
-_WORKED_OUT = ("determin", "find", "identify", "see")
-_GOES_ON = re.compile(r"in order to|\bonly given|given only|would need|because|since|(?:you|we) can\b|here (?:is|are)")
 
 
 def _in_quotes(head: str, at: int) -> bool:
@@ -111,30 +106,13 @@ def _in_quotes(head: str, at: int) -> bool:
     return before.count('"') % 2 == 1 or any(before.count(o) > before.count(c) for o, c in ("“”", "「」", "『』"))
 
 
-_AS_AI_EN = _TABLE.pattern("as_ai_en")
-_KNOWS_UNTIL = _TABLE.pattern("knows_until")
-_AS_AI_ZH = _TABLE.pattern("as_ai_zh")
-_SORRY_EN = _TABLE.pattern("sorry_en")
-_CANNOT_HELP_EN = _TABLE.pattern("cannot_help_en")
-_DECLINES_EN = _TABLE.pattern("declines_en")
-_SORRY_ZH = _TABLE.pattern("sorry_zh")
-_DECLINES_ZH = _TABLE.pattern("declines_zh")
-
-
 def _asked_for(found: str, seen: View) -> bool:
     """Whether the refusal is right: asked for, or the answer to a request for harm; or who speaks is the question."""
-    if len(seen.asked) < _LONGEST_REQUEST and _HARM.search(seen.asked):
+    if len(seen.asked) < _LONGEST_REQUEST and _TABLE.harm.search(seen.asked):
         return True
     if "ai" in found or "model" in found or "人工" in found or "模型" in found or "机器人" in found:
-        return _ABOUT_AI.search(seen.asked) is not None
-    return _HOW_TO_REFUSE.search(seen.asked) is not None
-
-
-# In longer texts such words are what a story or report tells.
-_LONGEST_REQUEST = 400
-_ABOUT_AI = _TABLE.pattern("about_ai")
-_HARM = _TABLE.pattern("harm")
-_HOW_TO_REFUSE = _TABLE.pattern("how_to_refuse")
+        return _TABLE.about_ai.search(seen.asked) is not None
+    return _TABLE.how_to_refuse.search(seen.asked) is not None
 
 
 REFUSAL = Rule(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from itertools import groupby
 from typing import Annotated
@@ -10,9 +9,15 @@ from typing import Annotated
 from pydantic import Field
 
 from dsr1_tune.config import Count
+from dsr1_tune.data.phrase_table import PhraseTable
 from dsr1_tune.data.record import Drop, Row
 from dsr1_tune.data.rules.rule import Meaning, Part, Rule, RuleSettings
 from dsr1_tune.data.rules.text_features import WORD, Text, View, bare, ends, looks_like_code, quoted, view, without_code
+
+_TABLE = PhraseTable(__file__)
+_LONGEST_UNIT = 300
+_MARKERS = "0123456789.)、．）:： \t-*•·"
+_SENTENCE = 24
 
 
 class RepeatedText(RuleSettings):
@@ -48,9 +53,8 @@ def repeated_text(row: Row, settings: RepeatedText) -> Row | Drop:
         content = ends(without_code(text))
         if len(content) < settings.min_chars:
             continue
-        why = (_said_twice(content) if settings.max_share < 1 else "") or _goes_in_circles(
-            content, text, settings, seen
-        )
+        why = _said_twice(content) if settings.max_share < 1 else ""
+        why = why or _goes_in_circles(content, text, settings, seen)
         if why:
             fix = "cut the repetition, or raise repeated_text.max_share or max_run"
             return Drop("repeated_text", why, fix, text.message.path)
@@ -60,13 +64,10 @@ def repeated_text(row: Row, settings: RepeatedText) -> Row | Drop:
 def _said_twice(content: str) -> str:
     """Whether the second half is the first again."""
     again = content.find(content[:16], len(content) // 2 - 2)
-    if (
-        again < 10
-        or bare(content[:again]) != bare(content[again:])
-        or 3 * sum(map(str.isalpha, content[:again])) < again
-    ):
+    half = content[:again]
+    if again < 10 or bare(half) != bare(content[again:]) or 3 * sum(map(str.isalpha, half)) < again:
         return ""
-    return f"all of it stands there twice: {quoted(content[:again])}"
+    return f"all of it stands there twice: {quoted(half)}"
 
 
 def _goes_in_circles(content: str, text: Text, settings: RepeatedText, seen: View) -> str:
@@ -77,18 +78,15 @@ def _goes_in_circles(content: str, text: Text, settings: RepeatedText, seen: Vie
     """
     width = _width(text.is_han)
     length = len(content)
-    often = []
-    for at in (length - width - 2, length * 3 // 4, length // 2, length // 4):
-        sample = content[at : at + width]
-        if at >= 0 and content.count(sample) > 2:
-            often.append(at)
+    places = (length - width - 2, length * 3 // 4, length // 2, length // 4)
+    often = [at for at in places if at >= 0 and content.count(content[at : at + width]) > 2]
     if not often:
         return ""
     why = _why_in_circles(content, often, text, settings, seen)
     end = content[length - width - 2 : length - 2]
     if not why and often[0] == length - width - 2 and b"2" in text.data and content.count(end) >= settings.max_run:
         # The last of `1. So it is. 2. So it is.` came back, and only its number is new.
-        unnumbered = _NUMBER.sub(" ", content)
+        unnumbered = _TABLE.number.sub(" ", content)
         if len(unnumbered) + settings.max_run < len(content):
             places = [max(0, len(unnumbered) * part // 4 - width - 2) for part in (1, 2, 3, 4)]
             why = _why_in_circles(unnumbered, places, text, settings, seen)
@@ -115,16 +113,12 @@ def _why_in_circles(content: str, often: list[int], text: Text, settings: Repeat
     if not is_stuck and not _is_prose(unit or content[:200]) and looks_like_code(text):
         return ""
     stays_in_bounds = share < 0.85 and (num_times < 2 * settings.max_run or len(unit) < 8)
-    return "" if stays_in_bounds and _REPEATS_BY_NATURE.search(seen.asked) else why
+    return "" if stays_in_bounds and _TABLE.repeats_by_nature.search(seen.asked) else why
 
 
 def _width(is_han: bool) -> int:
     """The length of a sample that says something."""
     return 6 if is_han else 12
-
-
-# The number of an item, at its beginning: after a full stop or a line break.
-_NUMBER = re.compile(r"(?:^|(?<=[\n.。!！?？;；:：)）])[ \t]*)[(（]?\d{1,3}[.)、．）:：][ \t]*")
 
 
 def _is_much(unit: str, num_times: int, length: int) -> bool:
@@ -151,9 +145,6 @@ def _run(content: str, at: int, width: int) -> tuple[str, int]:
     return unit, num_times
 
 
-_LONGEST_UNIT = 300
-
-
 def _share_said_before(content: str, is_han: bool) -> tuple[float, str, int]:
     """(share of n-grams that stood there before, the commonest, how often); 8 Han characters or 4 words each."""
     if is_han:
@@ -169,21 +160,11 @@ def _share_said_before(content: str, is_han: bool) -> tuple[float, str, int]:
     return 1 - len(times) / len(grams), gram, count
 
 
-_REPEATS_BY_NATURE = re.compile(
-    r"\bsongs?\b|lyric|\brap\b|chant|mantra|nursery|chorus|repeat|\btimes\b|refrain|"
-    r"(?:write|compose|create|generate|make|construct|craft|complete).{0,40}(?:poem|haiku|verse|rhyme|stanza)|"
-    r"歌|童谣|口号|重复|遍|\d+ ?次|绕口令|说唱|(?:写|作|创|编|生成|补全|续).{0,12}[诗词]"
-)
-
-
 def _is_prose(text: str) -> bool:
     """Whether the text is words rather than code, a formula or a row of a table."""
     if "{{" in text:  # {{name}} stands for a word
         text = text.replace("{{", "").replace("}}", "")
-    return 10 * sum(map(str.isalpha, text)) > 5 * len(text) and not _CODE_SIGN.search(text)
-
-
-_CODE_SIGN = re.compile(r"[{}=<>|\\;]|[a-z_]\(\w*\)|\):")
+    return 10 * sum(map(str.isalpha, text)) > 5 * len(text) and not _TABLE.code_sign.search(text)
 
 
 def repeated_lines(row: Row, settings: RepeatedLines) -> Row | Drop:
@@ -195,9 +176,8 @@ def repeated_lines(row: Row, settings: RepeatedLines) -> Row | Drop:
         lines = without_code(text).split("\n")
         if len(lines) - len({line[-10:] for line in lines}) - lines.count("") < 2:  # a quick look, at the lines' ends
             continue
-        lines = [_without_marker(line) for line in lines]
-        lines = [line for line in lines if _is_prose(line)]
-        why = _again_and_again(lines, settings, _REPEATS_BY_NATURE.search(seen.asked) is not None)
+        lines = list(filter(_is_prose, map(_without_marker, lines)))
+        why = _again_and_again(lines, settings, _TABLE.repeats_by_nature.search(seen.asked) is not None)
         if why:
             fix = "cut the repetition, or raise repeated_lines.max_share"
             return Drop("repeated_lines", why, fix, text.message.path)
@@ -209,10 +189,6 @@ def _without_marker(line: str) -> str:
     line = line.strip()
     said = line.lstrip(_MARKERS)
     return said if len(said) > _SENTENCE or (len(said) * 3 > _SENTENCE and not said.isascii()) else line
-
-
-_MARKERS = "0123456789.)、．）:： \t-*•·"
-_SENTENCE = 24
 
 
 def _again_and_again(lines: list[str], settings: RepeatedLines, creative: bool) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 from pydantic import Field
@@ -15,6 +14,14 @@ from dsr1_tune.data.rules.rule import Meaning, Rule, RuleSettings
 from dsr1_tune.data.rules.text_features import HAN_RUN, WORD, Text, bare, quoted, view
 
 _TABLE = PhraseTable(__file__)
+_GREETINGS = frozenset(_TABLE["greetings"])
+_QUOTES = " \t\r\n“\"'‘「《"
+_LEADING = frozenset("好嗯明我收没当您你用提题问感谢让")
+_LEADING_WITH = frozenset("这该此本多先换也")
+_SPEAKING_OF_QUESTIONS = tuple(word.encode() for word in _TABLE["speaking_of_questions"])
+# An answer with more new words says something, however long the question is that it takes up.
+_MOST_NEW = 8
+_STOP = frozenset(_TABLE["stop"])
 
 
 class AnswerRepeatsQuestion(RuleSettings):
@@ -52,7 +59,7 @@ def answer_repeats_question(row: Row, settings: AnswerRepeatsQuestion) -> Row | 
         return row
     first, _, rest = asked.content.strip().partition("\n")
     whole = bare(asked.content)
-    if said in (whole, whole * 2) or (said == bare(first) and not _ECHO.search(rest)):
+    if said in (whole, whole * 2) or (said == bare(first) and not _TABLE.echo.search(rest)):
         fix = "write the answer, or remove the row"
         detail = f"the answer is the question: {quoted(answer.content)}"
         return Drop("answer_repeats_question", detail, fix, answer.message.path)
@@ -62,10 +69,6 @@ def answer_repeats_question(row: Row, settings: AnswerRepeatsQuestion) -> Row | 
 def _is_full_width(text: Text) -> bool:
     """Whether most of the text is full-width letters and signs."""
     return text.shape.count(b"f") * 2 > len(text.shape)
-
-
-_GREETINGS = frozenset(_TABLE["greetings"])
-_ECHO = _TABLE.pattern("echo", re.I)
 
 
 def answer_restates_question(row: Row, settings: AnswerRestatesQuestion) -> Row | Drop:
@@ -92,37 +95,19 @@ def _may_take_up(answer: Text) -> bool:
     """A quick look: how such answers begin, or what they say at the end."""
     content = answer.content
     if answer.num_han > answer.num_latin:
-        if "题" in content[-24:]:
-            return True
         begins = content[:16].lstrip(_QUOTES)
-        if begins[:1] in _LEADING:
+        if "题" in content[-24:] or begins[:1] in _LEADING:
             return True
         return begins[:1] in _LEADING_WITH and ("题" in begins or "问" in begins or "关" in begins or "换" in begins)
     low = answer.low
     return holds(low if len(low) < 240 else low[:120] + low[-120:], _SPEAKING_OF_QUESTIONS)
 
 
-_QUOTES = " \t\r\n“\"'‘「《"
-_LEADING = frozenset("好嗯明我收没当您你用提题问感谢让")
-_LEADING_WITH = frozenset("这该此本多先换也")
-_SPEAKING_OF_QUESTIONS = (
-    b"ask",
-    b"question",
-    b"you ",
-    b"task",
-    b"request",
-    b"user",
-    b"prompt",
-    b"query",
-    b"restat",
-    b"words",
-)
-
-
 def _only_takes_up(asked: str, text: Text, settings: AnswerRestatesQuestion) -> bool:
     """Whether the answer speaks of the question, and but for that has hardly a word of its own."""
     answer = text.content
-    pairs = ((_LEAD_ZH, _REMARK_ZH), (_LEAD, _REMARK)) if text.num_han else ((_LEAD, _REMARK),)
+    in_han, in_latin = (_TABLE.lead_zh, _TABLE.remark_zh), (_TABLE.lead, _TABLE.remark)
+    pairs = (in_han, in_latin) if text.num_han else (in_latin,)
     start, num_leads, num_remarks = 0, 0, 0
     for lead, remark in pairs:
         while num_leads < 4 and (found := lead.match(answer, start)):
@@ -136,14 +121,7 @@ def _only_takes_up(asked: str, text: Text, settings: AnswerRestatesQuestion) -> 
     new, num = _new_grams(said, asked)
     if new > min(settings.max_new_share * num, _MOST_NEW) or (not num_leads and num < 2):
         return False
-    return not _YES_OR_NO.search(answer) or _YES_OR_NO.search(asked) is not None
-
-
-_LEAD = _TABLE.pattern("lead", re.I)
-_LEAD_ZH = _TABLE.pattern("lead_zh")
-_REMARK = _TABLE.pattern("remark", re.I)
-_REMARK_ZH = _TABLE.pattern("remark_zh")
-_YES_OR_NO = _TABLE.pattern("yes_or_no", re.I)
+    return not _TABLE.yes_or_no.search(answer) or _TABLE.yes_or_no.search(asked) is not None
 
 
 def _is_the_stem(asked: Text, answer: Text) -> bool:
@@ -152,27 +130,16 @@ def _is_the_stem(asked: Text, answer: Text) -> bool:
         content = answer.content.strip()
         fourth = len(content) // 4
         samples = (content[:4], content[fourth : fourth + 4], content[2 * fourth : 2 * fourth + 4])
-        if not all(sample in asked.content for sample in samples):
+        if not all(sample in asked.content for sample in samples) or not _TABLE.asks_zh.search(asked.content):
             return False
-        if not _ASKS_ZH.search(asked.content):
-            return False
-        stem, of_answer = _ASKS_ZH.sub("", asked.content), _ASKS_ZH.sub("", answer.content)
+        stem, of_answer = _TABLE.asks_zh.sub("", asked.content), _TABLE.asks_zh.sub("", answer.content)
     else:
-        found = _ASKS_EN.match(asked.content)
+        found = _TABLE.asks_en.match(asked.content)
         if not found:
             return False
-        stem, of_answer = asked.content[found.end() :], _ASKS_EN.sub("", answer.content, count=1)
+        stem, of_answer = asked.content[found.end() :], _TABLE.asks_en.sub("", answer.content, count=1)
     stem = bare(stem)
     return len(stem) > 4 and stem == bare(of_answer)
-
-
-_ASKS_EN = _TABLE.pattern("asks_en", re.I)
-_ASKS_ZH = _TABLE.pattern("asks_zh")
-# An answer with more new words says something, however long the question is that it takes up.
-_MOST_NEW = 8
-
-
-_STOP = frozenset(_TABLE["stop"])
 
 
 def _new_grams(said: str, asked: str) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 
 from dsr1_tune.config import Count
@@ -12,6 +11,17 @@ from dsr1_tune.data.rules.rule import Meaning, Part, Rule, RuleSettings
 from dsr1_tune.data.rules.text_features import LONG, Text, View, looks_like_code, quoted, view, without_code
 
 _TABLE = PhraseTable(__file__)
+# An answer with so many letters of the right language speaks it, whatever names and titles it lists.
+_ENOUGH_TO_TALK = 30
+_MARKS = {"Latin": b"a", "Chinese": b"h", "Korean": b"y", "Cyrillic": b"c", "Greek": b"g", "another script": b"o"}
+# How many letters of an alphabet say about as much as one Han character or one Hangul syllable.
+_WEIGHTS = {"Chinese": 3, "Japanese": 3, "Korean": 3}
+_COMMON: dict[str, list[str]] = _TABLE["common"]
+_LANGUAGES_OF: dict[str, tuple[str, ...]] = {
+    word: tuple(language for language, words in _COMMON.items() if word in words)
+    for words in _COMMON.values()
+    for word in words
+}
 
 
 class WrongLanguage(RuleSettings):
@@ -39,7 +49,7 @@ def wrong_language(row: Row, settings: WrongLanguage) -> Row | Drop:
     elif asked.num_latin > 7 and _is_english(answer) and not asked.num_han:
         return row
     if b"`" in answer.signs:
-        if b"```" in answer.data and _ASKS_FOR_CODE.search(seen.asked):
+        if b"```" in answer.data and _TABLE.asks_for_code.search(seen.asked):
             return row  # what is said around a program may be in English
         answer = Text(replace(answer.message, content=without_code(answer)))
     want, got = _script(asked), _script(answer)
@@ -52,14 +62,17 @@ def wrong_language(row: Row, settings: WrongLanguage) -> Row | Drop:
     if _num_letters(answer, got) < settings.min_letters:
         return row
     # Japanese is told from Chinese by its kana, and one Latin language from another by its words, not by letters.
-    by_letters = want in _MARKS and got != "Japanese"
-    if by_letters and (_share(answer, want) > 1 - settings.max_share or _num_letters(answer, want) >= _ENOUGH_TO_TALK):
-        return row
+    if want in _MARKS and got != "Japanese":
+        counts = _num_by_script(answer)
+        share = counts[want] / max(1, sum(counts.values()))
+        if share > 1 - settings.max_share or counts[want] >= _ENOUGH_TO_TALK:
+            return row
     if got == "Latin" and answer.shape.count(b" ") < 6:  # a name, a title, a formula
         return row
     if _wants_other(asked, got, seen) or seen.has_tools:
         return row
-    if got == "Latin" and looks_like_code(answer) and (not _is_english(answer) or _ASKS_FOR_CODE.search(seen.asked)):
+    may_be_code = not _is_english(answer) or _TABLE.asks_for_code.search(seen.asked)
+    if got == "Latin" and looks_like_code(answer) and may_be_code:
         return row
     detail = f"a question in {want}, an answer in {got}: {quoted(answer.content)}"
     fix = "translate the answer, or name the language in the question"
@@ -71,19 +84,12 @@ def _is_english(text: Text) -> bool:
     return text.num_latin * 10 > len(text.shape) * 6 and (b" the " in text.low or b" and " in text.low)
 
 
-# An answer with so many letters of the right language speaks it, whatever names and titles it lists.
-_ENOUGH_TO_TALK = 30
-_MARKS = {"Latin": b"a", "Chinese": b"h", "Korean": b"y", "Cyrillic": b"c", "Greek": b"g", "another script": b"o"}
-# How many letters of an alphabet say about as much as one Han character or one Hangul syllable.
-_WEIGHTS = {"Chinese": 3, "Japanese": 3, "Korean": 3}
-
-
 def _script(text: Text) -> str:
     """The script of most of the text's letters, or nothing where there are too few to tell."""
     shape = text.shape
     if len(text.data) * 8 < len(shape) * 9:
         return "Latin" if text.num_latin > 7 else ""
-    counts = {name: shape.count(mark) * _WEIGHTS.get(name, 1) for name, mark in _MARKS.items()}
+    counts = _num_by_script(text)
     counts["Latin"] += shape.count(b"l")
     best = max(counts, key=counts.__getitem__)
     if counts[best] < 8:
@@ -103,23 +109,11 @@ def _num_letters(text: Text, language: str) -> int:
     """How many letters of the language's script the text has, weighted."""
     if language == "Japanese":
         return 3 * (text.shape.count(b"h") + _num_kana(text))
-    mark = _MARKS.get(language, b"a")
-    return text.shape.count(mark) * _WEIGHTS.get(language, 1)
+    return text.shape.count(_MARKS.get(language, b"a")) * _WEIGHTS.get(language, 1)
 
 
-def _share(text: Text, language: str) -> float:
-    """The share of the text's letters that are of the script."""
-    counts = {name: text.shape.count(mark) * _WEIGHTS.get(name, 1) for name, mark in _MARKS.items()}
-    return counts[language] / max(1, sum(counts.values()))
-
-
-_COMMON: dict[str, list[str]] = _TABLE["common"]
-_LANGUAGES_OF: dict[str, tuple[str, ...]] = {
-    word: tuple(language for language, words in _COMMON.items() if word in words)
-    for words in _COMMON.values()
-    for word in words
-}
-_LATIN_WORD = re.compile(r"[^\W\d_]+")
+def _num_by_script(text: Text) -> dict[str, int]:
+    return {name: text.shape.count(mark) * _WEIGHTS.get(name, 1) for name, mark in _MARKS.items()}
 
 
 def _latin_languages(asked: Text, answer: Text) -> tuple[str, str]:
@@ -149,7 +143,7 @@ def _latin_languages(asked: Text, answer: Text) -> tuple[str, str]:
 def _counts_of_common(text: Text) -> tuple[dict[str, int], int]:
     """(how many words are of the commonest in each language, how many words there are)."""
     counts = dict.fromkeys(_COMMON, 0)
-    words = _LATIN_WORD.findall(text.content[:LONG].lower())
+    words = _TABLE.latin_word.findall(text.content[:LONG].lower())
     for word in words:
         for language in _LANGUAGES_OF.get(word, ()):
             counts[language] += 1
@@ -158,7 +152,7 @@ def _counts_of_common(text: Text) -> tuple[dict[str, int], int]:
 
 def _wants_other(asked: Text, got: str, seen: View) -> bool:
     """Whether another language is named, or the question itself holds enough of the answer's."""
-    if _NAMES_LANGUAGE.search(seen.asked):
+    if _TABLE.names_language.search(seen.asked):
         return True
     match got:
         case "Japanese":
@@ -166,15 +160,8 @@ def _wants_other(asked: Text, got: str, seen: View) -> bool:
         case "Chinese" | "Korean":
             return _num_letters(asked, got) > 3
         case "Latin":
-            return (_FOREIGN_PASSAGE.search(asked.content) or _ABOUT_A_WORD.search(asked.content)) is not None
+            return any(found.search(asked.content) for found in (_TABLE.foreign_passage, _TABLE.about_a_word))
     return got in _MARKS and asked.shape.count(_MARKS[got]) > 2
-
-
-_FOREIGN_PASSAGE = re.compile(r"[A-Za-z]+(?:[ ,'’-]+[A-Za-z]+){2}")
-# 生成一个正确使用“opulent”一词的例句, 改变以下名词为复数形式：watch
-_ABOUT_A_WORD = re.compile(r"[词句].*[“\"'‘：:] ?[a-z]{3,}|[“\"'‘：:] ?[a-z]{3,}.*[词句]", re.S)
-_ASKS_FOR_CODE = _TABLE.pattern("asks_for_code")
-_NAMES_LANGUAGE = _TABLE.pattern("names_language")
 
 
 WRONG_LANGUAGE = Rule(
