@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from dsr1_tune.data.record import Feedback, Message, Place, Preference, Prompt, Record, Row, messages_of
+from dsr1_tune.data.record import Feedback, Message, Preference, Prompt, Record, Row, messages_of
 
 _ANSWERS = ("chosen", "rejected", "completion", "ground_truth")
 
@@ -30,13 +30,8 @@ def as_output(row: Row) -> dict[str, Any]:
                 said["ground_truth"] = row.answer
     if row.tools:
         said["tools"] = row.tools
-    said["source"] = place_as_json(row.place)
+    said["source"] = {"file": row.place.file, "line": row.place.line, "index": row.place.index}
     return said
-
-
-def place_as_json(place: Place) -> dict[str, Any]:
-    """A place as JSON values."""
-    return {"file": place.file, "line": place.line, "index": place.index}
 
 
 def _written(messages: tuple[Message, ...]) -> list[dict[str, str]]:

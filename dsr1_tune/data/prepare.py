@@ -6,7 +6,7 @@ import random
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,11 +19,12 @@ from dsr1_tune.data.dedup.exact import exact_duplicate, first_copies
 from dsr1_tune.data.dedup.minhash import LEARNED_ROWS
 from dsr1_tune.data.dedup.row_hashes import Alike
 from dsr1_tune.data.output import as_output, dumps
+from dsr1_tune.data.phrase_table import load_yaml
 from dsr1_tune.data.prepared import FileSummary, Prepared
 from dsr1_tune.data.read.ground_truth import result_of
 from dsr1_tune.data.read.read import open_files
 from dsr1_tune.data.read.values import Unusable
-from dsr1_tune.data.record import Drop, Feedback, Preference, Prompt, Record, Row, prompt_of
+from dsr1_tune.data.record import Drop, Prompt, Record, Row, prompt_of
 from dsr1_tune.data.report import reject
 from dsr1_tune.data.row_check import RowCheck, leaves_out_full_stops, pack_of
 from dsr1_tune.data.rules.pairs import objection, opposed, stance_of
@@ -31,6 +32,7 @@ from dsr1_tune.data.split import split_section
 from dsr1_tune.errors import DataError
 
 MAX_NAMED = 5
+_NEEDS: dict[str, dict[str, str]] = load_yaml(Path(__file__).with_suffix(".yaml"))
 
 AnyRow = TypeVar("AnyRow", bound=Row)
 
@@ -144,12 +146,12 @@ def prepare(data: Data, kind: type[Row] = Record) -> Prepared:
             f"{num_usable} that could be read with --set data.allow_damaged=true"
         )
         raise DataError("\n".join(broken), hint=hint)
-    need = NEEDS[kind]
+    need = _NEEDS[kind.__name__]
     if prepared.rows and not num_usable:
         kinds = _listed(Counter(type(row).__name__.lower() for row in prepared.rows))
-        raise DataError(f"{_names(prepared)}: {need.lack} ({kinds} rows)", hint=need.hint)
+        raise DataError(f"{_names(prepared)}: {need['lack']} ({kinds} rows)", hint=need["hint"])
     prepared = prepared.with_drops(
-        Drop(need.code, f"a {type(row).__name__.lower()} row", "keep it in a file of its own").at(
+        Drop(need["code"], f"a {type(row).__name__.lower()} row", "keep it in a file of its own").at(
             row.place, "selection", row.row
         )
         for row in prepared.rows
@@ -189,39 +191,6 @@ def _as_prompt(row: Row, column: str = "") -> Row | Drop:
     if result is None and isinstance(row, Record):
         result = row.answer
     return Prompt(prompt_of(row), result, row.place, row.tools, row.row, row.notes)
-
-
-@dataclass(frozen=True)
-class _Need:
-    """What is said where files hold no row, or some rows not, of the kind that is needed."""
-
-    lack: str
-    hint: str
-    code: str = "not_of_this_kind"
-
-
-NEEDS: dict[type[Row], _Need] = {
-    Record: _Need(
-        "no row has an answer to learn",
-        "supervised training needs questions with answers: add them, or name the columns with --map",
-        code="not_supervised",
-    ),
-    Preference: _Need(
-        "no row has a better and a worse answer",
-        "reward and dpo need rows with prompt, chosen and rejected: see dsr1-tune data init --format preference, or "
-        "name the columns with --map; rows with a completion and a label are for kto",
-    ),
-    Feedback: _Need(
-        "no row has an answer with a label",
-        "kto needs rows with prompt, completion and label (true or false): see dsr1-tune data init --format feedback, "
-        "or name the column with --map label=NAME; rows with chosen and rejected are for dpo",
-    ),
-    Prompt: _Need(
-        "no row has a prompt",
-        "ppo and grpo need rows with a prompt, and ground_truth or an answer where it can be checked: see dsr1-tune "
-        "data init --format prompts",
-    ),
-}
 
 
 def _not_drawn(records: Sequence[Row], data: Data) -> list[Drop]:

@@ -123,6 +123,17 @@ def prompt_of(row: Row) -> tuple[Message, ...]:
             return row.messages[:-1]
 
 
+def with_messages(row: Row, messages: tuple[Message, ...]) -> Row:
+    """The row with other messages, in the order of `messages_of`."""
+    match row:
+        case Preference():
+            return replace(row, prompt=messages[:-2], chosen=messages[-2], rejected=messages[-1])
+        case Feedback():
+            return replace(row, prompt=messages[:-1], completion=messages[-1])
+        case Prompt() | Record():
+            return replace(row, messages=messages)
+
+
 @dataclass(frozen=True, slots=True)
 class Drop:
     """A row that cannot be used, and how to fix it.
@@ -146,17 +157,8 @@ class Drop:
 
     def as_json(self) -> dict[str, Any]:
         """What is wrong and where, without the row, as plain JSON values."""
-        place = self.place
-        return {
-            "file": place.file if place else None,
-            "line": place.line if place else None,
-            "index": place.index if place else None,
-            "stage": self.stage,
-            "code": self.code,
-            "path": self.path,
-            "detail": self.detail,
-            "fix": self.fix,
-        }
+        where = {name: getattr(self.place, name, None) for name in ("file", "line", "index")}
+        return where | {name: getattr(self, name) for name in ("stage", "code", "path", "detail", "fix")}
 
 
 @dataclass(frozen=True, slots=True)

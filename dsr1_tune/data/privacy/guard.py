@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from dsr1_tune.data.privacy.kinds import FINDERS, KINDS, NUMBERS, OPTIONAL, worth_a_look
 from dsr1_tune.data.privacy.numbers import fold, number_windows
-from dsr1_tune.data.record import Checked, Drop, Feedback, Message, Preference, Prompt, Record, Row
+from dsr1_tune.data.record import Checked, Drop, Message, Prompt, Row, messages_of, with_messages
 from dsr1_tune.errors import ConfigError
 
 Action = Literal["off", "count", "redact", "drop"]
@@ -92,7 +92,9 @@ class Guard:
 
         A redacted row has the same placeholder for the same value in all its messages: `[EMAIL_1]`.
         """
-        messages = _messages(row)
+        messages = messages_of(row)
+        if isinstance(row, Prompt):  # its checkable answer, as if the assistant said it
+            messages += (Message("assistant", row.answer or "", "$.answer"),)
         joined = "\n".join([message.content for message in messages])
         if self.action == "off" or not (worth_a_look(joined) or (row.tools and worth_a_look(row.tools))):
             return Checked(row), Counter()
@@ -116,19 +118,6 @@ class Guard:
         return _redact(text, self._kinds, _Placeholders.beyond([text]))
 
 
-def _messages(row: Row) -> tuple[Message, ...]:
-    """Everything that is said in the row; a prompt's checkable answer as if the assistant said it."""
-    match row:
-        case Record():
-            return row.messages
-        case Preference():
-            return (*row.prompt, row.chosen, row.rejected)
-        case Feedback():
-            return (*row.prompt, row.completion)
-        case Prompt():
-            return (*row.messages, Message("assistant", row.answer or "", "$.answer"))
-
-
 def _drop(found: list[tuple[str, str, Found]], counts: Counter[str]) -> Drop:
     """Why the row falls out; what was found is told only in part, as reports travel further than data."""
     first: dict[str, str] = {}
@@ -145,23 +134,10 @@ def _masked(value: str) -> str:
 
 def _changed(row: Row, change: Callable[[str], str]) -> Row:
     """The row with every text changed."""
-
-    def message(old: Message) -> Message:
-        return replace(old, content=change(old.content))
-
-    match row:
-        case Record():
-            return replace(row, messages=tuple(map(message, row.messages)), tools=change(row.tools))
-        case Preference():
-            prompt = tuple(map(message, row.prompt))
-            chosen, rejected = message(row.chosen), message(row.rejected)
-            return replace(row, prompt=prompt, chosen=chosen, rejected=rejected, tools=change(row.tools))
-        case Feedback():
-            prompt = tuple(map(message, row.prompt))
-            return replace(row, prompt=prompt, completion=message(row.completion), tools=change(row.tools))
-        case Prompt():
-            answer = change(row.answer) if row.answer else row.answer
-            return replace(row, messages=tuple(map(message, row.messages)), tools=change(row.tools), answer=answer)
+    if isinstance(row, Prompt) and row.answer:
+        row = replace(row, answer=change(row.answer))
+    messages = tuple(replace(message, content=change(message.content)) for message in messages_of(row))
+    return replace(with_messages(row, messages), tools=change(row.tools))
 
 
 @dataclass
@@ -198,12 +174,9 @@ def _value(kind: str, written: str) -> str:
     if kind in ("email", "ip", "name", "wechat"):
         return re.sub(r"\s+", " ", written)
     digits = re.sub(r"[\W_]", "", written)
-    match kind:
-        case "cn_mobile":
-            return digits[-11:]
-        case "phone":
-            return re.sub(r"^1(?=[0-9]{10}$)", "", digits)
-    return digits
+    if kind == "cn_mobile":
+        return digits[-11:]
+    return re.sub(r"^1(?=[0-9]{10}$)", "", digits) if kind == "phone" else digits
 
 
 def _redact(text: str, kinds: frozenset[str], placeholders: _Placeholders) -> str:

@@ -7,7 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
+from dsr1_tune.data.phrase_table import load_yaml
 from dsr1_tune.data.read.ground_truth import RESULTS
 from dsr1_tune.data.record import Drop
 from dsr1_tune.errors import ConfigError
@@ -19,41 +22,7 @@ OUR_NAMES = (
     "question", "answer", "system", "history", "messages", "prompt", "chosen", "rejected", "label", "ground_truth"
 )  # fmt: skip
 
-# The first group of which a row has a column is the one that counts; two columns of one group are ambiguous.
-_QUESTIONS = (
-    ("instruction", "instruct", "question", "prompt", "query", "problem", "指令", "问题", "提问"),
-    ("input", "输入"),
-    ("ask", "title"),
-    ("human", "user", "q", "问"),
-)
-_ANSWERS = (
-    ("output", "answer", "response", "completion", "reply", "solution", "输出", "回答", "答案"),
-    ("target", "assistant", "bot", "gpt", "a", "答"),
-)
-_FORUM = ("title", "ask", "desc", "description")
-_CONTEXTS = ("input", "context", "输入")
-_TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog")
-_SYSTEMS = ("system", "system_prompt")
-_PAIRS = (
-    ("chosen", "rejected"),
-    ("chosen_response", "rejected_response"),
-    ("response_chosen", "response_rejected"),
-    ("chosen_answer", "rejected_answer"),
-    ("preferred", "dispreferred"),
-    ("response_j", "response_k"),
-    ("好的回答", "差的回答"),
-    ("好回答", "差回答"),
-)
-_SCORES = tuple(
-    (form.format("chosen"), form.format("rejected"))
-    for form in ("score_{}", "{}_score", "rating_{}", "{}_rating", "{}-rating", "{}_avg_rating", "{}_reward")
-)
-# What only feedback has; the others may as well hold a topic, and their content decides.
-_SURE_LABELS = ("kto_tag",)
-_LABELS = (
-    *_SURE_LABELS, "label", "is_good", "is_desirable", "desirable", "liked", "thumbs_up", "thumbs", "vote", "feedback",
-    "user_feedback", "human_feedback", "评价", "反馈", "标签",
-)  # fmt: skip
+_NAMES: dict[str, Any] = load_yaml(Path(__file__).with_suffix(".yaml"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,29 +85,33 @@ def shape_of(columns: tuple[str, ...], names: Names = ()) -> Shape | Drop:
     finder = _Columns(columns, dict(names))
     shape = Shape(
         "",
-        system=finder.first("system", _SYSTEMS),
+        system=finder.first("system", _NAMES["systems"]),
         history=finder.first("history", ("history",)),
         tools=finder.first("", ("tools", "functions")),
     )
     chosen, rejected = finder.pair()
-    turns = finder.first("messages", _TURNS)
+    turns = finder.first("messages", _NAMES["turns"])
     question = finder.question()
-    answer = finder.one_of("answer", _ANSWERS)
+    answer = finder.one_of("answer", _NAMES["answers"])
     if chosen and rejected:
-        shape = replace(shape, name="preference", chosen=chosen, rejected=rejected, scores=finder.both_of(_SCORES))
+        scores = finder.both_of([(form.format("chosen"), form.format("rejected")) for form in _NAMES["scores"]])
+        shape = replace(shape, name="preference", chosen=chosen, rejected=rejected, scores=scores)
         if isinstance(question, Drop) and not turns:
             return question
         # Where both are there, the turns are often the prompt with the chosen answer.
         asked = question if isinstance(question, tuple) else ()
         return replace(shape, question=asked, turns="" if asked else turns)
-    label = finder.first("label", _LABELS)
+    label = finder.first("label", _NAMES["labels"])
     if label:
-        shape = replace(shape, label=label, sure_label=finder.maps("label") or label.strip().lower() in _SURE_LABELS)
+        is_sure = finder.maps("label") or label.strip().lower() in _NAMES["sure_labels"]
+        shape = replace(shape, label=label, sure_label=is_sure)
     result = finder.first("ground_truth", RESULTS)
+    main_questions, main_answers = _NAMES["questions"][0], _NAMES["answers"][0]
     if turns and not finder.maps("question", "prompt", "answer"):
         name = "ShareGPT" if turns.lower().startswith("conversation") else "messages"
         said = answer if label and isinstance(answer, str) else ""
-        return replace(shape, name=name, turns=turns, answer=said, result=result or finder.first("", _ANSWERS[0]))
+        result = result or finder.first("", main_answers)
+        return replace(shape, name=name, turns=turns, answer=said, result=result)
     if isinstance(question, Drop):
         return question
     if question and finder.maps("ground_truth"):
@@ -148,7 +121,7 @@ def shape_of(columns: tuple[str, ...], names: Names = ()) -> Shape | Drop:
     if question and answer:
         name = "Alpaca" if question[0].lower() in ("instruction", "instruct") else "question-answer"
         return replace(shape, name=name, question=question, answer=answer)
-    if question and (finder.maps("question", "prompt") or question[0].strip().lower() in _QUESTIONS[0]):
+    if question and (finder.maps("question", "prompt") or question[0].strip().lower() in main_questions):
         return replace(shape, name="prompt", question=question, result=result)
     return finder.nothing_fits(bool(question), answer or chosen or rejected)
 
@@ -174,27 +147,26 @@ class _Columns:
         """The first of these columns that is there, or ""."""
         if self.maps(ours):
             return self._mapped(self.mapping[ours])[0]
-        return next((self.by_name[name] for name in names if name in self.by_name), "")
+        return next(iter(self._there(names)), "")
 
     def pair(self) -> tuple[str, str]:
         """The columns of the better and the worse answer; "" for one that is not there."""
         found = self.first("chosen", ("chosen",)), self.first("rejected", ("rejected",))
         if all(found) or self.maps("chosen", "rejected"):
             return found
-        good, bad = self.both_of(_PAIRS) or found
+        good, bad = self.both_of(_NAMES["pairs"]) or found
         return good, bad
 
     def both_of(self, pairs: Sequence[tuple[str, str]]) -> tuple[str, ...]:
         """The first pair of columns of which both are there."""
-        found = next((pair for pair in pairs if self._has(pair[:1]) and self._has(pair[1:])), ())
-        return tuple(self.by_name[name] for name in found)
+        return tuple(next((found for pair in pairs if len(found := self._there(pair)) == 2), ()))
 
     def one_of(self, ours: str, groups: Sequence[Sequence[str]]) -> str | Drop:
         """The one column of the first group that is there, "" for none."""
         if self.maps(ours):
             return self.first(ours, ())
         for group in groups:
-            found = [self.by_name[name] for name in group if name in self.by_name]
+            found = self._there(group)
             if len(found) > 1:
                 which = " or ".join(map(shown, found))
                 choice = f"choose with --map {ours}={shown(found[0])}"
@@ -205,18 +177,16 @@ class _Columns:
 
     def question(self) -> tuple[str, ...] | Drop:
         """The columns which together are the question, in the order in which they are read."""
-        for ours in ("question", "prompt"):
-            if self.maps(ours):
-                return self._mapped(self.mapping[ours])
-        forum = tuple(self.by_name[name] for name in _FORUM if name in self.by_name)
-        if len(forum) > 1 and not self._has((*_QUESTIONS[0], *_QUESTIONS[1])):
+        if mapped := next(filter(self.maps, ("question", "prompt")), ""):
+            return self._mapped(self.mapping[mapped])
+        forum = self._there(_NAMES["forum"])
+        if len(forum) > 1 and not self._there((*_NAMES["questions"][0], *_NAMES["questions"][1])):
             # A headline and what was written below it.
-            return forum
-        main = self.one_of("question", _QUESTIONS)
+            return tuple(forum)
+        main = self.one_of("question", _NAMES["questions"])
         if isinstance(main, Drop) or not main:
             return main if isinstance(main, Drop) else ()
-        context = [self.by_name[name] for name in _CONTEXTS if name in self.by_name and self.by_name[name] != main]
-        return (main, *context)
+        return (main, *(column for column in self._there(_NAMES["contexts"]) if column != main))
 
     def nothing_fits(self, has_question: bool, found: str) -> Drop:
         """Why these columns are no row to learn from."""
@@ -232,16 +202,15 @@ class _Columns:
             return Drop("missing_field", f"has {names}, but no answer", "add it, or name it: --map answer=NAME")
         return Drop("unknown_fields", f"its fields are {names}", "name them: --map question=NAME,answer=NAME")
 
-    def _has(self, names: Sequence[str]) -> bool:
-        return any(name in self.by_name for name in names)
+    def _there(self, names: Sequence[str]) -> list[str]:
+        return [self.by_name[name] for name in names if name in self.by_name]
 
     def _mapped(self, said: str) -> tuple[str, ...]:
         """`title` → the column title; `title+ask` → both, unless a column is named just so."""
-        found = self._exact(said)
-        if found:
+        if found := self._exact(said):
             return (found,)
-        parts = [self._exact(part) for part in said.split("+")]
-        return tuple(part for part in parts if part) if all(parts) else ()
+        parts = tuple(map(self._exact, said.split("+")))
+        return parts if all(parts) else ()
 
     def _exact(self, name: str) -> str:
         return name if name in self.columns else self.by_name.get(name.strip().lower(), "")

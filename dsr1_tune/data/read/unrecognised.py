@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from dsr1_tune.data.phrase_table import load_yaml
 from dsr1_tune.data.read.formats import listed, shown
 
 ROWS = 'write one object a line, such as {"input": "the question", "output": "the answer"}'
 MAX_LINES = 40
 
-_REGISTRY = {"file_name", "hf_hub_url", "ms_hub_url", "script_url", "cloud_file_name"}
-_PACKAGE = {"version", "dependencies", "devDependencies", "scripts"}
+_TABLE: dict[str, Any] = load_yaml(Path(__file__).with_suffix(".yaml"))
 
 
 def unrecognised_object(value: dict[str, Any]) -> tuple[str, str]:
     """(what it is, the fix) for a file that holds this one object and no rows."""
-    for is_one, what, fix in _OBJECTS:
-        if is_one(value):
-            return what, fix
+    is_registry = (isinstance(entry, dict) and entry.keys() & set(_TABLE["registry"]) for entry in value.values())
+    if value and all(is_registry):
+        what = "a registry that names data sets (such as dataset_info.json), not the data"
+        return what, "give the files that it names (file_name)"
+    for known in _TABLE["objects"]:
+        has_keys = any(set(keys) <= value.keys() for keys in known.get("keys", ()))
+        if has_keys or str(value.get("type")) in known.get("types", ()):
+            return known["what"], known.get("fix", ROWS)
     if what := unrecognised_rows([value]):
         return what, ROWS
     for name, inside in value.items():
@@ -30,51 +36,6 @@ def unrecognised_object(value: dict[str, Any]) -> tuple[str, str]:
         f"one object with {listed(value) or 'no fields'}: settings, perhaps, but no rows",
         f"{ROWS}; or name its columns with --map",
     )
-
-
-def _is_registry(value: dict[str, Any]) -> bool:
-    """A list of data sets by name, as LLaMA-Factory's dataset_info.json."""
-    return bool(value) and all(isinstance(entry, dict) and entry.keys() & _REGISTRY for entry in value.values())
-
-
-_OBJECTS: tuple[tuple[Callable[[dict[str, Any]], bool], str, str], ...] = (
-    (
-        _is_registry,
-        "a registry that names data sets (such as dataset_info.json), not the data",
-        "give the files that it names (file_name)",
-    ),
-    (lambda value: {"cells", "nbformat"} <= value.keys(), "a Jupyter notebook", ROWS),
-    (lambda value: str(value.get("type")) in ("FeatureCollection", "Feature", "Topology"), "GeoJSON, a map", ROWS),
-    (
-        lambda value: "log_history" in value,
-        "a trainer's state (trainer_state.json)",
-        "give the file that it was trained on",
-    ),
-    (
-        lambda value: "tokenizer_class" in value or {"added_tokens", "model"} <= value.keys(),
-        "part of a tokenizer",
-        "give the data, not the model",
-    ),
-    (lambda value: "weight_map" in value, "the index of a model's weights", "give the data, not the model"),
-    (
-        lambda value: bool(value.keys() & {"architectures", "model_type", "peft_type"}),
-        "a model's settings (config.json)",
-        "give the data, not the model",
-    ),
-    (
-        lambda value: "_fingerprint" in value or {"features", "splits"} <= value.keys(),
-        "a description that the datasets library writes beside the data",
-        "give the data: JSON lines or Parquet, for example from datasets' to_json or to_parquet",
-    ),
-    (
-        lambda value: "lockfileVersion" in value or ("name" in value and bool(value.keys() & _PACKAGE)),
-        "a software package's description (package.json)",
-        ROWS,
-    ),
-    (lambda value: bool(value.keys() & {"openapi", "swagger"}), "an OpenAPI description", ROWS),
-    (lambda value: "$schema" in value and "properties" in value, "a JSON schema", ROWS),
-    (lambda value: {"images", "annotations"} <= value.keys(), "annotations of images (COCO)", ROWS),
-)
 
 
 def unrecognised_rows(rows: Sequence[Any]) -> str:
@@ -99,48 +60,21 @@ def unrecognised_lines(texts: Sequence[str]) -> str:
 
 def has_progress(fields: Any) -> bool:
     """Whether these fields report the progress of a training."""
-    return any("loss" in str(name) for name in fields) and bool(
-        {"step", "epoch", "learning_rate", "lr", "iter", "iteration", "global_step", "current_steps"} & set(fields)
-    )
+    return any("loss" in str(name) for name in fields) and not set(_TABLE["progress"]).isdisjoint(fields)
 
 
 def unrecognised_text(text: str, ending: str) -> str:
     """What a text is that is neither JSON nor a table, or "" where it looks like nothing known."""
     lines = [line for line in text.split("\n")[:MAX_LINES] if line.strip()]
-    for what, pattern, share in _LINES:
-        if lines and sum(pattern.match(line) is not None for line in lines) >= share * len(lines):
-            return what
+    for known in _TABLE["lines"]:
+        if lines and sum(re.match(known["pattern"], line) is not None for line in lines) >= known["share"] * len(lines):
+            return str(known["what"])
     first = lines[0].strip() if lines else ""
-    if ending in (".md", ".markdown", ".rst") or re.match(r"#{1,6} \S|```|---$", first):
-        return "Markdown"
-    if ending in (".py", ".sh", ".js", ".c", ".sql") or re.match(
-        r"#!|import |from \w+ import|def |create table", first
-    ):
-        return "source code"
-    if ending in (".yaml", ".yml", ".toml", ".ini", ".cfg"):
-        return "a settings file"
+    for known in _TABLE["files"]:
+        if ending in known["endings"] or ("first" in known and re.match(known["first"], first)):
+            return str(known["what"])
     if re.search(r'"\s*[:,]\s*["\[{]|[}\]]\s*,\s*[{\[]', text[:2000]):
         return "a piece of JSON, of which the beginning is missing"
     if re.search(r"[.!?。！？…]", text) and len(re.findall(r"\w\s+\w|[\u4e00-\u9fff]{4}", text[:2000])) > 4:
         return "prose"
     return ""
-
-
-_LINES = (
-    (
-        "a program's log",
-        re.compile(
-            r"\[?\d{4}[-/]\d\d[-/]\d\d[T ]\d\d:\d\d|\[?\d\d:\d\d:\d\d"
-            r"|\W?(?:DEBUG|INFO|WARN(?:ING)?|ERROR|CRITICAL|FATAL)\b"
-        ),
-        0.6,
-    ),
-    (
-        "a training log",
-        re.compile(r".*(?:\bloss\W+\d.*\b(?:epoch|step|lr)\b|\b(?:epoch|step|iter)\b.*\bloss\W+\d)", re.IGNORECASE),
-        0.6,
-    ),
-    ("SQL", re.compile(r"(?:insert into|create table|drop table|select .* from)\b", re.IGNORECASE), 0.3),
-    ("a settings file", re.compile(r"\[[\w.\"' -]+\]\s*$|[\w.-]+ ?= ?\S|\s*#"), 0.8),
-    ("YAML, a settings file", re.compile(r"\s*(?:- )?[\w./-]+:(?:\s|$)|\s*- \S|\s*#|---"), 0.9),
-)

@@ -13,12 +13,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from dsr1_tune.data.record import Checked, Drop, Feedback, Preference, Record, Row, messages_of
+from dsr1_tune.data.record import Checked, Drop, Preference, Record, Row, messages_of, with_messages
 from dsr1_tune.data.rules.codes import MEANINGS
 from dsr1_tune.data.rules.packs import Custom, Pack, rule_of
 from dsr1_tune.data.rules.registry import RULES
 from dsr1_tune.data.rules.rule import Rule, RuleSettings
-from dsr1_tune.data.rules.text_features import lacks_answer, quoted, visible
+from dsr1_tune.data.rules.text_features import exemplary, lacks_answer, quoted, visible
 from dsr1_tune.errors import DataError
 
 
@@ -131,9 +131,9 @@ def _without_code(drop: Drop) -> Drop:
     return replace(drop, code="custom_rule", detail=f"{drop.code}: {drop.detail}")
 
 
-def _ask_function(function: Callable[[Record], Any], row: Record | Preference | Feedback, custom: Custom) -> Row | Drop:
+def _ask_function(function: Callable[[Record], Any], row: Row, custom: Custom) -> Row | Drop:
     """What the user's own function says of the row: the same or a repaired one, or a Drop."""
-    record = _as_record(row)
+    record = row if isinstance(row, Record) else Record(exemplary(row), row.place, row.tools, row.row)
     try:
         said = function(record)
     except Exception as error:
@@ -156,18 +156,9 @@ def _ask_function(function: Callable[[Record], Any], row: Record | Preference | 
     )
 
 
-def _as_record(row: Record | Preference | Feedback) -> Record:
-    """The prompt with its good answer."""
-    if isinstance(row, Record):
-        return row
-    answer = row.chosen if isinstance(row, Preference) else row.completion
-    return Record((*row.prompt, answer), row.place, row.tools, row.row)
-
-
-def _as_row(record: Record, row: Record | Preference | Feedback) -> Row:
+def _as_row(record: Record, row: Row) -> Row:
     """A repaired record as the kind of row it came from, at the same place."""
-    if isinstance(row, Preference):
-        return replace(row, prompt=record.messages[:-1], chosen=record.messages[-1])
-    if isinstance(row, Feedback):
-        return replace(row, prompt=record.messages[:-1], completion=record.messages[-1])
-    return replace(record, place=row.place, row=row.row)
+    if isinstance(row, Record):
+        return replace(record, place=row.place, row=row.row)
+    rejected = (row.rejected,) if isinstance(row, Preference) else ()
+    return with_messages(row, (*record.messages, *rejected))

@@ -9,16 +9,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 
 from dsr1_tune.config import ConfigSection
 from dsr1_tune.data.record import Record
 from dsr1_tune.data.rules.codes import register
 from dsr1_tune.data.rules.registry import RULES, Rules
-from dsr1_tune.data.rules.rule import Action, Rule, RuleSettings
+from dsr1_tune.data.rules.rule import YAML_OFF, Action, Rule, RuleSettings
 from dsr1_tune.errors import ConfigError
 
 SHIPPED = Path(__file__).with_name("rule_packs")
@@ -35,12 +35,6 @@ class Custom(ConfigSection):
     """What to call it in reports; without one, the name of the Rule or function."""
     settings: dict[str, Any] = {}
     """The settings of a Rule; a function takes none."""
-
-    @field_validator("action", mode="before")
-    @classmethod
-    def _yaml_off(cls, value: Any) -> Any:
-        """YAML reads a bare `off` as false."""
-        return "off" if value is False else value
 
     @property
     def title(self) -> str:
@@ -62,16 +56,10 @@ class Pack(ConfigSection):
     """What kind of data it is for."""
     rules: Rules = Rules()
     """The rules and their settings."""
-    privacy: Literal["count", "redact", "drop", "off"] | None = None
+    privacy: Annotated[Literal["count", "redact", "drop", "off"] | None, YAML_OFF] = None
     """What to do about personal data, where the run does not say."""
     custom: tuple[Custom, ...] = ()
     """Rules of the user's own, after all others."""
-
-    @field_validator("privacy", mode="before")
-    @classmethod
-    def _yaml_off(cls, value: Any) -> Any:
-        """YAML reads a bare `off` as false."""
-        return "off" if value is False else value
 
 
 def shipped_packs() -> tuple[str, ...]:

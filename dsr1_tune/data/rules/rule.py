@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from dsr1_tune.config import ConfigSection
 from dsr1_tune.data.record import Drop, Row
 
-Action = Literal["drop", "warn", "off"]
+YAML_OFF = BeforeValidator(lambda value: "off" if value is False else value)
+"""YAML reads a bare `off` as false."""
+Action = Annotated[Literal["drop", "warn", "off"], YAML_OFF]
 Part = Annotated[float, Field(gt=0.0, le=1.0)]
 Words = tuple[Annotated[str, Field(min_length=1)], ...]
 
@@ -35,12 +37,6 @@ class RuleSettings(ConfigSection):
     def _action_alone(cls, value: Any) -> Any:
         """`refusal: warn` is short for `refusal: {action: warn}`."""
         return {"action": value} if isinstance(value, (str, bool)) else value
-
-    @field_validator("action", mode="before")
-    @classmethod
-    def _yaml_off(cls, value: Any) -> Any:
-        """YAML reads a bare `off` as false."""
-        return "off" if value is False else value
 
     @property
     def is_idle(self) -> bool:

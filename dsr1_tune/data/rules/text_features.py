@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import replace
 
-from dsr1_tune.data.record import Feedback, Message, Preference, Prompt, Record, Row
+from dsr1_tune.data.record import Feedback, Message, Preference, Prompt, Row, messages_of, with_messages
 
 # Expensive checks look at the beginning and the end of a text that is longer than twice this.
 LONG = 10_000
-
+MARGIN = 120
+"""So many bytes are looked at on either side of a longer text."""
+# Refusals stand within so many bytes.
+_HEAD = 200
+TO_WORDS = bytes(byte if chr(byte).isalnum() and byte < 0x80 else 0x20 for byte in range(256))
+"""Turns all but ASCII letters and digits into spaces, to split a text into words."""
+_watched: set[bytes] = set()
 _CONTINUATION = bytes(range(0x80, 0xC0))
 
 
@@ -79,6 +86,31 @@ class Text:
         return self.num_han * 4 > self.num_latin
 
 
+def watch(words: Iterable[bytes]) -> frozenset[bytes]:
+    """Let `hints` report these words from now on; a rule calls it when its module is imported."""
+    watched = frozenset(words)
+    _watched.update(watched)
+    return watched
+
+
+def hints(text: Text) -> frozenset[bytes]:
+    """Which of the watched words stand near the beginning or the end of the text."""
+    if text.hints is None:
+        low = text.low
+        if len(low) > _HEAD + MARGIN:
+            low = low[:_HEAD] + b" " + low[-MARGIN:]
+        text.hints = frozenset(_watched.intersection(low.translate(TO_WORDS).split()))
+    return text.hints
+
+
+def holds(text: bytes, needles: tuple[bytes, ...]) -> bool:
+    """Whether one of the needles stands there: far quicker than a regular expression with alternatives."""
+    for needle in needles:  # noqa: SIM110 - any() over a generator takes twice as long
+        if needle in text:
+            return True
+    return False
+
+
 class View:
     """A row as the rules see it: the last question, and the assistant's answers with the final one last.
 
@@ -90,7 +122,7 @@ class View:
 
     def __init__(self, row: Row) -> None:
         self.row = row
-        messages = _exemplary(row)
+        messages = exemplary(row)
         self.texts = texts = [Text(message) for message in messages]
         if len(texts) == 2 and messages[0].role == "user" and messages[1].role == "assistant":
             self.question: Text | None = texts[0]
@@ -122,15 +154,15 @@ def lacks_answer(row: Row) -> bool:
     return isinstance(row, Prompt) or (isinstance(row, Feedback) and not row.is_good)
 
 
-def _exemplary(row: Row) -> tuple[Message, ...]:
-    """All that is said in the row and should be good: a worse answer may be as bad as it likes."""
-    match row:
-        case Preference():
-            return (*row.prompt, row.chosen)
-        case Feedback():
-            return (*row.prompt, row.completion) if row.is_good else row.prompt
-        case Prompt() | Record():
-            return row.messages
+def exemplary(row: Row) -> tuple[Message, ...]:
+    """All that is said in the row and should be good: a worse answer, the last, may be as bad as it likes."""
+    messages = messages_of(row)
+    return messages[:-1] if has_bad_answer(row) else messages
+
+
+def has_bad_answer(row: Row) -> bool:
+    """Whether the last thing said in the row is an answer that should not be learned."""
+    return isinstance(row, Preference) or (isinstance(row, Feedback) and not row.is_good)
 
 
 _last: View | None = None
@@ -147,19 +179,12 @@ def view(row: Row) -> View:
 
 def with_texts(row: Row, contents: list[str]) -> Row:
     """The same row with other texts, in the order of the view's texts; a rejected or bad answer stays."""
-    changed = tuple(
+    messages = messages_of(row)
+    changed = [
         message if message.content == content else replace(message, content=content)
-        for message, content in zip(_exemplary(row), contents, strict=True)
-    )
-    match row:
-        case Preference():
-            return replace(row, prompt=changed[:-1], chosen=changed[-1])
-        case Feedback() if not row.is_good:
-            return replace(row, prompt=changed)
-        case Feedback():
-            return replace(row, prompt=changed[:-1], completion=changed[-1])
-        case Prompt() | Record():
-            return replace(row, messages=changed)
+        for message, content in zip(exemplary(row), contents, strict=True)
+    ]
+    return with_messages(row, (*changed, *messages[len(changed) :]))
 
 
 def _prints_nothing() -> str:

@@ -9,15 +9,19 @@ from hypothesis import strategies as st
 from dsr1_tune.data.record import Feedback, Message, Place, Preference, Prompt, Record
 from dsr1_tune.data.rules.text_features import (
     LONG,
+    MARGIN,
     Text,
     bare,
     ends,
     folded,
+    hints,
+    holds,
     looks_like_code,
     phrases,
     quoted,
     view,
     visible,
+    watch,
     with_texts,
     without_code,
 )
@@ -117,3 +121,17 @@ def test_looks_like_code(content, is_code):
 
 def test_phrases_are_split_at_bars_and_lines():
     assert phrases("a|b c\n  d||") == ["a", "b c", "d"]
+
+
+def test_hints_are_the_watched_words_near_both_ends():
+    watched = watch([b"zyzzyva", b"quokka", b"axolotl"])
+    middle = "word " * 200
+    text = Text(Message("assistant", f"A Zyzzyva, {middle} axolotl {middle} a quokka."))
+    assert hints(text) & watched == {b"zyzzyva", b"quokka"}
+    assert hints(text) is hints(text)
+    assert hints(Text(Message("assistant", "zyzzyvas"))) & watched == set()
+    assert len(middle) > MARGIN
+
+
+def test_holds_finds_any_needle():
+    assert holds(b"one two", (b"three", b"two")) and not holds(b"one two", (b"three",))

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 
 from dsr1_tune.data.phrase_table import PhraseTable
 from dsr1_tune.data.record import Drop, Row
-from dsr1_tune.data.rules.hints import holds
 from dsr1_tune.data.rules.rule import Meaning, Rule, RuleSettings, Words
-from dsr1_tune.data.rules.text_features import Text, View, phrases, quoted, view
+from dsr1_tune.data.rules.text_features import Text, View, holds, phrases, quoted, view
 
 _TABLE = PhraseTable(__file__)
 _NEAR = 120

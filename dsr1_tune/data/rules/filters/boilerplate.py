@@ -6,9 +6,8 @@ import re
 
 from dsr1_tune.data.phrase_table import PhraseTable
 from dsr1_tune.data.record import Drop, Row
-from dsr1_tune.data.rules.hints import MARGIN, TO_WORDS, hints, watch
 from dsr1_tune.data.rules.rule import Meaning, Rule, RuleSettings, Words
-from dsr1_tune.data.rules.text_features import Text, quoted, view
+from dsr1_tune.data.rules.text_features import MARGIN, TO_WORDS, Text, hints, quoted, view, watch
 
 _TABLE = PhraseTable(__file__)
 # A strong phrase is enough, unless pages are the subject; then it takes what only a whole page holds.

@@ -10,9 +10,9 @@ from typing import Annotated
 from pydantic import Field
 
 from dsr1_tune.data.phrase_table import PhraseTable
-from dsr1_tune.data.record import Drop, Feedback, Message, Preference, Row
+from dsr1_tune.data.record import Drop, Row, messages_of, with_messages
 from dsr1_tune.data.rules.rule import Meaning, Rule, RuleSettings
-from dsr1_tune.data.rules.text_features import HAN_RUN, Text, quoted, view, with_texts, without_code
+from dsr1_tune.data.rules.text_features import HAN_RUN, Text, has_bad_answer, quoted, view, with_texts, without_code
 
 _TABLE = PhraseTable(__file__)
 _GBK_MARKS = _TABLE["gbk_marks"]
@@ -53,19 +53,12 @@ def encoding(row: Row, settings: Encoding) -> Row | Drop:
     if repaired:
         row = with_texts(row, repaired)
     # Else the broken encoding would be what tells the worse answer from the better.
-    if isinstance(row, Preference) and settings.repair:
-        rejected = _repaired(row.rejected)
-        return row if rejected is row.rejected else replace(row, rejected=rejected)
-    if isinstance(row, Feedback) and settings.repair and not row.is_good:
-        completion = _repaired(row.completion)
-        return row if completion is row.completion else replace(row, completion=completion)
+    if settings.repair and has_bad_answer(row):
+        *messages, bad = messages_of(row)
+        content = _repaired_text(bad.content) if _may_be_mojibake(Text(bad)) else bad.content
+        if content != bad.content:
+            row = with_messages(row, (*messages, replace(bad, content=content)))
     return row
-
-
-def _repaired(message: Message) -> Message:
-    """The same message, or the repaired one."""
-    content = _repaired_text(message.content) if _may_be_mojibake(Text(message)) else message.content
-    return message if content == message.content else replace(message, content=content)
 
 
 def _may_be_mojibake(text: Text) -> bool:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dsr1_tune.config import Count
 from dsr1_tune.data.phrase_table import PhraseTable
 from dsr1_tune.data.record import Drop, Row
-from dsr1_tune.data.rules.hints import hints, watch
 from dsr1_tune.data.rules.rule import Meaning, Rule, RuleSettings, Words
-from dsr1_tune.data.rules.text_features import Text, View, phrases, quoted, view
+from dsr1_tune.data.rules.text_features import Text, View, hints, phrases, quoted, view, watch
 
 _TABLE = PhraseTable(__file__)
 _SELF = (b"i ", b"i'", b"my ", b"it would", b"it is not", b"this request", b"your request", b"that request")

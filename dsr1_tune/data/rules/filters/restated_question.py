@@ -9,9 +9,8 @@ from pydantic import Field
 from dsr1_tune.config import Count
 from dsr1_tune.data.phrase_table import PhraseTable
 from dsr1_tune.data.record import Drop, Row
-from dsr1_tune.data.rules.hints import holds
 from dsr1_tune.data.rules.rule import Meaning, Rule, RuleSettings
-from dsr1_tune.data.rules.text_features import HAN_RUN, WORD, Text, bare, quoted, view
+from dsr1_tune.data.rules.text_features import HAN_RUN, WORD, Text, bare, holds, quoted, view
 
 _TABLE = PhraseTable(__file__)
 _GREETINGS = frozenset(_TABLE["greetings"])
