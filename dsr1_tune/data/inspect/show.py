@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import orjson
 
 from dsr1_tune.data.read.json_rows import Raw
 from dsr1_tune.data.read.rows import Interpreter, Learned
-from dsr1_tune.data.record import Drop, Feedback, Message, Place, Preference, Prompt, Record, Row
+from dsr1_tune.data.record import Drop, Feedback, Place, Preference, Prompt, Record, Row, prompt_of
 from dsr1_tune.data.rules.codes import MEANINGS, meaning
 from dsr1_tune.errors import DataError
 
@@ -56,7 +56,7 @@ def pick(
     elif sample is not None:
         picked = _drawn(rows, min(sample, MAX_PICKED), seed)
     else:
-        picked = [one for _, one in zip(range(NUM_FIRST), rows, strict=False)]
+        picked = list(islice(rows, NUM_FIRST))
     if not picked:
         raise DataError(_nothing(row, line, code), hint=_where_to_look(row, line, code))
     return picked
@@ -105,9 +105,7 @@ def _at(rows: Iterable[Row | Drop], row: int | None, line: int | None) -> list[R
         place = one.place
         if place is None:
             continue
-        if row is not None and place.index == row:
-            return [one]
-        if line is not None and place.line == line:
+        if place.index == row or place.line == line:
             return [one]
         if line is not None and place.line > line:
             break
@@ -132,12 +130,9 @@ def _drawn(rows: Iterable[Row | Drop], number: int, seed: int) -> list[Row | Dro
 
 
 def _nothing(row: int | None, line: int | None, code: str | None) -> str:
-    sought = [
-        f"row {row}" if row is not None else "",
-        f"line {line}" if line is not None else "",
-        f"code {code}" if code is not None else "",
-    ]
-    return f"there is no row with {', '.join(filter(None, sought))}" if any(sought) else "there are no rows"
+    asked = {"row": row, "line": line, "code": code}
+    sought = ", ".join(f"{name} {value}" for name, value in asked.items() if value is not None)
+    return f"there is no row with {sought}" if sought else "there are no rows"
 
 
 def _where_to_look(row: int | None, line: int | None, code: str | None) -> str:
@@ -185,6 +180,8 @@ def _reason(drop: Drop) -> Text:
 
 def _said(row: Row | Drop, limit: int) -> Iterator[Text]:
     """Each turn under its role; what cannot be read as a conversation as JSON."""
+    from rich.text import Text
+
     if isinstance(row, Drop):
         said = Interpreter(Learned())(Raw(row.row, row.place or Place("", 0, 0)))
         if isinstance(said, Drop):
@@ -192,35 +189,21 @@ def _said(row: Row | Drop, limit: int) -> Iterator[Text]:
         else:
             yield from _said(said, limit)
         return
-    if row.tools:
-        yield _turn("tools", row.tools, limit)
+    turns = [("tools", row.tools)] if row.tools else []
+    turns += [(message.role, message.content) for message in prompt_of(row)]
     match row:
         case Record():
-            yield from _turns(row.messages, limit)
+            turns.append((row.messages[-1].role, row.answer))
         case Preference():
-            yield from _turns(row.prompt, limit)
-            yield _turn("chosen", row.chosen.content, limit)
-            yield _turn("rejected", row.rejected.content, limit)
+            turns += [("chosen", row.chosen.content), ("rejected", row.rejected.content)]
         case Feedback():
-            yield from _turns(row.prompt, limit)
-            yield _turn("good answer" if row.is_good else "bad answer", row.completion.content, limit)
-        case Prompt():
-            yield from _turns(row.messages, limit)
-            if row.answer is not None:
-                yield _turn("ground truth", row.answer, limit)
+            turns.append(("good answer" if row.is_good else "bad answer", row.completion.content))
+        case Prompt() if row.answer is not None:
+            turns.append(("ground truth", row.answer))
+    for role, content in turns:
+        yield Text(f"{role}: ", f"bold {_COLORS.get(role, 'yellow')}").append(_cut(content, limit))
     for note in row.notes:
         yield _visible(f"remark: {note.code} {note.detail}", "yellow")
-
-
-def _turns(messages: Iterable[Message], limit: int) -> Iterator[Text]:
-    for message in messages:
-        yield _turn(message.role, message.content, limit)
-
-
-def _turn(role: str, content: str, limit: int) -> Text:
-    from rich.text import Text
-
-    return Text(f"{role}: ", f"bold {_COLORS.get(role, 'yellow')}").append(_cut(content, limit))
 
 
 def _cut(text: str, limit: int) -> Text:

@@ -6,12 +6,12 @@ import random
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from dsr1_tune.data.inspect.tables import plain, titled
-from dsr1_tune.data.record import Drop, Feedback, Preference, Prompt, Record, Row, prompt_of
+from dsr1_tune.data.record import Drop, Preference, Prompt, Record, Row, prompt_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -189,15 +189,9 @@ def language(text: str) -> str:
 
 
 def _answer(row: Row) -> str:
-    match row:
-        case Record():
-            return row.answer
-        case Prompt():
-            return row.answer or ""
-        case Preference():
-            return row.chosen.content
-        case Feedback():
-            return row.completion.content
+    if isinstance(row, (Record, Prompt)):
+        return row.answer or ""
+    return (row.chosen if isinstance(row, Preference) else row.completion).content
 
 
 def _first_words(question: str) -> str:
@@ -215,20 +209,23 @@ class _Counted:
         self._lengths = {part: Lengths() for part in PARTS}
 
     def add(self, *texts: str) -> None:
-        for part, text in zip(PARTS, texts, strict=True):
-            if text:
-                self._lengths[part].add(len(text))
+        self._count([len(text) or None for text in texts])
+
+    def _count(self, lengths: Sequence[int | None]) -> None:
+        for part, length in zip(PARTS, lengths, strict=True):
+            if length is not None:
+                self._lengths[part].add(length)
 
     def finish(self) -> tuple[int, dict[str, dict[str, Any]]]:
         """(rows measured, the lengths of each part)."""
-        of = {part: lengths.as_json() for part, lengths in self._lengths.items()}
-        return self._lengths["conversation"].num, of
+        return self._lengths["conversation"].num, {part: lengths.as_json() for part, lengths in self._lengths.items()}
 
 
-class _Sampled:
+class _Sampled(_Counted):
     """Lengths in tokens, of a sample drawn at random from a stream (reservoir sampling); texts are not kept."""
 
     def __init__(self, count_tokens: CountTokens, seed: int) -> None:
+        super().__init__()
         self._count_tokens = count_tokens
         self._random = random.Random(seed)
         self._num_seen = 0
@@ -247,14 +244,10 @@ class _Sampled:
             self._measure()
 
     def finish(self) -> tuple[int, dict[str, dict[str, Any]]]:
-        """(rows measured, the lengths of each part)."""
         self._measure()
-        measured = {part: Lengths() for part in PARTS}
         for row in self._sample:
-            for part, length in zip(PARTS, row, strict=True):
-                if length is not None:
-                    measured[part].add(length)
-        return len(self._sample), {part: lengths.as_json() for part, lengths in measured.items()}
+            self._count(row)
+        return len(self._sample), super().finish()[1]
 
     def _measure(self) -> None:
         counted = iter(self._count_tokens([text for texts in self._waiting.values() for text in texts if text]))
@@ -286,43 +279,40 @@ class _Frequent:
 
 def show_stats(found: Stats, console: Console) -> None:
     """Print the numbers as tables."""
-    whole = found.num_rows or 1
-    rows = _table("Rows", "what", "rows", "share")
-    for name, number in [*found.kinds.items(), *((f"bad: {code}", n) for code, n in found.codes.items())]:
-        _add(rows, name, number, whole)
+    bad = ((f"bad: {code}", number) for code, number in found.codes.items())
+    rows = _shares("Rows", "what", [*found.kinds.items(), *bad], found.num_rows or 1)
     rows.add_section()
     rows.add_row("together", f"{found.num_rows:,}", "")
     console.print(rows)
     if not found.num_good:
         return
     console.print(_lengths_table(found))
-    languages = _table("Languages", "language", "rows", "share")
-    for name, number in found.languages.items():
-        _add(languages, name, number, found.num_good)
-    console.print(languages)
-    turns = _table("Questions per conversation", "questions", "rows", "share")
-    for name, number in _few(found.turns):
-        _add(turns, name, number, found.num_good)
-    console.print(turns)
-    has = _table("Rows that have", "what", "rows", "share")
-    for name, number in (
+    has = (
         ("a system prompt", found.num_with_system),
         ("tools", found.num_with_tools),
         ("thoughts (<think>)", found.num_with_thoughts),
+    )
+    for title, column, counts in (
+        ("Languages", "language", found.languages.items()),
+        ("Questions per conversation", "questions", _few(found.turns)),
+        ("Rows that have", "what", has),
+        ("Most frequent system prompts", "text", found.systems),
+        ("Questions begin with", "text", found.first_words),
     ):
-        _add(has, name, number, found.num_good)
-    console.print(has)
-    for title, names in (("Most frequent system prompts", found.systems), ("Questions begin with", found.first_words)):
-        if names:
-            table = _table(title, "text", "rows", "share")
-            for name, number in names:
-                _add(table, name, number, found.num_good)
-            console.print(table)
+        if counts:
+            console.print(_shares(title, column, counts, found.num_good))
+
+
+def _shares(title: str, column: str, counts: Iterable[tuple[str, int]], whole: int) -> Table:
+    table = titled(title, [column], ["rows", "share"])
+    for name, number in counts:
+        table.add_row(plain(name.replace("\n", " ")), f"{number:,}", f"{number / whole:.1%}")
+    return table
 
 
 def _lengths_table(found: Stats) -> Table:
     of = f"{found.unit} of {found.num_sampled:,} rows" + (" drawn at random" if found.unit == "tokens" else "")
-    table = _table(f"Lengths ({of})", "part", "median", "95 % below", "longest")
+    table = titled(f"Lengths ({of})", ["part"], ["median", "95 % below", "longest"])
     for part in PARTS:
         lengths = found.lengths[part]
         if lengths["max"] is not None:
@@ -335,15 +325,3 @@ def _few(turns: dict[int, int]) -> list[tuple[str, int]]:
     few = [(str(number), rows) for number, rows in turns.items() if number < NUM_SHOWN]
     more = sum(rows for number, rows in turns.items() if number >= NUM_SHOWN)
     return [*few, *([(f"{NUM_SHOWN} or more", more)] if more else [])]
-
-
-def _add(table: Table, name: str, number: int, whole: int) -> None:
-    table.add_row(plain(name.replace("\n", " ")), f"{number:,}", f"{number / whole:.1%}")
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = titled(title)
-    table.add_column(columns[0], overflow="fold")
-    for name in columns[1:]:
-        table.add_column(name, justify="right", no_wrap=True)
-    return table

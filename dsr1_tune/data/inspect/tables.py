@@ -41,16 +41,14 @@ def show_cleaned(report: Mapping[str, Any], console: Console) -> None:
     """Print what `data clean` did: the same, the way of the rows, personal data, the judge, and what is left."""
     show(report, console)
     console.print(_funnel(report))
-    found = report["personal_data"]["kinds"]
-    if found:
-        listed = ", ".join(
-            f"{kind} {count['num_found']:,} in {count['num_rows']:,} rows" for kind, count in found.items()
-        )
+    if found := report["personal_data"]["kinds"]:
+        said = (f"{kind} {count['num_found']:,} in {count['num_rows']:,} rows" for kind, count in found.items())
+        listed = ", ".join(said)
         done = {"count": "only counted; --privacy redact takes it out", "redact": "redacted", "drop": "dropped"}
         console.print(plain(f"Personal data ({done.get(report['personal_data']['action'], '')}): {listed}."))
     if judge := report["judge"]:
-        said = "; ".join([f"the judge dropped {judge['num_dropped']:,} rows", *judge.get("notes", ())])
-        console.print(plain(f"{said[0].upper()}{said[1:]}."))
+        said_by_judge = "; ".join([f"the judge dropped {judge['num_dropped']:,} rows", *judge.get("notes", ())])
+        console.print(plain(f"{said_by_judge[0].upper()}{said_by_judge[1:]}."))
     for file in report["files"]:
         if file["is_damaged"]:
             text = f"{file['file']} is damaged: rows behind the broken place may be lost. Mend it, or fetch it again."
@@ -64,12 +62,8 @@ def show_cleaned(report: Mapping[str, Any], console: Console) -> None:
 
 
 def _files_table(report: Mapping[str, Any]) -> Table:
-    table = titled("Files")
-    for name in ("file", "format"):
-        table.add_column(name, overflow="fold")
     columns = ("num_rows", "num_kept", "num_merged", "num_dropped")
-    for name in columns:
-        table.add_column(name.removeprefix("num_"), justify="right", no_wrap=True)
+    table = titled("Files", ["file", "format"], [name.removeprefix("num_") for name in columns])
     for file in report["files"]:
         formats = ", ".join(f"{name} {number:,}" for name, number in file["formats"].items())
         format = f"mixed: {formats}" if len(file["formats"]) > 1 else file["format"] or "no known format"
@@ -97,8 +91,7 @@ def _funnel(report: Mapping[str, Any]) -> Table:
 
 
 def _codes_table(title: str, counts: Mapping[str, int], examples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
-    table = titled(title)
-    table.add_column("rows", justify="right", no_wrap=True)
+    table = titled(title, numbers=["rows"])
     table.add_column("code", no_wrap=True)
     table.add_column("meaning; the first such row", overflow="fold")
     for code, number in counts.items():
@@ -118,9 +111,7 @@ def _remarks_table(report: Mapping[str, Any]) -> Table:
 
 def _rows_table(file: str, drops: Sequence[Drop]) -> Table:
     """All bad rows of one file; the mend stands below what is wrong, so that it also fits a narrow terminal."""
-    table = titled(f"Bad rows of {file}")
-    table.add_column("line", justify="right", no_wrap=True)
-    table.add_column("row", justify="right", no_wrap=True)
+    table = titled(f"Bad rows of {file}", numbers=["line", "row"])
     table.add_column("code, place in the row", overflow="fold")
     table.add_column("what is wrong, how to mend it", overflow="fold", ratio=1)
     for drop in drops:
@@ -136,12 +127,17 @@ def _rows_table(file: str, drops: Sequence[Drop]) -> Table:
     return table
 
 
-def titled(title: str) -> Table:
-    """A table with its title above it, as all of these commands print them."""
+def titled(title: str, texts: Sequence[str] = (), numbers: Sequence[str] = ()) -> Table:
+    """A table with its title above it, as all of these commands print them, and columns of texts and of numbers."""
     from rich import box
     from rich.table import Table
 
-    return Table(title=plain(title, "bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+    table = Table(title=plain(title, "bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+    for name in texts:
+        table.add_column(name, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
 def plain(text: str, style: str = "") -> Text:

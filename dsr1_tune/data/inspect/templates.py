@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,16 @@ _FOLDER = folder_beside(Path(__file__).parents[2])
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """An accepted format: how its rows are made of a domain's content, and what is said about it."""
+    """An accepted format: what is said about it, and the ending of its files."""
 
-    rows: Callable[[dict[str, Any]], Iterator[dict[str, Any]]]
     ending: str
     what: dict[str, str]
     fields: dict[str, dict[str, str]]
     use: str = "sft"
+
+
+FORMATS = {name: Format(**texts) for name, texts in _TEXTS["formats"].items()}
+"""What `--format` knows, by name."""
 
 
 def init(domain: str, language: str = "en", format: str = "messages", out: Path | None = None) -> list[Path]:
@@ -68,7 +71,7 @@ def init(domain: str, language: str = "en", format: str = "messages", out: Path 
 def template(domain: str, language: str, format: str, ending: str = "") -> str:
     """The text of a template file: JSON lines, a JSON array (`.json`) or CSV (`.csv`)."""
     content = load_yaml(_FOLDER / f"{domain}.{language}.yaml")
-    rows = list(FORMATS[format].rows(content))
+    rows = list(_rows(format, content))
     ending = ending or FORMATS[format].ending
     if ending == ".csv":
         return _as_csv(rows)
@@ -97,52 +100,49 @@ def _as_csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _questions_and_answers(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for item in content["items"]:
-        yield {"question": _asked(item), "answer": item["answer"]}
+def _rows(format: str, content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A domain's content as the rows of a format."""
+    if format == "prompts":
+        yield from ({"prompt": prompt["question"], "ground_truth": prompt["result"]} for prompt in content["prompts"])
+    elif format == "tools":
+        yield from _tool_calls(content)
+    else:
+        for number, item in enumerate(content["items"], 1):
+            yield from _rows_of_item(format, item, number, content["system"])
 
 
-def _alpaca(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for item in content["items"]:
-        yield {"instruction": item["question"], "input": item.get("context", ""), "output": item["answer"]}
+def _rows_of_item(format: str, item: dict[str, Any], number: int, system: str) -> Iterator[dict[str, Any]]:
+    asked, answer, then = _asked(item), item["answer"], item["then"]
+    talk = [("user", asked), ("assistant", answer), ("user", then["question"]), ("assistant", then["answer"])]
+    match format:
+        case "question-answer" | "csv":
+            yield {"question": asked, "answer": answer}
+        case "alpaca":
+            yield {"instruction": item["question"], "input": item.get("context", ""), "output": answer}
+        case "history":
+            row = {"instruction": then["question"], "input": "", "output": then["answer"]}
+            yield {**row, "history": [[asked, answer]]}
+        case "sharegpt":
+            names = {"user": "human", "assistant": "gpt"}
+            turns = [{"from": names[role], "value": text} for role, text in talk]
+            yield {"system": system, "conversations": turns}
+        case "messages":
+            yield {"messages": [_message(*turn) for turn in [("system", system), *talk]]}
+        case "firefly":
+            said = [text for _, text in talk]
+            pairs = [{"human": said[at], "assistant": said[at + 1]} for at in (0, 2)]
+            yield {"conversation_id": number, "conversation": pairs}
+        case "reasoning":
+            thought = f"<think>\n{item['reasoning']}\n</think>\n\n{answer}"
+            yield {"messages": [_message("user", asked), _message("assistant", thought)]}
+        case "preference":
+            yield {"prompt": asked, "chosen": answer, "rejected": item["worse"]}
+        case "feedback":
+            yield {"prompt": asked, "completion": answer, "label": True}
+            yield {"prompt": asked, "completion": item["worse"], "label": False}
 
 
-def _history(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for item in content["items"]:
-        then = item["then"]
-        before = [[_asked(item), item["answer"]]]
-        yield {"instruction": then["question"], "input": "", "output": then["answer"], "history": before}
-
-
-def _sharegpt(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    names = {"user": "human", "assistant": "gpt"}
-    for item in content["items"]:
-        turns = [{"from": names[role], "value": text} for role, text in _talk(item)]
-        yield {"system": content["system"], "conversations": turns}
-
-
-def _messages(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for item in content["items"]:
-        yield {"messages": [_message("system", content["system"]), *(_message(*turn) for turn in _talk(item))]}
-
-
-def _firefly(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for number, item in enumerate(content["items"], 1):
-        then = item["then"]
-        pairs = [
-            {"human": _asked(item), "assistant": item["answer"]},
-            {"human": then["question"], "assistant": then["answer"]},
-        ]
-        yield {"conversation_id": number, "conversation": pairs}
-
-
-def _reasoning(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for item in content["items"]:
-        answer = f"<think>\n{item['reasoning']}\n</think>\n\n{item['answer']}"
-        yield {"messages": [_message("user", _asked(item)), _message("assistant", answer)]}
-
-
-def _tools(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _tool_calls(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
     tool = content["tool"]
     parameters = {"type": "object", "properties": tool["arguments"], "required": list(tool["arguments"])}
     function = {"name": tool["name"], "description": tool["description"], "parameters": parameters}
@@ -158,57 +158,13 @@ def _tools(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"messages": messages, "tools": [{"type": "function", "function": function}]}
 
 
-def _preferences(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for item in content["items"]:
-        yield {"prompt": _asked(item), "chosen": item["answer"], "rejected": item["worse"]}
-
-
-def _feedback(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for item in content["items"]:
-        yield {"prompt": _asked(item), "completion": item["answer"], "label": True}
-        yield {"prompt": _asked(item), "completion": item["worse"], "label": False}
-
-
-def _prompts(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for prompt in content["prompts"]:
-        yield {"prompt": prompt["question"], "ground_truth": prompt["result"]}
-
-
 def _asked(item: dict[str, Any]) -> str:
     """The question, with the text that it is about."""
     return "\n".join(filter(None, (item["question"], item.get("context"))))
 
 
-def _talk(item: dict[str, Any]) -> list[tuple[str, str]]:
-    then = item["then"]
-    return [
-        ("user", _asked(item)),
-        ("assistant", item["answer"]),
-        ("user", then["question"]),
-        ("assistant", then["answer"]),
-    ]
-
-
 def _message(role: str, content: str) -> dict[str, Any]:
     return {"role": role, "content": content}
-
-
-_ROWS: dict[str, Callable[[dict[str, Any]], Iterator[dict[str, Any]]]] = {
-    "messages": _messages,
-    "question-answer": _questions_and_answers,
-    "alpaca": _alpaca,
-    "sharegpt": _sharegpt,
-    "tools": _tools,
-    "reasoning": _reasoning,
-    "history": _history,
-    "firefly": _firefly,
-    "csv": _questions_and_answers,
-    "preference": _preferences,
-    "feedback": _feedback,
-    "prompts": _prompts,
-}
-FORMATS = {name: Format(rows, **_TEXTS["formats"][name]) for name, rows in _ROWS.items()}
-"""What `--format` knows, by name."""
 
 
 def _readme(domain: str, language: str, format: str, path: Path) -> str:
@@ -218,7 +174,7 @@ def _readme(domain: str, language: str, format: str, path: Path) -> str:
     return _TEXTS["readme"][language].format(
         name=path.name,
         what=chosen.what[language],
-        num_rows=_num_rows(domain, language, format),
+        num_rows=template(domain, language, format, ".jsonl").count("\n"),
         fields=fields,
         layout=_TEXTS["layouts"][path.suffix][language],
         file=shlex.quote(str(path)),
@@ -227,10 +183,6 @@ def _readme(domain: str, language: str, format: str, path: Path) -> str:
         use=_TEXTS["uses"][chosen.use][language].format(clean=shlex.quote(str(clean))),
         advice=_TEXTS["advice"][domain][language],
     )
-
-
-def _num_rows(domain: str, language: str, format: str) -> int:
-    return template(domain, language, format, ".jsonl").count("\n")
 
 
 def _settings(domain: str, language: str, path: Path) -> str:

@@ -48,12 +48,12 @@ def _page_points(text: Text) -> tuple[int, list[str]]:
         low = low[:MARGIN] + b"\n" + low[-MARGIN:]
     found = []
     if not text.num_han or text.num_latin > 9:
-        for word in hints(text) & _TRIGGERS:
+        for word in sorted(hints(text) & _TRIGGERS):
             found += [phrase.decode() for phrase in _PAGE_LATIN[word] if phrase in low]
     if text.num_han:
         if len(content) > 2 * MARGIN:
             content = content[:MARGIN] + "\n" + content[-MARGIN:]
-        for char in set(_ONE_OF_RARE_HAN.findall(content)):
+        for char in sorted(set(_ONE_OF_RARE_HAN.findall(content))):
             found += [phrase for phrase in _PAGE_HAN[char] if phrase in content]
     points = 3 * len(found)
     signs = text.signs

@@ -78,8 +78,8 @@ def _goes_in_circles(content: str, text: Text, settings: RepeatedText, seen: Vie
     """
     width = _width(text.is_han)
     length = len(content)
-    places = (length - width - 2, length * 3 // 4, length // 2, length // 4)
-    often = [at for at in places if at >= 0 and content.count(content[at : at + width]) > 2]
+    samples = (length - width - 2, length * 3 // 4, length // 2, length // 4)
+    often = [at for at in samples if at >= 0 and content.count(content[at : at + width]) > 2]
     if not often:
         return ""
     why = _why_in_circles(content, often, text, settings, seen)
