@@ -98,9 +98,9 @@ def _without_copies(prepared: Prepared) -> Prepared:
         if first != number:
             if _source_of(row) and _source_of(row) == _source_of(rows[first]):
                 continue
-            drop = exact_duplicate(_seen_from(row, rows[first]))
+            drop = exact_duplicate(rows[first].place.seen_from(row.place))
         elif number in opposites:
-            drop = objection(row, _seen_from(row, rows[opposites[number]]))
+            drop = objection(row, rows[opposites[number]].place.seen_from(row.place))
         else:
             continue
         drops.append(drop.at(row.place, "duplicates", row.row))
@@ -118,11 +118,6 @@ def _source_of(row: Row) -> Any:
     source = row.row.get("source") if isinstance(row.row, dict) else None
     is_place = isinstance(source, dict) and source.keys() == {"file", "line", "index"}
     return (row.place.file, *source.values()) if is_place and isinstance(source, dict) else None
-
-
-def _seen_from(row: Row, other: Row) -> str:
-    where = f"line {other.place.line}" if other.place.file == row.place.file else str(other.place)
-    return f"{where} (row {other.place.index})"
 
 
 def prepare(data: Data, kind: type[Row] = Record) -> Prepared:

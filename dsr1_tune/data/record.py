@@ -25,6 +25,10 @@ class Place:
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
 
+    def seen_from(self, other: Place) -> str:
+        """What a message about another row says: without the file where that is in the same."""
+        return f"{f'line {self.line}' if self.file == other.file else self} (row {self.index})"
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

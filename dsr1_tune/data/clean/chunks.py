@@ -9,7 +9,7 @@ import gc
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +37,13 @@ class Chunk:
 
     source: Source
     learned: Learned
-    number: int
     first_line: int
     first_index: int
     num_rows: int
     start: int = 0
     end: int = 0
     carried: tuple[tuple[int, Any] | Drop, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkSummary:
-    """What a chunk's rows are like: how many have which format, and the names of all their fields."""
-
-    formats: dict[str, int]
-    columns: frozenset[str]
+    number: int = 0
 
 
 def chunks(
@@ -78,17 +70,15 @@ def cut(
     number = 0
     for source in sources:
         learned, raws = learn(source, names)
-        if is_plain_lines(source):
-            pieces = _on_disk(source, learned, max_bytes, number)
-        else:
-            pieces = _carried(source, learned, raws, max_bytes, number)
+        on_disk = is_plain_lines(source)
+        pieces = _on_disk(source, learned, max_bytes) if on_disk else _carried(source, learned, raws, max_bytes)
         for chunk in pieces:
-            yield chunk
+            yield replace(chunk, number=number)
             number += 1
 
 
-def read_chunk(chunk: Chunk) -> tuple[list[Row | Drop], ChunkSummary]:
-    """The chunk's rows, with the places that they have in the file.
+def read_chunk(chunk: Chunk) -> tuple[list[Row | Drop], Interpreter]:
+    """The chunk's rows, with the places that they have in the file, and who knows their formats and columns.
 
     Raises DataError where the file is not any more what it was when it was cut.
     """
@@ -98,7 +88,7 @@ def read_chunk(chunk: Chunk) -> tuple[list[Row | Drop], ChunkSummary]:
         rows = [raw if isinstance(raw, Drop) else interpreter(raw) for raw in raws]
     if len(rows) != chunk.num_rows:
         raise _changed(chunk)
-    return rows, ChunkSummary(dict(interpreter.formats), frozenset(interpreter.columns))
+    return rows, interpreter
 
 
 @contextmanager
@@ -113,7 +103,7 @@ def without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _on_disk(source: Source, learned: Learned, max_bytes: int, number: int) -> Iterator[Chunk]:
+def _on_disk(source: Source, learned: Learned, max_bytes: int) -> Iterator[Chunk]:
     """Cut at line feeds, and count lines and rows on the way."""
     start, line, index = 0, 1, 0
     with said_plainly(source.path), source.path.open("rb") as file:
@@ -124,8 +114,7 @@ def _on_disk(source: Source, learned: Learned, max_bytes: int, number: int) -> I
             lines = block.split(b"\n")
             num_rows = sum(map(json_rows.is_row, lines))
             if num_rows:
-                yield Chunk(source, learned, number, line, index, num_rows, start, start + len(block))
-                number += 1
+                yield Chunk(source, learned, line, index, num_rows, start, start + len(block))
             start, line, index = start + len(block), line + len(lines) - 1, index + num_rows
 
 
@@ -143,9 +132,7 @@ def _changed(chunk: Chunk) -> DataError:
     return DataError(f"{chunk.source.path}: was changed while it was read", hint="run again, and leave it alone")
 
 
-def _carried(
-    source: Source, learned: Learned, raws: Iterator[Raw | Drop], max_bytes: int, number: int
-) -> Iterator[Chunk]:
+def _carried(source: Source, learned: Learned, raws: Iterator[Raw | Drop], max_bytes: int) -> Iterator[Chunk]:
     """Read the file here, and send its rows along."""
     rows: list[tuple[int, Any] | Drop] = []
     index = num_bytes = 0
@@ -153,17 +140,17 @@ def _carried(
         rows.append(raw if isinstance(raw, Drop) else (raw.place.line, raw.value))
         num_bytes += _weight(raw.row if isinstance(raw, Drop) else raw.value)
         if num_bytes >= max_bytes:
-            yield _packed(source, learned, number, index, rows)
-            number, index = number + 1, index + len(rows)
+            yield _packed(source, learned, index, rows)
+            index += len(rows)
             rows, num_bytes = [], 0
     if rows:
-        yield _packed(source, learned, number, index, rows)
+        yield _packed(source, learned, index, rows)
 
 
-def _packed(source: Source, learned: Learned, number: int, index: int, rows: list[tuple[int, Any] | Drop]) -> Chunk:
+def _packed(source: Source, learned: Learned, index: int, rows: list[tuple[int, Any] | Drop]) -> Chunk:
     first = rows[0]
     line = first[0] if isinstance(first, tuple) else first.place.line if first.place else 0
-    return Chunk(source, learned, number, line, index, len(rows), carried=tuple(rows))
+    return Chunk(source, learned, line, index, len(rows), carried=tuple(rows))
 
 
 def _unpacked(chunk: Chunk) -> Iterator[Raw | Drop]:
@@ -177,8 +164,5 @@ def _weight(value: Any) -> int:
     """About how many bytes a value takes."""
     if isinstance(value, (str, bytes)):
         return len(value)
-    if isinstance(value, dict):
-        return 8 + sum(map(_weight, value.values()))
-    if isinstance(value, (list, tuple)):
-        return 8 + sum(map(_weight, value))
-    return 8
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return 8 + sum(map(_weight, inside))

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 
 from dsr1_tune.data.clean.duplicates import Copies
 from dsr1_tune.data.clean.row_store import Block, RowStore
 from dsr1_tune.data.dedup.exact import KINDS, exact_duplicate
 from dsr1_tune.data.output import answer_of, dumps, question_of
-from dsr1_tune.data.record import Drop, Place
+from dsr1_tune.data.record import Drop
 from dsr1_tune.data.report import reject
 from dsr1_tune.data.rules.pairs import contradiction
 
@@ -91,9 +90,7 @@ class CleanedRows:
         return {RowStatus.JUDGED: "judge", RowStatus.NOT_DRAWN: "selection"}.get(status, "duplicates")
 
     def _where(self, row: int, other: int) -> str:
-        file, line = self.store.file_of(other), self.store.line_of(other)
-        where = f"line {line}" if file == self.store.file_of(row) else f"{file}:{line}"
-        return f"{where} (row {self.store.index_of(other)})"
+        return self.store.place_of(other).seen_from(self.store.place_of(row))
 
     def _answer(self, row: int) -> str:
         return answer_of(self.store.outputs(np.array([row]))[0])[:MAX_SHOWN_CHARS]
@@ -136,9 +133,8 @@ def _rejected(cleaned: CleanedRows, block: Block, statuses: npt.NDArray[np.uint8
         row = block.first_row + number
         drop = cleaned.drop(row)
         assert drop
-        place = Place(block.file, store.line_of(row), numbers[number])
         stage = cleaned.stage(RowStatus(statuses[number]))
-        yield numbers[number], reject(drop.at(place, stage, None), raws[number])
+        yield numbers[number], reject(drop.at(store.place_of(row), stage, None), raws[number])
 
 
 def write_groups(cleaned: CleanedRows, path: Path) -> dict[str, Any]:
@@ -148,16 +144,23 @@ def write_groups(cleaned: CleanedRows, path: Path) -> dict[str, Any]:
     merged = merged[np.argsort(copies.stands_for[merged], kind="stable")]
     edges = np.flatnonzero(np.diff(copies.stands_for[merged])) + 1
     groups = [np.concatenate((copies.stands_for[rows[:1]], rows)) for rows in np.split(merged, edges) if len(rows)]
+    sizes = [len(rows) for rows in groups]
+    largest: dict[int, dict[str, Any]] = {
+        number: {} for number in sorted(range(len(groups)), key=lambda number: -sizes[number])[:10]
+    }
     with path.open("wb") as file:
         for start in range(0, len(groups), GROUPS_AT_ONCE):
             some = groups[start : start + GROUPS_AT_ONCE]
             rows = np.unique(np.concatenate(some))
             texts = dict(zip(rows.tolist(), cleaned.store.outputs(rows), strict=True))
             for number, members in enumerate(some, start):
-                file.write(dumps(_group(cleaned, number, members, texts)) + b"\n")
-    sizes = {number: len(rows) for number, rows in enumerate(groups)}
-    largest = dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[:10])
-    return {"num_groups": len(groups), "largest": _largest(path, largest)}
+                group = _group(cleaned, number, members, texts)
+                file.write(dumps(group) + b"\n")
+                if number in largest:
+                    kept = group["kept"]
+                    where, text = f"{kept['file']}:{kept['line']}", kept["question"]
+                    largest[number] = {"group": number, "num_rows": sizes[number], "kept": where, "text": text}
+    return {"num_groups": len(groups), "largest": list(largest.values())}
 
 
 def _group(
@@ -165,9 +168,7 @@ def _group(
 ) -> dict[str, Any]:
     kept, *merged = [
         {
-            "file": cleaned.store.file_of(row),
-            "line": cleaned.store.line_of(row),
-            "index": cleaned.store.index_of(row),
+            **asdict(cleaned.store.place_of(row)),
             "kind": "exact" if cleaned.copies.same_as[row] == rows[0] else "near",
             "similarity": round(float(cleaned.copies.similarity[row]), 4),
             "question": question_of(texts[row])[:MAX_SHOWN_CHARS],
@@ -179,19 +180,3 @@ def _group(
         del kept[name]
     kind = "near" if any(one["kind"] == "near" for one in merged) else "exact"
     return {"group": number, "kind": kind, "kept": kept, "merged": merged}
-
-
-def _largest(path: Path, sizes: dict[int, int]) -> list[dict[str, Any]]:
-    found = {}
-    with path.open("rb") as file:
-        for number, line in enumerate(file):
-            if number in sizes:
-                group = orjson.loads(line)
-                kept = group["kept"]
-                found[number] = {
-                    "group": number,
-                    "num_rows": sizes[number],
-                    "kept": f"{kept['file']}:{kept['line']}",
-                    "text": kept["question"],
-                }
-    return [found[number] for number in sizes]

@@ -19,6 +19,7 @@ import orjson
 from dsr1_tune.data.clean.scan import Scanned
 from dsr1_tune.data.dedup.exact import Prints
 from dsr1_tune.data.dedup.ngrams import NUM_HASHES, Hashes, Ints
+from dsr1_tune.data.record import Place
 from dsr1_tune.data.report import RowCounts
 
 _LINES = ("rows", "raws", "drops")
@@ -139,17 +140,9 @@ class RowStore:
         self._numbers: npt.NDArray[Any] = whole["numbers"]
         self._lines, self._block, self._ends = whole["lines"], whole["block"], whole["rows_ends"]
 
-    def file_of(self, row: int) -> str:
-        """The data file in which a row stands."""
-        return self.blocks[self._block[row]].file
-
-    def line_of(self, row: int) -> int:
-        """The line on which a row starts."""
-        return int(self._lines[row])
-
-    def index_of(self, row: int) -> int:
-        """A row's index in its file."""
-        return int(self._numbers[row])
+    def place_of(self, row: int) -> Place:
+        """Where a row stands in its data file."""
+        return Place(self.blocks[self._block[row]].file, int(self._lines[row]), int(self._numbers[row]))
 
     @property
     def num_bytes(self) -> Ints:
@@ -209,8 +202,5 @@ class RowStore:
 
 
 def _counts(tree: dict[str, Any]) -> RowCounts:
-    return RowCounts(
-        **{name: Counter(value) for name, value in tree.items() if name not in ("num_rows", "examples")},
-        num_rows=tree["num_rows"],
-        examples=tree["examples"],
-    )
+    plain = ("num_rows", "examples")
+    return RowCounts(**{name: value if name in plain else Counter(value) for name, value in tree.items()})

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +22,7 @@ from filelock import FileLock, Timeout
 from dsr1_tune import __version__
 from dsr1_tune.atomic import atomic_folder
 from dsr1_tune.config import CleanRun
-from dsr1_tune.data.clean.chunks import Chunk, cut, open_sources, read_chunk
+from dsr1_tune.data.clean.chunks import cut, open_sources, read_chunk
 from dsr1_tune.data.clean.cleaned_rows import CleanedRows, RowStatus, write_groups, write_rows
 from dsr1_tune.data.clean.duplicates import Copies, find_copies
 from dsr1_tune.data.clean.page import render
@@ -76,9 +78,10 @@ def run(config: CleanRun, say: Say = lambda text: None, count_tokens: CountToken
         chunks = cut(sources, config.data.map)
         settings = _learn(config, pack, sources)
         pool = WorkerPool(settings, work, num_workers(config), config.engine)
-        files = pool.scan_all(chunks, _Progress(say).one_more)
+        num_done = count(1)
+        files = pool.scan_all(chunks, lambda of: say(f"reading {of.source.path}: {next(num_done)} chunks done"))
         store = RowStore(work, files)
-        check_columns(config.data.map, _columns(store))
+        check_columns(config.data.map, {column for block in store.blocks for column in block.counts.columns})
         say(f"looking for duplicates among {store.num_rows:,} rows")
         times = _times(config, store)
         copies = find_copies(store, config.dedup, times > 0, pool, say)
@@ -120,47 +123,48 @@ def num_workers(config: CleanRun) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _workplace:
+@contextmanager
+def _workplace(config: CleanRun, pack: Pack, out: Path) -> Iterator[Path]:
     """The folder beside `out` in which the chunks' outcomes wait; what a killed run left there is used again.
 
     It is removed at the end, and kept where the run is stopped. Only one run at a time may write to a folder.
     """
-
-    def __init__(self, config: CleanRun, pack: Pack, out: Path) -> None:
-        self._path = out.with_name(f".{out.name}.work")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
-        calls = [Path(custom.call.rpartition(":")[0]) for custom in pack.custom]
-        files = [*_files(config), *(path for path in calls if path.is_file())]
-        self._mark = orjson.dumps(
-            {
-                "version": __version__,
-                "settings": settings_of(config),
-                # With the packs it extends and the words of its lists.
-                "pack": pack.model_dump(mode="json"),
-                "files": [_identity(path) for path in files],
-            }
-        )
-
-    def __enter__(self) -> Path:
-        try:
-            self._lock.acquire()
-        except Timeout:
-            message = f"{self._path}: another run is writing there"
-            raise RunError(message, hint="wait for it, or name another --out") from None
-        mark = self._path / "mark.json"
-        if not (mark.exists() and mark.read_bytes() == self._mark):
-            shutil.rmtree(self._path, ignore_errors=True)
-            self._path.mkdir(parents=True)
-            mark.write_bytes(self._mark)
-        return self._path
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
+    work = out.with_name(f".{out.name}.work")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunError(f"{work}: another run is writing there", hint="wait for it, or name another --out") from None
+    try:
+        mark, present = work / "mark.json", _mark(config, pack)
+        if not (mark.exists() and mark.read_bytes() == present):
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir(parents=True)
+            mark.write_bytes(present)
+        yield work
+        shutil.rmtree(work, ignore_errors=True)
+    except (DataError, ConfigError):
         # What the user has to mend changes the files or the settings, and what was done for the old ones is void.
-        if kind is None or isinstance(error, (DataError, ConfigError)):
-            shutil.rmtree(self._path, ignore_errors=True)
-        self._lock.release()
-        Path(self._lock.lock_file).unlink(missing_ok=True)
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _mark(config: CleanRun, pack: Pack) -> bytes:
+    """Everything on which the chunks' outcomes depend; the pack with those it extends and the words of its lists."""
+    calls = [Path(custom.call.rpartition(":")[0]) for custom in pack.custom]
+    files = [*_files(config), *(path for path in calls if path.is_file())]
+    return orjson.dumps(
+        {
+            "version": __version__,
+            "settings": settings_of(config),
+            "pack": pack.model_dump(mode="json"),
+            "files": [_identity(path) for path in files],
+        }
+    )
 
 
 def _files(config: CleanRun) -> list[Path]:
@@ -201,22 +205,6 @@ def _first_rows(source: Source, config: CleanRun) -> list[Row]:
         if len(rows) >= LEARNED_ROWS or number >= LEARNED_CHUNKS:
             break
     return rows[:LEARNED_ROWS]
-
-
-class _Progress:
-    """Says how many chunks are done."""
-
-    def __init__(self, say: Say) -> None:
-        self._say, self._num_done = say, 0
-
-    def one_more(self, chunk: Chunk) -> None:
-        """Another chunk is on disk."""
-        self._num_done += 1
-        self._say(f"reading {chunk.source.path}: {self._num_done} chunks done")
-
-
-def _columns(store: RowStore) -> set[str]:
-    return {column for block in store.blocks for column in block.counts.columns}
 
 
 def _times(config: CleanRun, store: RowStore) -> np.ndarray:

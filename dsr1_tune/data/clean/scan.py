@@ -75,8 +75,8 @@ class Scanner:
 
     def scan(self, chunk: Chunk) -> Scanned:
         """Read and judge every row of the chunk, one by one; then hash the kept ones all at once."""
-        read, summary = read_chunk(chunk)
-        counts = RowCounts(len(read), formats=Counter(summary.formats), columns=Counter(map(sound, summary.columns)))
+        read, known = read_chunk(chunk)
+        counts = RowCounts(len(read), formats=known.formats, columns=Counter(map(sound, known.columns)))
         drops: list[Drop] = []
         kept: list[Row] = []
         for item in read:

@@ -13,8 +13,9 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from dsr1_tune.data.clean.chunks import Chunk, without_garbage_collection
 from dsr1_tune.data.clean.row_store import Whereabouts, is_saved, read_outputs, save
@@ -52,7 +53,6 @@ class WorkerPool:
         self._settings, self._folder, self._engine = settings, folder, engine
         self._num_workers = num_workers
         self._pool: ProcessPoolExecutor | None = None
-        self._here: Scanner | None = None
 
     @contextmanager
     def _processes(self) -> Iterator[None]:
@@ -68,17 +68,17 @@ class WorkerPool:
     def scan_all(self, chunks: Iterable[Chunk], done: Done) -> list[str]:
         """Scan every chunk that is not yet on disk; returns each one's data file. `done` hears of every chunk."""
         files: list[str] = []
-        numbered = self._numbered(chunks, files, done)
+        todo = self._todo(chunks, files, done)
         if self._engine == "ray":
-            _by_ray(numbered, self._settings, self._folder, done)
+            _by_ray(list(todo), self._settings, self._folder, done)
         elif self._num_workers > 1:
             with self._processes():
-                for chunk, _ in self._share_out(_scan, numbered):
+                for chunk, _ in self._share_out(_scan, todo):
                     done(chunk)
         else:
             with without_garbage_collection():
-                for number, chunk in numbered:
-                    save(self._scanner.scan(chunk), self._folder, number)
+                for chunk in todo:
+                    save(self._scanner.scan(chunk), self._folder, chunk.number)
                     done(chunk)
         return files
 
@@ -86,36 +86,32 @@ class WorkerPool:
         """Which of the pairs are near-duplicates."""
         if self._num_workers > 1 and num_pairs >= MANY_PAIRS:
             with self._processes():
-                parts = [found for _, found in self._share_out(_compare, ((None, some) for some in doubtful))]
+                parts = [found for _, found in self._share_out(_compare, doubtful)]
         else:
             parts = [_verified(some, self._scanner) for some in doubtful]
         return Verified.together(parts)
 
-    @property
+    @cached_property
     def _scanner(self) -> Scanner:
-        if self._here is None:
-            self._here = Scanner(self._settings)
-        return self._here
+        return Scanner(self._settings)
 
-    def _numbered(self, chunks: Iterable[Chunk], files: list[str], done: Done) -> Iterator[tuple[int, Chunk]]:
-        """The chunks that are still to be scanned, with their numbers; notes every chunk's file."""
-        for number, chunk in enumerate(chunks):
+    def _todo(self, chunks: Iterable[Chunk], files: list[str], done: Done) -> Iterator[Chunk]:
+        """The chunks that are still to be scanned; notes every chunk's file."""
+        for chunk in chunks:
             files.append(str(chunk.source.path))
-            if is_saved(self._folder, number):
+            if is_saved(self._folder, chunk.number):
                 done(chunk)
             else:
-                yield number, chunk
+                yield chunk
 
-    def _share_out(
-        self, task: Callable[[Any, Task], Result], tasks: Iterable[tuple[Any, Task]]
-    ) -> Iterator[tuple[Task, Result]]:
+    def _share_out(self, task: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[tuple[Task, Result]]:
         """Results in the order of the tasks; few wait at a time, so that a file larger than memory is cut lazily."""
         assert self._pool
         waiting: deque[tuple[Task, Future[Result]]] = deque()
         try:
-            for number, one in tasks:
+            for one in tasks:
                 with _undisturbed():
-                    waiting.append((one, self._pool.submit(task, number, one)))
+                    waiting.append((one, self._pool.submit(task, one)))
                 if len(waiting) > 2 * self._num_workers:
                     first, future = waiting.popleft()
                     yield first, future.result()
@@ -162,15 +158,15 @@ def _start(settings: ScanSettings, folder: Path) -> None:
     gc.disable()  # as in without_garbage_collection
 
 
-def _scan(number: int, chunk: Chunk) -> None:
-    save(_scanner.scan(chunk), _folder, number)
+def _scan(chunk: Chunk) -> None:
+    save(_scanner.scan(chunk), _folder, chunk.number)
 
 
-def _compare(number: None, doubtful: Doubtful) -> Verified:
+def _compare(doubtful: Doubtful) -> Verified:
     return _verified(doubtful, _scanner)
 
 
-def _by_ray(numbered: Iterable[tuple[int, Chunk]], settings: ScanSettings, folder: Path, done: Done) -> None:
+def _by_ray(todo: list[Chunk], settings: ScanSettings, folder: Path, done: Done) -> None:
     """Ray Data maps the same scan over the chunks; `folder` and the data files must be visible to every node."""
     try:
         import ray
@@ -183,22 +179,20 @@ def _by_ray(numbered: Iterable[tuple[int, Chunk]], settings: ScanSettings, folde
         def __init__(self) -> None:
             self.scanner = Scanner(settings)
 
-        def __call__(self, row: dict[str, object]) -> dict[str, object]:
-            number, chunk = row["number"], row["chunk"]
-            assert isinstance(number, int) and isinstance(chunk, Chunk)
-            save(self.scanner.scan(chunk), folder, number)
-            return {"number": number}
+        def __call__(self, row: dict[str, Chunk]) -> dict[str, int]:
+            chunk = row["chunk"]
+            save(self.scanner.scan(chunk), folder, chunk.number)
+            return {"number": chunk.number}
 
-    todo = list(numbered)
     if not todo:
         return
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
-    chunks = dict(todo)
+    chunks = {chunk.number: chunk for chunk in todo}
     num_cpus = int(ray.cluster_resources().get("CPU", os.cpu_count() or 1))
-    tasks = ray.data.from_items([{"number": number, "chunk": chunk} for number, chunk in todo])
+    tasks = ray.data.from_items([{"chunk": chunk} for chunk in todo])
     scanned = tasks.repartition(len(todo)).map(ScanOnNode, concurrency=(1, max(1, num_cpus)))
     for row in scanned.iter_rows():
         done(chunks[row["number"]])

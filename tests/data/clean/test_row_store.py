@@ -37,8 +37,8 @@ def test_row_store_reads_rows_of_any_chunks(stored: tuple[RowStore, list[dict[st
         outputs = store.outputs(np.array(numbers))
         assert [output["messages"][1]["content"] for output in outputs] == [rows[n]["output"] for n in numbers]
         assert outputs == read_outputs(store.whereabouts(np.array(numbers)))
-    assert [store.index_of(number) for number in (0, 14, 15, 29)] == [0, 14, 16, 30]
-    assert store.line_of(15) == 17 and store.file_of(15).endswith("rows.jsonl")
+    assert [store.place_of(number).index for number in (0, 14, 15, 29)] == [0, 14, 16, 30]
+    assert store.place_of(15).line == 17 and store.place_of(15).file.endswith("rows.jsonl")
 
 
 def test_row_store_knows_how_long_its_rows_are(stored: tuple[RowStore, list[dict[str, Any]]]) -> None:
