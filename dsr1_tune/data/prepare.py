@@ -143,12 +143,10 @@ def prepare(data: Data, kind: type[Row] = Record) -> Prepared:
         raise DataError("\n".join(broken), hint=hint)
     need = _NEEDS[kind.__name__]
     if prepared.rows and not num_usable:
-        kinds = _listed(Counter(type(row).__name__.lower() for row in prepared.rows))
+        kinds = _listed(Counter(map(_kind, prepared.rows)))
         raise DataError(f"{_names(prepared)}: {need['lack']} ({kinds} rows)", hint=need["hint"])
     prepared = prepared.with_drops(
-        Drop(need["code"], f"a {type(row).__name__.lower()} row", "keep it in a file of its own").at(
-            row.place, "selection", row.row
-        )
+        Drop(need["code"], f"a {_kind(row)} row", "keep it in a file of its own").at(row.place, "selection", row.row)
         for row in prepared.rows
         if not isinstance(row, kind)
     )
@@ -166,13 +164,9 @@ def prepare(data: Data, kind: type[Row] = Record) -> Prepared:
 def _as_prompts(prepared: Prepared, column: str) -> Prepared:
     """Prompts alone, less the rows whose result is no text; `column` is what --map names for the result."""
     made = [_as_prompt(row, column) for row in prepared.rows]
-    drops = [
-        one.at(row.place, "selection", row.row)
-        for one, row in zip(made, prepared.rows, strict=True)
-        if isinstance(one, Drop)
-    ]
+    drops = tuple(one for one in made if isinstance(one, Drop))
     rows = tuple(one for one in made if not isinstance(one, Drop))
-    return replace(prepared, rows=rows, drops=prepared.drops + tuple(drops))
+    return replace(prepared, rows=rows, drops=prepared.drops + drops)
 
 
 def _as_prompt(row: Row, column: str = "") -> Row | Drop:
@@ -182,7 +176,7 @@ def _as_prompt(row: Row, column: str = "") -> Row | Drop:
     try:
         result = result_of(row.row, column)
     except Unusable as bad:
-        return bad.drop
+        return bad.drop.at(row.place, "selection", row.row)
     if result is None and isinstance(row, Record):
         result = row.answer
     return Prompt(prompt_of(row), result, row.place, row.tools, row.row, row.notes)
@@ -193,9 +187,8 @@ def _not_drawn(records: Sequence[Row], data: Data) -> list[Drop]:
     drops = []
     for file, weight in data.weights.items():
         of_file = [record for record in records if record.place.file == file]
-        left_out = random.Random(f"{file} {weight}").sample(
-            of_file, len(of_file) - round(min(weight, 1) * len(of_file))
-        )
+        num_left_out = len(of_file) - round(min(weight, 1) * len(of_file))
+        left_out = random.Random(f"{file} {weight}").sample(of_file, num_left_out)
         drop = Drop("not_drawn", f"the file's weight is {weight:g}", "give the file the weight 1 to take all")
         drops += [drop.at(record.place, "selection", record.row) for record in left_out]
     return drops
@@ -210,6 +203,10 @@ def repeat(records: Sequence[AnyRow], weights: Mapping[str, float], seed: int) -
             repeated += of_file * (int(weight) - 1)
             repeated += random.Random(seed).sample(of_file, round(weight % 1 * len(of_file)))
     return tuple(repeated)
+
+
+def _kind(row: Row) -> str:
+    return type(row).__name__.lower()
 
 
 def _names(prepared: Prepared) -> str:

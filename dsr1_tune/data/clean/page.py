@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from dsr1_tune.data.report import MERGED
 from dsr1_tune.data.rules.codes import meaning
 from dsr1_tune.data.rules.pairs import PreferenceStats
 from dsr1_tune.report import html
@@ -23,8 +24,6 @@ MAX_FINDINGS = 12
 # A file with a smaller share of kept rows, and a reason with a larger share of all drops, is a finding.
 POOR_FILE = 0.5
 MAIN_REASON = 0.3
-# Duplicates are merged: their content is kept in another row.
-_MERGED = frozenset({"exact_duplicate", "near_duplicate"})
 _NUM_TICKS = 4
 
 Facts = Mapping[str, Any]
@@ -49,17 +48,14 @@ def render(facts: Facts, language: Language = "en") -> str:
 
 def _view(facts: Facts) -> dict[str, Any]:
     """The values of the template: every name is present, lists are ordered and cut."""
-    num_rows, num_kept = _count(facts, "num_rows"), _count(facts, "num_kept")
-    num_merged, num_dropped = _count(facts, "num_merged"), _count(facts, "num_dropped")
+    counts = _named(facts, counts=("num_rows", "num_kept", "num_merged", "num_dropped"))
+    num_rows, num_kept = counts["num_rows"], counts["num_kept"]
     files = [_file(file) for file in _items(facts, "files")]
     personal, judge = _section(facts, "personal_data"), _section(facts, "judge")
     contamination, split = _section(facts, "contamination"), _section(facts, "split")
     return {
-        "num_rows": num_rows,
-        "num_kept": num_kept,
-        "num_merged": num_merged,
-        "num_dropped": num_dropped,
-        "adds_up": num_rows == num_kept + num_merged + num_dropped,
+        **counts,
+        "adds_up": num_rows == num_kept + counts["num_merged"] + counts["num_dropped"],
         "utilisation": num_kept / num_rows if num_rows else 0.0,
         "kinds": _ranked(facts, "kinds"),
         "stages": _stages(_items(facts, "stages")),
@@ -100,20 +96,16 @@ def _findings(facts: Facts, language: Language) -> Iterator[str]:
             of = shown(TEXTS.named("language", score["language"], language))
             why = shown(score["switched_off"])
             yield text("finding_switched_off", score=shown(score["name"]), language=of, why=why)
-    contradictory = _count(_section(facts, "duplicates") or {}, "num_contradictory")
-    if contradictory:
-        yield text("finding_contradictory", rows=html.number(contradictory))
-    opposed = _count(_section(facts, "duplicates") or {}, "num_opposed")
-    if opposed:
-        yield text("finding_opposed", rows=html.number(opposed))
+    for kind in ("contradictory", "opposed"):
+        if number := _count(_section(facts, "duplicates") or {}, f"num_{kind}"):
+            yield text(f"finding_{kind}", rows=html.number(number))
     counts = _section(facts, "opinions") or {}
     opinions = PreferenceStats.counted({name: _count(counts, name) for name in PreferenceStats.__slots__})
     if opinions.length_tells:
         key = "finding_longer" if opinions.longer_share > 0.5 else "finding_shorter"
         share = html.share(language, opinions.length_share)
         yield text(key, share=share, pairs=html.number(opinions.num_pairs))
-    contaminated = _count(_section(facts, "contamination") or {}, "num_rows")
-    if contaminated:
+    if contaminated := _count(_section(facts, "contamination") or {}, "num_rows"):
         yield text("finding_contaminated", rows=html.number(contaminated))
     reasons = _ranked(facts, "dropped")
     num_lost = sum(number for _, number in reasons)
@@ -133,21 +125,13 @@ def _findings(facts: Facts, language: Language) -> Iterator[str]:
 
 def _stages(stages: Sequence[Facts]) -> list[dict[str, Any]]:
     """Each step's bar: what came out, and what it took, as shares of what the first step was given."""
-    whole = max((_count(stage, "num_in") for stage in stages), default=0)
+    whole = max((_count(stage, "num_in") for stage in stages), default=0) or 1
     lines = []
     for stage in stages:
-        num_in, num_out = _count(stage, "num_in"), _count(stage, "num_out")
-        lost = max(0, num_in - num_out)
-        lines.append(
-            {
-                "name": html.as_text(stage.get("stage")),
-                "num_in": num_in,
-                "num_out": num_out,
-                "num_lost": lost,
-                "out_share": num_out / whole if whole else 0.0,
-                "lost_share": lost / whole if whole else 0.0,
-            }
-        )
+        counts = _named(stage, counts=("num_in", "num_out"))
+        lost = max(0, counts["num_in"] - counts["num_out"])
+        shares = {"out_share": counts["num_out"] / whole, "lost_share": lost / whole}
+        lines.append({"name": html.as_text(stage.get("stage")), **counts, "num_lost": lost, **shares})
     return lines
 
 
@@ -156,36 +140,24 @@ def _reasons(facts: Facts, num_rows: int) -> list[dict[str, Any]]:
     ranked = _ranked(facts, "dropped")
     most = max((number for _, number in ranked), default=1) or 1
     examples = facts.get("examples") or {}
+    texts = ("file", "line", "path", "detail", "fix", "question", "answer")
     return [
         {
             "code": code,
             "num_rows": number,
             "share": number / num_rows if num_rows else 0.0,
             "width": number / most,
-            "is_merged": code in _MERGED,
-            "examples": [_example(example) for example in _items(examples, code)[:MAX_EXAMPLES]],
+            "is_merged": code in MERGED,
+            "examples": [_named(example, texts) for example in _items(examples, code)[:MAX_EXAMPLES]],
         }
         for code, number in ranked
     ]
 
 
-def _example(example: Facts) -> dict[str, str]:
-    names = ("file", "line", "path", "detail", "fix", "question", "answer")
-    return {name: html.as_text(example.get(name)) for name in names}
-
-
 def _file(file: Facts) -> dict[str, Any]:
-    return {
-        "file": html.as_text(file.get("file")),
-        "layout": html.as_text(file.get("layout")),
-        "encoding": html.as_text(file.get("encoding")),
-        "format": html.as_text(file.get("format")),
-        "formats": _ranked(file, "formats"),
-        "num_rows": _count(file, "num_rows"),
-        "num_kept": _count(file, "num_kept"),
-        "weight": file.get("weight"),
-        "is_damaged": bool(file.get("is_damaged")),
-    }
+    named = _named(file, ("file", "layout", "encoding", "format"), ("num_rows", "num_kept"))
+    others = {"weight": file.get("weight"), "is_damaged": bool(file.get("is_damaged"))}
+    return {**named, "formats": _ranked(file, "formats"), **others}
 
 
 def _lengths(lengths: Facts | None) -> dict[str, Any] | None:
@@ -238,11 +210,8 @@ def _personal(personal: Facts | None) -> dict[str, Any] | None:
         (_count(of or {}, "num_found"), _count(of or {}, "num_rows"), str(name))
         for name, of in (personal.get("kinds") or {}).items()
     ]
-    kinds = [
-        {"name": name, "num_found": num_found, "num_rows": num_rows}
-        for num_found, num_rows, name in sorted(counted, reverse=True)
-        if num_found
-    ]
+    names = ("num_found", "num_rows", "name")
+    kinds = [dict(zip(names, kind, strict=True)) for kind in sorted(counted, reverse=True) if kind[0]]
     action = str(personal.get("action") or "off")
     return {"action": action if action in ("off", "count", "redact", "drop") else "off", "kinds": kinds}
 
@@ -250,13 +219,9 @@ def _personal(personal: Facts | None) -> dict[str, Any] | None:
 def _duplicates(duplicates: Facts | None) -> dict[str, Any] | None:
     if duplicates is None:
         return None
-    counts = {f"num_{name}": _count(duplicates, f"num_{name}") for name in ("exact", "near", "contradictory", "groups")}
-    largest = [
-        {name: html.as_text(group.get(name)) for name in ("group", "kept", "text")}
-        | {"num_rows": _count(group, "num_rows")}
-        for group in _items(duplicates, "largest")
-    ]
-    return {**counts, "largest": largest}
+    counts = _named(duplicates, counts=("num_exact", "num_near", "num_contradictory", "num_groups"))
+    groups = _items(duplicates, "largest")
+    return {**counts, "largest": [_named(group, ("group", "kept", "text"), ("num_rows",)) for group in groups]}
 
 
 def _scores(judge: Facts) -> Iterator[dict[str, Any]]:
@@ -300,11 +265,14 @@ def _position(value: Any, edges: Sequence[float]) -> float | None:
 
 
 def _split(split: Facts) -> dict[str, Any]:
-    strata = [
-        {"name": html.as_text(s.get("name")), "num_train": _count(s, "num_train"), "num_eval": _count(s, "num_eval")}
-        for s in _items(split, "strata")
-    ]
-    return {"num_train": _count(split, "num_train"), "num_eval": _count(split, "num_eval"), "strata": strata}
+    counts = ("num_train", "num_eval")
+    strata = [_named(stratum, ("name",), counts) for stratum in _items(split, "strata")]
+    return {**_named(split, counts=counts), "strata": strata}
+
+
+def _named(facts: Facts, texts: Sequence[str] = (), counts: Sequence[str] = ()) -> dict[str, Any]:
+    """The facts with these names, be they there or not."""
+    return {name: html.as_text(facts.get(name)) for name in texts} | {name: _count(facts, name) for name in counts}
 
 
 def _ranked(facts: Facts, name: str) -> list[tuple[str, int]]:

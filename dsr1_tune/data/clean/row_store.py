@@ -203,4 +203,5 @@ class RowStore:
 
 def _counts(tree: dict[str, Any]) -> RowCounts:
     plain = ("num_rows", "examples")
-    return RowCounts(**{name: value if name in plain else Counter(value) for name, value in tree.items()})
+    counts: dict[str, Any] = {name: value if name in plain else Counter(value) for name, value in tree.items()}
+    return RowCounts(**counts)

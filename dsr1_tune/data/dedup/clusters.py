@@ -17,6 +17,7 @@ MIN_ASKED_CHARS = 6
 MAX_ROUNDS = 20
 MAX_CONTRADICTING = 200
 """So many of the rows that ask the same are compared with each other."""
+_MARKS = " \t\n.,;:!?。，；：！？、\"'“”‘’()（）[]【】"
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,6 @@ def _agree(a: str, b: str) -> bool:
         return False
     inside = short[-1:] + long[at + len(short) : at + len(short) + 1]
     return not (len(inside) == 2 and inside.isascii() and inside.isalnum())
-
-
-_MARKS = " \t\n.,;:!?。，；：！？、\"'“”‘’()（）[]【】"
 
 
 def merge_near(verified: Verified, rank: Ints, compare: Callable[[Pairs], Verified]) -> list[Merged]:

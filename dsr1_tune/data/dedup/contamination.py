@@ -127,4 +127,4 @@ def _turn_keys(text: Text) -> list[list[bytes]]:
         if text.codes[mark] == ord(TURN["user"]):
             codes = text.codes[mark + 1 : end]
             keys[row].append(codes[codes != 0].tobytes())
-    return [keys[row] for row in range(text.num_rows)]
+    return [keys[row] for row in range(len(text.bounds) - 1)]

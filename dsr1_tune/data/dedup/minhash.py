@@ -52,6 +52,7 @@ LEARNED_ROWS = 2000
 """So many rows at the start of each file show which preambles its rows share, and how their answers end."""
 MIN_BOILERPLATE_ROWS = 20
 MIN_BOILERPLATE_RUN = 16
+_WORD = re.compile(r"\w+")
 
 
 def likely_pairs(
@@ -235,9 +236,6 @@ class _Compared:
         )
         differ = [(a, b) for a, b in zip(mine, theirs, strict=False) if a != b]
         return len(mine) == len(theirs) and all(len(a) > 3 and sorted(a) == sorted(b) for a, b in differ)
-
-
-_WORD = re.compile(r"\w+")
 
 
 def _each_once(hashes: Hashes) -> Hashes:

@@ -38,6 +38,7 @@ TURN = {"system": "\ufdd0", "user": "\ufdd1", "assistant": "\ufdd2", "tool": "\u
 # Signs that make another formula or program of the same letters; other punctuation does not count.
 _OPERATORS = "+-*/=<>%^&|~$#@\\_"
 _BMP = 0x10000
+_ODD = np.array([2 * n + 3 for n in range(CJK_GRAM)], np.uint64)
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,6 @@ class Text:
     scripts: npt.NDArray[np.uint8]
     marks: Ints
     is_answer: Flags
-
-    @property
-    def num_rows(self) -> int:
-        """N."""
-        return len(self.bounds) - 1
 
 
 @dataclass(frozen=True)
@@ -277,9 +273,6 @@ def _windows(hashes: Hashes, size: int) -> Hashes:
         total *= np.uint64(0x9E3779B97F4A7C15)
         total[: max(0, len(total) - step)] += hashes[step:]
     return mixed(total)
-
-
-_ODD = np.array([2 * n + 3 for n in range(CJK_GRAM)], np.uint64)
 
 
 def signatures(grams: Grams) -> npt.NDArray[np.uint32]:

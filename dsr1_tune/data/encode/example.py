@@ -16,6 +16,7 @@ __all__ = ["IGNORED", "Encoded", "Example", "Span", "encode", "encode_all", "pro
 
 IGNORED = -100
 """The label of a token that is not learned; the loss skips it."""
+_SHORTEN = "shorten it, raise schedule.max_tokens, or cut it with sequences.longer=truncate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +97,8 @@ def encode(record: Record, tokenizer: Any, max_tokens: int, sequences: Sequences
     if not _is_learned(labels):
         return _nothing_to_learn(record, sequences)
     if not _is_learned(labels[:max_tokens]):
-        return _too_long(
-            record, len(ids), max_tokens, "raise schedule.max_tokens: what is learned stands behind the cut"
-        )
+        fix = "raise schedule.max_tokens: what is learned stands behind the cut"
+        return _too_long(record, len(ids), max_tokens, fix)
     return Example(record, tuple(ids[:max_tokens]), tuple(labels[:max_tokens]), num_cut)
 
 
@@ -121,9 +121,6 @@ def _labels(ids: Sequence[int], offsets: Sequence[Span], spans: Sequence[Span]) 
 
 def _is_learned(labels: Sequence[int]) -> bool:
     return any(label != IGNORED for label in labels[1:])
-
-
-_SHORTEN = "shorten it, raise schedule.max_tokens, or cut it with sequences.longer=truncate"
 
 
 def _too_long(record: Record, num_tokens: int, max_tokens: int, fix: str) -> Drop:
@@ -152,28 +149,21 @@ def _split(record: Record, tokenizer: Any, max_tokens: int, sequences: Sequences
     system, exchanges = _exchanges(record.messages)
     outcomes: list[Example | Drop] = []
     taken: list[tuple[Message, ...]] = []
+
+    def encoded(*some: tuple[Message, ...]) -> Example | Drop:
+        messages = (*system, *chain.from_iterable(some))
+        return encode(replace(record, messages=messages), tokenizer, max_tokens, sequences)
+
     for exchange in exchanges:
-        longer = _encoded_part(record, system, [*taken, exchange], tokenizer, max_tokens, sequences)
+        longer = encoded(*taken, exchange)
         if taken and isinstance(longer, Drop):
             taken = []
-            longer = _encoded_part(record, system, [exchange], tokenizer, max_tokens, sequences)
+            longer = encoded(exchange)
         elif taken:
             outcomes.pop()
         outcomes.append(longer)
         taken = [*taken, exchange] if isinstance(longer, Example) else []
     return outcomes
-
-
-def _encoded_part(
-    record: Record,
-    system: tuple[Message, ...],
-    exchanges: list[tuple[Message, ...]],
-    tokenizer: Any,
-    max_tokens: int,
-    sequences: Sequences,
-) -> Example | Drop:
-    messages = (*system, *chain.from_iterable(exchanges))
-    return encode(replace(record, messages=messages), tokenizer, max_tokens, sequences)
 
 
 def _exchanges(messages: Sequence[Message]) -> tuple[tuple[Message, ...], list[tuple[Message, ...]]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from dsr1_tune.data.encode.example import IGNORED, Example
 
@@ -24,18 +25,13 @@ class Packed:
 def pack(examples: Sequence[Example], max_tokens: int, seed: int) -> list[Packed]:
     """All examples, every one whole, in few sequences; the same ones for the same seed."""
     lengths = [len(example.input_ids) for example in examples]
-    return [_joined(examples[number] for number in numbers) for numbers in fill(lengths, max_tokens, seed)]
+    return [_joined([examples[number] for number in numbers]) for numbers in fill(lengths, max_tokens, seed)]
 
 
-def _joined(examples: Iterable[Example]) -> Packed:
-    ids: list[int] = []
-    labels: list[int] = []
-    lengths: list[int] = []
-    for example in examples:
-        ids += example.input_ids
-        labels += (IGNORED, *example.labels[1:])
-        lengths.append(len(example.input_ids))
-    return Packed(tuple(ids), tuple(labels), tuple(lengths))
+def _joined(examples: Sequence[Example]) -> Packed:
+    ids = chain.from_iterable(example.input_ids for example in examples)
+    labels = chain.from_iterable((IGNORED, *example.labels[1:]) for example in examples)
+    return Packed(tuple(ids), tuple(labels), tuple(len(example.input_ids) for example in examples))
 
 
 def fill(lengths: Sequence[int], max_tokens: int, seed: int) -> list[list[int]]:

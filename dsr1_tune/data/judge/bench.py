@@ -18,6 +18,12 @@ from dsr1_tune.data.judge.thresholds import MIN_AUC, MIN_ROWS, Blend, Cut, auc, 
 Floats = npt.NDArray[np.floating]
 Say = Callable[[str], None]
 
+SCORES = ("surprise", "overlap", "cosine", "perplexity", "oddity", "ifd", "ifd_perplexity", "contrast", "fit")
+LOWER_IS_BETTER = frozenset({"surprise", "perplexity", "oddity", "ifd", "ifd_perplexity"})
+# ifd_perplexity says the same as ifd, and tells a little less.
+PARTS = ("overlap", "cosine", "ifd", "contrast")
+_RATIOS = frozenset({"perplexity", "oddity", "ifd", "ifd_perplexity", "contrast"})
+
 
 class PairSource(Protocol):
     """The rows to judge, read when they are asked for."""
@@ -83,12 +89,6 @@ class Bench:
         """Whether the score has been found better than chance on the language."""
         measure = self.measures.get((score, language))
         return measure is not None and not measure.off
-
-
-SCORES = ("surprise", "overlap", "cosine", "perplexity", "oddity", "ifd", "ifd_perplexity", "contrast", "fit")
-LOWER_IS_BETTER = frozenset({"surprise", "perplexity", "oddity", "ifd", "ifd_perplexity"})
-# ifd_perplexity says the same as ifd, and tells a little less.
-PARTS = ("overlap", "cosine", "ifd", "contrast")
 
 
 def open_bench(pairs: PairSource, config: Judge, seed: int, say: Say) -> Bench:
@@ -162,6 +162,3 @@ def as_score(score: str, good: float) -> float:
     """`as_good` undone."""
     value = -good if score in LOWER_IS_BETTER else good
     return float(np.exp(value)) if score in _RATIOS else float(value)
-
-
-_RATIOS = frozenset({"perplexity", "oddity", "ifd", "ifd_perplexity", "contrast"})

@@ -61,6 +61,12 @@ The parts add up to a half: the other half is kept back, for what is lost is est
 NONE = "none"
 """The name of no model."""
 NUM_BINS = 24
+_FIXES = {
+    "not_fluent": "read the answer; if it is fine, set judge.cuts.surprise or judge.cuts.oddity higher",
+    "answer_does_not_fit": "read question and answer; if they belong together, set judge.cuts.fit lower",
+    "unhelped_answer": "read question and answer; if they belong together, set judge.cuts.fit lower",
+}
+Model = TypeVar("Model")
 
 
 @dataclass(frozen=True)
@@ -114,8 +120,6 @@ def judge(
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
-
-Model = TypeVar("Model")
 
 
 def _load_embedder(name: str | None) -> Embedder:
@@ -240,13 +244,6 @@ def _drop(bench: Bench, row: int, score: str, code: str, cut: Cut) -> Drop:
         said += f" ({', '.join(known)})"
         code = "unhelped_answer" if value.get("ifd", 0) >= 1 else code
     return Drop(code, said, _FIXES[code])
-
-
-_FIXES = {
-    "not_fluent": "read the answer; if it is fine, set judge.cuts.surprise or judge.cuts.oddity higher",
-    "answer_does_not_fit": "read question and answer; if they belong together, set judge.cuts.fit lower",
-    "unhelped_answer": "read question and answer; if they belong together, set judge.cuts.fit lower",
-}
 
 
 # --- the report -------------------------------------------------------------------------------------------------------

@@ -29,6 +29,13 @@ _ALPHABET = 0x10000
 _UNSEEN = 0.5
 
 _OTHER, _LETTER, _UNSPACED = 0, 1, 2
+# Words that begin alike are mostly forms of one word.
+_STEM = 5
+# Thai to Burmese and Hangul's letters, Khmer, kana, Han, Hangul; full-width letters stay letters.
+_UNSPACED_BLOCKS = (
+    *((0x0E00, 0x1200), (0x1780, 0x1800), (0x3040, 0x3190), (0x31F0, 0x3200), (0x3400, 0xA000)),
+    *((0xAC00, 0xD7B0), (0xF900, 0xFB00), (0x20000, 0x30000)),
+)
 
 
 @dataclass
@@ -165,10 +172,6 @@ def _words(codes: _Codes) -> np.ndarray:
     return keys
 
 
-# Words that begin alike are mostly forms of one word.
-_STEM = 5
-
-
 def _stretches(flags: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where stretches of True begin and end."""
     edges = np.diff(np.concatenate([[0], flags.astype(np.int8), [0]]))
@@ -210,18 +213,3 @@ def _kinds() -> np.ndarray:
         block = kinds[first:last]
         block[block == _LETTER] = _UNSPACED
     return kinds
-
-
-# Thai to Burmese, Khmer, kana, Han, Hangul; full-width letters stay letters.
-_UNSPACED_BLOCKS = (
-    (0x0E00, 0x1100),
-    (0x1100, 0x1200),
-    (0x1780, 0x1800),
-    (0x3040, 0x3130),
-    (0x3130, 0x3190),
-    (0x31F0, 0x3200),
-    (0x3400, 0xA000),
-    (0xAC00, 0xD7B0),
-    (0xF900, 0xFB00),
-    (0x20000, 0x30000),
-)

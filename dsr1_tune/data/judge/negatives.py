@@ -20,6 +20,10 @@ Ints = npt.NDArray[np.integer]
 NUM_ROWS = 1500
 NUM_OTHERS = 2
 """Other questions for each answer: the second one is what the first is contrasted with."""
+_MIN_BAND = 20
+_MAX_CHARS = 1000
+_UNSPACED = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+_PIECES = re.compile(rf"[{_UNSPACED}]{{1,2}}|[^\s{_UNSPACED}]+|\s+")
 
 
 @dataclass(frozen=True)
@@ -89,11 +93,6 @@ def shuffle_words(text: str, rng: np.random.Generator) -> str:
     return "".join(pieces)
 
 
-_MAX_CHARS = 1000
-_UNSPACED = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
-_PIECES = re.compile(rf"[{_UNSPACED}]{{1,2}}|[^\s{_UNSPACED}]+|\s+")
-
-
 class Bands:
     """What is usual at which length: medians of rows within an octave of length, or of all where those are few."""
 
@@ -110,9 +109,6 @@ class Bands:
     def usual(self, lengths: np.ndarray) -> np.ndarray:
         """[N] the median of each one's band."""
         return np.array([self._medians.get(int(band), self._all) for band in _octave(lengths)])
-
-
-_MIN_BAND = 20
 
 
 def _octave(lengths: np.ndarray) -> np.ndarray:

@@ -266,17 +266,11 @@ def _in_time(
         took = budget.clock() - began
         chunk = min(chunk * 2, CHUNK_ROWS) if took < 2 else chunk
         rate = done / max(budget.clock() - start, 1e-9)
-        to_go = (len(items) - done) / rate
-        bench.say(
-            f"judge: {doing}, {done:,} of {len(items):,} rows, {rate:.1f} a second, "
-            f"{_span(min(to_go, max(budget.left, 0)))} to go"
-        )
+        to_go = int(min((len(items) - done) / rate, max(budget.left, 0)))
+        progress = f"{done:,} of {len(items):,} rows, {rate:.1f} a second, {to_go // 60}:{to_go % 60:02d} to go"
+        bench.say(f"judge: {doing}, {progress}")
         if end is None and memo.num_new > before and done < least and (least - done) / rate > budget.left:
             break
     memo.set_end(task, done)
     if done < len(items):
         bench.note(f"{doing}: {done:,} of {len(items):,} rows were looked at in the time given")
-
-
-def _span(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

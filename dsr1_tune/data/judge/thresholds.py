@@ -16,6 +16,8 @@ MIN_ROWS = 100
 """With fewer rows of a language nothing can be calibrated."""
 MIN_AUC = 0.6
 """A score whose AUC may be as low as this is no better than chance, for our purposes, and is switched off."""
+# A ratio within this factor of the base is taken for the base: small files scatter.
+_ROUGHLY = 1.2
 
 
 def auc(good: np.ndarray, bad: np.ndarray) -> float:
@@ -81,10 +83,6 @@ def _rising(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
             whole = before[1] + weight
             blocks[-1] = [(before[0] * before[1] + value * weight) / whole, whole, before[2] + count]
     return np.concatenate([np.full(int(count), value) for value, _, count in blocks])
-
-
-# A ratio within this factor of the base is taken for the base: small files scatter.
-_ROUGHLY = 1.2
 
 
 def auc_of_good(value: float, share_bad: float) -> float:

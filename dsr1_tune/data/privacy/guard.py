@@ -19,6 +19,13 @@ Action = Literal["off", "count", "redact", "drop"]
 
 __all__ = ["KINDS", "Found", "Guard", "find", "known_kinds"]
 
+_PLACEHOLDER = re.compile(rf"\[({'|'.join(map(str.upper, KINDS))})_([0-9]{{1,9}})\]")
+_NUMBER = frozenset("0123456789+-.eE")
+# What surrounds a number of JSON; within a text there is some other sign, nearly always.
+_VALUE_FROM = re.compile(r"[:,\[][-\s]*\Z")
+_VALUE_TO = re.compile(r"[\s\\nrt]*[,}\]]")
+_MARK = "\ue000"
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -76,16 +83,12 @@ def _blanked(text: str, spans: Iterable[tuple[int, int]]) -> str:
     return "".join([*parts, text[done:]])
 
 
-@dataclass(frozen=True)
 class Guard:
     """Looks after the personal data of rows: built once, then asked about each row."""
 
-    kinds: tuple[str, ...] = ()
-    action: Action = "count"
-    _kinds: frozenset[str] = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_kinds", known_kinds(self.kinds))
+    def __init__(self, kinds: Iterable[str] = (), action: Action = "count") -> None:
+        self.action = action
+        self._kinds = known_kinds(kinds)
 
     def check(self, row: Row) -> tuple[Checked, Counter[str]]:
         """What becomes of the row, and how much personal data of each kind it holds.
@@ -122,14 +125,11 @@ def _drop(found: list[tuple[str, str, Found]], counts: Counter[str]) -> Drop:
     """Why the row falls out; what was found is told only in part, as reports travel further than data."""
     first: dict[str, str] = {}
     for _, text, one in found:
-        first.setdefault(one.kind, _masked(text[one.start : one.end]))
+        value = text[one.start : one.end]
+        first.setdefault(one.kind, value[: min(3, len(value) // 4)] + "***")
     said = ", ".join(f"{number} {kind} ({first[kind]})" for kind, number in sorted(counts.items()))
     fix = "remove it, or keep the row with placeholders: --set privacy.action=redact"
     return Drop("personal_data", said, fix, found[0][0])
-
-
-def _masked(value: str) -> str:
-    return value[: min(3, len(value) // 4)] + "***"
 
 
 def _changed(row: Row, change: Callable[[str], str]) -> Row:
@@ -163,9 +163,6 @@ class _Placeholders:
         return self.given[key]
 
 
-_PLACEHOLDER = re.compile(rf"\[({'|'.join(map(str.upper, KINDS))})_([0-9]{{1,9}})\]")
-
-
 def _value(kind: str, written: str) -> str:
     """What is meant, however it is written: +86 138-1234-5678 and 13812345678 are one number."""
     written = fold(written).lower()
@@ -196,9 +193,6 @@ def _redact(text: str, kinds: frozenset[str], placeholders: _Placeholders) -> st
     return text
 
 
-_NUMBER = frozenset("0123456789+-.eE")
-
-
 def _quote(text: str, start: int, end: int) -> str:
     """The quotation mark that a placeholder there needs: {"phone": 13812345678} would be no JSON without.
 
@@ -217,12 +211,6 @@ def _quote(text: str, start: int, end: int) -> str:
             return "\\" * (2**depth - 1) + '"' if bare else ""
         marked, depth = _marked_string(value), depth + 1
     return ""
-
-
-# What surrounds a number of JSON; within a text there is some other sign, nearly always.
-_VALUE_FROM = re.compile(r"[:,\[][-\s]*\Z")
-_VALUE_TO = re.compile(r"[\s\\nrt]*[,}\]]")
-_MARK = "\ue000"
 
 
 def _parsed(text: str) -> Any:

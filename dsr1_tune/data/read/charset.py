@@ -29,7 +29,8 @@ def detect(stream: IO[bytes]) -> str | None:
     A few bytes may be broken: the encoding that fits the rest is still named, and the reader reports the rows that
     hold them.
     """
-    head = _first(stream)
+    stream.seek(0)
+    head = stream.read(BLOCK_BYTES)
     for mark, name in _MARKS:
         if head.startswith(mark):
             return name
@@ -45,11 +46,6 @@ def detect(stream: IO[bytes]) -> str | None:
     if _is_gb18030(sample):
         return "gb18030"
     return _guess(sample)
-
-
-def _first(stream: IO[bytes]) -> bytes:
-    stream.seek(0)
-    return stream.read(BLOCK_BYTES)
 
 
 def _blocks(stream: IO[bytes]) -> Iterator[bytes]:

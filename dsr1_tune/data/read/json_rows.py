@@ -116,9 +116,8 @@ def document(stream: TextIO, file: str) -> Iterator[Raw | Drop]:
             place = Place(file, window.line, next(numbers))
             rest = window.rest()
             detail = f"text where the file should end: {rest[:40]!r}"
-            yield Drop("json_damaged", detail, "remove this text, or mend the bracket before it").at(
-                place, "read", rest
-            )
+            fix = "remove this text, or mend the bracket before it"
+            yield Drop("json_damaged", detail, fix).at(place, "read", rest)
 
 
 def _elements(window: Window, file: str, numbers: Iterator[int]) -> Generator[Raw | Drop, None, bool]:
@@ -161,7 +160,9 @@ def _object(window: Window, file: str, numbers: Iterator[int]) -> Iterator[Raw |
             if character != '"':
                 raise json.JSONDecodeError("Expecting a field's name in double quotes", window.text, window.position)
             key = window.value()
-            window.step_over(":")
+            if window.peek() != ":":
+                raise json.JSONDecodeError("Expecting ':'", window.text, window.position)
+            window.step()
             if key in WRAPPERS and window.peek() == "[":
                 is_row = False
                 if not (yield from _elements(window, file, numbers)):
@@ -246,12 +247,6 @@ class Window:
         """Move over one character."""
         self._move(self.position + 1)
 
-    def step_over(self, character: str) -> None:
-        """Move over this character; ValueError where another one stands."""
-        if self.peek() != character:
-            raise json.JSONDecodeError(f"Expecting {character!r}", self.text, self.position)
-        self.step()
-
     def value(self) -> Any:
         """The JSON value that begins at the next character that is not blank.
 
@@ -271,15 +266,12 @@ class Window:
                 continue
             if _is_deep(value):
                 raise RecursionError
-            self._note_seam(end)
+            # What stands between the object that ends here and the next one probably stands between the others too.
+            match = _SEAM.match(self.text, end - 1)
+            self._seam = match.group() if match else ""
+            self._reach = 4096 + 4 * (end - self.position)
             self._move(end)
             return value
-
-    def _note_seam(self, end: int) -> None:
-        """What stands between the object that ends here and the next one probably stands between the others too."""
-        match = _SEAM.match(self.text, end - 1)
-        self._seam = match.group() if match else ""
-        self._reach = 4096 + 4 * (end - self.position)
 
     def alike(self) -> Iterator[tuple[int, Any]]:
         """The objects behind the value just read, each with its line, as far as they follow each other as it did.

@@ -102,10 +102,11 @@ def learn(source: Source, names: Names) -> tuple[Learned, Iterator[Raw | Drop]]:
     usual = _usual_shape(head, names)
     if source.layout in ("CSV", "Parquet") and not interpreter.formats:
         _must_have_columns(source, head, names)
-    formats = [name for name, _ in interpreter.formats.most_common(1)]
-    if _are_prompts(outcomes):
-        return Learned(names, usual, True, "prompts", labels), chain(head, raws)
-    return Learned(names, usual, False, formats[0] if formats else "", labels), chain(head, raws)
+    # Where most of the first rows have a question only, a row without an answer is no mistake.
+    usable = [outcome for outcome in outcomes if not isinstance(outcome, Drop)]
+    are_prompts = sum(isinstance(outcome, Prompt) for outcome in usable) > len(usable) / 2
+    format = next((name for name, _ in interpreter.formats.most_common(1)), "")
+    return Learned(names, usual, are_prompts, "prompts" if are_prompts else format, labels), chain(head, raws)
 
 
 def _refuse_unrecognised(source: Source, head: Sequence[Raw | Drop], names: Names) -> None:
@@ -123,19 +124,9 @@ def _refuse_unrecognised(source: Source, head: Sequence[Raw | Drop], names: Name
 
 def _usual_shape(head: Sequence[Raw | Drop], names: Names) -> Shape | None:
     """The shape that most of the first rows have."""
-    shapes: Counter[Shape] = Counter()
-    for raw in head:
-        if isinstance(raw, Raw) and isinstance(raw.value, dict):
-            shape = shape_of(tuple(raw.value), names)
-            if isinstance(shape, Shape):
-                shapes[shape] += 1
-    return shapes.most_common(1)[0][0] if shapes else None
-
-
-def _are_prompts(outcomes: Sequence[Row | Drop]) -> bool:
-    """Whether most of the first rows have a question only: then a row without an answer is no mistake."""
-    usable = [outcome for outcome in outcomes if not isinstance(outcome, Drop)]
-    return sum(isinstance(outcome, Prompt) for outcome in usable) > len(usable) / 2
+    rows = (raw.value for raw in head if isinstance(raw, Raw) and isinstance(raw.value, dict))
+    shapes = Counter(shape for row in rows if isinstance(shape := shape_of(tuple(row), names), Shape))
+    return next((shape for shape, _ in shapes.most_common(1)), None)
 
 
 def _must_have_columns(source: Source, head: Sequence[Raw | Drop], names: Names) -> None:

@@ -127,26 +127,25 @@ def _plain_record(row: dict[str, Any], plan: _Plan, place: Place) -> Record | No
 
 def _carefully(row: dict[str, Any], shape: Shape, place: Place, learned: Learned) -> Row:
     """The row of any shape; raises Unusable."""
-    tools = tools_of(row, shape)
     notes: list[Drop] = []
+    found = _understood(row, shape, place, learned, notes)
+    return replace(found, notes=tuple(note.at(place, "read", row) for note in notes)) if notes else found
+
+
+def _understood(row: dict[str, Any], shape: Shape, place: Place, learned: Learned, notes: list[Drop]) -> Row:
+    tools = tools_of(row, shape)
     if shape.chosen or has_two_answers(row, shape):
-        pair = preference(row, shape, tools, place, notes)
-        return replace(pair, notes=_at(notes, place, row)) if notes else pair
+        return preference(row, shape, tools, place, notes)
     if shape.label:
-        labelled = feedback(row, shape, tools, place, learned.labels.rated, notes)
-        return replace(labelled, notes=_at(notes, place, row)) if notes else labelled
+        return feedback(row, shape, tools, place, learned.labels.rated, notes)
     messages = conversation(row, shape, notes)
     check_order(messages)
     if messages[-1].role == "assistant":
-        return Record(messages, place, tools, row, _at(notes, place, row))
+        return Record(messages, place, tools, row)
     if not learned.prompts:
         fix = "add the answer, or remove the last turn"
         raise Unusable("no_assistant", f"it ends with the {messages[-1].role}'s turn", fix, messages[-1].path)
-    return Prompt(messages, result_of(row, shape.result), place, tools, row, _at(notes, place, row))
-
-
-def _at(notes: list[Drop], place: Place, row: dict[str, Any]) -> tuple[Drop, ...]:
-    return tuple(note.at(place, "read", row) for note in notes)
+    return Prompt(messages, result_of(row, shape.result), place, tools, row)
 
 
 def _format(row: dict[str, Any], shape: Shape) -> str:

@@ -43,7 +43,8 @@ def unrecognised_rows(rows: Sequence[Any]) -> str:
     fields = [row.keys() for row in rows if isinstance(row, dict)]
     if not fields or len(fields) < len(rows):
         return ""
-    if sum(has_progress(row) for row in fields) > len(rows) / 2:
+    is_progress = [any("loss" in str(name) for name in row) and row & set(_TABLE["progress"]) for row in fields]
+    if sum(map(bool, is_progress)) > len(rows) / 2:
         return "a training log: its rows hold a loss and steps"
     if all({"geometry", "type"} <= row for row in fields):
         return "GeoJSON, a map"
@@ -56,11 +57,6 @@ def unrecognised_lines(texts: Sequence[str]) -> str:
     """What a file is whose lines look like JSON but are none, or "" where that is not known."""
     what = unrecognised_text("\n".join(texts[:MAX_LINES]), "")
     return what if what.endswith("log") else ""
-
-
-def has_progress(fields: Any) -> bool:
-    """Whether these fields report the progress of a training."""
-    return any("loss" in str(name) for name in fields) and not set(_TABLE["progress"]).isdisjoint(fields)
 
 
 def unrecognised_text(text: str, ending: str) -> str:

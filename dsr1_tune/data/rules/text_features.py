@@ -7,9 +7,11 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import replace
 
+from dsr1_tune.data.phrase_table import PhraseTable
 from dsr1_tune.data.record import Feedback, Message, Preference, Prompt, Row, messages_of, with_messages
 
 # Expensive checks look at the beginning and the end of a text that is longer than twice this.
+_TABLE = PhraseTable(__file__)
 LONG = 10_000
 MARGIN = 120
 """So many bytes are looked at on either side of a longer text."""
@@ -18,6 +20,22 @@ _HEAD = 200
 TO_WORDS = bytes(byte if chr(byte).isalnum() and byte < 0x80 else 0x20 for byte in range(256))
 """Turns all but ASCII letters and digits into spaces, to split a text into words."""
 _watched: set[bytes] = set()
+WORD = re.compile(r"[^\W_]+")
+HAN_RUN = re.compile(r"[\u3400-\u9fff]+")
+# Characters that print nothing and that str.strip leaves: zero width, fillers, selectors, blank Braille.
+_HIDDEN_RANGES = (
+    *((0x180B, 0x180F), (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0xFE00, 0xFE0F), (0xFFF0, 0xFFFB)),
+    *((0xE0000, 0xE007F), (0xE0100, 0xE01EF)),
+)
+_HIDDEN = "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u2800\u3164\ufeff\uffa0"
+_HIDDEN += "".join(chr(code) for first, last in _HIDDEN_RANGES for code in range(first, last + 1))
+_INVISIBLE = frozenset(_HIDDEN)
+# What str.strip takes away, too: with characters to strip, it strips only those.
+_SPACES = "".join(
+    map(chr, (*range(9, 14), *range(0x1C, 0x21), 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029))
+)
+_AROUND_TEXT = _HIDDEN + _SPACES + "\u202f\u205f\u3000"
+_WITHIN_TEXT = {ord(char): None for char in "\u00ad\u200b\u200c\u200d\u2060\ufeff"}
 _CONTINUATION = bytes(range(0x80, 0xC0))
 
 
@@ -187,31 +205,6 @@ def with_texts(row: Row, contents: list[str]) -> Row:
     return with_messages(row, (*changed, *messages[len(changed) :]))
 
 
-def _prints_nothing() -> str:
-    """Characters that print nothing and that str.strip leaves: zero width, fillers, selectors, blank Braille."""
-    ranges = (
-        (0x180B, 0x180F),
-        (0x200B, 0x200F),
-        (0x202A, 0x202E),
-        (0x2060, 0x206F),
-        (0xFE00, 0xFE0F),
-        (0xFFF0, 0xFFFB),
-        (0xE0000, 0xE007F),
-        (0xE0100, 0xE01EF),
-    )
-    single = "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u2800\u3164\ufeff\uffa0"
-    return single + "".join(chr(code) for first, last in ranges for code in range(first, last + 1))
-
-
-_INVISIBLE = frozenset(_prints_nothing())
-# What str.strip takes away, too: with characters to strip, it strips only those.
-_SPACES = "".join(
-    map(chr, (*range(9, 14), *range(0x1C, 0x21), 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029))
-)
-_AROUND_TEXT = _prints_nothing() + _SPACES + "\u202f\u205f\u3000"
-_WITHIN_TEXT = {ord(char): None for char in "\u00ad\u200b\u200c\u200d\u2060\ufeff"}
-
-
 def visible(text: str) -> str:
     """The text without spaces and invisible characters around it."""
     text = text.strip()
@@ -242,40 +235,20 @@ def ends(content: str) -> str:
     return content if len(content) <= 2 * LONG else f"{content[:LONG]}\n{content[-LONG:]}"
 
 
-WORD = re.compile(r"[^\W_]+")
-HAN_RUN = re.compile(r"[\u3400-\u9fff]+")
-
-_WORDLESS = re.compile(r"[\W_]+")
-_LABELS = r"(?:question|q|prompt|instruction|answer|response|a|问题|问|题目|提问|回答|答案|答|解答)\s*[:：]"
-_LABEL = re.compile(rf"\W*{_LABELS}\s*", re.I)
-_LABEL_AT_END = re.compile(rf"\s{_LABELS}\W*$", re.I)
-
-
 def bare(text: str) -> str:
     """The text without case, width, labels such as `Q:`, punctuation and spaces: equal where only those differ."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
-    label = _LABEL.match(text)
+    label = _TABLE.label.match(text)
     start, end = label.end() if label else 0, text[-16:]
-    label = _LABEL_AT_END.search(end) if ":" in end or "：" in end else None
-    return _WORDLESS.sub("", text[start : len(text) - len(end) + label.start() if label else len(text)].casefold())
-
-
-_FENCED = re.compile(r"```.*?(?:```|\Z)", re.S)
+    label = _TABLE.label_at_end.search(end) if ":" in end or "：" in end else None
+    stop = len(text) - len(end) + label.start() if label else len(text)
+    return _TABLE.wordless.sub("", text[start:stop].casefold())
 
 
 def without_code(text: Text) -> str:
     """The text without its blocks of code."""
-    return _FENCED.sub("\n", text.content) if b"`" in text.signs else text.content
-
-
-_CODE_LINE = re.compile(
-    r"^[ \t]*(?:(?-i:SELECT|FROM|WHERE|(?:LEFT |INNER )?JOIN|GROUP BY|ORDER BY|INSERT INTO|"
-    r"UPDATE|CREATE|VALUES|LIMIT)\b|"
-    r"def |class |import |from \w+ import|return\b|for \(|if \(|while \(|#include|public |private |static |"
-    r"function\b|const |let |var |select\b.+\bfrom\b|</?\w|@\w+|\}|\w+\(.*\);?$|[\w.\[\]]+ ?[-+*/]?= ?\S)",
-    re.I | re.M,
-)
+    return _TABLE.fenced.sub("\n", text.content) if b"`" in text.signs else text.content
 
 
 def looks_like_code(text: Text) -> bool:
@@ -286,4 +259,4 @@ def looks_like_code(text: Text) -> bool:
     code_signs = len(text.signs.translate(None, b"!\"'(),-.:?sfe%&*#_")) - 4 * text.data.count(b"{{")
     if code_signs * 25 > len(text.shape):
         return True
-    return len(_CODE_LINE.findall(text.content[:LONG])) >= 2
+    return len(_TABLE.code_line.findall(text.content[:LONG])) >= 2

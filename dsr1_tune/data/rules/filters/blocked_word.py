@@ -12,6 +12,10 @@ from dsr1_tune.data.record import Drop, Row
 from dsr1_tune.data.rules.rule import Meaning, Rule, RuleSettings, Words
 from dsr1_tune.data.rules.text_features import Text, folded, quoted, view
 
+_FULL_WIDTH = re.compile("[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]")
+# So many words are looked for one by one; of longer lists only those that begin as something in the text does.
+_FEW = 64
+
 
 class BlockedWord(RuleSettings):
     """Rows with a word of your list."""
@@ -72,10 +76,8 @@ def blocked_word(row: Row, settings: BlockedWord) -> Row | Drop:
     for text in view(row).checked:
         lowered = _searchable(text, settings)
         for word in _candidates(lowered, settings):
-            found = re.search(
-                rf"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])" if word.isascii() else re.escape(word), lowered
-            )
-            if found:
+            whole = rf"(?<![a-z0-9]){re.escape(word)}(?![a-z0-9])" if word.isascii() else re.escape(word)
+            if found := re.search(whole, lowered):
                 near = lowered[max(0, found.start() - 15) : found.end() + 15]
                 fix = "remove the row, or take the word off the list of blocked_word"
                 return Drop("blocked_word", f"holds {word!r}: {quoted(near)}", fix, text.message.path)
@@ -89,11 +91,6 @@ def _searchable(text: Text, settings: BlockedWord) -> str:
     if hides or b"\xe2\x80" in data or b"\xc2\xad" in data or b"\xef\xbb\xbf" in data or settings.have_spaces:
         return folded(text.content)
     return text.content.lower()
-
-
-_FULL_WIDTH = re.compile("[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]")
-# So many words are looked for one by one; of longer lists only those that begin as something in the text does.
-_FEW = 64
 
 
 def _candidates(lowered: str, settings: BlockedWord) -> list[str]:

@@ -54,7 +54,8 @@ def _oddness(text: Text, settings: OddCharacters, seen: View) -> str:
     if total < settings.min_chars:
         return ""
     noise = _TABLE.noise.search(text.content)
-    if noise and _is_mixed(noise[0]):
+    signs = set(noise[0]) if noise else set()
+    if len(signs) > 8 or sum(not sign.isascii() for sign in signs) > 5:
         return "a long run of mixed signs"
     if _TABLE.asks_for_signs.search(seen.asked):
         return ""
@@ -68,11 +69,6 @@ def _oddness(text: Text, settings: OddCharacters, seen: View) -> str:
     if kinds["rare sign"] > 0.3 * total:
         return f"{kinds['rare sign'] * 100 // total} % of it are rare signs"
     return ""
-
-
-def _is_mixed(run: str) -> bool:
-    kinds = set(run)
-    return len(kinds) > 8 or sum(not char.isascii() for char in kinds) > 5
 
 
 def _mixes_scripts(content: str) -> str:

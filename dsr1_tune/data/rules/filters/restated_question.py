@@ -51,7 +51,8 @@ def answer_repeats_question(row: Row, settings: AnswerRepeatsQuestion) -> Row | 
     low = asked.low
     known = (samples[0] in low) + (samples[1] in low)
     is_known = known == 2 or (known == 1 and samples[2] in low)
-    if not is_known and (answer.num_han or answer.num_latin * 2 > len(answer.shape) or not _is_full_width(answer)):
+    is_full_width = answer.shape.count(b"f") * 2 > len(answer.shape)
+    if not is_known and (answer.num_han or answer.num_latin * 2 > len(answer.shape) or not is_full_width):
         return row
     said = bare(answer.content)
     if len(said) < settings.min_chars or said in _GREETINGS:
@@ -63,11 +64,6 @@ def answer_repeats_question(row: Row, settings: AnswerRepeatsQuestion) -> Row | 
         detail = f"the answer is the question: {quoted(answer.content)}"
         return Drop("answer_repeats_question", detail, fix, answer.message.path)
     return row
-
-
-def _is_full_width(text: Text) -> bool:
-    """Whether most of the text is full-width letters and signs."""
-    return text.shape.count(b"f") * 2 > len(text.shape)
 
 
 def answer_restates_question(row: Row, settings: AnswerRestatesQuestion) -> Row | Drop:

@@ -72,7 +72,9 @@ def _breaks_off(content: str, text: Text, settings: TruncatedAnswer, seen: View)
     if content.count("```") % 2:
         return "a block of code is not closed"
     if _TABLE.json.match(content):
-        return "JSON is not closed" if last not in "]}" and not _closes_json(content) else ""
+        # Prose follows JSON, or comes from a list such as [name].
+        is_closed = all(content.count(opens) <= content.count(closes) for opens, closes in ("{}", "[]"))
+        return "" if last in "]}" or is_closed else "JSON is not closed"
     if not last.isalpha() and last not in _OPENS:
         return ""
     lines = [line for line in map(str.strip, content[-LONG:].split("\n")) if line]
@@ -114,11 +116,6 @@ def _is_phrase(line: str, seen: View) -> bool:
     if not _TABLE.verb.search(line) or sum(word[0].isupper() for word in words) * 10 > 6 * len(words):
         return True
     return _TABLE.asks_for_phrase.search(seen.asked) is not None
-
-
-def _closes_json(content: str) -> bool:
-    """Whether the brackets are balanced: prose follows JSON, or comes from a list such as [name]."""
-    return content.count("{") <= content.count("}") and content.count("[") <= content.count("]")
 
 
 def _unclosed(line: str) -> bool:
