@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +11,7 @@ import numpy.typing as npt
 from dsr1_tune.config import Dedup
 from dsr1_tune.data.clean.row_store import RowStore
 from dsr1_tune.data.clean.workers import Doubtful, WorkerPool
-from dsr1_tune.data.dedup.clusters import (
-    answered_otherwise,
-    contradictions,
-    group_alike,
-    joined,
-    merge_near,
-    preference_order,
-)
+from dsr1_tune.data.dedup import clusters
 from dsr1_tune.data.dedup.exact import exact_key, merge_exact
 from dsr1_tune.data.dedup.minhash import Pairs, Verified, batches, near_pairs
 from dsr1_tune.data.dedup.ngrams import Flags, Ints
@@ -53,13 +46,15 @@ def find_copies(store: RowStore, dedup: Dedup, drawn: Flags, pool: WorkerPool, s
     """
     prints = store.prints
     everyone = np.arange(store.num_rows)
-    rank = preference_order(prints.question_chars + prints.answer_chars, dedup.keep, drawn)
+    rank = clusters.preference_order(prints.question_chars + prints.answer_chars, dedup.keep, drawn)
     leader = merge_exact(exact_key(prints, store.kinds), rank)
     opposites = opposed(map(int, store.stances)) if dedup.contradictions else {}
     is_opposed = np.isin(everyone, list(opposites))
 
     def compare(pairs: Pairs) -> Verified:
-        return _compared(store, pairs, dedup.similarity, pool)
+        parts = ((part, np.unique(part)) for part in batches(pairs, store.num_bytes))
+        doubtful = (Doubtful(part, rows, store.whereabouts(rows), dedup.similarity) for part, rows in parts)
+        return pool.compare_all(doubtful, len(pairs))
 
     def compare_aloud(pairs: Pairs) -> Verified:
         say(f"comparing {len(pairs):,} pairs that may be near-duplicates")
@@ -70,38 +65,23 @@ def find_copies(store: RowStore, dedup: Dedup, drawn: Flags, pool: WorkerPool, s
         sorts = np.stack((store.kinds, prints.tools), axis=1)
         singles = np.flatnonzero((leader == everyone) & ~is_opposed)
         close = near_pairs(store.bands, store.sketches, singles, sorts, dedup.similarity, compare_aloud)
-    alike = group_alike(prints.question, np.concatenate((close.pairs, joined(leader))))
+    alike = clusters.group_alike(prints.question, np.concatenate((close.pairs, clusters.joined(leader))))
     stands_for = same_as = leader if dedup.exact or dedup.near else everyone
     similarity = np.ones(store.num_rows, np.float32)
     if dedup.near:
         best = everyone.copy()
-        for one in merge_near(close, rank, compare):
-            best[one.row], similarity[one.row] = one.kept, one.similarity
+        for row, kept, value in clusters.merge_near(close, rank, compare):
+            best[row], similarity[row] = kept, value
         # The exact copies of a row go where it goes.
         stands_for, similarity = best[leader], similarity[leader]
-    rows = np.flatnonzero((stands_for == everyone) & (store.kinds == 0))
-    contradicted = _contradicted(store, rows) if dedup.contradictions else {}
+    contradicted = {}
+    if dedup.contradictions:
+        rows = np.flatnonzero((stands_for == everyone) & (store.kinds == 0))
+        groups = clusters.answered_otherwise(store.prints, rows)
+        contradicted = clusters.contradictions(groups, lambda of: list(map(answer_of, store.outputs(of))))
     # Nor can anybody say that the copies of a contradicted row are right.
     is_contradicted = np.isin(stands_for, list(contradicted))
     others = {int(row): contradicted[int(stands_for[row])] for row in np.flatnonzero(is_contradicted)}
     is_contradicted |= is_opposed
     stands_for = np.where(is_contradicted, everyone, stands_for)
     return Copies(stands_for, same_as, similarity, others | opposites, alike)
-
-
-def _contradicted(store: RowStore, rows: Ints) -> dict[int, int]:
-    """Those of `rows` that another one contradicts, with that one."""
-
-    def answers(members: Ints) -> list[str]:
-        return [answer_of(output) for output in store.outputs(members)]
-
-    return contradictions(answered_otherwise(store.prints, rows), answers)
-
-
-def _compared(store: RowStore, pairs: Pairs, similarity: float, pool: WorkerPool) -> Verified:
-    def doubtful() -> Iterator[Doubtful]:
-        for part in batches(pairs, store.num_bytes):
-            rows = np.unique(part)
-            yield Doubtful(part, rows, store.whereabouts(rows), similarity)
-
-    return pool.compare_all(doubtful(), len(pairs))

@@ -80,7 +80,6 @@ def _view(facts: Facts) -> dict[str, Any]:
 
 
 def _findings(facts: Facts, language: Language) -> Iterator[str]:
-    """The findings, most urgent first."""
     text, shown = partial(html.text, TEXTS, language), partial(html.shown, language)
     files = [_file(file) for file in _items(facts, "files")]
     for file in files:

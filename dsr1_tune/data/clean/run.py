@@ -28,7 +28,7 @@ from dsr1_tune.data.clean.duplicates import Copies, find_copies
 from dsr1_tune.data.clean.page import render
 from dsr1_tune.data.clean.row_store import RowStore
 from dsr1_tune.data.clean.scan import ScanSettings
-from dsr1_tune.data.clean.sections import CountTokens, report_of, settings_of
+from dsr1_tune.data.clean.sections import report_of, settings_of
 from dsr1_tune.data.clean.workers import WorkerPool
 from dsr1_tune.data.dedup import ngrams
 from dsr1_tune.data.dedup.contamination import Evaluation
@@ -36,6 +36,7 @@ from dsr1_tune.data.dedup.languages import LANGUAGES
 from dsr1_tune.data.dedup.minhash import LEARNED_ROWS
 from dsr1_tune.data.dedup.ngrams import Hashes, Ints
 from dsr1_tune.data.dedup.row_hashes import learn_boilerplate
+from dsr1_tune.data.inspect.stats import CountTokens
 from dsr1_tune.data.output import answer_of, question_of
 from dsr1_tune.data.privacy.guard import known_kinds
 from dsr1_tune.data.read.files import Source
@@ -268,7 +269,6 @@ def _judge(
 def _split(
     config: CleanRun, store: RowStore, copies: Copies, statuses: np.ndarray, times: np.ndarray, judged: dict[int, Drop]
 ) -> tuple[CleanedRows, list[Stratum]]:
-    """Hold some rows out."""
     kept = np.flatnonzero(statuses == RowStatus.TRAIN)
     files = list(dict.fromkeys(block.file for block in store.blocks))
     of_block = [files.index(block.file) for block in store.blocks]
@@ -282,7 +282,6 @@ def _split(
 
 
 def _language(config: CleanRun, report: dict[str, Any]) -> Literal["en", "zh"]:
-    """The language of the report: the data's, if nothing is said."""
     if config.language != "auto":
         return config.language
     return "zh" if next(iter(report["languages"]), "") == "zh" else "en"

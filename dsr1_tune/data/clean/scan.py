@@ -122,7 +122,6 @@ class Scanner:
         return guarded.row
 
     def _guarded(self, row: Row, counts: RowCounts) -> Checked:
-        """The row after its personal data was looked for, and what was found counted."""
         if self._guard.action == "off":
             return Checked(row)
         guarded, found = self._guard.check(row)

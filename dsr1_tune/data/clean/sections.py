@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -17,6 +17,7 @@ from dsr1_tune.data.dedup.contamination import Evaluation
 from dsr1_tune.data.dedup.exact import KINDS
 from dsr1_tune.data.dedup.languages import LANGUAGES
 from dsr1_tune.data.dedup.ngrams import Ints
+from dsr1_tune.data.inspect.stats import CountTokens
 from dsr1_tune.data.output import answer_of, question_of, turns_of
 from dsr1_tune.data.read.files import Source
 from dsr1_tune.data.record import Place
@@ -29,8 +30,6 @@ NUM_BINS = 30
 PAIRS_AT_ONCE = 10_000
 
 _OF_MANY_CODES = (RowStatus.JUDGED, RowStatus.CONTRADICTED)
-
-CountTokens = Callable[[list[str]], list[int]]
 
 
 def report_of(

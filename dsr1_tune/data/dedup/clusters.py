@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,15 +17,6 @@ MAX_ROUNDS = 20
 MAX_CONTRADICTING = 200
 """So many of the rows that ask the same are compared with each other."""
 _MARKS = " \t\n.,;:!?。，；：！？、\"'“”‘’()（）[]【】"
-
-
-@dataclass(frozen=True)
-class Merged:
-    """A row that another one stands for, as it says nearly the same."""
-
-    row: int
-    kept: int
-    similarity: float
 
 
 def preference_order(num_chars: Ints, keep: str, drawn: Flags) -> Ints:
@@ -84,14 +74,14 @@ def _agree(a: str, b: str) -> bool:
     return not (len(inside) == 2 and inside.isascii() and inside.isalnum())
 
 
-def merge_near(verified: Verified, rank: Ints, compare: Callable[[Pairs], Verified]) -> list[Merged]:
+def merge_near(verified: Verified, rank: Ints, compare: Callable[[Pairs], Verified]) -> list[tuple[int, int, float]]:
     """Let the best row of each cluster stand for those that are similar to it, then the best of the rest, and so on.
 
     A chain of small changes is no reason to merge its ends: every row is similar to the one that stands for it.
-    `compare` verifies further pairs.
+    `compare` verifies further pairs. Returns (row, the one that stands for it, how similar they are).
     """
     similar = {(int(a), int(b)): float(s) for (a, b), s in zip(verified.pairs, verified.similarity, strict=True)}
-    merged: list[Merged] = []
+    merged = []
     clusters = [sorted(cluster, key=lambda row: int(rank[row])) for cluster in _clusters(verified.pairs)]
     for _ in range(MAX_ROUNDS):
         pairs = [(min(best, row), max(best, row)) for best, *others in clusters for row in others]
@@ -107,7 +97,7 @@ def merge_near(verified: Verified, rank: Ints, compare: Callable[[Pairs], Verifi
             for row in others:
                 value = similar[(min(best, row), max(best, row))]
                 if value > 0:
-                    merged.append(Merged(row, best, value))
+                    merged.append((row, best, value))
                 else:
                     rest.append(row)
             if len(rest) > 1:
@@ -119,7 +109,6 @@ def merge_near(verified: Verified, rank: Ints, compare: Callable[[Pairs], Verifi
 
 
 def _clusters(pairs: Pairs) -> list[list[int]]:
-    """The connected rows."""
     parent: dict[int, int] = {}
 
     def root(row: int) -> int:

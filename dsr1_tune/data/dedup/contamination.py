@@ -10,19 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dsr1_tune.data.dedup import ngrams
 from dsr1_tune.data.dedup.minhash import Lookup
-from dsr1_tune.data.dedup.ngrams import (
-    LONG_GRAM,
-    TURN,
-    Grams,
-    Hashes,
-    Ints,
-    Text,
-    Tokens,
-    long_grams,
-    normalise,
-    tokens,
-)
+from dsr1_tune.data.dedup.ngrams import LONG_GRAM, TURN, Grams, Hashes, Ints, Text, Tokens
 from dsr1_tune.data.output import as_output
 from dsr1_tune.data.read.read import read
 from dsr1_tune.data.record import Drop, Row
@@ -54,8 +44,8 @@ class Evaluation:
         rows = [row for row in found_rows if not isinstance(row, Drop)]
         if not rows:
             raise DataError(f"{', '.join(map(str, files))}: no row can be read", hint="see: dsr1-tune data check FILE")
-        text = normalise([[("user", _asked(row))] for row in rows])
-        found = long_grams(tokens(text))
+        text = ngrams.normalise([[("user", _asked(row))] for row in rows])
+        found = ngrams.long_grams(ngrams.tokens(text))
         owners = np.repeat(np.arange(len(rows)), np.diff(found.bounds))
         pairs = np.unique(np.stack((found.hashes, owners.astype(np.uint64)), axis=1), axis=0)
         hashes, owners = pairs[:, 0], pairs[:, 1].astype(np.int64)
@@ -68,7 +58,7 @@ class Evaluation:
     def find(self, text: Text, found: Tokens) -> dict[int, Drop]:
         """The rows (by number) that hold an evaluation question, each with the reason."""
         drops: dict[int, Drop] = {}
-        pieces = long_grams(found)
+        pieces = ngrams.long_grams(found)
         rows, owners, shares = self._shared(pieces)
         for row, owner, share in zip(rows.tolist(), owners.tolist(), shares.tolist(), strict=True):
             drops.setdefault(row, self._drop(owner, f"holds {share:.0%} of the {LONG_GRAM}-grams of"))
@@ -112,7 +102,6 @@ def _read(files: Sequence[Path], mapping: Mapping[str, str]) -> list[Row | Drop]
 
 
 def _asked(row: Row) -> str:
-    """The last thing that the user says."""
     messages = as_output(row)["messages"]
     return next((message["content"] for message in reversed(messages) if message["role"] == "user"), "")
 

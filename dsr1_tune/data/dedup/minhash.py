@@ -14,18 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dsr1_tune.data.dedup.ngrams import (
-    DIGIT,
-    NUM_BANDS,
-    Flags,
-    Grams,
-    Hashes,
-    Ints,
-    Tokens,
-    grams_and_words,
-    normalise,
-    tokens,
-)
+from dsr1_tune.data.dedup import ngrams
+from dsr1_tune.data.dedup.ngrams import DIGIT, NUM_BANDS, Flags, Grams, Hashes, Ints, Tokens
 from dsr1_tune.data.output import Turns
 
 Pairs = npt.NDArray[np.int64]
@@ -180,8 +170,8 @@ class _Compared:
     @classmethod
     def all_of(cls, rows: Sequence[Turns], boilerplate: Lookup) -> list[_Compared]:
         """Take many rows apart at once."""
-        found = tokens(normalise(rows))
-        pieces = grams_and_words(found)
+        found = ngrams.tokens(ngrams.normalise(rows))
+        pieces = ngrams.grams_and_words(found)
         own = own_words(pieces, boilerplate)
         return [cls(turns, row, found, pieces, own) for row, turns in enumerate(rows)]
 

@@ -78,10 +78,6 @@ class Grams:
     bounds: Ints
     is_answer: Flags
 
-    def of(self, row: int) -> Hashes:
-        """One row's n-grams."""
-        return self.hashes[self.bounds[row] : self.bounds[row + 1]]
-
     def only(self, keep: Flags) -> Grams:
         """The n-grams marked."""
         return Grams(self.hashes[keep], _bounds(_sums(keep, self.bounds)), self.is_answer[keep])

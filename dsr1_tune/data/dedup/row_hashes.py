@@ -9,21 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dsr1_tune.config import Dedup
-from dsr1_tune.data.dedup import ngrams
+from dsr1_tune.data.dedup import minhash, ngrams
 from dsr1_tune.data.dedup.clusters import group_alike, joined
 from dsr1_tune.data.dedup.exact import Prints, blocks, exact_key, fingerprints, kind_of, merge_exact
 from dsr1_tune.data.dedup.languages import language_codes
-from dsr1_tune.data.dedup.minhash import (
-    LEARNED_ROWS,
-    Lookup,
-    Pairs,
-    Verified,
-    batches,
-    boilerplate_of,
-    near_pairs,
-    own_words,
-    verify,
-)
+from dsr1_tune.data.dedup.minhash import LEARNED_ROWS, Lookup, Pairs, Verified
 from dsr1_tune.data.dedup.ngrams import Hashes, Ints, Text, Tokens
 from dsr1_tune.data.output import Turns, turns_of_row
 from dsr1_tune.data.record import Row, messages_of
@@ -56,7 +46,7 @@ def _sketches(found: Tokens, boilerplate: Lookup | None) -> tuple[npt.NDArray[np
         return np.zeros((num_rows, 0), np.uint8), np.zeros((0, num_rows), np.uint64)
     pieces = ngrams.grams(found)
     if len(boilerplate.hashes):
-        pieces = pieces.only(own_words(pieces, boilerplate))
+        pieces = pieces.only(minhash.own_words(pieces, boilerplate))
     signs = ngrams.signatures(pieces)
     return signs.astype(np.uint8), ngrams.bands(signs)
 
@@ -69,7 +59,8 @@ def taken_apart(turns: Sequence[Turns]) -> tuple[Text, Tokens]:
 
 def learn_boilerplate(rows: Sequence[Row]) -> Hashes:
     """The n-grams of the preambles that the first rows of a file share."""
-    return boilerplate_of(ngrams.grams_and_words(taken_apart([turns_of_row(row) for row in rows[:LEARNED_ROWS]])[1]))
+    _, found = taken_apart([turns_of_row(row) for row in rows[:LEARNED_ROWS]])
+    return minhash.boilerplate_of(ngrams.grams_and_words(found))
 
 
 @dataclass(frozen=True)
@@ -106,12 +97,12 @@ class Alike:
 
         def compare(pairs: Pairs) -> Verified:
             return Verified.together(
-                [_verified(rows, some, similarity, boilerplate) for some in batches(pairs, num_bytes)]
+                [_verified(rows, some, similarity, boilerplate) for some in minhash.batches(pairs, num_bytes)]
             )
 
         everyone = np.arange(len(rows))
         leader = merge_exact(exact_key(prints, kinds), everyone)
-        near = near_pairs(
+        near = minhash.near_pairs(
             lambda band: np.concatenate([part.bands[band] for part in parts]),
             lambda some: sketches[some],
             np.flatnonzero(leader == everyone),
@@ -126,4 +117,4 @@ class Alike:
 
 def _verified(rows: Sequence[Row], pairs: Pairs, similarity: float, boilerplate: Lookup) -> Verified:
     numbers = np.unique(pairs)
-    return verify(pairs, numbers, [turns_of_row(rows[n]) for n in numbers.tolist()], similarity, boilerplate)
+    return minhash.verify(pairs, numbers, [turns_of_row(rows[n]) for n in numbers.tolist()], similarity, boilerplate)

@@ -109,9 +109,6 @@ class _Chat:
         return next((field for field in _REASONING_FIELDS if field in template), None)
 
 
-# --- the last answer -------------------------------------------------------------------------------------------------
-
-
 def _going_on(chat: _Chat, plain: str) -> str:
     """The text `plain`, with the last answer as the model has to say it when it is asked."""
     last = len(chat.messages) - 1
@@ -138,9 +135,6 @@ def _keeps_reasoning(chat: _Chat, position: int) -> bool:
     """Whether the template shows the reasoning of the answer at `position`, the last turn shown."""
     marked = f"{thinking.OPEN}{_MARK}{thinking.CLOSE}{thinking.strip(chat.messages[position].content)}"
     return _MARK in chat.saying(position, marked).shown(position + 1)
-
-
-# --- what is learned of a turn ---------------------------------------------------------------------------------------
 
 
 def _answer(chat: _Chat, position: int, whole: str) -> Span | None:
@@ -201,7 +195,6 @@ def _without_reasoning(chat: _Chat, position: int, whole: str, span: Span) -> li
 
 
 def _common_prefix(one: str, other: str) -> int:
-    """The number of characters with which both begin."""
     if other.startswith(one):
         return len(one)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

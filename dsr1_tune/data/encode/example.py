@@ -82,12 +82,9 @@ def encode(record: Record, tokenizer: Any, max_tokens: int, sequences: Sequences
     try:
         text, spans = render(record, tokenizer, sequences)
     except (TemplateError, ValueError, TypeError, KeyError) as error:
-        return Drop(
-            "template_refused",
-            f"the model's chat template refuses it: {error}",
-            fix="change the turns or roles as it says, or choose another base",
-            path=record.messages[0].path,
-        )
+        detail = f"the model's chat template refuses it: {error}"
+        fix = "change the turns or roles as it says, or choose another base"
+        return Drop("template_refused", detail, fix, record.messages[0].path)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, labels = encoded["input_ids"], _labels(encoded["input_ids"], encoded["offset_mapping"], spans)
     num_cut = max(0, len(ids) - max_tokens)
@@ -103,7 +100,6 @@ def encode(record: Record, tokenizer: Any, max_tokens: int, sequences: Sequences
 
 
 def _stripped(record: Record) -> Record:
-    """The record without any answer's reasoning."""
     messages = tuple(
         replace(message, content=thinking.strip(message.content)) if message.role == "assistant" else message
         for message in record.messages
@@ -129,19 +125,13 @@ def _too_long(record: Record, num_tokens: int, max_tokens: int, fix: str) -> Dro
 
 
 def _nothing_to_learn(record: Record, sequences: Sequences) -> Drop:
-    path = record.messages[-1].path
-    if sequences.think != "keep":
+    if sequences.think == "keep":
+        detail = "the model's chat template leaves nothing of the answer"
+        fix = "look at the answer as the template shows it; it may hold only what the template removes"
+    else:
         detail = f"without its thoughts (sequences.think={sequences.think}) nothing of the answer is left to learn"
-        return Drop("nothing_to_learn", detail, fix="close the thought with </think> and answer behind it", path=path)
-    return Drop(
-        "nothing_to_learn",
-        "the model's chat template leaves nothing of the answer",
-        fix="look at the answer as the template shows it; it may hold only what the template removes",
-        path=path,
-    )
-
-
-# --- long conversations ----------------------------------------------------------------------------------------------
+        fix = "close the thought with </think> and answer behind it"
+    return Drop("nothing_to_learn", detail, fix, record.messages[-1].path)
 
 
 def _split(record: Record, tokenizer: Any, max_tokens: int, sequences: Sequences) -> list[Example | Drop]:

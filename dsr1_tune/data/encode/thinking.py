@@ -40,8 +40,7 @@ def find(text: str) -> list[tuple[int, int]]:
 
 def _behind(text: str, close: int) -> int:
     """Behind a closing tag and the blanks that follow it."""
-    rest = text[close + len(CLOSE) :]
-    return len(text) - len(rest.lstrip())
+    return len(text) - len(text[close + len(CLOSE) :].lstrip())
 
 
 def strip(text: str) -> str:

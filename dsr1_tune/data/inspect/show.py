@@ -161,7 +161,6 @@ def _heading(row: Row | Drop) -> Text:
 
 
 def _kind(row: Row) -> str:
-    """What a row is, and what can be said of it in few words."""
     if isinstance(row, Record):
         num_turns = sum(message.role == "user" for message in row.messages)
         return "conversation" + (f", {num_turns} questions" if num_turns > 1 else "") + (", tools" if row.tools else "")

@@ -118,16 +118,10 @@ class Stats:
     def as_json(self) -> dict[str, Any]:
         """The same as plain JSON values; `lengths` are as in report.json."""
         return {
-            "num_rows": self.num_rows,
-            "num_good": self.num_good,
-            "kinds": self.kinds,
-            "codes": self.codes,
-            "languages": self.languages,
+            **{name: getattr(self, name) for name in ("num_rows", "num_good", "kinds", "codes", "languages")},
             "turns": {str(number): rows for number, rows in self.turns.items()},
             "lengths": {"unit": self.unit, "num_sampled": self.num_sampled, **self.lengths},
-            "num_with_system": self.num_with_system,
-            "num_with_tools": self.num_with_tools,
-            "num_with_thoughts": self.num_with_thoughts,
+            **{f"num_with_{what}": getattr(self, f"num_with_{what}") for what in ("system", "tools", "thoughts")},
             "systems": [{"text": text, "num_rows": number} for text, number in self.systems],
             "first_words": [{"words": words, "num_rows": number} for words, number in self.first_words],
         }

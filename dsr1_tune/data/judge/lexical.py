@@ -33,9 +33,9 @@ _OTHER, _LETTER, _UNSPACED = 0, 1, 2
 _STEM = 5
 # Thai to Burmese and Hangul's letters, Khmer, kana, Han, Hangul; full-width letters stay letters.
 _UNSPACED_BLOCKS = (
-    *((0x0E00, 0x1200), (0x1780, 0x1800), (0x3040, 0x3190), (0x31F0, 0x3200), (0x3400, 0xA000)),
-    *((0xAC00, 0xD7B0), (0xF900, 0xFB00), (0x20000, 0x30000)),
-)
+    (0x0E00, 0x1200), (0x1780, 0x1800), (0x3040, 0x3190), (0x31F0, 0x3200), (0x3400, 0xA000), (0xAC00, 0xD7B0),
+    (0xF900, 0xFB00), (0x20000, 0x30000),
+)  # fmt: skip
 
 
 @dataclass
@@ -119,9 +119,6 @@ def surprise(found: np.ndarray, numbers: np.ndarray, usual: np.ndarray) -> np.nd
     lengths = numbers.sum(axis=1)
     excess = (found - numbers * usual).sum(axis=1)
     return np.divide(excess, lengths, out=np.full(len(found), np.nan), where=lengths >= MIN_ODD_CHARS)
-
-
-# --- texts as arrays ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ class Memo:
         self._ends: dict[str, int] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         for line in path.read_bytes().split(b"\n") if path.exists() else ():
-            entry = _entry(line)
-            if "scores" in entry:
-                self._known[entry["pair"]] = entry["scores"]
-            elif "end" in entry:
-                self._ends[entry["end"]] = entry["rows"]
+            with suppress(orjson.JSONDecodeError):
+                match orjson.loads(line):
+                    case {"pair": pair, "scores": scores}:
+                        self._known[pair] = scores
+                    case {"end": work, "rows": rows}:
+                        self._ends[work] = rows
         self._file = path.open("ab")
         self._file.write(b"\n")  # so that a line that was cut off ends here
         self.num_new = 0
@@ -73,11 +75,3 @@ def digest(*texts: str) -> str:
         data = text.encode("utf-8", "surrogatepass")
         found.update(b"%d " % len(data) + data)
     return found.hexdigest()
-
-
-def _entry(line: bytes) -> dict[str, Any]:
-    try:
-        entry = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return {}
-    return entry if isinstance(entry, dict) else {}

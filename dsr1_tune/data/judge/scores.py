@@ -34,9 +34,6 @@ BEYOND_DOUBT = 3.0
 """Log-odds from which on an answer needs no closer look: it is twenty times likelier to fit than not."""
 
 
-# --- without a model ------------------------------------------------------------------------------------------------
-
-
 def score_cheaply(bench: Bench) -> None:
     """Two passes over all rows: learn what the file is made of, then overlap and surprise; and try them out."""
     content = hashlib.blake2b(digest_size=12)
@@ -74,14 +71,10 @@ def _try_cheap_scores(bench: Bench, language: str, seed: int, found: Floats, num
 
 
 def _read(bench: Bench, doing: str) -> Iterator[tuple[Ints, list[Pair]]]:
-    """All rows, so many at a time."""
     for start in range(0, len(bench.rows), CHUNK_ROWS):
         chunk = bench.rows[start : start + CHUNK_ROWS]
         yield chunk, bench.pairs.texts(chunk.tolist())
         bench.say(f"judge: {doing}, {start + len(chunk):,} of {len(bench.rows):,} rows")
-
-
-# --- with a model, while the time lasts -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -221,7 +214,6 @@ def _note_losses(bench: Bench, rows: Ints, losses: Floats, bands: Bands) -> None
 
 
 def _another_question(reference: Reference, row: int, question: str) -> str:
-    """A reference row's question that is not this one."""
     size = len(reference)
     others = (reference.pairs[(row + step) % size][0] for step in range(size))
     return next((other for other in others if other != question), "")

@@ -133,7 +133,6 @@ def _drop(found: list[tuple[str, str, Found]], counts: Counter[str]) -> Drop:
 
 
 def _changed(row: Row, change: Callable[[str], str]) -> Row:
-    """The row with every text changed."""
     if isinstance(row, Prompt) and row.answer:
         row = replace(row, answer=change(row.answer))
     messages = tuple(replace(message, content=change(message.content)) for message in messages_of(row))
@@ -221,7 +220,6 @@ def _parsed(text: str) -> Any:
 
 
 def _marked_string(value: Any) -> str:
-    """The string inside a JSON value that holds the mark."""
     waiting = [value]
     while waiting:
         match waiting.pop():

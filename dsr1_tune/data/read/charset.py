@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
+from functools import partial
 from typing import IO
 
 BLOCK_BYTES = 1 << 20
@@ -50,8 +51,7 @@ def detect(stream: IO[bytes]) -> str | None:
 
 def _blocks(stream: IO[bytes]) -> Iterator[bytes]:
     stream.seek(0)
-    while block := stream.read(BLOCK_BYTES):
-        yield block
+    return iter(partial(stream.read, BLOCK_BYTES), b"")
 
 
 def _wide(head: bytes) -> str | None:
@@ -73,11 +73,9 @@ def _is_binary(head: bytes) -> bool:
 
 
 def _decodes_as_utf8(stream: IO[bytes]) -> bool:
-    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        for block in _blocks(stream):
-            decoder.decode(block)
-        decoder.decode(b"", final=True)
+        for _ in codecs.iterdecode(_blocks(stream), "utf-8"):
+            pass
     except UnicodeDecodeError:
         return False
     return True

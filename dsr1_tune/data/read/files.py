@@ -20,7 +20,7 @@ from typing import IO, Literal, TextIO, cast
 from dsr1_tune.data.read import charset, json_rows
 from dsr1_tune.data.read.formats import shown
 from dsr1_tune.data.read.json_rows import Raw
-from dsr1_tune.data.read.unrecognised import ROWS, unrecognised_text
+from dsr1_tune.data.read.unrecognised import ROWS, foreign_text, unrecognised_bytes, unrecognised_text
 from dsr1_tune.data.record import Drop, Place
 from dsr1_tune.errors import DataError
 
@@ -35,17 +35,6 @@ UTF8 = ("utf-8", "utf-8-sig")
 _GZIP = b"\x1f\x8b"
 _PARQUET = b"PAR1"
 _JSON_START = re.compile(r"""\{\s*(?:["'}]|$)|\[\s*(?:[\[{"'\]tfn-]|\d+\s*[,\].\n]|$)""")
-_FOREIGN = {
-    b"PK\x03\x04": ("a zip archive or an Excel workbook", "unpack it, or save the sheet as CSV (UTF-8)"),
-    b"\xd0\xcf\x11\xe0": ("an old Excel or Word file", "save the sheet as CSV (UTF-8)"),
-    b"%PDF": ("a PDF", "extract questions and answers into JSON first"),
-    b"ARROW1": ("an Arrow file", "write it as Parquet, for example with datasets' to_parquet"),
-    b"SQLite format 3": ("an SQLite database", "export the table as CSV"),
-    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "unpack it, or compress it with gzip"),
-    b"BZh": ("compressed with bzip2", "unpack it, or compress it with gzip"),
-    b"\xfd7zXZ": ("compressed with xz", "unpack it, or compress it with gzip"),
-    b"7z\xbc\xaf": ("a 7z archive", "unpack it"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +55,8 @@ def identify(path: Path) -> Source:
         head = stream.read(16)
         if head.startswith(_PARQUET) or (path.suffix == ".parquet" and head):
             return Source(path, "Parquet")
-        for magic, (what, fix) in _FOREIGN.items():
-            if head.startswith(magic):
-                raise DataError(f"{path}: is {what}", hint=f"{fix}; {ACCEPTED}")
+        if foreign := unrecognised_bytes(head):
+            raise DataError(f"{path}: is {foreign['what']}", hint=f"{foreign['fix']}; {ACCEPTED}")
         encoding = charset.detect(stream)
         if encoding is None:
             raise DataError(
@@ -161,7 +149,7 @@ def _by_content(path: Path, encoding: str, head: str) -> Source:
     text = head.lstrip("\ufeff \t\r\n")
     if not text:
         raise DataError(f"{path}: is empty (nothing but blanks)", hint="write the rows into it, or leave the file out")
-    if what := _foreign_text(text):
+    if what := foreign_text(text):
         raise DataError(f"{path}: is {what}", hint=ACCEPTED)
     name = path.name.removesuffix(".gz")
     is_named_lines = name.endswith((".jsonl", ".ndjson"))
@@ -178,19 +166,6 @@ def _by_content(path: Path, encoding: str, head: str) -> Source:
         if is_named_table or (delimiter and not is_named_lines and not name.endswith(".json")):
             return Source(path, "CSV", encoding, delimiter or ",")
     raise DataError(f"{path}: {_looks_like(text, unrecognised)}", hint=f"{ROWS}; {ACCEPTED}")
-
-
-def _foreign_text(text: str) -> str:
-    start = text[:200].lower()
-    if start.startswith(("<!doctype html", "<html")) or (start.startswith("<") and "<head" in start):
-        return "an HTML page, not data; was a download link answered with a web page?"
-    if start.startswith("{\\rtf"):
-        return "an RTF document"
-    if start.startswith("<?xml"):
-        return "XML"
-    if start.startswith("version https://git-lfs"):
-        return "a git LFS pointer, not the data itself; run git lfs pull"
-    return ""
 
 
 def _is_lines(text: str, is_named_lines: bool, is_cut: bool) -> bool:
@@ -286,7 +261,6 @@ def _header(cells: list[str], file: str) -> list[str]:
 
 
 def _noting(lines: Iterable[str], taken: list[str]) -> Iterator[str]:
-    """The same lines, each also added to `taken`."""
     for line in lines:
         taken.append(line)
         yield line

@@ -7,21 +7,15 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Number
+from pathlib import Path
 from typing import Any, Literal
 
+from dsr1_tune.data.phrase_table import load_yaml
 from dsr1_tune.data.read.formats import Names, Shape, shape_of
 from dsr1_tune.data.read.values import Unusable, is_null, kind_of, short
 
-_GOOD = (
-    "true t yes y good up thumbs_up thumbsup like liked upvote upvoted positive desirable chosen accept accepted "
-    "helpful correct right satisfied 好 好评 是 对 正确 赞 点赞 顶 喜欢 有用 有帮助 满意 可以 采纳 👍 ✅ ✔ 😀 😊"
-)
-_BAD = (
-    "false f no n bad down thumbs_down thumbsdown dislike disliked downvote downvoted negative undesirable rejected "
-    "reject unhelpful incorrect wrong dissatisfied 差 差评 坏 否 不对 错 错误 踩 点踩 不好 不喜欢 没用 无用 没帮助 "
-    "不满意 不可以 拒绝 👎 ❌ ✘ 😞 😠"
-)
-_WORDS = dict.fromkeys(_GOOD.split(), True) | dict.fromkeys(_BAD.split(), False)
+_TABLE = load_yaml(Path(__file__).with_suffix(".yaml"))
+_WORDS = {word: said == "good" for said in ("good", "bad") for word in _TABLE[said].split()}
 # How emoji are drawn: as pictures, and in which colour of skin.
 _DRAWN = re.compile("[\ufe0e\ufe0f\U0001f3fb-\U0001f3ff]")
 _FIX = "write true or false"

@@ -49,7 +49,6 @@ def has_two_answers(row: dict[str, Any], shape: Shape) -> bool:
 
 
 def _two_answers(row: dict[str, Any], shape: Shape) -> tuple[tuple[Any, str], tuple[Any, str]]:
-    """The better and the worse answer, each with its path."""
     if shape.chosen:
         return (row[shape.chosen], path_to(shape.chosen)), (row[shape.rejected], path_to(shape.rejected))
     path, (good, bad) = path_to(shape.answer), row[shape.answer]

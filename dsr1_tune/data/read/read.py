@@ -123,7 +123,6 @@ def _refuse_unrecognised(source: Source, head: Sequence[Raw | Drop], names: Name
 
 
 def _usual_shape(head: Sequence[Raw | Drop], names: Names) -> Shape | None:
-    """The shape that most of the first rows have."""
     rows = (raw.value for raw in head if isinstance(raw, Raw) and isinstance(raw.value, dict))
     shapes = Counter(shape for row in rows if isinstance(shape := shape_of(tuple(row), names), Shape))
     return next((shape for shape, _ in shapes.most_common(1)), None)

@@ -16,6 +16,19 @@ MAX_LINES = 40
 _TABLE: dict[str, Any] = load_yaml(Path(__file__).with_suffix(".yaml"))
 
 
+def unrecognised_bytes(head: bytes) -> dict[str, str] | None:
+    """What a file is that begins so and is no text at all, and the fix."""
+    return next((known for known in _TABLE["bytes"] if head.startswith(known["magic"].encode("latin-1"))), None)
+
+
+def foreign_text(text: str) -> str:
+    """What a text is that is made for something else than data, or "" for none of these."""
+    start = text[:200].lower()
+    if start.startswith("<") and "<head" in start:
+        start = "<html"
+    return next((what for begins, what in _TABLE["beginnings"].items() if start.startswith(begins)), "")
+
+
 def unrecognised_object(value: dict[str, Any]) -> tuple[str, str]:
     """(what it is, the fix) for a file that holds this one object and no rows."""
     is_registry = (isinstance(entry, dict) and entry.keys() & set(_TABLE["registry"]) for entry in value.values())

@@ -117,7 +117,6 @@ def _ask_rule(rule: Rule, custom: Custom, row: Row, settings: RuleSettings) -> R
 
 
 def _failed(error: Exception, row: Row, custom: Custom) -> DataError:
-    """The error of a rule of the user's own, with the row and the line of the rule."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     return DataError(
         f"{row.place}: the rule {custom.title} fails on this row: {type(error).__name__}: {error} "

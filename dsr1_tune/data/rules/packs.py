@@ -133,31 +133,29 @@ def _file_of(name: str, folder: Path) -> Path:
 
 def _composed(file: Path, problems: list[str], above: tuple[Path, ...]) -> dict[str, Any]:
     """The pack's settings laid over those of the pack it extends; what is wrong is added to `problems`."""
+    where = f"extends: {file}: " if above else ""
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
-        problems.append(f"{_seen_from(above, file)}cannot be read: {error.strerror}")
+        problems.append(f"{where}cannot be read: {error.strerror}")
         return {}
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        problems.append(f"{_seen_from(above, file)}is not YAML: {' '.join(str(error).split())}")
+        problems.append(f"{where}is not YAML: {' '.join(str(error).split())}")
         return {}
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
-        problems.append(f"{_seen_from(above, file)}is {type(tree).__name__}, no settings by name")
+        problems.append(f"{where}is {type(tree).__name__}, no settings by name")
         return {}
     tree = {key: value for key, value in tree.items() if value is not None}
     is_root = file == SHIPPED / "general.yaml"
     parent = tree.pop("extends", None if is_root else "general")
     _resolve(tree, file.parent, problems)
-    base: dict[str, Any] = {}
-    if parent is not None:
-        base = _parent(parent, file, problems, above)
+    base = _parent(parent, file, problems, above) if parent is not None else {}
     return {**_laid_over(base, tree), "name": tree.get("name", file.stem if file.parent == SHIPPED else str(file))}
 
 
 def _parent(parent: Any, file: Path, problems: list[str], above: tuple[Path, ...]) -> dict[str, Any]:
-    """The settings of the pack that the file extends."""
     if not isinstance(parent, str):
         problems.append(f"extends: {parent!r} is not the name of a pack")
         return {}
@@ -171,10 +169,6 @@ def _parent(parent: Any, file: Path, problems: list[str], above: tuple[Path, ...
         problems.append(f"extends: goes round in circles, back to {parent_file}")
         return {}
     return _composed(parent_file, problems, chain)
-
-
-def _seen_from(above: tuple[Path, ...], file: Path) -> str:
-    return f"extends: {file}: " if above else ""
 
 
 def _resolve(tree: dict[str, Any], folder: Path, problems: list[str]) -> None:
@@ -239,7 +233,6 @@ def _described(error: ValidationError, known_at: Callable[[list[str]], tuple[str
 
 
 def _known_at(loc: list[str]) -> tuple[str, ...]:
-    """The names that may stand at that place of a pack."""
     if not loc:
         return (*Pack.model_fields, "extends")
     if loc[0] == "custom":
@@ -281,7 +274,6 @@ def function_of(call: str) -> Callable[..., Any]:
 
 
 def _imported(call: str) -> Any:
-    """What the module or file holds under the name, or None."""
     where, _, name = call.rpartition(":")
     return getattr(_module(where), name, None)
 

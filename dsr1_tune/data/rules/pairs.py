@@ -57,7 +57,13 @@ class PreferenceStats:
     @classmethod
     def of(cls, rows: Iterable[Row]) -> PreferenceStats:
         """Count the rows."""
-        return cls.counted(Counter(name for row in rows for name in _counts_as(row)))
+        counts: Counter[str] = Counter()
+        for row in rows:
+            if isinstance(row, Preference):
+                counts.update(pair_counts_as(row.chosen.content, row.rejected.content))
+            elif isinstance(row, Feedback):
+                counts["num_good" if row.is_good else "num_bad"] += 1
+        return cls.counted(counts)
 
     @classmethod
     def counted(cls, counts: Mapping[str, int]) -> PreferenceStats:
@@ -101,17 +107,6 @@ class PreferenceStats:
         """The counts, with the share that length alone tells."""
         counts = {name: getattr(self, name) for name in self.__slots__}
         return counts | ({"length_share": round(self.length_share, 4)} if self.num_pairs else {})
-
-
-def _counts_as(row: Row) -> tuple[str, ...]:
-    """The fields of PreferenceStats by which a row counts."""
-    match row:
-        case Preference():
-            return pair_counts_as(row.chosen.content, row.rejected.content)
-        case Feedback():
-            return ("num_good",) if row.is_good else ("num_bad",)
-        case _:
-            return ()
 
 
 def pair_counts_as(chosen: str, rejected: str) -> tuple[str, ...]:
@@ -160,9 +155,8 @@ def objection(row: Row, where: str) -> Drop:
 
 def contradiction(kind: str, where: str, path: str = "$") -> Drop:
     """The Drop of a Preference or Feedback that stands the other way round somewhere else."""
+    fix = "keep the right one"
     if kind == "Feedback":
-        return Drop(
-            "contradictory_label", f"the same answer has the other label at {where}", "keep the right one", path
-        )
+        return Drop("contradictory_label", f"the same answer has the other label at {where}", fix, path)
     detail = f"the same two answers are preferred the other way round at {where}"
-    return Drop("contradictory_preference", detail, "keep the right one", path)
+    return Drop("contradictory_preference", detail, fix, path)

@@ -24,9 +24,9 @@ WORD = re.compile(r"[^\W_]+")
 HAN_RUN = re.compile(r"[\u3400-\u9fff]+")
 # Characters that print nothing and that str.strip leaves: zero width, fillers, selectors, blank Braille.
 _HIDDEN_RANGES = (
-    *((0x180B, 0x180F), (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0xFE00, 0xFE0F), (0xFFF0, 0xFFFB)),
-    *((0xE0000, 0xE007F), (0xE0100, 0xE01EF)),
-)
+    (0x180B, 0x180F), (0x200B, 0x200F), (0x202A, 0x202E), (0x2060, 0x206F), (0xFE00, 0xFE0F), (0xFFF0, 0xFFFB),
+    (0xE0000, 0xE007F), (0xE0100, 0xE01EF),
+)  # fmt: skip
 _HIDDEN = "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u2800\u3164\ufeff\uffa0"
 _HIDDEN += "".join(chr(code) for first, last in _HIDDEN_RANGES for code in range(first, last + 1))
 _INVISIBLE = frozenset(_HIDDEN)

@@ -51,8 +51,7 @@ def test_merge_near_merges_every_row_only_where_it_is_similar_to_the_one_that_st
 
     verified = Verified(np.array(sorted(similar)), np.array([0.9, 0.85, 0.8]))
     merged = merge_near(verified, np.array([0, 1, 2, 3]), compare)
-    assert [(one.row, one.kept) for one in merged] == [(1, 0), (3, 2)]
-    assert [one.similarity for one in merged] == [0.9, 0.8]
+    assert merged == [(1, 0, 0.9), (3, 2, 0.8)]
 
 
 def test_contradictions_are_short_answers_that_cannot_all_be_right() -> None:

@@ -39,7 +39,8 @@ class BlockedWord(RuleSettings):
         words = list(listed) if isinstance(listed, list) else []
         for number, name in enumerate(given["files"]):
             try:
-                words += _listed_words(folder / str(name))
+                lines = map(str.strip, (folder / str(name)).read_text(encoding="utf-8-sig").split("\n"))
+                words += [line for line in lines if line and not line.startswith("#")]
             except (OSError, UnicodeDecodeError) as error:
                 why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
                 problems.append(f"files.{number}: {folder / str(name)} cannot be read: {why}")
@@ -62,11 +63,6 @@ class BlockedWord(RuleSettings):
         for word in self.in_low:
             starts.setdefault(word[:2], []).append(word)
         return {start: tuple(words) for start, words in starts.items()}
-
-
-def _listed_words(file: Path) -> list[str]:
-    lines = file.read_text(encoding="utf-8-sig").split("\n")
-    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def blocked_word(row: Row, settings: BlockedWord) -> Row | Drop:

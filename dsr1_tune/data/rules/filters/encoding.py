@@ -180,15 +180,7 @@ def _looks_rare(part: str) -> bool:
 @cache
 def _is_common(char: str) -> bool:
     """Whether GB 2312 or Big5 has the character among those of everyday use."""
-    try:
-        if char.encode("gb2312") < b"\xd8":
-            return True
-    except UnicodeEncodeError:
-        pass
-    try:
-        return char.encode("big5") < b"\xc7"
-    except UnicodeEncodeError:
-        return False
+    return b"" < char.encode("gb2312", "ignore") < b"\xd8" or b"" < char.encode("big5", "ignore") < b"\xc7"
 
 
 def replacement_character(row: Row, settings: ReplacementCharacter) -> Row | Drop:

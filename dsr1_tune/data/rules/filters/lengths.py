@@ -5,7 +5,7 @@ from __future__ import annotations
 from dsr1_tune.config import Count
 from dsr1_tune.data.record import Drop, Row
 from dsr1_tune.data.rules.rule import Meaning, Rule, RuleSettings
-from dsr1_tune.data.rules.text_features import Text, quoted, view, visible
+from dsr1_tune.data.rules.text_features import quoted, view, visible
 
 
 class Lengths(RuleSettings):
@@ -28,21 +28,13 @@ def lengths(row: Row, settings: Lengths) -> Row | Drop:
             detail = f"{len(text.content)} characters, more than {settings.max_chars}: {quoted(text.content)}"
             fix = "cut it into several rows, or raise lengths.max_chars"
             return Drop(f"{name}_too_long", detail, fix, text.message.path)
-    asked, answer = seen.question, seen.answer
-    if asked and len(asked.content) < settings.min_question_chars + 16:
-        length = len(visible(asked.content))
-        if length < settings.min_question_chars:
-            return _too_short("question", asked, length, settings.min_question_chars)
-    if answer and len(answer.content) < settings.min_answer_chars + 16:
-        length = len(visible(answer.content))
-        if length < settings.min_answer_chars:
-            return _too_short("answer", answer, length, settings.min_answer_chars)
+    parts = ("question", seen.question, settings.min_question_chars), ("answer", seen.answer, settings.min_answer_chars)
+    for name, part, least in parts:
+        if part and len(part.content) < least + 16 and (length := len(visible(part.content))) < least:
+            detail = f"{length} characters, fewer than {least}: {part.content.strip()!r}"
+            fix = f"write more, or lower lengths.min_{name}_chars"
+            return Drop(f"{name}_too_short", detail, fix, part.message.path)
     return row
-
-
-def _too_short(name: str, text: Text, length: int, least: int) -> Drop:
-    detail = f"{length} characters, fewer than {least}: {text.content.strip()!r}"
-    return Drop(f"{name}_too_short", detail, f"write more, or lower lengths.min_{name}_chars", text.message.path)
 
 
 LENGTHS = Rule(

@@ -13,6 +13,8 @@ from dsr1_tune.data.rules.rule import Meaning, Part, Rule, RuleSettings
 from dsr1_tune.data.rules.text_features import LONG, Text, View, ends, quoted, view
 
 _TABLE = PhraseTable(__file__)
+# How the names of the characters begin that Japanese is written in.
+_JAPANESE = ("CJK", "HIRAGANA", "KATAKANA", "HALFWIDTH", "KATAKANA-HIRAGANA")
 # By the first letter of Unicode's categories.
 _KINDS = {"L": "letter", "M": "letter", "N": "letter", "Z": "space", "P": "sign", "S": "sign"}
 
@@ -46,7 +48,6 @@ def odd_characters(row: Row, settings: OddCharacters) -> Row | Drop:
 
 
 def _oddness(text: Text, settings: OddCharacters, seen: View) -> str:
-    """What is odd about the characters, or nothing."""
     kinds = Counter(map(_kind, ends(text.content)))
     total = sum(kinds.values()) - kinds["space"]
     if kinds["control"] >= max(3, settings.max_control_share * total) or kinds["unassigned"] > 0.05 * total:
@@ -73,16 +74,11 @@ def _oddness(text: Text, settings: OddCharacters, seen: View) -> str:
 
 def _mixes_scripts(content: str) -> str:
     """Which scripts change from letter to letter, or nothing: no language is written so."""
-    letters = [char for char in content[:LONG] if char.isalpha()]
-    scripts = [_script_of(char) for char in letters]
+    names = [unicodedata.name(char, "?").split(" ")[0] for char in content[:LONG] if char.isalpha()]
+    scripts = ["JAPANESE" if name in _JAPANESE else name for name in names]
     changes = sum(one != other for one, other in pairwise(scripts))
     num = len(set(scripts))
     return f"letters of {num} scripts, mixed" if num > 3 and changes * 3 > len(scripts) > 12 else ""
-
-
-def _script_of(char: str) -> str:
-    name = unicodedata.name(char, "?").split(" ")[0]
-    return "JAPANESE" if name in ("CJK", "HIRAGANA", "KATAKANA", "HALFWIDTH", "KATAKANA-HIRAGANA") else name
 
 
 def _kind(char: str) -> str:

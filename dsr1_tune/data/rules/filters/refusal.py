@@ -100,7 +100,6 @@ def _has(text: str, parts: Sequence[str]) -> bool:
 
 
 def _in_quotes(head: str, at: int) -> bool:
-    """Whether a quotation is open at that place."""
     before = head[:at]
     return before.count('"') % 2 == 1 or any(before.count(o) > before.count(c) for o, c in ("“”", "「」", "『』"))
 

@@ -62,7 +62,6 @@ def repeated_text(row: Row, settings: RepeatedText) -> Row | Drop:
 
 
 def _said_twice(content: str) -> str:
-    """Whether the second half is the first again."""
     again = content.find(content[:16], len(content) // 2 - 2)
     half = content[:again]
     if again < 10 or bare(half) != bare(content[again:]) or 3 * sum(map(str.isalpha, half)) < again:

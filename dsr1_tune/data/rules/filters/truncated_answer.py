@@ -54,7 +54,6 @@ def truncated_answer(row: Row, settings: TruncatedAnswer) -> Row | Drop:
 
 
 def _ends_with_bare_number(content: str) -> bool:
-    """Whether the last item of a list is only its number or bullet."""
     found = _TABLE.bare_number.search(content[-12:])
     if found:
         before = int(found[1]) - 1
@@ -119,7 +118,6 @@ def _is_phrase(line: str, seen: View) -> bool:
 
 
 def _unclosed(line: str) -> bool:
-    """Whether a bracket is opened in the line and never closed."""
     return any(
         line.count(opens) > line.count(closes) and line.rfind(opens) > line.rfind(closes)
         for opens, closes in ("()", "（）", "【】", "《》", "「」", "“”")

@@ -106,7 +106,6 @@ def _num_kana(text: Text) -> int:
 
 
 def _num_letters(text: Text, language: str) -> int:
-    """How many letters of the language's script the text has, weighted."""
     if language == "Japanese":
         return 3 * (text.shape.count(b"h") + _num_kana(text))
     return text.shape.count(_MARKS.get(language, b"a")) * _WEIGHTS.get(language, 1)
