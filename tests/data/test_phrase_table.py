@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -63,3 +65,17 @@ def test_phrase_table_files_hold_texts_alone():
         for name, entry in load_yaml(file).items():
             texts = [text for words in entry.values() for text in words] if isinstance(entry, dict) else texts_in(entry)
             assert texts and all(isinstance(text, str) for text in texts), (file.name, name)
+
+
+def test_phrase_table_has_every_pattern_that_modules_ask_for():
+    """Patterns are compiled when they are first asked for: here all are."""
+    package = Path(dsr1_tune.data.__file__).parent
+    num_asked = 0
+    for file in sorted(package.rglob("*.py")):
+        place = ".".join(file.relative_to(package).with_suffix("").parts)
+        for table, name in re.findall(r"(?<!\w)(_?TABLE)\.(\w+)", file.read_text(encoding="utf-8")):
+            module = importlib.import_module(f"dsr1_tune.data.{place}")
+            found = getattr(getattr(module, table), name)
+            assert isinstance(found, re.Pattern) or name in ("text", "filled"), (file.name, name)
+            num_asked += isinstance(found, re.Pattern)
+    assert num_asked > 100
