@@ -14,7 +14,7 @@ from torch import Tensor
 from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import ModelError
 from dsr1_tune.export.weights.accounting import Counting, Quantized, check_all, chosen
-from dsr1_tune.export.weights.progress import counted
+from dsr1_tune.export.weights.progress import counted, names_of
 from dsr1_tune.export.weights.sidecars import copy_sidecars
 from dsr1_tune.export.weights.source import Source
 from dsr1_tune.models.memory import give_back
@@ -26,6 +26,9 @@ from dsr1_tune.runs.console import Narrator
 Rounded = tuple[Tensor, Tensor]
 """Integers (N, K) int8, and the scales (N, G)."""
 GROUP_SIZES = (128, 64, 32)
+_WEIGHT = ".weight"
+_GIVE_BACK = 32 << 20
+_MAX_WEIGHTS = 1 << 20  # that are worked on at a time: what is needed beside the matrix stays small
 
 
 def write_rounded(
@@ -46,9 +49,8 @@ def write_rounded(
     with counted(narrator, packed, "writing, MiB") as advance:
         write_weights(packed, folder, advance)
     check_all(names, counting.names)
-    ignore = not_quantized(source.weights, source.layout, names)
-    config = {**source.config, "quantization_config": quantization_config(group_size, ignore)}
-    copy_sidecars(source, folder, config)
+    stored_as = quantization_config(group_size, not_quantized(source.weights, source.layout, names))
+    copy_sidecars(source, folder, {**source.config, "quantization_config": stored_as})
     return Quantized(counting.groups(), {"format": "compressed-tensors pack-quantized", "group_size": group_size})
 
 
@@ -86,17 +88,13 @@ def not_quantized(weights: Weights, layout: Layout, names: frozenset[str]) -> se
     prediction layers as well.
     """
     left = set()
-    for shard in weights.shards.values():
-        for name in shard:
-            if name not in names and name.endswith(_WEIGHT) and len(weights.spec(name).shape) == 2:
-                left.add(name.removesuffix(_WEIGHT))
-                piece = layout.pieces.get(name)
-                if piece and piece.expert is None:
-                    left.add(piece.parameter.removesuffix(_WEIGHT))
+    for name in names_of(weights):
+        if name not in names and name.endswith(_WEIGHT) and len(weights.spec(name).shape) == 2:
+            left.add(name.removesuffix(_WEIGHT))
+            piece = layout.pieces.get(name)
+            if piece and piece.expert is None:
+                left.add(piece.parameter.removesuffix(_WEIGHT))
     return left
-
-
-_WEIGHT = ".weight"
 
 
 class Packed:
@@ -112,12 +110,10 @@ class Packed:
         names: frozenset[str],
         group_size: int,
         counting: Counting,
-        rounded: Callable[[str, Tensor, Counting], Rounded] | None = None,
+        rounded: Callable[[str, Tensor, Counting], Rounded] | None,
     ) -> None:
-        self._plain = plain
-        self._counting = counting
-        self._rounded = rounded or self._round
-        self._group_size = group_size
+        self._plain, self._counting, self._group_size = plain, counting, group_size
+        self._rounded = rounded or (lambda name, weight_NK, counting: round_to_nearest(weight_NK, group_size))
         self._scales: dict[str, Tensor] = {}
         self._freed = 0
         self._specs: dict[str, Spec] = {}
@@ -174,12 +170,6 @@ class Packed:
             order += parts
         return tuple(sorted(order, key=lambda name: -DTYPES[self.spec(name).dtype].itemsize))
 
-    def _round(self, name: str, weight_NK: Tensor, counting: Counting) -> Rounded:
-        return round_to_nearest(weight_NK, self._group_size)
-
-
-_GIVE_BACK = 32 << 20
-
 
 def round_to_nearest(weight_NK: Tensor, group_size: int) -> Rounded:
     """Integers and scales, in the weight's number format, that are as near to `weight_NK` as can be had cheaply.
@@ -191,9 +181,6 @@ def round_to_nearest(weight_NK: Tensor, group_size: int) -> Rounded:
     pieces = [_round_rows(rows, group_size) for rows in weight_NK.split(num_rows)]
     q, scales = zip(*pieces, strict=True)
     return torch.cat(q), torch.cat(scales)
-
-
-_MAX_WEIGHTS = 1 << 20  # that are worked on at a time: what is needed beside the matrix stays small
 
 
 def _round_rows(weight_NK: Tensor, group_size: int) -> Rounded:
