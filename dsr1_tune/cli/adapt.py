@@ -7,18 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dsr1_tune.cli.options import (
-    ConfigFile,
-    DataFiles,
-    Epochs,
-    Map,
-    ModelName,
-    Processes,
-    Sets,
-    To,
-    compose,
-    mapping,
-)
+from dsr1_tune.cli.options import ConfigFile, DataFiles, Epochs, Map, ModelName, Processes, Sets, To, compose, mapping
 
 
 def adapt(

@@ -16,14 +16,12 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 Files = Annotated[
-    list[Path],
-    typer.Argument(metavar="FILE...", help="JSON, JSONL, CSV, Parquet; also .gz; a.json:0.7 weighs it"),
+    list[Path], typer.Argument(metavar="FILE...", help="JSON, JSONL, CSV, Parquet; also .gz; a.json:0.7 weighs it")
 ]
 Out = Annotated[Path | None, typer.Option(help="The folder to write. [default: clean/, merged/ or split/<file>]")]
 Workers = Annotated[int | None, typer.Option(help="Processes. [default: one per core]")]
 Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Any other setting: dedup.similarity=0.9."),
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other setting: dedup.similarity=0.9.")
 ]
 Against = Annotated[list[Path] | None, typer.Option(help="Evaluation files that no row may hold a question of.")]
 Tokenizer = Annotated[

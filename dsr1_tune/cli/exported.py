@@ -79,8 +79,7 @@ def _check_out(out: Path) -> None:
 
 
 def card(
-    folder: Exported,
-    language: Annotated[str, typer.Option(help="en, zh, or auto: that of the data.")] = "auto",
+    folder: Exported, language: Annotated[str, typer.Option(help="en, zh, or auto: that of the data.")] = "auto"
 ) -> None:
     """Write README.md, a model card with what is known of the model: data, training, merge, quantization, engines."""
     from dsr1_tune.errors import ConfigError

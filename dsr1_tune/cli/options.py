@@ -14,22 +14,19 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound="ConfigSection")
 
 DataFiles = Annotated[
-    list[Path] | None,
-    typer.Option("--data", help="JSON, JSONL, CSV, Parquet, or a cleaned folder; may be repeated."),
+    list[Path] | None, typer.Option("--data", help="JSON, JSONL, CSV, Parquet, or a cleaned folder; may be repeated.")
 ]
 ModelName = Annotated[str | None, typer.Option("--model", help="A Hub id or a folder. [default: embedded base]")]
 Out = Annotated[Path | None, typer.Option("--out", help="The run folder. [default: runs/<data>-<date>]")]
 Map = Annotated[
-    list[str] | None,
-    typer.Option("--map", metavar="NAME=COLUMN", help="Column names: question=title,answer=reply"),
+    list[str] | None, typer.Option("--map", metavar="NAME=COLUMN", help="Column names: question=title,answer=reply")
 ]
 Epochs = Annotated[float | None, typer.Option("--epochs", help="Passes over the data. [default: 1]")]
 OnAlarm = Annotated[str | None, typer.Option("--on-alarm", metavar="warn|stop|rollback", help="What an alarm does.")]
 Processes = Annotated[int | None, typer.Option("--processes", help="Processes that share the work. [default: 1]")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML file of settings.")]
 Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, such as adapter.rank=32."),
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other setting, such as adapter.rank=32.")
 ]
 Resume = Annotated[Path | None, typer.Option("--resume", help="Go on with the run in this folder.")]
 To = Annotated[

@@ -35,14 +35,7 @@ from dsr1_tune.export.weights.load_streamed import load_streamed
 from dsr1_tune.export.weights.merged import Merged, MergedFp8, MergedWeights
 from dsr1_tune.export.weights.progress import counted
 from dsr1_tune.export.weights.sidecars import copy_sidecars
-from dsr1_tune.export.weights.source import (
-    OpenBase,
-    Trained,
-    find_trained,
-    open_base,
-    open_trained,
-    stages_of,
-)
+from dsr1_tune.export.weights.source import OpenBase, Trained, find_trained, open_base, open_trained, stages_of
 from dsr1_tune.models.load import Loaded, Located, load_located, locate, pick_device
 from dsr1_tune.models.memory import give_back, main_memory
 from dsr1_tune.models.trained.attach import attach_adapter
@@ -74,11 +67,11 @@ def run(trained: Path, out: Path, merge: Merge = USUAL, console: Console | None 
         raise RunError(f"{trained}: is no finished run and no adapter", hint="give the folder that training left")
     narrator.stage("Merge")
     base, updates = open_trained(found, narrator.say)
-    is_qlora = found.run is not None and found.run.manifest().get("command") == "qlora"
-    if is_qlora:
+    if found.is_qlora:
         narrator.say(_ROUNDED_BEFORE)
     merged = Merged(base.plain, updates)
-    weights: MergedWeights = MergedFp8(merged, base.block_size) if base.block_size and merge.fp8 == "keep" else merged
+    size = base.plain.block_size
+    weights: MergedWeights = MergedFp8(merged, size) if size and merge.fp8 == "keep" else merged
     with new_folder(out) as part:
         started = time.perf_counter()
         with counted(narrator, weights) as advance:
@@ -89,7 +82,7 @@ def run(trained: Path, out: Path, merge: Merge = USUAL, console: Console | None 
         seconds["certify"] = time.perf_counter() - started - seconds["merge"]
         _say(certificate, narrator)
         facts = {"certificate": asdict(certificate), "seconds": seconds, "dsr1_tune": __version__}
-        facts |= {"settings": merge.model_dump(mode="json")} | ({"remark": _ROUNDED_BEFORE} if is_qlora else {})
+        facts |= {"settings": merge.model_dump(mode="json")} | ({"remark": _ROUNDED_BEFORE} if found.is_qlora else {})
         lineage.write(part, (*stages_of(found), Stage("merge", facts)))
     return out
 
@@ -98,7 +91,7 @@ def _config(base: OpenBase, weights: MergedWeights) -> dict[str, Any]:
     tree = dict(base.config)
     if isinstance(weights, MergedFp8):
         tree["quantization_config"] = base.stored_config["quantization_config"]
-    elif base.block_size:
+    elif base.plain.block_size:
         tree["torch_dtype" if "torch_dtype" in tree else "dtype"] = "bfloat16"
     return tree
 
@@ -107,13 +100,7 @@ def _config(base: OpenBase, weights: MergedWeights) -> dict[str, Any]:
 
 
 def _certify(
-    found: Trained,
-    base: OpenBase,
-    merged: Merged,
-    weights: MergedWeights,
-    part: Path,
-    merge: Merge,
-    narrator: Narrator,
+    found: Trained, base: OpenBase, merged: Merged, weights: MergedWeights, part: Path, merge: Merge, narrator: Narrator
 ) -> Certificate:
     """Look at every tensor, then run both sides. Raises NotCertified."""
     narrator.stage("Certificate")
@@ -162,7 +149,9 @@ def _compare(
     recorded = HeldOut.from_json(after)
     with narrator.counting("evaluating", len(examples)) as advance:
         loss = held_out_loss(model, examples, pad_token, advance).loss
-    held = LossCheck(loss, recorded.loss, _tolerance(found, recorded.loss))
+    # Its loss is computed in float32, the run's maybe in 16 or 4 bits.
+    tolerance = max(0.02, recorded.loss * (0.05 if found.is_qlora else 0.01))
+    held = LossCheck(loss, recorded.loss, tolerance)
     check_loss(held)
     return outputs, held
 
@@ -213,12 +202,6 @@ def _load(folder: Path, streamed: bool) -> Loaded:
         return load_located(located, "float32")
     base = open_base(located)
     return load_streamed(located, base.plain.read, base.layout)
-
-
-def _tolerance(found: Trained, loss: float) -> float:
-    """How much worse the merged model may be: its loss is computed in float32, the run's maybe in 16 or 4 bits."""
-    command = found.run.manifest().get("command") if found.run else ""
-    return max(0.02, loss * (0.05 if command == "qlora" else 0.01))
 
 
 def _say(certificate: Certificate, narrator: Narrator) -> None:

@@ -166,11 +166,7 @@ def _unreached(routing: Routing) -> dict[str, list[int]]:
 
 
 def _tell_reach(
-    rows: Sequence[Sequence[int]],
-    routing: Routing,
-    unreached: dict[str, list[int]],
-    narrator: Narrator,
-    are_all: bool,
+    rows: Sequence[Sequence[int]], routing: Routing, unreached: dict[str, list[int]], narrator: Narrator, are_all: bool
 ) -> None:
     """`are_all` of the run's rows that there are."""
     num_tokens, num_experts = sum(map(len, rows)), routing.load_LE.numel()

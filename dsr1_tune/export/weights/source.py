@@ -95,6 +95,11 @@ class Trained:
     folder: Path
     run: RunFolder | None
 
+    @property
+    def is_qlora(self) -> bool:
+        """Whether it was trained over a base in 4 bits."""
+        return self.run is not None and self.run.manifest().get("command") == "qlora"
+
 
 def find_trained(path: Path | str) -> Trained | None:
     """What was trained at `path`: a run folder, an adapter, or trained experts; None for anything else.
@@ -137,9 +142,7 @@ class OpenBase:
     """A base, opened for reading tensor by tensor."""
 
     located: Located
-    checkpoint: Checkpoint
     plain: Plain
-    block_size: tuple[int, int] | None
     folder: Path
     config: Mapping[str, Any]
     """What the config.json of a model in 16 bits is to say."""
@@ -162,24 +165,14 @@ def open_base(located: Located) -> OpenBase:
             f"{located.name}: is quantized already ({quant_method(config)})",
             hint="give the model in 16 bits, or the run that it came from",
         )
-    checkpoint = Checkpoint(folder)
     block_size = None
     if stored is StoredFormat.BLOCK_FP8:
         rows, cols = config["quantization_config"]["weight_block_size"]
         block_size = (int(rows), int(cols))
+    plain = Plain(Checkpoint(folder), block_size)
     model = meta_model(located.config)
-    layout = Layout.of(model, checkpoint.names)
-    return OpenBase(
-        located,
-        checkpoint,
-        Plain(checkpoint, block_size),
-        block_size,
-        folder,
-        router_words(located.config) | _as_stretched(config, located.config),
-        config,
-        model,
-        layout,
-    )
+    told = router_words(located.config) | _as_stretched(config, located.config)
+    return OpenBase(located, plain, folder, told, config, model, Layout.of(model, plain.base.names))
 
 
 def open_trained(trained: Trained, progress: Callable[[str], None] | None = None) -> tuple[OpenBase, Updates]:
@@ -193,7 +186,7 @@ def open_trained(trained: Trained, progress: Callable[[str], None] | None = None
         return base, of_adapter(trained.folder, model, base.layout, routers_move)
     if trained.kind == "experts":
         return base, of_experts(trained.folder, model, base.layout)
-    return base, of_model(trained.folder, base.checkpoint, base.layout, model)
+    return base, of_model(trained.folder, base.plain.base, base.layout, model)
 
 
 def _as_stretched(config: dict[str, Any], read: Any) -> dict[str, Any]:

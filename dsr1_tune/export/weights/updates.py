@@ -22,7 +22,7 @@ from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from torch import Tensor, nn
 
 from dsr1_tune.errors import ModelError
-from dsr1_tune.export.adapter.file import FILE, RIGHT_BASE, AdapterFile
+from dsr1_tune.export.adapter import FILE, RIGHT_BASE, AdapterFile
 from dsr1_tune.models.trained.experts import WEIGHTS, ExpertsConfig
 from dsr1_tune.models.trained.lora import quiet_patterns
 from dsr1_tune.models.weights.checkpoint import Checkpoint, Spec
