@@ -73,23 +73,33 @@ def new_folder(path: Path) -> Iterator[Path]:
     if os.path.ismount(path) or path in (Path.cwd(), *Path.cwd().parents):
         raise RunError(f"{path}: cannot be replaced", hint="name a folder in it that is not there yet")
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    lock = path.with_name(f".{path.name}.lock")
+    with locked(lock, f"{path}: another process is writing it"):
+        try:
+            if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+                raise RunError(f"{path}: is already there", hint="choose another --out, or remove it")
+            # Eight characters are mkdtemp's: those of m.v2 are not m's.
+            for left in path.parent.glob(f".{glob.escape(path.name)}.????????.part"):
+                shutil.rmtree(left, ignore_errors=True)
+            with atomic_folder(path) as part:
+                yield part
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"Stopped; nothing is left of {path}") from None
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(file: Path, busy: str) -> Iterator[None]:
+    """Hold the lock `file`, which ends with the process, however that ends; RunError says `busy` if another has it."""
+    lock = FileLock(file, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise RunError(f"{path}: another process is writing it", hint="wait for it, or choose another --out") from None
+        raise RunError(busy, hint="wait for it, or choose another --out") from None
     try:
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise RunError(f"{path}: is already there", hint="choose another --out, or remove it")
-        # Eight characters are mkdtemp's: those of m.v2 are not m's.
-        for left in path.parent.glob(f".{glob.escape(path.name)}.????????.part"):
-            shutil.rmtree(left, ignore_errors=True)
-        with atomic_folder(path) as part:
-            yield part
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"Stopped; nothing is left of {path}") from None
+        yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 

@@ -7,10 +7,8 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from dsr1_tune.config import PlanRun
 from dsr1_tune.data.prepare import prepare
@@ -19,9 +17,9 @@ from dsr1_tune.models.folder import ModelFolder
 from dsr1_tune.models.load import pick_device
 from dsr1_tune.models.memory import GIB, main_memory
 from dsr1_tune.models.memory_plan.base import PlannedBase, describe
-from dsr1_tune.models.memory_plan.estimate import METHODS, Batch, MemoryEstimate, Method, Plan, Settings
+from dsr1_tune.models.memory_plan.estimate import METHODS, Batch, Method, Plan, Settings
 from dsr1_tune.models.memory_plan.estimate import plan as fit
-from dsr1_tune.runs.console import quiet_libraries
+from dsr1_tune.runs.console import plain_table, quiet_libraries
 from dsr1_tune.runs.data import encode_and_split
 from dsr1_tune.runs.evaluate import MAX_BATCH_TOKENS
 
@@ -33,7 +31,8 @@ def run(config: PlanRun, console: Console | None = None, methods: tuple[Method, 
     """
     quiet_libraries()
     base = describe(config.base)
-    device = _device(config)
+    has_gpu = config.device == "cuda" or (config.device == "auto" and pick_device().type == "cuda")
+    device: Literal["cpu", "cuda"] = "cuda" if has_gpu else "cpu"
     settings = Settings(
         schedule=config.schedule,
         adapter=config.adapter,
@@ -49,12 +48,6 @@ def run(config: PlanRun, console: Console | None = None, methods: tuple[Method, 
     if console:
         show(made, config, console)
     return made
-
-
-def _device(config: PlanRun) -> Literal["cpu", "cuda"]:
-    if config.device != "auto":
-        return config.device
-    return "cuda" if pick_device().type == "cuda" else "cpu"
 
 
 def _free(device: str, processes: int) -> int:
@@ -99,10 +92,7 @@ def show(made: Plan, config: PlanRun, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    table = Table(box=box.SIMPLE_HEAD, title="GiB for each process", title_justify="left", title_style="bold")
-    table.add_column("")
-    for one in made.estimates:
-        table.add_column(one.method, justify="right", no_wrap=True)
+    table = plain_table("GiB for each process", "", *(one.method for one in made.estimates))
     table.add_row("trained, M", *(f"{one.num_trained / 1e6:,.1f}" for one in made.estimates))
     for name, words in _PARTS.items():
         table.add_row(words, *(_gib(one.parts[name]) for one in made.estimates))
@@ -110,7 +100,10 @@ def show(made: Plan, config: PlanRun, console: Console) -> None:
     table.add_row("peak", *(_gib(one.peak) for one in made.estimates), style="bold")
     table.add_row("reached in", *(one.phase for one in made.estimates))
     table.add_row("must be there", *(_gib(one.needed) for one in made.estimates))
-    table.add_row(f"fits in {made.memory / GIB:,.1f}", *(_fits(made, one) for one in made.estimates))
+    table.add_row(
+        f"fits in {made.memory / GIB:,.1f}",
+        *("[green]yes[/]" if made.fits(one.method) else "[red]no[/]" for one in made.estimates),
+    )
     console.print(table)
     for method, advice in made.advice.items():
         console.print(f"{method}: {escape(advice)}", highlight=False, soft_wrap=True)
@@ -133,10 +126,6 @@ _PARTS = {
 
 def _gib(size: int) -> str:
     return f"{size / GIB:,.2f}"
-
-
-def _fits(made: Plan, one: MemoryEstimate) -> str:
-    return "[green]yes[/]" if made.fits(one.method) else "[red]no[/]"
 
 
 def as_json(made: Plan) -> dict[str, Any]:

@@ -7,19 +7,18 @@ it was stopped, and training resumes from its checkpoint.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import orjson
 from rich.console import Console
 
-from dsr1_tune import config as configs
 from dsr1_tune.adapt import plan as planning
 from dsr1_tune.adapt.page import write_report
-from dsr1_tune.adapt.state import MISSED, PLAN, STAGES, StageName, State, begin
+from dsr1_tune.adapt.state import MISSED, PLAN, STAGES, State, begin
 from dsr1_tune.atomic import atomic_write
-from dsr1_tune.config import AdaptRun, CleanRun, ExportRun, TuneRun
+from dsr1_tune.config import RUNS, AdaptRun, CleanRun, ExportRun, TuneRun
 from dsr1_tune.data.clean import run as cleaning
 from dsr1_tune.data.inspect.tables import show_cleaned
 from dsr1_tune.errors import ConfigError, ModelError, RunError, TuneError
@@ -32,20 +31,6 @@ from dsr1_tune.models.memory_plan.estimate import Method, Plan
 from dsr1_tune.runs.console import Narrator, quiet_libraries
 from dsr1_tune.runs.distributed.launch import run_in_processes
 from dsr1_tune.runs.folder import FINISHED, RunFolder
-from dsr1_tune.train import esft, full, lora, qlora
-
-KINDS: dict[str, type[TuneRun]] = {
-    "lora": configs.LoraRun,
-    "qlora": configs.QloraRun,
-    "full": configs.FullRun,
-    "esft": configs.EsftRun,
-}
-TRAIN: dict[str, Callable[[Any, Path | None, Console | None], RunFolder]] = {
-    "lora": lora.run,
-    "qlora": qlora.run,
-    "full": full.run,
-    "esft": esft.run,
-}
 
 
 def run(config: AdaptRun, console: Console | None = None) -> Path:
@@ -81,21 +66,22 @@ def _with_absolute_paths(config: AdaptRun) -> AdaptRun:
 
 
 class _Adapt:
-    """One run of adapt: its settings, its folder, and a function for each of its stages."""
+    """One run of adapt: its settings, its folder, and for each of its stages a function of that name."""
 
     def __init__(self, config: AdaptRun, state: State, narrator: Narrator) -> None:
         self.config, self.state, self.narrator = config, state, narrator
+        self.data, self.trained = state.folder / "data", state.folder / "run"
 
     def go(self) -> None:
         """All stages that are not done yet, and the report, however far it comes."""
         try:
-            for number, (name, stage) in enumerate(self.stages().items(), start=1):
+            for number, name in enumerate(STAGES, start=1):
                 self.narrator.stage(f"[{number}/{len(STAGES)}] {name}")
                 if self.state.is_done(name):
                     self.narrator.say("done before")
                     continue
                 with self.state.running(name) as facts:
-                    stage(facts)
+                    getattr(self, name)(facts)
                 gc.collect()
             self.check_gates()
         except TuneError:
@@ -105,50 +91,25 @@ class _Adapt:
             if self.state.file.exists():
                 self.report()
 
-    def stages(self) -> dict[StageName, Callable[[dict[str, Any]], None]]:
-        """In their order."""
-        return {
-            "plan": self.plan,
-            "clean": self.clean,
-            "train": self.train,
-            "merge": self.merge,
-            "quantize": self.quantize,
-            "compare": self.compare,
-            "card": self.card,
-        }
-
-    @property
-    def data(self) -> Path:
-        """Cleaned data."""
-        return self.state.folder / "data"
-
-    @property
-    def trained(self) -> Path:
-        """The training run."""
-        return self.state.folder / "run"
-
     @property
     def steps(self) -> Steps:
         """From the training run to the model that is served."""
         config, folder = self.config, self.state.folder
         settings = ExportRun(merge=config.merge, quantize=config.quantize, compare=config.compare, gates=config.gates)
-        return Steps(self.trained, folder / "merged", folder / "model", settings, self.console, config.language)
+        return Steps(
+            self.trained, folder / "merged", folder / "model", settings, self.narrator.console, config.language
+        )
 
     @property
     def made(self) -> Path:
         """The model that is served."""
         return self.steps.made
 
-    @property
-    def console(self) -> Console:
-        """Where all stages speak."""
-        return self.narrator.console
-
     def plan(self, facts: dict[str, Any]) -> None:
         """Which way of training fits. Raises ModelError where none does and none was asked for."""
         asked = self.config.method
         methods: tuple[Method, ...] = ("lora", "qlora") if asked == "auto" else (asked,)
-        made = planning.run(self.config, self.console, methods)
+        made = planning.run(self.config, self.narrator.console, methods)
         with atomic_write(self.state.folder / PLAN, binary=True) as file:
             file.write(orjson.dumps(planning.as_json(made), option=orjson.OPT_INDENT_2))
         method = made.choice if asked == "auto" else asked
@@ -176,7 +137,7 @@ class _Adapt:
             seed=self.config.schedule.seed,
         )
         cleaned = cleaning.run(config).report
-        show_cleaned(cleaned, self.console)
+        show_cleaned(cleaned, self.narrator.console)
         facts |= {name: cleaned[name] for name in ("num_rows", "num_kept", "num_merged", "num_dropped")}
         facts["languages"] = cleaned.get("languages", {})
 
@@ -200,7 +161,7 @@ class _Adapt:
         return {"files": files, **counts}
 
     def _training(self, method: str) -> TuneRun:
-        kind = KINDS[method]
+        kind = RUNS[method]
         shared = self.config.model_dump(include=set(kind.model_fields))
         shared["data"] |= {"files": (self.data,), "map": {}, "rules": None, "weights": {}}
         shared["out"] = self.trained
@@ -213,14 +174,14 @@ class _Adapt:
     def _train(self, method: str, config: TuneRun, resume: Path | None) -> None:
         number = config.parallel.processes
         if number == 1:
-            TRAIN[method](config, resume, self.console)
+            import_module(f"dsr1_tune.train.{method}").run(config, resume, self.narrator.console)
             return
         settings = self.state.folder / "train.yaml"  # JSON is YAML
         with atomic_write(settings) as file:
             file.write(config.model_dump_json(indent=1))
         words = ["--resume", str(resume)] if resume else ["--config", str(settings)]
         code = run_in_processes([method, *words, "--processes", str(number)], number)
-        if code == _INTERRUPTED:
+        if code == 130:  # as a shell says it of Ctrl-C
             raise KeyboardInterrupt
         if code:
             raise RunError(f"{self.trained}: training ended with exit code {code}", hint="see what it said above")
@@ -279,24 +240,15 @@ class _Adapt:
             self.narrator.say(f"{self.state.folder}: no report could be written: {type(error).__name__}: {error}")
 
 
-_INTERRUPTED = 130
-
-
 def _reason(made: Plan, method: Method, asked: str) -> str:
     one, have = made.of(method), made.memory / GIB
     need = f"{method} needs about {one.needed / GIB:.2f} GiB of {have:.2f}"
     if asked != "auto":
-        return f"{method}, as asked: {need}" + (
-            "" if made.fits(method) else f", which it may not fit in; {_tip(made, method)}"
-        )
+        tip = f"try {made.advice[method]}" if method in made.advice else ""
+        return f"{method}, as asked: {need}" + ("" if made.fits(method) else f", which it may not fit in; {tip}")
     if method == "lora":
         return f"lora: it fits ({need}), and trains over the base in its own number format"
-    lora = made.of("lora")
-    return f"qlora: lora would need {lora.needed / GIB:.2f} GiB, {need}"
-
-
-def _tip(made: Plan, method: Method) -> str:
-    return f"try {made.advice[method]}" if method in made.advice else ""
+    return f"qlora: lora would need {made.of('lora').needed / GIB:.2f} GiB, {need}"
 
 
 def _weights_bytes(folder: Path) -> int:

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
-
-from filelock import FileLock, Timeout
+from typing import Any, Literal, get_args
 
 from dsr1_tune import __version__
-from dsr1_tune.atomic import atomic_write
+from dsr1_tune.atomic import atomic_write, locked
 from dsr1_tune.config import AdaptRun
 from dsr1_tune.errors import RunError
+from dsr1_tune.report import html
 from dsr1_tune.runs.folder import hash_files
 
 StageName = Literal["plan", "clean", "train", "merge", "quantize", "compare", "card"]
-STAGES: tuple[StageName, ...] = ("plan", "clean", "train", "merge", "quantize", "compare", "card")
-NAME, PLAN = "adapt.json", "plan.json"
+STAGES: tuple[StageName, ...] = get_args(StageName)
+NAME, PLAN, _LOCK = "adapt.json", "plan.json", ".adapt.lock"
 _FORMAT = "dsr1-tune adapt 1"
-# What only the comparison and the card are made from; they are done again where it changes.
 _LATE = ("gates", "compare", "language")
-
+"""What only the comparison and the card are made from; they are done again where it changes."""
 DONE, MISSED = "done", "missed"
 
 
@@ -89,48 +87,38 @@ class State:
         start = time.perf_counter()
         before = float(self.stage(name).get("seconds", 0.0))
         self.note(name, status="begun")
+        status = "failed"
         try:
             yield facts
-        except BaseException as error:
-            said = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            seconds = round(before + time.perf_counter() - start, 3)
-            self.note(name, status=said, seconds=seconds, **facts)
+            status = DONE
+        except KeyboardInterrupt:
+            status = "interrupted"
             raise
-        seconds = round(before + time.perf_counter() - start, 3)
-        self.note(name, **{"status": DONE, "seconds": seconds, **facts})
+        finally:
+            seconds = round(before + time.perf_counter() - start, 3)
+            self.note(name, **{"status": status, "seconds": seconds, **facts})
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Nobody else works in the folder meanwhile; the lock ends with the process, however that ends."""
         if self.folder.exists() and not self.folder.is_dir():
             raise RunError(f"{self.folder}: is a file", hint="choose another --out")
-        if self.folder.is_dir() and not self.file.is_file():
-            strangers = sorted(entry.name for entry in self.folder.iterdir() if entry.name != _LOCK)
-            if strangers:
-                raise RunError(
-                    f"{self.folder}: is not empty (it holds {strangers[0]}) and no earlier try of this command",
-                    hint="choose another --out",
-                )
+        others = () if self.file.is_file() or not self.folder.is_dir() else self.folder.iterdir()
+        if strangers := sorted(entry.name for entry in others if entry.name != _LOCK):
+            raise RunError(
+                f"{self.folder}: is not empty (it holds {strangers[0]}) and no earlier try of this command",
+                hint="choose another --out",
+            )
         is_new = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / _LOCK, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise RunError(
-                f"{self.folder}: another process is at work there", hint="wait for it, or choose another --out"
-            ) from None
-        try:
-            yield
-        finally:
-            if not self.file.exists():  # nothing was begun, or it was taken back
-                (self.folder / _LOCK).unlink(missing_ok=True)
-            lock.release()
-            if is_new and not any(self.folder.iterdir()):
-                self.folder.rmdir()
-
-
-_LOCK = ".adapt.lock"
+        with locked(self.folder / _LOCK, f"{self.folder}: another process is at work there"):
+            try:
+                yield
+            finally:
+                if not self.file.exists():  # nothing was begun, or it was taken back
+                    (self.folder / _LOCK).unlink(missing_ok=True)
+                    if is_new and not any(self.folder.iterdir()):
+                        self.folder.rmdir()
 
 
 def begin(state: State, config: AdaptRun) -> AdaptRun:
@@ -145,8 +133,9 @@ def begin(state: State, config: AdaptRun) -> AdaptRun:
         state.write(started=datetime.now(UTC).isoformat(timespec="seconds"), config=settings, data_sha256=hashes)
         return config
     before = known.get("config", {})
-    for name in sorted(set(_leaves(before)) | set(_leaves(settings))):
-        old, new = _leaves(before).get(name), _leaves(settings).get(name)
+    olds, news = (dict(html.leaves(tree, told=lambda value: value)) for tree in (before, settings))
+    for name in sorted(olds.keys() | news.keys()):
+        old, new = olds.get(name), news.get(name)
         if old != new and name.partition(".")[0] not in _LATE:
             raise RunError(
                 f"{state.folder}: was begun with {name}={_shown(old)}, now it is {_shown(new)}",
@@ -169,16 +158,6 @@ def begun_with(folder: Path) -> AdaptRun | None:
     """The settings that an earlier try in `folder` began with."""
     known = State(folder).read()
     return AdaptRun.model_validate({**known["config"], "out": str(folder)}) if known.get("config") else None
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            found |= _leaves(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
 
 
 def _shown(value: Any) -> str:

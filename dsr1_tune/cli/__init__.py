@@ -1,21 +1,15 @@
-"""The command line: one module per verb parses, loads a config, calls one function and prints what came of it."""
+"""The command line: every verb parses, composes a config, calls one function and prints what came of it."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import sys
+from collections.abc import Callable
 
 import typer
 
-from dsr1_tune.cli import adapt, base, doctor, settings
-from dsr1_tune.cli.align import methods as align_methods
-from dsr1_tune.cli.align import reward_test, score
-from dsr1_tune.cli.data import inspect
-from dsr1_tune.cli.export import card, check_serve, compare, convert_adapter, export, merge, quantize, verify
-from dsr1_tune.cli.serve import chat, serve
-from dsr1_tune.cli.train import experts, plan
-from dsr1_tune.cli.train import methods as train_methods
+from dsr1_tune.cli import adapt, base, data, doctor, export, exported, methods, rewards, serve, settings
 from dsr1_tune.errors import TuneError
 
 app = typer.Typer(
@@ -26,29 +20,16 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for method in train_methods.TRAINS:
-    app.command(method)(train_methods.command(method))
-for method in align_methods.ALIGNS:
-    app.command(method)(align_methods.command(method))
-app.command("plan")(plan.plan)
-app.command("adapt")(adapt.adapt)
-app.command("experts")(experts.experts)
-app.command("reward-test")(reward_test.reward_test)
-app.add_typer(inspect.app, name="data")
-app.command("score")(score.score)
-app.command("merge")(merge.merge)
-app.command("quantize")(quantize.quantize)
-app.command("chat")(chat.chat)
-app.command("base")(base.base)
-app.command("doctor")(doctor.doctor)
-app.command("compare")(compare.compare)
-app.command("export")(export.export)
-app.command("card")(card.card)
-app.command("verify")(verify.verify)
-app.command("convert-adapter")(convert_adapter.convert_adapter)
-app.command("check-serve")(check_serve.check_serve)
-app.command("serve")(serve.serve)
-app.command("settings")(settings.settings)
+_VERBS: tuple[Callable[..., None], ...] = (
+    *(adapt.plan, adapt.adapt, adapt.experts, rewards.reward_test, rewards.score, export.merge, export.quantize),
+    *(serve.chat, base.base, doctor.doctor, exported.compare, export.export, exported.card, exported.verify),
+    *(export.convert_adapter, exported.check_serve, serve.serve, settings.settings),
+)
+for _name in (*methods.TRAINS, *methods.ALIGNS):
+    app.command(_name)(methods.command(_name))
+for _verb in _VERBS:
+    app.command()(_verb)
+app.add_typer(data.app, name="data")
 
 INTERRUPTED = 130
 

@@ -7,12 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
-    from dsr1_tune.runs.environment import Capabilities, Problem, Requirement, Trial
-
-CANNOT_TRAIN = 2
+    from dsr1_tune.runs.environment import Capabilities, Problem, Requirement
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables")] = False) -> None:
@@ -30,7 +27,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON in p
     else:
         _print_tables(needs, here, problems)
     if any(problem.is_fatal for problem in problems):
-        raise typer.Exit(CANNOT_TRAIN)
+        raise typer.Exit(2)
 
 
 def _look() -> Capabilities | None:
@@ -68,7 +65,7 @@ def _print_tables(needs: list[Requirement], here: Capabilities | None, problems:
     from rich.markup import escape
 
     from dsr1_tune import __version__
-    from dsr1_tune.models import embedded
+    from dsr1_tune.models import embedded, isolated_env
 
     console = Console()
     if here:
@@ -80,21 +77,14 @@ def _print_tables(needs: list[Requirement], here: Capabilities | None, problems:
     state = f"built in {built}" if built else "not built yet" if embedded.wheel_file() else "not here"
     console.print(f"embedded base: {state}", soft_wrap=True, highlight=False)
     console.print(_packages(needs))
-    _print_tools(console)
+    for tool in isolated_env.installed():  # each is installed when a command first needs it
+        state = f"{tool.num_bytes / 2**20:.0f} MiB in {tool.folder}" if tool.folder else "not installed yet"
+        console.print(f"{tool.packages[0]} for {tool.used_for}: {state}", soft_wrap=True, highlight=False)
     for problem in problems:
         console.print(f"[{'red' if problem.is_fatal else 'yellow'}]{escape(problem.said)}[/]", soft_wrap=True)
         console.print(f"  mend: {escape(problem.mend)}", soft_wrap=True, highlight=False)
     cannot = any(problem.is_fatal for problem in problems)
     console.print("`dsr1-tune lora` cannot run here yet." if cannot else "`dsr1-tune lora` can run here.")
-
-
-def _print_tools(console: Console) -> None:
-    """The libraries that live in folders of their own, each installed when a command first needs it."""
-    from dsr1_tune.models import isolated_env
-
-    for tool in isolated_env.installed():
-        state = f"{tool.num_bytes / 2**20:.0f} MiB in {tool.folder}" if tool.folder else "not installed yet"
-        console.print(f"{tool.packages[0]} for {tool.used_for}: {state}", soft_wrap=True, highlight=False)
 
 
 def _devices(here: Capabilities) -> Table:
@@ -104,12 +94,13 @@ def _devices(here: Capabilities) -> Table:
     for device in here.devices:
         memory = f"{device.free_gib:.1f} of {device.total_gib:.1f}"
         trials = (device.bf16, device.four_bit, device.grouped_mm)
-        table.add_row(device.name, device.model, memory, *(_verdict(trial) for trial in trials))
+        table.add_row(
+            device.name,
+            device.model,
+            memory,
+            *("[green]works[/]" if trial.works else "[red]fails[/]" for trial in trials),
+        )
     return table
-
-
-def _verdict(trial: Trial) -> str:
-    return "[green]works[/]" if trial.works else "[red]fails[/]"
 
 
 def _packages(needs: list[Requirement]) -> Table:

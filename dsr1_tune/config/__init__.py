@@ -41,3 +41,16 @@ from dsr1_tune.config.sections import (
     Watch,
 )
 from dsr1_tune.config.training import Esft, EsftRun, FullRun, LoraRun, QloraRun, Train, TuneRun
+
+RUNS: dict[str, type[TuneRun]] = {
+    "lora": LoraRun,
+    "qlora": QloraRun,
+    "full": FullRun,
+    "esft": EsftRun,
+    "reward": RewardRun,
+    "dpo": DpoRun,
+    "kto": KtoRun,
+    "ppo": PpoRun,
+    "grpo": GrpoRun,
+}
+"""The config of every way of training and alignment."""

@@ -24,6 +24,11 @@ FILE = "README.md"
 TEMPLATE = Path(__file__).with_name("card.md.j2")
 TEXTS = Catalogue.beside(__file__, "card_texts.yaml")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_SHOWN = (
+    *("adapter.rank", "adapter.alpha", "adapter.groups", "adapter.rslora", "adapter.dora", "train.only", "esft.share"),
+    *("router.mode", "schedule.learning_rate", "schedule.epochs", "schedule.max_steps", "schedule.batch_size"),
+    *("schedule.gradient_accumulation_steps", "schedule.max_tokens", "schedule.optimizer", "schedule.seed"),
+)
 
 
 def run(folder: Path, language: Literal["auto", "en", "zh"] = "auto") -> Path:
@@ -157,13 +162,6 @@ def _data(known: Lineage) -> dict[str, Any] | None:
     }
 
 
-_SHOWN = (
-    *("adapter.rank", "adapter.alpha", "adapter.groups", "adapter.rslora", "adapter.dora", "train.only", "esft.share"),
-    *("router.mode", "schedule.learning_rate", "schedule.epochs", "schedule.max_steps", "schedule.batch_size"),
-    *("schedule.gradient_accumulation_steps", "schedule.max_tokens", "schedule.optimizer", "schedule.seed"),
-)
-
-
 def _training(known: Lineage, language: Language) -> dict[str, Any] | None:
     facts = _facts(known, "train")
     if not facts:
@@ -176,7 +174,8 @@ def _training(known: Lineage, language: Language) -> dict[str, Any] | None:
         if value:
             settings.append((name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
     settings += [(TEXTS.say("steps", language), f"{metrics['num_steps']:,}")] if "num_steps" in metrics else []
-    settings += [(TEXTS.say("base", language), _base_line(facts.get("base") or {}, known))]
+    revision = (facts.get("base") or {}).get("revision")
+    settings += [(TEXTS.say("base", language), _base(known)[0] + (f" @ {revision}" if revision else ""))]
     parts = [
         (
             TEXTS.named("part", line["part"], language),
@@ -187,11 +186,6 @@ def _training(known: Lineage, language: Language) -> dict[str, Any] | None:
         if line["num_base"]
     ]
     return {"settings": settings, "parts": parts}
-
-
-def _base_line(base: Mapping[str, Any], known: Lineage) -> str:
-    revision = base.get("revision")
-    return _base(known)[0] + (f" @ {revision}" if revision else "")
 
 
 def _evaluation(known: Lineage, language: Language) -> dict[str, Any] | None:
@@ -233,13 +227,10 @@ def _merge(known: Lineage, language: Language) -> Iterator[str]:
 
 def _quantization(known: Lineage, language: Language) -> Iterator[tuple[str, ...]]:
     for group in _facts(known, "quantize").get("groups") or ():
-        done = (f"{group['bits']:.2f}", f"{group['relative_error']:.2%}") if _num_quantized(group) else ("16/32", "–")
+        # An earlier version spelled it otherwise in lineage.json.
+        is_quantized = int(group.get("num_quantized", group.get("num_quantised", 0)))
+        done = (f"{group['bits']:.2f}", f"{group['relative_error']:.2%}") if is_quantized else ("16/32", "–")
         yield TEXTS.named("part", group["part"], language), f"{group['num_tensors']:,}", f"{group['share']:.0%}", *done
-
-
-def _num_quantized(group: Mapping[str, Any]) -> int:
-    """How many matrices of a part were quantized; an earlier version spelled it otherwise in lineage.json."""
-    return int(group.get("num_quantized", group.get("num_quantised", 0)))
 
 
 def _comparison(folder: Path, language: Language) -> dict[str, Any] | None:

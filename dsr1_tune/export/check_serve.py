@@ -23,6 +23,11 @@ from dsr1_tune.export.formats.registry import formats, stored_as
 from dsr1_tune.models import artifact as artifacts
 from dsr1_tune.models.artifact import Artifact, command_for
 
+_LATENT = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM")
+_SIGMOID = 2
+_LITE_LAYERS = (26, 27)
+_UNKNOWN = "MODEL_IN_16_BITS"
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -152,18 +157,16 @@ def _problems(artifact: Artifact, engine: Engine) -> Iterator[str]:
     if not engine.knows(artifact.architecture):
         named = artifact.architecture or "not named in config.json"
         yield f"its architecture, {named}, is none that {title} is known for"
-    if not engine.is_own and not _is_known_to_transformers(artifact):
-        yield f"transformers does not know its model_type, {artifact.config.get('model_type')}"
+    if not engine.is_own:
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+        model_type = artifact.config.get("model_type")
+        if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            yield f"transformers does not know its model_type, {model_type}"
     if not artifact.has_tokenizer:
         yield "it has no tokenizer: copy tokenizer.json and tokenizer_config.json of the base into the folder"
-    for check in (_topk_method, *_OF_SHAPE, _router_is_quantized, _group_size, _block_size):
+    for check in (_topk_method, _shape, _router_is_quantized, _group_size, _block_size):
         yield from check(artifact, engine)
-
-
-def _is_known_to_transformers(artifact: Artifact) -> bool:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    return artifact.config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def _topk_method(artifact: Artifact, engine: Engine) -> Iterator[str]:
@@ -180,47 +183,34 @@ def _topk_method(artifact: Artifact, engine: Engine) -> Iterator[str]:
         )
 
 
-def _attention_bias(artifact: Artifact, engine: Engine) -> Iterator[str]:
-    is_biased = any(re.search(r"self_attn\.\w+\.bias$", name) for name in artifact.names)
-    if engine.is_own and artifact.architecture in _LATENT and is_biased:
-        yield f"its attention has biases, as the embedded base's has, and {engine.title} has no place for them"
-
-
-def _rope(artifact: Artifact, engine: Engine) -> Iterator[str]:
-    rope = artifact.config.get("rope_parameters") or artifact.config.get("rope_scaling") or {}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if engine.is_own and artifact.architecture in _LATENT and kind not in ("default", "yarn"):
-        yield f"its rope is of type {kind}; {engine.title} computes only default and yarn for this architecture"
-
-
-def _whole_queries(artifact: Artifact, engine: Engine) -> Iterator[str]:
-    """llama.cpp tells V2-Lite, the one DeepSeek that it reads without low-rank queries, by its number of layers."""
-    config = artifact.config
-    if engine.name != "llama.cpp" or artifact.architecture not in _LATENT:
+def _shape(artifact: Artifact, engine: Engine) -> Iterator[str]:
+    """What no other format of the same model mends."""
+    if not engine.is_own or artifact.architecture not in _LATENT:
         return
-    if config.get("q_lora_rank") is None and config.get("num_hidden_layers") not in _LITE_LAYERS:
+    config = artifact.config
+    if any(re.search(r"self_attn\.\w+\.bias$", name) for name in artifact.names):
+        yield f"its attention has biases, as the embedded base's has, and {engine.title} has no place for them"
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in ("default", "yarn"):
+        yield f"its rope is of type {kind}; {engine.title} computes only default and yarn for this architecture"
+    # llama.cpp tells V2-Lite, the one DeepSeek that it reads without low-rank queries, by its number of layers.
+    is_lite = config.get("q_lora_rank") is not None or config.get("num_hidden_layers") in _LITE_LAYERS
+    if engine.name == "llama.cpp" and not is_lite:
         yield f"it has no q_lora_rank, which {engine.title} reads of V2-Lite with its 27 layers only"
-
-
-_LATENT = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM")
-_OF_SHAPE = (_attention_bias, _rope, _whole_queries)
-"""What no other format of the same model mends."""
 
 
 def _router_is_quantized(artifact: Artifact, engine: Engine) -> Iterator[str]:
     """Engines take every linear layer that is not listed for quantized, and routers are not."""
     if artifact.format != "compressed-tensors":
         return
-    ignored = [str(entry) for entry in artifact.config["quantization_config"].get("ignore") or ()]
+    # compressed-tensors names layers by a full name, or by re: and a regular expression.
+    entries = [str(entry) for entry in artifact.config["quantization_config"].get("ignore") or ()]
+    ignored = [entry[3:] if entry.startswith("re:") else f"{re.escape(entry)}$" for entry in entries]
     routers = {match[1] for name in artifact.names if (match := re.fullmatch(r"(.*\.(gate|router))\.weight", name))}
-    if left := [name for name in sorted(routers) if not any(_means(entry, name) for entry in ignored)]:
+    if left := [name for name in sorted(routers) if not any(re.match(entry, name) for entry in ignored)]:
         where = "are not in quantization_config.ignore"
         yield f"{len(left)} routers, such as {left[0]}, {where}, so {engine.title} fails on them"
-
-
-def _means(entry: str, name: str) -> bool:
-    """compressed-tensors' way of naming layers: a full name, or re: and a regular expression."""
-    return bool(re.match(entry[3:], name)) if entry.startswith("re:") else entry == name
 
 
 def _group_size(artifact: Artifact, engine: Engine) -> Iterator[str]:
@@ -256,10 +246,6 @@ def _gguf_problems(artifact: Artifact, engine: Engine) -> Iterator[str]:
         num_layers = artifact.config.get("deepseek2.block_count")
         if num_layers not in _LITE_LAYERS:
             yield f"a DeepSeek without q_lora_rank is taken for V2-Lite, with 27 layers, but it has {num_layers}"
-
-
-_SIGMOID = 2
-_LITE_LAYERS = (26, 27)
 
 
 def _adapter_problems(artifact: Artifact, engine: Engine) -> Iterator[str]:
@@ -303,7 +289,7 @@ def _instead(artifact: Artifact, engine: Engine) -> tuple[str, ...]:
         source = _made_of(artifact)
     else:
         source = str(artifact.path)
-    has_place = is_known and not any(problem for check in _OF_SHAPE for problem in check(artifact, engine))
+    has_place = is_known and not any(_shape(artifact, engine))
     if artifact.kind != "gguf" and not has_place:
         return ()
     if engine.name == "llama.cpp" and artifact.kind == "model":
@@ -341,6 +327,3 @@ def _made_of(artifact: Artifact) -> str:
     known = lineage.read(folder)
     train = known.stage("train") if known else None
     return str(train.facts["run"]) if train and "run" in train.facts else _UNKNOWN
-
-
-_UNKNOWN = "MODEL_IN_16_BITS"

@@ -13,7 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,25 +23,37 @@ from torch import Tensor
 
 from dsr1_tune.atomic import new_folder
 from dsr1_tune.errors import ModelError
-from dsr1_tune.export.adapter.config import Scale, fused_config, per_expert_config, scale_of
-from dsr1_tune.export.adapter.file import FILE, PREFIX, RIGHT_BASE, Adapter, AdapterFile, Names
+from dsr1_tune.export.adapter import (
+    FILE,
+    PREFIX,
+    RIGHT_BASE,
+    Adapter,
+    AdapterFile,
+    Names,
+    Scale,
+    fused_config,
+    per_expert_config,
+    scale_of,
+)
 from dsr1_tune.models.load import locate
 from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.ref import find_adapter
 from dsr1_tune.models.trained.lora import REWRITTEN
-from dsr1_tune.models.weights.checkpoint import DTYPES, Spec, write_weights
+from dsr1_tune.models.weights.checkpoint import DTYPES, NAMES, Spec, write_weights
 from dsr1_tune.models.weights.index import INDEX
 from dsr1_tune.models.weights.layout import Piece
 from dsr1_tune.runs.console import Narrator, quiet_libraries
 
 Form = Literal["peft-fused", "per-expert"]
+Tensors = dict[str, tuple[Spec, Callable[[], Tensor]]]
+"""Number format and shape of each, and what computes it when it is written."""
 
 
 @dataclass(frozen=True)
 class Converted:
-    """An adapter in its new form; each tensor is computed when it is written."""
+    """An adapter in its new form."""
 
-    tensors: Mapping[str, tuple[Spec, Callable[[], Tensor]]]
+    tensors: Tensors
     config: dict[str, Any]
     notes: tuple[str, ...] = ()
     """What its user has to know."""
@@ -88,9 +100,6 @@ def run(adapter: Path, to: Form, out: Path, console: Console | None = None) -> P
         narrator.say(note)
     narrator.say(f"{len(done.tensors):,} tensors for {base.name} in {out}, {to}")
     return out
-
-
-Tensors = dict[str, tuple[Spec, Callable[[], Tensor]]]
 
 
 def convert(adapter: Adapter, to: Form, names: Names) -> Converted:
@@ -152,28 +161,22 @@ def _unfuse_block(
         num_out = spec_b.shape[0] // (piece.rows[2] if piece.rows else 1)
         tensors[f"{PREFIX}{stored}.lora_A.weight"] = (
             Spec(spec_a.dtype, (rank, spec_a.shape[1])),
-            _a_of(adapter.file, key_a, num_experts, piece),
+            partial(_a_of, adapter.file, key_a, num_experts, piece),
         )
         tensors[f"{PREFIX}{stored}.lora_B.weight"] = (
             Spec(spec_b.dtype, (num_out, rank)),
-            _b_of(adapter.file, key_b, num_experts, piece),
+            partial(_b_of, adapter.file, key_b, num_experts, piece),
         )
 
 
-def _a_of(file: AdapterFile, key: str, num_experts: int, piece: Piece) -> Callable[[], Tensor]:
-    def read() -> Tensor:
-        a = _kept(file, key)
-        return a.reshape(num_experts, -1, a.shape[1])[piece.expert]
-
-    return read
+def _a_of(file: AdapterFile, key: str, num_experts: int, piece: Piece) -> Tensor:
+    a = _kept(file, key)
+    return a.reshape(num_experts, -1, a.shape[1])[piece.expert]
 
 
-def _b_of(file: AdapterFile, key: str, num_experts: int, piece: Piece) -> Callable[[], Tensor]:
-    def read() -> Tensor:
-        b = _kept(file, key)
-        return piece.rows_of(b.reshape(b.shape[0], -1, num_experts)[:, :, piece.expert])
-
-    return read
+def _b_of(file: AdapterFile, key: str, num_experts: int, piece: Piece) -> Tensor:
+    b = _kept(file, key)
+    return piece.rows_of(b.reshape(b.shape[0], -1, num_experts)[:, :, piece.expert])
 
 
 @lru_cache(maxsize=4)
@@ -254,15 +257,8 @@ class _Fused:
             own = DTYPES[adapter.file.spec(key_a).dtype]
             dtype = own if dtype is None else torch.promote_types(dtype, own)
         num_experts, num_out, num_in = names.layout.shapes[parameter]
-        made = cls(
-            adapter,
-            parameter,
-            pieces,
-            (num_experts, num_out, num_in),
-            dtype or torch.float32,
-            next(iter(scales.values())),
-            is_shared=False,
-        )
+        scale, shape = next(iter(scales.values())), (num_experts, num_out, num_in)
+        made = cls(adapter, parameter, pieces, shape, dtype or torch.float32, scale, is_shared=False)
         parts = len(names.layout.pieces_of(parameter))
         if len(pieces) == parts and len(set(scales.values())) == 1 and made._share_their_a():
             return replace(made, is_shared=True)
@@ -300,12 +296,12 @@ class _Fused:
     @property
     def spec_a(self) -> Spec:
         """Of A (R·E, I)."""
-        return Spec.of(torch.empty(self.shape[0] * self.scale.rank, self.shape[2], dtype=self.dtype, device="meta"))
+        return Spec(NAMES[self.dtype], (self.shape[0] * self.scale.rank, self.shape[2]))
 
     @property
     def spec_b(self) -> Spec:
         """Of B (O, R·E)."""
-        return Spec.of(torch.empty(self.shape[1], self.scale.rank * self.shape[0], dtype=self.dtype, device="meta"))
+        return Spec(NAMES[self.dtype], (self.shape[1], self.scale.rank * self.shape[0]))
 
     def a(self) -> Tensor:
         """A as PEFT packs it."""

@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
-from dsr1_tune.config import ExportRun, Quantize
-from dsr1_tune.errors import ConfigError, RunError, TuneError
+from dsr1_tune.atomic import locked
+from dsr1_tune.config import ExportRun
+from dsr1_tune.errors import ConfigError, RunError
 from dsr1_tune.export.comparison import page
 from dsr1_tune.export.comparison.gates import GatesMissed
-from dsr1_tune.export.comparison.result import Comparison
 from dsr1_tune.export.formats import registry
 from dsr1_tune.export.steps import Steps
 from dsr1_tune.export.weights.source import find_trained
@@ -24,6 +23,7 @@ from dsr1_tune.models.ref import local_path
 from dsr1_tune.runs.console import Narrator, quiet_libraries
 
 CURRENT, VERSIONS, MISSED, WORK = "current", "versions", "missed", ".unfinished"
+_LOCK = ".lock"
 
 
 def run(config: ExportRun, console: Console | None = None) -> Path:
@@ -45,8 +45,15 @@ def run(config: ExportRun, console: Console | None = None) -> Path:
         steps.quantize()
         found = steps.compare(("the merged model", name) if form else (str(trained), f"{name}, merged"))
         if found.missed:
-            _keep_report(steps.made, out / MISSED / name)
-            raise _missed(found, out / MISSED / name, config.quantize)
+            report = out / MISSED / name
+            report.mkdir(parents=True, exist_ok=True)
+            for file in (page.JSON_NAME, page.HTML_NAME):
+                shutil.move(steps.made / file, report / file)
+            ways = ", or ".join(registry.gentler(config.quantize))
+            raise GatesMissed(
+                "\nmissed: ".join(found.missed),
+                hint=f"the comparison is in {report}" + (f"; what loses less: {ways}" if ways else ""),
+            )
         steps.card()
         version = out / VERSIONS / name
         version.parent.mkdir(exist_ok=True)
@@ -73,26 +80,15 @@ def _held(out: Path) -> Iterator[None]:
     if out.exists() and not out.is_dir():
         raise RunError(f"{out}: is a file", hint="choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    strangers = [entry.name for entry in out.iterdir() if entry.name not in _OURS]
+    strangers = [entry.name for entry in out.iterdir() if entry.name not in {CURRENT, VERSIONS, MISSED, WORK, _LOCK}]
     if strangers:
         raise RunError(
             f"{out}: holds other things than versions, such as {sorted(strangers)[0]}", hint="choose another --out"
         )
     if (out / CURRENT).exists() and not (out / CURRENT).is_symlink():
         raise RunError(f"{out / CURRENT}: is no link", hint="choose another --out, or move it away")
-    lock = FileLock(out / _LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise RunError(f"{out}: another export is at work there", hint="wait for it, or choose another --out") from None
-    try:
+    with locked(out / _LOCK, f"{out}: another export is at work there"):
         yield
-    finally:
-        lock.release()
-
-
-_LOCK = ".lock"
-_OURS = {CURRENT, VERSIONS, MISSED, WORK, _LOCK}
 
 
 @contextmanager
@@ -103,14 +99,10 @@ def _keeping_current(out: Path, narrator: Narrator) -> Iterator[None]:
         yield
     except BaseException as error:
         if not isinstance(error, GeneratorExit):
-            narrator.say(f"\n{_still(out, before)}")
+            link = out / CURRENT
+            still = f"{link} is still {before}, as it was." if before else None
+            narrator.say(f"\n{still or f'No version was made current; {link} links to none.'}")
         raise
-
-
-def _still(out: Path, before: Path | None) -> str:
-    if before is None:
-        return f"No version was made current; {out / CURRENT} links to none."
-    return f"{out / CURRENT} is still {before}, as it was."
 
 
 def current(out: Path) -> Path | None:
@@ -138,31 +130,13 @@ def _new_name(out: Path, label: str) -> str:
     return next(name for name in names if not any((out / place / name).exists() for place in (VERSIONS, MISSED)))
 
 
-def _keep_report(made: Path, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (page.JSON_NAME, page.HTML_NAME):
-        shutil.move(made / name, folder / name)
-
-
-def _missed(found: Comparison, report: Path, settings: Quantize) -> TuneError:
-    ways = ", or ".join(registry.gentler(settings))
-    return GatesMissed(
-        "\nmissed: ".join(found.missed),
-        hint=f"the comparison is in {report}" + (f"; what loses less: {ways}" if ways else ""),
-    )
-
-
 def _point(link: Path, version: Path) -> None:
     """Let `link` link to the version, in one step: at no moment is there none."""
-    _sync(version.parent)  # so that a power cut leaves no link to nothing
+    handle = os.open(version.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # so that a power cut leaves no link to nothing
+    finally:
+        os.close(handle)
     new = link.parent / WORK / f".{link.name}"
     new.symlink_to(Path(VERSIONS) / version.name)
     new.replace(link)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -18,6 +18,7 @@ from dsr1_tune.runs.folder import FINISHED, RunFolder
 
 FILE = "lineage.json"
 _FORMAT = "dsr1-tune lineage 1"
+_GIVE = "give a folder that dsr1-tune merge, quantize or export wrote"
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,16 @@ def of_run(run: RunFolder) -> tuple[Stage, ...]:
     told = ("command", "started", "ended", "config", "versions", "machine", "seed", "processes", "global_batch")
     train = {"run": str(run.path.absolute())} | {name: manifest[name] for name in told if name in manifest}
     train |= {"seconds": manifest.get("seconds", {}), "metrics": manifest.get("metrics", {})}
-    train |= {"base": _base(manifest.get("base", {})), "evaluation": _losses(run)}
+    told_of_it = run.evaluation()  # but for the sample answers, which may be private
+    losses = {name: told_of_it[name] for name in ("on", "before", "after") if name in told_of_it}
+    train |= {"base": _base(manifest.get("base", {})), "evaluation": losses}
     output = next((folder for folder in (run.adapter, run.experts, run.model) if folder.is_dir()), None)
     if output is None:
         raise RunError(f"{run.path}: has neither adapter, experts nor model", hint="copy the whole run again")
     return (
         Stage("data", _data(run, manifest.get("data_sha256", {}))),
         Stage("train", train),
-        Stage("adapter" if output == run.adapter else output.name, _folder_facts(output)),
+        Stage(output.name, {"folder": str(output.absolute()), "files": _hashes(output)}),
     )
 
 
@@ -75,13 +78,9 @@ def _data(run: RunFolder, hashes: Mapping[str, str]) -> dict[str, Any]:
         for name, file in (("train", run.data / "train.jsonl"), ("held_out", run.data / "eval.jsonl"))
         if file.is_file()
     }
-    counts: dict[str, Any] = {
-        name: report[name]
-        for name in ("num_rows", "num_kept", "num_merged", "num_dropped", "dropped")
-        if name in report
-    }
-    files = {name: {"sha256": digest} for name, digest in hashes.items()}
-    given: dict[str, Any] = {"files": files, **counts}
+    told = ("num_rows", "num_kept", "num_merged", "num_dropped", "dropped")
+    given: dict[str, Any] = {"files": {name: {"sha256": digest} for name, digest in hashes.items()}}
+    given |= {name: report[name] for name in told if name in report}
     if origin := run.manifest().get("data_origin"):  # what the run was given had been cleaned before
         given = {**origin, "cleaned": given}
     return {"kept": kept, "language": language_of(run), **given}
@@ -107,16 +106,6 @@ def _front_matter(card: Path) -> dict[str, Any]:
     return tree if isinstance(tree, dict) else {}
 
 
-def _losses(run: RunFolder) -> dict[str, Any]:
-    """Held-out loss before and after; the sample answers, which may be private, are left behind."""
-    told = run.evaluation()
-    return {name: told[name] for name in ("on", "before", "after") if name in told}
-
-
-def _folder_facts(folder: Path) -> dict[str, Any]:
-    return {"folder": str(folder.absolute()), "files": {name: _facts(folder / name) for name in _files(folder)}}
-
-
 def _num_lines(file: Path) -> int:
     with file.open("rb") as lines:
         return sum(1 for line in lines if line.strip())
@@ -132,7 +121,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 def write(folder: Path, stages: Sequence[Stage]) -> Lineage:
     """Hash every file of `folder` and leave lineage.json there."""
-    return _write(folder, Lineage(tuple(stages), {name: _facts(folder / name) for name in _files(folder)}))
+    return _write(folder, Lineage(tuple(stages), _hashes(folder)))
 
 
 def refresh(folder: Path, names: Iterable[str]) -> Lineage:
@@ -163,9 +152,6 @@ def known(folder: Path) -> Lineage:
     raise RunError(f"{folder}: has no {FILE}", hint=_GIVE)
 
 
-_GIVE = "give a folder that dsr1-tune merge, quantize or export wrote"
-
-
 def read(folder: Path) -> Lineage | None:
     """What lineage.json says; None where there is none. Raises RunError if it is damaged."""
     file = folder / FILE
@@ -181,14 +167,11 @@ def read(folder: Path) -> Lineage | None:
         raise RunError(f"{file}: cannot be used: {error}", hint="export the model again") from None
 
 
-Kind = Literal["missing", "changed", "extra"]
-
-
 @dataclass(frozen=True)
 class Difference:
     """A file that is not as lineage.json says."""
 
-    kind: Kind
+    kind: Literal["missing", "changed", "extra"]
     file: str
     detail: str = ""
 
@@ -220,13 +203,16 @@ def _changed(file: Path, facts: Mapping[str, Any]) -> str:
     return ""
 
 
+State = Literal["the same", "changed", "no longer there"]
+
+
 @dataclass(frozen=True)
 class Origin:
     """A file further up, such as a data file or the adapter's, and how it stands now."""
 
     stage: str
     file: str
-    state: Literal["the same", "changed", "no longer there"]
+    state: State
 
 
 def origins(lineage: Lineage) -> list[Origin]:
@@ -237,14 +223,12 @@ def origins(lineage: Lineage) -> list[Origin]:
         top = Path(str(stage.facts.get("folder", "")))
         for name, facts in files.items() if isinstance(files, Mapping) else ():
             if isinstance(facts, Mapping) and facts.get("sha256"):
-                found.append(Origin(stage.name, str(top / name), _state(top / name, facts)))
+                file = top / name
+                state: State = "no longer there"
+                if file.is_file():
+                    state = "changed" if _changed(file, facts) else "the same"
+                found.append(Origin(stage.name, str(file), state))
     return found
-
-
-def _state(file: Path, facts: Mapping[str, Any]) -> Literal["the same", "changed", "no longer there"]:
-    if not file.is_file():
-        return "no longer there"
-    return "changed" if _changed(file, facts) else "the same"
 
 
 def _files(folder: Path) -> list[str]:
@@ -256,3 +240,7 @@ def _files(folder: Path) -> list[str]:
 def _facts(file: Path) -> dict[str, Any]:
     with file.open("rb") as stream:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def _hashes(folder: Path) -> dict[str, dict[str, Any]]:
+    return {name: _facts(folder / name) for name in _files(folder)}

@@ -6,7 +6,7 @@ import gc
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +32,15 @@ from dsr1_tune.export.weights.certificate import (
     logits_of,
 )
 from dsr1_tune.export.weights.load_streamed import load_streamed
-from dsr1_tune.export.weights.merged import Exact, Merged, MergedFp8, MergedWeights
+from dsr1_tune.export.weights.merged import Merged, MergedFp8, MergedWeights
 from dsr1_tune.export.weights.progress import counted
 from dsr1_tune.export.weights.sidecars import copy_sidecars
-from dsr1_tune.export.weights.source import (
-    OpenBase,
-    Trained,
-    find_trained,
-    open_base,
-    open_trained,
-    stages_of,
-)
+from dsr1_tune.export.weights.source import OpenBase, Trained, find_trained, open_base, open_trained, stages_of
 from dsr1_tune.models.load import Loaded, Located, load_located, locate, pick_device
 from dsr1_tune.models.memory import give_back, main_memory
 from dsr1_tune.models.trained.attach import attach_adapter
 from dsr1_tune.models.trained.experts import attach_experts
-from dsr1_tune.models.weights.checkpoint import Checkpoint, Weights, write_weights
+from dsr1_tune.models.weights.checkpoint import Checkpoint, write_weights
 from dsr1_tune.runs.console import Narrator, quiet_libraries
 from dsr1_tune.runs.evaluate import HeldOut, held_out_loss
 from dsr1_tune.runs.kept_rows import eval_subset_examples
@@ -55,6 +48,10 @@ from dsr1_tune.runs.kept_rows import eval_subset_examples
 USUAL = Merge()
 MAX_TOKENS = 1024
 """Of all rows on which logits are compared."""
+_ROUNDED_BEFORE = (
+    "Trained over a base in 4 bits, merged into the same base in 16 bits: rounding to 4 bits once more "
+    "after the merge would lose the update's finer part. Quantize the merged model instead."
+)
 
 
 def run(trained: Path, out: Path, merge: Merge = USUAL, console: Console | None = None) -> Path:
@@ -70,47 +67,31 @@ def run(trained: Path, out: Path, merge: Merge = USUAL, console: Console | None 
         raise RunError(f"{trained}: is no finished run and no adapter", hint="give the folder that training left")
     narrator.stage("Merge")
     base, updates = open_trained(found, narrator.say)
-    if remark := _remark(found):
-        narrator.say(remark)
+    if found.is_qlora:
+        narrator.say(_ROUNDED_BEFORE)
     merged = Merged(base.plain, updates)
+    size = base.plain.block_size
+    weights: MergedWeights = MergedFp8(merged, size) if size and merge.fp8 == "keep" else merged
     with new_folder(out) as part:
         started = time.perf_counter()
-        weights, before = _in_format(base, merged, merge)
         with counted(narrator, weights) as advance:
             write_weights(weights, part, advance, num_threads=torch.get_num_threads())
         copy_sidecars(base, part, _config(base, weights))
         seconds = {"merge": time.perf_counter() - started}
-        certificate = _certify(found, base, merged, weights, before, part, merge, narrator)
+        certificate = _certify(found, base, merged, weights, part, merge, narrator)
         seconds["certify"] = time.perf_counter() - started - seconds["merge"]
         _say(certificate, narrator)
-        facts = {"certificate": certificate.as_json(), "seconds": seconds, "dsr1_tune": __version__}
-        facts |= {"settings": merge.model_dump(mode="json")} | ({"remark": remark} if remark else {})
+        facts = {"certificate": asdict(certificate), "seconds": seconds, "dsr1_tune": __version__}
+        facts |= {"settings": merge.model_dump(mode="json")} | ({"remark": _ROUNDED_BEFORE} if found.is_qlora else {})
         lineage.write(part, (*stages_of(found), Stage("merge", facts)))
     return out
-
-
-def _remark(found: Trained) -> str:
-    """What there is to say of the base that is merged into."""
-    if found.run and found.run.manifest().get("command") == "qlora":
-        return (
-            "Trained over a base in 4 bits, merged into the same base in 16 bits: rounding to 4 bits once more "
-            "after the merge would lose the update's finer part. Quantize the merged model instead."
-        )
-    return ""
-
-
-def _in_format(base: OpenBase, merged: Merged, merge: Merge) -> tuple[MergedWeights, Weights]:
-    """What is to be written, and the base in the same format."""
-    if base.block_size and merge.fp8 == "keep":
-        return MergedFp8(merged, base.block_size), base.checkpoint
-    return merged, base.plain
 
 
 def _config(base: OpenBase, weights: MergedWeights) -> dict[str, Any]:
     tree = dict(base.config)
     if isinstance(weights, MergedFp8):
         tree["quantization_config"] = base.stored_config["quantization_config"]
-    elif base.block_size:
+    elif base.plain.block_size:
         tree["torch_dtype" if "torch_dtype" in tree else "dtype"] = "bfloat16"
     return tree
 
@@ -119,20 +100,13 @@ def _config(base: OpenBase, weights: MergedWeights) -> dict[str, Any]:
 
 
 def _certify(
-    found: Trained,
-    base: OpenBase,
-    merged: Merged,
-    weights: MergedWeights,
-    before: Weights,
-    part: Path,
-    merge: Merge,
-    narrator: Narrator,
+    found: Trained, base: OpenBase, merged: Merged, weights: MergedWeights, part: Path, merge: Merge, narrator: Narrator
 ) -> Certificate:
     """Look at every tensor, then run both sides. Raises NotCertified."""
     narrator.stage("Certificate")
     written = Checkpoint(part)
     with counted(narrator, written, "MiB compared") as advance:
-        tensors = check_tensors(base, merged, weights, written, before, found.run, advance)
+        tensors = check_tensors(base, merged, weights, written, found.run, advance)
     dtypes: Counter[str] = Counter()
     for name in written.names:
         dtypes[written.spec(name).dtype] += written.spec(name).num_elements
@@ -162,7 +136,7 @@ def _compare(
         model = _load(part, streamed).model
         outputs = compare_outputs(adapted, logits(model), None)
     else:
-        exact = list(logits(load_streamed(base.located, Exact(merged), base.layout).model, together=True))
+        exact = list(logits(load_streamed(base.located, merged.exact, base.layout).model, together=True))
         _let_go()
         model = _load(part, streamed).model
         outputs = compare_outputs(adapted, iter(exact), logits(model))
@@ -175,7 +149,9 @@ def _compare(
     recorded = HeldOut.from_json(after)
     with narrator.counting("evaluating", len(examples)) as advance:
         loss = held_out_loss(model, examples, pad_token, advance).loss
-    held = LossCheck(loss, recorded.loss, _tolerance(found, recorded.loss))
+    # Its loss is computed in float32, the run's maybe in 16 or 4 bits.
+    tolerance = max(0.02, recorded.loss * (0.05 if found.is_qlora else 0.01))
+    held = LossCheck(loss, recorded.loss, tolerance)
     check_loss(held)
     return outputs, held
 
@@ -215,8 +191,8 @@ def _adapted(found: Trained, base: OpenBase, merged: Merged, streamed: bool) -> 
         return put(load_located(base.located, "float32"), found.folder)
     if found.kind == "experts":
         # They are rows of weights that are never all there: the update is added while reading, before any rounding.
-        return load_streamed(base.located, Exact(merged), base.layout).model
-    return attach_adapter(load_streamed(base.located, base.plain, base.layout), found.folder)
+        return load_streamed(base.located, merged.exact, base.layout).model
+    return attach_adapter(load_streamed(base.located, base.plain.read, base.layout), found.folder)
 
 
 def _load(folder: Path, streamed: bool) -> Loaded:
@@ -225,13 +201,7 @@ def _load(folder: Path, streamed: bool) -> Loaded:
     if not streamed:
         return load_located(located, "float32")
     base = open_base(located)
-    return load_streamed(located, base.plain, base.layout)
-
-
-def _tolerance(found: Trained, loss: float) -> float:
-    """How much worse the merged model may be: its loss is computed in float32, the run's maybe in 16 or 4 bits."""
-    command = found.run.manifest().get("command") if found.run else ""
-    return max(0.02, loss * (0.05 if command == "qlora" else 0.01))
+    return load_streamed(located, base.plain.read, base.layout)
 
 
 def _say(certificate: Certificate, narrator: Narrator) -> None:

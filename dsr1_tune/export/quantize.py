@@ -5,22 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from dsr1_tune.atomic import new_folder
 from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.export import lineage
 from dsr1_tune.export.formats import registry
-from dsr1_tune.export.formats.format import Format
 from dsr1_tune.export.lineage import Stage
 from dsr1_tune.export.weights.accounting import Group, Quantized, chosen
 from dsr1_tune.export.weights.progress import num_bytes
-from dsr1_tune.export.weights.source import Source, open_source
+from dsr1_tune.export.weights.source import open_source
 from dsr1_tune.models.ref import local_path
-from dsr1_tune.runs.console import Narrator, quiet_libraries
+from dsr1_tune.runs.console import Narrator, plain_table, quiet_libraries
 from dsr1_tune.runs.environment import package_versions
 
 
@@ -38,13 +35,18 @@ def run(source: Path | str, out: Path | None, quantize: Quantize, console: Conso
         raise ConfigError("quantize.to: none leaves the model as it is", hint=f"give --to one of {names}")
     opened = open_source(source, narrator.say)
     folder = out or _beside(source, form.label(quantize))
-    _check_parts(opened, quantize, form)
+    if not form.takes_every_model and not chosen(opened.layout, quantize.all):
+        raise ModelError(
+            f"{opened.name}: has no routed experts, and only those are quantized unless told otherwise",
+            hint="add --all: every layer but router, embeddings, norms and output head",
+        )
     what = "every layer" if quantize.all else "routed experts"
     narrator.stage(f"Quantize {what} of {opened.name} to {form.label(quantize)}")
     with new_folder(folder) as part:
         quantized = form.write(opened, part, quantize, narrator)
         _check_experts(quantized.groups, are_kept=form.keeps(quantize))
-        before, after = num_bytes(opened.weights), _size_of(part)
+        files = (path for path in part.rglob("*") if path.suffix in (".safetensors", ".gguf"))
+        before, after = num_bytes(opened.weights), sum(path.stat().st_size for path in files)
         lineage.write(part, (*opened.stages, _stage(quantize, quantized, before, after)))
     _show(narrator, quantized.groups)
     narrator.say(f"{before / 2**20:,.1f} MiB before, {after / 2**20:,.1f} MiB after ({after / before:.0%})")
@@ -66,15 +68,6 @@ def _beside(source: Path | str, label: str) -> Path:
     return place.with_name(f"{place.name}-{label}")
 
 
-def _check_parts(source: Source, quantize: Quantize, form: Format) -> None:
-    """Refuse, before anything is written, a model that has nothing of what is to be quantized."""
-    if not form.takes_every_model and not chosen(source.layout, quantize.all):
-        raise ModelError(
-            f"{source.name}: has no routed experts, and only those are quantized unless told otherwise",
-            hint="add --all: every layer but router, embeddings, norms and output head",
-        )
-
-
 def _check_experts(groups: tuple[Group, ...], are_kept: bool) -> None:
     """Raise ModelError if matrices of routed experts were left out, unless all are kept in 16 bits."""
     for group in groups:
@@ -84,12 +77,6 @@ def _check_experts(groups: tuple[Group, ...], are_kept: bool) -> None:
                 "were not quantized",
                 hint="please report it with the model's name",
             )
-
-
-def _size_of(folder: Path) -> int:
-    """Bytes of the weights that were written."""
-    files = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".gguf"))
-    return sum(path.stat().st_size for path in files)
 
 
 def _stage(quantize: Quantize, quantized: Quantized, before: int, after: int) -> Stage:
@@ -103,10 +90,8 @@ def _stage(quantize: Quantize, quantized: Quantized, before: int, after: int) ->
 
 def _show(narrator: Narrator, groups: tuple[Group, ...]) -> None:
     """What was done to each part."""
-    table = Table(title="What is quantized", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    table.add_column("part", no_wrap=True)
-    for name in ("matrices", "quantized", "bits", "error", "worst error"):
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = ("matrices", "quantized", "bits", "error", "worst error")
+    table = plain_table("What is quantized", "part", *columns)
     for group in groups:
         numbers = (f"{group.bits:.2f}", f"{group.relative_error:.2%}", f"{group.worst_error:.2%}")
         table.add_row(

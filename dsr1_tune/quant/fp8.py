@@ -10,6 +10,8 @@ from torch import Tensor
 
 SCALE = "_scale_inv"
 """What is put behind a weight's name for its scales."""
+_TABLE = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
+_LARGEST = torch.finfo(torch.float8_e4m3fn).max
 
 
 def is_block_fp8(quantization: Any) -> bool:
@@ -39,9 +41,6 @@ def _as_float32(weight: Tensor) -> Tensor:
     return torch.from_numpy(np.take(_TABLE, weight.view(torch.uint8).numpy()))
 
 
-_TABLE = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy()
-
-
 def to_blocks(weight: Tensor, block_size: tuple[int, int] = (128, 128)) -> tuple[Tensor, Tensor]:
     """(rows, cols) → its float8 (E4M3) and the float32 scale of each block, (⌈rows/128⌉, ⌈cols/128⌉).
 
@@ -62,6 +61,3 @@ def to_blocks(weight: Tensor, block_size: tuple[int, int] = (128, 128)) -> tuple
         stored[top : top + high] = quotient.view(len(band), -1)[:, :cols].to(stored.dtype)
         scale_inv[row] = scale
     return stored, scale_inv
-
-
-_LARGEST = torch.finfo(torch.float8_e4m3fn).max

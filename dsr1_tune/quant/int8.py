@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 LARGEST = 127
+_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,3 @@ def quantize(weight: Tensor) -> dict[str, Tensor]:
     norm = exact.flatten(1).norm(dim=1)
     error = back.sub_(exact).flatten(1).norm(dim=1) / norm.clamp(min=_TINY)
     return {"packed": packed, "scale": scale, "error": error}
-
-
-_TINY = torch.finfo(torch.float32).tiny

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ def render(template: Path, texts: Catalogue, language: Language, /, **values: An
 @lru_cache
 def _template(template: Path, texts: Catalogue, language: Language) -> Template:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
 
     is_html = template.name.endswith(".html.j2")
     environment = Environment(
@@ -53,16 +54,9 @@ def _template(template: Path, texts: Catalogue, language: Language) -> Template:
         "t": partial(text, texts, language) if is_html else lambda key, **values: texts.say(key, language, **values),
         "named": partial(texts.named, language=language),
         "lang": "zh-Hans" if language == "zh" else "en",
-        "style": style(),
+        "style": Markup((_FOLDER / "style.css").read_text(encoding="utf-8")),
     }
     return environment.get_template(template.name)
-
-
-def style() -> Markup:
-    """The style sheet."""
-    from markupsafe import Markup
-
-    return Markup((_FOLDER / "style.css").read_text(encoding="utf-8"))
 
 
 def text(texts: Catalogue, language: Language, key: str, /, **values: Any) -> Markup:
@@ -72,15 +66,6 @@ def text(texts: Catalogue, language: Language, key: str, /, **values: Any) -> Ma
     return escape(texts.text(key, language)).format(**values)
 
 
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested settings as (dotted name, value)."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", as_text(value)
-
-
 def as_text(value: Any) -> str:
     """A value as a reader expects it."""
     if isinstance(value, (list, tuple)):
@@ -88,6 +73,17 @@ def as_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return "" if value is None else str(value)
+
+
+def leaves(
+    tree: Mapping[str, Any], prefix: str = "", told: Callable[[Any], Any] = as_text
+) -> Iterator[tuple[str, Any]]:
+    """Nested settings as (dotted name, value)."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{name}.", told)
+        else:
+            yield f"{prefix}{name}", told(value)
 
 
 def number(value: Any) -> str:

@@ -252,7 +252,7 @@ def test_chat_command_goes_on_after_bytes_of_another_encoding(
     """A byte that is no UTF-8 is asked as the replacement character, and the next line is answered too."""
     import io
 
-    from dsr1_tune.cli.serve.chat import chat
+    from dsr1_tune.cli.serve import chat
 
     folder = str(tiny_model())
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("é\n/new\nhello\n".encode("latin-1")), "utf-8"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rapidfuzz.distance import LCSseq
@@ -26,16 +26,6 @@ class Task:
         """The kind of the reference, which may depend on the question; reasoning in <think> does not count."""
         said = thinking.strip(reference).strip()
         return cls(kind_of(question, said), said)
-
-
-SCORES: dict[Kind, tuple[str, ...]] = {
-    "choice": ("choice_accuracy",),
-    "number": ("numeric",),
-    "list": ("exact_match", "f1"),
-    "span": ("exact_match", "f1"),
-    "text": ("rouge_l",),
-}
-"""Which scores fit which kind of answer."""
 
 
 def scores(task: Task, answer: str) -> dict[str, float]:
@@ -81,12 +71,3 @@ def distinct(answers: Sequence[str], n: int) -> float | None:
     """Distinct-n (arXiv 1510.03055): the share of different n-grams among all n-grams of all answers; None of none."""
     grams = [tuple(found[at : at + n]) for found in map(words, answers) for at in range(len(found) - n + 1)]
     return len(set(grams)) / len(grams) if grams else None
-
-
-def by_score(rows: Sequence[Mapping[str, float]]) -> dict[str, list[int]]:
-    """Which rows, by number, have which score."""
-    found: dict[str, list[int]] = {}
-    for number, row in enumerate(rows):
-        for name in row:
-            found.setdefault(name, []).append(number)
-    return found

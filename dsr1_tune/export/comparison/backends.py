@@ -18,23 +18,13 @@ from dsr1_tune.models.llama_cpp import client
 from dsr1_tune.models.llama_cpp.client import LlamaCpp
 from dsr1_tune.models.load import Loaded
 from dsr1_tune.models.memory import give_back
-from dsr1_tune.models.ref import (
-    Adapter,
-    Embedded,
-    Experts,
-    Gguf,
-    Hub,
-    Missing,
-    ModelRef,
-    RewardModel,
-    Run,
-    local_path,
-)
+from dsr1_tune.models.ref import Adapter, Embedded, Experts, Gguf, Hub, Missing, ModelRef, RewardModel, Run, local_path
 from dsr1_tune.models.trained.attach import load_with_adapter
 from dsr1_tune.models.trained.experts import WEIGHTS
 from dsr1_tune.models.weights.checkpoint import read_header
 from dsr1_tune.moe.quantized_experts import memory_of
 
+_ANY = 1 << 30
 Name = str | Path | None
 """A run folder, an adapter, a model folder, a GGUF file or a folder with one, a Hub id; None is the embedded base."""
 
@@ -86,7 +76,10 @@ def check_present(model: Name) -> None:
         client.library()
         artifact.of(ref.file)
     elif isinstance(ref, Hub | Missing):
-        _check_elsewhere(ref)
+        if isinstance(ref, Missing) or ref.name.endswith(".gguf"):
+            hint = "give a run, a model folder or a GGUF file"
+            raise ModelError(f"{ref.name}: there is no such file or folder", hint=hint)
+        hub.fetch(ref.name)  # only its small files are asked for
     elif isinstance(ref, Adapter | Experts):
         read_header(ref.path / (artifact.ADAPTER_FILE if isinstance(ref, Adapter) else WEIGHTS))
         check_present(ref.base.model)
@@ -100,14 +93,6 @@ def check_present(model: Name) -> None:
 def _files(ref: ModelRef) -> ModelFolder:
     """A model's own folder, or that of the whole model that a run trained."""
     return ModelFolder(ref.model if isinstance(ref, Run) and ref.model else ref.path, ref.name)
-
-
-def _check_elsewhere(ref: Hub | Missing) -> None:
-    """What is not here may be on the Hub, unless it is written as a path; only its small files are asked for."""
-    if isinstance(ref, Missing) or ref.name.endswith(".gguf"):
-        hint = "give a run, a model folder or a GGUF file"
-        raise ModelError(f"{ref.name}: there is no such file or folder", hint=hint)
-    hub.fetch(ref.name)
 
 
 def name_of(model: Name) -> str:
@@ -126,21 +111,16 @@ def stored_bytes(model: Name) -> int | None:
 
 def _tokenizer_for(file: Path, other: Name) -> Any:
     """The tokenizer beside a GGUF file, else the other model's."""
-    for place in (file.parent, *_places(other)):
+    places = [file.parent]
+    if other is not None:
+        places += [local_path(str(other)) / inner for inner in ("", "adapter", "model", "experts")]
+    for place in places:
         if (place / "tokenizer_config.json").is_file() or (place / "tokenizer.json").is_file():
             return ModelFolder(place, str(place)).read_tokenizer()
     raise ModelError(
         f"{file}: has no tokenizer beside it, and {name_of(other)} none either",
         hint="copy tokenizer.json, tokenizer_config.json and chat_template.jinja of the model into the file's folder",
     )
-
-
-def _places(model: Name) -> list[Path]:
-    """Where a model's tokenizer may be."""
-    if model is None or not local_path(str(model)).is_dir():
-        return []
-    folder = local_path(str(model))
-    return [folder, *(folder / name for name in ("adapter", "model", "experts"))]
 
 
 class _Transformers:
@@ -175,9 +155,6 @@ class _Transformers:
         ends = self.model.generation_config.eos_token_id
         ends = {ends} if isinstance(ends, int) else set(ends or ())
         return said[:-1] if said and said[-1] in ends else said
-
-
-_ANY = 1 << 30
 
 
 class _LlamaCpp:

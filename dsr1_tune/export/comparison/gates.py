@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from dsr1_tune.config import Gates
 from dsr1_tune.errors import ConfigError, TuneError
 from dsr1_tune.export.comparison.result import Comparison
-from dsr1_tune.export.comparison.statistics import Estimate
 from dsr1_tune.report.catalogue import Catalogue, Language
 
 TEXTS = Catalogue.beside(__file__)
@@ -45,10 +44,12 @@ def missed_gates(found: Comparison, gates: Gates, language: Language = "en") -> 
             missed.append(("missed_agreement", ".2%", agreement, gates.min_agreement))
     if gates.max_general_drop is not None and not found.general.increase.value <= gates.max_general_drop:
         missed.append(("missed_general", "+.2%", found.general.increase, gates.max_general_drop))
-    return tuple(_line(*one, language) for one in missed)
-
-
-def _line(key: str, form: str, measured: Estimate, limit: float, language: Language) -> str:
-    """What was measured, with its interval, and what was allowed."""
-    numbers = {name: f"{getattr(measured, name):{form}}" for name in ("value", "low", "high")}
-    return TEXTS.say(key, language, limit=f"{limit:.2%}", **numbers)
+    return tuple(
+        TEXTS.say(
+            key,
+            language,
+            limit=f"{limit:.2%}",
+            **{name: f"{number:{form}}" for name, number in asdict(measured).items()},
+        )
+        for key, form, measured, limit in missed
+    )

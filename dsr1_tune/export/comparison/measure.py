@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import IO, Self
 
 import numpy as np
@@ -73,12 +72,7 @@ class Measured:
 
 
 def measure(
-    scorer: Scorer,
-    name: str,
-    rows: Rows,
-    compare: Compare,
-    kept: Distributions,
-    counting: Callable[[int], None] = lambda count: None,
+    scorer: Scorer, name: str, rows: Rows, compare: Compare, kept: Distributions, counting: Callable[[int], None]
 ) -> Measured:
     """Score the rows and answer the asked ones. The first model leaves its distributions in `kept`, which the second
     is compared with. Raises DataError if no row of a set can be encoded for the model.
@@ -86,7 +80,8 @@ def measure(
     measured = Measured(name, scorer.num_bytes)
     sets = {"domain": rows.domain, "general": rows.general}
     encoded = {which: _encoded(one, scorer, rows, measured) for which, one in sets.items() if one is not None}
-    kept.expect(sum(_num_learned(example) for examples in encoded.values() for example in examples))
+    examples_of_all = (example for examples in encoded.values() for example in examples)
+    kept.num_expected = sum(label != IGNORED for example in examples_of_all for label in example.labels[1:])
     num_read, began = 0, time.perf_counter()
     for which, examples in encoded.items():
         scores = measured.domain if which == "domain" else measured.general
@@ -121,10 +116,6 @@ def _encoded(rows: RowSet, scorer: Scorer, settings: Rows, measured: Measured) -
         raise DataError(f"{rows.name}: no row is of use to {measured.name}; the first: {drop.detail}", hint=drop.fix)
     measured.num_lost += len(encoded.drops)
     return encoded.examples
-
-
-def _num_learned(example: Example) -> int:
-    return sum(label != IGNORED for label in example.labels[1:])
 
 
 def score_row(scorer: Scorer, example: Example, kept: Distributions, place: str) -> RowScore:
@@ -179,9 +170,10 @@ class Distributions:
         self.max_bytes = max_bytes
         self.is_full = False
         """Whether the first model has left all of its distributions."""
+        self.num_expected = 0
+        """How many tokens are to come."""
         self.step = 0
         """Every `step`-th token's is kept."""
-        self._num_expected = 0
         self._num_seen = 0
         self._ids: dict[str, tuple[int, ...]] = {}
         self._found: dict[tuple[str, int], tuple[int, tuple[int, ...], int]] = {}
@@ -190,14 +182,8 @@ class Distributions:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
-
-    def expect(self, num_tokens: int) -> None:
-        """How many tokens are to come."""
-        self._num_expected = num_tokens
 
     def begin(self, place: str, ids: tuple[int, ...]) -> bool:
         """Whether the row that begins was seen by the first model, with the very same tokens."""
@@ -210,7 +196,7 @@ class Distributions:
         num_words = log_probs_TV.shape[1]
         if not self.step:
             room = min(self.max_bytes, shutil.disk_usage(tempfile.gettempdir()).free // 2)
-            self.step = max(1, -(-self._num_expected * num_words * 2 // max(room, 1)))
+            self.step = max(1, -(-self.num_expected * num_words * 2 // max(room, 1)))
         chosen = tuple(t for t in range(len(log_probs_TV)) if (self._num_seen + t) % self.step == 0)
         self._num_seen += len(log_probs_TV)
         self._found[place, at] = (self._file.tell(), chosen, num_words)
@@ -227,9 +213,7 @@ class Distributions:
 
     def diverge(self, place: str, at: int, log_probs_TV: Tensor) -> tuple[float, int]:
         """The summed divergence of the second model from the first at a piece of a row, and over how many tokens."""
-        if (place, at) not in self._found:
-            return 0.0, 0
-        start, chosen, num_words = self._found[place, at]
+        start, chosen, num_words = self._found.get((place, at), (0, (), 0))
         if not chosen:
             return 0.0, 0
         self._file.seek(start)
@@ -242,9 +226,6 @@ class Distributions:
 
 def same_tokens(a: Measured, b: Measured) -> bool:
     """Whether both models read every row that both could as the same tokens."""
-    pairs = [(first[place], second[place]) for first, second in _sets(a, b) for place in first.keys() & second.keys()]
+    sets = ((a.domain, b.domain), (a.general, b.general))
+    pairs = [(first[place], second[place]) for first, second in sets for place in first.keys() & second.keys()]
     return bool(pairs) and all(one.input_ids == two.input_ids and one.labels == two.labels for one, two in pairs)
-
-
-def _sets(a: Measured, b: Measured) -> Sequence[tuple[dict[str, RowScore], dict[str, RowScore]]]:
-    return (a.domain, b.domain), (a.general, b.general)

@@ -16,8 +16,8 @@ from dsr1_tune import __version__
 from dsr1_tune.atomic import atomic_write
 from dsr1_tune.config import Gates
 from dsr1_tune.export.comparison.gates import missed_gates
-from dsr1_tune.export.comparison.result import AnswerPair, Comparison, SetResult, perplexities
-from dsr1_tune.export.comparison.statistics import Estimate
+from dsr1_tune.export.comparison.result import AnswerPair, Comparison, SetResult
+from dsr1_tune.export.comparison.statistics import Estimate, perplexity
 from dsr1_tune.report import html
 from dsr1_tune.report.catalogue import Catalogue, Language
 from dsr1_tune.text.words import is_chinese
@@ -38,7 +38,7 @@ def show(found: Comparison, console: Console) -> None:
     for title, lines in _sections(found, "en"):
         console.print(f"\n[bold]{escape(title)}[/bold]", highlight=False, soft_wrap=True)
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("", width=_NAME_WIDTH)
+        table.add_column("", width=23)
         for name in ("A", "B", "change"):
             table.add_column(name, justify="right", no_wrap=True, min_width=8)
         table.add_column("95 %", no_wrap=True)
@@ -51,11 +51,8 @@ def show(found: Comparison, console: Console) -> None:
         console.print(table, highlight=False)
     for remark in found.remarks:
         console.print(escape(f"note: {remark}"), highlight=False, soft_wrap=True)
-    if any(limit is not None for limit in (found.asked or {}).values()) and not found.missed:
+    if found.has_gates and not found.missed:
         console.print("all gates passed", highlight=False)
-
-
-_NAME_WIDTH = 23
 
 
 def _sections(found: Comparison, language: Language) -> Iterator[tuple[str, list[Line]]]:
@@ -83,8 +80,8 @@ def _sections(found: Comparison, language: Language) -> Iterator[tuple[str, list
 
 def _losses(one: SetResult) -> Iterator[Line]:
     yield "loss_per_token", _number(one.loss_a), _number(one.loss_b), _share(one.increase, "+")
-    a, b = perplexities(one)
-    yield "perplexity", f"{a:,.5g}", f"{b:,.5g}", ""
+    a, b = (f"{perplexity(loss.value):,.5g}" for loss in (one.loss_a, one.loss_b))
+    yield "perplexity", a, b, ""
     if one.agreement is not None:
         yield "agreement", "", "", _share(one.agreement)
     if one.divergence is not None:
@@ -94,12 +91,10 @@ def _losses(one: SetResult) -> Iterator[Line]:
 def _style(found: Comparison) -> Iterator[Line]:
     assert found.answers is not None
     a, b = found.answers.style_a, found.answers.style_b
-    yield "distinct_1", _percent(a.distinct_1), _percent(b.distinct_1), ""
-    yield "distinct_2", _percent(a.distinct_2), _percent(b.distinct_2), ""
-    yield "mean_words", f"{a.mean_words:,.1f}", f"{b.mean_words:,.1f}", ""
-    yield "mean_tokens", f"{a.mean_tokens:,.1f}", f"{b.mean_tokens:,.1f}", ""
-    yield "num_cut", f"{a.num_cut:,}", f"{b.num_cut:,}", ""
-    yield "num_empty", f"{a.num_empty:,}", f"{b.num_empty:,}", ""
+    for name, form in (("distinct_1", ".1%"), ("distinct_2", ".1%"), ("mean_words", ",.1f"), ("mean_tokens", ",.1f")):
+        yield name, _shown(getattr(a, name), form), _shown(getattr(b, name), form), ""
+    for name in ("num_cut", "num_empty"):
+        yield name, f"{getattr(a, name):,}", f"{getattr(b, name):,}", ""
 
 
 def _cost(found: Comparison) -> Iterator[Line]:
@@ -108,15 +103,11 @@ def _cost(found: Comparison) -> Iterator[Line]:
     yield "stored_bytes", _bytes(a.stored_bytes), _bytes(b.stored_bytes), _change(a.stored_bytes, b.stored_bytes)
     for name in ("reads_per_second", "writes_per_second"):
         fast_a, fast_b = getattr(a, name), getattr(b, name)
-        yield name, _speed(fast_a), _speed(fast_b), _change(fast_a, fast_b)
+        yield name, _shown(fast_a, ",.1f"), _shown(fast_b, ",.1f"), _change(fast_a, fast_b)
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
-
-
-def _speed(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.1f}"
+def _shown(value: float | None, form: str) -> str:
+    return "–" if value is None else f"{value:{form}}"
 
 
 def _change(a: float | None, b: float | None) -> str:
@@ -161,6 +152,9 @@ def render(found: Comparison, language: Language = "en") -> str:
     """The page: no script, no outside font or image, everything that comes from data or models escaped."""
     headline = found.domain or found.general
     rows = found.answers.rows if found.answers else ()
+    missed = found.missed
+    if language != "en" and missed and found.asked:  # compare.json has the lines in English
+        missed = missed_gates(found, Gates.model_construct(None, **found.asked), language)
     return html.render(
         TEMPLATE,
         TEXTS,
@@ -169,21 +163,14 @@ def render(found: Comparison, language: Language = "en") -> str:
         b=found.b.name,
         increase=headline.increase.value,
         headline="headline" if found.domain else "headline_general",
-        has_gates=any(limit is not None for limit in (found.asked or {}).values()),
-        missed=_missed(found, language),
+        has_gates=found.has_gates,
+        missed=missed,
         remarks=found.remarks,
         sections=list(_sections(found, language)),
         pairs=sorted(rows, key=_likeness)[:MAX_ANSWERS],
         max_answer_chars=MAX_ANSWER_CHARS,
         version=__version__,
     )
-
-
-def _missed(found: Comparison, language: Language) -> tuple[str, ...]:
-    """The lines for missed gates; compare.json has them in English."""
-    if language == "en" or not found.missed or not found.asked:
-        return found.missed
-    return missed_gates(found, Gates.model_construct(None, **found.asked), language)
 
 
 def _likeness(pair: AnswerPair) -> float:

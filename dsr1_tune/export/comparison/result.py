@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dsr1_tune.data.record import Record
-from dsr1_tune.export.comparison.answer_scores import Task, by_score, distinct, rouge_l, scores
+from dsr1_tune.export.comparison.answer_scores import Task, distinct, rouge_l, scores
 from dsr1_tune.export.comparison.measure import Measured, RowScore, same_tokens
 from dsr1_tune.export.comparison.rows import Rows
 from dsr1_tune.export.comparison.statistics import (
@@ -19,12 +19,13 @@ from dsr1_tune.export.comparison.statistics import (
     estimate,
     increase,
     mean,
-    perplexity,
     ratio,
     resampled,
 )
 from dsr1_tune.text.answer_kind import Kind
 from dsr1_tune.text.words import words
+
+_WIDER = 1.25  # times, from which weights are said to be held in a wider number format than they are stored in
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,11 @@ class Comparison:
     asked: dict[str, float | None] | None = None
     """The gates, by name."""
 
+    @property
+    def has_gates(self) -> bool:
+        """Whether anything was asked of B."""
+        return any(limit is not None for limit in (self.asked or {}).values())
+
     def as_json(self) -> dict[str, Any]:
         """For compare.json; infinities, which JSON has no word for, become null."""
         tree: dict[str, Any] = _finite({"format": "dsr1-tune comparison 1", **asdict(self)})
@@ -174,9 +180,6 @@ def compared(a: Measured, b: Measured, sizes: tuple[int | None, int | None], row
     return Comparison(models[0], models[1], domain, general, answers, tuple(remarks))
 
 
-_WIDER = 1.25
-
-
 def _set(name: str, a: dict[str, RowScore], b: dict[str, RowScore], is_shared: bool, seed: int) -> SetResult:
     places = [place for place in a if place in b]
     rows_a, rows_b = [a[place] for place in places], [b[place] for place in places]
@@ -214,11 +217,11 @@ def _answers(asked: Sequence[Record], a: Measured, b: Measured, seed: int) -> An
         return None
     pairs = [_pair(record, a.answers[record.place].text, b.answers[record.place].text) for record in both]
     counts_SN = resampled(len(pairs), seed)
-    fitting = by_score([pair.scores_a for pair in pairs])
+    names = dict.fromkeys(name for pair in pairs for name in pair.scores_a)
     return Answers(
         estimate(counts_SN, mean(np.array([pair.a == pair.b for pair in pairs], np.float64))),
         estimate(counts_SN, mean(np.array([rouge_l(pair.a, pair.b) for pair in pairs], np.float64))),
-        tuple(_score(name, [pairs[at] for at in rows], seed) for name, rows in fitting.items()),
+        tuple(_score(name, [pair for pair in pairs if name in pair.scores_a], seed) for name in names),
         _style(a, both),
         _style(b, both),
         tuple(pairs),
@@ -249,8 +252,3 @@ def _style(model: Measured, asked: Sequence[Record]) -> Style:
         sum(answer.was_cut for answer in answers),
         sum(not text for text in texts),
     )
-
-
-def perplexities(found: SetResult) -> tuple[float, float]:
-    """A's and B's."""
-    return perplexity(found.loss_a.value), perplexity(found.loss_b.value)

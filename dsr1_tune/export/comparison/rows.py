@@ -70,16 +70,14 @@ def run_of(model: str | Path | None) -> RunFolder | None:
         return None
     folder = local_path(str(model))
     folder = folder.parent if folder.is_file() else folder
-    for place in (folder, folder.parent):
-        if (place / "manifest.json").is_file() and (place / "data").is_dir():
-            return RunFolder(place)
     try:
         known = lineage.read(folder)
     except RunError:
-        return None  # whoever loads the model says so
+        known = None  # whoever loads the model says so
     train = known.stage("train") if known else None
-    run = Path(str(train.facts.get("run"))) if train else None
-    return RunFolder(run) if run and (run / "manifest.json").is_file() and (run / "data").is_dir() else None
+    trained = [Path(str(train.facts.get("run")))] if train else []
+    places = (folder, folder.parent, *trained)
+    return next((RunFolder(p) for p in places if (p / "manifest.json").is_file() and (p / "data").is_dir()), None)
 
 
 def _domain(run: RunFolder | None, compare: Compare, remarks: list[str]) -> tuple[str, Sequence[Record]] | None:

@@ -29,10 +29,6 @@ class Estimate:
     low: float
     high: float
 
-    def as_json(self) -> dict[str, float]:
-        """For compare.json."""
-        return {"value": self.value, "low": self.low, "high": self.high}
-
 
 def as_kept(log_probs_TV: Tensor) -> Tensor:
     """Log-probabilities as they are kept on disk: in float16."""

@@ -10,23 +10,24 @@ from __future__ import annotations
 import gc
 import random
 import re
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from dsr1_tune.config import Base, TuneRun
 from dsr1_tune.config.export import Quantize
 from dsr1_tune.data.encode.example import Example, encode_all
 from dsr1_tune.errors import ModelError, RunError
+from dsr1_tune.export.formats.encoding import distance
 from dsr1_tune.export.formats.gptq_process import Job
 from dsr1_tune.export.formats.rounding import Rounded, pick_group_size, round_to_nearest, write_rounded
 from dsr1_tune.export.weights.accounting import Counting, Quantized, chosen
+from dsr1_tune.export.weights.progress import names_of
 from dsr1_tune.export.weights.sidecars import copy_sidecars
 from dsr1_tune.export.weights.source import Source
 from dsr1_tune.models import isolated_env
@@ -43,6 +44,8 @@ from dsr1_tune.runs.kept_rows import eval_subset_examples, kept_records
 
 TOOL = "llmcompressor"
 MAX_HELD_OUT = 64
+_MAX_LAYERS_TOLD = 8
+_MAX_TIMES = 3  # GPTQ trades distance of the weights for that of the outputs: 1.1 to 2 times rounding's is usual
 
 
 def write(source: Source, folder: Path, settings: Quantize, narrator: Narrator) -> Quantized:
@@ -52,15 +55,28 @@ def write(source: Source, folder: Path, settings: Quantize, narrator: Narrator) 
     result is not whole.
     """
     group_size = pick_group_size(source, chosen(source.layout, settings.all), settings.group_size)
-    run = _run_of(source)
+    run = source.run
+    if run is None:
+        raise RunError(
+            f"{source.name}: the run that it came from is not known, so there are no rows to calibrate on",
+            hint="quantize the run itself, or choose --method rtn",
+        )
     tokenizer = ModelFolder(source.folder, source.name).read_tokenizer()
     rows = _calibration_rows(run, tokenizer, settings.calibration_rows)
     held_out = eval_subset_examples(run, tokenizer)[:MAX_HELD_OUT]
     environment = isolated_env.ensure(TOOL, narrator.say)
-    with _workshop(folder) as work:
+    # Inside the folder that is cleared away if we are killed.
+    with TemporaryDirectory(prefix=".work", dir=folder, ignore_cleanup_errors=True) as name:
+        work = Path(name)
         plain = _in_16_bits(source, work, narrator)
         narrator.stage("Looking at the 16-bit model")
-        before = _look_first(plain, held_out, rows)
+        try:
+            before = _look(plain, held_out, rows)
+        except ModelError as error:
+            raise ModelError(
+                f"GPTQ needs the whole model in memory: {error.message}",
+                hint="choose --method rtn, which reads it matrix by matrix, or a machine with more memory",
+            ) from error
         unreached = _unreached(before.routing)
         _tell_reach(rows, before.routing, unreached, narrator, are_all=len(rows) < settings.calibration_rows)
         narrator.stage(f"Calibrating with GPTQ on {len(rows):,} training rows, in groups of {group_size}")
@@ -68,7 +84,10 @@ def write(source: Source, folder: Path, settings: Quantize, narrator: Narrator) 
         taken = _Taken(made, group_size)
         quantized = write_rounded(source, folder, settings, group_size, narrator, taken)
         taken.tell(narrator)
-        losses = _losses(source, folder, work, settings, group_size, held_out, before.loss)
+        rtn = work / "rtn"
+        rtn.mkdir()
+        write_rounded(source, rtn, settings, group_size, Narrator(Console(quiet=True)))
+        losses = {"16 bits": before.loss, "rtn": _look(rtn, held_out).loss, "gptq": _look(folder, held_out).loss}
     _tell_losses(losses, len(held_out), narrator)
     facts = {
         **quantized.facts,
@@ -89,15 +108,6 @@ def write(source: Source, folder: Path, settings: Quantize, narrator: Narrator) 
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def _run_of(source: Source) -> RunFolder:
-    if source.run is None:
-        raise RunError(
-            f"{source.name}: the run that it came from is not known, so there are no rows to calibrate on",
-            hint="quantize the run itself, or choose --method rtn",
-        )
-    return source.run
-
-
 def _calibration_rows(run: RunFolder, tokenizer: Any, num: int) -> list[tuple[int, ...]]:
     """Token ids of training rows, drawn at random, as the run saw them."""
     config = TuneRun.model_validate({k: v for k, v in run.manifest()["config"].items() if k in TuneRun.model_fields})
@@ -113,21 +123,9 @@ def _calibration_rows(run: RunFolder, tokenizer: Any, num: int) -> list[tuple[in
 # --- the model around ------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _workshop(folder: Path) -> Iterator[Path]:
-    """A folder for what is needed on the way, inside the one that is cleared away if we are killed."""
-    work = folder / ".work"
-    work.mkdir()
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
 def _in_16_bits(source: Source, work: Path, narrator: Narrator) -> Path:
     """A folder that holds the model as it is to be calibrated: the source's own, or one that it is merged into."""
-    names = [name for shard in source.weights.shards.values() for name in shard]
-    stored = [source.weights.stored(name) for name in names]
+    stored = [source.weights.stored(name) for name in names_of(source.weights)]
     if all(place and place.file.parent == source.folder for place in stored):
         return source.folder
     narrator.stage("Writing the merged model in 16 bits, for calibration")
@@ -138,8 +136,7 @@ def _in_16_bits(source: Source, work: Path, narrator: Narrator) -> Path:
     return plain
 
 
-@dataclass(frozen=True)
-class _Seen:
+class _Seen(NamedTuple):
     """What was seen of a model: its loss on held-out rows, and what its routers chose on others."""
 
     loss: float
@@ -162,17 +159,6 @@ def _look(folder: Path, held_out: Sequence[Example], rows: Sequence[Sequence[int
     return _Seen(loss, routing)
 
 
-def _look_first(folder: Path, held_out: Sequence[Example], rows: Sequence[Sequence[int]]) -> _Seen:
-    """The same of the 16-bit model. Raises ModelError where it does not fit into memory."""
-    try:
-        return _look(folder, held_out, rows)
-    except ModelError as error:
-        raise ModelError(
-            f"GPTQ needs the whole model in memory: {error.message}",
-            hint="choose --method rtn, which reads it matrix by matrix, or a machine with more memory",
-        ) from error
-
-
 def _unreached(routing: Routing) -> dict[str, list[int]]:
     """By layer the experts that no token reached."""
     dead = {layer: row.nonzero().flatten().tolist() for layer, row in zip(routing.layers, routing.dead_LE, strict=True)}
@@ -180,11 +166,7 @@ def _unreached(routing: Routing) -> dict[str, list[int]]:
 
 
 def _tell_reach(
-    rows: Sequence[Sequence[int]],
-    routing: Routing,
-    unreached: dict[str, list[int]],
-    narrator: Narrator,
-    are_all: bool,
+    rows: Sequence[Sequence[int]], routing: Routing, unreached: dict[str, list[int]], narrator: Narrator, are_all: bool
 ) -> None:
     """`are_all` of the run's rows that there are."""
     num_tokens, num_experts = sum(map(len, rows)), routing.load_LE.numel()
@@ -206,9 +188,6 @@ def _tell_reach(
         narrator.say(f"  and in {more} further layers; lineage.json lists them all")
 
 
-_MAX_LAYERS_TOLD = 8
-
-
 # --- calibrating -----------------------------------------------------------------------------------------------------
 
 
@@ -228,16 +207,13 @@ def _calibrate(
     job, out = work / "job.json", work / "gptq"
     Job(str(plain.absolute()), str(out.absolute()), tuple(rows), group_size, tuple(linears)).save(job)
     with narrator.counting("calibrating, matrices", len(pieces)) as advance:
-        environment.run(["-m", "dsr1_tune.export.formats.gptq_process", job], lambda line: _count(line, advance))
+
+        def hear(line: str) -> None:
+            if done := re.search(r"Quantizing (\d+) module", line):
+                advance(int(done[1]))
+
+        environment.run(["-m", "dsr1_tune.export.formats.gptq_process", job], hear)
     return Checkpoint(out)
-
-
-def _count(line: str, advance: Callable[[int], None]) -> None:
-    if done := _DONE.search(line):
-        advance(int(done[1]))
-
-
-_DONE = re.compile(r"Quantizing (\d+) module")
 
 
 class _Taken:
@@ -248,8 +224,7 @@ class _Taken:
     """
 
     def __init__(self, made: Checkpoint, group_size: int) -> None:
-        self._made = made
-        self._group_size = group_size
+        self._made, self._group_size = made, group_size
         self.refused: list[str] = []
 
     def __call__(self, name: str, weight_NK: Tensor, counting: Counting) -> Rounded:
@@ -265,7 +240,8 @@ class _Taken:
                 f"{name}: {TOOL} made it {tuple(q_NK.shape)} in place of {tuple(weight_NK.shape)}",
                 hint="choose --method rtn; please report it with the model's name",
             )
-        if _distance(weight_NK, q_NK, scale_NG) <= _MAX_TIMES * _distance(weight_NK, *rounded):
+        off, usual = (distance(weight_NK, dequantize(*found)) for found in ((q_NK, scale_NG), rounded))
+        if off <= _MAX_TIMES * usual:
             return q_NK, scale_NG
         self.refused.append(name)
         return rounded
@@ -287,39 +263,6 @@ def _library_s_name(piece: Piece) -> str:
     if leaf == "gate_up_proj" and piece.rows:
         leaf = "gate_proj" if piece.rows[0] == 0 else "up_proj"
     return f"{block}.{piece.expert}.{leaf}.weight"
-
-
-# GPTQ trades distance of the weights for that of the outputs: 1.1 to 2 times rounding's is usual.
-_MAX_TIMES = 3
-
-
-def _distance(weight_NK: Tensor, q_NK: Tensor, scale_NG: Tensor) -> float:
-    return float((dequantize(q_NK, scale_NG).float() - weight_NK.float()).norm())
-
-
-# --- losses --------------------------------------------------------------------------------------------------------
-
-
-def _losses(
-    source: Source,
-    folder: Path,
-    work: Path,
-    settings: Quantize,
-    group_size: int,
-    held_out: Sequence[Example],
-    before: float,
-) -> dict[str, float]:
-    """Loss on held-out rows in 16 bits, rounded to nearest, and with GPTQ."""
-    rounded = work / "rtn"
-    rounded.mkdir()
-    write_rounded(source, rounded, settings, group_size, _silent())
-    return {"16 bits": before, "rtn": _look(rounded, held_out).loss, "gptq": _look(folder, held_out).loss}
-
-
-def _silent() -> Narrator:
-    from rich.console import Console
-
-    return Narrator(Console(quiet=True))
 
 
 def _tell_losses(losses: dict[str, float], num_rows: int, narrator: Narrator) -> None:

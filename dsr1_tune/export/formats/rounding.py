@@ -13,8 +13,9 @@ from torch import Tensor
 
 from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import ModelError
+from dsr1_tune.export.formats.encoding import distance
 from dsr1_tune.export.weights.accounting import Counting, Quantized, check_all, chosen
-from dsr1_tune.export.weights.progress import counted
+from dsr1_tune.export.weights.progress import counted, names_of
 from dsr1_tune.export.weights.sidecars import copy_sidecars
 from dsr1_tune.export.weights.source import Source
 from dsr1_tune.models.memory import give_back
@@ -26,6 +27,9 @@ from dsr1_tune.runs.console import Narrator
 Rounded = tuple[Tensor, Tensor]
 """Integers (N, K) int8, and the scales (N, G)."""
 GROUP_SIZES = (128, 64, 32)
+_WEIGHT = ".weight"
+_GIVE_BACK = 32 << 20
+_MAX_WEIGHTS = 1 << 20  # that are worked on at a time: what is needed beside the matrix stays small
 
 
 def write_rounded(
@@ -46,9 +50,8 @@ def write_rounded(
     with counted(narrator, packed, "writing, MiB") as advance:
         write_weights(packed, folder, advance)
     check_all(names, counting.names)
-    ignore = not_quantized(source.weights, source.layout, names)
-    config = {**source.config, "quantization_config": quantization_config(group_size, ignore)}
-    copy_sidecars(source, folder, config)
+    stored_as = quantization_config(group_size, not_quantized(source.weights, source.layout, names))
+    copy_sidecars(source, folder, {**source.config, "quantization_config": stored_as})
     return Quantized(counting.groups(), {"format": "compressed-tensors pack-quantized", "group_size": group_size})
 
 
@@ -86,17 +89,13 @@ def not_quantized(weights: Weights, layout: Layout, names: frozenset[str]) -> se
     prediction layers as well.
     """
     left = set()
-    for shard in weights.shards.values():
-        for name in shard:
-            if name not in names and name.endswith(_WEIGHT) and len(weights.spec(name).shape) == 2:
-                left.add(name.removesuffix(_WEIGHT))
-                piece = layout.pieces.get(name)
-                if piece and piece.expert is None:
-                    left.add(piece.parameter.removesuffix(_WEIGHT))
+    for name in names_of(weights):
+        if name not in names and name.endswith(_WEIGHT) and len(weights.spec(name).shape) == 2:
+            left.add(name.removesuffix(_WEIGHT))
+            piece = layout.pieces.get(name)
+            if piece and piece.expert is None:
+                left.add(piece.parameter.removesuffix(_WEIGHT))
     return left
-
-
-_WEIGHT = ".weight"
 
 
 class Packed:
@@ -114,10 +113,8 @@ class Packed:
         counting: Counting,
         rounded: Callable[[str, Tensor, Counting], Rounded] | None = None,
     ) -> None:
-        self._plain = plain
-        self._counting = counting
-        self._rounded = rounded or self._round
-        self._group_size = group_size
+        self._plain, self._counting, self._group_size = plain, counting, group_size
+        self._rounded = rounded or (lambda name, weight_NK, counting: round_to_nearest(weight_NK, group_size))
         self._scales: dict[str, Tensor] = {}
         self._freed = 0
         self._specs: dict[str, Spec] = {}
@@ -147,7 +144,8 @@ class Packed:
         q_NK, scale_NG = self._rounded(owner, weight_NK, self._counting)
         packed = pack(q_NK)
         num_bytes = packed.nbytes + scale_NG.nbytes
-        self._counting.compare(owner, weight_NK, dequantize(q_NK, scale_NG), num_bytes)
+        error, size = distance(weight_NK, dequantize(q_NK, scale_NG)), float(weight_NK.float().norm())
+        self._counting.add(owner, weight_NK.numel(), num_bytes, error, size)
         self._freed += weight_NK.nbytes
         # Scales that are held lie between what is freed, and keep the C library from using it again.
         if self._freed > _GIVE_BACK:
@@ -174,12 +172,6 @@ class Packed:
             order += parts
         return tuple(sorted(order, key=lambda name: -DTYPES[self.spec(name).dtype].itemsize))
 
-    def _round(self, name: str, weight_NK: Tensor, counting: Counting) -> Rounded:
-        return round_to_nearest(weight_NK, self._group_size)
-
-
-_GIVE_BACK = 32 << 20
-
 
 def round_to_nearest(weight_NK: Tensor, group_size: int) -> Rounded:
     """Integers and scales, in the weight's number format, that are as near to `weight_NK` as can be had cheaply.
@@ -191,9 +183,6 @@ def round_to_nearest(weight_NK: Tensor, group_size: int) -> Rounded:
     pieces = [_round_rows(rows, group_size) for rows in weight_NK.split(num_rows)]
     q, scales = zip(*pieces, strict=True)
     return torch.cat(q), torch.cat(scales)
-
-
-_MAX_WEIGHTS = 1 << 20  # that are worked on at a time: what is needed beside the matrix stays small
 
 
 def _round_rows(weight_NK: Tensor, group_size: int) -> Rounded:

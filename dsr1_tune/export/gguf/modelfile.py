@@ -21,6 +21,7 @@ from dsr1_tune.models.folder import ModelFolder
 
 FILE = "Modelfile"
 _USUAL_CONTEXT = 8192
+_ROLES = {"S": "system", "U": "user", "A": "assistant"}
 
 Turns = list[dict[str, str]]
 
@@ -72,7 +73,9 @@ def work_out(tokenizer: Any, adds_bos: bool = False) -> Found:
     if not has_system:
         remarks.append("the model's chat template has no place for system messages; they are left out")
     if not all(
-        _is_same(tokenizer, around, before, turns) for turns in _SAMPLES if has_system or not _has_system(turns)
+        _is_same(tokenizer, around, before, turns)
+        for turns in _SAMPLES
+        if has_system or all(turn["role"] != "system" for turn in turns)
     ):
         return Found(None, ("no TEMPLATE: the model's chat template treats turns in a way that Ollama's cannot",))
     for turns, what in _CORNERS:
@@ -173,9 +176,6 @@ def _pieces(tokenizer: Any, names: str, asks: bool) -> list[str]:
     return [*pieces, rest]
 
 
-_ROLES = {"S": "system", "U": "user", "A": "assistant"}
-
-
 def _without_start(text: str, start: str) -> str:
     if not text.startswith(start):
         raise _Unclear("it ends a turn in different ways")
@@ -193,10 +193,6 @@ def _is_same(tokenizer: Any, around: _Around, before: str, turns: Turns) -> bool
         return before + around.of(turns) == _jinja(tokenizer, turns, True)
     except TemplateError:
         return False
-
-
-def _has_system(turns: Turns) -> bool:
-    return any(turn["role"] == "system" for turn in turns)
 
 
 _TALK: Turns = [

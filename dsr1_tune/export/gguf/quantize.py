@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,23 @@ from dsr1_tune.models.llama_cpp import ggml
 from dsr1_tune.moe.anatomy import PARTS, Part
 from dsr1_tune.runs.console import Narrator
 
+Counts = defaultdict[Part, list[tuple[int, int, float, float]]]
+"""By part of its matrices each one's numbers, what it takes now, |W - W'|² and |W|²."""
+_MAX_ERROR = 0.5
+_PIECE = 4 << 20  # numbers
+_DTYPES = {
+    GGMLQuantizationType.BF16: torch.bfloat16,
+    GGMLQuantizationType.F16: torch.float16,
+    GGMLQuantizationType.F32: torch.float32,
+}
+
 
 def quantize(converted: Path, file: Path, kind: str, everything: bool, narrator: Narrator) -> tuple[Group, ...]:
     """Write `file` from the 16-bit one, tensor by tensor; the error of each matrix is measured on the way.
 
     Raises ModelError for a matrix that does not come back, and OSError, with the file's name, if there is no room.
     """
-    reader, counts = GGUFReader(converted), Counts()
+    reader, counts = GGUFReader(converted), Counts(list)
     num_layers = int(value_of(reader, f"{value_of(reader, Keys.General.ARCHITECTURE)}.block_count"))
     types = {tensor.name: pick(tensor.name, _shape(tensor), kind, everything, num_layers) for tensor in reader.tensors}
     writer = GGUFWriter(file, str(value_of(reader, Keys.General.ARCHITECTURE)))
@@ -59,17 +69,6 @@ def quantize(converted: Path, file: Path, kind: str, everything: bool, narrator:
     return groups_of(counts, reader)
 
 
-class Counts:
-    """Sums over the matrices of each part."""
-
-    def __init__(self) -> None:
-        self.quantized: dict[Part, list[tuple[int, int, float, float]]] = {}
-
-    def add(self, part: Part, num_weights: int, num_bytes: int, error: float, size: float) -> None:
-        """A matrix: its numbers, what it takes now, |W - W'|² and |W|²."""
-        self.quantized.setdefault(part, []).append((num_weights, num_bytes, error, size))
-
-
 def _shape(tensor: Any) -> tuple[int, ...]:
     """As numpy says it; GGUF counts from the last."""
     return tuple(int(size) for size in reversed(tensor.shape))
@@ -91,14 +90,6 @@ def _copy_values(reader: GGUFReader, writer: GGUFWriter, file_type: int) -> None
         writer.add_key_value(field.name, value, field.types[0], sub_type=inner)
 
 
-@dataclass(frozen=True)
-class _Piece:
-    """Rows of a tensor on their way, and where the matrix that they belong to ends."""
-
-    rows: Tensor
-    ends_matrix: bool
-
-
 def _quantized(converted: Path, tensor: Any, kind: str, counts: Counts) -> Iterator[Any]:
     """The blocks of a tensor, piece by piece, several at once; each matrix is counted when it is through."""
     part, (error, size, num_bytes, num) = part_of(tensor.name), (0.0, 0.0, 0, 0)
@@ -106,26 +97,23 @@ def _quantized(converted: Path, tensor: Any, kind: str, counts: Counts) -> Itera
     with ThreadPoolExecutor(threads) as pool:
         waiting = _pieces(converted, tensor)
         while pieces := tuple(islice(waiting, 2 * threads)):
-            done = pool.map(lambda piece: _there_and_back(piece.rows, kind), pieces)
-            for piece, (blocks, error_of_piece, size_of_piece) in zip(pieces, done, strict=True):
+            done = pool.map(lambda piece: _there_and_back(piece[0], kind), pieces)
+            for (rows, ends_matrix), (blocks, error_of_piece, size_of_piece) in zip(pieces, done, strict=True):
                 error, size = error + error_of_piece, size + size_of_piece
-                num_bytes, num = num_bytes + blocks.numel(), num + piece.rows.numel()
-                if piece.ends_matrix:
+                num_bytes, num = num_bytes + blocks.numel(), num + rows.numel()
+                if ends_matrix:
                     if not error <= _MAX_ERROR**2 * size:
                         raise ModelError(
                             f"{tensor.name}: comes back {(error / size) ** 0.5 if size else 1:.0%} off in {kind}",
                             hint="the model may be damaged: compare it, or copy it again",
                         )
-                    counts.add(part, num, num_bytes, error, size)
+                    counts[part].append((num, num_bytes, error, size))
                     error, size, num_bytes, num = 0.0, 0.0, 0, 0
                 yield blocks.numpy()
 
 
-_MAX_ERROR = 0.5
-
-
-def _pieces(converted: Path, tensor: Any) -> Iterator[_Piece]:
-    """Every expert by itself, other tensors some rows at a time."""
+def _pieces(converted: Path, tensor: Any) -> Iterator[tuple[Tensor, bool]]:
+    """Every expert by itself, other tensors some rows at a time; and whether their matrix ends with them."""
     shape = _shape(tensor)
     num_rows = tensor.n_elements // shape[-1]
     size = shape[-2] if part_of(tensor.name) == "routed_experts" else num_rows
@@ -133,10 +121,7 @@ def _pieces(converted: Path, tensor: Any) -> Iterator[_Piece]:
     for start in range(0, num_rows, size):
         for begin in range(start, start + size, step):
             end = min(begin + step, start + size)
-            yield _Piece(_rows(converted, tensor, begin, end), end == start + size)
-
-
-_PIECE = 4 << 20  # numbers
+            yield _rows(converted, tensor, begin, end), end == start + size
 
 
 def _rows(converted: Path, tensor: Any, begin: int, end: int) -> Tensor:
@@ -148,13 +133,6 @@ def _rows(converted: Path, tensor: Any, begin: int, end: int) -> Tensor:
     return torch.from_numpy(data).view(dtype).view(end - begin, columns)
 
 
-_DTYPES = {
-    GGMLQuantizationType.BF16: torch.bfloat16,
-    GGMLQuantizationType.F16: torch.float16,
-    GGMLQuantizationType.F32: torch.float32,
-}
-
-
 def _there_and_back(rows: Tensor, kind: str) -> tuple[Tensor, float, float]:
     """The blocks, |W - W'|² and |W|²."""
     blocks, exact = ggml.quantize(rows, kind), rows.float()
@@ -164,14 +142,12 @@ def _there_and_back(rows: Tensor, kind: str) -> tuple[Tensor, float, float]:
 
 def groups_of(counts: Counts, reader: GGUFReader) -> tuple[Group, ...]:
     """A line for each part that has matrices, those left in 16 bits included."""
-    num_tensors: dict[Part, int] = {}
+    num_tensors: Counter[Part] = Counter()
     for tensor in reader.tensors:
         part, shape = part_of(tensor.name), _shape(tensor)
         if part not in ("router", "norms", "other") and len(shape) > 1:
-            num_tensors[part] = num_tensors.get(part, 0) + (shape[0] if part == "routed_experts" else 1)
-    return tuple(
-        _group(part, num_tensors[part], counts.quantized.get(part, [])) for part in PARTS if part in num_tensors
-    )
+            num_tensors[part] += shape[0] if part == "routed_experts" else 1
+    return tuple(_group(part, num_tensors[part], counts[part]) for part in PARTS if part in num_tensors)
 
 
 def _group(part: Part, num_tensors: int, done: list[tuple[int, int, float, float]]) -> Group:

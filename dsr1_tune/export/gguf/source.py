@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dsr1_tune.errors import ModelError
+from dsr1_tune.export.weights.progress import names_of, num_bytes, num_elements
 from dsr1_tune.export.weights.sidecars import copy_sidecars
 from dsr1_tune.export.weights.source import Source
 from dsr1_tune.models.weights.checkpoint import write_weights
@@ -67,10 +68,8 @@ def config_for_llama_cpp(source: Source) -> dict[str, Any]:
 def further_layers(source: Source) -> tuple[str, ...]:
     """The stored tensors of multi-token-prediction layers, which come after the model's own."""
     num_layers = int(getattr(source.meta_model.config, "num_hidden_layers", 0))
-    names = (name for shard in source.weights.shards.values() for name in shard)
-    return tuple(
-        name for name in names if (found := re.match(r"model\.layers\.(\d+)\.", name)) and int(found[1]) >= num_layers
-    )
+    numbered = ((name, re.match(r"model\.layers\.(\d+)\.", name)) for name in names_of(source.weights))
+    return tuple(name for name, found in numbered if found and int(found[1]) >= num_layers)
 
 
 def prepare(source: Source, folder: Path, narrator: Narrator) -> None:
@@ -83,21 +82,18 @@ def prepare(source: Source, folder: Path, narrator: Narrator) -> None:
         for file in files:
             (folder / file.name).symlink_to(os.path.abspath(file))  # noqa: PTH100 - resolving a cache's links loses names
         return
-    num_bytes = sum(source.weights.spec(name).num_bytes for names in source.weights.shards.values() for name in names)
-    narrator.say(f"Writing the 16-bit model ({num_bytes / 2**20:,.1f} MiB) for the converter")
-    with narrator.counting("writing", num_bytes) as advance:
+    size = num_bytes(source.weights)
+    narrator.say(f"Writing the 16-bit model ({size / 2**20:,.1f} MiB) for the converter")
+    with narrator.counting("writing", size) as advance:
         write_weights(source.weights, folder, advance)
 
 
 def _as_they_lie(source: Source) -> list[Path]:
     """The files that hold the very weights, all of them; empty where some are yet to be computed."""
-    places = set()
-    for names in source.weights.shards.values():
-        for name in names:
-            stored = source.weights.stored(name)
-            if stored is None:
-                return []
-            places.add(stored.file)
+    stored = [source.weights.stored(name) for name in names_of(source.weights)]
+    places = {place.file for place in stored if place}
+    if not all(stored):
+        return []
     index = source.folder / INDEX
     if any(place.parent != source.folder for place in places):
         return []
@@ -109,8 +105,7 @@ def _as_they_lie(source: Source) -> list[Path]:
 
 def check_room(source: Source, folder: Path, num_bytes_out: int) -> None:
     """Raise ModelError if the disk cannot hold the steps between: the model in 16 bits, twice if it is to be merged."""
-    num = sum(source.weights.spec(name).num_elements for names in source.weights.shards.values() for name in names)
-    need = num_bytes_out + 2 * num * (1 if _as_they_lie(source) else 2)
+    need = num_bytes_out + 2 * num_elements(source.weights) * (1 if _as_they_lie(source) else 2)
     free = shutil.disk_usage(folder).free
     if need > free:
         raise ModelError(

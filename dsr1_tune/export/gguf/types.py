@@ -33,6 +33,7 @@ MIXES = {
     "q4_k_m": Mix(15, "Q4_K", ("Q6_K", "Q4_K")),
     "q3_k_m": Mix(12, "Q3_K", ("Q5_K", "Q4_K")),
 }
+_SHORT_ROWS = {"Q3_K": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 # By the tensor's name without `blk.N.`; everything else is a norm, a bias or a table and stays as it is.
 _PARTS: tuple[tuple[str, Part], ...] = (
@@ -84,6 +85,3 @@ def _fitting(kind: str, columns: int) -> str | None:
     if columns % ggml.block(kind):
         kind = _SHORT_ROWS.get(kind, kind)
     return None if columns % ggml.block(kind) else kind
-
-
-_SHORT_ROWS = {"Q3_K": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dsr1_tune.export.gguf import source as gguf_source
 from dsr1_tune.export.gguf.quantize import Counts, groups_of, quantize, value_of
 from dsr1_tune.export.gguf.types import MIXES, SIXTEEN, part_of
 from dsr1_tune.export.weights.accounting import Quantized
+from dsr1_tune.export.weights.progress import num_elements
 from dsr1_tune.export.weights.sidecars import copy_sidecars
 from dsr1_tune.export.weights.source import Source
 from dsr1_tune.models import isolated_env
@@ -45,21 +47,21 @@ def write(source: Source, folder: Path, settings: Quantize, narrator: Narrator) 
     file = folder / f"{_called(source)}-{kind.upper()}.gguf"
     if kind in SIXTEEN:
         converted.replace(file)
-        groups = groups_of(Counts(), GGUFReader(file))
+        groups = groups_of(Counts(list), GGUFReader(file))
     else:
         groups = quantize(converted, file, kind, settings.all, narrator)
     shutil.rmtree(work)
     _check_experts(source, file)
     copy_sidecars(source, folder, gguf_source.config_for_llama_cpp(source))
-    facts = {"file": file.name, "type": kind, "types": _types(file), **_further_layers(source, file, narrator)}
-    proof = _prove(source, file, narrator)
-    facts |= proof
-    facts |= modelfile.write(source, file, bool(proof.get("adds_bos")), narrator.say)
+    types = Counter(tensor.tensor_type.name for tensor in GGUFReader(file).tensors)
+    facts = {"file": file.name, "type": kind, "types": dict(types), **_further_layers(source, file, narrator)}
+    facts |= _prove(source, file, narrator)
+    facts |= modelfile.write(source, file, bool(facts.get("adds_bos")), narrator.say)
     return Quantized(groups, facts)
 
 
 def _expected_bytes(source: Source, kind: str) -> int:
-    num = sum(source.weights.spec(name).num_elements for names in source.weights.shards.values() for name in names)
+    num = num_elements(source.weights)
     return 2 * num if kind in SIXTEEN else ggml.num_bytes(MIXES[kind].down[0], num)
 
 
@@ -108,14 +110,6 @@ def _check_experts(source: Source, file: Path) -> None:
             f"{source.name}: has {due:,} weights in routed experts, the converted file {there:,}",
             hint="please report it with the model's name",
         )
-
-
-def _types(file: Path) -> dict[str, int]:
-    """How many tensors are in which type."""
-    found: dict[str, int] = {}
-    for tensor in GGUFReader(file).tensors:
-        found[tensor.tensor_type.name] = found.get(tensor.tensor_type.name, 0) + 1
-    return found
 
 
 def _further_layers(source: Source, file: Path, narrator: Narrator) -> dict[str, Any]:

@@ -6,14 +6,16 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from dsr1_tune.errors import ModelError
+from dsr1_tune.export.weights.progress import names_of
 from dsr1_tune.models.weights.layout import Layout
 from dsr1_tune.moe.anatomy import PARTS, Part
 
 if TYPE_CHECKING:
     from dsr1_tune.export.weights.source import Source
+
+_MAX_ERROR = 0.5
+_LAYERS = {"routed_experts", "shared_experts", "attention", "dense_ffn"}
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,6 @@ class Counting:
             )
         self._seen[name] = (num_weights, num_bytes, error, size)
 
-    def compare(self, name: str, weight: Tensor, back: Tensor, num_bytes: int) -> None:
-        """The same from the matrix itself and what it comes back as."""
-        exact = weight.float()
-        error, size = float((back.float() - exact).norm()), float(exact.norm())
-        self.add(name, weight.numel(), num_bytes, error, size)
-
     @property
     def names(self) -> Iterable[str]:
         """Of the matrices noted so far."""
@@ -101,9 +97,6 @@ class Counting:
         return Group(part, len(names), len(done), num_weights, num_bytes, error / size if size else 0.0, worst)
 
 
-_MAX_ERROR = 0.5
-
-
 def chosen(layout: Layout, everything: bool) -> frozenset[str]:
     """The stored names of the matrices to quantize: of the routed experts, and with `everything` of all layers.
 
@@ -111,9 +104,6 @@ def chosen(layout: Layout, everything: bool) -> frozenset[str]:
     """
     parts = _LAYERS if everything else {"routed_experts"}
     return frozenset(name for name in layout.pieces if layout.is_matrix(name) and layout.part(name) in parts)
-
-
-_LAYERS = {"routed_experts", "shared_experts", "attention", "dense_ffn"}
 
 
 def check_all(wanted: Iterable[str], done: Iterable[str]) -> None:
@@ -131,11 +121,10 @@ def skipped_modules(source: Source, quantized: Collection[str]) -> list[str]:
     Router, output head and, of the layers that transformers does not load, every matrix are among them.
     """
     kept = []
-    for names in source.weights.shards.values():
-        for name in names:
-            is_matrix = name.endswith(".weight") and len(source.weights.spec(name).shape) >= 2
-            if is_matrix and name not in quantized and not name.endswith("embed_tokens.weight"):
-                kept.append(name.removesuffix(".weight"))
+    for name in names_of(source.weights):
+        is_matrix = name.endswith(".weight") and len(source.weights.spec(name).shape) >= 2
+        if is_matrix and name not in quantized and not name.endswith("embed_tokens.weight"):
+            kept.append(name.removesuffix(".weight"))
     if "lm_head" not in kept:  # it is the embeddings, where they are tied
         kept.append("lm_head")
     return sorted(kept)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from dsr1_tune.errors import ModelError
 from dsr1_tune.export.weights.merged import Merged, MergedWeights, is_changed, owner_of
+from dsr1_tune.export.weights.progress import names_of
 from dsr1_tune.export.weights.source import OpenBase
 from dsr1_tune.export.weights.updates import LowRank, SomeExperts, Update
-from dsr1_tune.models.weights.checkpoint import Checkpoint, Weights
+from dsr1_tune.models.weights.checkpoint import Checkpoint
 from dsr1_tune.models.weights.layout import Layout
 from dsr1_tune.moe.anatomy import find_experts
 from dsr1_tune.runs.folder import RunFolder
@@ -89,10 +90,6 @@ class Certificate:
     dtype: str
     """What most of the merged weights are stored in."""
 
-    def as_json(self) -> dict[str, Any]:
-        """For lineage.json."""
-        return asdict(self)
-
 
 # --- tensors ---------------------------------------------------------------------------------------------------------
 
@@ -102,15 +99,15 @@ def check_tensors(
     merged: Merged,
     weights: MergedWeights,
     written: Checkpoint,
-    before: Weights,
     run: RunFolder | None,
     advance: Callable[[int], None],
 ) -> TensorCheck:
     """Look at every tensor of what was `written`: what an update reaches must be base and update, all else the base.
 
-    `weights` are what was to be written, `before` is the base in the same format. Raises NotCertified, naming a tensor.
+    `weights` are what was to be written. Raises NotCertified, naming a tensor.
     """
-    names = [name for shard in before.shards.values() for name in shard]
+    before = weights.base
+    names = names_of(before)
     if set(names) != set(written.names):
         raise NotCertified(f"{written.folder}: has not the tensors of the base", hint=_REPORT)
     is_as_saved = check_saved(run)
@@ -118,7 +115,7 @@ def check_tensors(
 
     def look(name: str) -> str:
         if name not in merged.updates.by_name:
-            return _look_at_the_rest(name, merged, weights, written, before)
+            return _look_at_the_rest(name, merged, weights, written)
         return _look_at_a_target(name, merged, weights, written, base.layout, unreached, is_as_saved)
 
     found: dict[str, str] = {}
@@ -148,13 +145,13 @@ def check_tensors(
     )
 
 
-def _look_at_the_rest(name: str, merged: Merged, weights: MergedWeights, written: Checkpoint, before: Weights) -> str:
+def _look_at_the_rest(name: str, merged: Merged, weights: MergedWeights, written: Checkpoint) -> str:
     """A tensor that no update reaches must be the base's, byte by byte; the FP8 scales of one must belong to it."""
     if owner_of(name, written) in merged.updates.by_name:
         if is_changed(written, name, weights):
             raise NotCertified(f"{name}: are not the scales of the merged weight", hint=_REPORT)
         return CHANGED
-    if is_changed(written, name, before):
+    if is_changed(written, name, weights.base):
         raise NotCertified(f"{name}: nothing was trained there, but it is not the base's any more", hint=_REPORT)
     return EQUAL
 
@@ -177,7 +174,12 @@ def _look_at_a_target(
     update, piece = merged.updates.by_name[name], layout.pieces[name]
     # By value, not by bytes: 0 and -0 are the same, and FP8 may be encoded anew without any update.
     experts = {piece.expert} if piece.expert is not None else _rows_of(update, exact)
-    idle = {expert for expert in experts if _is_idle(expert, piece.expert is None, exact, was)}
+    is_fused = piece.expert is None  # a tensor that holds all of a layer's
+    idle = {
+        expert
+        for expert in experts
+        if (torch.equal(exact, was) if expert is None or not is_fused else torch.equal(exact[expert], was[expert]))
+    }
     if not idle:
         is_lost = is_plain and torch.equal(stored, was.to(stored.dtype))
         if is_lost and layout.is_matrix(name):
@@ -197,13 +199,6 @@ def _look_at_a_target(
                 f"{what}: was to be trained, but its update is zero: the merged tensor is the base's", hint=_TRAIN_AGAIN
             )
     return NEVER if idle == experts else CHANGED
-
-
-def _is_idle(expert: int | None, is_fused: bool, exact: Tensor, was: Tensor) -> bool:
-    """Whether nothing came of an update, for all of a tensor or for an expert in one that holds a layer's."""
-    if expert is not None and is_fused:
-        return torch.equal(exact[expert], was[expert])
-    return torch.equal(exact, was)
 
 
 def _rows_of(update: Update, exact: Tensor) -> set[int | None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +16,11 @@ from torch import Tensor, nn
 
 from dsr1_tune.models.load import Loaded, Located, pick_device
 from dsr1_tune.models.meta import layer_stack
-from dsr1_tune.models.weights.checkpoint import Weights
 from dsr1_tune.models.weights.layout import Layout
 
 
-def load_streamed(located: Located, weights: Weights, layout: Layout) -> Loaded:
-    """The model of `located` over `weights`, in float32; its memory is that of its largest layer.
+def load_streamed(located: Located, read: Callable[[str], Tensor], layout: Layout) -> Loaded:
+    """The model of `located` over the stored tensors that `read` gives, in float32, in the memory of its largest layer.
 
     Adapters go onto it as onto any model.
     """
@@ -36,8 +36,8 @@ def load_streamed(located: Located, weights: Weights, layout: Layout) -> Loaded:
         place.clear(device)
     for unit, prefix in _units(model):
         own = [place for place in places if place.parameter == prefix or place.parameter.startswith(f"{prefix}.")]
-        unit.register_forward_pre_hook(_filler(own, weights, layout, device))
-        unit.register_forward_hook(_clearer(own, device), always_call=True)
+        unit.register_forward_pre_hook(partial(_fill, own, read, layout, device))
+        unit.register_forward_hook(partial(_clear, own, device), always_call=True)
     model.to(device)  # what is computed rather than stored, such as rotary frequencies
     return Loaded(model, located.tokenizer, located.name, located.revision)
 
@@ -92,20 +92,14 @@ def _units(model: Any) -> list[tuple[nn.Module, str]]:
     return layers + others
 
 
-def _filler(places: list[_Place], weights: Weights, layout: Layout, device: torch.device) -> Callable[..., None]:
-    def fill(module: nn.Module, arguments: Any) -> None:
-        for place in places:
-            tensor = torch.empty(place.shape)
-            for piece in layout.pieces_of(place.stored_as):
-                piece.of(tensor).copy_(weights.read(piece.stored))
-            place.put(tensor.to(device))
-
-    return fill
+def _fill(places: list[_Place], read: Callable[[str], Tensor], layout: Layout, device: torch.device, *_: Any) -> None:
+    for place in places:
+        tensor = torch.empty(place.shape)
+        for piece in layout.pieces_of(place.stored_as):
+            piece.of(tensor).copy_(read(piece.stored))
+        place.put(tensor.to(device))
 
 
-def _clearer(places: list[_Place], device: torch.device) -> Callable[..., None]:
-    def clear(module: nn.Module, arguments: Any, output: Any) -> None:
-        for place in places:
-            place.clear(device)
-
-    return clear
+def _clear(places: list[_Place], device: torch.device, *_: Any) -> None:
+    for place in places:
+        place.clear(device)

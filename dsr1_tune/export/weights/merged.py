@@ -14,6 +14,8 @@ from dsr1_tune.models.weights.checkpoint import DTYPES, Checkpoint, Spec, Stored
 from dsr1_tune.models.weights.index import COPY_AGAIN
 from dsr1_tune.quant.fp8 import SCALE, dequantize, to_blocks
 
+_PIECE = 4 << 20  # bytes compared at a time
+
 
 class Plain:
     """A checkpoint whose block-FP8 tensors are in bfloat16, each dequantized when it is read."""
@@ -22,11 +24,10 @@ class Plain:
         self.base, self.block_size = base, block_size
         # A weight's scales may lie in another file than the weight.
         self.shards: Mapping[str, tuple[str, ...]] = {
-            file: kept for file, names in base.shards.items() if (kept := tuple(filter(self._is_kept, names)))
+            file: kept
+            for file, names in base.shards.items()
+            if (kept := tuple(n for n in names if owner_of(n, base) == n))
         }
-
-    def _is_kept(self, name: str) -> bool:
-        return not (name.endswith(SCALE) and name.removesuffix(SCALE) in self.base)
 
     def _is_scaled(self, name: str) -> bool:
         return name + SCALE in self.base
@@ -82,48 +83,29 @@ class Merged:
             return update(self.base.exact(name).float())
 
 
-class Exact:
-    """A merged model before any rounding."""
-
-    def __init__(self, merged: Merged) -> None:
-        self.merged = merged
-        self.shards = merged.shards
-
-    def spec(self, name: str) -> Spec:
-        """In float32 throughout."""
-        return Spec("F32", self.merged.spec(name).shape)
-
-    def stored(self, name: str) -> None:
-        """Nothing is stored like this."""
-
-    def read(self, name: str) -> Tensor:
-        """The tensor in float32."""
-        return self.merged.exact(name).float()
-
-
 class MergedFp8:
     """A block-FP8 base with updates in it, in block-FP8 again: what no update reaches keeps its bytes and scales."""
 
     def __init__(self, merged: Merged, block_size: tuple[int, int]) -> None:
         self.merged, self.block_size = merged, block_size
-        self.stored_base = merged.base.base
-        self.shards = self.stored_base.shards
+        self.base = merged.base.base
+        self.shards = self.base.shards
         self._encoded: tuple[str, Tensor, Tensor] | None = None
         self._lock = Lock()
 
     def spec(self, name: str) -> Spec:
         """That of the base."""
-        return self.stored_base.spec(name)
+        return self.base.spec(name)
 
     def stored(self, name: str) -> Stored | None:
         """Where its bytes are in the base, if it stays as it is."""
-        is_merged = owner_of(name, self.stored_base) in self.merged.updates.by_name
-        return None if is_merged else self.stored_base.stored(name)
+        is_merged = owner_of(name, self.base) in self.merged.updates.by_name
+        return None if is_merged else self.base.stored(name)
 
     def read(self, name: str) -> Tensor:
         """The tensor as its spec says; a weight and its scales are encoded together."""
-        owner = owner_of(name, self.stored_base)
-        if owner + SCALE not in self.stored_base:
+        owner = owner_of(name, self.base)
+        if owner + SCALE not in self.base:
             return self.merged.read(name)
         with self._lock:
             if self._encoded is None or self._encoded[0] != owner:
@@ -148,15 +130,13 @@ def is_changed(weights: Weights, name: str, other: Weights) -> bool:
     if weights.spec(name) != other.spec(name):
         return True
     if mine and theirs:
-        return _differ(mine, theirs)
+        return mine.end - mine.begin != theirs.end - theirs.begin or _differ(mine, theirs)
     a, b = weights.read(name), other.read(name)
     return not torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
 
 
 def _differ(mine: Stored, theirs: Stored) -> bool:
-    """Whether two places on disk hold different bytes; reads no further than the first difference."""
-    if mine.end - mine.begin != theirs.end - theirs.begin:
-        return True
+    """Whether two places of one size on disk hold different bytes; reads no further than the first difference."""
     left = mine.end - mine.begin
     with mine.file.open("rb") as one, theirs.file.open("rb") as other:
         one.seek(mine.begin)
@@ -167,6 +147,3 @@ def _differ(mine: Stored, theirs: Stored) -> bool:
                 return True
             left -= size
     return False
-
-
-_PIECE = 4 << 20

@@ -1,4 +1,4 @@
-"""How much there is to write, and a bar that tells how far it has come."""
+"""Which tensors there are, how much there is to write, and a bar that tells how far it has come."""
 
 from __future__ import annotations
 
@@ -12,9 +12,19 @@ if TYPE_CHECKING:
     from dsr1_tune.runs.console import Narrator
 
 
+def names_of(weights: Weights) -> list[str]:
+    """The names of all tensors, shard by shard."""
+    return [name for names in weights.shards.values() for name in names]
+
+
 def num_bytes(weights: Weights) -> int:
     """What the tensors take on disk."""
-    return sum(weights.spec(name).num_bytes for names in weights.shards.values() for name in names)
+    return sum(weights.spec(name).num_bytes for name in names_of(weights))
+
+
+def num_elements(weights: Weights) -> int:
+    """How many numbers the tensors hold."""
+    return sum(weights.spec(name).num_elements for name in names_of(weights))
 
 
 @contextmanager

@@ -13,9 +13,7 @@ from dsr1_tune.models.weights.index import read_json
 if TYPE_CHECKING:
     from dsr1_tune.export.weights.source import OpenBase, Source
 
-OURS = {
-    *["config.json", "lineage.json", "manifest.json", "README.md", "compare.json", "compare.html", "Modelfile"],
-}
+OURS = {*["config.json", "lineage.json", "manifest.json", "README.md", "compare.json", "compare.html", "Modelfile"]}
 """What is written anew, or would be untrue of another model."""
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 

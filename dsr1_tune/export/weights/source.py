@@ -54,9 +54,8 @@ def open_source(path: Path | str, progress: Callable[[str], None] | None = None)
     Raises ModelError for anything that is neither, or is quantized already, and RunError for a run that is not
     finished.
     """
-    trained = find_trained(path)
-    if trained:
-        return merged_source(trained, progress)
+    if trained := find_trained(path):
+        return _merged_source(trained, progress)
     folder = local_path(str(path))
     located = locate(Base(model=str(path)), progress, is_loaded=False)
     base = open_base(located)
@@ -65,7 +64,7 @@ def open_source(path: Path | str, progress: Callable[[str], None] | None = None)
     return Source(str(path), base.plain, base.folder, base.config, base.meta_model, base.layout, stages, run_of(stages))
 
 
-def merged_source(trained: Trained, progress: Callable[[str], None] | None = None) -> Source:
+def _merged_source(trained: Trained, progress: Callable[[str], None] | None) -> Source:
     """What a run trained, merged into its base while it is read."""
     base, updates = open_trained(trained, progress)
     if trained.run and (changed := trained.run.changed_outputs()):
@@ -96,6 +95,11 @@ class Trained:
     folder: Path
     run: RunFolder | None
 
+    @property
+    def is_qlora(self) -> bool:
+        """Whether it was trained over a base in 4 bits."""
+        return self.run is not None and self.run.manifest().get("command") == "qlora"
+
 
 def find_trained(path: Path | str) -> Trained | None:
     """What was trained at `path`: a run folder, an adapter, or trained experts; None for anything else.
@@ -116,17 +120,13 @@ def find_trained(path: Path | str) -> Trained | None:
         found.refuse()
     if isinstance(found, Adapter | Experts):
         kind: Literal["adapter", "experts"] = "adapter" if isinstance(found, Adapter) else "experts"
-        return Trained(place, kind, found.path, _run_around(found.path))
+        around = RunFolder(found.path.parent)
+        return Trained(place, kind, found.path, around if around.manifest_file.is_file() else None)
     if run.manifest_file.is_file() and (run.model / "config.json").is_file():
         return Trained(place, "model", run.model, run)
     if run.manifest_file.is_file() and "command" in run.manifest():
         raise RunError(f"{path}: this run left neither adapter, experts nor model", hint="copy the run's folder again")
     return None
-
-
-def _run_around(folder: Path) -> RunFolder | None:
-    run = RunFolder(folder.parent)
-    return run if run.manifest_file.is_file() else None
 
 
 def run_of(stages: Sequence[Stage]) -> RunFolder | None:
@@ -142,9 +142,7 @@ class OpenBase:
     """A base, opened for reading tensor by tensor."""
 
     located: Located
-    checkpoint: Checkpoint
     plain: Plain
-    block_size: tuple[int, int] | None
     folder: Path
     config: Mapping[str, Any]
     """What the config.json of a model in 16 bits is to say."""
@@ -167,43 +165,28 @@ def open_base(located: Located) -> OpenBase:
             f"{located.name}: is quantized already ({quant_method(config)})",
             hint="give the model in 16 bits, or the run that it came from",
         )
-    checkpoint = Checkpoint(folder)
     block_size = None
     if stored is StoredFormat.BLOCK_FP8:
         rows, cols = config["quantization_config"]["weight_block_size"]
         block_size = (int(rows), int(cols))
+    plain = Plain(Checkpoint(folder), block_size)
     model = meta_model(located.config)
-    layout = Layout.of(model, checkpoint.names)
-    return OpenBase(
-        located,
-        checkpoint,
-        Plain(checkpoint, block_size),
-        block_size,
-        folder,
-        router_words(located.config) | _as_stretched(config, located.config),
-        config,
-        model,
-        layout,
-    )
+    told = router_words(located.config) | _as_stretched(config, located.config)
+    return OpenBase(located, plain, folder, told, config, model, Layout.of(model, plain.base.names))
 
 
-def open_trained(
-    trained: Trained, progress: Callable[[str], None] | None = None, base: OpenBase | None = None
-) -> tuple[OpenBase, Updates]:
+def open_trained(trained: Trained, progress: Callable[[str], None] | None = None) -> tuple[OpenBase, Updates]:
     """The base of what was trained, and the updates to it. Raises ModelError where they do not go together."""
-    base = base or open_base(locate(base_of(trained.folder), progress, is_loaded=False))
+    base = open_base(locate(base_of(trained.folder), progress, is_loaded=False))
     # PEFT changes the model that it is given.
     model = meta_model(base.located.config)
     if trained.kind == "adapter":
-        return base, of_adapter(trained.folder, model, base.layout, routers_move=_routers_move(trained.run))
+        settings = trained.run.manifest().get("config", {}) if trained.run else {}
+        routers_move = settings.get("router", {}).get("mode") in ("train", "aux_loss")
+        return base, of_adapter(trained.folder, model, base.layout, routers_move)
     if trained.kind == "experts":
         return base, of_experts(trained.folder, model, base.layout)
-    return base, of_model(trained.folder, base.checkpoint, base.layout, model)
-
-
-def _routers_move(run: RunFolder | None) -> bool:
-    config = run.manifest().get("config", {}) if run else {}
-    return config.get("router", {}).get("mode") in ("train", "aux_loss")
+    return base, of_model(trained.folder, base.plain.base, base.layout, model)
 
 
 def _as_stretched(config: dict[str, Any], read: Any) -> dict[str, Any]:

@@ -22,12 +22,17 @@ from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from torch import Tensor, nn
 
 from dsr1_tune.errors import ModelError
-from dsr1_tune.export.adapter.file import AdapterFile
+from dsr1_tune.export.adapter import FILE, RIGHT_BASE, AdapterFile
 from dsr1_tune.models.trained.experts import WEIGHTS, ExpertsConfig
 from dsr1_tune.models.trained.lora import quiet_patterns
 from dsr1_tune.models.weights.checkpoint import Checkpoint, Spec
 from dsr1_tune.models.weights.layout import Layout, Piece
 from dsr1_tune.moe.anatomy import find_experts, is_balancing_bias, plain_name
+
+_FACTORS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
+_FUSE_FIRST = "it is in the layout of servers: first dsr1-tune convert-adapter ADAPTER --to peft-fused --out FUSED"
+_PER_EXPERT = re.compile(r"\.experts\.\d+\.")
+_LOCK = Lock()
 
 Factors = Callable[[], tuple[Tensor, Tensor]]
 """A (E, R, in) and B (E, out, R) in float32; E is 1 for a linear layer."""
@@ -81,7 +86,7 @@ class Replaced:
         trained = self.read()
         if trained.shape != weight.shape:
             raise ModelError(
-                f"a trained tensor is {tuple(trained.shape)} in place of {tuple(weight.shape)}", hint=_RIGHT_BASE
+                f"a trained tensor is {tuple(trained.shape)} in place of {tuple(weight.shape)}", hint=RIGHT_BASE
             )
         return trained
 
@@ -136,7 +141,7 @@ def of_adapter(folder: Path, model: nn.Module, layout: Layout, routers_move: boo
     Raises ModelError if the adapter does not fit the base, has tensors that belong nowhere, or is of a kind that
     cannot be merged so.
     """
-    file = _File(folder / "adapter_model.safetensors")
+    file = _File(folder / FILE)
     peft_model = _wrapped(model, folder)
     shapes = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(peft_model).items()}
     _check_names(file, shapes, folder)
@@ -149,30 +154,22 @@ def of_adapter(folder: Path, model: nn.Module, layout: Layout, routers_move: boo
             used |= {f"{name}.{factor}" for factor in _FACTORS}
     # PEFT keeps a copy of embeddings that it adapts, which is the base's.
     saved = {key: key.removeprefix("base_model.model.") for key in expected - used if ".base_layer." not in key}
+    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
     for key, parameter in saved.items():
         if ".lora_" in key:
             raise ModelError(
                 f"{folder}: {key} is of a kind of LoRA that cannot be merged here",
                 hint="leave embeddings and convolutions out of the adapter's targets",
             )
-        _check_untied(model, parameter, folder)
+        if parameter in {*tied, *tied.values()}:  # a copy of embeddings and the output head would no longer be one
+            raise ModelError(
+                f"{folder}: replaces {parameter}, which the base has tied to another weight",
+                hint="train embeddings with full, or leave them out of modules_to_save",
+            )
         must_change = routers_move and not is_balancing_bias(parameter)
         for piece in _pieces(layout, parameter, folder):
             updates[piece.stored] = Replaced(_reader(file, key, piece), must_change)
     return Updates(updates)
-
-
-_FACTORS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
-
-
-def _check_untied(model: Any, parameter: str, folder: Path) -> None:
-    """Refuse a copy of embeddings that the base has tied to its output head: the two would no longer be one."""
-    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    if parameter in {*tied, *tied.values()}:
-        raise ModelError(
-            f"{folder}: replaces {parameter}, which the base has tied to another weight",
-            hint="train embeddings with full, or leave them out of modules_to_save",
-        )
 
 
 def _wrapped(model: nn.Module, folder: Path) -> Any:
@@ -188,19 +185,14 @@ def _wrapped(model: nn.Module, folder: Path) -> Any:
             return get_peft_model(model, config)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         said = " ".join(str(error).split())
-        raise ModelError(f"{folder}: does not go onto its base: {said}", hint=_RIGHT_BASE) from error
-
-
-_RIGHT_BASE = "give an adapter together with the base that it was trained on"
-_FUSE_FIRST = "it is in the layout of servers: first dsr1-tune convert-adapter ADAPTER --to peft-fused --out FUSED"
-_PER_EXPERT = re.compile(r"\.experts\.\d+\.")
+        raise ModelError(f"{folder}: does not go onto its base: {said}", hint=RIGHT_BASE) from error
 
 
 def _check_names(file: _File, expected: dict[str, tuple[int, ...]], folder: Path) -> None:
     if astray := sorted(set(file.names) - expected.keys()):
         raise ModelError(
             f"{folder}: {len(astray)} tensors of the adapter have no place in the base, such as {astray[0]}",
-            hint=_FUSE_FIRST if any(_PER_EXPERT.search(name) for name in astray) else _RIGHT_BASE,
+            hint=_FUSE_FIRST if any(_PER_EXPERT.search(name) for name in astray) else RIGHT_BASE,
         )
     if missing := sorted(expected.keys() - set(file.names)):
         raise ModelError(
@@ -210,7 +202,7 @@ def _check_names(file: _File, expected: dict[str, tuple[int, ...]], folder: Path
     for name, shape in expected.items():
         stored = file.spec(name).shape
         if stored != shape:
-            raise ModelError(f"{folder}: {name} is {stored}, but belongs to {shape}", hint=_RIGHT_BASE)
+            raise ModelError(f"{folder}: {name} is {stored}, but belongs to {shape}", hint=RIGHT_BASE)
 
 
 def _of_layer(name: str, layer: LoraLayer, file: _File, layout: Layout, folder: Path) -> dict[str, Update]:
@@ -248,9 +240,6 @@ def _one_at_a_time(read: Factors) -> Factors:
     return locked
 
 
-_LOCK = Lock()
-
-
 @lru_cache(maxsize=2)
 def _unpacked(file: _File, name: str, num_experts: int) -> tuple[Tensor, Tensor]:
     """A layer's factors as PEFT packs them: A expert by expert, B rank by rank."""
@@ -263,7 +252,7 @@ def _unpacked(file: _File, name: str, num_experts: int) -> tuple[Tensor, Tensor]
 def _pieces(layout: Layout, parameter: str, folder: Path) -> tuple[Piece, ...]:
     pieces = layout.pieces_of(parameter)
     if not pieces:
-        raise ModelError(f"{folder}: the base stores no {parameter}", hint=_RIGHT_BASE)
+        raise ModelError(f"{folder}: the base stores no {parameter}", hint=RIGHT_BASE)
     return pieces
 
 
@@ -282,7 +271,7 @@ def of_experts(folder: Path, model: nn.Module, layout: Layout) -> Updates:
     used: set[str] = set()
     for name, layer in config.layers.items():
         if name not in blocks or blocks[name].num_experts != layer.num_experts:
-            raise ModelError(f"{folder}: the base has no {layer.num_experts} experts called {name}", hint=_RIGHT_BASE)
+            raise ModelError(f"{folder}: the base has no {layer.num_experts} experts called {name}", hint=RIGHT_BASE)
         is_transposed = bool(blocks[name].module.is_transposed)
         for parameter, keys in _keys_of(config, name, layer.chosen, blocks[name].module):
             used |= set(keys)

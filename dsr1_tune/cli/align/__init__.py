@@ -1,1 +1,0 @@
-"""Commands that align, score and try rewards."""

@@ -1,1 +1,0 @@
-"""Commands that merge, quantize, compare and export."""

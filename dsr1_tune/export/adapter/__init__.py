@@ -1,1 +1,0 @@
-"""Adapter files and their configuration."""
