@@ -9,7 +9,7 @@ from typing import Any
 
 from dsr1_tune.config import REWARD_NUMBERS
 from dsr1_tune.report.catalogue import Catalogue, Language
-from dsr1_tune.report.charts import Line, Points, chart, smoothed
+from dsr1_tune.report.charts import Line, chart, smoothed
 
 TEXTS = Catalogue.beside(__file__)
 PAIRS = ("dpo", "kto")
@@ -116,17 +116,13 @@ def _of_reward_model(before: Facts, after: Facts, preferences: Facts, language: 
     rows = [Row(TEXTS.say("row_accuracy", language), _share(before["accuracy"]), _share(after["accuracy"]))]
     for name, bucket in section(after, "differs").items():
         was = section(section(before, "differs"), name).get("accuracy")
-        rows.append(
-            Row(f"{name} ({bucket.get('num_pairs')})", _share(was), _share(bucket.get("accuracy")), is_part=True)
-        )
+        accuracies = _share(was), _share(bucket.get("accuracy"))
+        rows.append(Row(f"{name} ({bucket.get('num_pairs')})", *accuracies, is_part=True))
+    error_was, error_is = (_number(stage.get("calibration_error")) for stage in (before, after))
     rows += [
         Row(TEXTS.say("row_margin", language), _number(before.get("margin")), _number(after.get("margin"))),
         Row(TEXTS.say("row_loss_pairs", language), _number(before.get("loss")), _number(after.get("loss"))),
-        Row(
-            TEXTS.say("row_calibration", language),
-            _number(before.get("calibration_error")),
-            _number(after.get("calibration_error")),
-        ),
+        Row(TEXTS.say("row_calibration", language), error_was, error_is),
         Row(TEXTS.say("row_length", language), "", _share(after.get("length_only"))),
     ]
     return Outcome(
@@ -164,34 +160,42 @@ def _share(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class _Curves:
+class Curves:
     """A chart: the key of its title, and of each line the key of its name and what it is called in the log."""
 
     title: str
     lines: tuple[tuple[str, str], ...]
     from_zero: bool = False
 
+    def draw(self, log: Log, language: Language) -> dict[str, Any] | None:
+        """What the template draws; None if there is nothing to be drawn."""
+        lines = [
+            Line(TEXTS.say(key, language), f"c{number % 6}", points(log, name))
+            for number, (key, name) in enumerate(self.lines)
+        ]
+        return chart(TEXTS.say(self.title, language), lines, from_zero=self.from_zero)
+
 
 CURVES = (
-    _Curves("chart_accuracy", (("line_batch", "rewards/accuracies"), ("line_batch", "accuracy"))),
-    _Curves("chart_pair", (("line_chosen", "rewards/chosen"), ("line_rejected", "rewards/rejected"))),
-    _Curves("chart_margin", (("line_batch", "rewards/margins"), ("line_batch", "margin"))),
-    _Curves("chart_logps", (("line_chosen", "logps/chosen"), ("line_rejected", "logps/rejected"))),
-    _Curves(
+    Curves("chart_accuracy", (("line_batch", "rewards/accuracies"), ("line_batch", "accuracy"))),
+    Curves("chart_pair", (("line_chosen", "rewards/chosen"), ("line_rejected", "rewards/rejected"))),
+    Curves("chart_margin", (("line_batch", "rewards/margins"), ("line_batch", "margin"))),
+    Curves("chart_logps", (("line_chosen", "logps/chosen"), ("line_rejected", "logps/rejected"))),
+    Curves(
         "chart_scores", (("line_lowest", "min_reward"), ("line_mean", "mean_reward"), ("line_highest", "max_reward"))
     ),
-    _Curves(
+    Curves(
         "chart_kl",
         (("line_kl_reference", "policy/kl"), ("line_kl_reference", "kl"), ("line_kl_update", "policy/approx_kl")),
     ),
-    _Curves("chart_beta", (("line_batch", "kl/beta"),)),
-    _Curves("chart_entropy", (("line_batch", "policy/entropy"), ("line_batch", "entropy")), from_zero=True),
-    _Curves("chart_clip", (("line_policy", "policy/clip_fraction"), ("line_value", "value/clip_fraction")), True),
-    _Curves("chart_tokens", (("line_batch", "answer/tokens"),), from_zero=True),
-    _Curves("chart_ended", (("line_batch", "answer/ended"),), from_zero=True),
-    _Curves("chart_value_loss", (("line_batch", "value/loss"),), from_zero=True),
-    _Curves("chart_explained", (("line_batch", "value/explained_variance"),)),
-    _Curves("chart_errors", (("line_batch", "reward/errors"),), from_zero=True),
+    Curves("chart_beta", (("line_batch", "kl/beta"),)),
+    Curves("chart_entropy", (("line_batch", "policy/entropy"), ("line_batch", "entropy")), from_zero=True),
+    Curves("chart_clip", (("line_policy", "policy/clip_fraction"), ("line_value", "value/clip_fraction")), True),
+    Curves("chart_tokens", (("line_batch", "answer/tokens"),), from_zero=True),
+    Curves("chart_ended", (("line_batch", "answer/ended"),), from_zero=True),
+    Curves("chart_value_loss", (("line_batch", "value/loss"),), from_zero=True),
+    Curves("chart_explained", (("line_batch", "value/explained_variance"),)),
+    Curves("chart_errors", (("line_batch", "reward/errors"),), from_zero=True),
 )
 
 
@@ -201,24 +205,18 @@ def curves(command: str, log: Log, evaluation: Facts, language: Language) -> Ite
         return
     yield from _reward_curves(log, evaluation, language)
     for curve in CURVES:
-        found = [(key, _points(log, name)) for key, name in curve.lines]
-        if not any(value for _, points in found for _, value in points) and curve.from_zero:
-            continue  # zero in every step
-        lines = [Line(TEXTS.say(key, language), f"c{number % 6}", points) for number, (key, points) in enumerate(found)]
-        if drawn := chart(TEXTS.say(curve.title, language), lines, from_zero=curve.from_zero):
+        is_zero = not any(value for _, name in curve.lines for _, value in points(log, name))
+        if not (curve.from_zero and is_zero) and (drawn := curve.draw(log, language)):
             yield drawn
 
 
 def _reward_curves(log: Log, evaluation: Facts, language: Language) -> Iterator[dict[str, Any]]:
     """The reward of the model's own answers: in all, by layer, and of each layer's components."""
-    rewards = _points(log, "reward/mean")
+    rewards = points(log, "reward/mean")
     if not rewards:
         return
-    ends = (
-        (0.0, section(evaluation, "before").get("reward")),
-        (rewards[-1][0], section(evaluation, "after").get("reward")),
-    )
-    measured = [(step, float(value)) for step, value in ends if isinstance(value, (int, float))]
+    ends = ((0.0, section(evaluation, "before")), (rewards[-1][0], section(evaluation, "after")))
+    measured = [(step, float(one["reward"])) for step, one in ends if isinstance(one.get("reward"), (int, float))]
     in_all = [
         Line(TEXTS.say("line_loss", language), "faint", rewards),
         Line(TEXTS.say("line_smooth", language), "c0", smoothed(rewards)),
@@ -237,8 +235,7 @@ def _reward_curves(log: Log, evaluation: Facts, language: Language) -> Iterator[
 
 def _smooth(log: Log, names: Mapping[str, str]) -> list[Line]:
     return [
-        Line(shown, f"c{number % 6}", smoothed(_points(log, name)))
-        for number, (shown, name) in enumerate(names.items())
+        Line(shown, f"c{number % 6}", smoothed(points(log, name))) for number, (shown, name) in enumerate(names.items())
     ]
 
 
@@ -253,7 +250,8 @@ def layers_of(log: Log) -> dict[str, list[str]]:
     return layers
 
 
-def _points(log: Log, name: str) -> Points:
+def points(log: Log, name: str) -> list[tuple[float, float]]:
+    """(step, value) of a number in the log, where it is one."""
     return [(line["step"], float(line[name])) for line in log if isinstance(line.get(name), (int, float))]
 
 

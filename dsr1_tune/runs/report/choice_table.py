@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from dsr1_tune.moe.select import Choice, LayerChoice
+from dsr1_tune.runs.console import plain_table
 
 _NUM_TOP = 5
 
@@ -16,20 +15,14 @@ _NUM_TOP = 5
 def show(choice: Choice, console: Console) -> None:
     """One line per layer: how many experts reach the share, how evenly they are used, and the most used ones."""
     score = {"gate": "gate weight", "tokens": "tokens"}[choice.score]
-    table = Table(
-        title=f"The fewest experts that take {choice.share:.0%} of a layer's {score}",
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-    )
-    table.add_column("layer")
-    for name in ("experts", "chosen", "they take", "entropy"):
-        table.add_column(name, justify="right", no_wrap=True)
+    title = f"The fewest experts that take {choice.share:.0%} of a layer's {score}"
+    table = plain_table(title, "layer", "experts", "chosen", "they take", "entropy")
     table.add_column("most used (share)")
     for name, layer in choice.layers.items():
         taken = sum(layer.shares[number] for number in layer.chosen)
         numbers = (f"{len(layer.shares)}", f"{len(layer.chosen)}", f"{taken:.0%}", f"{entropy(layer):.2f}")
-        table.add_row(_short(name), *numbers, _most_used(layer))
+        number = next((piece for piece in name.split(".") if piece.isdigit()), name)  # all that layers' names differ by
+        table.add_row(number, *numbers, _most_used(layer))
     console.print(table, markup=False)
     console.print(
         f"{choice.num_chosen:,} of {choice.num_experts:,} experts are chosen "
@@ -43,11 +36,6 @@ def entropy(layer: LayerChoice) -> float:
     if len(layer.shares) < 2:
         return 1.0
     return sum(-share * math.log(share) for share in layer.shares if share > 0) / math.log(len(layer.shares))
-
-
-def _short(name: str) -> str:
-    """The number of a layer, which is all that the names of layers differ by."""
-    return next((piece for piece in name.split(".") if piece.isdigit()), name)
 
 
 def _most_used(layer: LayerChoice) -> str:

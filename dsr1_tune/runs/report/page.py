@@ -15,13 +15,12 @@ from typing import Any, Literal
 
 from dsr1_tune.atomic import atomic_write
 from dsr1_tune.data.rules.codes import meaning
-from dsr1_tune.errors import RunError
 from dsr1_tune.moe.monitor import Routing
 from dsr1_tune.report import html
 from dsr1_tune.report.catalogue import Language
 from dsr1_tune.report.charts import HEIGHT, WIDTH, Line, chart, smoothed
 from dsr1_tune.runs.folder import FINISHED, RunFolder
-from dsr1_tune.runs.report.align_sections import LOSS_OF_ITS_OWN, TEXTS, curves, outcome, section
+from dsr1_tune.runs.report.align_sections import LOSS_OF_ITS_OWN, TEXTS, Curves, curves, outcome, points, section
 from dsr1_tune.runs.report.expert_map import before_and_after
 from dsr1_tune.runs.trainer.callbacks import read_log
 from dsr1_tune.runs.watch.alarms import TEXTS as ALARM_TEXTS
@@ -55,29 +54,11 @@ class _RunFacts:
     data: Facts
     log: list[dict[str, Any]]
     tables: ExpertTables
-    picture: bytes
-    calibration: bytes
 
     @classmethod
     def of(cls, folder: RunFolder) -> _RunFacts:
-        try:
-            manifest = folder.manifest()
-        except RunError:
-            manifest = {}
-        try:
-            evaluation = folder.evaluation()
-        except RunError:
-            evaluation = {}
-        return cls(
-            path=folder.path,
-            manifest=manifest,
-            evaluation=evaluation,
-            data=_read(folder.data / "report.json"),
-            log=read_log(folder),
-            tables=ExpertTables.read(folder.path),
-            picture=_bytes(folder.path / PICTURE_NAME),
-            calibration=_bytes(folder.path / CALIBRATION_NAME),
-        )
+        manifest, evaluation, data = map(_read, (folder.manifest_file, folder.eval_file, folder.data / "report.json"))
+        return cls(folder.path, manifest, evaluation, data, read_log(folder), ExpertTables.read(folder.path))
 
 
 def _read(file: Path) -> Facts:
@@ -88,8 +69,8 @@ def _read(file: Path) -> Facts:
     return value if isinstance(value, dict) else {}
 
 
-def _bytes(file: Path) -> bytes:
-    return file.read_bytes() if file.is_file() else b""
+def _picture(file: Path) -> str:
+    return base64.b64encode(file.read_bytes()).decode() if file.is_file() else ""
 
 
 def language_of(folder: RunFolder) -> Language:
@@ -162,8 +143,8 @@ def _view(run: _RunFacts, language: Language) -> dict[str, Any]:
         "coverage": _coverage(metrics.get("coverage")),
         "charts": [*curves(command, run.log, run.evaluation, language), *_charts(run, language)],
         "experts": _experts(run.tables),
-        "picture": base64.b64encode(run.picture).decode(),
-        "calibration": base64.b64encode(run.calibration).decode(),
+        "picture": _picture(run.path / PICTURE_NAME),
+        "calibration": _picture(run.path / CALIBRATION_NAME),
         "samples": list(_samples(run.evaluation)),
         "seconds": list(section(manifest, "seconds").items()),
         "machine": list(html.leaves(section(manifest, "machine"))),
@@ -254,15 +235,20 @@ def _coverage(coverage: Any) -> dict[str, Any] | None:
     return {"lines": lines, "together": {name: sum(line[name] for line in lines) for name in names}}
 
 
+CURVES = (
+    Curves(
+        "chart_experts",
+        (("line_entropy_mean", "experts/entropy_mean"), ("line_entropy_min", "experts/entropy_min")),
+    ),
+    Curves("chart_speed", (("line_speed", "tokens_per_second"),), from_zero=True),
+    Curves("chart_memory", (("line_rss", "memory/rss_gib"), ("line_cuda", "memory/cuda_peak_gib")), from_zero=True),
+)
+
+
 def _charts(run: _RunFacts, language: Language) -> Iterator[dict[str, Any]]:
-    def points(name: str) -> list[tuple[float, float]]:
-        return [(line["step"], float(line[name])) for line in run.log if isinstance(line.get(name), (int, float))]
-
-    def text(key: str) -> str:
-        return TEXTS.say(key, language)
-
-    losses = points("loss")
-    held_out = points("eval_loss")
+    text = partial(TEXTS.text, language=language)
+    losses = points(run.log, "loss")
+    held_out = points(run.log, "eval_loss")
     before, after = section(run.evaluation, "before").get("loss"), section(run.evaluation, "after").get("loss")
     if run.manifest.get("command") in LOSS_OF_ITS_OWN:
         before = after = None
@@ -270,43 +256,18 @@ def _charts(run: _RunFacts, language: Language) -> Iterator[dict[str, Any]]:
         held_out = [(0.0, float(before)), *held_out]
     if losses and isinstance(after, (int, float)):
         held_out = [point for point in held_out if point[0] < losses[-1][0]] + [(losses[-1][0], float(after))]
+    of_loss = [
+        Line(text("line_loss"), "faint", losses),
+        Line(text("line_smooth"), "c0", smoothed(losses)),
+        Line(text("line_held_out"), "dots", held_out),
+    ]
     groups = sorted({name for line in run.log for name in line if name.startswith("grad_norm/")})
-    parts = [(group, group.removeprefix("grad_norm/")) for group in groups]
-    drawn = (
-        chart(
-            text("chart_loss"),
-            [
-                Line(text("line_loss"), "faint", losses),
-                Line(text("line_smooth"), "c0", smoothed(losses)),
-                Line(text("line_held_out"), "dots", held_out),
-            ],
-        ),
-        chart(
-            text("chart_gradients"),
-            [
-                Line(TEXTS.named("part", part, language), f"c{n % 6}", points(group))
-                for n, (group, part) in enumerate(parts)
-            ],
-            is_log=True,
-        ),
-        chart(
-            text("chart_experts"),
-            [
-                Line(text("line_entropy_mean"), "c0", points("experts/entropy_mean")),
-                Line(text("line_entropy_min"), "c1", points("experts/entropy_min")),
-            ],
-        ),
-        chart(text("chart_speed"), [Line(text("line_speed"), "c0", points("tokens_per_second"))], from_zero=True),
-        chart(
-            text("chart_memory"),
-            [
-                Line(text("line_rss"), "c0", points("memory/rss_gib")),
-                Line(text("line_cuda"), "c1", points("memory/cuda_peak_gib")),
-            ],
-            from_zero=True,
-        ),
-    )
-    yield from (one for one in drawn if one)
+    gradients = [
+        Line(TEXTS.named("part", group.removeprefix("grad_norm/"), language), f"c{n % 6}", points(run.log, group))
+        for n, group in enumerate(groups)
+    ]
+    drawn = [chart(text("chart_loss"), of_loss), chart(text("chart_gradients"), gradients, is_log=True)]
+    yield from (one for one in (*drawn, *(curve.draw(run.log, language) for curve in CURVES)) if one)
 
 
 def _experts(tables: ExpertTables) -> dict[str, Any] | None:

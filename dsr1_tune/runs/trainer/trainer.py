@@ -11,20 +11,23 @@ from accelerate.state import PartialState
 from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, DistributedType
 from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 from transformers import Trainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.utils import SAFE_WEIGHTS_NAME
 from trl import SFTTrainer
 
 from dsr1_tune.config import TuneRun
 from dsr1_tune.data.encode.example import IGNORED
+from dsr1_tune.moe.anatomy import is_balancing_bias
 from dsr1_tune.moe.routing import AuxiliaryLoss
-from dsr1_tune.runs.trainer.checkpoint_weights import save_trained
+from dsr1_tune.runs.trainer.callbacks import BiasRule, real_tokens
 from dsr1_tune.runs.trainer.collate import is_token
 from dsr1_tune.runs.trainer.optimizers import for_run, forget_8_bit
-from dsr1_tune.runs.trainer.router_balance import BiasRule, real_tokens
 
 # PowerSGD's first steps send gradients whole: the beginning does not take well to approximations.
 POWERSGD_START = 10
@@ -210,3 +213,21 @@ class LengthGrouped(Sampler[int]):
         generator = torch.Generator().manual_seed(self._seed + self._epoch)
         yield from get_length_grouped_indices(self._lengths, self._batch_size, generator=generator)
         yield from range(len(self._lengths), len(self))
+
+
+def save_trained(model: nn.Module, state: dict[str, Tensor] | None, folder: Path) -> None:
+    """Write what is trained of `model` (whose `state` is given where it is shared out) for the trainer to load again.
+
+    By the names that it has in memory: transformers would save the whole model, its experts one by one as on disk,
+    and when it loads the checkpoint would not find the fused ones in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(trained_state(model, state), folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def trained_state(model: nn.Module, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The trained weights, of tied ones one, and the buffers, which training may move too."""
+    state = model.state_dict() if state is None else state
+    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    moving = {name for name, weight in model.named_parameters() if weight.requires_grad or is_balancing_bias(name)}
+    return {name: tensor.contiguous() for name, tensor in state.items() if name in moving or name not in weights}
