@@ -18,7 +18,7 @@ import torch
 from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
-from dsr1_tune.moe.expert_rows import RoutedRows, UnpackedLora
+from dsr1_tune.moe.expert_rows import RoutedRows, UnpackedLora, as_out_in
 from dsr1_tune.quant.nf4 import QuantizedWeight, stored_weight
 
 GateFunction = Callable[[Tensor], Tensor]
@@ -178,11 +178,11 @@ class _ExpertsWithUpdates(torch.autograd.Function):
         down_lora = UnpackedLora.of(down_a, down_b, layer.down_scale, down, rows)
 
         x_PD = x_TD.to(up.dtype).index_select(0, rows.token_P)
-        g, h_up = rows.linear(x_PD, _as_out_in(up, layer), up_lora)
+        g, h_up = rows.linear(x_PD, as_out_in(up, layer.is_transposed), up_lora)
         if layer.up_bias is not None:
             g.add_(layer.up_bias.index_select(0, rows.expert_P))
         a = layer.gate(g)
-        y_PD, h_down = rows.linear(a, _as_out_in(down, layer), down_lora)
+        y_PD, h_down = rows.linear(a, as_out_in(down, layer.is_transposed), down_lora)
         if layer.down_bias is not None:
             y_PD.add_(layer.down_bias.index_select(0, rows.expert_P))
 
@@ -212,7 +212,9 @@ class _ExpertsWithUpdates(torch.autograd.Function):
         # narrow side; the weight's own gradient is then <dy W, a> and the layer's output need not be kept.
         dy_PD = dout_TD.to(down.dtype).index_select(0, rows.token_P)
         weight_P1 = rows.pad_weights(weight_TK.to(down.dtype))
-        da, d_down_a, d_down_b = rows.linear_backward(dy_PD, a, h_down, _as_out_in(down, layer), down_lora, weight_P1)
+        da, d_down_a, d_down_b = rows.linear_backward(
+            dy_PD, a, h_down, as_out_in(down, layer.is_transposed), down_lora, weight_P1
+        )
         dweight_P = (da * a).sum(-1)
         if layer.down_bias is not None:
             dweight_P += (dy_PD * layer.down_bias.index_select(0, rows.expert_P)).sum(-1)
@@ -221,7 +223,7 @@ class _ExpertsWithUpdates(torch.autograd.Function):
         del da, a, a_graph, g_leaf
 
         x_PD = x_TD.to(up.dtype).index_select(0, rows.token_P) if up_lora else None
-        dx_PD, d_up_a, d_up_b = rows.linear_backward(dg, x_PD, h_up, _as_out_in(up, layer), up_lora)
+        dx_PD, d_up_a, d_up_b = rows.linear_backward(dg, x_PD, h_up, as_out_in(up, layer.is_transposed), up_lora)
         dx_TD = rows.sum_back(dx_PD).to(x_TD.dtype) if ctx.needs_input_grad[1] else None
         dweight_TK = rows.as_chosen(dweight_P).view_as(weight_TK).to(weight_TK.dtype)
         return (
@@ -236,11 +238,6 @@ class _ExpertsWithUpdates(torch.autograd.Function):
             _like(d_down_a, down_a),
             _like(d_down_b, down_b),
         )
-
-
-def _as_out_in(weight: Tensor | QuantizedWeight, layer: _Layer) -> Tensor | QuantizedWeight:
-    """The fused weight as (E, out, in), whichever way the family stores it."""
-    return weight.transpose(1, 2) if layer.is_transposed else weight
 
 
 def _like(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:

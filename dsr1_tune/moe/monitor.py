@@ -122,7 +122,6 @@ class RoutingMonitor:
         tensors = (tensor for block in blocks for tensor in chain(block.module.parameters(), block.module.buffers()))
         self._device = next((tensor.device for tensor in tensors), None)
         self._is_real_T: Tensor | None = None
-        self._is_paused = False
         self._num_chosen = 1
         self._hooks = []
         for layer, block in enumerate(blocks):
@@ -150,15 +149,6 @@ class RoutingMonitor:
         load_LE, weight_LE = taken_L2E.cpu().unbind(1)
         return Routing(self.layers, load_LE.contiguous(), weight_LE.contiguous(), self._num_chosen)
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Count nothing inside, as while the model is evaluated."""
-        before, self._is_paused = self._is_paused, True
-        try:
-            yield
-        finally:
-            self._is_paused = before
-
     def close(self) -> None:
         """Stop counting for good."""
         while self._hooks:
@@ -175,12 +165,12 @@ class RoutingMonitor:
             self._is_real_T = mask[:, -tokens.shape[1] :].reshape(-1) != 0
         positions = given.get("position_ids")
         if self._is_real_T is None and isinstance(positions, Tensor) and positions.dim() == 2:
-            self._is_real_T = _is_packed_token(positions).reshape(-1)
+            self._is_real_T = is_token(positions).reshape(-1)
 
     @torch.no_grad()
     def _count(self, layer: int, experts: nn.Module, args: tuple[Any, ...]) -> None:
         # Inside a backward pass the engine has a task: what is computed there has been computed before.
-        if self._is_paused or _UNCOUNTED.get() or len(args) != 3 or torch._C._current_graph_task_id() != -1:
+        if _UNCOUNTED.get() or len(args) != 3 or torch._C._current_graph_task_id() != -1:
             return
         _, index_TK, weight_TK = args
         self._num_chosen = index_TK.shape[-1]
@@ -193,7 +183,7 @@ class RoutingMonitor:
         count.add(index_TK, weight_TK, is_real_T)
 
 
-def _is_packed_token(positions_BT: Tensor) -> Tensor:
+def is_token(positions_BT: Tensor) -> Tensor:
     """Which places of packed sequences hold a token: padding has position 0 throughout, an example goes on with 1."""
     is_next_0_BT = torch.ones_like(positions_BT, dtype=torch.bool)
     is_next_0_BT[:, :-1] = positions_BT[:, 1:] == 0

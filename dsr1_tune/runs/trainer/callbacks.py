@@ -18,11 +18,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from dsr1_tune.atomic import atomic_write
 from dsr1_tune.models.trained.lora import check_gradients
 from dsr1_tune.moe.anatomy import find_routers
-from dsr1_tune.moe.monitor import RoutingMonitor
+from dsr1_tune.moe.monitor import RoutingMonitor, is_token
 from dsr1_tune.moe.routing import move_biases
 from dsr1_tune.runs.distributed import group
 from dsr1_tune.runs.folder import RunFolder
-from dsr1_tune.runs.trainer.collate import is_token
 
 
 class GradientCheck(TrainerCallback):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
 
 from dsr1_tune.data.encode.example import IGNORED
 from dsr1_tune.data.encode.packing import Packed
@@ -35,24 +36,9 @@ class PackedCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Rows of `as_dataset` → a batch."""
-        length = max(len(row["input_ids"]) for row in rows)
-        shape = (len(rows), length)
-        ids_BT = torch.full(shape, self._pad_token)
-        labels_BT = torch.full(shape, IGNORED)
-        positions_BT = torch.zeros(shape, dtype=torch.long)
-        for number, row in enumerate(rows):
-            ids_BT[number, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
-            labels_BT[number, : len(row["labels"])] = torch.tensor(row["labels"])
-            positions = torch.cat([torch.arange(count) for count in row["seq_lengths"]])
-            positions_BT[number, : len(positions)] = positions
-        return {"input_ids": ids_BT, "labels": labels_BT, "position_ids": positions_BT}
-
-
-def is_token(position_ids_BT: torch.Tensor) -> torch.Tensor:
-    """Which places (B, T) of a `PackedCollator` batch hold a token; the others are padding.
-
-    Every example has at least two tokens, so its position 0 is followed by 1; padding's is followed by 0.
-    """
-    begins_BT = torch.zeros_like(position_ids_BT, dtype=torch.bool)
-    begins_BT[:, :-1] = (position_ids_BT[:, :-1] == 0) & (position_ids_BT[:, 1:] == 1)
-    return begins_BT | (position_ids_BT > 0)
+        positions = [torch.cat([torch.arange(count) for count in row["seq_lengths"]]) for row in rows]
+        return {
+            "input_ids": pad_sequence([torch.tensor(row["input_ids"]) for row in rows], True, self._pad_token),
+            "labels": pad_sequence([torch.tensor(row["labels"]) for row in rows], True, IGNORED),
+            "position_ids": pad_sequence(positions, True),
+        }

@@ -24,9 +24,9 @@ from trl import SFTTrainer
 from dsr1_tune.config import TuneRun
 from dsr1_tune.data.encode.example import IGNORED
 from dsr1_tune.moe.anatomy import is_balancing_bias
+from dsr1_tune.moe.monitor import is_token
 from dsr1_tune.moe.routing import AuxiliaryLoss
 from dsr1_tune.runs.trainer.callbacks import BiasRule, real_tokens
-from dsr1_tune.runs.trainer.collate import is_token
 from dsr1_tune.runs.trainer.optimizers import for_run, forget_8_bit
 
 # PowerSGD's first steps send gradients whole: the beginning does not take well to approximations.

@@ -21,7 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from dsr1_tune.config import Watch
 from dsr1_tune.models.memory import GIB
 from dsr1_tune.moe.anatomy import Anatomy, Part
-from dsr1_tune.moe.monitor import Routing, RoutingMonitor
+from dsr1_tune.moe.monitor import Routing, RoutingMonitor, uncounted
 from dsr1_tune.runs.distributed import group as processes
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.trainer.callbacks import read_log
@@ -151,7 +151,7 @@ class Watcher(TrainerCallback):
             logs |= _expert_numbers(self._window.add(routing), self._base)
 
     def _held_out_loss(self) -> float:
-        with self._monitor.paused():
+        with uncounted():
             loss = self._evaluate(self._model)
         # All processes act on one number: what differs in its last digit may fall on either side of a limit.
         return processes.from_main(lambda: loss)

@@ -11,7 +11,7 @@ from dsr1_tune.config import Adapter
 from dsr1_tune.data.encode.example import IGNORED
 from dsr1_tune.data.encode.packing import Packed, pack
 from dsr1_tune.models.trained.lora import add_lora
-from dsr1_tune.runs.trainer.collate import is_token
+from dsr1_tune.moe.monitor import is_token
 from dsr1_tune.runs.trainer.packing_check import use_packing
 from tests.runs.trainer.conftest import EXAMPLES, FAMILIES, MAX_TOKENS, PAD, alone, batch_of, check_logits, load
 
