@@ -44,9 +44,8 @@ class ModelRef:
             for place in (path, *(path / folder for folder in folders)):
                 if (place / file).is_file():
                     return kind(name, place)
-        if path.suffix == ".gguf" and path.is_file():
-            return Gguf(name, path)
-        if path.is_dir() and not any(path.glob("*.safetensors")) and any(path.glob("*.gguf")):
+        holds_gguf = path.is_dir() and not any(path.glob("*.safetensors")) and any(path.glob("*.gguf"))
+        if holds_gguf or (path.suffix == ".gguf" and path.is_file()):
             return Gguf(name, path)
         if (path / "manifest.json").is_file():
             has_model, is_model = ((place / "config.json").is_file() for place in (path / "model", path))
@@ -59,27 +58,22 @@ class ModelRef:
         return Missing(name, path) if _is_path(name) else Hub(name, path)
 
 
-@dataclass(frozen=True)
 class Embedded(ModelRef):
     """The base that comes with the toolkit."""
 
 
-@dataclass(frozen=True)
 class Hub(ModelRef):
     """A name that may be a model's on the Hugging Face Hub; the Hub has not been asked."""
 
 
-@dataclass(frozen=True)
 class Missing(ModelRef):
     """A name that can only be meant as a path, where there is nothing."""
 
 
-@dataclass(frozen=True)
 class Folder(ModelRef):
     """A folder (or file) that is none of the others: a model, if it has a config.json."""
 
 
-@dataclass(frozen=True)
 class Gguf(ModelRef):
     """A .gguf file, or a folder that holds weights only as .gguf."""
 
@@ -88,12 +82,11 @@ class Gguf(ModelRef):
         """The one .gguf file. Raises ModelError if the folder holds several."""
         files = [self.path] if self.path.is_file() else sorted(self.path.glob("*.gguf"))
         if len(files) > 1:
-            raise ModelError(f"{self.path}: holds {len(files)} .gguf files",
-                             hint=f"name one of them, such as {files[0]}")  # fmt: skip
+            hint = f"name one of them, such as {files[0]}"
+            raise ModelError(f"{self.path}: holds {len(files)} .gguf files", hint=hint)
         return files[0]
 
 
-@dataclass(frozen=True)
 class Trained(ModelRef):
     """What a run trained over a base that is stored elsewhere."""
 
@@ -103,17 +96,14 @@ class Trained(ModelRef):
         return base_of(self.path)
 
 
-@dataclass(frozen=True)
 class Adapter(Trained):
     """A PEFT adapter's folder, by itself or in a run folder."""
 
 
-@dataclass(frozen=True)
 class Experts(Trained):
     """A folder of trained experts, by itself or in a run folder."""
 
 
-@dataclass(frozen=True)
 class RewardModel(ModelRef):
     """A reward model's folder, by itself or in a run folder: it scores answers and writes none."""
 
@@ -125,7 +115,6 @@ class RewardModel(ModelRef):
         )
 
 
-@dataclass(frozen=True)
 class Run(ModelRef):
     """A run folder that holds neither adapter nor experts: that of a full fine-tuning, or of an unfinished run."""
 

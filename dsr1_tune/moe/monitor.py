@@ -140,9 +140,8 @@ class RoutingMonitor:
         if not self.layers:
             return Routing.nothing((), 0)
         nothing = torch.zeros(2, self.num_experts, dtype=torch.float64, device=self._device)
-        taken_L2E = torch.stack(
-            [nothing if count is None else count.as_float64().to(nothing.device) for count in self._counts]
-        )
+        counts = [nothing if count is None else count.as_float64().to(nothing.device) for count in self._counts]
+        taken_L2E = torch.stack(counts)
         self._counts = [None] * len(self.layers)
         if of_all_processes and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(taken_L2E)
@@ -178,9 +177,8 @@ class RoutingMonitor:
         if count is None:
             count = self._counts[layer] = _Count.empty(self.num_experts, index_TK.device)
         is_real_T = self._is_real_T
-        if is_real_T is not None and is_real_T.numel() != index_TK.shape[0]:
-            is_real_T = None
-        count.add(index_TK, weight_TK, is_real_T)
+        is_known = is_real_T is not None and is_real_T.numel() == index_TK.shape[0]
+        count.add(index_TK, weight_TK, is_real_T if is_known else None)
 
 
 def is_token(positions_BT: Tensor) -> Tensor:
@@ -200,10 +198,7 @@ class _Count:
     @classmethod
     def empty(cls, num_experts: int, device: torch.device) -> _Count:
         exact = torch.float64 if device.type == "cpu" else torch.float32
-        return cls(
-            torch.zeros(num_experts + 1, dtype=torch.int64, device=device),
-            torch.zeros(num_experts + 1, dtype=exact, device=device),
-        )
+        return cls(*(torch.zeros(num_experts + 1, dtype=dtype, device=device) for dtype in (torch.int64, exact)))
 
     def add(self, index_TK: Tensor, weight_TK: Tensor, is_real_T: Tensor | None) -> None:
         """Nothing here waits for the device."""

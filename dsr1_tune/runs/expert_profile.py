@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from itertools import accumulate
 from typing import Any
 
 from dsr1_tune.config import EsftRun
@@ -38,23 +40,15 @@ def choose_for(
 
 def sample(examples: Sequence[Example], num_tokens: int, seed: int) -> list[Example]:
     """Examples drawn at random until they hold `num_tokens`; the same for the same seed."""
-    drawn: list[Example] = []
-    count = 0
-    for example in random.Random(seed).sample(list(examples), len(examples)):
-        if count >= num_tokens:
-            break
-        drawn.append(example)
-        count += len(example.input_ids)
-    return drawn
+    mixed = random.Random(seed).sample(list(examples), len(examples))
+    before = accumulate((len(example.input_ids) for example in mixed), initial=0)
+    return [example for example, count in zip(mixed, before, strict=False) if count < num_tokens]
 
 
 def profile(
     model: Any, examples: Sequence[Example], pad_token: int, advance: Callable[[int], None] = lambda count: None
 ) -> Routing:
     """What the model's routers choose for `examples`, padding left out; `advance` counts examples."""
-    monitor = RoutingMonitor(model)
-    try:
+    with closing(RoutingMonitor(model)) as monitor:
         held_out_loss(model, examples, pad_token, advance)
         return monitor.take()
-    finally:
-        monitor.close()

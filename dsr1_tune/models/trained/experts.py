@@ -81,20 +81,16 @@ class ExpertsConfig:
 def save_experts(model: nn.Module, base: Located, folder: Path) -> None:
     """Write what was trained of `model` with the tokenizer to `folder`, whole or not at all."""
     tensors: dict[str, Tensor] = dict(trained_tensors(model))
-    tensors |= {name: weight for name, weight in model.named_parameters() if _is_other(name, weight)}
+    tensors |= {name: one for name, one in model.named_parameters() if one.requires_grad and ".chosen." not in name}
     # Balancing biases may have been moved; they are small.
-    tensors |= {name: buffer for name, buffer in model.named_buffers() if is_balancing_bias(name)}
+    both = (*model.named_parameters(), *model.named_buffers())
+    tensors |= {name: one for name, one in both if is_balancing_bias(name)}
     with atomic_folder(folder) as part:
         plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         save_file(plain, part / WEIGHTS, metadata={"format": "pt"})
         with atomic_write(part / EXPERTS_CONFIG) as file:
             json.dump({"format": _FORMAT, **asdict(ExpertsConfig.of(model, base))}, file, indent=1, ensure_ascii=False)
         base.tokenizer.save_pretrained(str(part))
-
-
-def _is_other(name: str, weight: nn.Parameter) -> bool:
-    """Whether a weight was trained that is no expert's, such as a router's."""
-    return is_balancing_bias(name) or (weight.requires_grad and ".chosen." not in name)
 
 
 @torch.no_grad()
@@ -146,11 +142,9 @@ def _places(model: nn.Module, config: ExpertsConfig) -> dict[str, Tensor]:
 
 
 def _put(name: str, saved: Tensor, places: dict[str, Tensor], loaded: Loaded, folder: Path) -> None:
-    """Copy one saved tensor to where it belongs."""
     place = places.get(name)
     if place is None:
-        others = dict(loaded.model.named_parameters()) | dict(loaded.model.named_buffers())
-        place = others.get(name)
+        place = (dict(loaded.model.named_parameters()) | dict(loaded.model.named_buffers())).get(name)
     if place is None or place.shape != saved.shape:
         said = "has no such weight" if place is None else f"has it as {tuple(place.shape)}"
         raise ModelError(

@@ -119,11 +119,8 @@ class GracefulStop(TrainerCallback):
             self._before[number] = signal.signal(number, self._request)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if (
-            self.was_requested
-            and group.world_size() > 1
-            and time.monotonic() - self._requested_at < _SAME_PRESS_SECONDS
-        ):
+        is_same_press = time.monotonic() - self._requested_at < _SAME_PRESS_SECONDS
+        if self.was_requested and group.world_size() > 1 and is_same_press:
             return  # torch's launcher passes on what the terminal has sent to every process already
         self._requested_at = time.monotonic()
         if self.was_requested:

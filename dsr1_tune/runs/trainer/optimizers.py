@@ -74,25 +74,19 @@ def _groups(model: nn.Module, schedule: Schedule, lora_plus: float) -> list[dict
     for name, weight in model.named_parameters():
         if weight.requires_grad:
             factor = lora_plus if ".lora_B." in name else 1.0
-            decay = schedule.weight_decay if _decays(name, weight) else 0.0
+            decays = weight.dim() > 1 and not any(piece in name.lower() for piece in _NO_DECAY)
+            decay = schedule.weight_decay if decays else 0.0
             group = {"params": [], "lr": schedule.learning_rate * factor, "weight_decay": decay}
             groups.setdefault((factor, decay), group)["params"].append(weight)
     return [groups[key] for key in sorted(groups)]
 
 
-def _decays(name: str, weight: nn.Parameter) -> bool:
-    return weight.dim() > 1 and not any(piece in name.lower() for piece in _NO_DECAY)
-
-
-def _in_8_bits(
-    model: nn.Module, groups: list[dict[str, Any]], is_paged: bool, **settings: Any
-) -> torch.optim.Optimizer:
+def _in_8_bits(model: nn.Module, groups: list[dict[str, Any]], is_paged: bool, **settings: Any) -> Any:
     """bitsandbytes' AdamW with 8-bit state; weights of fewer than 4096 numbers and embeddings keep theirs in 32."""
     with warnings.catch_warnings():  # of its own parts
         warnings.simplefilter("ignore", DeprecationWarning)
         from bitsandbytes import optim
-    kind = optim.PagedAdamW8bit if is_paged else optim.AdamW8bit
-    optimizer: torch.optim.Optimizer = kind(groups, **settings)
+    optimizer = (optim.PagedAdamW8bit if is_paged else optim.AdamW8bit)(groups, **settings)
     manager = optim.GlobalOptimManager.get_instance()
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module.weight.requires_grad:

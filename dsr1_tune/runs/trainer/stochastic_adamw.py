@@ -38,15 +38,8 @@ class StochasticAdamW(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         rounding: Rounding = "stochastic",
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "rounding": rounding,
-            "seed": torch.initial_seed() % 2**32,
-        }
-        super().__init__(params, defaults)
+        usual = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, usual | {"rounding": rounding, "seed": torch.initial_seed() % 2**32})
         for group in self.param_groups:
             if rounding == "stochastic" and any(weight.dtype == torch.float16 for weight in group["params"]):
                 raise ValueError("float16 weights cannot be rounded stochastically: hold them in bfloat16")
@@ -54,10 +47,8 @@ class StochasticAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One update of every weight that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = closure() if closure is not None else None
         draws: dict[torch.device, torch.Generator] = {}
         for group in self.param_groups:
             for weight in group["params"]:
@@ -73,8 +64,8 @@ class StochasticAdamW(torch.optim.Optimizer):
                 if weight.device not in draws:
                     draws[weight.device] = _generator(weight.device, group["seed"], step)
                 tensors = (weight, weight.grad, state["exp_avg"], state["exp_avg_sq"])
-                for part, gradient, mean, square in _pieces(*map(_local, tensors)):
-                    _update(part, gradient, mean, square, group, step, draws[weight.device])
+                for piece in _pieces(*map(_local, tensors)):
+                    _update(group, step, draws[weight.device], *piece)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -115,16 +106,9 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     yield from zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 
 
-def _update(
-    weight: Tensor,
-    gradient: Tensor,
-    mean: Tensor,
-    square: Tensor,
-    group: dict[str, Any],
-    step: int,
-    generator: torch.Generator,
-) -> None:
+def _update(group: dict[str, Any], step: int, generator: torch.Generator, *tensors: Tensor) -> None:
     """AdamW's formulas in the order in which torch computes them, in float32."""
+    weight, gradient, mean, square = tensors
     beta1, beta2 = group["betas"]
     gradient = gradient.to(torch.float32)
     exact = weight.to(torch.float32)  # the weight itself if it is float32

@@ -36,13 +36,11 @@ class StoppedByAlarm(RunError):
     """An alarm ended the run; it can go on from the last checkpoint before the fault."""
 
     def __init__(self, alarm: Alarm, folder: RunFolder) -> None:
-        super().__init__(
-            f"{folder.path}: stopped by an alarm: {alarm}",
-            hint="start a new run with what is to be tried"
-            if alarm.what == "nan_loss"
-            else "start a new run with what is to be tried; or --resume it as it is, from the last checkpoint before "
-            "the fault: this alarm will not stop it again",
+        go_on = (
+            "; or --resume it as it is, from the last checkpoint before the fault: this alarm will not stop it again"
         )
+        hint = "start a new run with what is to be tried" + (go_on if alarm.what != "nan_loss" else "")
+        super().__init__(f"{folder.path}: stopped by an alarm: {alarm}", hint=hint)
         self.alarm = alarm
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,9 @@ WINDOW = 20
 @contextmanager
 def noting_routing(model: nn.Module, folder: RunFolder, stage: str) -> Iterator[None]:
     """What the model routes inside becomes the run's profile of `stage`: before or after training."""
-    monitor = RoutingMonitor(model)
-    try:
+    with closing(RoutingMonitor(model)) as monitor:
         yield
         routing = monitor.take()
-    finally:
-        monitor.close()
     if routing.layers and processes.is_main():
         note_routing(folder.path, **{stage: routing})
 
@@ -98,7 +95,7 @@ class Watcher(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Take up the counts, and the detectors' memory, where the checkpoint left them."""
-        step, checkpoint = state.global_step, self._folder.checkpoints / f"checkpoint-{state.global_step}"
+        step, checkpoint = state.global_step, self._folder.checkpoint(state.global_step)
         past = processes.from_main(lambda: _Past.read(self._folder, checkpoint if step else None))
         lines = [line for line in past.lines if line["step"] <= step]
         if lines:
@@ -178,7 +175,7 @@ class Watcher(TrainerCallback):
     def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Put the counts into the checkpoint, before it is marked as whole."""
         if processes.is_main():
-            checkpoint = self._folder.checkpoints / f"checkpoint-{state.global_step}"
+            checkpoint = self._folder.checkpoint(state.global_step)
             rollback.note_learning_rate(self._folder, checkpoint)
             if self._training is not None:
                 ExpertTables(training=self._training).write(checkpoint)
