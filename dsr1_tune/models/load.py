@@ -22,8 +22,8 @@ from dsr1_tune.models.folder import CONVERT, EXAMPLE, PICKLES, ModelFolder
 from dsr1_tune.models.memory import GIB, main_memory
 from dsr1_tune.models.ref import Hub, Missing, ModelRef, local_path
 from dsr1_tune.models.weights.checkpoint import Checkpoint
+from dsr1_tune.models.weights.converted import open_fp8, open_w4a16
 from dsr1_tune.models.weights.index import COPY_AGAIN, gist, weight_files
-from dsr1_tune.models.weights.lazy import open_fp8, open_w4a16
 from dsr1_tune.models.weights.stored_format import NF4_BYTES, StoredFormat
 
 _log = logging.getLogger(__name__)

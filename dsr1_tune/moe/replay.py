@@ -127,11 +127,11 @@ class Weighing:
     def of(cls, logits_TE: Tensor, weight_TK: Tensor, index_TK: Tensor) -> Weighing:
         """The way that gives what the router itself gave. Raises ModelError where none does."""
         errors: dict[Weighing, float] = {}
-        for ways in product((True, False), repeat=2):
-            plain_TK = cls(*ways)(logits_TE, index_TK)
+        for is_softmax, is_summed_to_1 in product((True, False), (True, False)):
+            plain_TK = cls(is_softmax, is_summed_to_1)(logits_TE, index_TK)
             scale = float(weight_TK.float().sum() / plain_TK.sum())
             # The scale is what a config says: 2.5, not 2.4999998.
-            weighing = cls(*ways, float(f"{scale:.4g}"))
+            weighing = cls(is_softmax, is_summed_to_1, float(f"{scale:.4g}"))
             errors[weighing] = float((scale * plain_TK - weight_TK.float()).abs().max() / weight_TK.abs().max())
         best = min(errors, key=lambda weighing: errors[weighing])
         if not errors[best] < 0.01:

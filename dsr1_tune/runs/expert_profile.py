@@ -1,19 +1,22 @@
-"""Which experts a model uses for some data: a sample of it through the model, counted at the routers."""
+"""Which experts a model uses for some data: a sample of it counted at the routers, and the choice as a table."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from itertools import accumulate
 from typing import Any
 
+from rich.console import Console
+
 from dsr1_tune.config import EsftRun
 from dsr1_tune.data.encode.example import Example
 from dsr1_tune.models.load import Located
 from dsr1_tune.moe.monitor import Routing, RoutingMonitor
-from dsr1_tune.moe.select import Choice, choose
-from dsr1_tune.runs.console import Narrator
+from dsr1_tune.moe.select import Choice, LayerChoice, choose
+from dsr1_tune.runs.console import Narrator, plain_table
 from dsr1_tune.runs.evaluate import held_out_loss
 from dsr1_tune.runs.folder import hash_files
 
@@ -52,3 +55,37 @@ def profile(
     with closing(RoutingMonitor(model)) as monitor:
         held_out_loss(model, examples, pad_token, advance)
         return monitor.take()
+
+
+_NUM_TOP = 5
+
+
+def show_choice(choice: Choice, console: Console) -> None:
+    """One line per layer: how many experts reach the share, how evenly they are used, and the most used ones."""
+    score = {"gate": "gate weight", "tokens": "tokens"}[choice.score]
+    title = f"The fewest experts that take {choice.share:.0%} of a layer's {score}"
+    table = plain_table(title, "layer", "experts", "chosen", "they take", "entropy")
+    table.add_column("most used (share)")
+    for name, layer in choice.layers.items():
+        taken = sum(layer.shares[number] for number in layer.chosen)
+        numbers = (f"{len(layer.shares)}", f"{len(layer.chosen)}", f"{taken:.0%}", f"{entropy(layer):.2f}")
+        number = next((piece for piece in name.split(".") if piece.isdigit()), name)  # all that layers' names differ by
+        table.add_row(number, *numbers, _most_used(layer))
+    console.print(table, markup=False)
+    console.print(
+        f"{choice.num_chosen:,} of {choice.num_experts:,} experts are chosen "
+        f"({choice.num_chosen / choice.num_experts:.1%}), from {choice.num_tokens:,} tokens of the data",
+        highlight=False,
+    )
+
+
+def entropy(layer: LayerChoice) -> float:
+    """Entropy of the shares over that of an even use: 1 is even, 0 is a single expert."""
+    if len(layer.shares) < 2:
+        return 1.0
+    return sum(-share * math.log(share) for share in layer.shares if share > 0) / math.log(len(layer.shares))
+
+
+def _most_used(layer: LayerChoice) -> str:
+    order = sorted(range(len(layer.shares)), key=lambda number: -layer.shares[number])
+    return ", ".join(f"{number} ({layer.shares[number]:.0%})" for number in order[:_NUM_TOP])

@@ -34,8 +34,7 @@ from dsr1_tune.runs.evaluate import HeldOut, Sample, held_out_loss, sample_answe
 from dsr1_tune.runs.folder import FINISHED, RUNNING, RunFolder
 from dsr1_tune.runs.loop import Loop
 from dsr1_tune.runs.trainer.arguments import compute_dtype, to_arguments
-from dsr1_tune.runs.trainer.collate import PackedCollator
-from dsr1_tune.runs.trainer.packing_check import use_packing
+from dsr1_tune.runs.trainer.collate import PackedCollator, use_packing
 from dsr1_tune.runs.trainer.trainer import Resumable, ResumableTrainer
 from dsr1_tune.runs.watch.watcher import noting_routing
 

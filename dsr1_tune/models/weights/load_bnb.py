@@ -23,9 +23,9 @@ from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.weights import bnb_layout
 from dsr1_tune.models.weights.bnb_layout import Kind
 from dsr1_tune.models.weights.checkpoint import NAMES, Checkpoint, Spec
+from dsr1_tune.models.weights.converted import LazyTensor
 from dsr1_tune.models.weights.index import COPY_AGAIN
 from dsr1_tune.models.weights.layout import Layout, Piece
-from dsr1_tune.models.weights.lazy import LazyTensor
 from dsr1_tune.models.weights.stored_format import StoredFormat
 from dsr1_tune.moe.quantized_experts import finish_nf4
 from dsr1_tune.quant import int8, nf4

@@ -1,4 +1,4 @@
-"""What watches a training run from outside its loop: the log, the progress bar, Ctrl-C, and the gradient check."""
+"""What a training run calls at every step: the log, the progress bar, Ctrl-C, the gradient check, routers' balance."""
 
 from __future__ import annotations
 

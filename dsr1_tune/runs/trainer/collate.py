@@ -1,4 +1,4 @@
-"""Packed sequences as a batch in which no example sees another."""
+"""Packed sequences as a batch in which no example sees another, and the check that none does in a model."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers.masking_utils import create_masks_for_generate, find_packed_sequence_indices
 
 from dsr1_tune.data.encode.example import IGNORED
 from dsr1_tune.data.encode.packing import Packed
+from dsr1_tune.errors import ModelError
 
 
 def as_dataset(sequences: Sequence[Packed]) -> Dataset:
@@ -42,3 +45,105 @@ class PackedCollator:
             "labels": pad_sequence([torch.tensor(row["labels"]) for row in rows], True, IGNORED),
             "position_ids": pad_sequence(positions, True),
         }
+
+
+# How far the logits of a packed example may be from its own alone, as a share of their size. In 16 bits products of
+# other shapes round otherwise; an example that sees another one is off by several tenths.
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_TOLERANCE_16_BIT = 5e-2
+# Two examples that share a sequence, and two in a shorter one, which is padded.
+_LENGTHS = ((23, 17), (11, 9))
+
+
+def use_packing(model: nn.Module, pad_token: int = 0) -> None:
+    """Make sure that packed examples do not see one another in `model`, or raise ModelError.
+
+    Most architectures keep to the positions of a `PackedCollator` batch. A few (gpt-oss) build their attention masks
+    without looking at them: those are given masks. What remains are models that carry a state from token to token
+    (Mamba, linear attention): there packed examples would silently learn from one another.
+    """
+    difference = largest_difference(model, pad_token)
+    if difference <= _tolerance(model):
+        return
+    handle = _decoder(model).register_forward_pre_hook(_give_masks, with_kwargs=True)
+    if not largest_difference(model, pad_token) <= _tolerance(model):
+        handle.remove()
+        raise ModelError(
+            "this model cannot be trained with packing: an example would see those before it in its sequence "
+            f"(its logits change by {difference:.0%})",
+            hint="leave sequences.packing out",
+        )
+
+
+def _tolerance(model: Any) -> float:
+    return _TOLERANCE.get(model.get_input_embeddings().weight.dtype, _TOLERANCE_16_BIT)
+
+
+@torch.no_grad()
+def largest_difference(model: Any, pad_token: int = 0) -> float:
+    """How far the logits of packed examples are from their own alone, relative to their size, at worst.
+
+    Infinite where the model takes no positions at all.
+    """
+    sequences = _drawn(model.get_input_embeddings().weight.shape[0])
+    batch = PackedCollator(pad_token)(as_dataset(sequences))
+    was_training = model.training
+    model.eval()
+    try:
+        packed_BTV = _logits(model, input_ids=batch["input_ids"], position_ids=batch["position_ids"])
+        return max(
+            float((packed_BTV[row, where] - alone_TV).norm() / alone_TV.norm())
+            for row, sequence in enumerate(sequences)
+            for where in _places(sequence)
+            for alone_TV in _logits(model, input_ids=batch["input_ids"][row : row + 1, where])
+        )
+    except (TypeError, ValueError):  # the model knows no position_ids
+        return float("inf")
+    finally:
+        model.train(was_training)
+
+
+def _drawn(vocab_size: int) -> list[Packed]:
+    """Random sequences of tokens, the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    sequences = []
+    for lengths in _LENGTHS:
+        ids = tuple(torch.randint(vocab_size, (sum(lengths),), generator=generator).tolist())
+        sequences.append(Packed(ids, ids, lengths))
+    return sequences
+
+
+def _places(sequence: Packed) -> list[slice]:
+    """Where in the sequence each of its examples stands."""
+    ends = [sum(sequence.lengths[: number + 1]) for number in range(len(sequence.lengths))]
+    return [slice(end - length, end) for end, length in zip(ends, sequence.lengths, strict=True)]
+
+
+def _logits(model: Any, **inputs: torch.Tensor) -> torch.Tensor:
+    on_device = {name: value.to(model.device) for name, value in inputs.items()}
+    logits_BTV: torch.Tensor = model(**on_device, use_cache=False).logits.float()
+    return logits_BTV
+
+
+# --- masks for models that do not look at the positions --------------------------------------------------------------
+
+
+def _decoder(model: Any) -> nn.Module:
+    """The stack of layers inside a causal language model, also under PEFT."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    decoder: nn.Module = inner.base_model
+    return decoder
+
+
+def _give_masks(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Before the decoder runs: for packed positions the masks that transformers makes elsewhere."""
+    positions_BT = kwargs.get("position_ids")
+    if positions_BT is None or kwargs.get("attention_mask") is not None:
+        return args, kwargs
+    if find_packed_sequence_indices(positions_BT) is None:
+        return args, kwargs
+    dtype = decoder.get_input_embeddings().weight.dtype
+    # Of the embeddings only batch, length, number format and device are looked at.
+    embeddings_BT1 = torch.empty(*positions_BT.shape, 1, dtype=dtype, device=positions_BT.device)
+    masks = create_masks_for_generate(decoder.config, embeddings_BT1, None, None, position_ids=positions_BT)
+    return args, kwargs | {"attention_mask": masks}
