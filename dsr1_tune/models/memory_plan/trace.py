@@ -145,11 +145,9 @@ _STEPS: dict[Step, Callable[[Any, Tensor], None]] = {
 def _imagine(model: nn.Module) -> None:
     """Put imagined tensors on the CPU in the places of those on meta; call it in FakeTensorMode."""
     made: dict[int, tuple[Tensor, Tensor]] = {}  # the old ones are kept, so that their numbers stay theirs
-    for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, old in tensors.items():
-                if old is None:
-                    continue
+    for tensors in (part for module in model.modules() for part in (module._parameters, module._buffers)):
+        for name, old in tensors.items():
+            if old is not None:
                 if id(old) not in made:
                     made[id(old)] = old, _imagined(old)
                 tensors[name] = made[id(old)][1]
@@ -167,13 +165,15 @@ class _Alive(TorchDispatchMode):
     """Adds up the storages that operators make for as long as they live; a model's own do not count."""
 
     def __init__(self, model: nn.Module, vocab_size: int) -> None:
+        import trl.trainer.utils
+
         super().__init__()
         self.peak = self.small_peak = self.largest = 0
         self._now = self._small = 0
         self._sizes: dict[int, int] = {}
         self._own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
         self._vocab_size = vocab_size
-        self._chunk = _loss_chunk()
+        self._chunk = int(getattr(trl.trainer.utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", 0))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -214,9 +214,3 @@ def _grouped(a: Tensor, b: Tensor, offs: Tensor | None = None, *args: Any, **kwa
     if a.dim() == b.dim() == 2 and offs is not None:
         return a.new_empty(offs.shape[0], a.shape[0], b.shape[1])
     return a.new_empty(*a.shape[:-1], b.shape[-1])
-
-
-def _loss_chunk() -> int:
-    from trl.trainer import utils
-
-    return int(getattr(utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", 0))

@@ -40,8 +40,7 @@ def is_launched() -> bool:
 def processes_of(run: Path) -> int:
     """How many processes a run was last trained by; 1 where its folder does not say."""
     try:
-        number = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["processes"]
-        return int(number)
+        return int(json.loads((run / "manifest.json").read_text(encoding="utf-8"))["processes"])
     except (OSError, ValueError, KeyError, TypeError):
         return 1
 
@@ -54,7 +53,9 @@ def run_in_processes(arguments: Sequence[str], number: int) -> int:
     """
     processes: list[_Process] = []
     with ExitStack() as files, _passing_signals_to(processes) as was_interrupted:
-        port = _free_port()
+        with socket.socket() as probe:  # a port where the processes can meet
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
         try:
             for rank in range(number):
                 stderr = files.enter_context(tempfile.TemporaryFile())
@@ -110,14 +111,6 @@ def _start(arguments: Sequence[str], rank: int, number: int, port: int, stderr: 
 def _die_with_parent() -> None:
     """Killed with SIGKILL, this command must not leave processes behind that go on writing."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _free_port() -> int:
-    """A port where the processes can meet."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @contextmanager

@@ -104,17 +104,11 @@ def render(run: _RunFacts, language: Language = "en") -> str:
         language,
         meaning=partial(meaning, language=language),
         alarm_kind=lambda what: ALARM_TEXTS.named("kind", what, language),
-        advice=partial(_advice, language),
+        advice=lambda what: ALARM_TEXTS.texts.get(f"try_{what}", {}).get(language, ""),
         canvas=(WIDTH, HEIGHT),
         max_answer_chars=MAX_ANSWER_CHARS,
         **_view(run, language),
     )
-
-
-def _advice(language: Language, what: str) -> str:
-    """What to try against an alarm; "" for a kind that is not known."""
-    key = f"try_{what}"
-    return ALARM_TEXTS.text(key, language) if key in ALARM_TEXTS.texts else ""
 
 
 def _view(run: _RunFacts, language: Language) -> dict[str, Any]:

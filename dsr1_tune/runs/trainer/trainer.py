@@ -48,7 +48,10 @@ class Resumable(Trainer):
         args = given["args"]
         self._global_batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self._num_records = len(given["train_dataset"])
-        _leave_frozen_alone(given["model"])
+        # DDP need not send what every process has loaded by itself: all that is not trained.
+        frozen = [name for name, weight in given["model"].named_parameters() if not weight.requires_grad]
+        frozen += [name for name, _ in given["model"].named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(given["model"], frozen)
         its_own = getattr(given["model"].config, "router_aux_loss_coef", None)
         super().__init__(**given)
         if its_own is not None:
@@ -145,9 +148,8 @@ class ResumableTrainer(Resumable, SFTTrainer):
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         if self.model.training and self._balance:
             aux_loss = self._balance.take(real_tokens(inputs))
-            self._metrics["train"]["aux_loss"].append(
-                self.accelerator.gather_for_metrics(aux_loss.detach()).mean().item()
-            )
+            of_all = self.accelerator.gather_for_metrics(aux_loss.detach())
+            self._metrics["train"]["aux_loss"].append(of_all.mean().item())
             # A mean of this forward pass, whereas TRL's loss is its share of the whole batch's. It adds to the
             # gradient, not to the loss that is reported.
             steps = 1 if kwargs.get("num_items_in_batch") is None else self.current_gradient_accumulation_steps
@@ -181,13 +183,6 @@ def _filled_up(train: Dataset, num_fillers: int) -> Dataset:
     return concatenate_datasets([train, Dataset.from_list([filler] * num_fillers, features=train.features)])
 
 
-def _leave_frozen_alone(model: Any) -> None:
-    """Keep DDP from sending what every process has loaded by itself: all that is not trained."""
-    frozen = [name for name, weight in model.named_parameters() if not weight.requires_grad]
-    frozen += [name for name, _ in model.named_buffers()]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
-
-
 class LengthGrouped(Sampler[int]):
     """Random order in which records of like length share a batch; the same for the same seed and epoch.
 
@@ -196,11 +191,8 @@ class LengthGrouped(Sampler[int]):
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int, num_fillers: int = 0) -> None:
         """`num_fillers` more indices come last, which fill the last batch up."""
-        self._lengths = lengths
-        self._batch_size = batch_size
-        self._seed = seed
-        self._num_fillers = num_fillers
-        self._epoch = 0
+        self._lengths, self._batch_size, self._num_fillers = lengths, batch_size, num_fillers
+        self._seed, self._epoch = seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer when an epoch begins."""
