@@ -95,7 +95,7 @@ def write(source: Source, folder: Path) -> None:
     GenerationConfig(**tokens).save_pretrained(folder)
     tokenizer.model_max_length = source.llama.max_position_embeddings
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(_CARD.format(origin=source.origin, recipe=RECIPE), encoding="utf-8")
+    (folder / "README.md").write_text(_texts()["card"].format(origin=source.origin, recipe=RECIPE), encoding="utf-8")
 
 
 def deepseek_config(llama: Any, tokens: Mapping[str, int | None]) -> Any:
@@ -103,40 +103,32 @@ def deepseek_config(llama: Any, tokens: Mapping[str, int | None]) -> Any:
     from transformers import DeepseekV3Config
 
     return DeepseekV3Config(
-        architectures=["DeepseekV3ForCausalLM"],
-        dtype="float32",
+        **_texts()["config"],
         vocab_size=llama.vocab_size,
         hidden_size=llama.hidden_size,
         num_hidden_layers=llama.num_hidden_layers,
         rms_norm_eps=llama.rms_norm_eps,
         max_position_embeddings=llama.max_position_embeddings,
-        tie_word_embeddings=True,
         num_attention_heads=llama.num_attention_heads,
         num_key_value_heads=llama.num_attention_heads,
-        q_lora_rank=None,
         kv_lora_rank=_latent_width(llama),
         qk_nope_head_dim=llama.head_dim,
         qk_rope_head_dim=llama.num_key_value_heads * llama.head_dim,
         v_head_dim=llama.head_dim,
-        attention_bias=True,
-        rope_interleave=False,
         rope_parameters=_rope(llama),
         intermediate_size=llama.intermediate_size,
-        first_k_dense_replace=1,
         moe_intermediate_size=llama.intermediate_size // 2,
-        n_shared_experts=1,
         n_routed_experts=NUM_EXPERTS,
         num_experts_per_tok=NUM_CHOSEN,
-        n_group=1,
-        topk_group=1,
-        norm_topk_prob=True,
-        routed_scaling_factor=1.0,
-        num_nextn_predict_layers=0,
-        # transformers knows V3's router to be so and leaves these out; llama.cpp and vLLM then take it for a softmax.
-        scoring_func="sigmoid",
-        topk_method="noaux_tc",
         **tokens,
     )
+
+
+def _texts() -> Any:
+    """The settings of every upcycled config, and its model card."""
+    import yaml
+
+    return yaml.safe_load(Path(__file__).with_name("upcycle.yaml").read_text(encoding="utf-8"))
 
 
 def _rope(llama: Any) -> dict[str, Any]:
@@ -250,20 +242,3 @@ def _experts(source: Source, prefix: str, chance: torch.Generator) -> Iterator[t
     for expert in range(NUM_EXPERTS):
         for name, (_, routed) in halves.items():
             yield f"experts.{expert}.{name}", routed
-
-
-_CARD = """---
-license: apache-2.0
-language: en
-base_model: HuggingFaceTB/SmolLM2-135M-Instruct
-tags: [upcycled, mixture-of-experts]
----
-# SmolLM2-135M-Instruct, upcycled to a DeepSeek-V3 mixture of experts
-
-[SmolLM2-135M-Instruct](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct) (Hugging Face, Apache-2.0) rewritten
-by dsr1-tune (recipe {recipe}) from {origin}. It has DeepSeek-V3's parts (latent attention, sigmoid router, one shared
-and 8 routed experts, 2 chosen) and 0.44 B parameters, but it is **upcycled**: nothing was trained. The routed experts
-are copies of one another, the routers are random, and it gives the original's logits (within 1e-3).
-
-It is for trying out a pipeline on a small machine. It is a small English model, not a DeepSeek model, and knows little.
-"""

@@ -105,16 +105,8 @@ class RoutedRows:
         token_P[padded_S] = token_S
         position_S[order_S] = padded_S
         spans = tuple(zip(starts_E.tolist(), counts_E.tolist(), strict=True))
-        return cls(
-            token_P,
-            expert_N.repeat_interleave(tile),
-            position_S,
-            offsets_E.to(torch.int32),
-            index_TK.shape[-1],
-            tile,
-            expert_N,
-            spans,
-        )
+        rows = token_P, expert_N.repeat_interleave(tile), position_S
+        return cls(*rows, offsets_E.to(torch.int32), index_TK.shape[-1], tile, expert_N, spans)
 
     @classmethod
     def _even(cls, index_TK: Tensor, num_experts: int) -> RoutedRows:
@@ -125,17 +117,10 @@ class RoutedRows:
         # All rows in the hands of a few: as many bytes, and not hundreds of products to imagine.
         few = min(num_experts, 4)
         spans = [(place * num_rows // few, num_rows // few) for place in range(few)]
+        spans += [(0, 0)] * (num_experts - few)
         like = index_TK.new_empty
-        return cls(
-            like(num_tiles * tile),
-            like(num_tiles * tile),
-            like(num_rows),
-            like(num_experts, dtype=torch.int32),
-            index_TK.shape[-1],
-            tile,
-            like(num_tiles),
-            (*spans, *[(0, 0)] * (num_experts - few)),
-        )
+        rows = like(num_tiles * tile), like(num_tiles * tile), like(num_rows), like(num_experts, dtype=torch.int32)
+        return cls(*rows, index_TK.shape[-1], tile, like(num_tiles), tuple(spans))
 
     def pick(self, numbers: tuple[int, ...]) -> tuple[Tensor, RoutedRows]:
         """Of rows without padding which (C) are these experts', and those by themselves, counted as in `numbers`."""

@@ -9,7 +9,6 @@ import copy
 import math
 import re
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -170,43 +169,45 @@ def _router_names(model: nn.Module) -> list[str]:
     return sorted({_shortest_ending(name, others) for name in routers})
 
 
-@dataclass(frozen=True)
+@dataclass
 class PartCoverage:
     """One line of the coverage audit, in numbers of parameters."""
 
     part: Part
-    num_base: int
+    num_base: int = 0
     """The base model's own."""
-    num_adapted: int
+    num_adapted: int = 0
     """Those of the base that an update reaches."""
-    num_trained: int
+    num_trained: int = 0
     """Those that the optimizer moves."""
-    num_frozen: int
+    num_frozen: int = 0
     """Those that it does not."""
 
 
 def audit(model: nn.Module) -> list[PartCoverage]:
     """What is trained and what is not, by part of the model, from the model as it stands."""
     part_of = Anatomy(model)
-    base, adapted, trained, frozen = (Counter[Part]() for _ in range(4))
+    found = {part: PartCoverage(part) for part in PARTS}
     for name, parameter in model.named_parameters():
-        part, is_rows = part_of(name), are_chosen_rows(name)
+        line, num, is_rows = found[part_of(name)], parameter.numel(), are_chosen_rows(name)
         if not is_rows and ".lora_" not in name and ".modules_to_save." not in name:
-            base[part] += parameter.numel()
+            line.num_base += num
         if parameter.requires_grad and ".lora_" not in name:
-            adapted[part] += parameter.numel()
-        counted = trained if parameter.requires_grad else frozen
-        counted[part] += parameter.numel()
+            line.num_adapted += num
+        if parameter.requires_grad:
+            line.num_trained += num
+        else:
+            line.num_frozen += num
         if is_rows:  # a part of a fused weight, which is counted too
-            frozen[part] -= parameter.numel()
+            line.num_frozen -= num
     for name, layer in model.named_modules():
         if isinstance(layer, ParamWrapper):
-            adapted[part_of(f"{name}.{layer.parameter_name}")] += layer.get_param().numel()
+            found[part_of(f"{name}.{layer.parameter_name}")].num_adapted += layer.get_param().numel()
         elif isinstance(layer, LoraLayer):
-            adapted[part_of(f"{name}.weight")] += layer.get_base_layer().weight.numel()
+            found[part_of(f"{name}.weight")].num_adapted += layer.get_base_layer().weight.numel()
         elif isinstance(layer, ChosenLora):
-            adapted[part_of(f"{name}.lora_A")] += layer.num_reached
-    return [PartCoverage(part, base[part], adapted[part], trained[part], frozen[part]) for part in PARTS if base[part]]
+            found[part_of(f"{name}.lora_A")].num_adapted += layer.num_reached
+    return [line for line in found.values() if line.num_base]
 
 
 def check_gradients(model: nn.Module, may_overflow: bool = False) -> bool:

@@ -27,13 +27,10 @@ Run = TypeVar("Run", bound=TuneRun)
 _TIMEOUT = timedelta(hours=4)
 
 
-def _is_set(name: str) -> bool:
-    return os.environ.get(name, "").lower() in ("1", "true", "yes")
-
-
 # What `accelerate launch` is configured with, read before accelerate itself writes into the environment.
+_IS_SET = {name for name, value in os.environ.items() if value.lower() in ("1", "true", "yes")}
 ACCELERATES_STRATEGY: Literal["fsdp2", "zero3", None] = (
-    "fsdp2" if _is_set("ACCELERATE_USE_FSDP") else "zero3" if _is_set("ACCELERATE_USE_DEEPSPEED") else None
+    "fsdp2" if "ACCELERATE_USE_FSDP" in _IS_SET else "zero3" if "ACCELERATE_USE_DEEPSPEED" in _IS_SET else None
 )
 
 
@@ -132,7 +129,7 @@ def rank() -> int:
 
 def is_main() -> bool:
     """Whether this is the process that speaks and writes."""
-    return not distributed.is_initialized() or distributed.get_rank() == 0
+    return rank() == 0
 
 
 def barrier() -> None:

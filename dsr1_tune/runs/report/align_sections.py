@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from dsr1_tune.config import REWARD_NUMBERS
 from dsr1_tune.report.catalogue import Catalogue, Language
@@ -41,10 +44,8 @@ class Outcome:
 
     big: str
     is_worse: bool
-    headline: str
-    """The key of what the large number is."""
-    summary: str
-    """The key of the sentence that `values` are put into."""
+    kind: str
+    """headline_<kind> says what the large number is, summary_<kind> is the sentence that `values` are put into."""
     values: dict[str, str]
     rows: tuple[Row, ...]
     errors: tuple[tuple[str, int], ...] = ()
@@ -75,19 +76,9 @@ def _of_rollouts(before: Facts, after: Facts, errors: tuple[tuple[str, int], ...
     was, now = (f"{stage['answer_tokens']:.1f}" if "answer_tokens" in stage else "–" for stage in (before, after))
     rows.append(Row(TEXTS.say("row_tokens", language), was, now))
     rows.append(Row(TEXTS.say("row_ended", language), _share(before.get("ended")), _share(after.get("ended"))))
-    return Outcome(
-        big=f"{change:+.3f}",
-        is_worse=change < 0,
-        headline="headline_reward",
-        summary="summary_reward",
-        values={
-            "prompts": f"{int(after.get('num_prompts', 0)):,}",
-            "before": f"{before['reward']:.4f}",
-            "after": f"{after['reward']:.4f}",
-        },
-        rows=tuple(rows),
-        errors=errors,
-    )
+    values = {stage: f"{facts['reward']:.4f}" for stage, facts in (("before", before), ("after", after))}
+    values["prompts"] = f"{int(after.get('num_prompts', 0)):,}"
+    return Outcome(f"{change:+.3f}", change < 0, "reward", values, tuple(rows), errors)
 
 
 def _of_preferences(before: Facts, after: Facts, preferences: Facts, language: Language) -> Outcome:
@@ -102,14 +93,8 @@ def _of_preferences(before: Facts, after: Facts, preferences: Facts, language: L
         Row(TEXTS.say("row_loss_chosen", language), _number(before.get("loss")), _number(after.get("loss"))),
         Row(TEXTS.say("row_length", language), "", _share(after.get("length_accuracy"))),
     ]
-    return Outcome(
-        big=f"{points:+.1f}",
-        is_worse=points < 0,
-        headline="headline_preferences",
-        summary="summary_preferences",
-        values=_accuracies(before, after, after.get("length_accuracy")),
-        rows=tuple(rows),
-    )
+    values = _accuracies(before, after, after.get("length_accuracy"))
+    return Outcome(f"{points:+.1f}", points < 0, "preferences", values, tuple(rows))
 
 
 def _of_reward_model(before: Facts, after: Facts, preferences: Facts, language: Language) -> Outcome:
@@ -125,14 +110,8 @@ def _of_reward_model(before: Facts, after: Facts, preferences: Facts, language: 
         Row(TEXTS.say("row_calibration", language), error_was, error_is),
         Row(TEXTS.say("row_length", language), "", _share(after.get("length_only"))),
     ]
-    return Outcome(
-        big=_share(after["accuracy"]),
-        is_worse=after["accuracy"] <= 0.5,
-        headline="headline_reward_model",
-        summary="summary_reward_model",
-        values=_accuracies(before, after, after.get("length_only")),
-        rows=tuple(rows),
-    )
+    values = _accuracies(before, after, after.get("length_only"))
+    return Outcome(_share(after["accuracy"]), after["accuracy"] <= 0.5, "reward_model", values, tuple(rows))
 
 
 def _accuracies(before: Facts, after: Facts, by_length: Any) -> dict[str, str]:
@@ -164,7 +143,7 @@ class Curves:
     """A chart: the key of its title, and of each line the key of its name and what it is called in the log."""
 
     title: str
-    lines: tuple[tuple[str, str], ...]
+    lines: Sequence[tuple[str, str]]
     from_zero: bool = False
 
     def draw(self, log: Log, language: Language) -> dict[str, Any] | None:
@@ -176,27 +155,10 @@ class Curves:
         return chart(TEXTS.say(self.title, language), lines, from_zero=self.from_zero)
 
 
-CURVES = (
-    Curves("chart_accuracy", (("line_batch", "rewards/accuracies"), ("line_batch", "accuracy"))),
-    Curves("chart_pair", (("line_chosen", "rewards/chosen"), ("line_rejected", "rewards/rejected"))),
-    Curves("chart_margin", (("line_batch", "rewards/margins"), ("line_batch", "margin"))),
-    Curves("chart_logps", (("line_chosen", "logps/chosen"), ("line_rejected", "logps/rejected"))),
-    Curves(
-        "chart_scores", (("line_lowest", "min_reward"), ("line_mean", "mean_reward"), ("line_highest", "max_reward"))
-    ),
-    Curves(
-        "chart_kl",
-        (("line_kl_reference", "policy/kl"), ("line_kl_reference", "kl"), ("line_kl_update", "policy/approx_kl")),
-    ),
-    Curves("chart_beta", (("line_batch", "kl/beta"),)),
-    Curves("chart_entropy", (("line_batch", "policy/entropy"), ("line_batch", "entropy")), from_zero=True),
-    Curves("chart_clip", (("line_policy", "policy/clip_fraction"), ("line_value", "value/clip_fraction")), True),
-    Curves("chart_tokens", (("line_batch", "answer/tokens"),), from_zero=True),
-    Curves("chart_ended", (("line_batch", "answer/ended"),), from_zero=True),
-    Curves("chart_value_loss", (("line_batch", "value/loss"),), from_zero=True),
-    Curves("chart_explained", (("line_batch", "value/explained_variance"),)),
-    Curves("chart_errors", (("line_batch", "reward/errors"),), from_zero=True),
-)
+CURVES: dict[str, list[Curves]] = {
+    kind: [Curves(**one) for one in charts]
+    for kind, charts in yaml.safe_load(Path(__file__).with_name("curves.yaml").read_text(encoding="utf-8")).items()
+}
 
 
 def curves(command: str, log: Log, evaluation: Facts, language: Language) -> Iterator[dict[str, Any]]:
@@ -204,7 +166,7 @@ def curves(command: str, log: Log, evaluation: Facts, language: Language) -> Ite
     if command not in ALIGNS:
         return
     yield from _reward_curves(log, evaluation, language)
-    for curve in CURVES:
+    for curve in CURVES["align"]:
         is_zero = not any(value for _, name in curve.lines for _, value in points(log, name))
         if not (curve.from_zero and is_zero) and (drawn := curve.draw(log, language)):
             yield drawn

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from dsr1_tune.report import html
 from dsr1_tune.report.catalogue import Language
 from dsr1_tune.report.charts import HEIGHT, WIDTH, Line, chart, smoothed
 from dsr1_tune.runs.folder import FINISHED, RunFolder
-from dsr1_tune.runs.report.align_sections import LOSS_OF_ITS_OWN, TEXTS, Curves, curves, outcome, points, section
+from dsr1_tune.runs.report.align_sections import CURVES, LOSS_OF_ITS_OWN, TEXTS, curves, outcome, points, section
 from dsr1_tune.runs.report.expert_map import before_and_after
 from dsr1_tune.runs.trainer.callbacks import read_log
 from dsr1_tune.runs.watch.alarms import TEXTS as ALARM_TEXTS
@@ -229,16 +229,6 @@ def _coverage(coverage: Any) -> dict[str, Any] | None:
     return {"lines": lines, "together": {name: sum(line[name] for line in lines) for name in names}}
 
 
-CURVES = (
-    Curves(
-        "chart_experts",
-        (("line_entropy_mean", "experts/entropy_mean"), ("line_entropy_min", "experts/entropy_min")),
-    ),
-    Curves("chart_speed", (("line_speed", "tokens_per_second"),), from_zero=True),
-    Curves("chart_memory", (("line_rss", "memory/rss_gib"), ("line_cuda", "memory/cuda_peak_gib")), from_zero=True),
-)
-
-
 def _charts(run: _RunFacts, language: Language) -> Iterator[dict[str, Any]]:
     text = partial(TEXTS.text, language=language)
     losses = points(run.log, "loss")
@@ -261,7 +251,7 @@ def _charts(run: _RunFacts, language: Language) -> Iterator[dict[str, Any]]:
         for n, group in enumerate(groups)
     ]
     drawn = [chart(text("chart_loss"), of_loss), chart(text("chart_gradients"), gradients, is_log=True)]
-    yield from (one for one in (*drawn, *(curve.draw(run.log, language) for curve in CURVES)) if one)
+    yield from (one for one in (*drawn, *(curve.draw(run.log, language) for curve in CURVES["run"])) if one)
 
 
 def _experts(tables: ExpertTables) -> dict[str, Any] | None:
@@ -296,10 +286,6 @@ def _health(routing: Routing, base: Routing | None) -> dict[str, str]:
 def _samples(evaluation: Facts) -> Iterator[dict[str, Any]]:
     before = [sample for sample in evaluation.get("answers_before", ()) if isinstance(sample, Mapping)]
     after = [sample for sample in evaluation.get("answers_after", ()) if isinstance(sample, Mapping)]
-    for number, sample in enumerate(before):
-        yield {
-            "question": sample.get("question", ""),
-            "before": sample.get("answer", ""),
-            "after": after[number].get("answer", "") if number < len(after) else None,
-            "reference": sample.get("reference", ""),
-        }
+    for old, new in zip_longest(before, after[: len(before)]):
+        said = {name: old.get(name, "") for name in ("question", "reference")}
+        yield said | {"before": old.get("answer", ""), "after": None if new is None else new.get("answer", "")}
