@@ -18,6 +18,11 @@ from dsr1_tune.models.weights.stored_format import quant_method
 
 Kind = Literal["model", "adapter", "gguf"]
 ADAPTER_FILE = "adapter_model.safetensors"
+# How each is called with a model, and the option that names an adapter.
+_SERVERS = {
+    "vllm": (("vllm", "serve"), "--lora-modules"),
+    "sglang": (("python", "-m", "sglang.launch_server", "--model-path"), "--lora-paths"),
+}
 
 
 @dataclass(frozen=True)
@@ -118,10 +123,3 @@ def command_for(artifact: Artifact, engine: str, host: str = "127.0.0.1", port: 
         return [*serve, path, *where]
     rank = str(max(artifact.max_rank, 16))
     return [*serve, artifact.base, "--enable-lora", "--max-lora-rank", rank, named, f"adapter={path}", *where]
-
-
-# How each is called with a model, and the option that names an adapter.
-_SERVERS = {
-    "vllm": (("vllm", "serve"), "--lora-modules"),
-    "sglang": (("python", "-m", "sglang.launch_server", "--model-path"), "--lora-paths"),
-}

@@ -44,6 +44,16 @@ WHAT = (
 DESCRIPTION = f"{WHAT}; for real work name a base, such as --model deepseek-ai/DeepSeek-V2-Lite-Chat"
 SIZE_GB = 1.8
 FOLDER_PREFIX = f"smollm2-135m-{NUM_EXPERTS}experts-recipe{RECIPE}-"
+# What the names that `write` gives contain, the narrower first.
+_PART_OF = {
+    "embed": "embeddings",
+    "norm": "norms",
+    "self_attn.": "attention",
+    "mlp.shared_experts.": "shared_experts",
+    "mlp.experts.": "routed_experts",
+    "mlp.gate.": "router",
+    "mlp.": "dense_ffn",
+}
 
 
 def find() -> Path | None:
@@ -137,18 +147,6 @@ def sizes(folder: Path) -> list[PartSize]:
         ) from error
     share = {"routed_experts": NUM_CHOSEN / NUM_EXPERTS}
     return [PartSize(part, count, round(count * share.get(part, 1))) for part, count in counts.items()]
-
-
-# What the names that `write` gives contain, the narrower first.
-_PART_OF = {
-    "embed": "embeddings",
-    "norm": "norms",
-    "self_attn.": "attention",
-    "mlp.shared_experts.": "shared_experts",
-    "mlp.experts.": "routed_experts",
-    "mlp.gate.": "router",
-    "mlp.": "dense_ffn",
-}
 
 
 def _folder(key: str) -> Path:

@@ -11,6 +11,7 @@ from dsr1_tune.errors import ModelError
 TIMEOUT_SECONDS = 10.0
 # What describes a model; never code, never weights.
 DESCRIPTIVE = ("*.json", "*.jinja", "*.txt", "*.model")
+_GIVE = "give an existing folder, or a Hub id such as deepseek-ai/DeepSeek-V2-Lite-Chat"
 
 
 def fetch(repo_id: str, revision: str | None = None, patterns: Sequence[str] = DESCRIPTIVE) -> tuple[Path, str]:
@@ -79,9 +80,6 @@ def file_sizes(repo_id: str, revision: str) -> dict[str, int] | None:
     except (HTTPError, OfflineModeIsEnabled):
         return None
     return {file.rfilename: file.size or 0 for file in info.siblings or []}
-
-
-_GIVE = "give an existing folder, or a Hub id such as deepseek-ai/DeepSeek-V2-Lite-Chat"
 
 
 def _first_line(error: Exception) -> str:

@@ -23,6 +23,8 @@ from dsr1_tune.errors import ModelError
 from dsr1_tune.models.embedded import cache_dir, only_builder
 
 Say = Callable[[str], None]
+_KEPT, _TAIL = 10_000, 15
+_ANEW = "its last lines say why; to have it installed anew, remove its folder, which `dsr1-tune doctor` names"
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,6 @@ class ToolEnvironment:
             last = "".join([*said][-_TAIL:]).strip() or "nothing"
             raise ModelError(f"{self.tool}: failed (exit code {code}); its last lines:\n{last}", hint=_ANEW)
         return "".join(said)
-
-
-_KEPT, _TAIL = 10_000, 15
-_ANEW = "its last lines say why; to have it installed anew, remove its folder, which `dsr1-tune doctor` names"
 
 
 def ensure(tool: str, say: Say = lambda line: None) -> ToolEnvironment:

@@ -27,6 +27,7 @@ from dsr1_tune.models.weights.index import COPY_AGAIN, gist, weight_files
 from dsr1_tune.models.weights.stored_format import NF4_BYTES, StoredFormat
 
 _log = logging.getLogger(__name__)
+_SMALLER = "try qlora, or --set base.dtype=bfloat16, choose a smaller model, or use a machine with more memory"
 
 
 @dataclass(frozen=True)
@@ -216,9 +217,6 @@ def pick_dtype(dtype: str, device: torch.device, quantized: bool = False) -> tor
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float32
-
-
-_SMALLER = "try qlora, or --set base.dtype=bfloat16, choose a smaller model, or use a machine with more memory"
 
 
 def _check_room(num_parameters: int, name: str, dtype: str, quantized: bool, held: Path | None) -> None:

@@ -15,6 +15,7 @@ from dsr1_tune.models.weights.index import read_json
 
 ADAPTER_CONFIG, EXPERTS_CONFIG, REWARD_CONFIG = "adapter_config.json", "experts_config.json", "reward_config.json"
 """The file that makes a folder a PEFT adapter, trained experts, or a reward model."""
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 def local_path(name: str) -> Path:
@@ -142,9 +143,6 @@ def find_adapter(model: str | Path | None) -> Adapter | None:
 def _is_path(name: str) -> bool:
     """Whether a name that is no existing file can only be meant as a path."""
     return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or not _HUB_ID.fullmatch(name)
-
-
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 def manifest_in(folder: Path) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from dsr1_tune.moe.anatomy import find_experts, outermost_name, plain_name
 
+_UNCOUNTED: ContextVar[bool] = ContextVar("_UNCOUNTED", default=False)
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -92,9 +94,6 @@ class Routing:
         """Total variation distance of the loads, 0 to 1: the share of rows that go to other experts than in `other`."""
         drift_L = (self.share_LE - other.share_LE).abs().sum(1) / 2
         return torch.where((self.rows_L > 0) & (other.rows_L > 0), drift_L, 0.0)
-
-
-_UNCOUNTED: ContextVar[bool] = ContextVar("_UNCOUNTED", default=False)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from dsr1_tune.errors import ModelError
 from dsr1_tune.moe.anatomy import RouterBlock, find_experts, find_routers, is_balancing_bias
 
 Mode = Literal["frozen", "train", "aux_loss", "bias"]
+_LEAVE = "leave router.mode=frozen"
 
 
 def check_routers(model: nn.Module, mode: Mode) -> None:
@@ -38,9 +39,6 @@ def check_routers(model: nn.Module, mode: Mode) -> None:
         raise ModelError(
             f"router.mode=bias needs a balancing bias in each router; those of {name} have none", hint=hint
         )
-
-
-_LEAVE = "leave router.mode=frozen"
 
 
 def open_routers(model: nn.Module, mode: Mode) -> None:

@@ -27,6 +27,7 @@ Chosen = Mapping[str, Sequence[int]]
 
 IMPLEMENTATION = "chosen_experts"
 _CHILD = "chosen"
+_PROFILE = "profile the experts of this model: dsr1-tune experts FILE --model ..."
 
 
 def train_weights(model: nn.Module, chosen: Chosen) -> None:
@@ -91,9 +92,6 @@ def check_chosen(model: nn.Module, chosen: Chosen | None = None) -> list[ExpertB
     if not found:
         raise ModelError("no expert is chosen to be trained", hint=_PROFILE)
     return found
-
-
-_PROFILE = "profile the experts of this model: dsr1-tune experts FILE --model ..."
 
 
 def _check_kind(block: ExpertBlock) -> None:

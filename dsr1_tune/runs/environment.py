@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PACKAGE = "dsr1-tune"
 # Not ours to require, but they decide what numbers come out.
 _BENEATH = ("numpy", "tokenizers", "triton")
+_REINSTALL_TORCH = "pip install --force-reinstall torch"
+_FEW_GIB = 4.0
 
 
 @dataclass(frozen=True)
@@ -155,10 +157,6 @@ def problems(here: Capabilities | None) -> list[Problem]:
     if embedded.find() is None and embedded.wheel_file() is None:
         found.append(Problem("the embedded base is not here, so --model must name one", embedded.MEND, False))
     return sorted(found, key=lambda problem: not problem.is_fatal)
-
-
-_REINSTALL_TORCH = "pip install --force-reinstall torch"
-_FEW_GIB = 4.0
 
 
 def _ailing(device: Device) -> list[Problem]:

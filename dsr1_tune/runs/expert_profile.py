@@ -20,6 +20,8 @@ from dsr1_tune.runs.console import Narrator, plain_table
 from dsr1_tune.runs.evaluate import held_out_loss
 from dsr1_tune.runs.folder import hash_files
 
+_NUM_TOP = 5
+
 
 def choose_for(
     config: EsftRun, model: Any, base: Located, train: Sequence[Example], narrator: Narrator
@@ -55,9 +57,6 @@ def profile(
     with closing(RoutingMonitor(model)) as monitor:
         held_out_loss(model, examples, pad_token, advance)
         return monitor.take()
-
-
-_NUM_TOP = 5
 
 
 def show_choice(choice: Choice, console: Console) -> None:

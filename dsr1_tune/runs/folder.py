@@ -20,6 +20,7 @@ from dsr1_tune.models.ref import local_path
 Run = TypeVar("Run", bound=TuneRun)
 
 RUNNING, INTERRUPTED, FAILED, FINISHED = "running", "interrupted", "failed", "finished"
+_WHOLE = ".whole"
 
 
 @dataclass(frozen=True)
@@ -204,9 +205,6 @@ class RunFolder:
                 f"the base is now {name} ({revision}), but the run began on {known['name']} ({known['revision']})",
                 hint="restore that base, or start a new run",
             )
-
-
-_WHOLE = ".whole"
 
 
 def step_of(checkpoint: Path) -> int:

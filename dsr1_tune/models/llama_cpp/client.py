@@ -28,6 +28,7 @@ from dsr1_tune.errors import ModelError
 INSTALL = "pip install 'dsr1-tune[gguf]'"
 _CHILD = Path(__file__).with_name("process.py")
 _USUAL_CONTEXT = 8192
+_TELLING = ("error loading model:", "GGML_ASSERT", "failed to allocate", "llama_init_from_model:", "not supported")
 
 
 def library() -> Path:
@@ -177,6 +178,3 @@ class LlamaCpp(AbstractContextManager["LlamaCpp"]):
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-_TELLING = ("error loading model:", "GGML_ASSERT", "failed to allocate", "llama_init_from_model:", "not supported")

@@ -28,6 +28,13 @@ Prepare = Callable[[Any], Any]
 MAX_TRACED_LAYERS = 4
 SMALL = 2**25
 """The C library keeps smaller blocks when they are freed, and later ones do not always fit (fragmentation)."""
+# What TRL's trainers ask for beside the loss, for their logs.
+_OUTPUTS: dict[Step, tuple[str, ...]] = {
+    "sft": ("log_probs", "entropy", "is_top1"),
+    "dpo": ("log_probs", "entropy", "mean_logits", "is_top1"),
+    "evaluation": ("log_probs",),
+}
+_GROUPED = torch.ops.aten._grouped_mm.default
 
 
 @dataclass(frozen=True)
@@ -105,14 +112,6 @@ def _trace(
         ):
             _STEPS[step](model, ids_BT)
     return Trace(alive.peak, alive.small_peak, alive.largest)
-
-
-# What TRL's trainers ask for beside the loss, for their logs.
-_OUTPUTS: dict[Step, tuple[str, ...]] = {
-    "sft": ("log_probs", "entropy", "is_top1"),
-    "dpo": ("log_probs", "entropy", "mean_logits", "is_top1"),
-    "evaluation": ("log_probs",),
-}
 
 
 def _supervised(model: Any, ids_BT: Tensor) -> None:
@@ -204,9 +203,6 @@ class _Alive(TorchDispatchMode):
         size = self._sizes.pop(key)
         self._now -= size
         self._small -= size if size < SMALL else 0
-
-
-_GROUPED = torch.ops.aten._grouped_mm.default
 
 
 def _grouped(a: Tensor, b: Tensor, offs: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:

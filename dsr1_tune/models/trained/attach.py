@@ -19,6 +19,8 @@ from dsr1_tune.models.trained.experts import attach_experts
 from dsr1_tune.models.weights.index import gist
 from dsr1_tune.moe.expert_lora import use_grouped_products
 
+_RIGHT_BASE = "give an adapter together with the base that it was trained on"
+
 
 def load_with_adapter(path: str | Path | None, progress: Callable[[str], None] | None = None) -> Loaded:
     """For using a model: a run folder, a PEFT adapter folder, a folder of trained experts, or any base.
@@ -60,9 +62,6 @@ def attach_adapter(loaded: Loaded, adapter: Path) -> Any:
         )
     use_grouped_products(model)
     return model.eval()
-
-
-_RIGHT_BASE = "give an adapter together with the base that it was trained on"
 
 
 def was_quantized(adapter: Path) -> bool:

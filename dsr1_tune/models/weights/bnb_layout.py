@@ -24,6 +24,9 @@ from dsr1_tune.quant import int8, nf4
 
 Kind = Literal["nf4", "int8"]
 STATE = ".quant_state.bitsandbytes__nf4"
+_FUSED = ".error"
+_NF4_PARTS = ("absmax", "nested_absmax", "quant_map", "nested_quant_map")
+_LONGEST_FLOAT = 24
 
 
 def specs(kind: Kind, name: str, spec: Spec) -> dict[str, Spec]:
@@ -103,10 +106,6 @@ def find(kind: Kind, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-_FUSED = ".error"
-_NF4_PARTS = ("absmax", "nested_absmax", "quant_map", "nested_quant_map")
-
-
 def part_name(kind: Kind, weight: str, part: str, is_fused: bool) -> str:
     """The stored tensor that holds a part of a weight, as `quant.nf4` and `quant.int8` name those."""
     if is_fused:
@@ -135,9 +134,6 @@ def _state(shape: tuple[int, ...], dtype: str, offset: float) -> bytes:
     # of 8 keeps the tensors that follow aligned.
     length = len(json.dumps(tree | {"nested_offset": 0.0})) + _LONGEST_FLOAT
     return json.dumps(tree).ljust(length + -length % 8).encode()
-
-
-_LONGEST_FLOAT = 24
 
 
 def read_state(tensor: Tensor) -> dict[str, Any]:

@@ -19,6 +19,13 @@ from dsr1_tune.errors import ModelError
 from dsr1_tune.moe.anatomy import Anatomy, Part, find_experts
 
 _ROWS, _COLS = 4, 2
+_KNOWN_ROWS: dict[tuple[int, ...], tuple[int, int, int] | None] = {
+    (0, 1, 2, 3): None,
+    (0, 1): (0, 1, 2),
+    (2, 3): (1, 1, 2),
+    (0, 2): (0, 2, 2),
+    (1, 3): (1, 2, 2),
+}
 
 
 @dataclass(frozen=True)
@@ -144,12 +151,3 @@ def _converted(model: nn.Module, state: Mapping[str, Tensor], names: list[str]) 
                 )
             pieces[stored] = Piece(stored, name, expert, _KNOWN_ROWS[rows], is_transposed)
     return pieces
-
-
-_KNOWN_ROWS: dict[tuple[int, ...], tuple[int, int, int] | None] = {
-    (0, 1, 2, 3): None,
-    (0, 1): (0, 1, 2),
-    (2, 3): (1, 1, 2),
-    (0, 2): (0, 2, 2),
-    (1, 3): (1, 2, 2),
-}

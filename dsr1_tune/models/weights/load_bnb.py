@@ -107,11 +107,11 @@ def open_prequantized(folder: Path, config: Any, name: str) -> tuple[Prequantize
         sizes = _sizes(kind, layout.shapes[parameter], parts[parameter])
         for part, (shape, dtype) in sizes.items():
             is_fused = len(layout.shapes[parameter]) == 3 and pieces[0].expert is None
-            if part == "error" and not is_fused:  # what it was is not stored for each matrix
-                read = partial(torch.full, shape, worst)
-            else:
-                read = _buffer(checkpoint, kind, part, pieces, Spec(NAMES[dtype], shape), is_fused)
-            tensors[f"{parameter}_{part}"] = LazyTensor(Spec(NAMES[dtype], shape), read)
+            spec = Spec(NAMES[dtype], shape)
+            read: Callable[[], Tensor] = partial(torch.full, shape, worst)
+            if part != "error" or is_fused:  # what the error was is not stored for each matrix
+                read = _buffer(checkpoint, kind, part, pieces, spec, is_fused)
+            tensors[f"{parameter}_{part}"] = LazyTensor(spec, read)
     return PrequantizedConfig(kind=kind, parts=parts), tensors
 
 

@@ -32,6 +32,7 @@ _IS_SET = {name for name, value in os.environ.items() if value.lower() in ("1", 
 ACCELERATES_STRATEGY: Literal["fsdp2", "zero3", None] = (
     "fsdp2" if "ACCELERATE_USE_FSDP" in _IS_SET else "zero3" if "ACCELERATE_USE_DEEPSPEED" in _IS_SET else None
 )
+_ZERO3 = "--config_file configs/accelerate/zero3.yaml"
 
 
 def join(parallel: Parallel) -> None:
@@ -98,9 +99,6 @@ def as_launched(config: Run, is_resumed: bool, say: Callable[[str], None]) -> Ru
         message = error.errors()[0]["msg"]
         hint = "choose another parallel.strategy" if "strategy" in message else "start fewer processes, or change that"
         raise ConfigError(message, hint=hint) from None
-
-
-_ZERO3 = "--config_file configs/accelerate/zero3.yaml"
 
 
 def global_batch(config: TuneRun) -> int:

@@ -30,6 +30,7 @@ _POLL_SECONDS = 0.05
 # When one process has failed the others notice and end, or they hang: so long they have for each step of the way out.
 _PATIENCE_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
+_USERS_ERROR, _OTHER, _CONSEQUENCE = range(3)
 
 
 def is_launched() -> bool:
@@ -158,6 +159,3 @@ def _cause(process: _Process) -> int:
         return _OTHER
     is_silent = process.stderr.seek(0, os.SEEK_END) == 0  # it ended because another one did
     return _CONSEQUENCE if is_silent else _USERS_ERROR
-
-
-_USERS_ERROR, _OTHER, _CONSEQUENCE = range(3)

@@ -23,6 +23,8 @@ from dsr1_tune.moe.routing import move_biases
 from dsr1_tune.runs.distributed import group
 from dsr1_tune.runs.folder import RunFolder
 
+_SAME_PRESS_SECONDS = 1.0
+
 
 class GradientCheck(TrainerCallback):
     """Stops the run at its first step if a part that is to be trained received no gradient."""
@@ -99,9 +101,6 @@ class WholeCheckpoints(TrainerCallback):
         """Called after the last of its files; of several processes each writes some."""
         group.barrier()
         self._folder.mark_whole(state.global_step)
-
-
-_SAME_PRESS_SECONDS = 1.0
 
 
 class GracefulStop(TrainerCallback):

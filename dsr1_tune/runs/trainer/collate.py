@@ -15,6 +15,13 @@ from dsr1_tune.data.encode.example import IGNORED
 from dsr1_tune.data.encode.packing import Packed
 from dsr1_tune.errors import ModelError
 
+# How far the logits of a packed example may be from its own alone, as a share of their size. In 16 bits products of
+# other shapes round otherwise; an example that sees another one is off by several tenths.
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_TOLERANCE_16_BIT = 5e-2
+# Two examples that share a sequence, and two in a shorter one, which is padded.
+_LENGTHS = ((23, 17), (11, 9))
+
 
 def as_dataset(sequences: Sequence[Packed]) -> Dataset:
     """Packed sequences in the columns that TRL's trainer keeps."""
@@ -45,14 +52,6 @@ class PackedCollator:
             "labels": pad_sequence([torch.tensor(row["labels"]) for row in rows], True, IGNORED),
             "position_ids": pad_sequence(positions, True),
         }
-
-
-# How far the logits of a packed example may be from its own alone, as a share of their size. In 16 bits products of
-# other shapes round otherwise; an example that sees another one is off by several tenths.
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-_TOLERANCE_16_BIT = 5e-2
-# Two examples that share a sequence, and two in a shorter one, which is padded.
-_LENGTHS = ((23, 17), (11, 9))
 
 
 def use_packing(model: nn.Module, pad_token: int = 0) -> None:

@@ -18,6 +18,9 @@ from dsr1_tune.errors import ConfigError
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8
 _NO_DECAY = ("bias", "norm", "magnitude")
+Rounding = Literal["stochastic", "nearest"]
+# Float32 copies are made of so many numbers at a time, however large the parameter.
+_PIECE = 2**24
 
 
 def check_optimizer(schedule: Schedule, device: torch.device) -> None:
@@ -114,12 +117,6 @@ class ExactAdafactor(Adafactor):
         """Take up a saved state."""
         super().load_state_dict(state_dict)
         load_exactly(self, state_dict)
-
-
-Rounding = Literal["stochastic", "nearest"]
-
-# Float32 copies are made of so many numbers at a time, however large the parameter.
-_PIECE = 2**24
 
 
 class StochasticAdamW(torch.optim.Optimizer):

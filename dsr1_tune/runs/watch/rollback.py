@@ -21,6 +21,8 @@ from dsr1_tune.runs.watch.alarms import Alarm, Kind
 STOPPED = "stopped by alarm"
 LOWER = 0.5
 """What the learning rate is multiplied by when a run is rolled back."""
+_RATE = "learning_rate.json"
+_START = "start"
 
 
 class RollBack(Exception):
@@ -144,9 +146,6 @@ def change_learning_rate(change: float, optimizer: Any, scheduler: Any) -> None:
     scheduler._last_lr = [rate * change for rate in scheduler._last_lr]
 
 
-_RATE = "learning_rate.json"
-
-
 # --- the beginning, where no checkpoint is old enough ----------------------------------------------------------------
 
 
@@ -173,9 +172,6 @@ def _changing(model: nn.Module) -> Iterable[tuple[str, Any]]:
         for name, buffer in model.named_buffers()
         if buffer.is_floating_point() and part_of(name) == "router"
     )
-
-
-_START = "start"
 
 
 def _manifest(folder: RunFolder) -> dict[str, Any]:
