@@ -90,7 +90,6 @@ def _adapter(ref: Adapter) -> Artifact:
 
 
 def _gguf(file: Path) -> Artifact:
-    """A GGUF file's fields and tensors. Raises ModelError if it is damaged."""
     from gguf import GGUFReader
 
     try:

@@ -133,14 +133,8 @@ def _read_model(
     from dsr1_tune.models.weights.load_nf4 import Nf4Config
 
     config = deepcopy(located.config)
-    settings: dict[str, Any] = {
-        "config": config,
-        "dtype": dtype,
-        "device_map": {"": device},
-        "trust_remote_code": False,
-        "ignore_mismatched_sizes": True,
-        "output_loading_info": True,
-    }
+    settings: dict[str, Any] = {"config": config, "dtype": dtype, "device_map": {"": device}}
+    settings |= {"trust_remote_code": False, "ignore_mismatched_sizes": True, "output_loading_info": True}
     stored = StoredFormat.of(config)
     if stored.is_bitsandbytes:
         from dsr1_tune.models.weights.load_bnb import open_prequantized

@@ -56,7 +56,8 @@ class ModelRef:
             return Folder(name, path)
         if name == embedded.NAME:
             return Embedded(name, path)
-        return Missing(name, path) if _is_path(name) else Hub(name, path)
+        is_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or not _HUB_ID.fullmatch(name)
+        return Missing(name, path) if is_path else Hub(name, path)
 
 
 class Embedded(ModelRef):
@@ -138,11 +139,6 @@ def find_adapter(model: str | Path | None) -> Adapter | None:
     if isinstance(ref, RewardModel):
         ref.refuse()
     return ref if isinstance(ref, Adapter) else None
-
-
-def _is_path(name: str) -> bool:
-    """Whether a name that is no existing file can only be meant as a path."""
-    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or not _HUB_ID.fullmatch(name)
 
 
 def manifest_in(folder: Path) -> dict[str, Any]:

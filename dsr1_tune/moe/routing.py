@@ -75,9 +75,6 @@ def _hold(module: nn.Module, name: str) -> None:
     owner.register_buffer(leaf, held)
 
 
-# --- the auxiliary loss ----------------------------------------------------------------------------------------------
-
-
 def load_balancing_loss(logits_TE: Tensor, index_TK: Tensor, is_real_T: Tensor | None = None) -> Tensor:
     """E · Σ_e (rows of e per token) · (mean probability of e), of one layer (Switch Transformer, arXiv 2101.03961).
 
@@ -121,9 +118,6 @@ class AuxiliaryLoss:
         """Stop listening."""
         while self._hooks:
             self._hooks.pop().remove()
-
-
-# --- the bias rule ---------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

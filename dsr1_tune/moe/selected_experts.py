@@ -27,6 +27,7 @@ Chosen = Mapping[str, Sequence[int]]
 
 IMPLEMENTATION = "chosen_experts"
 _CHILD = "chosen"
+_WHOLE = "train them with full and --set train.only=[routed_experts]"
 _PROFILE = "profile the experts of this model: dsr1-tune experts FILE --model ..."
 
 
@@ -76,15 +77,18 @@ def check_chosen(model: nn.Module, chosen: Chosen | None = None) -> list[ExpertB
     blocks = {block.name: block for block in find_experts(model)}
     if not blocks:
         raise ModelError("the model has no routed experts", hint="train it with lora or full")
-    for block in blocks.values():
-        _check_kind(block)
+    for name, module in ((name, block.module) for name, block in blocks.items()):
+        # The products below do not cover all kinds.
+        if getattr(module, "has_post_expert_norm", False) or getattr(module, "_is_expert_parallel", False):
+            raise ModelError(
+                f"{name}: experts of the kind {type(module).__name__} cannot be trained one by one", _WHOLE
+            )
     if chosen is None:
         return list(blocks.values())
     for name, numbers in chosen.items():
         if name not in blocks:
-            raise ModelError(
-                f"the model has no experts called {name}; its first are {next(iter(blocks))}", hint=_PROFILE
-            )
+            said = f"the model has no experts called {name}; its first are {next(iter(blocks))}"
+            raise ModelError(said, hint=_PROFILE)
         num_experts = blocks[name].num_experts
         if wrong := [number for number in numbers if not 0 <= number < num_experts]:
             raise ModelError(f"{name}: has {num_experts} experts, there is no number {wrong[0]}", hint=_PROFILE)
@@ -92,15 +96,6 @@ def check_chosen(model: nn.Module, chosen: Chosen | None = None) -> list[ExpertB
     if not found:
         raise ModelError("no expert is chosen to be trained", hint=_PROFILE)
     return found
-
-
-def _check_kind(block: ExpertBlock) -> None:
-    """Refuse experts that the products below do not cover."""
-    if getattr(block.module, "has_post_expert_norm", False) or getattr(block.module, "_is_expert_parallel", False):
-        raise ModelError(
-            f"{block.name}: experts of the kind {type(block.module).__name__} cannot be trained one by one",
-            hint="train them with full and --set train.only=[routed_experts]",
-        )
 
 
 def _switch(model: nn.Module, blocks: list[ExpertBlock]) -> None:
@@ -111,8 +106,7 @@ def _switch(model: nn.Module, blocks: list[ExpertBlock]) -> None:
     for block in blocks:
         if block.module.config._experts_implementation != IMPLEMENTATION:
             raise ModelError(
-                f"{block.name}: the experts of {type(model).__name__} cannot be computed in another way",
-                hint="train them with full and --set train.only=[routed_experts]",
+                f"{block.name}: the experts of {type(model).__name__} cannot be computed in another way", _WHOLE
             )
 
 
@@ -122,9 +116,11 @@ class ChosenWeights(nn.ModuleDict):
     def __init__(self, block: ExpertBlock, numbers: Sequence[int]) -> None:
         super().__init__()
         self.numbers = tuple(sorted(numbers))
+        names = [*block.parameters, *(f"{name}_bias" for name in block.parameters if block.module.has_bias)]
         for number in self.numbers:
-            rows = {name: nn.Parameter(getattr(block.module, name).data[number]) for name in _trained_names(block)}
-            self[str(number)] = nn.ParameterDict(rows)
+            self[str(number)] = nn.ParameterDict(
+                {name: nn.Parameter(getattr(block.module, name).data[number]) for name in names}
+            )
 
     def of(self, experts: nn.Module, name: str) -> tuple[nn.Parameter, ...]:
         """One parameter of every chosen expert, in order of their numbers."""
@@ -133,15 +129,11 @@ class ChosenWeights(nn.ModuleDict):
         rows = tuple(self[str(number)][name] for number in self.numbers)
         for number, row in zip(self.numbers, rows, strict=True):
             if row.data_ptr() != start + number * step:
-                _make_view(row, fused, number)
+                # `model.to(device)` or a copy of the model has parted them: it becomes a view again.
+                with torch.no_grad():
+                    fused[number].copy_(row)
+                row.data = fused.data[number]
         return rows
-
-
-@torch.no_grad()
-def _make_view(row: nn.Parameter, fused: nn.Parameter, number: int) -> None:
-    """Make a parameter a view of the fused weight again: `model.to(device)` or a copy of the model has parted them."""
-    fused[number].copy_(row)
-    row.data = fused.data[number]
 
 
 class ChosenLora(nn.Module):
@@ -167,15 +159,6 @@ class ChosenLora(nn.Module):
     def num_reached(self) -> int:
         """How many weights of the base the LoRA reaches."""
         return sum(len(a) * a.shape[2] * self.lora_B[name].shape[1] for name, a in self.lora_A.items())
-
-
-def _trained_names(block: ExpertBlock) -> list[str]:
-    """The fused parameters of a block, weights and biases."""
-    names = block.parameters
-    return [*names, *(f"{name}_bias" for name in names if block.module.has_bias)]
-
-
-# --- the forward pass ------------------------------------------------------------------------------------------------
 
 
 def _forward(experts: nn.Module, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:

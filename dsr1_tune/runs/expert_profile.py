@@ -31,16 +31,9 @@ def choose_for(
     drawn = sample(train, esft.sample_tokens, config.schedule.seed)
     with narrator.counting("profiling", len(drawn)) as advance:
         routing = profile(model, drawn, base.tokenizer.pad_token_id, advance)
-    choice = Choice(
-        model=base.name,
-        revision=base.revision,
-        data_sha256=hash_files(config.data.all_files),
-        num_tokens=sum(len(example.input_ids) for example in drawn),
-        score=esft.score,
-        share=esft.share,
-        layers=choose(routing, esft.score, esft.share),
-    )
-    return choice, routing
+    num_tokens, layers = sum(len(one.input_ids) for one in drawn), choose(routing, esft.score, esft.share)
+    hashes = hash_files(config.data.all_files)
+    return Choice(base.name, base.revision, hashes, num_tokens, esft.score, esft.share, layers), routing
 
 
 def sample(examples: Sequence[Example], num_tokens: int, seed: int) -> list[Example]:
@@ -69,7 +62,8 @@ def show_choice(choice: Choice, console: Console) -> None:
         taken = sum(layer.shares[number] for number in layer.chosen)
         numbers = (f"{len(layer.shares)}", f"{len(layer.chosen)}", f"{taken:.0%}", f"{entropy(layer):.2f}")
         number = next((piece for piece in name.split(".") if piece.isdigit()), name)  # all that layers' names differ by
-        table.add_row(number, *numbers, _most_used(layer))
+        most_used = sorted(range(len(layer.shares)), key=lambda one: -layer.shares[one])[:_NUM_TOP]
+        table.add_row(number, *numbers, ", ".join(f"{one} ({layer.shares[one]:.0%})" for one in most_used))
     console.print(table, markup=False)
     console.print(
         f"{choice.num_chosen:,} of {choice.num_experts:,} experts are chosen "
@@ -83,8 +77,3 @@ def entropy(layer: LayerChoice) -> float:
     if len(layer.shares) < 2:
         return 1.0
     return sum(-share * math.log(share) for share in layer.shares if share > 0) / math.log(len(layer.shares))
-
-
-def _most_used(layer: LayerChoice) -> str:
-    order = sorted(range(len(layer.shares)), key=lambda number: -layer.shares[number])
-    return ", ".join(f"{number} ({layer.shares[number]:.0%})" for number in order[:_NUM_TOP])

@@ -25,8 +25,6 @@ _WHOLE = ".whole"
 
 @dataclass(frozen=True)
 class _Place:
-    """A file or folder of this name in the run folder."""
-
     name: str
 
     def __get__(self, folder: RunFolder, kind: type[RunFolder] | None = None) -> Path:

@@ -52,14 +52,9 @@ class ExpertsConfig:
         """What there is to say of a model whose experts were trained."""
         trained = [(block, block.module.chosen) for block in find_experts(model) if hasattr(block.module, "chosen")]
         lora = next((chosen for _, chosen in trained if isinstance(chosen, ChosenLora)), None)
-        return cls(
-            base_model_name_or_path=base.name,
-            revision=base.revision if base.repo_id else None,
-            method="lora" if lora else "weights",
-            rank=lora.rank if lora else 0,
-            scale=lora.scale if lora else 0.0,
-            layers={block.name: Layer(block.num_experts, chosen.numbers) for block, chosen in trained},
-        )
+        how = ("lora", lora.rank, lora.scale) if lora else ("weights", 0, 0.0)
+        layers = {block.name: Layer(block.num_experts, chosen.numbers) for block, chosen in trained}
+        return cls(base.name, base.revision if base.repo_id else None, *how, layers)
 
     @classmethod
     def read(cls, folder: Path) -> ExpertsConfig:
@@ -129,7 +124,6 @@ def _check_layers(config: ExpertsConfig, loaded: Loaded, folder: Path) -> None:
 
 
 def _places(model: nn.Module, config: ExpertsConfig) -> dict[str, Tensor]:
-    """Where the saved tensors of the chosen experts belong."""
     if config.method == "lora":
         return dict(trained_tensors(model))
     blocks = {block.name: block for block in find_experts(model)}

@@ -133,9 +133,6 @@ def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
         yield order[start : start + batch_size]
 
 
-# --- its folder -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class RewardFacts:
     """What reward_config.json says: that this is a reward model, of which base, over what chat template."""

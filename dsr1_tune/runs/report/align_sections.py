@@ -25,9 +25,6 @@ Facts = Mapping[str, Any]
 Log = Sequence[Facts]
 
 
-# --- before and after -------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Row:
     """A measure before and after: numbers as text, and whether it is a part of the one above."""
@@ -133,9 +130,6 @@ def _number(value: Any) -> str:
 
 def _share(value: Any) -> str:
     return f"{100 * value:.1f}\u202f%" if _are_numbers(value) else "–"
-
-
-# --- curves -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -135,15 +135,13 @@ class GracefulStop(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Give the signals back."""
-        self.give_back()
-
-    def give_back(self) -> None:
+    def give_back(self, *args: Any, **kwargs: Any) -> None:
         """Restore the signal handlers that were there before."""
         while self._before:
             number, handler = self._before.popitem()
             signal.signal(number, handler)
+
+    on_train_end = give_back
 
 
 class ProgressBar(TrainerCallback):
@@ -184,13 +182,11 @@ class ProgressBar(TrainerCallback):
         if not self._console.is_terminal and is_due:
             self._console.print(f"step {state.global_step}/{state.max_steps}  {text}")
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave the bar as it stands."""
-        self.close()
-
-    def close(self) -> None:
-        """Stop drawing; also when training ended by an error."""
+    def close(self, *args: Any, **kwargs: Any) -> None:
+        """Stop drawing, and leave the bar as it stands; also when training ended by an error."""
         self._bar.stop()
+
+    on_train_end = close
 
 
 class BiasRule(TrainerCallback):
@@ -216,15 +212,13 @@ class BiasRule(TrainerCallback):
         if self._monitor:
             move_biases(self._routers, self._monitor.take(of_all_processes=True).load_LE, self._rate)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop counting."""
-        self.close()
-
-    def close(self) -> None:
+    def close(self, *args: Any, **kwargs: Any) -> None:
         """Stop counting; also when training ended by an error."""
         if self._monitor:
             self._monitor.close()
             self._monitor = None
+
+    on_train_end = close
 
 
 def real_tokens(inputs: dict[str, Any]) -> Tensor:

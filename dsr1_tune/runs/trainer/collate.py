@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -25,13 +26,8 @@ _LENGTHS = ((23, 17), (11, 9))
 
 def as_dataset(sequences: Sequence[Packed]) -> Dataset:
     """Packed sequences in the columns that TRL's trainer keeps."""
-    return Dataset.from_dict(
-        {
-            "input_ids": [one.input_ids for one in sequences],
-            "labels": [one.labels for one in sequences],
-            "seq_lengths": [one.lengths for one in sequences],
-        }
-    )
+    columns = {"input_ids": "input_ids", "labels": "labels", "seq_lengths": "lengths"}
+    return Dataset.from_dict({column: [getattr(one, name) for one in sequences] for column, name in columns.items()})
 
 
 class PackedCollator:
@@ -103,7 +99,6 @@ def largest_difference(model: Any, pad_token: int = 0) -> float:
 
 
 def _drawn(vocab_size: int) -> list[Packed]:
-    """Random sequences of tokens, the same every time."""
     generator = torch.Generator().manual_seed(0)
     sequences = []
     for lengths in _LENGTHS:
@@ -114,17 +109,13 @@ def _drawn(vocab_size: int) -> list[Packed]:
 
 def _places(sequence: Packed) -> list[slice]:
     """Where in the sequence each of its examples stands."""
-    ends = [sum(sequence.lengths[: number + 1]) for number in range(len(sequence.lengths))]
-    return [slice(end - length, end) for end, length in zip(ends, sequence.lengths, strict=True)]
+    return [slice(*ends) for ends in pairwise(accumulate(sequence.lengths, initial=0))]
 
 
 def _logits(model: Any, **inputs: torch.Tensor) -> torch.Tensor:
     on_device = {name: value.to(model.device) for name, value in inputs.items()}
     logits_BTV: torch.Tensor = model(**on_device, use_cache=False).logits.float()
     return logits_BTV
-
-
-# --- masks for models that do not look at the positions --------------------------------------------------------------
 
 
 def _decoder(model: Any) -> nn.Module:
@@ -137,9 +128,8 @@ def _decoder(model: Any) -> nn.Module:
 def _give_masks(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Before the decoder runs: for packed positions the masks that transformers makes elsewhere."""
     positions_BT = kwargs.get("position_ids")
-    if positions_BT is None or kwargs.get("attention_mask") is not None:
-        return args, kwargs
-    if find_packed_sequence_indices(positions_BT) is None:
+    is_masked = positions_BT is None or kwargs.get("attention_mask") is not None
+    if is_masked or find_packed_sequence_indices(positions_BT) is None:
         return args, kwargs
     dtype = decoder.get_input_embeddings().weight.dtype
     # Of the embeddings only batch, length, number format and device are looked at.

@@ -163,9 +163,6 @@ class Overfitting:
             yield Alarm("overfitting", "held-out loss", self._best_step + 1, detail)
 
 
-# --- what detectors are made of ---------------------------------------------------------------------------------------
-
-
 class _Lately:
     """The last values, their median and scatter (1.4826 × the median distance from it, as of a bell curve)."""
 

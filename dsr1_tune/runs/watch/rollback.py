@@ -111,9 +111,6 @@ def set_suspects_aside(folder: RunFolder, keep: bool = True) -> None:
     folder.update(last_good_step=None)
 
 
-# --- the learning rate ------------------------------------------------------------------------------------------------
-
-
 def note_learning_rate(folder: RunFolder, checkpoint: Path) -> None:
     """Write into a checkpoint which share of the configured learning rate it was trained with."""
     with atomic_write(checkpoint / _RATE) as file:
@@ -144,9 +141,6 @@ def change_learning_rate(change: float, optimizer: Any, scheduler: Any) -> None:
     scheduler = getattr(scheduler, "scheduler", scheduler)
     scheduler.base_lrs = [rate * change for rate in scheduler.base_lrs]
     scheduler._last_lr = [rate * change for rate in scheduler._last_lr]
-
-
-# --- the beginning, where no checkpoint is old enough ----------------------------------------------------------------
 
 
 def keep_start(model: nn.Module, folder: RunFolder) -> None:

@@ -216,7 +216,6 @@ class _Past:
 
 
 def _numbers_of(logs: dict[str, Any], step: int, routing: Routing | None = None) -> Numbers:
-    """A step's metrics as the detectors are fed them."""
     norms = {name.removeprefix("grad_norm/"): float(norm) for name, norm in logs.items() if "grad_norm/" in name}
     norms = {"all": float(logs["grad_norm"]), **norms} if "grad_norm" in logs else {}
     return Numbers(step, float(logs.get("loss", math.nan)), norms, logs.get("eval_loss"), routing)
