@@ -52,9 +52,11 @@ class ExpertsConfig:
         """What there is to say of a model whose experts were trained."""
         trained = [(block, block.module.chosen) for block in find_experts(model) if hasattr(block.module, "chosen")]
         lora = next((chosen for _, chosen in trained if isinstance(chosen, ChosenLora)), None)
-        how = ("lora", lora.rank, lora.scale) if lora else ("weights", 0, 0.0)
         layers = {block.name: Layer(block.num_experts, chosen.numbers) for block, chosen in trained}
-        return cls(base.name, base.revision if base.repo_id else None, *how, layers)
+        revision = base.revision if base.repo_id else None
+        if lora is None:
+            return cls(base.name, revision, "weights", 0, 0.0, layers)
+        return cls(base.name, revision, "lora", lora.rank, lora.scale, layers)
 
     @classmethod
     def read(cls, folder: Path) -> ExpertsConfig:

@@ -96,7 +96,6 @@ def _start(arguments: Sequence[str], rank: int, number: int, port: int, stderr: 
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_PORT": port}
     environment = {**os.environ, **{name: str(value) for name, value in ranks.items()}, "MASTER_ADDR": "127.0.0.1"}
     environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // number, 1)))
-    is_linux = sys.platform == "linux"
     popen = subprocess.Popen(
         [sys.executable, "-m", "dsr1_tune", *arguments],
         env=environment,
@@ -105,10 +104,14 @@ def _start(arguments: Sequence[str], rank: int, number: int, port: int, stderr: 
         stderr=stderr,
         # A terminal sends Ctrl-C to all of its session; these get theirs from us, once.
         start_new_session=True,
-        # Killed with SIGKILL, this command must not leave processes behind that go on writing.
-        preexec_fn=(lambda: ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)) if is_linux else None,
+        preexec_fn=_die_with_parent if sys.platform == "linux" else None,
     )
     return _Process(rank, popen, stderr)
+
+
+def _die_with_parent() -> None:
+    """Killed with SIGKILL, this command must not leave processes behind that go on writing."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager

@@ -128,8 +128,9 @@ def _decoder(model: Any) -> nn.Module:
 def _give_masks(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Before the decoder runs: for packed positions the masks that transformers makes elsewhere."""
     positions_BT = kwargs.get("position_ids")
-    is_masked = positions_BT is None or kwargs.get("attention_mask") is not None
-    if is_masked or find_packed_sequence_indices(positions_BT) is None:
+    if positions_BT is None or kwargs.get("attention_mask") is not None:
+        return args, kwargs
+    if find_packed_sequence_indices(positions_BT) is None:
         return args, kwargs
     dtype = decoder.get_input_embeddings().weight.dtype
     # Of the embeddings only batch, length, number format and device are looked at.
