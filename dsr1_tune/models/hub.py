@@ -31,9 +31,7 @@ def fetch(repo_id: str, revision: str | None = None, patterns: Sequence[str] = D
     )
 
     try:
-        folder = Path(
-            snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns), etag_timeout=TIMEOUT_SECONDS)
-        )
+        folder = snapshot_download(repo_id, revision=revision, allow_patterns=[*patterns], etag_timeout=TIMEOUT_SECONDS)
     except HFValidationError as error:
         raise ModelError(f"{repo_id}: is neither a folder here nor a Hub id", hint=_GIVE) from error
     except GatedRepoError as error:
@@ -67,7 +65,7 @@ def fetch(repo_id: str, revision: str | None = None, patterns: Sequence[str] = D
             f"{repo_id}: the download broke off: {_first_line(error)}",
             hint="run the same command again: it goes on where it stopped",
         ) from error
-    return folder, folder.name
+    return Path(folder), Path(folder).name
 
 
 def file_sizes(repo_id: str, revision: str) -> dict[str, int] | None:

@@ -120,7 +120,6 @@ def folder_of(tool: str) -> Path:
 
 
 def _make(tool: str, folder: Path, say: Say) -> None:
-    """Install it beside its place, try it there, and move it into place."""
     with only_builder(folder):
         if folder.is_dir():
             return

@@ -125,7 +125,7 @@ def deepseek_config(llama: Any, tokens: Mapping[str, int | None]) -> Any:
 
 
 def _texts() -> Any:
-    """The settings of every upcycled config, and its model card."""
+    """The settings of every upcycled config and its rope, and its model card."""
     import yaml
 
     return yaml.safe_load(Path(__file__).with_name("upcycle.yaml").read_text(encoding="utf-8"))
@@ -141,15 +141,8 @@ def _rope(llama: Any) -> dict[str, Any]:
 
     divisors = llama.rope_parameters["rope_theta"] ** (torch.arange(0, llama.head_dim, 2).float() / llama.head_dim)
     factors = divisors.tolist() * llama.num_key_value_heads
-    return {
-        "rope_type": "longrope",
-        "rope_theta": 1.0,
-        "short_factor": factors,
-        "long_factor": factors,
-        "factor": 1.0,
-        "attention_factor": 1.0,
-        "original_max_position_embeddings": llama.max_position_embeddings,
-    }
+    own = {"short_factor": factors, "long_factor": factors}
+    return _texts()["rope"] | own | {"original_max_position_embeddings": llama.max_position_embeddings}
 
 
 def deepseek_weights(source: Source) -> Iterator[tuple[str, torch.Tensor]]:

@@ -47,9 +47,6 @@ class Routing:
     def __add__(self, other: Routing) -> Routing:
         return replace(self, load_LE=self.load_LE + other.load_LE, weight_LE=self.weight_LE + other.weight_LE)
 
-    def __sub__(self, other: Routing) -> Routing:
-        return replace(self, load_LE=self.load_LE - other.load_LE, weight_LE=self.weight_LE - other.weight_LE)
-
     @property
     def num_experts(self) -> int:
         """E, the number of routed experts."""

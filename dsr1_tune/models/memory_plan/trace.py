@@ -134,11 +134,7 @@ def _evaluated(model: Any, ids_BT: Tensor) -> None:
         functional.cross_entropy(chosen_NV, ids_BT[:, 1:].reshape(-1), reduction="sum")
 
 
-_STEPS: dict[Step, Callable[[Any, Tensor], None]] = {
-    "sft": _supervised,
-    "dpo": _preferences,
-    "evaluation": _evaluated,
-}
+_STEPS: dict[Step, Callable[[Any, Tensor], None]] = {"sft": _supervised, "dpo": _preferences, "evaluation": _evaluated}
 
 
 def _imagine(model: nn.Module) -> None:

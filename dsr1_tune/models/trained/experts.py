@@ -97,7 +97,15 @@ def attach_experts(loaded: Loaded, folder: Path) -> Any:
     Raises ModelError if the base is not of the shape that they were trained on, or the files are damaged.
     """
     config, model = ExpertsConfig.read(folder), loaded.model
-    _check_layers(config, loaded, folder)
+    have = {block.name: block.num_experts for block in find_experts(model)}
+    for name, layer in config.layers.items():
+        if name not in have:
+            raise ModelError(f"{folder}: {loaded.name} has no experts called {name}", hint=_RIGHT_BASE)
+        if have[name] != layer.num_experts:
+            raise ModelError(
+                f"{folder}: {name} had {layer.num_experts} experts, in {loaded.name} it has {have[name]}",
+                hint=_RIGHT_BASE,
+            )
     if config.method == "lora":
         train_lora(model, {name: layer.chosen for name, layer in config.layers.items()}, config.rank, config.scale)
     places = _places(model, config)
@@ -111,18 +119,6 @@ def attach_experts(loaded: Loaded, folder: Path) -> Any:
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{folder / WEIGHTS}: is damaged: {error}", hint="copy the folder again") from error
     return model.requires_grad_(False).eval()
-
-
-def _check_layers(config: ExpertsConfig, loaded: Loaded, folder: Path) -> None:
-    have = {block.name: block.num_experts for block in find_experts(loaded.model)}
-    for name, layer in config.layers.items():
-        if name not in have:
-            raise ModelError(f"{folder}: {loaded.name} has no experts called {name}", hint=_RIGHT_BASE)
-        if have[name] != layer.num_experts:
-            raise ModelError(
-                f"{folder}: {name} had {layer.num_experts} experts, in {loaded.name} it has {have[name]}",
-                hint=_RIGHT_BASE,
-            )
 
 
 def _places(model: nn.Module, config: ExpertsConfig) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from dsr1_tune.report import html
 from dsr1_tune.report.catalogue import Language
 from dsr1_tune.report.charts import HEIGHT, WIDTH, Line, chart, smoothed
 from dsr1_tune.runs.folder import FINISHED, RunFolder
-from dsr1_tune.runs.report.align_sections import CURVES, LOSS_OF_ITS_OWN, TEXTS, curves, outcome, points, section
+from dsr1_tune.runs.report.align_sections import CURVES, LOSS_OF_ITS_OWN, TEXTS, Facts, curves, outcome, points, section
 from dsr1_tune.runs.report.expert_map import before_and_after
 from dsr1_tune.runs.trainer.callbacks import read_log
 from dsr1_tune.runs.watch.alarms import TEXTS as ALARM_TEXTS
@@ -31,8 +31,6 @@ PICTURE_NAME = "experts.png"
 CALIBRATION_NAME = "calibration.png"
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 MAX_ANSWER_CHARS = 2000
-
-Facts = Mapping[str, Any]
 
 
 def write_report(folder: RunFolder, language: Literal["auto", "en", "zh"] = "auto") -> Path:
@@ -112,7 +110,6 @@ def render(run: _RunFacts, language: Language = "en") -> str:
 
 
 def _view(run: _RunFacts, language: Language) -> dict[str, Any]:
-    """The values of the template; every name is present."""
     manifest = run.manifest
     metrics = section(manifest, "metrics")
     config = section(manifest, "config")

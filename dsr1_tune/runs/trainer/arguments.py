@@ -37,8 +37,7 @@ def as_arguments(
     schedule = config.schedule
     sharing: dict[str, Any] = {}
     if config.parallel.strategy == "fsdp2" and not ACCELERATES_STRATEGY:  # else `accelerate launch` says it
-        # Whole layers: an expert's weights are read while its layer runs. Checkpoints that any number of processes
-        # reads.
+        # Whole layers: an expert's weights are read while its layer runs. Checkpoints for any number of processes.
         settings = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "state_dict_type": "FULL_STATE_DICT"}
         sharing = {"fsdp": True, "fsdp_config": settings}
     arguments = kind(

@@ -57,21 +57,19 @@ def use_packing(model: nn.Module, pad_token: int = 0) -> None:
     without looking at them: those are given masks. What remains are models that carry a state from token to token
     (Mamba, linear attention): there packed examples would silently learn from one another.
     """
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # from under PEFT
+    tolerance = _TOLERANCE.get(inner.get_input_embeddings().weight.dtype, _TOLERANCE_16_BIT)
     difference = largest_difference(model, pad_token)
-    if difference <= _tolerance(model):
+    if difference <= tolerance:
         return
-    handle = _decoder(model).register_forward_pre_hook(_give_masks, with_kwargs=True)
-    if not largest_difference(model, pad_token) <= _tolerance(model):
+    handle = inner.base_model.register_forward_pre_hook(_give_masks, with_kwargs=True)
+    if not largest_difference(model, pad_token) <= tolerance:
         handle.remove()
         raise ModelError(
             "this model cannot be trained with packing: an example would see those before it in its sequence "
             f"(its logits change by {difference:.0%})",
             hint="leave sequences.packing out",
         )
-
-
-def _tolerance(model: Any) -> float:
-    return _TOLERANCE.get(model.get_input_embeddings().weight.dtype, _TOLERANCE_16_BIT)
 
 
 @torch.no_grad()
@@ -89,7 +87,7 @@ def largest_difference(model: Any, pad_token: int = 0) -> float:
         return max(
             float((packed_BTV[row, where] - alone_TV).norm() / alone_TV.norm())
             for row, sequence in enumerate(sequences)
-            for where in _places(sequence)
+            for where in (slice(*ends) for ends in pairwise(accumulate(sequence.lengths, initial=0)))
             for alone_TV in _logits(model, input_ids=batch["input_ids"][row : row + 1, where])
         )
     except (TypeError, ValueError):  # the model knows no position_ids
@@ -107,22 +105,10 @@ def _drawn(vocab_size: int) -> list[Packed]:
     return sequences
 
 
-def _places(sequence: Packed) -> list[slice]:
-    """Where in the sequence each of its examples stands."""
-    return [slice(*ends) for ends in pairwise(accumulate(sequence.lengths, initial=0))]
-
-
 def _logits(model: Any, **inputs: torch.Tensor) -> torch.Tensor:
     on_device = {name: value.to(model.device) for name, value in inputs.items()}
     logits_BTV: torch.Tensor = model(**on_device, use_cache=False).logits.float()
     return logits_BTV
-
-
-def _decoder(model: Any) -> nn.Module:
-    """The stack of layers inside a causal language model, also under PEFT."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    decoder: nn.Module = inner.base_model
-    return decoder
 
 
 def _give_masks(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

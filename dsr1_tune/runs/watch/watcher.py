@@ -222,7 +222,6 @@ def _numbers_of(logs: dict[str, Any], step: int, routing: Routing | None = None)
 
 
 def _expert_numbers(window: Routing, base: Routing | None) -> dict[str, float]:
-    """All layers in a few numbers."""
     entropy_L = window.entropy_L
     numbers = {
         "experts/entropy_min": float(entropy_L.min()),
