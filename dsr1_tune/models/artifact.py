@@ -18,6 +18,11 @@ from dsr1_tune.models.weights.stored_format import quant_method
 
 Kind = Literal["model", "adapter", "gguf"]
 ADAPTER_FILE = "adapter_model.safetensors"
+# How each is called with a model, and the option that names an adapter.
+_SERVERS = {
+    "vllm": (("vllm", "serve"), "--lora-modules"),
+    "sglang": (("python", "-m", "sglang.launch_server", "--model-path"), "--lora-paths"),
+}
 
 
 @dataclass(frozen=True)
@@ -72,9 +77,8 @@ def of(place: Path | str) -> Artifact:
     if not files.path.exists():
         raise ModelError(f"{place}: there is no such folder", hint="give a model, an adapter, a run or a .gguf file")
     files.check()
-    names = frozenset(files.checkpoint.names)
-    return Artifact(files.path, "model", files.architecture, files.config_json, names, files.has_tokenizer,
-                    files.has_template)  # fmt: skip
+    said = files.config_json, frozenset(files.checkpoint.names), files.has_tokenizer, files.has_template
+    return Artifact(files.path, "model", files.architecture, *said)
 
 
 def _adapter(ref: Adapter) -> Artifact:
@@ -86,7 +90,6 @@ def _adapter(ref: Adapter) -> Artifact:
 
 
 def _gguf(file: Path) -> Artifact:
-    """A GGUF file's fields and tensors. Raises ModelError if it is damaged."""
     from gguf import GGUFReader
 
     try:
@@ -114,16 +117,8 @@ def command_for(artifact: Artifact, engine: str, host: str = "127.0.0.1", port: 
         return ["llama-server", "--model", path, "--jinja", *where]
     if engine == "transformers":
         return ["transformers", "serve", path, *where]
+    serve, named = _SERVERS[engine]
     if artifact.kind == "model":
-        return (
-            [*_SERVERS[engine], path, *where] if engine == "vllm" else [*_SERVERS[engine], "--model-path", path, *where]
-        )
+        return [*serve, path, *where]
     rank = str(max(artifact.max_rank, 16))
-    if engine == "vllm":
-        loras = ["--enable-lora", "--max-lora-rank", rank, "--lora-modules", f"adapter={path}"]
-        return [*_SERVERS[engine], artifact.base, *loras, *where]
-    loras = ["--enable-lora", "--max-lora-rank", rank, "--lora-paths", f"adapter={path}"]
-    return [*_SERVERS[engine], "--model-path", artifact.base, *loras, *where]
-
-
-_SERVERS = {"vllm": ("vllm", "serve"), "sglang": ("python", "-m", "sglang.launch_server")}
+    return [*serve, artifact.base, "--enable-lora", "--max-lora-rank", rank, named, f"adapter={path}", *where]

@@ -30,7 +30,7 @@ def with_context(config: Any, tokens: int, name: str = "the base") -> Any:
     rope = _stretchable(config, tokens, name)
     original = int(rope.get("original_max_position_embeddings", config.max_position_embeddings))
     stretched = copy.deepcopy(config)
-    stretched.rope_parameters = _yarn(rope, tokens / original, original, _scales_softmax(config))
+    stretched.rope_parameters = _yarn(rope, tokens / original, original, config)
     stretched.max_position_embeddings = tokens
     if getattr(config, "head_dim", 0) is None:
         # Mixtral's is left to be reckoned, and transformers forgets that for YaRN.
@@ -61,26 +61,21 @@ def _stretchable(config: Any, tokens: int, name: str) -> dict[str, Any]:
     )
 
 
-def _yarn(rope: dict[str, Any], factor: float, original: int, scales_softmax: bool) -> dict[str, Any]:
+def _yarn(rope: dict[str, Any], factor: float, original: int, config: Any) -> dict[str, Any]:
     """A rope's parameters, stretched `factor` times from the `original` context; what YaRN had of its own is kept."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
     is_plain = rope.get("rope_type", "default") == "default"
     before = rope.get("attention_factor")
     if before is not None and math.isclose(before, _SLOPE * math.log(max(rope.get("factor") or 1, 1)) + 1):
         del rope["attention_factor"]  # it follows from the factor
     rope |= {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
     rope.pop("type", None)
-    if is_plain and scales_softmax:
+    module = sys.modules[MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__module__]
+    if is_plain and hasattr(module, "yarn_apply_mscale"):  # as DeepSeek's: scores are multiplied by YaRN's factor
         # Latent attention rotates a part of each query and key only: all of it is scaled at the softmax instead.
         rope |= {"mscale": 1.0, "mscale_all_dim": 1.0}
     return rope
-
-
-def _scales_softmax(config: Any) -> bool:
-    """Whether the architecture multiplies its scores by YaRN's factor for `mscale_all_dim`, as DeepSeek's do."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    return hasattr(sys.modules[model_class.__module__], "yarn_apply_mscale")
 
 
 def check_length(config: Any, num_tokens: int, name: str = "the base") -> None:

@@ -12,7 +12,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,19 @@ from safetensors import SafetensorError, safe_open
 
 from dsr1_tune.atomic import atomic_folder
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models.smollm2 import HUB_ID, MEND, WHEEL, Source, read_gguf, read_llama, wheel_file
-from dsr1_tune.models.upcycle import NUM_CHOSEN, NUM_EXPERTS, RECIPE, write
+from dsr1_tune.models.upcycle import (
+    HUB_ID,
+    MEND,
+    NUM_CHOSEN,
+    NUM_EXPERTS,
+    RECIPE,
+    WHEEL,
+    Source,
+    read_gguf,
+    read_llama,
+    wheel_file,
+    write,
+)
 from dsr1_tune.models.weights.index import ONE_FILE
 
 NAME = "embedded"
@@ -32,6 +44,16 @@ WHAT = (
 DESCRIPTION = f"{WHAT}; for real work name a base, such as --model deepseek-ai/DeepSeek-V2-Lite-Chat"
 SIZE_GB = 1.8
 FOLDER_PREFIX = f"smollm2-135m-{NUM_EXPERTS}experts-recipe{RECIPE}-"
+# What the names that `write` gives contain, the narrower first.
+_PART_OF = {
+    "embed": "embeddings",
+    "norm": "norms",
+    "self_attn.": "attention",
+    "mlp.shared_experts.": "shared_experts",
+    "mlp.experts.": "routed_experts",
+    "mlp.gate.": "router",
+    "mlp.": "dense_ffn",
+}
 
 
 def find() -> Path | None:
@@ -40,7 +62,7 @@ def find() -> Path | None:
     One built from the installed wheel comes first; one built from another release of the wheel does not count.
     """
     wheel = wheel_file()
-    from_wheel = [_folder(_wheel_key(wheel))] if wheel else sorted(cache_dir().glob(_folder("wheel-*").name))
+    from_wheel = [_folder(_size_key(wheel))] if wheel else sorted(cache_dir().glob(_folder("wheel-*").name))
     from_hub = sorted(cache_dir().glob(_folder("hub-*").name))
     return next((folder for folder in [*from_wheel, *from_hub] if _is_whole(folder)), None)
 
@@ -58,12 +80,35 @@ def ensure(progress: Callable[[str], None] | None = None, rebuild: bool = False)
     key, read = _source()
     folder = _folder(key)
     try:
-        return _build(folder, read, say, rebuild)
+        with only_builder(folder):
+            if _is_whole(folder) and not rebuild:
+                return folder
+            if shutil.disk_usage(folder.parent).free < SIZE_GB * 1e9:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            say("reading its weights")
+            source = read()
+            with atomic_folder(folder) as part:
+                say("rewriting it as a DeepSeek-V3 mixture of experts")
+                write(source, part)
     except (OSError, SafetensorError) as error:  # the latter is how safetensors reports a full disk
         raise ModelError(
             f"{folder.parent}: cannot hold the embedded base: {getattr(error, 'strerror', None) or error}",
             hint=f"make room there ({SIZE_GB} GB), or set DSR1_TUNE_CACHE to a folder you can write to",
         ) from error
+    say(f"built in {folder}")
+    return folder
+
+
+@contextmanager
+def only_builder(folder: Path) -> Iterator[None]:
+    """Wait until no other process builds `folder`, and clear away what killed ones left beside it."""
+    from filelock import FileLock
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        for orphan in folder.parent.glob(f".{folder.name}.*.part"):
+            shutil.rmtree(orphan, ignore_errors=True)
+        yield
 
 
 def cache_dir() -> Path:
@@ -94,51 +139,14 @@ def sizes(folder: Path) -> list[PartSize]:
     try:
         with safe_open(folder / ONE_FILE, framework="numpy") as weights:
             for name in weights.keys():  # noqa: SIM118 - a safetensors file is no mapping
-                counts[_part_of(name)] += math.prod(weights.get_slice(name).get_shape())
+                part = next(part for mark, part in _PART_OF.items() if mark in name)
+                counts[part] += math.prod(weights.get_slice(name).get_shape())
     except SafetensorError as error:
         raise ModelError(
             f"{folder / ONE_FILE}: is damaged: {error}", hint="build it anew: dsr1-tune base --rebuild"
         ) from error
     share = {"routed_experts": NUM_CHOSEN / NUM_EXPERTS}
     return [PartSize(part, count, round(count * share.get(part, 1))) for part, count in counts.items()]
-
-
-# What the names that `write` gives contain, the narrower first.
-_PART_OF = {
-    "embed": "embeddings",
-    "norm": "norms",
-    "self_attn.": "attention",
-    "mlp.shared_experts.": "shared_experts",
-    "mlp.experts.": "routed_experts",
-    "mlp.gate.": "router",
-    "mlp.": "dense_ffn",
-}
-
-
-def _part_of(name: str) -> str:
-    return next(part for mark, part in _PART_OF.items() if mark in name)
-
-
-def _build(folder: Path, read: Callable[[], Source], say: Callable[[str], None], rebuild: bool) -> Path:
-    """Write the base into `folder`, unless another process has done it while we waited for the lock."""
-    from filelock import FileLock
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if _is_whole(folder) and not rebuild:
-            return folder
-        # We hold the lock, so these are what killed builds left behind.
-        for orphan in folder.parent.glob(f".{folder.name}.*.part"):
-            shutil.rmtree(orphan, ignore_errors=True)
-        if shutil.disk_usage(folder.parent).free < SIZE_GB * 1e9:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        say("reading its weights")
-        source = read()
-        with atomic_folder(folder) as part:
-            say("rewriting it as a DeepSeek-V3 mixture of experts")
-            write(source, part)
-    say(f"built in {folder}")
-    return folder
 
 
 def _folder(key: str) -> Path:
@@ -152,9 +160,8 @@ def _is_whole(folder: Path) -> bool:
 
 def _source() -> tuple[str, Callable[[], Source]]:
     """(cache key, how to read it) of the first source at hand: the installed wheel, else the Hub."""
-    wheel = wheel_file()
-    if wheel is not None:
-        return _wheel_key(wheel), lambda: read_gguf(wheel)
+    if wheel := wheel_file():
+        return _size_key(wheel), lambda: read_gguf(wheel)
     from dsr1_tune.models.hub import fetch
 
     try:
@@ -168,6 +175,6 @@ def _source() -> tuple[str, Callable[[], Source]]:
     return f"hub-{commit[:12]}", lambda: read_llama(folder, origin=f"{HUB_ID} at {commit}")
 
 
-def _wheel_key(file: Path) -> str:
+def _size_key(file: Path) -> str:
     """Names the wheel's file by its size: cheap, and enough to tell one release's file from another's."""
     return f"wheel-{file.stat().st_size}"

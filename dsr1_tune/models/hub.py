@@ -11,6 +11,7 @@ from dsr1_tune.errors import ModelError
 TIMEOUT_SECONDS = 10.0
 # What describes a model; never code, never weights.
 DESCRIPTIVE = ("*.json", "*.jinja", "*.txt", "*.model")
+_GIVE = "give an existing folder, or a Hub id such as deepseek-ai/DeepSeek-V2-Lite-Chat"
 
 
 def fetch(repo_id: str, revision: str | None = None, patterns: Sequence[str] = DESCRIPTIVE) -> tuple[Path, str]:
@@ -30,9 +31,7 @@ def fetch(repo_id: str, revision: str | None = None, patterns: Sequence[str] = D
     )
 
     try:
-        folder = Path(
-            snapshot_download(repo_id, revision=revision, allow_patterns=list(patterns), etag_timeout=TIMEOUT_SECONDS)
-        )
+        folder = snapshot_download(repo_id, revision=revision, allow_patterns=[*patterns], etag_timeout=TIMEOUT_SECONDS)
     except HFValidationError as error:
         raise ModelError(f"{repo_id}: is neither a folder here nor a Hub id", hint=_GIVE) from error
     except GatedRepoError as error:
@@ -66,7 +65,7 @@ def fetch(repo_id: str, revision: str | None = None, patterns: Sequence[str] = D
             f"{repo_id}: the download broke off: {_first_line(error)}",
             hint="run the same command again: it goes on where it stopped",
         ) from error
-    return folder, folder.name
+    return Path(folder), Path(folder).name
 
 
 def file_sizes(repo_id: str, revision: str) -> dict[str, int] | None:
@@ -79,9 +78,6 @@ def file_sizes(repo_id: str, revision: str) -> dict[str, int] | None:
     except (HTTPError, OfflineModeIsEnabled):
         return None
     return {file.rfilename: file.size or 0 for file in info.siblings or []}
-
-
-_GIVE = "give an existing folder, or a Hub id such as deepseek-ai/DeepSeek-V2-Lite-Chat"
 
 
 def _first_line(error: Exception) -> str:

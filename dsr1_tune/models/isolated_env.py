@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections import deque
@@ -19,13 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from dsr1_tune.atomic import atomic_folder
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models.embedded import cache_dir
+from dsr1_tune.models.embedded import cache_dir, only_builder
 
 Say = Callable[[str], None]
+_KEPT, _TAIL = 10_000, 15
+_ANEW = "its last lines say why; to have it installed anew, remove its folder, which `dsr1-tune doctor` names"
 
 
 @dataclass(frozen=True)
@@ -54,23 +53,28 @@ TOOLS: Mapping[str, Tool] = {
 
 @dataclass(frozen=True)
 class ToolEnvironment:
-    """How to run Python with a tool: `python` with the environment variables `env`."""
+    """How to run our Python with a tool: with the environment variables `env`."""
 
     tool: str
     folder: Path
-    python: Path
-    env: Mapping[str, str]
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Ours, and the tool's folder. All that it works on is on this disk; it shall not wait for a network."""
+        path = os.pathsep.join(filter(None, (str(self.folder), os.environ.get("PYTHONPATH"))))
+        own = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+        return os.environ | own
 
     def run(self, arguments: Sequence[str | Path], say: Say = lambda line: None) -> str:
         """Run Python with `arguments` to its end; `say` hears each line that it prints. Returns the last of it.
 
         Raises ModelError, with the end of what it said, if it fails. It ends with us, also when we are interrupted.
         """
-        command = [str(self.python), *map(str, arguments)]
+        command = [sys.executable, *map(str, arguments)]
         said: deque[str] = deque(maxlen=_KEPT)
         with subprocess.Popen(
             command,
-            env=dict(self.env),
+            env=self.env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -92,10 +96,6 @@ class ToolEnvironment:
         return "".join(said)
 
 
-_KEPT, _TAIL = 10_000, 15
-_ANEW = "its last lines say why; to have it installed anew, remove its folder, which `dsr1-tune doctor` names"
-
-
 def ensure(tool: str, say: Say = lambda line: None) -> ToolEnvironment:
     """The environment of `tool`, a key of TOOLS; installed first if it is not there yet, which `say` is told.
 
@@ -110,7 +110,7 @@ def ensure(tool: str, say: Say = lambda line: None) -> ToolEnvironment:
                 f"{folder.parent}: cannot hold {tool}: {error.strerror or error}",
                 hint="make room there, or set DSR1_TUNE_CACHE to a folder you can write to",
             ) from error
-    return _environment(tool, folder)
+    return ToolEnvironment(tool, folder)
 
 
 def folder_of(tool: str) -> Path:
@@ -119,21 +119,10 @@ def folder_of(tool: str) -> Path:
     return cache_dir() / "tools" / f"{tool}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 
-def _environment(tool: str, folder: Path) -> ToolEnvironment:
-    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
-    # All that a tool works on is on this disk; it shall not wait for a network that may not be there.
-    ours = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
-    return ToolEnvironment(tool, folder, Path(sys.executable), os.environ | ours)
-
-
 def _make(tool: str, folder: Path, say: Say) -> None:
-    """Install it beside its place, try it there, and move it into place."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with only_builder(folder):
         if folder.is_dir():
             return
-        for left in folder.parent.glob(f".{folder.name}.*.part"):  # we hold the lock: of killed attempts
-            shutil.rmtree(left, ignore_errors=True)
         packages = TOOLS[tool].packages
         say(f"installing {', '.join(packages)} into {folder} (once)")
         with atomic_folder(folder) as part:
@@ -144,8 +133,7 @@ def _make(tool: str, folder: Path, say: Say) -> None:
 def _install(packages: Sequence[str], folder: Path) -> None:
     # Our own dependencies must not be installed again, nor others than ours; so each package is named here.
     options = ("--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check", "--quiet")
-    command = [sys.executable, "-m", "pip", "install", *options, "--target", str(folder), *packages]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    done = _run(["-m", "pip", "install", *options, "--target", str(folder), *packages])
     if not done.returncode:
         return
     said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
@@ -159,16 +147,13 @@ def _install(packages: Sequence[str], folder: Path) -> None:
     raise ModelError(f"{', '.join(packages)}: cannot be installed: {last.removeprefix('ERROR: ')}", hint=hint)
 
 
+def _run(arguments: Sequence[str], env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+
+
 def _try(tool: str, folder: Path) -> None:
-    environment = _environment(tool, folder)
-    done = subprocess.run(
-        [str(environment.python), "-c", TOOLS[tool].tried],
-        env=dict(environment.env),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
+    done = _run(["-c", TOOLS[tool].tried], env=ToolEnvironment(tool, folder).env)
     if done.returncode:
         said = next(reversed(done.stderr.strip().splitlines()), "it said nothing")
         raise ModelError(

@@ -22,11 +22,12 @@ from dsr1_tune.models.folder import CONVERT, EXAMPLE, PICKLES, ModelFolder
 from dsr1_tune.models.memory import GIB, main_memory
 from dsr1_tune.models.ref import Hub, Missing, ModelRef, local_path
 from dsr1_tune.models.weights.checkpoint import Checkpoint
+from dsr1_tune.models.weights.converted import open_fp8, open_w4a16
 from dsr1_tune.models.weights.index import COPY_AGAIN, gist, weight_files
-from dsr1_tune.models.weights.lazy import open_fp8, open_w4a16
 from dsr1_tune.models.weights.stored_format import NF4_BYTES, StoredFormat
 
 _log = logging.getLogger(__name__)
+_SMALLER = "try qlora, or --set base.dtype=bfloat16, choose a smaller model, or use a machine with more memory"
 
 
 @dataclass(frozen=True)
@@ -132,14 +133,8 @@ def _read_model(
     from dsr1_tune.models.weights.load_nf4 import Nf4Config
 
     config = deepcopy(located.config)
-    settings: dict[str, Any] = {
-        "config": config,
-        "dtype": dtype,
-        "device_map": {"": device},
-        "trust_remote_code": False,
-        "ignore_mismatched_sizes": True,
-        "output_loading_info": True,
-    }
+    settings: dict[str, Any] = {"config": config, "dtype": dtype, "device_map": {"": device}}
+    settings |= {"trust_remote_code": False, "ignore_mismatched_sizes": True, "output_loading_info": True}
     stored = StoredFormat.of(config)
     if stored.is_bitsandbytes:
         from dsr1_tune.models.weights.load_bnb import open_prequantized
@@ -218,42 +213,24 @@ def pick_dtype(dtype: str, device: torch.device, quantized: bool = False) -> tor
     return torch.float32
 
 
-_SMALLER = "try qlora, or --set base.dtype=bfloat16, choose a smaller model, or use a machine with more memory"
-
-
 def _check_room(num_parameters: int, name: str, dtype: str, quantized: bool, held: Path | None) -> None:
     """Refuse what cannot fit: the kernel would end the process without a word. `held` is a folder of low precision."""
     device = pick_device()
     number = pick_dtype(dtype, device, quantized and held is not None)
     need = num_parameters * (NF4_BYTES if quantized else number.itemsize)
+    as_what = "in 4 bits" if quantized else f"as {str(number).removeprefix('torch.')}"
     if held:
-        need = _held_bytes(held, number)
-    have = _free_bytes(device)
+        checkpoint, as_what = Checkpoint(held), "as they are stored"
+        specs = [checkpoint.spec(name) for name in checkpoint.names]
+        wide = ("F32", "F16", "BF16")  # these become `number`, what is quantized stays as it is
+        need = sum(spec.num_elements * (number.itemsize if spec.dtype in wide else 1) for spec in specs)
+    have = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else main_memory().free
     if need > have:
-        as_what = f"as {str(number).removeprefix('torch.')}"
-        if quantized or held:
-            as_what = "as they are stored" if held else "in 4 bits"
         raise ModelError(
             f"{name}: its {num_parameters / 1e9:.1f} B weights need {need / GIB:.1f} GiB {as_what}, "
             f"{device} has {have / GIB:.1f} GiB free",
             hint=_SMALLER,
         )
-
-
-def _held_bytes(folder: Path, number: torch.dtype) -> int:
-    """What the weights take where quantized ones stay as they are stored and the others become `number`."""
-    checkpoint = Checkpoint(folder)
-    specs = [checkpoint.spec(name) for name in checkpoint.names]
-    return sum(spec.num_elements * (number.itemsize if spec.dtype in _WIDE else 1) for spec in specs)
-
-
-_WIDE = {"F32", "F16", "BF16"}
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return main_memory().free
 
 
 def _check_remote_weights(folder: Path, repo_id: str, commit: str, config: Any) -> int:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 GIB = 2**30
 _CGROUP = Path("/sys/fs/cgroup")
@@ -22,16 +21,8 @@ class Memory:
 
 def give_back() -> None:
     """Give the system back what was freed; the C library keeps the gaps between tensors, in all as much as a model."""
-    if (trim := _trim()) is not None:
-        trim(0)
-
-
-@cache
-def _trim() -> Any:
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError):  # not the GNU C library
-        return None
+    with suppress(OSError, AttributeError):  # not the GNU C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def main_memory(cgroup: Path = _CGROUP) -> Memory:

@@ -15,6 +15,7 @@ from dsr1_tune.models.weights.index import read_json
 
 ADAPTER_CONFIG, EXPERTS_CONFIG, REWARD_CONFIG = "adapter_config.json", "experts_config.json", "reward_config.json"
 """The file that makes a folder a PEFT adapter, trained experts, or a reward model."""
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 def local_path(name: str) -> Path:
@@ -44,9 +45,8 @@ class ModelRef:
             for place in (path, *(path / folder for folder in folders)):
                 if (place / file).is_file():
                     return kind(name, place)
-        if path.suffix == ".gguf" and path.is_file():
-            return Gguf(name, path)
-        if path.is_dir() and not any(path.glob("*.safetensors")) and any(path.glob("*.gguf")):
+        holds_gguf = path.is_dir() and not any(path.glob("*.safetensors")) and any(path.glob("*.gguf"))
+        if holds_gguf or (path.suffix == ".gguf" and path.is_file()):
             return Gguf(name, path)
         if (path / "manifest.json").is_file():
             has_model, is_model = ((place / "config.json").is_file() for place in (path / "model", path))
@@ -56,30 +56,26 @@ class ModelRef:
             return Folder(name, path)
         if name == embedded.NAME:
             return Embedded(name, path)
-        return Missing(name, path) if _is_path(name) else Hub(name, path)
+        is_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or not _HUB_ID.fullmatch(name)
+        return Missing(name, path) if is_path else Hub(name, path)
 
 
-@dataclass(frozen=True)
 class Embedded(ModelRef):
     """The base that comes with the toolkit."""
 
 
-@dataclass(frozen=True)
 class Hub(ModelRef):
     """A name that may be a model's on the Hugging Face Hub; the Hub has not been asked."""
 
 
-@dataclass(frozen=True)
 class Missing(ModelRef):
     """A name that can only be meant as a path, where there is nothing."""
 
 
-@dataclass(frozen=True)
 class Folder(ModelRef):
     """A folder (or file) that is none of the others: a model, if it has a config.json."""
 
 
-@dataclass(frozen=True)
 class Gguf(ModelRef):
     """A .gguf file, or a folder that holds weights only as .gguf."""
 
@@ -88,12 +84,11 @@ class Gguf(ModelRef):
         """The one .gguf file. Raises ModelError if the folder holds several."""
         files = [self.path] if self.path.is_file() else sorted(self.path.glob("*.gguf"))
         if len(files) > 1:
-            raise ModelError(f"{self.path}: holds {len(files)} .gguf files",
-                             hint=f"name one of them, such as {files[0]}")  # fmt: skip
+            hint = f"name one of them, such as {files[0]}"
+            raise ModelError(f"{self.path}: holds {len(files)} .gguf files", hint=hint)
         return files[0]
 
 
-@dataclass(frozen=True)
 class Trained(ModelRef):
     """What a run trained over a base that is stored elsewhere."""
 
@@ -103,17 +98,14 @@ class Trained(ModelRef):
         return base_of(self.path)
 
 
-@dataclass(frozen=True)
 class Adapter(Trained):
     """A PEFT adapter's folder, by itself or in a run folder."""
 
 
-@dataclass(frozen=True)
 class Experts(Trained):
     """A folder of trained experts, by itself or in a run folder."""
 
 
-@dataclass(frozen=True)
 class RewardModel(ModelRef):
     """A reward model's folder, by itself or in a run folder: it scores answers and writes none."""
 
@@ -125,7 +117,6 @@ class RewardModel(ModelRef):
         )
 
 
-@dataclass(frozen=True)
 class Run(ModelRef):
     """A run folder that holds neither adapter nor experts: that of a full fine-tuning, or of an unfinished run."""
 
@@ -148,14 +139,6 @@ def find_adapter(model: str | Path | None) -> Adapter | None:
     if isinstance(ref, RewardModel):
         ref.refuse()
     return ref if isinstance(ref, Adapter) else None
-
-
-def _is_path(name: str) -> bool:
-    """Whether a name that is no existing file can only be meant as a path."""
-    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1 or not _HUB_ID.fullmatch(name)
-
-
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 
 def manifest_in(folder: Path) -> dict[str, Any]:

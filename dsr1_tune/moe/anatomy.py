@@ -74,7 +74,7 @@ class RouterBlock:
     def bias(self) -> Tensor | None:
         """DeepSeek-V3's balancing bias, (E,) or (1, E), that is added to the scores for the choice alone."""
         tensors = (*self.module.named_buffers(), *self.module.named_parameters())
-        return next((tensor for name, tensor in tensors if name.rpartition(".")[2] == _BALANCING_BIAS), None)
+        return next((tensor for name, tensor in tensors if is_balancing_bias(name)), None)
 
 
 def find_routers(model: nn.Module) -> list[RouterBlock]:
@@ -88,7 +88,8 @@ def find_routers(model: nn.Module) -> list[RouterBlock]:
             name = f"{parent}.{child}"
             copies = getattr(module, "modules_to_save", None)
             called = copies[module.active_adapters[0]] if isinstance(copies, nn.ModuleDict) else module
-            scores_each_expert = any(p.dim() == 2 and p.shape[0] == block.num_experts for p in _tensors(called))
+            tensors = (*called.parameters(), *called.buffers())
+            scores_each_expert = any(one.dim() == 2 and one.shape[0] == block.num_experts for one in tensors)
             if part_of(f"{name}.weight") == "router" and scores_each_expert:
                 found.append(RouterBlock(name, called, block.num_experts, is_softmax))
     return found
@@ -109,11 +110,6 @@ def router_words(config: Any) -> dict[str, str]:
     return {}
 
 
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
-
-
 def find_linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear, Part]]:
     """Every nn.Linear with its full name and the part it belongs to."""
     part_of = Anatomy(model)
@@ -128,14 +124,9 @@ class Anatomy:
     def __init__(self, model: nn.Module) -> None:
         self._experts = {plain_name(block.name) for block in find_experts(model)}
         self._blocks = {name.rpartition(".")[0] for name in self._experts}
-        self._embeddings = {
-            plain_name(name)
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Embedding) or name.endswith("lm_head")
-        }
-        self._norms = {
-            plain_name(name) for name, module in model.named_modules() if "norm" in type(module).__name__.lower()
-        }
+        modules = [(plain_name(name), module) for name, module in model.named_modules()]
+        self._embeddings = {name for name, one in modules if isinstance(one, nn.Embedding) or name.endswith("lm_head")}
+        self._norms = {name for name, one in modules if "norm" in type(one).__name__.lower()}
 
     def __call__(self, parameter: str) -> Part:
         """The part that `parameter` (a full name, with or without PEFT's insertions) belongs to."""
@@ -155,15 +146,8 @@ class Anatomy:
             # Where experts stand right in the layer (Gemma 4), attention and the dense part are their neighbours.
             if inside not in _ATTENTION | _FEED_FORWARD:
                 return "router"
-        if self._in_attention(module):
-            return "attention"
-        if set(module.split(".")) & _FEED_FORWARD:
-            return "dense_ffn"
-        return "other"
-
-    @staticmethod
-    def _in_attention(module: str) -> bool:
-        return bool(set(module.split(".")) & _ATTENTION)
+        pieces = set(module.split("."))
+        return "attention" if pieces & _ATTENTION else "dense_ffn" if pieces & _FEED_FORWARD else "other"
 
 
 def plain_name(name: str) -> str:

@@ -18,7 +18,7 @@ import torch
 from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
-from dsr1_tune.moe.expert_rows import RoutedRows, UnpackedLora
+from dsr1_tune.moe.expert_rows import RoutedRows, UnpackedLora, as_out_in
 from dsr1_tune.quant.nf4 import QuantizedWeight, stored_weight
 
 GateFunction = Callable[[Tensor], Tensor]
@@ -108,9 +108,9 @@ def _single_active(wrapper: ParamWrapper) -> str | None:
 class PackedLora:
     """LoRA A and B as PEFT packs them for E experts: A (E·R, in) expert-major, B (out, R·E) rank-major."""
 
-    packed_a: Tensor
-    packed_b: Tensor
-    scale: float
+    packed_a: Tensor | None = None
+    packed_b: Tensor | None = None
+    scale: float = 0.0
 
 
 def apply_experts(
@@ -118,29 +118,20 @@ def apply_experts(
 ) -> Tensor:
     """The experts' output (T, D) for the router's choice, with low-rank updates on the named fused weights."""
     up_name = "gate_up_proj" if experts.has_gate else "up_proj"
-    up, down = updates.get(up_name), updates.get("down_proj")
+    up, down = updates.get(up_name, PackedLora()), updates.get("down_proj", PackedLora())
     layer = _Layer(
         gate=experts._apply_gate if experts.has_gate else experts.act_fn,
         is_transposed=experts.is_transposed,
         up_bias=getattr(experts, f"{up_name}_bias", None),
         down_bias=experts.down_proj_bias if experts.has_bias else None,
-        up_scale=up.scale if up else 0.0,
-        down_scale=down.scale if down else 0.0,
+        up_scale=up.scale,
+        down_scale=down.scale,
     )
+    weights = stored_weight(experts, up_name), stored_weight(experts, "down_proj")
+    loras = up.packed_a, up.packed_b, down.packed_a, down.packed_b
     # In the weights' own dtype, as transformers' experts compute under autocast too.
     with torch.autocast(x_TD.device.type, enabled=False):
-        out_TD: Tensor = _ExpertsWithUpdates.apply(
-            layer,
-            x_TD,
-            index_TK,
-            weight_TK,
-            stored_weight(experts, up_name),
-            stored_weight(experts, "down_proj"),
-            up.packed_a if up else None,
-            up.packed_b if up else None,
-            down.packed_a if down else None,
-            down.packed_b if down else None,
-        )
+        out_TD: Tensor = _ExpertsWithUpdates.apply(layer, x_TD, index_TK, weight_TK, *weights, *loras)
     return out_TD
 
 
@@ -168,28 +159,26 @@ class _ExpertsWithUpdates(torch.autograd.Function):
         weight_TK: Tensor,
         up: Tensor | QuantizedWeight,
         down: Tensor | QuantizedWeight,
-        up_a: Tensor | None,
-        up_b: Tensor | None,
-        down_a: Tensor | None,
-        down_b: Tensor | None,
+        *loras: Tensor | None,
     ) -> Tensor:
+        up_a, up_b, down_a, down_b = loras
         rows = RoutedRows.sort(index_TK, num_experts=down.shape[0])
         up_lora = UnpackedLora.of(up_a, up_b, layer.up_scale, up, rows)
         down_lora = UnpackedLora.of(down_a, down_b, layer.down_scale, down, rows)
 
         x_PD = x_TD.to(up.dtype).index_select(0, rows.token_P)
-        g, h_up = rows.linear(x_PD, _as_out_in(up, layer), up_lora)
+        g, h_up = rows.linear(x_PD, as_out_in(up, layer.is_transposed), up_lora)
         if layer.up_bias is not None:
             g.add_(layer.up_bias.index_select(0, rows.expert_P))
         a = layer.gate(g)
-        y_PD, h_down = rows.linear(a, _as_out_in(down, layer), down_lora)
+        y_PD, h_down = rows.linear(a, as_out_in(down, layer.is_transposed), down_lora)
         if layer.down_bias is not None:
             y_PD.add_(layer.down_bias.index_select(0, rows.expert_P))
 
         ctx.layer, ctx.rows = layer, rows
         ctx.in_4bit = [weight if isinstance(weight, QuantizedWeight) else None for weight in (up, down)]
         up, down = (weight if isinstance(weight, Tensor) else None for weight in (up, down))
-        ctx.save_for_backward(x_TD, weight_TK, up, down, up_a, up_b, down_a, down_b, g, h_up, h_down)
+        ctx.save_for_backward(x_TD, weight_TK, up, down, *loras, g, h_up, h_down)
         return rows.combine(y_PD, weight_TK).to(x_TD.dtype)
 
     @staticmethod
@@ -212,7 +201,9 @@ class _ExpertsWithUpdates(torch.autograd.Function):
         # narrow side; the weight's own gradient is then <dy W, a> and the layer's output need not be kept.
         dy_PD = dout_TD.to(down.dtype).index_select(0, rows.token_P)
         weight_P1 = rows.pad_weights(weight_TK.to(down.dtype))
-        da, d_down_a, d_down_b = rows.linear_backward(dy_PD, a, h_down, _as_out_in(down, layer), down_lora, weight_P1)
+        da, d_down_a, d_down_b = rows.linear_backward(
+            dy_PD, a, h_down, as_out_in(down, layer.is_transposed), down_lora, weight_P1
+        )
         dweight_P = (da * a).sum(-1)
         if layer.down_bias is not None:
             dweight_P += (dy_PD * layer.down_bias.index_select(0, rows.expert_P)).sum(-1)
@@ -221,27 +212,9 @@ class _ExpertsWithUpdates(torch.autograd.Function):
         del da, a, a_graph, g_leaf
 
         x_PD = x_TD.to(up.dtype).index_select(0, rows.token_P) if up_lora else None
-        dx_PD, d_up_a, d_up_b = rows.linear_backward(dg, x_PD, h_up, _as_out_in(up, layer), up_lora)
+        dx_PD, d_up_a, d_up_b = rows.linear_backward(dg, x_PD, h_up, as_out_in(up, layer.is_transposed), up_lora)
         dx_TD = rows.sum_back(dx_PD).to(x_TD.dtype) if ctx.needs_input_grad[1] else None
         dweight_TK = rows.as_chosen(dweight_P).view_as(weight_TK).to(weight_TK.dtype)
-        return (
-            None,
-            dx_TD,
-            None,
-            dweight_TK if ctx.needs_input_grad[3] else None,
-            None,
-            None,
-            _like(d_up_a, up_a),
-            _like(d_up_b, up_b),
-            _like(d_down_a, down_a),
-            _like(d_down_b, down_b),
-        )
-
-
-def _as_out_in(weight: Tensor | QuantizedWeight, layer: _Layer) -> Tensor | QuantizedWeight:
-    """The fused weight as (E, out, in), whichever way the family stores it."""
-    return weight.transpose(1, 2) if layer.is_transposed else weight
-
-
-def _like(gradient: Tensor | None, parameter: Tensor | None) -> Tensor | None:
-    return None if gradient is None or parameter is None else gradient.to(parameter.dtype)
+        loras = ((d_up_a, up_a), (d_up_b, up_b), (d_down_a, down_a), (d_down_b, down_b))
+        d_loras = (None if gradient is None else gradient.to(one.dtype) for gradient, one in loras)
+        return None, dx_TD, None, dweight_TK if ctx.needs_input_grad[3] else None, None, None, *d_loras

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
 from dsr1_tune.quant.nf4 import QuantizedWeight
+
+AnyWeight = TypeVar("AnyWeight", Tensor, QuantizedWeight, Tensor | QuantizedWeight)
 
 PORTION_BYTES = 2**30
 """On a GPU, so much of a layer's 4-bit experts is dequantized at a time."""
@@ -79,8 +82,8 @@ class RoutedRows:
     spans: tuple[tuple[int, int], ...]
 
     @classmethod
-    def sort(cls, index_TK: Tensor, num_experts: int) -> RoutedRows:
-        """Put the rows of the router's choice (T, K) in order of their experts."""
+    def sort(cls, index_TK: Tensor, num_experts: int, tile: int | None = None) -> RoutedRows:
+        """Put the rows of the router's choice (T, K) in order of their experts; with a `tile` of 1 none are padding."""
         if isinstance(index_TK, FakeTensor):
             return cls._even(index_TK, num_experts)
         expert_S, order_S = index_TK.reshape(-1).sort(stable=True)
@@ -90,10 +93,10 @@ class RoutedRows:
         token_S = order_S // index_TK.shape[-1]
         arange_S = torch.arange(order_S.numel(), device=order_S.device)
         position_S = torch.empty_like(order_S)
-        if index_TK.device.type != "cpu":
+        if _is_grouped(index_TK.device):
             position_S[order_S] = arange_S
             return cls(token_S, expert_S, position_S, offsets_E.to(torch.int32), index_TK.shape[-1], 1, expert_S, ())
-        tile = _tile_rows(order_S.numel() / num_experts)
+        tile = tile or _tile_rows(order_S.numel() / num_experts)
         tiles_E = (counts_E + tile - 1) // tile
         starts_E = (tiles_E.cumsum(0) - tiles_E) * tile
         expert_N = torch.repeat_interleave(tiles_E)
@@ -102,16 +105,8 @@ class RoutedRows:
         token_P[padded_S] = token_S
         position_S[order_S] = padded_S
         spans = tuple(zip(starts_E.tolist(), counts_E.tolist(), strict=True))
-        return cls(
-            token_P,
-            expert_N.repeat_interleave(tile),
-            position_S,
-            offsets_E.to(torch.int32),
-            index_TK.shape[-1],
-            tile,
-            expert_N,
-            spans,
-        )
+        rows = token_P, expert_N.repeat_interleave(tile), position_S
+        return cls(*rows, offsets_E.to(torch.int32), index_TK.shape[-1], tile, expert_N, spans)
 
     @classmethod
     def _even(cls, index_TK: Tensor, num_experts: int) -> RoutedRows:
@@ -122,17 +117,19 @@ class RoutedRows:
         # All rows in the hands of a few: as many bytes, and not hundreds of products to imagine.
         few = min(num_experts, 4)
         spans = [(place * num_rows // few, num_rows // few) for place in range(few)]
+        spans += [(0, 0)] * (num_experts - few)
         like = index_TK.new_empty
-        return cls(
-            like(num_tiles * tile),
-            like(num_tiles * tile),
-            like(num_rows),
-            like(num_experts, dtype=torch.int32),
-            index_TK.shape[-1],
-            tile,
-            like(num_tiles),
-            (*spans, *[(0, 0)] * (num_experts - few)),
-        )
+        rows = like(num_tiles * tile), like(num_tiles * tile), like(num_rows), like(num_experts, dtype=torch.int32)
+        return cls(*rows, index_TK.shape[-1], tile, like(num_tiles), tuple(spans))
+
+    def pick(self, numbers: tuple[int, ...]) -> tuple[Tensor, RoutedRows]:
+        """Of rows without padding which (C) are these experts', and those by themselves, counted as in `numbers`."""
+        place_E = torch.full_like(self.offsets_E, -1)
+        place_E[list(numbers)] = torch.arange(len(numbers), dtype=place_E.dtype, device=place_E.device)
+        place_P = place_E.index_select(0, self.expert_P)
+        rows_C = (place_P >= 0).nonzero().squeeze(1)
+        place_C1 = place_P.index_select(0, rows_C).to(torch.int64).unsqueeze(1)
+        return rows_C, self.sort(place_C1, len(numbers), tile=1)
 
     @cached_property
     def ends(self) -> list[int]:
@@ -166,7 +163,7 @@ class RoutedRows:
         self, x: Tensor, weight: Tensor | QuantizedWeight, lora: UnpackedLora | None
     ) -> tuple[Tensor, Tensor | None]:
         """`y = x Wᵀ + s (x Aᵀ) Bᵀ` and `h = x Aᵀ`: x (P, in), W (E, out, in) → (P, out), (P, R)."""
-        y = self._by_expert(x, weight.transpose(1, 2))
+        y = self.times(x, weight.transpose(1, 2))
         if lora is None:
             return y, None
         if not self.spans:
@@ -190,15 +187,15 @@ class RoutedRows:
 
         With `weight_P1`, dy is taken before the rows' gate weights: dA and dB get them, dx is returned without.
         """
-        dx = self._by_expert(dy, weight)
+        dx = self.times(dy, weight)
         if lora is None or x is None or h is None:
             return dx, None, None
         if not self.spans:
             dh = functional.grouped_mm(dy, lora.bt.transpose(1, 2), offs=self.offsets_E)
             dx.add_(functional.grouped_mm(dh, lora.a, offs=self.offsets_E), alpha=lora.scale)
             h, dh = _weighted(h, weight_P1), _weighted(dh, weight_P1)
-            da = self._outer_by_expert(dh, x)[:, : lora.rank]
-            dbt = self._outer_by_expert(h, dy)[:, : lora.rank]
+            da = self.outer(dh, x)[:, : lora.rank]
+            dbt = self.outer(h, dy)[:, : lora.rank]
         else:
             tiled = self._tiled(lora)
             dy_tiles = self._tiles(dy)
@@ -212,7 +209,7 @@ class RoutedRows:
         packed_b = dbt.mul_(lora.scale).transpose(0, 1).reshape(-1, dbt.shape[-1]).t()
         return dx, packed_a, packed_b
 
-    def _by_expert(self, x: Tensor, weight: Tensor | QuantizedWeight) -> Tensor:
+    def times(self, x: Tensor, weight: Tensor | QuantizedWeight) -> Tensor:
         """Each expert's rows times its matrix: x (P, in), weight (E, in, out) → (P, out), padding rows 0."""
         if not self.spans:
             if isinstance(weight, QuantizedWeight):
@@ -239,12 +236,18 @@ class RoutedRows:
             y[start:end] = functional.grouped_mm(x[start:end], weight.matrices(portion), offs=offsets)
         return y
 
-    def _outer_by_expert(self, h: Tensor, x: Tensor) -> Tensor:
-        """Each expert's hᵀ x by grouped products: (P, R) and (P, in) → (E, R, in)."""
-        outer = functional.grouped_mm(h.t(), x, offs=self.offsets_E)
-        # Not every GPU writes the zeros of an expert without rows.
-        is_empty_E = self.offsets_E.diff(prepend=self.offsets_E.new_zeros(1)) == 0
-        return outer.masked_fill_(is_empty_E.view(-1, 1, 1), 0.0)
+    def outer(self, left: Tensor, right: Tensor) -> Tensor:
+        """Each expert's leftᵀ right, padding left out: (P, M), (P, N) → (E, M, N), 0 for an expert without rows."""
+        if not self.spans:
+            products = functional.grouped_mm(left.t(), right, offs=self.offsets_E)
+            # Not every GPU writes the zeros of an expert without rows.
+            is_empty_E = self.offsets_E.diff(prepend=self.offsets_E.new_zeros(1)) == 0
+            return products.masked_fill_(is_empty_E.view(-1, 1, 1), 0.0)
+        products = left.new_zeros(len(self.spans), left.shape[1], right.shape[1])
+        for (start, count), product in zip(self.spans, products.unbind(), strict=True):
+            if count:
+                torch.mm(left.narrow(0, start, count).t(), right.narrow(0, start, count), out=product)
+        return products
 
     def _tiles(self, rows: Tensor) -> Tensor:
         """(P, width) → (N, tile, width), a view."""
@@ -265,9 +268,19 @@ class RoutedRows:
         return per_tile.new_zeros(len(self.spans), *per_tile.shape[1:]).index_add_(0, self.expert_N, per_tile)
 
 
+def _is_grouped(device: torch.device) -> bool:
+    """Whether one kernel does the products of all experts; on a CPU one after the other is faster."""
+    return device.type != "cpu"
+
+
 def _tile_rows(mean_rows: float) -> int:
     """Rows of a tile: most experts fit into one, in steps that suit vector units; measured, not derived."""
     return min(max(8 * round(1.5 * mean_rows / 8), 8), 64)
+
+
+def as_out_in(weight: AnyWeight, is_transposed: bool) -> AnyWeight:
+    """A fused weight as (E, out, in), whichever way the family stores it."""
+    return weight.transpose(1, 2) if is_transposed else weight
 
 
 def _weighted(rows: Tensor, weight_P1: Tensor | None) -> Tensor:

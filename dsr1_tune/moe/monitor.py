@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from dsr1_tune.moe.anatomy import find_experts, outermost_name, plain_name
 
+_UNCOUNTED: ContextVar[bool] = ContextVar("_UNCOUNTED", default=False)
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -44,9 +46,6 @@ class Routing:
 
     def __add__(self, other: Routing) -> Routing:
         return replace(self, load_LE=self.load_LE + other.load_LE, weight_LE=self.weight_LE + other.weight_LE)
-
-    def __sub__(self, other: Routing) -> Routing:
-        return replace(self, load_LE=self.load_LE - other.load_LE, weight_LE=self.weight_LE - other.weight_LE)
 
     @property
     def num_experts(self) -> int:
@@ -94,9 +93,6 @@ class Routing:
         return torch.where((self.rows_L > 0) & (other.rows_L > 0), drift_L, 0.0)
 
 
-_UNCOUNTED: ContextVar[bool] = ContextVar("_UNCOUNTED", default=False)
-
-
 @contextmanager
 def uncounted() -> Iterator[None]:
     """Inside, no monitor counts: as while answers are generated, where padding behind an answer's end looks real."""
@@ -122,7 +118,6 @@ class RoutingMonitor:
         tensors = (tensor for block in blocks for tensor in chain(block.module.parameters(), block.module.buffers()))
         self._device = next((tensor.device for tensor in tensors), None)
         self._is_real_T: Tensor | None = None
-        self._is_paused = False
         self._num_chosen = 1
         self._hooks = []
         for layer, block in enumerate(blocks):
@@ -141,23 +136,13 @@ class RoutingMonitor:
         if not self.layers:
             return Routing.nothing((), 0)
         nothing = torch.zeros(2, self.num_experts, dtype=torch.float64, device=self._device)
-        taken_L2E = torch.stack(
-            [nothing if count is None else count.as_float64().to(nothing.device) for count in self._counts]
-        )
+        counts = [nothing if count is None else count.as_float64().to(nothing.device) for count in self._counts]
+        taken_L2E = torch.stack(counts)
         self._counts = [None] * len(self.layers)
         if of_all_processes and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(taken_L2E)
         load_LE, weight_LE = taken_L2E.cpu().unbind(1)
         return Routing(self.layers, load_LE.contiguous(), weight_LE.contiguous(), self._num_chosen)
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Count nothing inside, as while the model is evaluated."""
-        before, self._is_paused = self._is_paused, True
-        try:
-            yield
-        finally:
-            self._is_paused = before
 
     def close(self) -> None:
         """Stop counting for good."""
@@ -175,12 +160,12 @@ class RoutingMonitor:
             self._is_real_T = mask[:, -tokens.shape[1] :].reshape(-1) != 0
         positions = given.get("position_ids")
         if self._is_real_T is None and isinstance(positions, Tensor) and positions.dim() == 2:
-            self._is_real_T = _is_packed_token(positions).reshape(-1)
+            self._is_real_T = is_token(positions).reshape(-1)
 
     @torch.no_grad()
     def _count(self, layer: int, experts: nn.Module, args: tuple[Any, ...]) -> None:
         # Inside a backward pass the engine has a task: what is computed there has been computed before.
-        if self._is_paused or _UNCOUNTED.get() or len(args) != 3 or torch._C._current_graph_task_id() != -1:
+        if _UNCOUNTED.get() or len(args) != 3 or torch._C._current_graph_task_id() != -1:
             return
         _, index_TK, weight_TK = args
         self._num_chosen = index_TK.shape[-1]
@@ -188,12 +173,11 @@ class RoutingMonitor:
         if count is None:
             count = self._counts[layer] = _Count.empty(self.num_experts, index_TK.device)
         is_real_T = self._is_real_T
-        if is_real_T is not None and is_real_T.numel() != index_TK.shape[0]:
-            is_real_T = None
-        count.add(index_TK, weight_TK, is_real_T)
+        is_known = is_real_T is not None and is_real_T.numel() == index_TK.shape[0]
+        count.add(index_TK, weight_TK, is_real_T if is_known else None)
 
 
-def _is_packed_token(positions_BT: Tensor) -> Tensor:
+def is_token(positions_BT: Tensor) -> Tensor:
     """Which places of packed sequences hold a token: padding has position 0 throughout, an example goes on with 1."""
     is_next_0_BT = torch.ones_like(positions_BT, dtype=torch.bool)
     is_next_0_BT[:, :-1] = positions_BT[:, 1:] == 0
@@ -210,10 +194,7 @@ class _Count:
     @classmethod
     def empty(cls, num_experts: int, device: torch.device) -> _Count:
         exact = torch.float64 if device.type == "cpu" else torch.float32
-        return cls(
-            torch.zeros(num_experts + 1, dtype=torch.int64, device=device),
-            torch.zeros(num_experts + 1, dtype=exact, device=device),
-        )
+        return cls(*(torch.zeros(num_experts + 1, dtype=dtype, device=device) for dtype in (torch.int64, exact)))
 
     def add(self, index_TK: Tensor, weight_TK: Tensor, is_real_T: Tensor | None) -> None:
         """Nothing here waits for the device."""

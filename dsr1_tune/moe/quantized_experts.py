@@ -120,17 +120,17 @@ def _held(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
                 yield module, name
 
 
-@dataclass(frozen=True)
+@dataclass
 class PartBits:
     """What one part of a model is held in."""
 
     part: Part
-    num_weights: int
-    num_in_4bit: int
-    num_bytes: int
+    num_weights: int = 0
+    num_in_4bit: int = 0
+    num_bytes: int = 0
     """All of it, scales and what is left in 16 or 32 bits included."""
-    num_bytes_4bit: int
-    worst_error: float
+    num_bytes_4bit: int = 0
+    worst_error: float = 0.0
     """The largest |W - W'| / |W| of any matrix (Frobenius norms); 0 where nothing is quantized."""
 
     @property
@@ -150,7 +150,7 @@ def audit_bits(model: nn.Module) -> list[PartBits]:
     Raises ModelError if routed experts are left in 16 bits, nothing is in 4 bits, or a matrix is badly represented.
     """
     part_of = Anatomy(model)
-    found: dict[Part, list[float]] = {part: [0, 0, 0, 0, 0.0] for part in PARTS}
+    found = {part: PartBits(part) for part in PARTS}
     seen = set()
     for owner, module in model.named_modules():
         for name, weight in module._parameters.items():
@@ -158,21 +158,17 @@ def audit_bits(model: nn.Module) -> list[PartBits]:
                 continue
             seen.add(id(weight))
             line = found[part_of(f"{owner}.{name}")]
-            line[0] += weight.numel()
+            line.num_weights += weight.numel()
             held = stored_weight(module, name)
             if isinstance(held, Nf4):
-                line[1] += weight.numel()
-                line[2] += held.num_bytes
-                line[3] += held.num_bytes
+                line.num_in_4bit += weight.numel()
+                line.num_bytes += held.num_bytes
+                line.num_bytes_4bit += held.num_bytes
                 error = float(getattr(module, f"{name}_error").max())
-                line[4] = max(line[4], error) if error == error else error
+                line.worst_error = max(line.worst_error, error) if error == error else error
             else:
-                line[2] += weight.numel() * weight.element_size()
-    lines = [
-        PartBits(part, int(num), int(num_4bit), int(num_bytes), int(bytes_4bit), error)
-        for part, (num, num_4bit, num_bytes, bytes_4bit, error) in found.items()
-        if num
-    ]
+                line.num_bytes += weight.numel() * weight.element_size()
+    lines = [line for line in found.values() if line.num_weights]
     _check_bits(model, lines)
     return lines
 

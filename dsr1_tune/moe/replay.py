@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -88,13 +89,10 @@ class RoutingReplay:
         is_free_T1 = (wanted_TK == FREE).any(1, keepdim=True)
         chosen_TK = torch.where(is_free_T1, index_TK, wanted_TK)
         if self.is_counting:
-            self._count(index_TK, chosen_TK, is_free_T1)
+            is_own_TK = (chosen_TK.unsqueeze(2) == index_TK.unsqueeze(1)).any(2)
+            self._num_differing += int((~is_own_TK).sum())
+            self._num_replayed += int((~is_free_T1).sum()) * index_TK.shape[1]
         return logits_TE, weighing(logits_TE, chosen_TK).to(weight_TK.dtype), chosen_TK
-
-    def _count(self, own_TK: Tensor, chosen_TK: Tensor, is_free_T1: Tensor) -> None:
-        is_own_TK = (chosen_TK.unsqueeze(2) == own_TK.unsqueeze(1)).any(2)
-        self._num_differing += int((~is_own_TK).sum())
-        self._num_replayed += int((~is_free_T1).sum()) * own_TK.shape[1]
 
 
 def check_replay(model: nn.Module) -> None:
@@ -128,22 +126,20 @@ class Weighing:
     @torch.no_grad()
     def of(cls, logits_TE: Tensor, weight_TK: Tensor, index_TK: Tensor) -> Weighing:
         """The way that gives what the router itself gave. Raises ModelError where none does."""
-        found: tuple[float, Weighing] | None = None
-        for is_softmax in (True, False):
-            for is_summed_to_1 in (True, False):
-                plain_TK = cls(is_softmax, is_summed_to_1)(logits_TE, index_TK)
-                scale = float(weight_TK.float().sum() / plain_TK.sum())
-                error = float((scale * plain_TK - weight_TK.float()).abs().max() / weight_TK.abs().max())
-                # The scale is what a config says: 2.5, not 2.4999998.
-                if found is None or error < found[0]:
-                    found = error, cls(is_softmax, is_summed_to_1, float(f"{scale:.4g}"))
-        assert found is not None
-        if not found[0] < 0.01:
+        errors: dict[Weighing, float] = {}
+        for is_softmax, is_summed_to_1 in product((True, False), (True, False)):
+            plain_TK = cls(is_softmax, is_summed_to_1)(logits_TE, index_TK)
+            scale = float(weight_TK.float().sum() / plain_TK.sum())
+            # The scale is what a config says: 2.5, not 2.4999998.
+            weighing = cls(is_softmax, is_summed_to_1, float(f"{scale:.4g}"))
+            errors[weighing] = float((scale * plain_TK - weight_TK.float()).abs().max() / weight_TK.abs().max())
+        best = min(errors, key=lambda weighing: errors[weighing])
+        if not errors[best] < 0.01:
             raise ModelError(
                 "ppo.routing_replay: how this model's routers weigh the experts is not known",
                 hint="leave ppo.routing_replay=false",
             )
-        return found[1]
+        return best
 
 
 def as_sequences(noted: Noted, lengths: Sequence[tuple[int, int]]) -> Tensor:

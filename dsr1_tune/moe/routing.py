@@ -6,6 +6,7 @@ Letters: T tokens, E routed experts, K experts chosen per token, L layers of rou
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from dsr1_tune.errors import ModelError
 from dsr1_tune.moe.anatomy import RouterBlock, find_experts, find_routers, is_balancing_bias
 
 Mode = Literal["frozen", "train", "aux_loss", "bias"]
+_LEAVE = "leave router.mode=frozen"
 
 
 def check_routers(model: nn.Module, mode: Mode) -> None:
@@ -28,18 +30,15 @@ def check_routers(model: nn.Module, mode: Mode) -> None:
     if len(routers) != len(blocks):
         raise ModelError(f"router.mode={mode}: the routers of {name} are of a kind that is not known", hint=_LEAVE)
     has_bias = all(router.bias is not None for router in routers)
-    if mode == "aux_loss" and not all(router.is_softmax for router in routers):
+    is_softmax = all(router.is_softmax for router in routers)
+    if mode == "aux_loss" and not is_softmax:
         hint = "--set router.mode=bias balances such routers" if has_bias else _LEAVE
         raise ModelError(f"router.mode=aux_loss needs routers that score by softmax; those of {name} do not", hint=hint)
     if mode == "bias" and not has_bias:
-        is_softmax = all(router.is_softmax for router in routers)
         hint = "--set router.mode=aux_loss balances softmax routers" if is_softmax else _LEAVE
         raise ModelError(
             f"router.mode=bias needs a balancing bias in each router; those of {name} have none", hint=hint
         )
-
-
-_LEAVE = "leave router.mode=frozen"
 
 
 def open_routers(model: nn.Module, mode: Mode) -> None:
@@ -52,11 +51,11 @@ def open_routers(model: nn.Module, mode: Mode) -> None:
     if mode == "frozen":
         return
     for router in find_routers(model):
-        is_copy = ".modules_to_save." in _full_name(model, router.module)
+        full_name = next(name for name, module in model.named_modules() if module is router.module)
         for name, weight in list(router.module.named_parameters()):
             if mode == "bias" or is_balancing_bias(name):
                 weight.requires_grad_(False)
-                if is_copy:
+                if ".modules_to_save." in full_name:
                     _hold(router.module, name)
             else:
                 weight.requires_grad_(True)
@@ -67,10 +66,6 @@ def open_routers(model: nn.Module, mode: Mode) -> None:
             )
 
 
-def _full_name(model: nn.Module, module: nn.Module) -> str:
-    return next(name for name, other in model.named_modules() if other is module)
-
-
 def _hold(module: nn.Module, name: str) -> None:
     """Keep a parameter as a buffer, saved under the same name: PEFT makes every parameter of its copy trainable."""
     path, _, leaf = name.rpartition(".")
@@ -78,9 +73,6 @@ def _hold(module: nn.Module, name: str) -> None:
     held = getattr(owner, leaf).detach()
     delattr(owner, leaf)
     owner.register_buffer(leaf, held)
-
-
-# --- the auxiliary loss ----------------------------------------------------------------------------------------------
 
 
 def load_balancing_loss(logits_TE: Tensor, index_TK: Tensor, is_real_T: Tensor | None = None) -> Tensor:
@@ -106,18 +98,15 @@ class AuxiliaryLoss:
     def __init__(self, model: nn.Module) -> None:
         self._chosen: dict[int, tuple[Tensor, Tensor]] = {}
         self._hooks = [
-            router.module.register_forward_hook(self._listener(layer))
+            router.module.register_forward_hook(partial(self._listen, layer))
             for layer, router in enumerate(find_routers(model))
         ]
 
-    def _listener(self, layer: int) -> Any:
-        def listen(router: nn.Module, args: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
-            # Inside a backward pass the engine has a task: gradient checkpointing repeats what was heard before.
-            if router.training and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
-                logits_TE, _, index_TK = output
-                self._chosen[layer] = (logits_TE, index_TK)
-
-        return listen
+    def _listen(self, layer: int, router: nn.Module, args: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        # Inside a backward pass the engine has a task: gradient checkpointing repeats what was heard before.
+        if router.training and torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
+            logits_TE, _, index_TK = output
+            self._chosen[layer] = (logits_TE, index_TK)
 
     def take(self, is_real_T: Tensor | None = None) -> Tensor:
         """The mean over the layers for the forward pass just done, which is then forgotten."""
@@ -129,9 +118,6 @@ class AuxiliaryLoss:
         """Stop listening."""
         while self._hooks:
             self._hooks.pop().remove()
-
-
-# --- the bias rule ---------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,11 +21,14 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from dsr1_tune.errors import ModelError
 from dsr1_tune.moe.anatomy import ExpertBlock, find_experts
+from dsr1_tune.moe.expert_rows import RoutedRows, as_out_in
 
 Chosen = Mapping[str, Sequence[int]]
 
 IMPLEMENTATION = "chosen_experts"
 _CHILD = "chosen"
+_WHOLE = "train them with full and --set train.only=[routed_experts]"
+_PROFILE = "profile the experts of this model: dsr1-tune experts FILE --model ..."
 
 
 def train_weights(model: nn.Module, chosen: Chosen) -> None:
@@ -75,15 +77,18 @@ def check_chosen(model: nn.Module, chosen: Chosen | None = None) -> list[ExpertB
     blocks = {block.name: block for block in find_experts(model)}
     if not blocks:
         raise ModelError("the model has no routed experts", hint="train it with lora or full")
-    for block in blocks.values():
-        _check_kind(block)
+    for name, module in ((name, block.module) for name, block in blocks.items()):
+        # The products below do not cover all kinds.
+        if getattr(module, "has_post_expert_norm", False) or getattr(module, "_is_expert_parallel", False):
+            raise ModelError(
+                f"{name}: experts of the kind {type(module).__name__} cannot be trained one by one", _WHOLE
+            )
     if chosen is None:
         return list(blocks.values())
     for name, numbers in chosen.items():
         if name not in blocks:
-            raise ModelError(
-                f"the model has no experts called {name}; its first are {next(iter(blocks))}", hint=_PROFILE
-            )
+            said = f"the model has no experts called {name}; its first are {next(iter(blocks))}"
+            raise ModelError(said, hint=_PROFILE)
         num_experts = blocks[name].num_experts
         if wrong := [number for number in numbers if not 0 <= number < num_experts]:
             raise ModelError(f"{name}: has {num_experts} experts, there is no number {wrong[0]}", hint=_PROFILE)
@@ -91,18 +96,6 @@ def check_chosen(model: nn.Module, chosen: Chosen | None = None) -> list[ExpertB
     if not found:
         raise ModelError("no expert is chosen to be trained", hint=_PROFILE)
     return found
-
-
-_PROFILE = "profile the experts of this model: dsr1-tune experts FILE --model ..."
-
-
-def _check_kind(block: ExpertBlock) -> None:
-    """Refuse experts that the products below do not cover."""
-    if getattr(block.module, "has_post_expert_norm", False) or getattr(block.module, "_is_expert_parallel", False):
-        raise ModelError(
-            f"{block.name}: experts of the kind {type(block.module).__name__} cannot be trained one by one",
-            hint="train them with full and --set train.only=[routed_experts]",
-        )
 
 
 def _switch(model: nn.Module, blocks: list[ExpertBlock]) -> None:
@@ -113,8 +106,7 @@ def _switch(model: nn.Module, blocks: list[ExpertBlock]) -> None:
     for block in blocks:
         if block.module.config._experts_implementation != IMPLEMENTATION:
             raise ModelError(
-                f"{block.name}: the experts of {type(model).__name__} cannot be computed in another way",
-                hint="train them with full and --set train.only=[routed_experts]",
+                f"{block.name}: the experts of {type(model).__name__} cannot be computed in another way", _WHOLE
             )
 
 
@@ -124,9 +116,11 @@ class ChosenWeights(nn.ModuleDict):
     def __init__(self, block: ExpertBlock, numbers: Sequence[int]) -> None:
         super().__init__()
         self.numbers = tuple(sorted(numbers))
+        names = [*block.parameters, *(f"{name}_bias" for name in block.parameters if block.module.has_bias)]
         for number in self.numbers:
-            rows = {name: nn.Parameter(getattr(block.module, name).data[number]) for name in _trained_names(block)}
-            self[str(number)] = nn.ParameterDict(rows)
+            self[str(number)] = nn.ParameterDict(
+                {name: nn.Parameter(getattr(block.module, name).data[number]) for name in names}
+            )
 
     def of(self, experts: nn.Module, name: str) -> tuple[nn.Parameter, ...]:
         """One parameter of every chosen expert, in order of their numbers."""
@@ -135,15 +129,11 @@ class ChosenWeights(nn.ModuleDict):
         rows = tuple(self[str(number)][name] for number in self.numbers)
         for number, row in zip(self.numbers, rows, strict=True):
             if row.data_ptr() != start + number * step:
-                _make_view(row, fused, number)
+                # `model.to(device)` or a copy of the model has parted them: it becomes a view again.
+                with torch.no_grad():
+                    fused[number].copy_(row)
+                row.data = fused.data[number]
         return rows
-
-
-@torch.no_grad()
-def _make_view(row: nn.Parameter, fused: nn.Parameter, number: int) -> None:
-    """Make a parameter a view of the fused weight again: `model.to(device)` or a copy of the model has parted them."""
-    fused[number].copy_(row)
-    row.data = fused.data[number]
 
 
 class ChosenLora(nn.Module):
@@ -157,7 +147,7 @@ class ChosenLora(nn.Module):
         self.numbers, self.rank, self.scale = tuple(sorted(numbers)), rank, scale
         self.lora_A, self.lora_B = nn.ParameterDict(), nn.ParameterDict()
         for name in block.parameters:
-            weight_EOI = _as_out_in(getattr(block.module, name), block.module)
+            weight_EOI = as_out_in(getattr(block.module, name), block.module.is_transposed)
             num_chosen, (_, num_out, num_in) = len(self.numbers), weight_EOI.shape
             a = weight_EOI.new_empty(num_chosen, rank, num_in, dtype=torch.float32)
             for expert in a:
@@ -171,42 +161,28 @@ class ChosenLora(nn.Module):
         return sum(len(a) * a.shape[2] * self.lora_B[name].shape[1] for name, a in self.lora_A.items())
 
 
-def _trained_names(block: ExpertBlock) -> list[str]:
-    """The fused parameters of a block, weights and biases."""
-    names = block.parameters
-    return [*names, *(f"{name}_bias" for name in names if block.module.has_bias)]
-
-
-def _as_out_in(weight: Tensor, experts: nn.Module) -> Tensor:
-    """The fused weight as (E, out, in), whichever way the family stores it."""
-    return weight.transpose(1, 2) if experts.is_transposed else weight
-
-
-# --- the forward pass ------------------------------------------------------------------------------------------------
-
-
 def _forward(experts: nn.Module, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
     """The experts' output (T, D) for the router's choice; what transformers' experts modules call."""
     if not hasattr(experts, _CHILD):
         plain: Any = ALL_EXPERTS_FUNCTIONS["grouped_mm"]
         return plain(experts, x_TD, index_TK, weight_TK)
-    rows = Rows.sort(index_TK, experts.down_proj.shape[0])
+    rows = RoutedRows.sort(index_TK, experts.down_proj.shape[0], tile=1)
     # In the weights' own dtype, as transformers' experts compute under autocast too.
     with torch.autocast(x_TD.device.type, enabled=False):
-        x_SD = x_TD.to(experts.down_proj.dtype).index_select(0, rows.token_S)
+        x_SD = x_TD.to(experts.down_proj.dtype).index_select(0, rows.token_P)
         if experts.has_gate:
             a_SI = experts._apply_gate(_project(experts, "gate_up_proj", x_SD, rows))
         else:
             a_SI = experts.act_fn(_project(experts, "up_proj", x_SD, rows))
         y_SD = _project(experts, "down_proj", a_SI, rows)
-        y_TKD = y_SD.index_select(0, rows.position_S).view(*index_TK.shape, -1)
+        y_TKD = rows.as_chosen(y_SD).view(*index_TK.shape, -1)
         return (y_TKD * weight_TK.unsqueeze(-1)).sum(1).to(x_TD.dtype)
 
 
-def _project(experts: nn.Module, name: str, x: Tensor, rows: Rows) -> Any:
+def _project(experts: nn.Module, name: str, x: Tensor, rows: RoutedRows) -> Any:
     """One projection of all rows, through which gradients reach what is trained of it."""
     chosen = getattr(experts, _CHILD)
-    weight_EOI = _as_out_in(getattr(experts, name), experts)
+    weight_EOI = as_out_in(getattr(experts, name), experts.is_transposed)
     bias_EO = getattr(experts, f"{name}_bias") if experts.has_bias else None
     if isinstance(chosen, ChosenLora):
         y = _Projection.apply(x, rows, weight_EOI, bias_EO, (), False)
@@ -227,7 +203,7 @@ class _Projection(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        rows: Rows,
+        rows: RoutedRows,
         weight_EOI: Tensor,
         bias_EO: Tensor | None,
         numbers: tuple[int, ...],
@@ -237,7 +213,7 @@ class _Projection(torch.autograd.Function):
         ctx.rows, ctx.numbers, ctx.is_transposed, ctx.has_bias = rows, numbers, is_transposed, bias_EO is not None
         ctx.save_for_backward(x if trained else None, weight_EOI)
         y = rows.times(x, weight_EOI.transpose(1, 2))
-        return y if bias_EO is None else y.add_(bias_EO.index_select(0, rows.expert_S))
+        return y if bias_EO is None else y.add_(bias_EO.index_select(0, rows.expert_P))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -252,16 +228,15 @@ class _Projection(torch.autograd.Function):
         dweight = of_chosen.outer(x_C, dy_C) if ctx.is_transposed else of_chosen.outer(dy_C, x_C)
         if not ctx.has_bias:
             return (dx, *nothing, *dweight.unbind())
-        dbias = dy.new_zeros(len(ctx.numbers), dy.shape[1]).index_add_(0, of_chosen.expert_S, dy_C)
+        dbias = dy.new_zeros(len(ctx.numbers), dy.shape[1]).index_add_(0, of_chosen.expert_P, dy_C)
         return (dx, *nothing, *dweight.unbind(), *dbias.unbind())
 
 
-def _add_update(y: Any, x: Tensor, rows: Rows, chosen: ChosenLora, name: str) -> Any:
+def _add_update(y: Any, x: Tensor, rows: RoutedRows, chosen: ChosenLora, name: str) -> Any:
     """`y + s (x Aᵀ) Bᵀ` on the chosen experts' rows."""
     rows_C, of_chosen = rows.pick(chosen.numbers)
     a, b = chosen.lora_A[name].to(y.dtype), chosen.lora_B[name].to(y.dtype)
-    # A GPU's grouped products want whole 16 bytes a row.
-    if _is_grouped(y.device) and (missing := -chosen.rank % (16 // y.element_size())):
+    if missing := rows.pad_rank(chosen.rank, y.element_size()) - chosen.rank:
         a, b = functional.pad(a, (0, 0, 0, missing)), functional.pad(b, (0, missing))
     return y.index_add(0, rows_C, _Update.apply(x.index_select(0, rows_C), of_chosen, a, b, chosen.scale))
 
@@ -270,7 +245,7 @@ class _Update(torch.autograd.Function):
     """`s (x Aᵀ) Bᵀ` by expert: x (C, in), A (N, R, in), B (N, out, R)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Rows, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rows: RoutedRows, a: Tensor, b: Tensor, scale: float) -> Tensor:
         h = rows.times(x, a.transpose(1, 2))
         ctx.rows, ctx.scale = rows, scale
         ctx.save_for_backward(x, a, b, h)
@@ -282,71 +257,3 @@ class _Update(torch.autograd.Function):
         dy = grads[0] * ctx.scale
         dh = ctx.rows.times(dy, b)
         return ctx.rows.times(dh, a), None, ctx.rows.outer(dh, x), ctx.rows.outer(dy, h), None
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Routed rows in order of their experts, and products by expert: one by one on a CPU, grouped on a GPU."""
-
-    token_S: Tensor
-    expert_S: Tensor
-    position_S: Tensor
-    counts_E: Tensor
-    spans: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def sort(cls, index_TK: Tensor, num_experts: int) -> Rows:
-        """Put the rows of the router's choice (T, K) in order; `position_S` tells where each has gone."""
-        expert_S, order_S = index_TK.reshape(-1).sort(stable=True)
-        position_S = torch.empty_like(order_S)
-        position_S[order_S] = torch.arange(order_S.numel(), device=order_S.device)
-        return cls._of(order_S // index_TK.shape[-1], expert_S, position_S, num_experts)
-
-    @classmethod
-    def _of(cls, token_S: Tensor, expert_S: Tensor, position_S: Tensor, num_experts: int) -> Rows:
-        counts_E = torch.zeros(num_experts, dtype=torch.int64, device=expert_S.device)
-        counts_E.scatter_add_(0, expert_S, torch.ones_like(expert_S))
-        if _is_grouped(expert_S.device):
-            return cls(token_S, expert_S, position_S, counts_E, ())
-        starts = (counts_E.cumsum(0) - counts_E).tolist()
-        return cls(token_S, expert_S, position_S, counts_E, tuple(zip(starts, counts_E.tolist(), strict=True)))
-
-    @property
-    def offsets_E(self) -> Tensor:
-        """Where each expert's rows end."""
-        return self.counts_E.cumsum(0).to(torch.int32)
-
-    def pick(self, numbers: tuple[int, ...]) -> tuple[Tensor, Rows]:
-        """Which rows (C) are these experts', and these rows by themselves, experts counted as in `numbers`."""
-        place_E = torch.full_like(self.counts_E, -1)
-        place_E[list(numbers)] = torch.arange(len(numbers), device=place_E.device)
-        place_S = place_E.index_select(0, self.expert_S)
-        rows_C = (place_S >= 0).nonzero().squeeze(1)
-        return rows_C, self._of(rows_C, place_S.index_select(0, rows_C), rows_C, len(numbers))
-
-    def times(self, x: Tensor, weight_EIO: Tensor) -> Tensor:
-        """Each expert's rows times its matrix: (S, in), (E, in, out) → (S, out)."""
-        if not self.spans:
-            return functional.grouped_mm(x, weight_EIO, offs=self.offsets_E)
-        y = x.new_empty(x.shape[0], weight_EIO.shape[-1])
-        for (start, count), matrix in zip(self.spans, weight_EIO.unbind(), strict=True):
-            if count:
-                torch.mm(x.narrow(0, start, count), matrix, out=y.narrow(0, start, count))
-        return y
-
-    def outer(self, left: Tensor, right: Tensor) -> Tensor:
-        """Each expert's leftᵀ right: (S, M), (S, N) → (E, M, N), 0 for an expert without rows."""
-        if not self.spans:
-            products = functional.grouped_mm(left.t(), right, offs=self.offsets_E)
-            # Not every GPU writes the zeros of an expert without rows.
-            return products.masked_fill_((self.counts_E == 0).view(-1, 1, 1), 0.0)
-        products = left.new_zeros(len(self.spans), left.shape[1], right.shape[1])
-        for (start, count), product in zip(self.spans, products.unbind(), strict=True):
-            if count:
-                torch.mm(left.narrow(0, start, count).t(), right.narrow(0, start, count), out=product)
-        return products
-
-
-def _is_grouped(device: torch.device) -> bool:
-    """Whether one kernel does the products of all experts; on a CPU one after the other is faster."""
-    return device.type != "cpu"

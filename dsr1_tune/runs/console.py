@@ -16,21 +16,11 @@ from rich.table import Table
 
 from dsr1_tune.data.inspect import tables
 from dsr1_tune.data.prepared import Prepared
-from dsr1_tune.models.trained.lora import PartCoverage, count_trained
+from dsr1_tune.models.trained.lora import PartCoverage
+from dsr1_tune.moe.anatomy import Part
 from dsr1_tune.moe.quantized_experts import PartBits
 from dsr1_tune.runs.evaluate import HeldOut, Sample
 from dsr1_tune.runs.folder import RunFolder
-
-_TITLES = {
-    "attention": "attention",
-    "dense_ffn": "dense FFN",
-    "shared_experts": "shared experts",
-    "routed_experts": "routed experts",
-    "router": "router",
-    "embeddings": "embeddings",
-    "norms": "norms",
-    "other": "other",
-}
 
 
 def quiet_libraries() -> None:
@@ -52,6 +42,10 @@ def plain_table(title: str, *columns: str) -> Table:
     for number, name in enumerate(columns):
         table.add_column(name, justify="right" if number else "left", no_wrap=bool(number))
     return table
+
+
+def _title(part: Part) -> str:
+    return part.replace("_", " ").replace("ffn", "FFN")
 
 
 class Narrator:
@@ -80,14 +74,12 @@ class Narrator:
         for line in lines:
             share = f"{line.num_adapted / line.num_base:.0%}"
             numbers = (f"{line.num_base:,}", share, f"{line.num_trained:,}", f"{line.num_frozen:,}")
-            table.add_row(_TITLES[line.part], *numbers, style="" if line.num_trained else "dim")
-        num_base = sum(line.num_base for line in lines)
-        num_adapted = sum(line.num_adapted for line in lines)
-        num_trained, num_frozen = count_trained(lines), sum(line.num_frozen for line in lines)
+            table.add_row(_title(line.part), *numbers, style="" if line.num_trained else "dim")
+        counts = [(line.num_base, line.num_adapted, line.num_trained, line.num_frozen) for line in lines]
+        num_base, num_adapted, num_trained, num_frozen = map(sum, zip(*counts, strict=True))
+        share = f"{num_adapted / num_base:.0%}"
         table.add_section()
-        table.add_row(
-            "together", f"{num_base:,}", f"{num_adapted / num_base:.0%}", f"{num_trained:,}", f"{num_frozen:,}"
-        )
+        table.add_row("together", f"{num_base:,}", share, f"{num_trained:,}", f"{num_frozen:,}")
         self.console.print(table)
         self.say(f"{num_trained / num_base:.2%} of the base's number of parameters are trained")
 
@@ -98,7 +90,7 @@ class Narrator:
         for line in lines:
             held = (f"{line.bits:.2f}", f"{line.worst_error:.1%}") if line.num_in_4bit else ("", "")
             table.add_row(
-                *(_TITLES[line.part], f"{line.num_weights:,}", f"{line.share:.0%}", held[0]),
+                *(_title(line.part), f"{line.num_weights:,}", f"{line.share:.0%}", held[0]),
                 *(f"{line.num_bytes / 2**20:,.1f}", held[1]),
                 style="" if line.num_in_4bit else "dim",
             )

@@ -17,7 +17,7 @@ from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Drop, Record, Row
 from dsr1_tune.data.split import split_rows
 from dsr1_tune.errors import DataError
-from dsr1_tune.runs.trainer.collate import PackedCollator, as_dataset
+from dsr1_tune.runs.trainer.collate import as_dataset
 
 
 @dataclass(frozen=True)
@@ -125,21 +125,12 @@ def _remarks(encoded: Encoded, config: TuneRun) -> tuple[str, ...]:
     return tuple(remarks)
 
 
-@dataclass(frozen=True)
-class TrainingSet:
-    """Rows for the trainer, and how they are made into batches (None leaves that to TRL)."""
-
-    rows: Dataset
-    collator: PackedCollator | None
-    remark: str = ""
-
-
-def training_set(data: RunData, config: TuneRun, pad_token: int) -> TrainingSet:
-    """The training examples as they are, or packed."""
+def training_set(data: RunData, config: TuneRun) -> tuple[Dataset, str]:
+    """The training examples as they are, or packed, and how full the sequences are then."""
     if not config.sequences.packing:
         columns = {"input_ids": [e.input_ids for e in data.train], "labels": [e.labels for e in data.train]}
-        return TrainingSet(Dataset.from_dict(columns), None)
+        return Dataset.from_dict(columns), ""
     sequences = pack(data.train, config.schedule.max_tokens, config.schedule.seed)
     filled = sum(len(one.input_ids) for one in sequences) / (len(sequences) * config.schedule.max_tokens)
     remark = f"{len(data.train):,} records packed into {len(sequences):,} sequences, {filled:.0%} full"
-    return TrainingSet(as_dataset(sequences), PackedCollator(pad_token), remark)
+    return as_dataset(sequences), remark

@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 PACKAGE = "dsr1-tune"
 # Not ours to require, but they decide what numbers come out.
 _BENEATH = ("numpy", "tokenizers", "triton")
+_REINSTALL_TORCH = "pip install --force-reinstall torch"
+_FEW_GIB = 4.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,13 @@ class Requirement:
     def mend(self) -> str:
         """The command that installs it."""
         return f'pip install "{self.name}{self.wanted}"'
+
+    @property
+    def unmet(self) -> str:
+        """What is wrong with the one that is there."""
+        if self.installed is None:
+            return f"{self.name} is not installed"
+        return f"{self.name} {self.installed} is installed, {self.wanted} is needed"
 
 
 @dataclass(frozen=True)
@@ -95,16 +105,13 @@ def requirements() -> list[Requirement]:
         lines = metadata.requires(PACKAGE) or []
     except metadata.PackageNotFoundError:
         return []
-    parsed = [Parsed(line) for line in lines if "extra ==" not in line]
-    return [_look_up(need.name, str(need.specifier)) for need in parsed if not need.marker or need.marker.evaluate()]
-
-
-def _look_up(name: str, wanted: str) -> Requirement:
-    from packaging.specifiers import SpecifierSet
-
-    installed = _version(name)
-    is_met = installed is not None and SpecifierSet(wanted).contains(installed, prereleases=True)
-    return Requirement(name, wanted, installed, is_met)
+    found = []
+    for need in (Parsed(line) for line in lines if "extra ==" not in line):
+        if not need.marker or need.marker.evaluate():
+            installed = _version(need.name)
+            is_met = installed is not None and need.specifier.contains(installed, prereleases=True)
+            found.append(Requirement(need.name, str(need.specifier), installed, is_met))
+    return found
 
 
 def _version(name: str) -> str | None:
@@ -118,22 +125,21 @@ def capabilities() -> Capabilities:
     """Look at the machine and try the kernels on every device, in a few seconds. Needs torch."""
     import torch
 
-    gpus = [_gpu(torch.device("cuda", index)) for index in range(torch.cuda.device_count())]
-    return Capabilities(
-        python=platform.python_version(),
-        system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        num_cores=num_cores(),
-        devices=(_cpu(), *gpus),
-        disk_free_gib=disk_free_gib(),
-    )
+    memory = main_memory()
+    devices = [_device("cpu", _cpu_model(), memory.free, memory.total)]
+    for name in (f"cuda:{index}" for index in range(torch.cuda.device_count())):
+        devices.append(_device(name, torch.cuda.get_device_name(name), *torch.cuda.mem_get_info(name)))
+    return Capabilities(platform.python_version(), _system(), num_cores(), tuple(devices), disk_free_gib())
+
+
+def _system() -> str:
+    return f"{platform.system()} {platform.release()} {platform.machine()}"
 
 
 def problems(here: Capabilities | None) -> list[Problem]:
     """What keeps something from running, the fatal first; `here` is None where torch cannot be imported."""
     needs = requirements()
-    found = [
-        Problem(_unmet(need), need.mend, is_fatal=need.name not in _NOT_FOR_LORA) for need in needs if not need.is_met
-    ]
+    found = [Problem(need.unmet, need.mend, need.name != "bitsandbytes") for need in needs if not need.is_met]
     if not needs:
         found.append(Problem(f"{PACKAGE} is not installed, it runs from its folder", "pip install -e .", False))
     if here is None:
@@ -151,17 +157,6 @@ def problems(here: Capabilities | None) -> list[Problem]:
     if embedded.find() is None and embedded.wheel_file() is None:
         found.append(Problem("the embedded base is not here, so --model must name one", embedded.MEND, False))
     return sorted(found, key=lambda problem: not problem.is_fatal)
-
-
-_NOT_FOR_LORA = {"bitsandbytes"}
-_REINSTALL_TORCH = "pip install --force-reinstall torch"
-_FEW_GIB = 4.0
-
-
-def _unmet(need: Requirement) -> str:
-    if need.installed is None:
-        return f"{need.name} is not installed"
-    return f"{need.name} {need.installed} is installed, {need.wanted} is needed"
 
 
 def _ailing(device: Device) -> list[Problem]:
@@ -184,7 +179,7 @@ def machine() -> dict[str, str]:
 
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return {
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": _system(),
         "cores": str(num_cores()),
         "memory": f"{main_memory().total / GIB:.1f} GiB",
         "gpus": ", ".join(gpus) or "none",
@@ -205,17 +200,11 @@ def num_cores() -> int:
 
 def disk_free_gib() -> dict[str, float]:
     """Free space of the current folder's disk and of the cache's, by folder."""
-    return {str(place): shutil.disk_usage(_existing(place)).free / GIB for place in (Path.cwd(), embedded.cache_dir())}
-
-
-def _existing(place: Path) -> Path:
-    """The nearest folder upwards that exists: where `place` would be made."""
-    return next(folder for folder in (place, *place.absolute().parents) if folder.exists())
-
-
-def _cpu() -> Device:
-    memory = main_memory()
-    return _device("cpu", _cpu_model(), memory.total, memory.free)
+    found = {}
+    for place in (Path.cwd(), embedded.cache_dir()):
+        there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+        found[str(place)] = shutil.disk_usage(there).free / GIB
+    return found
 
 
 def _cpu_model() -> str:
@@ -226,23 +215,9 @@ def _cpu_model() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-def _gpu(device: torch.device) -> Device:
-    import torch
-
-    free, total = torch.cuda.mem_get_info(device)
-    return _device(str(device), torch.cuda.get_device_name(device), total, free)
-
-
-def _device(name: str, model: str, total: int, free: int) -> Device:
-    return Device(
-        name=name,
-        model=model,
-        total_gib=total / GIB,
-        free_gib=free / GIB,
-        bf16=_try(lambda: try_bf16(name)),
-        four_bit=_try(lambda: try_four_bit(name)),
-        grouped_mm=_try(lambda: try_grouped_mm(name)),
-    )
+def _device(name: str, model: str, free: int, total: int) -> Device:
+    trials = [_try(partial(kernel, name)) for kernel in (try_bf16, try_four_bit, try_grouped_mm)]
+    return Device(name, model, total / GIB, free / GIB, *trials)
 
 
 def _try(step: Callable[[], None]) -> Trial:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from dsr1_tune.data.encode.example import IGNORED, Example, prompt_text
 from dsr1_tune.data.record import Record
@@ -58,32 +59,20 @@ def held_out_loss(
     was_training = model.training
     model.eval()
     total, num_tokens = 0.0, 0
-    for batch in _batches(examples):
-        length = max(len(example.input_ids) for example in batch)
-        ids = torch.full((len(batch), length), pad_token)
-        labels = torch.full((len(batch), length), IGNORED)
-        mask = torch.zeros((len(batch), length), dtype=torch.long)
-        for row, example in enumerate(batch):
-            ids[row, : len(example.input_ids)] = torch.tensor(example.input_ids)
-            labels[row, : len(example.labels)] = torch.tensor(example.labels)
-            mask[row, : len(example.input_ids)] = 1
+    for numbers in like_lengths([len(example.input_ids) for example in examples]):
+        batch = [examples[number] for number in numbers]
+        ids = pad_sequence([torch.tensor(example.input_ids) for example in batch], True, pad_token)
+        labels = pad_sequence([torch.tensor(example.labels) for example in batch], True, IGNORED)
+        mask = pad_sequence([torch.ones(len(example.input_ids), dtype=torch.long) for example in batch], True)
         logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits
         is_learned = labels[:, 1:] != IGNORED
         wanted = labels[:, 1:][is_learned].to(model.device)
-        losses = torch.nn.functional.cross_entropy(
-            logits[:, :-1][is_learned.to(model.device)].float(), wanted, reduction="sum"
-        )
-        total += float(losses)
+        learned = logits[:, :-1][is_learned.to(model.device)].float()
+        total += float(torch.nn.functional.cross_entropy(learned, wanted, reduction="sum"))
         num_tokens += wanted.numel()
         advance(len(batch))
     model.train(was_training)
     return HeldOut(total / num_tokens, num_tokens, len(examples))
-
-
-def _batches(examples: Sequence[Example]) -> Iterator[list[Example]]:
-    """Examples of like length together."""
-    for batch in like_lengths([len(example.input_ids) for example in examples]):
-        yield [examples[number] for number in batch]
 
 
 @torch.no_grad()
@@ -103,15 +92,8 @@ def sample_answers(
     for record in records:
         text = prompt_text(record, tokenizer)
         inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(model.device)
-        output = model.generate(
-            **inputs,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+        greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        output = model.generate(**inputs, **greedy, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id)
         answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         samples.append(Sample(record.question, answer.strip(), record.answer))
         advance(1)

@@ -20,12 +20,11 @@ from dsr1_tune.models.ref import local_path
 Run = TypeVar("Run", bound=TuneRun)
 
 RUNNING, INTERRUPTED, FAILED, FINISHED = "running", "interrupted", "failed", "finished"
+_WHOLE = ".whole"
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A file or folder of this name in the run folder."""
-
     name: str
 
     def __get__(self, folder: RunFolder, kind: type[RunFolder] | None = None) -> Path:
@@ -75,10 +74,8 @@ class RunFolder:
         folder = cls(config.out or _new_name(config))
         if folder.manifest_file.exists():
             status = folder.manifest().get("status")
-            hint = "choose another --out"
-            if status != FINISHED:
-                hint = f"go on with: dsr1-tune {command} --resume {folder.path}; or choose another --out"
-            raise RunError(f"{folder.path}: already holds a run ({status})", hint=hint)
+            go_on = "" if status == FINISHED else f"go on with: dsr1-tune {command} --resume {folder.path}; or "
+            raise RunError(f"{folder.path}: already holds a run ({status})", hint=f"{go_on}choose another --out")
         if folder.path.is_dir() and any(folder.path.iterdir()):
             raise RunError(f"{folder.path}: is not empty and holds no run", hint="choose another --out")
         if folder.path.exists() and not folder.path.is_dir():
@@ -104,9 +101,8 @@ class RunFolder:
         if (known := folder.manifest().get("command", command)) != command:
             raise RunError(f"{path}: is a run of {known}", hint=f"dsr1-tune {known} --resume {path}")
         if folder.manifest().get("status") == FINISHED:
-            use = f"score rows with it: dsr1-tune score {path} rows.jsonl"
-            if command != "reward":
-                use = f"talk to it with: dsr1-tune chat {path}"
+            score = f"score rows with it: dsr1-tune score {path} rows.jsonl"
+            use = score if command == "reward" else f"talk to it with: dsr1-tune chat {path}"
             raise RunError(f"{path}: this run is finished", hint=use)
         return folder
 
@@ -130,11 +126,9 @@ class RunFolder:
 
     def update(self, **facts: Any) -> None:
         """Add facts to the manifest, or replace them; None removes one."""
-        if not self.is_written_here:
-            return
-        known = self.manifest() if self.manifest_file.exists() else {}
-        facts = {**known, **facts}
-        _write_json(self.manifest_file, {name: fact for name, fact in facts.items() if fact is not None})
+        if self.is_written_here:
+            facts = (self.manifest() if self.manifest_file.exists() else {}) | facts
+            _write_json(self.manifest_file, {name: fact for name, fact in facts.items() if fact is not None})
 
     def close(self, status: str, **facts: Any) -> None:
         """Say in the manifest how the run ended."""
@@ -163,23 +157,23 @@ class RunFolder:
         """Whether anything was measured or trained that should not be lost."""
         return self.eval_file.exists() or any(self.checkpoints.glob("*"))
 
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint of this step is, or will be."""
+        return self.checkpoints / f"checkpoint-{step}"
+
     def mark_whole(self, step: int) -> None:
         """Note that the checkpoint of this step is completely written."""
-        if not self.is_written_here:
-            return
-        with atomic_write(self._checkpoint(step) / _WHOLE) as file:
-            file.write("")
+        if self.is_written_here:
+            with atomic_write(self.checkpoint(step) / _WHOLE):
+                pass
 
     def is_whole(self, step: int) -> bool:
         """Whether there is a checkpoint of this step, completely written."""
-        return (self._checkpoint(step) / _WHOLE).exists()
+        return (self.checkpoint(step) / _WHOLE).exists()
 
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint that was completely written, if any."""
         return max((mark.parent for mark in self.checkpoints.glob(f"checkpoint-*/{_WHOLE}")), key=step_of, default=None)
-
-    def _checkpoint(self, step: int) -> Path:
-        return self.checkpoints / f"checkpoint-{step}"
 
     def check_data(self, hashes: Mapping[str, str]) -> None:
         """Raise RunError if the data files are no longer those that the run began with."""
@@ -209,9 +203,6 @@ class RunFolder:
                 f"the base is now {name} ({revision}), but the run began on {known['name']} ({known['revision']})",
                 hint="restore that base, or start a new run",
             )
-
-
-_WHOLE = ".whole"
 
 
 def step_of(checkpoint: Path) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from dsr1_tune.config import TuneRun
@@ -23,7 +22,7 @@ def kept_rows(folder: RunFolder, which: Literal["train", "eval"], kind: type[Any
     file = folder.data / f"{which}.jsonl"
     if not file.is_file():
         raise RunError(f"{file}: is missing", hint="copy the run's whole folder; without it nothing can be compared")
-    return rows_of(file, kind)
+    return [row for row in read([file]) if isinstance(row, kind)] if file.stat().st_size else []
 
 
 def kept_records(folder: RunFolder, which: Literal["train", "eval"]) -> list[Record]:
@@ -36,27 +35,13 @@ def kept_records(folder: RunFolder, which: Literal["train", "eval"]) -> list[Rec
 
 def _good(rows: Iterable[Record | Preference | Feedback]) -> list[Record]:
     """Records as they are, pairs with their chosen answer, and feedback whose answer was liked."""
-    records = []
-    for row in rows:
-        if isinstance(row, Record):
-            records.append(row)
-        elif isinstance(row, Preference):
-            records.append(Record((*row.prompt, row.chosen), row.place, row.tools))
-        elif row.is_good:
-            records.append(Record((*row.prompt, row.completion), row.place, row.tools))
-    return records
-
-
-def rows_of(file: Path, kind: type[AnyRow]) -> list[AnyRow]:
-    """The rows of one kind of a data file in any accepted format; the others are left out."""
-    if not file.stat().st_size:
-        return []
-    return [row for row in read([file]) if isinstance(row, kind)]
-
-
-def records_of(file: Path) -> list[Record]:
-    """The records of a data file in any accepted format; those without an answer are left out."""
-    return rows_of(file, Record)
+    return [
+        row
+        if isinstance(row, Record)
+        else Record((*row.prompt, row.chosen if isinstance(row, Preference) else row.completion), row.place, row.tools)
+        for row in rows
+        if not isinstance(row, Feedback) or row.is_good
+    ]
 
 
 def eval_subset_examples(folder: RunFolder, tokenizer: Any) -> list[Example]:
@@ -68,7 +53,7 @@ def eval_subset_examples(folder: RunFolder, tokenizer: Any) -> list[Example]:
     records = _good(rows if held_out or is_supervised else rows[:8])
     examples = encode_all(records, tokenizer, config.schedule.max_tokens, config.sequences).examples
     if not is_supervised:
-        examples = [_last_alone(example) for example in examples]
+        examples = list(map(_last_alone, examples))
     return examples if held_out else examples[:8]
 
 

@@ -61,12 +61,14 @@ def open_session(
     check_trackers(config.watch)
     # Before the base, which may first have to be built: the data is what most often needs fixing.
     prepared = group.from_main(lambda: prepare(config.data, kind.learns))
-    starts = group.from_main(lambda: _start_hashes(config))
+    # The adapter that alignment starts from, and with it the reference policy.
+    start = config.start.run if isinstance(config, AlignRun) else None
+    starts = group.from_main(lambda: hash_files((start / "adapter_model.safetensors",)) if start else {})
     if resume:
         group.from_main(lambda: folder.check_start(starts))
-    elif isinstance(config, AlignRun) and config.start.run and was_quantized(config.start.run) and not quantized:
+    elif start and was_quantized(start) and not quantized:
         narrator.say(
-            f"{config.start.run}: was trained over a base in 4 bits, which is held in 16 or 32 here; --method qlora "
+            f"{start}: was trained over a base in 4 bits, which is held in 16 or 32 here; --method qlora "
             "holds it as it was."
         )
     base = _locate_base(config, command, quantized, narrator)
@@ -107,13 +109,6 @@ def _locate_base(config: TuneRun, command: str, quantized: bool, narrator: Narra
     if not quantized and stored.is_4bit:
         raise ModelError(f"{base.name}: is stored in 4 bits", hint=f"train it with qlora instead of {command}")
     return base
-
-
-def _start_hashes(config: TuneRun) -> dict[str, str]:
-    """SHA-256 of the adapter that alignment starts from, and with it of the reference policy."""
-    if not isinstance(config, AlignRun) or config.start.run is None:
-        return {}
-    return hash_files((config.start.run / "adapter_model.safetensors",))
 
 
 def _pinned(config: Run, base: Located) -> Run:

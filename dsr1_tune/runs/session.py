@@ -34,7 +34,7 @@ from dsr1_tune.runs.evaluate import HeldOut, Sample, held_out_loss, sample_answe
 from dsr1_tune.runs.folder import FINISHED, RUNNING, RunFolder
 from dsr1_tune.runs.loop import Loop
 from dsr1_tune.runs.trainer.arguments import compute_dtype, to_arguments
-from dsr1_tune.runs.trainer.packing_check import use_packing
+from dsr1_tune.runs.trainer.collate import PackedCollator, use_packing
 from dsr1_tune.runs.trainer.trainer import Resumable, ResumableTrainer
 from dsr1_tune.runs.watch.watcher import noting_routing
 
@@ -196,12 +196,13 @@ class Session(Generic[Run]):
 
     def trainer(self, model: Any, callbacks: list[TrainerCallback]) -> Resumable:
         """The trainer for the rows that this session learns from."""
-        rows = training_set(self.data, self.config, self.base.tokenizer.pad_token_id)
-        if rows.collator:
-            self.narrator.say(rows.remark)
-            use_packing(model, self.base.tokenizer.pad_token_id)
+        (rows, remark), pad_token = training_set(self.data, self.config), self.base.tokenizer.pad_token_id
+        collator = PackedCollator(pad_token) if self.config.sequences.packing else None  # None leaves it to TRL
+        if collator:
+            self.narrator.say(remark)
+            use_packing(model, pad_token)
         args = to_arguments(self.config, self.folder, compute_dtype(model))
-        return self.build_trainer(ResumableTrainer, model, callbacks, args, rows.rows, data_collator=rows.collator)
+        return self.build_trainer(ResumableTrainer, model, callbacks, args, rows, data_collator=collator)
 
     def build_trainer(
         self, kind: type[Trainer], model: Any, callbacks: list[TrainerCallback], args: Any, rows: Any, **more: Any

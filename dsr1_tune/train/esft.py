@@ -15,10 +15,9 @@ from dsr1_tune.moe.routing import check_routers, open_routers
 from dsr1_tune.moe.select import Choice
 from dsr1_tune.moe.selected_experts import check_chosen, train_lora, train_weights
 from dsr1_tune.runs.distributed import group
-from dsr1_tune.runs.expert_profile import choose_for
+from dsr1_tune.runs.expert_profile import choose_for, show_choice
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.open_session import open_session
-from dsr1_tune.runs.report import choice_table
 from dsr1_tune.runs.session import Session
 
 
@@ -74,7 +73,7 @@ def _choose(session: Session[EsftRun], model: Any, choice: Choice | None) -> Cho
     if choice is None:
         with session.timed("profile"):
             choice = group.from_main(lambda: _choose_for(session, model))
-    choice_table.show(choice, session.narrator.console)
+    show_choice(choice, session.narrator.console)
     if session.is_main:
         choice.write(session.folder.choice_file)
     session.facts["experts"] = {"chosen": choice.num_chosen, "of": choice.num_experts}

@@ -14,8 +14,7 @@ from dsr1_tune.moe.select import Choice
 from dsr1_tune.moe.selected_experts import check_chosen
 from dsr1_tune.runs.console import Narrator, quiet_libraries
 from dsr1_tune.runs.data import encode_and_split
-from dsr1_tune.runs.expert_profile import choose_for
-from dsr1_tune.runs.report import choice_table
+from dsr1_tune.runs.expert_profile import choose_for, show_choice
 from dsr1_tune.runs.report.expert_map import heat_map
 
 
@@ -35,7 +34,7 @@ def run(config: EsftRun, out: Path, console: Console | None = None) -> Choice:
         narrator.say(remark)
     loaded = load_located(base, config.base.dtype)
     choice, routing = choose_for(config, loaded.model, base, data.train, narrator)
-    choice_table.show(choice, narrator.console)
+    show_choice(choice, narrator.console)
     choice.write(out)
     picture = out.with_suffix(".png")
     heat_map(routing, picture, f"{base.name} on {', '.join(file.name for file in config.data.files)}")

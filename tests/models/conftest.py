@@ -11,7 +11,7 @@ import torch
 
 from dsr1_tune.config import Adapter, Base
 from dsr1_tune.models import embedded
-from dsr1_tune.models.smollm2 import Llama, Source
+from dsr1_tune.models.upcycle import Source
 
 TinyLlama = Callable[..., tuple[Source, Any]]
 ADAPTER_IDS = torch.arange(2, 40)[None]
@@ -56,8 +56,7 @@ def tiny_llama(tiny_tokenizer: Any) -> TinyLlama:
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
         weights = {name: weight for name, weight in model.state_dict().items() if name != "lm_head.weight"}
-        llama = Llama(4, num_kv_heads, 10000.0, 1e-5, 256, weights)
-        return Source(llama, tiny_tokenizer, "a test"), model
+        return Source(config, weights, tiny_tokenizer, "a test"), model
 
     return make
 

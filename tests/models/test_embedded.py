@@ -11,7 +11,7 @@ import pytest
 
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models import embedded, hub
-from dsr1_tune.models.smollm2 import Source
+from dsr1_tune.models.upcycle import Source
 from dsr1_tune.models.weights.index import ONE_FILE
 from tests.models.conftest import TinyLlama
 

@@ -11,7 +11,8 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dsr1_tune.models import embedded
+from dsr1_tune.errors import ModelError
+from dsr1_tune.models import embedded, upcycle
 from dsr1_tune.models.upcycle import write
 from dsr1_tune.models.weights.index import ONE_FILE
 from tests.models.conftest import TinyLlama
@@ -116,3 +117,39 @@ def test_upcycling_is_deterministic(tmp_path: Path, tiny_llama: TinyLlama) -> No
         (tmp_path / name).mkdir()
         write(source, tmp_path / name)
     assert (tmp_path / "a" / ONE_FILE).read_bytes() == (tmp_path / "b" / ONE_FILE).read_bytes()
+
+
+def test_read_llama_reads_the_hubs_folder_like_the_wheel(tiny_model: Any, tiny_tokenizer: Any) -> None:
+    folder = tiny_model("llama")
+    source = upcycle.read_llama(folder, "the Hub")
+    llama = source.llama
+    assert (llama.num_hidden_layers, llama.hidden_size, llama.head_dim) == (2, 64, 16)
+    assert source.weights["model.norm.weight"].dtype == torch.float32
+    assert source.tokenizer.chat_template == tiny_tokenizer.chat_template
+
+
+def test_read_gguf_says_that_a_wheel_is_damaged(tmp_path: Path) -> None:
+    file = tmp_path / "damaged.gguf"
+    file.write_bytes(b"GGUF" + b"\0" * 100)
+    with pytest.raises(ModelError, match="is not the GGUF file expected") as caught:
+        upcycle.read_gguf(file)
+    assert "--force-reinstall" in caught.value.hint
+
+
+def test_read_gguf_gives_transformers_names_and_rotary_halves(capfd: pytest.CaptureFixture[str]) -> None:
+    from gguf import GGUFReader
+    from gguf.quants import dequantize
+
+    file = embedded.wheel_file()
+    if file is None:
+        pytest.skip(f"needs SmolLM2's GGUF file: {embedded.MEND}")
+    weights = upcycle.read_gguf(file).weights
+    assert capfd.readouterr() == ("", "")  # no bar of transformers' on the terminal
+    wanted = {"token_embd.weight", "blk.3.ffn_norm.weight", "blk.3.attn_q.weight"}
+    found = [one for one in GGUFReader(file).tensors if one.name in wanted]
+    stored = {one.name: torch.tensor(dequantize(one.data, one.tensor_type)) for one in found}
+    assert torch.equal(weights["model.embed_tokens.weight"], stored["token_embd.weight"])
+    assert torch.equal(weights["model.layers.3.post_attention_layernorm.weight"], stored["blk.3.ffn_norm.weight"])
+    # A head of 64 rows, as pairs (0, 1), (2, 3), ...
+    query, first_head = weights["model.layers.3.self_attn.q_proj.weight"], stored["blk.3.attn_q.weight"][:64]
+    assert torch.equal(query[:64], torch.cat([first_head[0::2], first_head[1::2]]))

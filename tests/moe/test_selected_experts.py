@@ -15,9 +15,10 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM
 
 from dsr1_tune.errors import ModelError
-from dsr1_tune.moe import selected_experts
+from dsr1_tune.moe import expert_rows, selected_experts
 from dsr1_tune.moe.anatomy import ExpertBlock, find_experts
-from dsr1_tune.moe.selected_experts import Rows, train_lora, train_weights, trained_tensors
+from dsr1_tune.moe.expert_rows import RoutedRows
+from dsr1_tune.moe.selected_experts import train_lora, train_weights, trained_tensors
 
 FAMILIES = ["deepseek_v3", "deepseek_v2", "qwen3_moe", "mixtral", "gpt_oss"]
 
@@ -371,11 +372,11 @@ def test_a_layer_without_chosen_experts_stays_as_it_is(make_model: MakeModel) ->
 
 def test_sorted_rows_can_be_put_back() -> None:
     index_TK = torch.tensor([[2, 0], [0, 3], [2, 3]])
-    rows = Rows.sort(index_TK, 5)
-    assert rows.expert_S.tolist() == [0, 0, 2, 2, 3, 3]
-    assert rows.token_S[rows.position_S].tolist() == [0, 0, 1, 1, 2, 2]
+    rows = RoutedRows.sort(index_TK, 5, tile=1)
+    assert rows.expert_P.tolist() == [0, 0, 2, 2, 3, 3]
+    assert rows.token_P[rows.position_S].tolist() == [0, 0, 1, 1, 2, 2]
     rows_C, of_chosen = rows.pick((2, 4))
-    assert rows_C.tolist() == [2, 3] and of_chosen.counts_E.tolist() == [2, 0]
+    assert rows_C.tolist() == [2, 3] and [count for _, count in of_chosen.spans] == [2, 0]
 
 
 @pytest.mark.parametrize("method", ["weights", "lora"])
@@ -385,7 +386,7 @@ def test_grouped_products_as_on_a_gpu_give_the_same(
 ) -> None:
     gradients = []
     for is_grouped in (False, True):
-        monkeypatch.setattr(selected_experts, "_is_grouped", lambda device, answer=is_grouped: answer)
+        monkeypatch.setattr(expert_rows, "_is_grouped", lambda device, answer=is_grouped: answer)
         model = make_model(family)
         if method == "weights":
             train_weights(model, chosen_of(model))

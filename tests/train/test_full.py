@@ -22,7 +22,7 @@ from dsr1_tune.moe.anatomy import Anatomy
 from dsr1_tune.runs import session
 from dsr1_tune.runs.evaluate import held_out_loss
 from dsr1_tune.runs.folder import RunFolder
-from dsr1_tune.runs.trainer import stochastic_adamw
+from dsr1_tune.runs.trainer import optimizers
 from dsr1_tune.train import full
 
 NUM_STEPS = 8  # 27 records, two epochs in batches of 8
@@ -218,9 +218,9 @@ def test_full_rounds_bfloat16_weights_stochastically_and_saves_them_so(
     configure: Configure, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rounded: list[int] = []
-    round_ = stochastic_adamw.round_to_bfloat16
+    round_ = optimizers.round_to_bfloat16
     monkeypatch.setattr(
-        stochastic_adamw, "round_to_bfloat16", lambda exact, noise: (rounded.append(1), round_(exact, noise))[1]
+        optimizers, "round_to_bfloat16", lambda exact, noise: (rounded.append(1), round_(exact, noise))[1]
     )
     base = Base(model=str(tiny_base), dtype="bfloat16")
     # So small that rounded to nearest hardly a weight would move.

@@ -16,9 +16,9 @@ from rich.console import Console
 from dsr1_tune.config import Base, Data, LoraRun, QloraRun, Schedule, Sequences
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.trained.attach import load_with_adapter
+from dsr1_tune.moe.monitor import is_token
 from dsr1_tune.runs import session
 from dsr1_tune.runs.folder import RunFolder
-from dsr1_tune.runs.trainer.collate import is_token
 from dsr1_tune.runs.trainer.trainer import ResumableTrainer
 from dsr1_tune.train import lora, qlora
 

@@ -7,7 +7,6 @@ llama.cpp comes in the wheel of xllamacpp, an optional dependency, and runs in a
 from __future__ import annotations
 
 import codecs
-import contextlib
 import importlib.util
 import json
 import os
@@ -15,10 +14,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from dsr1_tune.errors import ModelError
 INSTALL = "pip install 'dsr1-tune[gguf]'"
 _CHILD = Path(__file__).with_name("process.py")
 _USUAL_CONTEXT = 8192
+_TELLING = ("error loading model:", "GGML_ASSERT", "failed to allocate", "llama_init_from_model:", "not supported")
 
 
 def library() -> Path:
@@ -54,7 +54,7 @@ class Spoken:
     text: str
 
 
-class LlamaCpp:
+class LlamaCpp(AbstractContextManager["LlamaCpp"]):
     """A loaded .gguf file; use it as a context manager, so that its process ends.
 
     Raises ModelError if llama.cpp is not installed, does not support the model or cannot read the file, for what does
@@ -77,46 +77,22 @@ class LlamaCpp:
         threads = num_threads or int(os.environ.get("OMP_NUM_THREADS", "0") or 0) or os.cpu_count() or 1
         room = {"context": context or 0, "at_most": context or _USUAL_CONTEXT}
         try:
-            self._facts, _ = self._ask({"file": str(self.file), "threads": threads, **room})
+            facts, _ = self._ask({"file": str(self.file), "threads": threads, **room})
         except BaseException:
             self.close()
             raise
-
-    @property
-    def num_vocab(self) -> int:
+        self.num_vocab: int = facts["vocab"]
         """V, the number of tokens."""
-        return int(self._facts["vocab"])
-
-    @property
-    def context(self) -> int:
+        self.context: int = facts["context"]
         """How many tokens fit."""
-        return int(self._facts["context"])
-
-    @property
-    def description(self) -> str:
+        self.description: str = facts["description"]
         """What llama.cpp calls it, such as "qwen3moe 30B.A3B Q4_K - Medium"."""
-        return str(self._facts["description"])
-
-    @property
-    def chat_template(self) -> str | None:
-        """The Jinja template in the file."""
-        template = self._facts.get("template")
-        return None if template is None else str(template)
-
-    @property
-    def bos(self) -> str:
+        self.chat_template: str | None = facts.get("template")
+        self.bos: str = facts["bos"]
         """The token that begins a text, empty where there is none."""
-        return str(self._facts["bos"])
-
-    @property
-    def eos(self) -> str:
-        """The token that ends a text."""
-        return str(self._facts["eos"])
-
-    @property
-    def adds_bos(self) -> bool:
+        self.eos: str = facts["eos"]
+        self.adds_bos: bool = facts["add_bos"]
         """Whether llama.cpp puts `bos` before every text by itself."""
-        return bool(self._facts["add_bos"])
 
     def logprobs(self, ids: Sequence[int]) -> Tensor:
         """Log-probabilities (T, V), float32, of the next token after each of `ids`."""
@@ -135,26 +111,17 @@ class LlamaCpp:
         settings = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
         self._send({"do": "generate", "ids": list(map(int, ids)), **settings})
         decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        has_ended = False
         try:
-            while True:
-                facts, data = self._receive()
-                if "ended" in facts:
-                    has_ended = True
-                    return
+            while "ended" not in (received := self._receive())[0]:
+                facts, data = received
                 yield Spoken(facts["token"], decode(data))
         except ModelError:
-            has_ended = True
             raise
-        finally:
-            if not has_ended:
-                self._stop()
-
-    def _stop(self) -> None:
-        """Leave an answer before its end: the child looks for further requests after each token."""
-        self._send({"do": "tokenize", "text": "", "add_special": False})
-        while "ids" not in self._receive()[0]:
-            pass
+        except BaseException:  # it is left before its end: the child looks for further requests after each token
+            self._send({"do": "tokenize", "text": "", "add_special": False})
+            while "ids" not in self._receive()[0]:
+                pass
+            raise
 
     def tokenize(self, text: str, add_special: bool = False) -> list[int]:
         """The text's tokens by llama.cpp's own tokenizer; special ones in it count as such."""
@@ -206,18 +173,8 @@ class LlamaCpp:
     def close(self) -> None:
         """End the process."""
         self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
+        self._process.communicate()
         self._said.close()
 
-    def __enter__(self) -> LlamaCpp:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
-
-
-_TELLING = ("error loading model:", "GGML_ASSERT", "failed to allocate", "llama_init_from_model:", "not supported")

@@ -26,6 +26,7 @@ TYPES: dict[str, tuple[int, int, int, str]] = {
     "Q5_0": (6, 32, 22, "dequantize_row_q5_0"),
     "IQ4_NL": (20, 32, 18, "dequantize_row_iq4_nl"),
 }
+_PINNED = f"install the version of xllamacpp that this release is tested with: {client.INSTALL}"
 
 
 def block(kind: str) -> int:
@@ -61,9 +62,6 @@ def _quantize(matrix: Tensor, kind: str) -> Tensor:
     if done != out.numel():
         raise ModelError(f"llama.cpp wrote {done:,} bytes of {kind}, {out.numel():,} were due", hint=_PINNED)
     return out
-
-
-_PINNED = f"install the version of xllamacpp that this release is tested with: {client.INSTALL}"
 
 
 @cache

@@ -53,7 +53,6 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "llama_get_logits_ith": (c.POINTER(c.c_float), [c.c_void_p, c.c_int32]),
     "llama_model_get_vocab": (c.c_void_p, [c.c_void_p]),
     "llama_model_n_ctx_train": (c.c_int32, [c.c_void_p]),
-    "llama_model_n_params": (c.c_uint64, [c.c_void_p]),
     "llama_model_desc": (c.c_int32, [c.c_void_p, c.c_char_p, c.c_size_t]),
     "llama_model_meta_val_str": (c.c_int32, [c.c_void_p, c.c_char_p, c.c_char_p, c.c_size_t]),
     "llama_vocab_n_tokens": (c.c_int32, [c.c_void_p]),
@@ -105,8 +104,6 @@ class Engine:
         found: dict[str, Any] = {
             "vocab": self.num_vocab,
             "context": self.num_context,
-            "context_train": lib.llama_model_n_ctx_train(self.model),
-            "parameters": lib.llama_model_n_params(self.model),
             "add_bos": lib.llama_vocab_get_add_bos(self.vocab),
         }
         lib.llama_model_desc(self.model, text, len(text))
@@ -225,8 +222,7 @@ def main() -> None:
         try:
             what = asked.pop("do")
             if what == "logits":
-                data = engine.logits(asked["ids"])
-                answer({"rows": len(asked["ids"])}, data)
+                answer({"rows": len(asked["ids"])}, engine.logits(**asked))
             elif what == "generate":
                 answer({"ended": engine.generate(**asked)})
             elif what == "tokenize":

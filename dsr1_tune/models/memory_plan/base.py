@@ -21,6 +21,8 @@ from dsr1_tune.models.weights.index import INDEX
 from dsr1_tune.models.weights.stored_format import StoredFormat
 from dsr1_tune.moe.anatomy import Anatomy, Part, find_experts
 
+_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "block-FP8": 1.0, "nf4": 0.52}
+
 
 @dataclass(frozen=True)
 class PlannedBase:
@@ -75,9 +77,6 @@ class PlannedBase:
     def stored_bytes(self) -> int:
         """About what its files take."""
         return round(self.num_parameters * _BYTES[self.stored])
-
-
-_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "block-FP8": 1.0, "nf4": 0.52}
 
 
 def describe(base: Base) -> PlannedBase:

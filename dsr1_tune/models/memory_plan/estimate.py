@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -98,8 +98,7 @@ class MemoryEstimate:
     @property
     def fixed(self) -> int:
         """What no smaller batch makes smaller."""
-        names = ("weights", "adapter", "gradients", "optimizer", "libraries")
-        return sum(self.parts[name] for name in names)
+        return sum(self.parts[name] for name in ("weights", "adapter", "gradients", "optimizer", "libraries"))
 
 
 @dataclass(frozen=True)
@@ -122,23 +121,18 @@ class Plan:
     @property
     def choice(self) -> Method | None:
         """The first that fits of lora, qlora: adapters first, in 16 or 32 bits where there is room."""
-        wanted: tuple[Method, ...] = ("lora", "qlora")
-        known = {one.method for one in self.estimates}
-        return next((method for method in wanted if method in known and self.fits(method)), None)
+        fitting = {one.method for one in self.estimates if self.fits(one.method)}
+        return "lora" if "lora" in fitting else "qlora" if "qlora" in fitting else None
 
 
 def plan(
     base: PlannedBase, settings: Settings, batch: Batch, memory: int, methods: tuple[Method, ...] = METHODS
 ) -> Plan:
     """What each of `methods` takes on `base`, and what to turn where that is more than `memory` bytes a process."""
-    estimates = []
-    for method in methods:
-        if method == "esft" and not find_experts(base.model):
-            continue
-        estimates.append(estimate(base, method, settings, batch))
-    made = Plan(base, memory, tuple(estimates))
-    advice = {one.method: _advise(one, made, settings) for one in estimates if not made.fits(one.method)}
-    return Plan(base, memory, made.estimates, advice)
+    possible = [method for method in methods if method != "esft" or find_experts(base.model)]
+    made = Plan(base, memory, tuple(estimate(base, method, settings, batch) for method in possible))
+    advice = {one.method: _advise(one, made, settings) for one in made.estimates if not made.fits(one.method)}
+    return replace(made, advice=advice)
 
 
 def estimate(base: PlannedBase, method: Method, settings: Settings, batch: Batch) -> MemoryEstimate:
@@ -355,7 +349,6 @@ def _advise(one: MemoryEstimate, made: Plan, settings: Settings) -> str:
     by_batch = one.needed - one.fixed
     if room <= 0 or by_batch <= 0:
         return _other_method(one, made, settings)
-    tips = []
     if not settings.schedule.gradient_checkpointing:
         return "schedule.gradient_checkpointing=true"
     share = room / by_batch
@@ -363,22 +356,17 @@ def _advise(one: MemoryEstimate, made: Plan, settings: Settings) -> str:
         accumulate = settings.schedule.gradient_accumulation_steps * math.ceil(one.batch.rows / rows)
         return f"schedule.batch_size={rows} schedule.gradient_accumulation_steps={accumulate}"
     tokens = math.floor(one.batch.tokens * one.batch.rows * share / 64) * 64
-    if tokens >= 64:
-        tips.append(f"schedule.batch_size=1 schedule.max_tokens={tokens}")
-    tips.append(_other_method(one, made, settings))
-    return " or ".join(tips)
+    shorter = f"schedule.batch_size=1 schedule.max_tokens={tokens} or " if tokens >= 64 else ""
+    return shorter + _other_method(one, made, settings)
 
 
 def _other_method(one: MemoryEstimate, made: Plan, settings: Settings) -> str:
     """Where a smaller batch does not help."""
-    if one.method in ("full", "esft") and settings.schedule.optimizer in ("auto", "adamw"):
-        smaller = one.fixed - one.parts["optimizer"] * 3 // 4
-        if smaller < made.memory:
-            return "schedule.optimizer=adamw_8bit"
-    if one.method != "qlora" and any(other.method == "qlora" for other in made.estimates):
-        quantized = made.of("qlora")
-        if quantized.fixed < made.memory:
-            return "qlora"
+    is_in_32_bits = one.method in ("full", "esft") and settings.schedule.optimizer in ("auto", "adamw")
+    if is_in_32_bits and one.fixed - one.parts["optimizer"] * 3 // 4 < made.memory:
+        return "schedule.optimizer=adamw_8bit"
+    if one.method != "qlora" and any(o.method == "qlora" and o.fixed < made.memory for o in made.estimates):
+        return "qlora"
     if one.method in ("full", "lora", "dpo") and settings.parallel.strategy == "ddp":
         number = math.ceil(one.fixed / max(made.memory * 0.8, 1))
         if number > 1:

@@ -28,6 +28,13 @@ Prepare = Callable[[Any], Any]
 MAX_TRACED_LAYERS = 4
 SMALL = 2**25
 """The C library keeps smaller blocks when they are freed, and later ones do not always fit (fragmentation)."""
+# What TRL's trainers ask for beside the loss, for their logs.
+_OUTPUTS: dict[Step, tuple[str, ...]] = {
+    "sft": ("log_probs", "entropy", "is_top1"),
+    "dpo": ("log_probs", "entropy", "mean_logits", "is_top1"),
+    "evaluation": ("log_probs",),
+}
+_GROUPED = torch.ops.aten._grouped_mm.default
 
 
 @dataclass(frozen=True)
@@ -107,14 +114,6 @@ def _trace(
     return Trace(alive.peak, alive.small_peak, alive.largest)
 
 
-# What TRL's trainers ask for beside the loss, for their logs.
-_OUTPUTS: dict[Step, tuple[str, ...]] = {
-    "sft": ("log_probs", "entropy", "is_top1"),
-    "dpo": ("log_probs", "entropy", "mean_logits", "is_top1"),
-    "evaluation": ("log_probs",),
-}
-
-
 def _supervised(model: Any, ids_BT: Tensor) -> None:
     out = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), labels=ids_BT, fused_lm_head=True)
     (-out.log_probs.sum()).backward()
@@ -135,21 +134,15 @@ def _evaluated(model: Any, ids_BT: Tensor) -> None:
         functional.cross_entropy(chosen_NV, ids_BT[:, 1:].reshape(-1), reduction="sum")
 
 
-_STEPS: dict[Step, Callable[[Any, Tensor], None]] = {
-    "sft": _supervised,
-    "dpo": _preferences,
-    "evaluation": _evaluated,
-}
+_STEPS: dict[Step, Callable[[Any, Tensor], None]] = {"sft": _supervised, "dpo": _preferences, "evaluation": _evaluated}
 
 
 def _imagine(model: nn.Module) -> None:
     """Put imagined tensors on the CPU in the places of those on meta; call it in FakeTensorMode."""
     made: dict[int, tuple[Tensor, Tensor]] = {}  # the old ones are kept, so that their numbers stay theirs
-    for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, old in tensors.items():
-                if old is None:
-                    continue
+    for tensors in (part for module in model.modules() for part in (module._parameters, module._buffers)):
+        for name, old in tensors.items():
+            if old is not None:
                 if id(old) not in made:
                     made[id(old)] = old, _imagined(old)
                 tensors[name] = made[id(old)][1]
@@ -167,13 +160,15 @@ class _Alive(TorchDispatchMode):
     """Adds up the storages that operators make for as long as they live; a model's own do not count."""
 
     def __init__(self, model: nn.Module, vocab_size: int) -> None:
+        import trl.trainer.utils
+
         super().__init__()
         self.peak = self.small_peak = self.largest = 0
         self._now = self._small = 0
         self._sizes: dict[int, int] = {}
         self._own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
         self._vocab_size = vocab_size
-        self._chunk = _loss_chunk()
+        self._chunk = int(getattr(trl.trainer.utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", 0))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -206,17 +201,8 @@ class _Alive(TorchDispatchMode):
         self._small -= size if size < SMALL else 0
 
 
-_GROUPED = torch.ops.aten._grouped_mm.default
-
-
 def _grouped(a: Tensor, b: Tensor, offs: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
     """The shape of grouped products: torch imagines them in bfloat16 only."""
     if a.dim() == b.dim() == 2 and offs is not None:
         return a.new_empty(offs.shape[0], a.shape[0], b.shape[1])
     return a.new_empty(*a.shape[:-1], b.shape[-1])
-
-
-def _loss_chunk() -> int:
-    from trl.trainer import utils
-
-    return int(getattr(utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", 0))

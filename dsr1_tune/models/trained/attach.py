@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 
 from dsr1_tune.config import Base
@@ -15,6 +17,9 @@ from dsr1_tune.models.load import Loaded, load
 from dsr1_tune.models.ref import Adapter, Experts, ModelRef, RewardModel, Run, manifest_in
 from dsr1_tune.models.trained.experts import attach_experts
 from dsr1_tune.models.weights.index import gist
+from dsr1_tune.moe.expert_lora import use_grouped_products
+
+_RIGHT_BASE = "give an adapter together with the base that it was trained on"
 
 
 def load_with_adapter(path: str | Path | None, progress: Callable[[str], None] | None = None) -> Loaded:
@@ -25,22 +30,16 @@ def load_with_adapter(path: str | Path | None, progress: Callable[[str], None] |
     ref = ModelRef.resolve(path)
     if isinstance(ref, RewardModel):
         ref.refuse()
-    if isinstance(ref, Adapter):
-        loaded = load(ref.base, progress, quantized=was_quantized(ref.path))
-        return Loaded(attach_adapter(loaded, ref.path), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
-    if isinstance(ref, Experts):
-        loaded = load(ref.base, progress=progress)
-        return Loaded(attach_experts(loaded, ref.path), loaded.tokenizer, f"{path} over {loaded.name}", loaded.revision)
+    if isinstance(ref, (Adapter, Experts)):
+        loaded = load(ref.base, progress, quantized=isinstance(ref, Adapter) and was_quantized(ref.path))
+        attach = attach_adapter if isinstance(ref, Adapter) else attach_experts
+        return replace(loaded, model=attach(loaded, ref.path), name=f"{path} over {loaded.name}")
     model = ref.model if isinstance(ref, Run) and ref.model else path
     return load(Base(model=None if model is None else str(model)), progress=progress)
 
 
 def attach_adapter(loaded: Loaded, adapter: Path) -> Any:
     """The loaded model with the adapter on it; every weight of the adapter must have found its place."""
-    from peft import PeftModel, get_peft_model_state_dict
-
-    from dsr1_tune.moe.expert_lora import use_grouped_products
-
     file = adapter / "adapter_model.safetensors"
     if not file.is_file():
         raise ModelError(
@@ -63,9 +62,6 @@ def attach_adapter(loaded: Loaded, adapter: Path) -> Any:
         )
     use_grouped_products(model)
     return model.eval()
-
-
-_RIGHT_BASE = "give an adapter together with the base that it was trained on"
 
 
 def was_quantized(adapter: Path) -> bool:

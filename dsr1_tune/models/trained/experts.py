@@ -52,14 +52,11 @@ class ExpertsConfig:
         """What there is to say of a model whose experts were trained."""
         trained = [(block, block.module.chosen) for block in find_experts(model) if hasattr(block.module, "chosen")]
         lora = next((chosen for _, chosen in trained if isinstance(chosen, ChosenLora)), None)
-        return cls(
-            base_model_name_or_path=base.name,
-            revision=base.revision if base.repo_id else None,
-            method="lora" if lora else "weights",
-            rank=lora.rank if lora else 0,
-            scale=lora.scale if lora else 0.0,
-            layers={block.name: Layer(block.num_experts, chosen.numbers) for block, chosen in trained},
-        )
+        layers = {block.name: Layer(block.num_experts, chosen.numbers) for block, chosen in trained}
+        revision = base.revision if base.repo_id else None
+        if lora is None:
+            return cls(base.name, revision, "weights", 0, 0.0, layers)
+        return cls(base.name, revision, "lora", lora.rank, lora.scale, layers)
 
     @classmethod
     def read(cls, folder: Path) -> ExpertsConfig:
@@ -81,20 +78,16 @@ class ExpertsConfig:
 def save_experts(model: nn.Module, base: Located, folder: Path) -> None:
     """Write what was trained of `model` with the tokenizer to `folder`, whole or not at all."""
     tensors: dict[str, Tensor] = dict(trained_tensors(model))
-    tensors |= {name: weight for name, weight in model.named_parameters() if _is_other(name, weight)}
+    tensors |= {name: one for name, one in model.named_parameters() if one.requires_grad and ".chosen." not in name}
     # Balancing biases may have been moved; they are small.
-    tensors |= {name: buffer for name, buffer in model.named_buffers() if is_balancing_bias(name)}
+    both = (*model.named_parameters(), *model.named_buffers())
+    tensors |= {name: one for name, one in both if is_balancing_bias(name)}
     with atomic_folder(folder) as part:
         plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         save_file(plain, part / WEIGHTS, metadata={"format": "pt"})
         with atomic_write(part / EXPERTS_CONFIG) as file:
             json.dump({"format": _FORMAT, **asdict(ExpertsConfig.of(model, base))}, file, indent=1, ensure_ascii=False)
         base.tokenizer.save_pretrained(str(part))
-
-
-def _is_other(name: str, weight: nn.Parameter) -> bool:
-    """Whether a weight was trained that is no expert's, such as a router's."""
-    return is_balancing_bias(name) or (weight.requires_grad and ".chosen." not in name)
 
 
 @torch.no_grad()
@@ -104,7 +97,15 @@ def attach_experts(loaded: Loaded, folder: Path) -> Any:
     Raises ModelError if the base is not of the shape that they were trained on, or the files are damaged.
     """
     config, model = ExpertsConfig.read(folder), loaded.model
-    _check_layers(config, loaded, folder)
+    have = {block.name: block.num_experts for block in find_experts(model)}
+    for name, layer in config.layers.items():
+        if name not in have:
+            raise ModelError(f"{folder}: {loaded.name} has no experts called {name}", hint=_RIGHT_BASE)
+        if have[name] != layer.num_experts:
+            raise ModelError(
+                f"{folder}: {name} had {layer.num_experts} experts, in {loaded.name} it has {have[name]}",
+                hint=_RIGHT_BASE,
+            )
     if config.method == "lora":
         train_lora(model, {name: layer.chosen for name, layer in config.layers.items()}, config.rank, config.scale)
     places = _places(model, config)
@@ -120,20 +121,7 @@ def attach_experts(loaded: Loaded, folder: Path) -> Any:
     return model.requires_grad_(False).eval()
 
 
-def _check_layers(config: ExpertsConfig, loaded: Loaded, folder: Path) -> None:
-    have = {block.name: block.num_experts for block in find_experts(loaded.model)}
-    for name, layer in config.layers.items():
-        if name not in have:
-            raise ModelError(f"{folder}: {loaded.name} has no experts called {name}", hint=_RIGHT_BASE)
-        if have[name] != layer.num_experts:
-            raise ModelError(
-                f"{folder}: {name} had {layer.num_experts} experts, in {loaded.name} it has {have[name]}",
-                hint=_RIGHT_BASE,
-            )
-
-
 def _places(model: nn.Module, config: ExpertsConfig) -> dict[str, Tensor]:
-    """Where the saved tensors of the chosen experts belong."""
     if config.method == "lora":
         return dict(trained_tensors(model))
     blocks = {block.name: block for block in find_experts(model)}
@@ -146,11 +134,9 @@ def _places(model: nn.Module, config: ExpertsConfig) -> dict[str, Tensor]:
 
 
 def _put(name: str, saved: Tensor, places: dict[str, Tensor], loaded: Loaded, folder: Path) -> None:
-    """Copy one saved tensor to where it belongs."""
     place = places.get(name)
     if place is None:
-        others = dict(loaded.model.named_parameters()) | dict(loaded.model.named_buffers())
-        place = others.get(name)
+        place = (dict(loaded.model.named_parameters()) | dict(loaded.model.named_buffers())).get(name)
     if place is None or place.shape != saved.shape:
         said = "has no such weight" if place is None else f"has it as {tuple(place.shape)}"
         raise ModelError(

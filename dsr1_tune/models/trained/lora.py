@@ -59,7 +59,9 @@ def add_lora(model: nn.Module, adapter: Adapter, router: Router = _FROZEN) -> Pe
         peft_model = get_peft_model(model, config)
     use_grouped_products(peft_model)
     open_routers(peft_model, router.mode)
-    for layer in _linear_layers(peft_model):
+    for layer in peft_model.modules():
+        if not isinstance(layer, LoraLayer) or not isinstance(layer.get_base_layer(), nn.Linear):
+            continue
         # PEFT would refuse both for the experts' sake. Neither matters to who loads the adapter: its A and B are
         # saved as they have become, and there is no dropout outside training.
         lora_init.begin(layer, adapter.init)
@@ -132,7 +134,8 @@ def _targets(model: nn.Module, groups: Iterable[Group]) -> list[_Targets]:
     targets = []
     for group in groups:
         others = [name for name, _, part in linears if part != group]
-        suffixes = {_shortest_suffix(name, others) for name, _, part in linears if part == group}
+        dotted = [f".{other}" for other in others]
+        suffixes = {_shortest_ending(name, dotted, ".") for name, _, part in linears if part == group}
         bare = {suffix for suffix in suffixes if blocks and suffix.rpartition(".")[2] in REWRITTEN}
         parameters = {f"{suffix}.weight" for suffix in bare}
         if group == "routed_experts":
@@ -142,14 +145,11 @@ def _targets(model: nn.Module, groups: Iterable[Group]) -> list[_Targets]:
     return targets
 
 
-def _shortest_suffix(name: str, others: list[str]) -> str:
-    """The shortest dotted end of `name` that no name in `others` ends with."""
+def _shortest_ending(name: str, others: list[str], before: str = "") -> str:
+    """The shortest dotted end of `name` that, with `before` in front, no name in `others` ends with."""
     pieces = name.split(".")
-    for length in range(1, len(pieces)):
-        suffix = ".".join(pieces[-length:])
-        if not any(other == suffix or other.endswith(f".{suffix}") for other in others):
-            return suffix
-    return name
+    endings = (".".join(pieces[-length:]) for length in range(1, len(pieces)))
+    return next((one for one in endings if not any(other.endswith(before + one) for other in others)), name)
 
 
 def _patterns(targets: Iterable[_Targets], given: dict[Group, Any]) -> dict[str, Any]:
@@ -169,61 +169,45 @@ def _router_names(model: nn.Module) -> list[str]:
     return sorted({_shortest_ending(name, others) for name in routers})
 
 
-def _shortest_ending(name: str, others: list[str]) -> str:
-    pieces = name.split(".")
-    endings = (".".join(pieces[-length:]) for length in range(1, len(pieces)))
-    return next((ending for ending in endings if not any(other.endswith(ending) for other in others)), name)
-
-
-def _linear_layers(model: nn.Module) -> list[LoraLayer]:
-    """The LoRA layers on linear layers, whichever way PEFT reached them."""
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), nn.Linear)
-    ]
-
-
-@dataclass(frozen=True)
+@dataclass
 class PartCoverage:
     """One line of the coverage audit, in numbers of parameters."""
 
     part: Part
-    num_base: int
+    num_base: int = 0
     """The base model's own."""
-    num_adapted: int
+    num_adapted: int = 0
     """Those of the base that an update reaches."""
-    num_trained: int
+    num_trained: int = 0
     """Those that the optimizer moves."""
-    num_frozen: int
+    num_frozen: int = 0
     """Those that it does not."""
 
 
 def audit(model: nn.Module) -> list[PartCoverage]:
     """What is trained and what is not, by part of the model, from the model as it stands."""
     part_of = Anatomy(model)
-    base: dict[Part, int] = dict.fromkeys(PARTS, 0)
-    adapted: dict[Part, int] = dict.fromkeys(PARTS, 0)
-    trained: dict[Part, int] = dict.fromkeys(PARTS, 0)
-    frozen: dict[Part, int] = dict.fromkeys(PARTS, 0)
+    found = {part: PartCoverage(part) for part in PARTS}
     for name, parameter in model.named_parameters():
-        part, is_rows = part_of(name), are_chosen_rows(name)
+        line, num, is_rows = found[part_of(name)], parameter.numel(), are_chosen_rows(name)
         if not is_rows and ".lora_" not in name and ".modules_to_save." not in name:
-            base[part] += parameter.numel()
+            line.num_base += num
         if parameter.requires_grad and ".lora_" not in name:
-            adapted[part] += parameter.numel()
-        counted = trained if parameter.requires_grad else frozen
-        counted[part] += parameter.numel()
+            line.num_adapted += num
+        if parameter.requires_grad:
+            line.num_trained += num
+        else:
+            line.num_frozen += num
         if is_rows:  # a part of a fused weight, which is counted too
-            frozen[part] -= parameter.numel()
+            line.num_frozen -= num
     for name, layer in model.named_modules():
         if isinstance(layer, ParamWrapper):
-            adapted[part_of(f"{name}.{layer.parameter_name}")] += layer.get_param().numel()
+            found[part_of(f"{name}.{layer.parameter_name}")].num_adapted += layer.get_param().numel()
         elif isinstance(layer, LoraLayer):
-            adapted[part_of(f"{name}.weight")] += layer.get_base_layer().weight.numel()
+            found[part_of(f"{name}.weight")].num_adapted += layer.get_base_layer().weight.numel()
         elif isinstance(layer, ChosenLora):
-            adapted[part_of(f"{name}.lora_A")] += layer.num_reached
-    return [PartCoverage(part, base[part], adapted[part], trained[part], frozen[part]) for part in PARTS if base[part]]
+            found[part_of(f"{name}.lora_A")].num_adapted += layer.num_reached
+    return [line for line in found.values() if line.num_base]
 
 
 def check_gradients(model: nn.Module, may_overflow: bool = False) -> bool:
@@ -246,19 +230,13 @@ def check_gradients(model: nn.Module, may_overflow: bool = False) -> bool:
                     hint="the base or its numbers are at fault: try --set base.dtype=float32",
                 )
             largest[part] = max(largest.get(part, 0.0), size)
-    idle = sorted(part for part, size in largest.items() if size == 0.0)
-    if idle:
+    if idle := sorted(part for part, size in largest.items() if size == 0.0):
         raise ModelError(
             f"after the first step these trained parts have received no gradient: {', '.join(idle)}; "
             "the run would train nothing there",
             hint="leave them out with --set adapter.groups=[...], and please report the model's architecture",
         )
     return True
-
-
-def count_trained(coverage: Iterable[PartCoverage]) -> int:
-    """Parameters that the optimizer moves, in all."""
-    return sum(line.num_trained for line in coverage)
 
 
 def save_adapter(model: PeftModel, base: Located, folder: Path) -> None:
@@ -305,18 +283,12 @@ def _against_the_base(model: PeftModel) -> tuple[dict[str, Tensor] | None, LoraC
 
 def _with_own(patterns: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """The patterns that fit none of the full names in `own`, and those names with their values; the order is PEFT's."""
-    others = {key: value for key, value in patterns.items() if not any(_fits(key, name) for name in own)}
+    # Compared as PEFT does it.
+    others = {key: value for key, value in patterns.items() if not any(re.match(rf"(.*\.)?({key})$", n) for n in own)}
     return others | {re.escape(name): value for name, value in own.items()}
-
-
-def _fits(pattern: str, name: str) -> bool:
-    """As PEFT compares them."""
-    return re.match(rf"(.*\.)?({pattern})$", name) is not None
 
 
 def load_plain_adapter(base: Any, folder: Any) -> PeftModel:
     """The adapter in `folder` on `base`, by PEFT alone: what any other user of the adapter gets."""
     with quiet_patterns():
-        model = PeftModel.from_pretrained(base, str(folder))
-    model.eval()
-    return model
+        return PeftModel.from_pretrained(base, str(folder)).eval()

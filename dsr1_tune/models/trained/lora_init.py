@@ -22,15 +22,22 @@ def begin(layer: LoraLayer, init: Init) -> None:
     if init == "gaussian":
         nn.init.normal_(a, std=1 / layer.r["default"])
     elif init == "orthogonal":
-        started = _orthogonal(layer.r["default"], layer.in_features, layer.out_features)
-        for weight, values in zip((a, b), started, strict=True):
-            weight.copy_(values)
+        # In complementary subspaces, so that B·A = 0 though neither is; as PEFT draws them.
+        rank = layer.r["default"]
+        q, _ = torch.linalg.qr(torch.randn(rank, rank))
+        a.copy_(torch.randn(layer.in_features, rank // 2).mm(q[0::2]).T / 10)
+        b.copy_(torch.randn(rank // 2, layer.out_features).T.mm(q[1::2]) / 10)
     elif init in ("pissa", "olora"):
-        weight = layer.get_base_layer().weight.float()
-        scale = layer.scaling["default"]
-        principal = _pissa(weight, layer.r["default"], scale) if init == "pissa" else _olora(weight, layer.r["default"])
-        a.copy_(principal[0])
-        b.copy_(principal[1])
+        weight, rank = layer.get_base_layer().weight.float(), layer.r["default"]
+        if init == "pissa":  # the principal part of the weight
+            u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+            root = (s[:rank] / layer.scaling["default"]).sqrt()
+            a.copy_(root.unsqueeze(1) * vh[:rank])
+            b.copy_(u[:, :rank] * root)
+        else:  # the first directions of its QR decomposition
+            q, r = torch.linalg.qr(weight)
+            a.copy_(r[:rank])
+            b.copy_(q[:, :rank])
         for matrix, kind in ((layer.lora_A["default"], _WithBeginning), (layer.lora_B["default"], _WithoutBeginning)):
             # Not in the state dict: it follows from the base, and a resumed run finds it again.
             matrix.register_buffer("begun", matrix.weight.detach().clone(), persistent=False)
@@ -61,24 +68,3 @@ class _WithoutBeginning(nn.Linear):
         """The difference is taken here, in the float32 of A and B."""
         now, begun = h.chunk(2, dim=-1)
         return functional.linear(now, self.weight) - functional.linear(begun, self.begun)
-
-
-def _pissa(weight: Tensor, rank: int, scale: float) -> tuple[Tensor, Tensor]:
-    """The principal part of the weight, (R, in) and (out, R)."""
-    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
-    root = (s[:rank] / scale).sqrt()
-    return root.unsqueeze(1) * vh[:rank], u[:, :rank] * root
-
-
-def _olora(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The first directions of the weight's QR decomposition, (R, in) and (out, R)."""
-    q, r = torch.linalg.qr(weight)
-    return r[:rank], q[:, :rank]
-
-
-def _orthogonal(rank: int, num_in: int, num_out: int) -> tuple[Tensor, Tensor]:
-    """A and B in complementary subspaces, so that B·A = 0 though neither is; as PEFT draws them."""
-    q, _ = torch.linalg.qr(torch.randn(rank, rank))
-    a = torch.randn(num_in, rank // 2).mm(q[0::2]).T / 10
-    b = torch.randn(rank // 2, num_out).T.mm(q[1::2]) / 10
-    return a, b

@@ -19,6 +19,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from dsr1_tune.atomic import atomic_folder
@@ -51,14 +52,19 @@ class ScalarModel(nn.Module):
         super().__init__()
         self.trunk = trunk
         embeddings = trunk.get_input_embeddings().weight
-        self.head = nn.Linear(_width(trunk.config), 1, bias=False, dtype=torch.float32, device=embeddings.device)
+        self.head = nn.Linear(
+            trunk.config.get_text_config().hidden_size, 1, bias=False, dtype=torch.float32, device=embeddings.device
+        )
         nn.init.normal_(self.head.weight, std=_HEAD_SCALE / math.sqrt(self.head.in_features + 1))
         self.tokenizer = tokenizer
         self.facts = facts or RewardFacts()
         # A copy: what trainers note in it is not true of the trunk.
         self.config = deepcopy(trunk.config)
         self.config.num_labels = 1
-        _freeze_language_head(trunk, embeddings)
+        # No gradient reaches the language head here; where it is the embeddings too, it is trained as those.
+        if (head := trunk.get_output_embeddings()) is not None:
+            for weight in head.parameters():
+                weight.requires_grad_(weight.requires_grad and weight is embeddings)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any) -> SequenceClassifierOutput:
         """`logits` (N, 1) of N conversations (N, T), padded on either side where `attention_mask` is 0."""
@@ -83,32 +89,21 @@ class ScalarModel(nn.Module):
         advance: Callable[[int], None] = lambda count: None,
     ) -> Tensor:
         """(N,) scores, on the CPU, of conversations as token ids or as text that the chat template has made."""
-        ids = [self._ids(one) for one in conversations]
+        ids = [
+            self.tokenizer(one, add_special_tokens=False)["input_ids"] if isinstance(one, str) else one
+            for one in conversations
+        ]
         was_training = self.training
         self.eval()
         scores_N = torch.zeros(len(ids))
         for numbers in _batches([len(one) for one in ids], batch_size):
-            batch = [ids[number] for number in numbers]
-            scores_N[numbers] = self(*self._padded(batch)).logits.squeeze(1).float().cpu()
+            batch = [torch.tensor(ids[number]) for number in numbers]
+            ids_NT = pad_sequence(batch, True, self.tokenizer.pad_token_id).to(self.device)
+            mask_NT = pad_sequence(list(map(torch.ones_like, batch)), True).to(self.device)
+            scores_N[numbers] = self(ids_NT, mask_NT).logits.squeeze(1).float().cpu()
             advance(len(batch))
         self.train(was_training)
         return scores_N
-
-    def _ids(self, conversation: str | Sequence[int]) -> Sequence[int]:
-        if isinstance(conversation, str):
-            ids: list[int] = self.tokenizer(conversation, add_special_tokens=False)["input_ids"]
-            return ids
-        return conversation
-
-    def _padded(self, batch: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask, (N, T)."""
-        longest = max(map(len, batch))
-        ids_NT = torch.full((len(batch), longest), self.tokenizer.pad_token_id)
-        mask_NT = torch.zeros((len(batch), longest), dtype=torch.long)
-        for row, ids in enumerate(batch):
-            ids_NT[row, : len(ids)] = torch.tensor(ids)
-            mask_NT[row, : len(ids)] = 1
-        return ids_NT.to(self.device), mask_NT.to(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -131,26 +126,11 @@ class ScalarModel(nn.Module):
         """TRL's trainers tag what they train; what they would tag is not saved."""
 
 
-def _width(config: Any) -> int:
-    return int(config.get_text_config().hidden_size)
-
-
-def _freeze_language_head(trunk: Any, embeddings: nn.Parameter) -> None:
-    """No gradient reaches it here; where it is the embeddings too, it is trained as those."""
-    head = trunk.get_output_embeddings()
-    for weight in head.parameters() if head is not None else ():
-        if weight is not embeddings:
-            weight.requires_grad_(False)
-
-
 def _batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     """Numbers of conversations of like length, the longest first: if memory is short, it shows at once."""
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
-
-
-# --- its folder -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

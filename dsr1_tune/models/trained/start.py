@@ -158,23 +158,16 @@ def _grow(lora_a: nn.Linear, lora_b: nn.Linear, num_experts: int, rank: int, num
     lora_a.weight = nn.Parameter(a_ERD.reshape(-1, old_a.shape[1]))
     lora_b.weight = nn.Parameter(b)
     lora_a.out_features = lora_b.in_features = (rank + num_new) * num_experts
-    lora_a.weight.register_hook(_only_new_rows(num_experts, rank))
-    lora_b.weight.register_hook(_only_new_columns(rank * num_experts))
+    lora_a.weight.register_hook(_without(lambda grad: grad.view(num_experts, -1, grad.shape[1])[:, :rank]))
+    lora_b.weight.register_hook(_without(lambda grad: grad[:, : rank * num_experts]))
 
 
-def _only_new_rows(num_experts: int, rank: int) -> Callable[[Tensor], Tensor]:
+def _without(old: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A hook that makes the gradient of the `old` ranks, a view of it, zero."""
+
     def cut(gradient: Tensor) -> Tensor:
         gradient = gradient.clone()
-        gradient.view(num_experts, -1, gradient.shape[1])[:, :rank] = 0
-        return gradient
-
-    return cut
-
-
-def _only_new_columns(num_old: int) -> Callable[[Tensor], Tensor]:
-    def cut(gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        gradient[:, :num_old] = 0
+        old(gradient).zero_()
         return gradient
 
     return cut

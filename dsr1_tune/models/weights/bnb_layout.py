@@ -24,6 +24,9 @@ from dsr1_tune.quant import int8, nf4
 
 Kind = Literal["nf4", "int8"]
 STATE = ".quant_state.bitsandbytes__nf4"
+_FUSED = ".error"
+_NF4_PARTS = ("absmax", "nested_absmax", "quant_map", "nested_quant_map")
+_LONGEST_FLOAT = 24
 
 
 def specs(kind: Kind, name: str, spec: Spec) -> dict[str, Spec]:
@@ -36,11 +39,8 @@ def specs(kind: Kind, name: str, spec: Spec) -> dict[str, Spec]:
     rows, cols = spec.shape
     if kind == "int8":
         owner = name.removesuffix("weight")
-        return {
-            name: Spec("I8", (rows, cols)),
-            f"{owner}SCB": Spec("F32", (rows,)),
-            f"{owner}weight_format": Spec("U8", ()),
-        }
+        parts = {f"{owner}SCB": Spec("F32", (rows,)), f"{owner}weight_format": Spec("U8", ())}
+        return {name: Spec("I8", (rows, cols)), **parts}
     blocks = rows * cols // nf4.BLOCK
     return {
         name: Spec("U8", (rows * cols // 2, 1)),
@@ -103,10 +103,6 @@ def find(kind: Kind, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-_FUSED = ".error"
-_NF4_PARTS = ("absmax", "nested_absmax", "quant_map", "nested_quant_map")
-
-
 def part_name(kind: Kind, weight: str, part: str, is_fused: bool) -> str:
     """The stored tensor that holds a part of a weight, as `quant.nf4` and `quant.int8` name those."""
     if is_fused:
@@ -137,14 +133,10 @@ def _state(shape: tuple[int, ...], dtype: str, offset: float) -> bytes:
     return json.dumps(tree).ljust(length + -length % 8).encode()
 
 
-_LONGEST_FLOAT = 24
-
-
 def read_state(tensor: Tensor) -> dict[str, Any]:
     """The other way round. Raises ValueError for what is none, or is not of the only kind that is held."""
     tree = json.loads(bytes(tensor.tolist()).decode())
-    wanted = {"quant_type": "nf4", "blocksize": nf4.BLOCK, "nested_blocksize": nf4.SCALES_BLOCK}
-    for name, value in wanted.items():
+    for name, value in (("quant_type", "nf4"), ("blocksize", nf4.BLOCK), ("nested_blocksize", nf4.SCALES_BLOCK)):
         if tree.get(name) != value:
             raise ValueError(f"its {name} is {tree.get(name)}, not {value}")
     return {"shape": tuple(tree["shape"]), "offset": float(tree["nested_offset"])}

@@ -42,6 +42,10 @@ DTYPES: dict[str, torch.dtype] = {
 }
 """safetensors' names of number formats."""
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MAX_HEADER = 100_000_000  # safetensors' own limit
+_AHEAD = 64 << 20  # bytes that are computed before they are written
+_PIECE = 8 << 20
+_CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}
 
 
 @dataclass(frozen=True)
@@ -161,9 +165,6 @@ def read_header(file: Path) -> dict[str, tuple[Spec, Stored]]:
     return found
 
 
-_MAX_HEADER = 100_000_000  # safetensors' own limit
-
-
 def read_stored(spec: Spec, stored: Stored) -> Tensor:
     """The tensor whose bytes are stored there. Raises ModelError if the file has become shorter."""
     data = torch.empty(spec.num_bytes, dtype=torch.uint8)
@@ -249,9 +250,6 @@ def _taken(waiting: deque[tuple[str, Future[Tensor] | None]]) -> tuple[str, Tens
     return name, future.result() if future else None
 
 
-_AHEAD = 64 << 20  # bytes that are computed before they are written
-
-
 def _write_one(what: Tensor | Stored | None, name: str, spec: Spec, out: int) -> None:
     """The bytes of one tensor at the end of the open file `out`."""
     if isinstance(what, Stored):
@@ -285,7 +283,3 @@ def _copy(source: int, begin: int, count: int, out: int) -> None:
                 raise ModelError("a weight file became shorter while it was copied", hint=COPY_AGAIN)
             done = os.write(out, piece)
         begin, count = begin + done, count - done
-
-
-_PIECE = 8 << 20
-_CANNOT_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM}

@@ -8,6 +8,9 @@ from typing import Any
 
 from dsr1_tune.errors import ModelError
 
+ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+COPY_AGAIN = "copy or download the model again; the weights do not belong to its config.json or are damaged"
+
 
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises ModelError."""
@@ -18,10 +21,6 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ModelError(f"{file}: holds no JSON object", hint="copy the file again")
     return tree
-
-
-ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
-COPY_AGAIN = "copy or download the model again; the weights do not belong to its config.json or are damaged"
 
 
 def weight_files(folder: Path) -> list[str]:

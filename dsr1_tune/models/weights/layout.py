@@ -19,6 +19,13 @@ from dsr1_tune.errors import ModelError
 from dsr1_tune.moe.anatomy import Anatomy, Part, find_experts
 
 _ROWS, _COLS = 4, 2
+_KNOWN_ROWS: dict[tuple[int, ...], tuple[int, int, int] | None] = {
+    (0, 1, 2, 3): None,
+    (0, 1): (0, 1, 2),
+    (2, 3): (1, 1, 2),
+    (0, 2): (0, 2, 2),
+    (1, 3): (1, 2, 2),
+}
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,10 @@ class Layout:
         stored = set(stored)
         state = dict(model.state_dict())
         part_of = Anatomy(model)
-        pieces = _pieces(model, state, stored)
-        tied = _tied(model)
+        pieces = {name: Piece(name, name) for name in state if name in stored}
+        if rest := [name for name in state if name not in pieces]:
+            pieces |= {name: piece for name, piece in _converted(model, state, rest).items() if name in stored}
+        tied: Any = getattr(model, "all_tied_weights_keys", None) or ()  # another's, and so perhaps not stored
         found = {piece.parameter for piece in pieces.values()}
         if absent := [name for name in state if name not in found and name not in tied]:
             raise ModelError(
@@ -111,15 +120,6 @@ class Layout:
         return grouped
 
 
-def _pieces(model: nn.Module, state: Mapping[str, Tensor], stored: set[str]) -> dict[str, Piece]:
-    """By stored name: what is stored under the model's own name, and what transformers converts."""
-    direct = {name: Piece(name, name) for name in state if name in stored}
-    rest = [name for name in state if name not in direct]
-    if not rest:
-        return direct
-    return direct | {name: piece for name, piece in _converted(model, state, rest).items() if name in stored}
-
-
 def _converted(model: nn.Module, state: Mapping[str, Tensor], names: list[str]) -> dict[str, Piece]:
     """Send numbered tensors through transformers' conversion and see where the numbers arrive."""
     from transformers.core_model_loading import revert_weight_conversion
@@ -151,17 +151,3 @@ def _converted(model: nn.Module, state: Mapping[str, Tensor], names: list[str]) 
                 )
             pieces[stored] = Piece(stored, name, expert, _KNOWN_ROWS[rows], is_transposed)
     return pieces
-
-
-_KNOWN_ROWS: dict[tuple[int, ...], tuple[int, int, int] | None] = {
-    (0, 1, 2, 3): None,
-    (0, 1): (0, 1, 2),
-    (2, 3): (1, 1, 2),
-    (0, 2): (0, 2, 2),
-    (1, 3): (1, 2, 2),
-}
-
-
-def _tied(model: Any) -> set[str]:
-    """Weights that are another's, and so may not be stored."""
-    return set(getattr(model, "all_tied_weights_keys", None) or ())

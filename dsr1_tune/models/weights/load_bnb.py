@@ -6,9 +6,10 @@ of `gate_up_proj`'s. Everything else goes through transformers' loader, one tens
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ from dsr1_tune.errors import ModelError
 from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.weights import bnb_layout
 from dsr1_tune.models.weights.bnb_layout import Kind
-from dsr1_tune.models.weights.checkpoint import NAMES, Checkpoint, Spec
+from dsr1_tune.models.weights.checkpoint import DTYPES, NAMES, Checkpoint, Spec
+from dsr1_tune.models.weights.converted import LazyTensor
 from dsr1_tune.models.weights.index import COPY_AGAIN
 from dsr1_tune.models.weights.layout import Layout, Piece
-from dsr1_tune.models.weights.lazy import LazyTensor
 from dsr1_tune.models.weights.stored_format import StoredFormat
 from dsr1_tune.moe.quantized_experts import finish_nf4
 from dsr1_tune.quant import int8, nf4
@@ -106,15 +107,12 @@ def open_prequantized(folder: Path, config: Any, name: str) -> tuple[Prequantize
         sizes = _sizes(kind, layout.shapes[parameter], parts[parameter])
         for part, (shape, dtype) in sizes.items():
             is_fused = len(layout.shapes[parameter]) == 3 and pieces[0].expert is None
-            made = _Buffer(checkpoint, kind, part, _in_order(pieces), shape, dtype, worst, is_fused)
-            made.check()
-            tensors[f"{parameter}_{part}"] = LazyTensor(Spec(NAMES[dtype], shape), made.read)
+            spec = Spec(NAMES[dtype], shape)
+            read: Callable[[], Tensor] = partial(torch.full, shape, worst)
+            if part != "error" or is_fused:  # what the error was is not stored for each matrix
+                read = _buffer(checkpoint, kind, part, pieces, spec, is_fused)
+            tensors[f"{parameter}_{part}"] = LazyTensor(spec, read)
     return PrequantizedConfig(kind=kind, parts=parts), tensors
-
-
-def _in_order(pieces: Sequence[Piece]) -> list[Piece]:
-    """Expert by expert, and in each from its first rows to its last."""
-    return sorted(pieces, key=lambda piece: (piece.expert or 0, piece.rows or (0, 1, 1)))
 
 
 def _num_parts(
@@ -142,53 +140,39 @@ def is_plain(piece: Piece) -> bool:
     return not piece.is_transposed and (piece.rows is None or piece.rows[1] == 1)
 
 
-@dataclass(frozen=True)
-class _Buffer:
-    """One buffer of a module, put together of what is stored for each part of the weight."""
+def _buffer(
+    checkpoint: Checkpoint, kind: Kind, part: str, pieces: Sequence[Piece], spec: Spec, is_fused: bool
+) -> Callable[[], Tensor]:
+    """What reads one buffer of a module, put together of what is stored for each part of the weight.
 
-    checkpoint: Checkpoint
-    kind: Kind
-    part: str
-    pieces: Sequence[Piece]
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    worst_error: float
-    is_fused: bool
-    """Whether all experts are in one stored tensor."""
+    Raises ModelError if a tensor is of another size than the model says; nothing is read yet.
+    """
+    # Expert by expert, and in each from its first rows to its last.
+    in_order = sorted(pieces, key=lambda piece: (piece.expert or 0, piece.rows or (0, 1, 1)))
+    names = [bnb_layout.part_name(kind, piece.stored, part, is_fused) for piece in in_order]
+    is_state = part == "offset" and not is_fused
+    wanted = spec.num_elements // len(names)
+    for name in () if is_state else names:
+        found = checkpoint.spec(name)
+        if found.num_elements != wanted or found.dtype != spec.dtype:
+            number = str(DTYPES[spec.dtype]).removeprefix("torch.")
+            raise ModelError(
+                f"{name}: holds {found.num_elements} numbers as {found.dtype}, in place of {wanted} as {number}",
+                hint=COPY_AGAIN,
+            )
 
-    def read(self) -> Tensor:
-        """The buffer."""
-        if self.part == "error" and not self.is_fused:  # what it was is not stored for each matrix
-            return torch.full(self.shape, self.worst_error)
-        out = torch.empty(self.shape, dtype=self.dtype)
-        rows = out.view(len(self.pieces), -1)
-        for row, piece in zip(rows, self.pieces, strict=True):
-            row.copy_(self._read(piece).reshape(-1))
+    def read() -> Tensor:
+        out = torch.empty(spec.shape, dtype=DTYPES[spec.dtype])
+        for row, name, piece in zip(out.view(len(names), -1), names, in_order, strict=True):
+            stored = checkpoint.read(name)
+            row.copy_(_offset(stored, piece) if is_state else stored.reshape(-1))
         return out
 
-    def _read(self, piece: Piece) -> Tensor:
-        stored = self.checkpoint.read(self._name(piece))
-        if self.part != "offset" or self.is_fused:
-            return stored
-        try:
-            return torch.tensor(bnb_layout.read_state(stored)["offset"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{piece.stored}: its quant_state cannot be used: {error}", hint=COPY_AGAIN) from error
+    return read
 
-    def check(self) -> None:
-        """Raise ModelError if a tensor is of another size than the model says; nothing is read."""
-        if self.part in ("error", "offset") and not self.is_fused:
-            return
-        wanted = torch.Size(self.shape).numel() // len(self.pieces)
-        for piece in self.pieces:
-            stored = self._name(piece)
-            spec = self.checkpoint.spec(stored)
-            if spec.num_elements != wanted or spec.dtype != NAMES[self.dtype]:
-                raise ModelError(
-                    f"{stored}: holds {spec.num_elements} numbers as {spec.dtype}, in place of {wanted} as "
-                    f"{str(self.dtype).removeprefix('torch.')}",
-                    hint=COPY_AGAIN,
-                )
 
-    def _name(self, piece: Piece) -> str:
-        return bnb_layout.part_name(self.kind, piece.stored, self.part, self.is_fused)
+def _offset(stored: Tensor, piece: Piece) -> Tensor:
+    try:
+        return torch.tensor(bnb_layout.read_state(stored)["offset"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{piece.stored}: its quant_state cannot be used: {error}", hint=COPY_AGAIN) from error

@@ -27,14 +27,12 @@ Run = TypeVar("Run", bound=TuneRun)
 _TIMEOUT = timedelta(hours=4)
 
 
-def _is_set(name: str) -> bool:
-    return os.environ.get(name, "").lower() in ("1", "true", "yes")
-
-
 # What `accelerate launch` is configured with, read before accelerate itself writes into the environment.
+_IS_SET = {name for name, value in os.environ.items() if value.lower() in ("1", "true", "yes")}
 ACCELERATES_STRATEGY: Literal["fsdp2", "zero3", None] = (
-    "fsdp2" if _is_set("ACCELERATE_USE_FSDP") else "zero3" if _is_set("ACCELERATE_USE_DEEPSPEED") else None
+    "fsdp2" if "ACCELERATE_USE_FSDP" in _IS_SET else "zero3" if "ACCELERATE_USE_DEEPSPEED" in _IS_SET else None
 )
+_ZERO3 = "--config_file configs/accelerate/zero3.yaml"
 
 
 def join(parallel: Parallel) -> None:
@@ -103,9 +101,6 @@ def as_launched(config: Run, is_resumed: bool, say: Callable[[str], None]) -> Ru
         raise ConfigError(message, hint=hint) from None
 
 
-_ZERO3 = "--config_file configs/accelerate/zero3.yaml"
-
-
 def global_batch(config: TuneRun) -> int:
     """Sequences that one optimizer step learns from, in all processes together."""
     return world_size() * config.schedule.batch_size * config.schedule.gradient_accumulation_steps
@@ -132,7 +127,7 @@ def rank() -> int:
 
 def is_main() -> bool:
     """Whether this is the process that speaks and writes."""
-    return not distributed.is_initialized() or distributed.get_rank() == 0
+    return rank() == 0
 
 
 def barrier() -> None:

@@ -30,6 +30,7 @@ _POLL_SECONDS = 0.05
 # When one process has failed the others notice and end, or they hang: so long they have for each step of the way out.
 _PATIENCE_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
+_USERS_ERROR, _OTHER, _CONSEQUENCE = range(3)
 
 
 def is_launched() -> bool:
@@ -40,8 +41,7 @@ def is_launched() -> bool:
 def processes_of(run: Path) -> int:
     """How many processes a run was last trained by; 1 where its folder does not say."""
     try:
-        number = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["processes"]
-        return int(number)
+        return int(json.loads((run / "manifest.json").read_text(encoding="utf-8"))["processes"])
     except (OSError, ValueError, KeyError, TypeError):
         return 1
 
@@ -54,7 +54,9 @@ def run_in_processes(arguments: Sequence[str], number: int) -> int:
     """
     processes: list[_Process] = []
     with ExitStack() as files, _passing_signals_to(processes) as was_interrupted:
-        port = _free_port()
+        with socket.socket() as probe:  # a port where the processes can meet
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
         try:
             for rank in range(number):
                 stderr = files.enter_context(tempfile.TemporaryFile())
@@ -112,14 +114,6 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _free_port() -> int:
-    """A port where the processes can meet."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
-
-
 @contextmanager
 def _passing_signals_to(processes: list[_Process]) -> Iterator[Callable[[], bool]]:
     """While it lasts, Ctrl-C and SIGTERM go to all processes; yields whether one came."""
@@ -165,6 +159,3 @@ def _cause(process: _Process) -> int:
         return _OTHER
     is_silent = process.stderr.seek(0, os.SEEK_END) == 0  # it ended because another one did
     return _CONSEQUENCE if is_silent else _USERS_ERROR
-
-
-_USERS_ERROR, _OTHER, _CONSEQUENCE = range(3)

@@ -44,21 +44,13 @@ def unshard(model: nn.Module, formats: Mapping[str, torch.dtype]) -> None:
 
 def _take_off(module: nn.Module) -> None:
     """Undo what `fully_shard` did to a module; torch has no function for it."""
-    hooks: tuple[dict[int, Any], ...] = (
-        module._forward_pre_hooks,
-        module._forward_hooks,
-        module._state_dict_pre_hooks,
-        module._load_state_dict_pre_hooks,
-    )
-    for kind in hooks:
-        for number in [number for number, hook in kind.items() if _is_fsdps(hook)]:
-            del kind[number]
+    forward: tuple[dict[int, Any], ...] = (module._forward_pre_hooks, module._forward_hooks)
+    for kind in (*forward, module._state_dict_pre_hooks, module._load_state_dict_pre_hooks):
+        for number, hook in list(kind.items()):
+            hook = getattr(hook, "hook", hook)  # of a module's state dict, wrapped
+            if str(getattr(hook, "__module__", "")).startswith("torch.distributed.fsdp"):
+                del kind[number]
     if isinstance(module, FSDPModule):
         # fully_shard has made its class one of two parents: FSDPModule and what it was.
         module.__class__ = type(module).__bases__[1]
         vars(module).pop("generate", None)  # transformers' detour through FSDP
-
-
-def _is_fsdps(hook: Any) -> bool:
-    hook = getattr(hook, "hook", hook)  # of a module's state dict, wrapped
-    return str(getattr(hook, "__module__", "")).startswith("torch.distributed.fsdp")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from dsr1_tune.config import REWARD_NUMBERS
 from dsr1_tune.report.catalogue import Catalogue, Language
-from dsr1_tune.report.charts import Line, Points, chart, smoothed
+from dsr1_tune.report.charts import Line, chart, smoothed
 
 TEXTS = Catalogue.beside(__file__)
 PAIRS = ("dpo", "kto")
@@ -20,9 +23,6 @@ LOSS_OF_ITS_OWN = (*PAIRS, *ROLLOUTS)
 
 Facts = Mapping[str, Any]
 Log = Sequence[Facts]
-
-
-# --- before and after -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,8 @@ class Outcome:
 
     big: str
     is_worse: bool
-    headline: str
-    """The key of what the large number is."""
-    summary: str
-    """The key of the sentence that `values` are put into."""
+    kind: str
+    """headline_<kind> says what the large number is, summary_<kind> is the sentence that `values` are put into."""
     values: dict[str, str]
     rows: tuple[Row, ...]
     errors: tuple[tuple[str, int], ...] = ()
@@ -75,19 +73,9 @@ def _of_rollouts(before: Facts, after: Facts, errors: tuple[tuple[str, int], ...
     was, now = (f"{stage['answer_tokens']:.1f}" if "answer_tokens" in stage else "–" for stage in (before, after))
     rows.append(Row(TEXTS.say("row_tokens", language), was, now))
     rows.append(Row(TEXTS.say("row_ended", language), _share(before.get("ended")), _share(after.get("ended"))))
-    return Outcome(
-        big=f"{change:+.3f}",
-        is_worse=change < 0,
-        headline="headline_reward",
-        summary="summary_reward",
-        values={
-            "prompts": f"{int(after.get('num_prompts', 0)):,}",
-            "before": f"{before['reward']:.4f}",
-            "after": f"{after['reward']:.4f}",
-        },
-        rows=tuple(rows),
-        errors=errors,
-    )
+    values = {stage: f"{facts['reward']:.4f}" for stage, facts in (("before", before), ("after", after))}
+    values["prompts"] = f"{int(after.get('num_prompts', 0)):,}"
+    return Outcome(f"{change:+.3f}", change < 0, "reward", values, tuple(rows), errors)
 
 
 def _of_preferences(before: Facts, after: Facts, preferences: Facts, language: Language) -> Outcome:
@@ -102,41 +90,25 @@ def _of_preferences(before: Facts, after: Facts, preferences: Facts, language: L
         Row(TEXTS.say("row_loss_chosen", language), _number(before.get("loss")), _number(after.get("loss"))),
         Row(TEXTS.say("row_length", language), "", _share(after.get("length_accuracy"))),
     ]
-    return Outcome(
-        big=f"{points:+.1f}",
-        is_worse=points < 0,
-        headline="headline_preferences",
-        summary="summary_preferences",
-        values=_accuracies(before, after, after.get("length_accuracy")),
-        rows=tuple(rows),
-    )
+    values = _accuracies(before, after, after.get("length_accuracy"))
+    return Outcome(f"{points:+.1f}", points < 0, "preferences", values, tuple(rows))
 
 
 def _of_reward_model(before: Facts, after: Facts, preferences: Facts, language: Language) -> Outcome:
     rows = [Row(TEXTS.say("row_accuracy", language), _share(before["accuracy"]), _share(after["accuracy"]))]
     for name, bucket in section(after, "differs").items():
         was = section(section(before, "differs"), name).get("accuracy")
-        rows.append(
-            Row(f"{name} ({bucket.get('num_pairs')})", _share(was), _share(bucket.get("accuracy")), is_part=True)
-        )
+        accuracies = _share(was), _share(bucket.get("accuracy"))
+        rows.append(Row(f"{name} ({bucket.get('num_pairs')})", *accuracies, is_part=True))
+    error_was, error_is = (_number(stage.get("calibration_error")) for stage in (before, after))
     rows += [
         Row(TEXTS.say("row_margin", language), _number(before.get("margin")), _number(after.get("margin"))),
         Row(TEXTS.say("row_loss_pairs", language), _number(before.get("loss")), _number(after.get("loss"))),
-        Row(
-            TEXTS.say("row_calibration", language),
-            _number(before.get("calibration_error")),
-            _number(after.get("calibration_error")),
-        ),
+        Row(TEXTS.say("row_calibration", language), error_was, error_is),
         Row(TEXTS.say("row_length", language), "", _share(after.get("length_only"))),
     ]
-    return Outcome(
-        big=_share(after["accuracy"]),
-        is_worse=after["accuracy"] <= 0.5,
-        headline="headline_reward_model",
-        summary="summary_reward_model",
-        values=_accuracies(before, after, after.get("length_only")),
-        rows=tuple(rows),
-    )
+    values = _accuracies(before, after, after.get("length_only"))
+    return Outcome(_share(after["accuracy"]), after["accuracy"] <= 0.5, "reward_model", values, tuple(rows))
 
 
 def _accuracies(before: Facts, after: Facts, by_length: Any) -> dict[str, str]:
@@ -160,39 +132,27 @@ def _share(value: Any) -> str:
     return f"{100 * value:.1f}\u202f%" if _are_numbers(value) else "–"
 
 
-# --- curves -----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
-class _Curves:
+class Curves:
     """A chart: the key of its title, and of each line the key of its name and what it is called in the log."""
 
     title: str
-    lines: tuple[tuple[str, str], ...]
+    lines: Sequence[tuple[str, str]]
     from_zero: bool = False
 
+    def draw(self, log: Log, language: Language) -> dict[str, Any] | None:
+        """What the template draws; None if there is nothing to be drawn."""
+        lines = [
+            Line(TEXTS.say(key, language), f"c{number % 6}", points(log, name))
+            for number, (key, name) in enumerate(self.lines)
+        ]
+        return chart(TEXTS.say(self.title, language), lines, from_zero=self.from_zero)
 
-CURVES = (
-    _Curves("chart_accuracy", (("line_batch", "rewards/accuracies"), ("line_batch", "accuracy"))),
-    _Curves("chart_pair", (("line_chosen", "rewards/chosen"), ("line_rejected", "rewards/rejected"))),
-    _Curves("chart_margin", (("line_batch", "rewards/margins"), ("line_batch", "margin"))),
-    _Curves("chart_logps", (("line_chosen", "logps/chosen"), ("line_rejected", "logps/rejected"))),
-    _Curves(
-        "chart_scores", (("line_lowest", "min_reward"), ("line_mean", "mean_reward"), ("line_highest", "max_reward"))
-    ),
-    _Curves(
-        "chart_kl",
-        (("line_kl_reference", "policy/kl"), ("line_kl_reference", "kl"), ("line_kl_update", "policy/approx_kl")),
-    ),
-    _Curves("chart_beta", (("line_batch", "kl/beta"),)),
-    _Curves("chart_entropy", (("line_batch", "policy/entropy"), ("line_batch", "entropy")), from_zero=True),
-    _Curves("chart_clip", (("line_policy", "policy/clip_fraction"), ("line_value", "value/clip_fraction")), True),
-    _Curves("chart_tokens", (("line_batch", "answer/tokens"),), from_zero=True),
-    _Curves("chart_ended", (("line_batch", "answer/ended"),), from_zero=True),
-    _Curves("chart_value_loss", (("line_batch", "value/loss"),), from_zero=True),
-    _Curves("chart_explained", (("line_batch", "value/explained_variance"),)),
-    _Curves("chart_errors", (("line_batch", "reward/errors"),), from_zero=True),
-)
+
+CURVES: dict[str, list[Curves]] = {
+    kind: [Curves(**one) for one in charts]
+    for kind, charts in yaml.safe_load(Path(__file__).with_name("curves.yaml").read_text(encoding="utf-8")).items()
+}
 
 
 def curves(command: str, log: Log, evaluation: Facts, language: Language) -> Iterator[dict[str, Any]]:
@@ -200,25 +160,19 @@ def curves(command: str, log: Log, evaluation: Facts, language: Language) -> Ite
     if command not in ALIGNS:
         return
     yield from _reward_curves(log, evaluation, language)
-    for curve in CURVES:
-        found = [(key, _points(log, name)) for key, name in curve.lines]
-        if not any(value for _, points in found for _, value in points) and curve.from_zero:
-            continue  # zero in every step
-        lines = [Line(TEXTS.say(key, language), f"c{number % 6}", points) for number, (key, points) in enumerate(found)]
-        if drawn := chart(TEXTS.say(curve.title, language), lines, from_zero=curve.from_zero):
+    for curve in CURVES["align"]:
+        is_zero = not any(value for _, name in curve.lines for _, value in points(log, name))
+        if not (curve.from_zero and is_zero) and (drawn := curve.draw(log, language)):
             yield drawn
 
 
 def _reward_curves(log: Log, evaluation: Facts, language: Language) -> Iterator[dict[str, Any]]:
     """The reward of the model's own answers: in all, by layer, and of each layer's components."""
-    rewards = _points(log, "reward/mean")
+    rewards = points(log, "reward/mean")
     if not rewards:
         return
-    ends = (
-        (0.0, section(evaluation, "before").get("reward")),
-        (rewards[-1][0], section(evaluation, "after").get("reward")),
-    )
-    measured = [(step, float(value)) for step, value in ends if isinstance(value, (int, float))]
+    ends = ((0.0, section(evaluation, "before")), (rewards[-1][0], section(evaluation, "after")))
+    measured = [(step, float(one["reward"])) for step, one in ends if isinstance(one.get("reward"), (int, float))]
     in_all = [
         Line(TEXTS.say("line_loss", language), "faint", rewards),
         Line(TEXTS.say("line_smooth", language), "c0", smoothed(rewards)),
@@ -237,8 +191,7 @@ def _reward_curves(log: Log, evaluation: Facts, language: Language) -> Iterator[
 
 def _smooth(log: Log, names: Mapping[str, str]) -> list[Line]:
     return [
-        Line(shown, f"c{number % 6}", smoothed(_points(log, name)))
-        for number, (shown, name) in enumerate(names.items())
+        Line(shown, f"c{number % 6}", smoothed(points(log, name))) for number, (shown, name) in enumerate(names.items())
     ]
 
 
@@ -253,7 +206,8 @@ def layers_of(log: Log) -> dict[str, list[str]]:
     return layers
 
 
-def _points(log: Log, name: str) -> Points:
+def points(log: Log, name: str) -> list[tuple[float, float]]:
+    """(step, value) of a number in the log, where it is one."""
     return [(line["step"], float(line[name])) for line in log if isinstance(line.get(name), (int, float))]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,17 +112,12 @@ def _draw_panel(figure: Any, place: Any, panel: _Panel, layers: tuple[str, ...])
 def _tick(place: Any, layers: tuple[str, ...], num_experts: int) -> None:
     """Whole numbers, few enough to be read."""
     every = max(1, -(-len(layers) // 20))
-    numbers = range(0, len(layers), every)
-    place.set_yticks(list(numbers), [_layer_number(layers[number], number) for number in numbers], fontsize=8)
+    # Of model.layers.3.mlp.experts 3; its place where there is none.
+    names = [next(filter(str.isdigit, name.split(".")), str(number)) for number, name in enumerate(layers)]
+    place.set_yticks(list(range(0, len(layers), every)), names[::every], fontsize=8)
     step = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512) if num_experts <= 32 * step)
     experts = list(range(0, num_experts, step))
     place.set_xticks(experts, [str(expert) for expert in experts], fontsize=8)
-
-
-def _layer_number(name: str, position: int) -> str:
-    """The first number in a layer's name: model.layers.3.mlp.experts → 3."""
-    found = re.search(r"\.(\d+)(\.|$)", name)
-    return found[1] if found else str(position)
 
 
 def _number_cells(place: Any, image: Any, values_LE: Array, is_difference: bool) -> None:

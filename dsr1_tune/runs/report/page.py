@@ -9,19 +9,18 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
 from dsr1_tune.atomic import atomic_write
 from dsr1_tune.data.rules.codes import meaning
-from dsr1_tune.errors import RunError
 from dsr1_tune.moe.monitor import Routing
 from dsr1_tune.report import html
 from dsr1_tune.report.catalogue import Language
 from dsr1_tune.report.charts import HEIGHT, WIDTH, Line, chart, smoothed
 from dsr1_tune.runs.folder import FINISHED, RunFolder
-from dsr1_tune.runs.report.align_sections import LOSS_OF_ITS_OWN, TEXTS, curves, outcome, section
+from dsr1_tune.runs.report.align_sections import CURVES, LOSS_OF_ITS_OWN, TEXTS, Facts, curves, outcome, points, section
 from dsr1_tune.runs.report.expert_map import before_and_after
 from dsr1_tune.runs.trainer.callbacks import read_log
 from dsr1_tune.runs.watch.alarms import TEXTS as ALARM_TEXTS
@@ -32,8 +31,6 @@ PICTURE_NAME = "experts.png"
 CALIBRATION_NAME = "calibration.png"
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 MAX_ANSWER_CHARS = 2000
-
-Facts = Mapping[str, Any]
 
 
 def write_report(folder: RunFolder, language: Literal["auto", "en", "zh"] = "auto") -> Path:
@@ -55,29 +52,11 @@ class _RunFacts:
     data: Facts
     log: list[dict[str, Any]]
     tables: ExpertTables
-    picture: bytes
-    calibration: bytes
 
     @classmethod
     def of(cls, folder: RunFolder) -> _RunFacts:
-        try:
-            manifest = folder.manifest()
-        except RunError:
-            manifest = {}
-        try:
-            evaluation = folder.evaluation()
-        except RunError:
-            evaluation = {}
-        return cls(
-            path=folder.path,
-            manifest=manifest,
-            evaluation=evaluation,
-            data=_read(folder.data / "report.json"),
-            log=read_log(folder),
-            tables=ExpertTables.read(folder.path),
-            picture=_bytes(folder.path / PICTURE_NAME),
-            calibration=_bytes(folder.path / CALIBRATION_NAME),
-        )
+        manifest, evaluation, data = map(_read, (folder.manifest_file, folder.eval_file, folder.data / "report.json"))
+        return cls(folder.path, manifest, evaluation, data, read_log(folder), ExpertTables.read(folder.path))
 
 
 def _read(file: Path) -> Facts:
@@ -88,8 +67,8 @@ def _read(file: Path) -> Facts:
     return value if isinstance(value, dict) else {}
 
 
-def _bytes(file: Path) -> bytes:
-    return file.read_bytes() if file.is_file() else b""
+def _picture(file: Path) -> str:
+    return base64.b64encode(file.read_bytes()).decode() if file.is_file() else ""
 
 
 def language_of(folder: RunFolder) -> Language:
@@ -123,21 +102,14 @@ def render(run: _RunFacts, language: Language = "en") -> str:
         language,
         meaning=partial(meaning, language=language),
         alarm_kind=lambda what: ALARM_TEXTS.named("kind", what, language),
-        advice=partial(_advice, language),
+        advice=lambda what: ALARM_TEXTS.texts.get(f"try_{what}", {}).get(language, ""),
         canvas=(WIDTH, HEIGHT),
         max_answer_chars=MAX_ANSWER_CHARS,
         **_view(run, language),
     )
 
 
-def _advice(language: Language, what: str) -> str:
-    """What to try against an alarm; "" for a kind that is not known."""
-    key = f"try_{what}"
-    return ALARM_TEXTS.text(key, language) if key in ALARM_TEXTS.texts else ""
-
-
 def _view(run: _RunFacts, language: Language) -> dict[str, Any]:
-    """The values of the template; every name is present."""
     manifest = run.manifest
     metrics = section(manifest, "metrics")
     config = section(manifest, "config")
@@ -162,8 +134,8 @@ def _view(run: _RunFacts, language: Language) -> dict[str, Any]:
         "coverage": _coverage(metrics.get("coverage")),
         "charts": [*curves(command, run.log, run.evaluation, language), *_charts(run, language)],
         "experts": _experts(run.tables),
-        "picture": base64.b64encode(run.picture).decode(),
-        "calibration": base64.b64encode(run.calibration).decode(),
+        "picture": _picture(run.path / PICTURE_NAME),
+        "calibration": _picture(run.path / CALIBRATION_NAME),
         "samples": list(_samples(run.evaluation)),
         "seconds": list(section(manifest, "seconds").items()),
         "machine": list(html.leaves(section(manifest, "machine"))),
@@ -255,14 +227,9 @@ def _coverage(coverage: Any) -> dict[str, Any] | None:
 
 
 def _charts(run: _RunFacts, language: Language) -> Iterator[dict[str, Any]]:
-    def points(name: str) -> list[tuple[float, float]]:
-        return [(line["step"], float(line[name])) for line in run.log if isinstance(line.get(name), (int, float))]
-
-    def text(key: str) -> str:
-        return TEXTS.say(key, language)
-
-    losses = points("loss")
-    held_out = points("eval_loss")
+    text = partial(TEXTS.text, language=language)
+    losses = points(run.log, "loss")
+    held_out = points(run.log, "eval_loss")
     before, after = section(run.evaluation, "before").get("loss"), section(run.evaluation, "after").get("loss")
     if run.manifest.get("command") in LOSS_OF_ITS_OWN:
         before = after = None
@@ -270,43 +237,18 @@ def _charts(run: _RunFacts, language: Language) -> Iterator[dict[str, Any]]:
         held_out = [(0.0, float(before)), *held_out]
     if losses and isinstance(after, (int, float)):
         held_out = [point for point in held_out if point[0] < losses[-1][0]] + [(losses[-1][0], float(after))]
+    of_loss = [
+        Line(text("line_loss"), "faint", losses),
+        Line(text("line_smooth"), "c0", smoothed(losses)),
+        Line(text("line_held_out"), "dots", held_out),
+    ]
     groups = sorted({name for line in run.log for name in line if name.startswith("grad_norm/")})
-    parts = [(group, group.removeprefix("grad_norm/")) for group in groups]
-    drawn = (
-        chart(
-            text("chart_loss"),
-            [
-                Line(text("line_loss"), "faint", losses),
-                Line(text("line_smooth"), "c0", smoothed(losses)),
-                Line(text("line_held_out"), "dots", held_out),
-            ],
-        ),
-        chart(
-            text("chart_gradients"),
-            [
-                Line(TEXTS.named("part", part, language), f"c{n % 6}", points(group))
-                for n, (group, part) in enumerate(parts)
-            ],
-            is_log=True,
-        ),
-        chart(
-            text("chart_experts"),
-            [
-                Line(text("line_entropy_mean"), "c0", points("experts/entropy_mean")),
-                Line(text("line_entropy_min"), "c1", points("experts/entropy_min")),
-            ],
-        ),
-        chart(text("chart_speed"), [Line(text("line_speed"), "c0", points("tokens_per_second"))], from_zero=True),
-        chart(
-            text("chart_memory"),
-            [
-                Line(text("line_rss"), "c0", points("memory/rss_gib")),
-                Line(text("line_cuda"), "c1", points("memory/cuda_peak_gib")),
-            ],
-            from_zero=True,
-        ),
-    )
-    yield from (one for one in drawn if one)
+    gradients = [
+        Line(TEXTS.named("part", group.removeprefix("grad_norm/"), language), f"c{n % 6}", points(run.log, group))
+        for n, group in enumerate(groups)
+    ]
+    drawn = [chart(text("chart_loss"), of_loss), chart(text("chart_gradients"), gradients, is_log=True)]
+    yield from (one for one in (*drawn, *(curve.draw(run.log, language) for curve in CURVES["run"])) if one)
 
 
 def _experts(tables: ExpertTables) -> dict[str, Any] | None:
@@ -341,10 +283,6 @@ def _health(routing: Routing, base: Routing | None) -> dict[str, str]:
 def _samples(evaluation: Facts) -> Iterator[dict[str, Any]]:
     before = [sample for sample in evaluation.get("answers_before", ()) if isinstance(sample, Mapping)]
     after = [sample for sample in evaluation.get("answers_after", ()) if isinstance(sample, Mapping)]
-    for number, sample in enumerate(before):
-        yield {
-            "question": sample.get("question", ""),
-            "before": sample.get("answer", ""),
-            "after": after[number].get("answer", "") if number < len(after) else None,
-            "reference": sample.get("reference", ""),
-        }
+    for old, new in zip_longest(before, after[: len(before)]):
+        said = {name: old.get(name, "") for name in ("question", "reference")}
+        yield said | {"before": old.get("answer", ""), "after": None if new is None else new.get("answer", "")}

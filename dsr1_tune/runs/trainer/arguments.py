@@ -35,6 +35,11 @@ def as_arguments(
 ) -> Arguments:
     """The arguments of any of TRL's trainers: what all of them share, and what is its `own`."""
     schedule = config.schedule
+    sharing: dict[str, Any] = {}
+    if config.parallel.strategy == "fsdp2" and not ACCELERATES_STRATEGY:  # else `accelerate launch` says it
+        # Whole layers: an expert's weights are read while its layer runs. Checkpoints for any number of processes.
+        settings = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "state_dict_type": "FULL_STATE_DICT"}
+        sharing = {"fsdp": True, "fsdp_config": settings}
     arguments = kind(
         output_dir=str(folder.checkpoints),
         num_train_epochs=schedule.epochs,
@@ -65,22 +70,13 @@ def as_arguments(
         # Every trained weight gets a gradient in every step, that of an expert without tokens is zero.
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
-        **_sharing(config),
+        **sharing,
         **own,
     )
     if arguments.n_gpu > 1:
         # One process trains on one GPU; transformers would split each batch over all it sees (nn.DataParallel).
         arguments._n_gpu = 1
     return arguments
-
-
-def _sharing(config: TuneRun) -> dict[str, Any]:
-    """How the weights are shared out; `accelerate launch` says it by itself, in the environment."""
-    if config.parallel.strategy != "fsdp2" or ACCELERATES_STRATEGY:
-        return {}
-    # Whole layers: an expert's weights are read while its layer runs. Checkpoints that any number of processes reads.
-    settings = {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "state_dict_type": "FULL_STATE_DICT"}
-    return {"fsdp": True, "fsdp_config": settings}
 
 
 def compute_dtype(model: Any) -> torch.dtype:

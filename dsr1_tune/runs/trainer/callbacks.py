@@ -1,4 +1,4 @@
-"""What watches a training run from outside its loop: the log, the progress bar, Ctrl-C, and the gradient check."""
+"""What a training run calls at every step: the log, the progress bar, Ctrl-C, the gradient check, routers' balance."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from dsr1_tune.atomic import atomic_write
 from dsr1_tune.models.trained.lora import check_gradients
+from dsr1_tune.moe.anatomy import find_routers
+from dsr1_tune.moe.monitor import RoutingMonitor, is_token
+from dsr1_tune.moe.routing import move_biases
 from dsr1_tune.runs.distributed import group
 from dsr1_tune.runs.folder import RunFolder
+
+_SAME_PRESS_SECONDS = 1.0
 
 
 class GradientCheck(TrainerCallback):
@@ -97,9 +103,6 @@ class WholeCheckpoints(TrainerCallback):
         self._folder.mark_whole(state.global_step)
 
 
-_SAME_PRESS_SECONDS = 1.0
-
-
 class GracefulStop(TrainerCallback):
     """Ctrl-C (or a cluster's SIGTERM) finishes the step, saves a checkpoint and stops; a second one stops at once."""
 
@@ -115,11 +118,8 @@ class GracefulStop(TrainerCallback):
             self._before[number] = signal.signal(number, self._request)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if (
-            self.was_requested
-            and group.world_size() > 1
-            and time.monotonic() - self._requested_at < _SAME_PRESS_SECONDS
-        ):
+        is_same_press = time.monotonic() - self._requested_at < _SAME_PRESS_SECONDS
+        if self.was_requested and group.world_size() > 1 and is_same_press:
             return  # torch's launcher passes on what the terminal has sent to every process already
         self._requested_at = time.monotonic()
         if self.was_requested:
@@ -135,15 +135,13 @@ class GracefulStop(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Give the signals back."""
-        self.give_back()
-
-    def give_back(self) -> None:
+    def give_back(self, *args: Any, **kwargs: Any) -> None:
         """Restore the signal handlers that were there before."""
         while self._before:
             number, handler = self._before.popitem()
             signal.signal(number, handler)
+
+    on_train_end = give_back
 
 
 class ProgressBar(TrainerCallback):
@@ -184,10 +182,47 @@ class ProgressBar(TrainerCallback):
         if not self._console.is_terminal and is_due:
             self._console.print(f"step {state.global_step}/{state.max_steps}  {text}")
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave the bar as it stands."""
-        self.close()
-
-    def close(self) -> None:
-        """Stop drawing; also when training ended by an error."""
+    def close(self, *args: Any, **kwargs: Any) -> None:
+        """Stop drawing, and leave the bar as it stands; also when training ended by an error."""
         self._bar.stop()
+
+    on_train_end = close
+
+
+class BiasRule(TrainerCallback):
+    """After every optimizer step: b_e += rate · sign(mean load - load of e), by the loads of the step just done."""
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._monitor: RoutingMonitor | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Begin to count."""
+        self.close()
+        self._routers = find_routers(model)
+        self._monitor = RoutingMonitor(model)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What was routed since the last step, as in an evaluation, does not count."""
+        if self._monitor:
+            self._monitor.take()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the biases, before a checkpoint is written."""
+        if self._monitor:
+            move_biases(self._routers, self._monitor.take(of_all_processes=True).load_LE, self._rate)
+
+    def close(self, *args: Any, **kwargs: Any) -> None:
+        """Stop counting; also when training ended by an error."""
+        if self._monitor:
+            self._monitor.close()
+            self._monitor = None
+
+    on_train_end = close
+
+
+def real_tokens(inputs: dict[str, Any]) -> Tensor:
+    """Which tokens of a batch are no padding, one after the other (T,)."""
+    mask = inputs.get("attention_mask")
+    is_real_BT: Tensor = is_token(inputs["position_ids"]) if mask is None else mask != 0
+    return is_real_BT.reshape(-1)

@@ -1,26 +1,33 @@
-"""Packed sequences as a batch in which no example sees another."""
+"""Packed sequences as a batch in which no example sees another, and the check that none does in a model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers.masking_utils import create_masks_for_generate, find_packed_sequence_indices
 
 from dsr1_tune.data.encode.example import IGNORED
 from dsr1_tune.data.encode.packing import Packed
+from dsr1_tune.errors import ModelError
+
+# How far the logits of a packed example may be from its own alone, as a share of their size. In 16 bits products of
+# other shapes round otherwise; an example that sees another one is off by several tenths.
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_TOLERANCE_16_BIT = 5e-2
+# Two examples that share a sequence, and two in a shorter one, which is padded.
+_LENGTHS = ((23, 17), (11, 9))
 
 
 def as_dataset(sequences: Sequence[Packed]) -> Dataset:
     """Packed sequences in the columns that TRL's trainer keeps."""
-    return Dataset.from_dict(
-        {
-            "input_ids": [one.input_ids for one in sequences],
-            "labels": [one.labels for one in sequences],
-            "seq_lengths": [one.lengths for one in sequences],
-        }
-    )
+    columns = {"input_ids": "input_ids", "labels": "labels", "seq_lengths": "lengths"}
+    return Dataset.from_dict({column: [getattr(one, name) for one in sequences] for column, name in columns.items()})
 
 
 class PackedCollator:
@@ -35,24 +42,84 @@ class PackedCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Rows of `as_dataset` → a batch."""
-        length = max(len(row["input_ids"]) for row in rows)
-        shape = (len(rows), length)
-        ids_BT = torch.full(shape, self._pad_token)
-        labels_BT = torch.full(shape, IGNORED)
-        positions_BT = torch.zeros(shape, dtype=torch.long)
-        for number, row in enumerate(rows):
-            ids_BT[number, : len(row["input_ids"])] = torch.tensor(row["input_ids"])
-            labels_BT[number, : len(row["labels"])] = torch.tensor(row["labels"])
-            positions = torch.cat([torch.arange(count) for count in row["seq_lengths"]])
-            positions_BT[number, : len(positions)] = positions
-        return {"input_ids": ids_BT, "labels": labels_BT, "position_ids": positions_BT}
+        positions = [torch.cat([torch.arange(count) for count in row["seq_lengths"]]) for row in rows]
+        return {
+            "input_ids": pad_sequence([torch.tensor(row["input_ids"]) for row in rows], True, self._pad_token),
+            "labels": pad_sequence([torch.tensor(row["labels"]) for row in rows], True, IGNORED),
+            "position_ids": pad_sequence(positions, True),
+        }
 
 
-def is_token(position_ids_BT: torch.Tensor) -> torch.Tensor:
-    """Which places (B, T) of a `PackedCollator` batch hold a token; the others are padding.
+def use_packing(model: nn.Module, pad_token: int = 0) -> None:
+    """Make sure that packed examples do not see one another in `model`, or raise ModelError.
 
-    Every example has at least two tokens, so its position 0 is followed by 1; padding's is followed by 0.
+    Most architectures keep to the positions of a `PackedCollator` batch. A few (gpt-oss) build their attention masks
+    without looking at them: those are given masks. What remains are models that carry a state from token to token
+    (Mamba, linear attention): there packed examples would silently learn from one another.
     """
-    begins_BT = torch.zeros_like(position_ids_BT, dtype=torch.bool)
-    begins_BT[:, :-1] = (position_ids_BT[:, :-1] == 0) & (position_ids_BT[:, 1:] == 1)
-    return begins_BT | (position_ids_BT > 0)
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # from under PEFT
+    tolerance = _TOLERANCE.get(inner.get_input_embeddings().weight.dtype, _TOLERANCE_16_BIT)
+    difference = largest_difference(model, pad_token)
+    if difference <= tolerance:
+        return
+    handle = inner.base_model.register_forward_pre_hook(_give_masks, with_kwargs=True)
+    if not largest_difference(model, pad_token) <= tolerance:
+        handle.remove()
+        raise ModelError(
+            "this model cannot be trained with packing: an example would see those before it in its sequence "
+            f"(its logits change by {difference:.0%})",
+            hint="leave sequences.packing out",
+        )
+
+
+@torch.no_grad()
+def largest_difference(model: Any, pad_token: int = 0) -> float:
+    """How far the logits of packed examples are from their own alone, relative to their size, at worst.
+
+    Infinite where the model takes no positions at all.
+    """
+    sequences = _drawn(model.get_input_embeddings().weight.shape[0])
+    batch = PackedCollator(pad_token)(as_dataset(sequences))
+    was_training = model.training
+    model.eval()
+    try:
+        packed_BTV = _logits(model, input_ids=batch["input_ids"], position_ids=batch["position_ids"])
+        return max(
+            float((packed_BTV[row, where] - alone_TV).norm() / alone_TV.norm())
+            for row, sequence in enumerate(sequences)
+            for where in (slice(*ends) for ends in pairwise(accumulate(sequence.lengths, initial=0)))
+            for alone_TV in _logits(model, input_ids=batch["input_ids"][row : row + 1, where])
+        )
+    except (TypeError, ValueError):  # the model knows no position_ids
+        return float("inf")
+    finally:
+        model.train(was_training)
+
+
+def _drawn(vocab_size: int) -> list[Packed]:
+    generator = torch.Generator().manual_seed(0)
+    sequences = []
+    for lengths in _LENGTHS:
+        ids = tuple(torch.randint(vocab_size, (sum(lengths),), generator=generator).tolist())
+        sequences.append(Packed(ids, ids, lengths))
+    return sequences
+
+
+def _logits(model: Any, **inputs: torch.Tensor) -> torch.Tensor:
+    on_device = {name: value.to(model.device) for name, value in inputs.items()}
+    logits_BTV: torch.Tensor = model(**on_device, use_cache=False).logits.float()
+    return logits_BTV
+
+
+def _give_masks(decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Before the decoder runs: for packed positions the masks that transformers makes elsewhere."""
+    positions_BT = kwargs.get("position_ids")
+    if positions_BT is None or kwargs.get("attention_mask") is not None:
+        return args, kwargs
+    if find_packed_sequence_indices(positions_BT) is None:
+        return args, kwargs
+    dtype = decoder.get_input_embeddings().weight.dtype
+    # Of the embeddings only batch, length, number format and device are looked at.
+    embeddings_BT1 = torch.empty(*positions_BT.shape, 1, dtype=dtype, device=positions_BT.device)
+    masks = create_masks_for_generate(decoder.config, embeddings_BT1, None, None, position_ids=positions_BT)
+    return args, kwargs | {"attention_mask": masks}

@@ -11,20 +11,23 @@ from accelerate.state import PartialState
 from accelerate.utils import DDPCommunicationHookType, DistributedDataParallelKwargs, DistributedType
 from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 from transformers import Trainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.utils import SAFE_WEIGHTS_NAME
 from trl import SFTTrainer
 
 from dsr1_tune.config import TuneRun
 from dsr1_tune.data.encode.example import IGNORED
+from dsr1_tune.moe.anatomy import is_balancing_bias
+from dsr1_tune.moe.monitor import is_token
 from dsr1_tune.moe.routing import AuxiliaryLoss
-from dsr1_tune.runs.trainer.checkpoint_weights import save_trained
-from dsr1_tune.runs.trainer.collate import is_token
+from dsr1_tune.runs.trainer.callbacks import BiasRule, real_tokens
 from dsr1_tune.runs.trainer.optimizers import for_run, forget_8_bit
-from dsr1_tune.runs.trainer.router_balance import BiasRule, real_tokens
 
 # PowerSGD's first steps send gradients whole: the beginning does not take well to approximations.
 POWERSGD_START = 10
@@ -45,7 +48,10 @@ class Resumable(Trainer):
         args = given["args"]
         self._global_batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self._num_records = len(given["train_dataset"])
-        _leave_frozen_alone(given["model"])
+        # DDP need not send what every process has loaded by itself: all that is not trained.
+        frozen = [name for name, weight in given["model"].named_parameters() if not weight.requires_grad]
+        frozen += [name for name, _ in given["model"].named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(given["model"], frozen)
         its_own = getattr(given["model"].config, "router_aux_loss_coef", None)
         super().__init__(**given)
         if its_own is not None:
@@ -142,9 +148,8 @@ class ResumableTrainer(Resumable, SFTTrainer):
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
         if self.model.training and self._balance:
             aux_loss = self._balance.take(real_tokens(inputs))
-            self._metrics["train"]["aux_loss"].append(
-                self.accelerator.gather_for_metrics(aux_loss.detach()).mean().item()
-            )
+            of_all = self.accelerator.gather_for_metrics(aux_loss.detach())
+            self._metrics["train"]["aux_loss"].append(of_all.mean().item())
             # A mean of this forward pass, whereas TRL's loss is its share of the whole batch's. It adds to the
             # gradient, not to the loss that is reported.
             steps = 1 if kwargs.get("num_items_in_batch") is None else self.current_gradient_accumulation_steps
@@ -178,13 +183,6 @@ def _filled_up(train: Dataset, num_fillers: int) -> Dataset:
     return concatenate_datasets([train, Dataset.from_list([filler] * num_fillers, features=train.features)])
 
 
-def _leave_frozen_alone(model: Any) -> None:
-    """Keep DDP from sending what every process has loaded by itself: all that is not trained."""
-    frozen = [name for name, weight in model.named_parameters() if not weight.requires_grad]
-    frozen += [name for name, _ in model.named_buffers()]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, frozen)
-
-
 class LengthGrouped(Sampler[int]):
     """Random order in which records of like length share a batch; the same for the same seed and epoch.
 
@@ -193,11 +191,8 @@ class LengthGrouped(Sampler[int]):
 
     def __init__(self, lengths: list[int], batch_size: int, seed: int, num_fillers: int = 0) -> None:
         """`num_fillers` more indices come last, which fill the last batch up."""
-        self._lengths = lengths
-        self._batch_size = batch_size
-        self._seed = seed
-        self._num_fillers = num_fillers
-        self._epoch = 0
+        self._lengths, self._batch_size, self._num_fillers = lengths, batch_size, num_fillers
+        self._seed, self._epoch = seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer when an epoch begins."""
@@ -210,3 +205,21 @@ class LengthGrouped(Sampler[int]):
         generator = torch.Generator().manual_seed(self._seed + self._epoch)
         yield from get_length_grouped_indices(self._lengths, self._batch_size, generator=generator)
         yield from range(len(self._lengths), len(self))
+
+
+def save_trained(model: nn.Module, state: dict[str, Tensor] | None, folder: Path) -> None:
+    """Write what is trained of `model` (whose `state` is given where it is shared out) for the trainer to load again.
+
+    By the names that it has in memory: transformers would save the whole model, its experts one by one as on disk,
+    and when it loads the checkpoint would not find the fused ones in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(trained_state(model, state), folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def trained_state(model: nn.Module, state: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The trained weights, of tied ones one, and the buffers, which training may move too."""
+    state = model.state_dict() if state is None else state
+    weights = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    moving = {name for name, weight in model.named_parameters() if weight.requires_grad or is_balancing_bias(name)}
+    return {name: tensor.contiguous() for name, tensor in state.items() if name in moving or name not in weights}

@@ -10,15 +10,9 @@ from dsr1_tune.moe.monitor import Routing
 from dsr1_tune.report.catalogue import Catalogue
 
 Kind = Literal[
-    "nan_loss",
-    "nan_gradient",
-    "loss_spike",
-    "gradient_explosion",
-    "gradient_vanishing",
-    "router_collapse",
-    "dead_experts",
-    "overfitting",
-]
+    "nan_loss", "nan_gradient", "loss_spike", "gradient_explosion", "gradient_vanishing", "router_collapse",
+    "dead_experts", "overfitting",
+]  # fmt: skip
 
 TEXTS = Catalogue.beside(__file__, "alarms.yaml")
 
@@ -31,7 +25,11 @@ class Alarm:
     where: str
     since_step: int
     detail: str
-    try_: str
+
+    @property
+    def try_(self) -> str:
+        """The advice of its kind."""
+        return TEXTS.text(f"try_{self.what}", "en")
 
     @property
     def last_good_step(self) -> int:
@@ -40,9 +38,7 @@ class Alarm:
 
     def as_json(self) -> dict[str, Any]:
         """For the log and the manifest."""
-        fields = asdict(self)
-        fields["try"] = fields.pop("try_")
-        return fields
+        return asdict(self) | {"try": self.try_}
 
     def __str__(self) -> str:
         kind = TEXTS.text(f"kind_{self.what}", "en")
@@ -68,21 +64,16 @@ class Detector(Protocol):
         """The alarms of this step; the same fault may be named at every step that it lasts."""
 
 
-def alarm(what: Kind, where: str, since_step: int, detail: str) -> Alarm:
-    """An alarm with the advice of its kind."""
-    return Alarm(what, where, since_step, detail, TEXTS.text(f"try_{what}", "en"))
-
-
+@dataclass
 class Run:
     """How many checks in a row were bad, and since which step."""
 
-    def __init__(self) -> None:
-        self.since = 0
-        self._length = 0
+    since: int = 0
+    length: int = 0
 
     def go_on(self, step: int, is_bad: bool) -> int:
         """Count one more check; returns how many have been bad in a row."""
-        if is_bad and self._length == 0:
+        if is_bad and self.length == 0:
             self.since = step
-        self._length = self._length + 1 if is_bad else 0
-        return self._length
+        self.length = self.length + 1 if is_bad else 0
+        return self.length

@@ -31,16 +31,10 @@ class ExpertTables:
         try:
             with np.load(folder / FILE_NAME, allow_pickle=False) as arrays:
                 layers, num_chosen = tuple(arrays["layers"].tolist()), int(arrays["num_chosen"])
-                stages = {
-                    stage: Routing(
-                        layers,
-                        torch.from_numpy(arrays[f"{stage}_load"]),
-                        torch.from_numpy(arrays[f"{stage}_weight"]),
-                        num_chosen,
-                    )
-                    for stage in _STAGES
-                    if f"{stage}_load" in arrays
-                }
+                stages = {}
+                for stage in (stage for stage in _STAGES if f"{stage}_load" in arrays):
+                    load_LE, weight_LE = (torch.from_numpy(arrays[f"{stage}_{what}"]) for what in ("load", "weight"))
+                    stages[stage] = Routing(layers, load_LE, weight_LE, num_chosen)
         except (OSError, EOFError, ValueError, KeyError, BadZipFile):
             return cls()
         return cls(**stages)

@@ -21,6 +21,8 @@ from dsr1_tune.runs.watch.alarms import Alarm, Kind
 STOPPED = "stopped by alarm"
 LOWER = 0.5
 """What the learning rate is multiplied by when a run is rolled back."""
+_RATE = "learning_rate.json"
+_START = "start"
 
 
 class RollBack(Exception):
@@ -36,13 +38,11 @@ class StoppedByAlarm(RunError):
     """An alarm ended the run; it can go on from the last checkpoint before the fault."""
 
     def __init__(self, alarm: Alarm, folder: RunFolder) -> None:
-        super().__init__(
-            f"{folder.path}: stopped by an alarm: {alarm}",
-            hint="start a new run with what is to be tried"
-            if alarm.what == "nan_loss"
-            else "start a new run with what is to be tried; or --resume it as it is, from the last checkpoint before "
-            "the fault: this alarm will not stop it again",
+        go_on = (
+            "; or --resume it as it is, from the last checkpoint before the fault: this alarm will not stop it again"
         )
+        hint = "start a new run with what is to be tried" + (go_on if alarm.what != "nan_loss" else "")
+        super().__init__(f"{folder.path}: stopped by an alarm: {alarm}", hint=hint)
         self.alarm = alarm
 
 
@@ -111,9 +111,6 @@ def set_suspects_aside(folder: RunFolder, keep: bool = True) -> None:
     folder.update(last_good_step=None)
 
 
-# --- the learning rate ------------------------------------------------------------------------------------------------
-
-
 def note_learning_rate(folder: RunFolder, checkpoint: Path) -> None:
     """Write into a checkpoint which share of the configured learning rate it was trained with."""
     with atomic_write(checkpoint / _RATE) as file:
@@ -146,12 +143,6 @@ def change_learning_rate(change: float, optimizer: Any, scheduler: Any) -> None:
     scheduler._last_lr = [rate * change for rate in scheduler._last_lr]
 
 
-_RATE = "learning_rate.json"
-
-
-# --- the beginning, where no checkpoint is old enough ----------------------------------------------------------------
-
-
 def keep_start(model: nn.Module, folder: RunFolder) -> None:
     """Write down what training is about to change, so that a rollback may begin anew."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in _changing(model)}
@@ -175,9 +166,6 @@ def _changing(model: nn.Module) -> Iterable[tuple[str, Any]]:
         for name, buffer in model.named_buffers()
         if buffer.is_floating_point() and part_of(name) == "router"
     )
-
-
-_START = "start"
 
 
 def _manifest(folder: RunFolder) -> dict[str, Any]:

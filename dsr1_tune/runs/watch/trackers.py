@@ -20,12 +20,9 @@ _EXTRAS = ("trackio", "wandb")
 
 def check_trackers(watch: Watch) -> None:
     """Raise ConfigError if the package of a tracker is not installed."""
-    missing = [name for name in watch.trackers if name in _EXTRAS and find_spec(name) is None]
-    if missing:
-        extras = ",".join(missing)
-        raise ConfigError(
-            f"watch.trackers names {', '.join(missing)}, which is not installed", f"pip install 'dsr1-tune[{extras}]'"
-        )
+    if missing := [name for name in watch.trackers if name in _EXTRAS and find_spec(name) is None]:
+        hint = f"pip install 'dsr1-tune[{','.join(missing)}]'"
+        raise ConfigError(f"watch.trackers names {', '.join(missing)}, which is not installed", hint)
 
 
 def open_trackers(config: TuneRun, folder: RunFolder, first_step: int) -> list[TrainerCallback]:
@@ -33,15 +30,10 @@ def open_trackers(config: TuneRun, folder: RunFolder, first_step: int) -> list[T
 
     `first_step` is the step that comes first: what TensorBoard holds of it and later ones is done again.
     """
-    if not group.is_main():
-        return []
-    opened: list[TrainerCallback] = []
-    for name in dict.fromkeys(config.watch.trackers):
-        if name == "tensorboard":
-            opened.append(TensorBoard(folder, first_step))
-        else:
-            opened.append(Online(name, config, folder))
-    return opened
+    names = dict.fromkeys(config.watch.trackers) if group.is_main() else ()
+    return [
+        TensorBoard(folder, first_step) if name == "tensorboard" else Online(name, config, folder) for name in names
+    ]
 
 
 class TensorBoard(TrainerCallback):

@@ -8,43 +8,38 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from dsr1_tune.config import Watch
-from dsr1_tune.moe.monitor import Routing, RoutingMonitor
+from dsr1_tune.models.memory import GIB
+from dsr1_tune.moe.anatomy import Anatomy, Part
+from dsr1_tune.moe.monitor import Routing, RoutingMonitor, uncounted
 from dsr1_tune.runs.distributed import group as processes
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.trainer.callbacks import read_log
 from dsr1_tune.runs.watch import rollback
 from dsr1_tune.runs.watch.alarms import Alarm, Kind, Numbers
-from dsr1_tune.runs.watch.expert_detectors import Window
+from dsr1_tune.runs.watch.detectors import Watchdog, Window
 from dsr1_tune.runs.watch.expert_tables import ExpertTables, note_routing
-from dsr1_tune.runs.watch.gradients import GradientNorms
-from dsr1_tune.runs.watch.watchdog import Watchdog
 
 WINDOW = 20
 """The expert statistics of a step are those of so many steps up to it: a single one holds too few tokens to tell."""
-
-GIB = 2**30
 
 
 @contextmanager
 def noting_routing(model: nn.Module, folder: RunFolder, stage: str) -> Iterator[None]:
     """What the model routes inside becomes the run's profile of `stage`: before or after training."""
-    monitor = RoutingMonitor(model)
-    try:
+    with closing(RoutingMonitor(model)) as monitor:
         yield
         routing = monitor.take()
-    finally:
-        monitor.close()
     if routing.layers and processes.is_main():
         note_routing(folder.path, **{stage: routing})
 
@@ -100,7 +95,7 @@ class Watcher(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Take up the counts, and the detectors' memory, where the checkpoint left them."""
-        step, checkpoint = state.global_step, self._folder.checkpoints / f"checkpoint-{state.global_step}"
+        step, checkpoint = state.global_step, self._folder.checkpoint(state.global_step)
         past = processes.from_main(lambda: _Past.read(self._folder, checkpoint if step else None))
         lines = [line for line in past.lines if line["step"] <= step]
         if lines:
@@ -108,7 +103,8 @@ class Watcher(TrainerCallback):
             self._earlier_seconds = float(lines[-1].get("seconds", 0.0))
         self._base, self._training, self._was_rolled_back = past.base, past.training, past.was_rolled_back
         self._watchdog = Watchdog(self._base, may_overflow=args.fp16, watches_loss=self._watches_loss)
-        self._watchdog.replay(map(_numbers_of, lines), past.reported)
+        # Single steps' routing is not in the log.
+        self._watchdog.replay([_numbers_of(line, line["step"]) for line in lines], past.reported)
         rollback.change_learning_rate(past.change_of_rate, optimizer, lr_scheduler)
         if self._config.on_alarm == "rollback" and step == 0 and processes.is_main():
             rollback.keep_start(self._model, self._folder)
@@ -129,15 +125,9 @@ class Watcher(TrainerCallback):
         every = self._config.eval_steps
         if every and state.global_step % every == 0:
             logs["eval_loss"] = self._held_out_loss()
-        norms = {"all": float(logs.get("grad_norm", math.nan)), **_by_group(logs)}
-        numbers = Numbers(
-            state.global_step,
-            float(logs["loss"]),
-            norms if "grad_norm" in logs else {},
-            logs.get("eval_loss"),
-            routing if routing.layers else None,
+        self.new_alarms = self._watchdog.check(
+            _numbers_of(logs, state.global_step, routing if routing.layers else None)
         )
-        self.new_alarms = self._watchdog.check(numbers)
         if self.new_alarms:
             self._act(self.new_alarms, state, control)
 
@@ -155,41 +145,37 @@ class Watcher(TrainerCallback):
         logs |= {f"grad_norm/{group}": norm for group, norm in self._gradients.take().items()}
         if routing.layers:
             self._training = routing if self._training is None else self._training + routing
-            self._window.add(routing)
-            logs |= _expert_numbers(self._window.sum, self._base)
+            logs |= _expert_numbers(self._window.add(routing), self._base)
 
     def _held_out_loss(self) -> float:
-        with self._monitor.paused():
+        with uncounted():
             loss = self._evaluate(self._model)
         # All processes act on one number: what differs in its last digit may fall on either side of a limit.
         return processes.from_main(lambda: loss)
 
     def _act(self, alarms: list[Alarm], state: TrainerState, control: TrainerControl) -> None:
         """Print and record alarms, and stop or roll back as watch.on_alarm says."""
-        first = alarms[0]
         answer = self._config.on_alarm
         if answer == "rollback" and self._was_rolled_back:
             answer = "stop"
         for kind in dict.fromkeys(alarm.what for alarm in alarms):
-            first_of_kind, *more = [alarm for alarm in alarms if alarm.what == kind]
-            self._say(
-                f"ALARM: {first_of_kind}" + (f" (also: {', '.join(alarm.where for alarm in more)})" if more else "")
-            )
+            first, *more = [alarm for alarm in alarms if alarm.what == kind]
+            self._say(f"ALARM: {first}" + (f" (also: {', '.join(alarm.where for alarm in more)})" if more else ""))
         rollback.note(self._folder, alarms, state.global_step, answer)
         if answer == "stop":
-            self._stopped_by = first
+            self._stopped_by = alarms[0]
             # At once: the trainer keeps few checkpoints, and what it saves now must not push a good one out.
             rollback.set_suspects_aside(self._folder)
             rollback.note_last_good(self._folder, alarms)
             control.should_save = True
             control.should_training_stop = True
         elif answer == "rollback":
-            raise rollback.RollBack(first, state.global_step)
+            raise rollback.RollBack(alarms[0], state.global_step)
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Put the counts into the checkpoint, before it is marked as whole."""
         if processes.is_main():
-            checkpoint = self._folder.checkpoints / f"checkpoint-{state.global_step}"
+            checkpoint = self._folder.checkpoint(state.global_step)
             rollback.note_learning_rate(self._folder, checkpoint)
             if self._training is not None:
                 ExpertTables(training=self._training).write(checkpoint)
@@ -223,30 +209,19 @@ class _Past:
 
     @classmethod
     def read(cls, folder: RunFolder, checkpoint: Path | None) -> _Past:
-        return cls(
-            lines=read_log(folder) if checkpoint else [],
-            base=ExpertTables.read(folder.path).before,
-            training=ExpertTables.read(checkpoint).training if checkpoint else None,
-            reported=rollback.reported(folder),
-            was_rolled_back=rollback.was_rolled_back(folder),
-            change_of_rate=rollback.wanted_rate(folder) / rollback.rate_of(checkpoint),
-        )
+        change_of_rate = rollback.wanted_rate(folder) / rollback.rate_of(checkpoint)
+        lines, training = (read_log(folder), ExpertTables.read(checkpoint).training) if checkpoint else ([], None)
+        alarms = rollback.reported(folder), rollback.was_rolled_back(folder)
+        return cls(lines, ExpertTables.read(folder.path).before, training, *alarms, change_of_rate)
 
 
-def _by_group(logs: dict[str, Any]) -> dict[str, float]:
-    """The gradient norms of the groups among a step's numbers."""
-    prefix = "grad_norm/"
-    return {name.removeprefix(prefix): float(norm) for name, norm in logs.items() if name.startswith(prefix)}
-
-
-def _numbers_of(line: dict[str, Any]) -> Numbers:
-    """A line of the log as the detectors are fed it; single steps' routing is not in the log."""
-    norms = {"all": float(line["grad_norm"]), **_by_group(line)} if "grad_norm" in line else {}
-    return Numbers(int(line["step"]), float(line.get("loss", math.nan)), norms, line.get("eval_loss"))
+def _numbers_of(logs: dict[str, Any], step: int, routing: Routing | None = None) -> Numbers:
+    norms = {name.removeprefix("grad_norm/"): float(norm) for name, norm in logs.items() if "grad_norm/" in name}
+    norms = {"all": float(logs["grad_norm"]), **norms} if "grad_norm" in logs else {}
+    return Numbers(step, float(logs.get("loss", math.nan)), norms, logs.get("eval_loss"), routing)
 
 
 def _expert_numbers(window: Routing, base: Routing | None) -> dict[str, float]:
-    """All layers in a few numbers."""
     entropy_L = window.entropy_L
     numbers = {
         "experts/entropy_min": float(entropy_L.min()),
@@ -257,3 +232,48 @@ def _expert_numbers(window: Routing, base: Routing | None) -> dict[str, float]:
     if base is not None and base.layers == window.layers:
         numbers["experts/drift_max"] = float(window.drift_L(base).max())
     return {name: round(number, 5) for name, number in numbers.items()}
+
+
+class GradientNorms:
+    """L2 norms by group, taken before gradients are clipped and read once a step."""
+
+    def __init__(self) -> None:
+        self._trained: list[tuple[Part, nn.Parameter]] = []
+        self._groups: list[Part] = []
+        self._squares_G: Tensor | None = None
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, scale: float = 1.0) -> None:
+        """Call it with complete gradients; `scale` is what float16's loss was multiplied by."""
+        if not self._trained:
+            part_of = Anatomy(model)
+            self._trained = [(part_of(name), one) for name, one in model.named_parameters() if one.requires_grad]
+            self._groups = sorted({part for part, _ in self._trained})
+        found = [(one.grad, self._groups.index(part)) for part, one in self._trained if one.grad is not None]
+        self._squares_G = None
+        if not found:
+            return
+        # Of a weight that is shared out among processes each sums up its own part.
+        is_shared_out = any(hasattr(gradient, "to_local") for gradient, _ in found)
+        local = [_local(gradient) for gradient, _ in found]
+        device = local[0].device
+        norms = torch._foreach_norm(local, 2, dtype=torch.float32)
+        norm_P = torch.stack([norm.to(device) for norm in norms]).double() / scale
+        squares_G = torch.zeros(len(self._groups), dtype=torch.float64, device=device)
+        squares_G.index_add_(0, torch.tensor([group for _, group in found], device=device), norm_P.square())
+        if is_shared_out and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(squares_G)
+        self._squares_G = squares_G
+
+    def take(self) -> dict[str, float]:
+        """The norms of the last measurement, by group; empty if there was none."""
+        if self._squares_G is None:
+            return {}
+        norms = self._squares_G.sqrt().tolist()
+        self._squares_G = None
+        return dict(zip(self._groups, norms, strict=True))
+
+
+def _local(gradient: Any) -> Tensor:
+    local: Tensor = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+    return local.coalesce().values() if local.is_sparse else local

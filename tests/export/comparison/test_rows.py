@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from dsr1_tune.data.read.read import read
+from dsr1_tune.data.record import Record
 from dsr1_tune.errors import DataError
 from dsr1_tune.export.comparison.rows import GENERAL, choose_rows
 from dsr1_tune.runs.folder import RunFolder
-from dsr1_tune.runs.kept_rows import records_of
 from tests.export.conftest import QUICK, compared
 
 
 def test_built_in_rows_are_in_both_languages_and_of_every_kind() -> None:
-    records = records_of(GENERAL)
+    records = [row for row in read([GENERAL]) if isinstance(row, Record)]
     num_chinese = sum(any("\u4e00" <= sign <= "\u9fff" for sign in record.question) for record in records)
     assert len(records) == len({record.question for record in records}) == 60
     assert 20 <= num_chinese <= 40

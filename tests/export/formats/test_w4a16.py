@@ -24,7 +24,7 @@ from dsr1_tune.export.weights.source import open_source
 from dsr1_tune.models import isolated_env
 from dsr1_tune.models.load import load
 from dsr1_tune.models.weights.checkpoint import DTYPES, Checkpoint, read_header, write_weights
-from dsr1_tune.models.weights.lazy import open_w4a16
+from dsr1_tune.models.weights.converted import open_w4a16
 from dsr1_tune.quant.w4a16 import dequantize
 from dsr1_tune.runs.console import Narrator
 from tests.conftest import TinyModel

@@ -20,7 +20,6 @@ from dsr1_tune.models.trained.lora import (
     add_lora,
     audit,
     check_gradients,
-    count_trained,
     load_plain_adapter,
 )
 from dsr1_tune.moe.anatomy import Anatomy, plain_name
@@ -217,7 +216,7 @@ def test_audit_equals_a_count_by_hand(model_of: Any) -> None:
         PartCoverage("embeddings", embeddings, 0, 0, embeddings),
         PartCoverage("norms", norms, 0, 0, norms),
     ]
-    assert count_trained(lines) == attention_lora + dense_lora + shared_lora + routed_lora
+    assert sum(line.num_trained for line in lines) == attention_lora + dense_lora + shared_lora + routed_lora
 
 
 def test_audit_of_a_part_of_the_model(model_of: Any) -> None:
@@ -235,7 +234,11 @@ def test_audit_of_a_part_of_the_model(model_of: Any) -> None:
 def test_audit_of_a_bare_model(model_of: Any) -> None:
     model = model_of("llama")
     lines = audit(model)
-    assert sum(line.num_base for line in lines) == sum(p.numel() for p in model.parameters()) == count_trained(lines)
+    assert (
+        sum(line.num_base for line in lines)
+        == sum(p.numel() for p in model.parameters())
+        == sum(line.num_trained for line in lines)
+    )
     assert all(line.num_adapted == line.num_base and line.num_frozen == 0 for line in lines)
     assert [line.part for line in lines] == ["attention", "dense_ffn", "embeddings", "norms"]
 

@@ -60,10 +60,10 @@ def test_outcome_of_preferences_is_the_change_in_points() -> None:
     told = {"before": PAIRS, "after": PAIRS | {"accuracy": 0.475}, "preferences": {"reward_margin": -0.25}}
     for command in ("dpo", "kto"):
         found = outcome(command, told, {}, "en")
-        assert found is not None and (found.big, found.is_worse, found.headline) == (
+        assert found is not None and (found.big, found.is_worse, found.kind) == (
             "-2.5",
             True,
-            "headline_preferences",
+            "preferences",
         )
         assert found.values == {
             "pairs": "1,200",
@@ -140,4 +140,5 @@ def test_curves_of_rewards_mark_what_was_measured_before_and_after() -> None:
 
 
 def test_curves_have_every_title_and_name_in_the_catalogue() -> None:
-    assert {curve.title for curve in CURVES} | {key for curve in CURVES for key, _ in curve.lines} <= set(TEXTS.texts)
+    drawn = [curve for curves_of in CURVES.values() for curve in curves_of]
+    assert {curve.title for curve in drawn} | {key for curve in drawn for key, _ in curve.lines} <= set(TEXTS.texts)

@@ -15,7 +15,7 @@ from dsr1_tune.runs.watch.alarms import TEXTS, Alarm, Kind
 def test_alarm_of_every_kind_says_what_it_is_and_what_to_try() -> None:
     assert set(TEXTS.texts) == {f"{group}_{kind}" for group in ("kind", "try") for kind in get_args(Kind)}
     advice = TEXTS.say("try_loss_spike", "en")
-    alarm = Alarm("loss_spike", "loss", 41, "9 after 2", advice)
+    alarm = Alarm("loss_spike", "loss", 41, "9 after 2")
     assert all(part in str(alarm) for part in ("jumped", "loss", "41", "9 after 2", "learning_rate"))
     as_json: dict[str, Any] = alarm.as_json()
     assert as_json == {

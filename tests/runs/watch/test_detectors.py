@@ -9,8 +9,17 @@ from collections.abc import Callable
 import pytest
 
 from dsr1_tune.runs.watch.alarms import Alarm, Numbers
-from dsr1_tune.runs.watch.detectors import GradientExplosion, GradientVanishing, LossSpike, NotANumber, Overfitting
-from tests.runs.watch.conftest import first_alarm, losses, noisy, norms
+from dsr1_tune.runs.watch.detectors import (
+    DeadExperts,
+    GradientExplosion,
+    GradientVanishing,
+    LossSpike,
+    NotANumber,
+    Overfitting,
+    RouterCollapse,
+    Watchdog,
+)
+from tests.runs.watch.conftest import BASE, NUM_EXPERTS, USUAL, first_alarm, losses, noisy, norms, route, routed
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
@@ -105,3 +114,87 @@ def test_loss_spike_after_a_steep_fall_is_seen() -> None:
     found = first_alarm(LossSpike(), losses(*fall, 5.7, 5.7, 5.7, 5.7))
     assert found is not None and found[1].since_step == 81
     assert first_alarm(LossSpike(), losses(*fall)) is None
+
+
+def test_router_collapse_onto_few_experts() -> None:
+    crowded = [1000.0] * 3 + [1.0] * (NUM_EXPERTS - 3)
+    found = first_alarm(RouterCollapse(BASE), routed(USUAL, 30) + routed(crowded, 40, first_step=31))
+    assert found is not None
+    step, alarm = found
+    assert (alarm.what, alarm.where) == ("router_collapse", "layer")
+    assert 31 <= alarm.since_step <= 51 and step - alarm.since_step == RouterCollapse.PATIENCE - 1
+    assert "base" in alarm.detail
+
+
+def test_router_collapse_onto_one_expert() -> None:
+    greedy = [5000.0, *USUAL[1:]]
+    found = first_alarm(RouterCollapse(BASE), routed(greedy, 40))
+    assert found is not None and found[1].what == "router_collapse"
+
+
+def test_router_collapse_is_measured_against_a_crowded_base() -> None:
+    crowded = [60.0] * 4 + [1.0] * (NUM_EXPERTS - 4)
+    base = route(crowded, 2000, seed=5)
+    assert float(base.entropy_L) < 0.85
+    assert first_alarm(RouterCollapse(base), routed(crowded, 60)) is None
+
+
+def test_router_collapse_needs_enough_tokens() -> None:
+    crowded = [1000.0] * 2 + [1.0] * (NUM_EXPERTS - 2)
+    assert first_alarm(RouterCollapse(BASE), routed(crowded, 60, num_tokens=2)) is None
+
+
+def test_dead_experts_names_an_expert_that_dies() -> None:
+    without = list(USUAL)
+    without[5] = without[7] = 0.0
+    found = first_alarm(DeadExperts(BASE), routed(USUAL, 10) + routed(without, 60, first_step=11))
+    assert found is not None
+    step, alarm = found
+    assert (alarm.what, alarm.where) == ("dead_experts", "layer")
+    assert "5, 7" in alarm.detail and 9 <= alarm.since_step <= 11
+    assert step >= 11 + DeadExperts.MIN_STEPS - 1
+
+
+def test_dead_experts_ignores_an_expert_that_the_base_did_not_use() -> None:
+    without = list(USUAL)
+    without[5] = 0.0
+    base = route(without, 2000, seed=3)
+    assert first_alarm(DeadExperts(base), routed(without, 100)) is None
+
+
+def test_dead_experts_gives_a_rare_expert_time() -> None:
+    rare = [0.01, *USUAL[1:]]
+    base = route(rare, 20_000, seed=3)
+    assert first_alarm(DeadExperts(base), routed(rare, 100)) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("scatter", [0.05, 0.3])
+def test_watchdog_gives_no_alarm_in_a_normal_noisy_run(seed: int, scatter: float) -> None:
+    """The loss falls by half under heavy noise, norms scatter by factors with a fat tail, experts drift a little."""
+    generator = random.Random(seed)
+    watchdog = Watchdog(BASE)
+    for step in range(1, 301):
+        weights = [weight * (1 + 0.3 * math.sin(step / 50 + number)) for number, weight in enumerate(USUAL)]
+        loss = (1.5 + 1.5 * math.exp(-step / 80)) * math.exp(generator.gauss(0, scatter))
+        fat = 5.0 if generator.random() < 0.03 else 1.0
+        size = {group: fat * math.exp(generator.gauss(0, 0.5)) for group in ("all", "attention", "routed_experts")}
+        held_out = 1.6 + 1.5 * math.exp(-step / 80) + generator.gauss(0, 0.005) if step % 25 == 0 else None
+        routing = route(weights, 24, seed=1000 * seed + step)
+        assert watchdog.check(Numbers(step, loss, size, held_out, routing)) == []
+
+
+def test_watchdog_reports_each_fault_once_per_kind_and_place() -> None:
+    watchdog = Watchdog()
+    assert [alarm.what for alarm in watchdog.check(Numbers(1, math.nan))] == ["nan_loss"]
+    assert watchdog.check(Numbers(2, math.nan)) == []
+
+
+def test_watchdog_does_not_report_again_after_a_resume() -> None:
+    calm, high = losses(*noisy(2.0, 0.1, 40)), [Numbers(step, 9.0) for step in range(41, 50)]
+    watchdog = Watchdog()
+    watchdog.replay(calm, [])
+    assert [alarm.since_step for numbers in high for alarm in watchdog.check(numbers)] == [41]
+    watchdog = Watchdog()
+    watchdog.replay(calm, [("loss_spike", "loss")])
+    assert [watchdog.check(numbers) for numbers in high] == [[]] * 9

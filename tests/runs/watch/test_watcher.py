@@ -22,6 +22,7 @@ from dsr1_tune.moe.monitor import RoutingMonitor
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.watch.expert_tables import ExpertTables
 from dsr1_tune.runs.watch.rollback import StoppedByAlarm
+from dsr1_tune.runs.watch.watcher import GradientNorms
 from dsr1_tune.train import lora
 from tests.runs.watch.conftest import Fault, Told, log_of, spoiled_answers, watched_config
 
@@ -231,3 +232,25 @@ def test_watcher_leaves_no_hooks_on_the_model(
     monkeypatch.setattr(RoutingMonitor, "__init__", watch)
     lora.run(watched_config(tmp_path / "run", tiny_base, many_sums, max_steps=2), console=Told())
     assert len(open_monitors) == 3 and not any(monitor._hooks for monitor in open_monitors)
+
+
+def test_gradient_norms_by_group_are_those_of_a_plain_sum() -> None:
+    from transformers import AutoModelForCausalLM
+
+    from tests.conftest import tiny_config
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config("qwen3_moe"))
+    norms = GradientNorms()
+    norms.measure(model)
+    assert norms.take() == {}
+    model(input_ids=torch.arange(20).unsqueeze(0)).logits.square().sum().backward()
+    norms.measure(model, scale=4.0)
+    part_of = Anatomy(model)
+    wanted: dict[str, float] = {}
+    for name, weight in model.named_parameters():
+        if weight.grad is not None:
+            wanted[part_of(name)] = wanted.get(part_of(name), 0.0) + float((weight.grad.double() / 4).square().sum())
+    found = norms.take()
+    assert found == pytest.approx({part: math.sqrt(square) for part, square in wanted.items()}, rel=1e-5)
+    assert len(found) >= 5 and norms.take() == {}
