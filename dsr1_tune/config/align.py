@@ -85,9 +85,7 @@ class RewardSchedule(GentleSchedule):
 class Reward(ConfigSection):
     """Training of the reward model."""
 
-    renamed: ClassVar[Mapping[str, str]] = {
-        "center": "center_rewards_coefficient",
-    }
+    renamed: ClassVar[Mapping[str, str]] = {"center": "center_rewards_coefficient"}
 
     center_rewards_coefficient: NotNegative = 0.01
     """Weight of the auxiliary loss that centers a pair's rewards around 0 (arXiv 2312.09244); 0 turns it off."""
@@ -112,10 +110,7 @@ DpoLoss = Literal[
 class Dpo(ConfigSection):
     """Direct preference optimisation (arXiv 2305.18290)."""
 
-    renamed: ClassVar[Mapping[str, str]] = {
-        "loss": "loss_type",
-        "weights": "loss_weights",
-    }
+    renamed: ClassVar[Mapping[str, str]] = {"loss": "loss_type", "weights": "loss_weights"}
 
     beta: Positive = 0.1
     """KL regularisation strength; higher stays closer to the reference model."""
@@ -133,13 +128,11 @@ class Dpo(ConfigSection):
         if self.loss_weights and len(self.loss_weights) != len(self.loss_type):
             raise ValueError(f"dpo.loss_weights: {len(self.loss_weights)} weights for {len(self.loss_type)} losses")
         if self.loss_type == ("sft",):
-            raise ValueError(
-                "dpo.loss_type=sft alone learns nothing of the rejected answers; add it to another: sigmoid,sft"
-            )
+            said = "dpo.loss_type=sft alone learns nothing of the rejected answers; add it to another: sigmoid,sft"
+            raise ValueError(said)
         if self.label_smoothing and not {"robust", "exo_pair", "aot", "aot_unpaired"} & set(self.loss_type):
-            raise ValueError(
-                f"dpo.label_smoothing changes nothing of {', '.join(self.loss_type)}; robust is sigmoid with it"
-            )
+            given = ", ".join(self.loss_type)
+            raise ValueError(f"dpo.label_smoothing changes nothing of {given}; robust is sigmoid with it")
         if "exo_pair" in self.loss_type and not self.label_smoothing:
             raise ValueError("dpo.loss_type=exo_pair takes the logarithm of dpo.label_smoothing; the paper's is 0.001")
         return self

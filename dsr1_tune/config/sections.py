@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
@@ -27,31 +28,23 @@ class ConfigSection(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _empty_is_default(cls, value: Any) -> Any:
-        """A YAML section of which every line is commented out leaves the defaults."""
-        return {} if value is None else value
-
-    @model_validator(mode="before")
-    @classmethod
-    def _old_names(cls, value: Any) -> Any:
-        """Settings under the names that an earlier version had for them, and files that were saved with those."""
-        return rename_old(cls, value) if isinstance(value, dict) else value
-
-    @model_validator(mode="before")
-    @classmethod
-    def _lists_on_a_line(cls, value: Any) -> Any:
-        """`ranks=attention=16,routed_experts=4` and `groups=attention` are what they look like."""
-        return _read_lists(cls, value)
-
-
-def rename_old(kind: type[ConfigSection], value: dict[str, Any]) -> dict[str, Any]:
-    """`value` with every setting of `kind` under its present name. Raises ValueError where both names are given."""
-    for old, new in kind.renamed.items():
-        if old in value:
-            if new in value:
-                raise ValueError(f"{old} is the old name of {new}; give {new} alone")
-            value = {new if name == old else name: given for name, given in value.items()}
-    return value
+    def _as_meant(cls, value: Any) -> Any:
+        """What a section may look like: lines that are all commented out, old names, `groups=attention,dense_ffn`."""
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            return value
+        value = _read_lists(cls, value)
+        for old, new in cls.renamed.items():
+            if old in value:
+                if new in value:
+                    raise ValueError(f"{old} is the old name of {new}; give {new} alone")
+                value = {new if name == old else name: given for name, given in value.items()}
+        for name, field in cls.model_fields.items():
+            if isinstance(field.default, ConfigSection) and isinstance(value.get(name), dict):
+                # `gates.min_agreement=0.9` leaves the other gate as this command has it.
+                value = {**value, name: {**field.default.model_dump(exclude_unset=True), **value[name]}}
+        return value
 
 
 class Data(ConfigSection):
@@ -89,9 +82,10 @@ class Data(ConfigSection):
         files, weights = [], {str(Path(str(file))): weight for file, weight in dict(given).items()}
         for said in map(str, value["files"]):
             name, colon, weight = said.rpartition(":")
-            if colon and _is_number(weight) and not Path(said).exists():
-                weights[str(Path(name))] = float(weight)
-                said = name
+            with suppress(ValueError):  # what is behind a colon is no number
+                number = float(weight)
+                if colon and not Path(said).exists():
+                    weights[str(Path(name))], said = number, name
             files.append(said)
         return _with_cleaned_folders({**value, "files": files, "weights": weights})
 
@@ -141,7 +135,6 @@ def _with_cleaned_folders(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_lists(kind: type[ConfigSection], value: Any) -> Any:
-    """Lists and dicts written on a line, made such."""
     if not isinstance(value, dict):
         return value
     for name, field in kind.model_fields.items():
@@ -152,14 +145,6 @@ def _read_lists(kind: type[ConfigSection], value: Any) -> Any:
         elif isinstance(said, str) and shape is tuple and get_args(field.annotation)[0] is not Path:
             value = {**value, name: tuple(part.strip() for part in said.split(","))}
     return value
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 class Base(ConfigSection):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -136,14 +136,6 @@ class EsftRun(TuneRun):
     """Rank and alpha for esft.method=lora."""
     rounding: Literal["stochastic", "nearest"] = "stochastic"
     """How AdamW rounds updates into bfloat16 weights; its state is float32 either way."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _experts_alone(cls, value: Any) -> Any:
-        """`adapter.rank=16` leaves the adapter on the routed experts."""
-        if isinstance(value, dict) and isinstance(value.get("adapter"), dict):
-            return {**value, "adapter": {"groups": ("routed_experts",), **value["adapter"]}}
-        return value
 
     @model_validator(mode="after")
     def _works_together(self) -> EsftRun:
