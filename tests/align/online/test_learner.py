@@ -1,13 +1,19 @@
-"""PPO's optimizer steps: ratios of 1 at first, and gradients that neither padding nor checkpointing changes."""
+"""PPO's optimizer steps: ratios of 1, gradients that neither padding nor checkpointing changes, and checkpoints."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from dsr1_tune.align.online import losses as objective
 from dsr1_tune.align.online.learner import PpoLearner
+from dsr1_tune.config import PpoRun
+from dsr1_tune.errors import RunError
 from tests.align.online.conftest import FAMILIES, PpoConfig, experience_of, policy_of
 from tests.conftest import TinyModel
 
@@ -63,3 +69,32 @@ def test_learner_gradients_do_not_depend_on_gradient_checkpointing(tiny_model: T
         gradients.append({name: weight.grad for name, weight in policy.trained.items()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["trained.safetensors", "optimizer.pt", "ppo_state.json"])
+def test_learner_refuses_a_damaged_checkpoint(tmp_path: Path, name: str) -> None:
+    layer = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    policy: Any = SimpleNamespace(trained=dict(layer.named_parameters()))
+    learner = PpoLearner(policy, PpoRun(), optimizer, scheduler, 0.3, 1)
+    learner.save(tmp_path)
+    learner.beta = 0.0
+    learner.load(tmp_path)
+    assert learner.beta == 0.3
+    (tmp_path / name).write_bytes(b"rubbish")
+    with pytest.raises(RunError, match="cannot be read"):
+        learner.load(tmp_path)
+
+
+def test_rewards_land_on_the_last_token_and_the_kl_on_each(tiny_model: TinyModel, ppo_run: PpoConfig) -> None:
+    """The score lands on the last token, less the penalty where the answer did not end; the KL on each token."""
+    config = ppo_run(
+        tiny_model("qwen3_moe"), schedule={"batch_size": 4}, ppo={"missing_eos": 0.25, "kl": 0.1, "minibatches": 1}
+    )
+    policy = policy_of(tiny_model("qwen3_moe"), config, is_trained=True)
+    (one,) = experience_of(policy, config)
+    assert sorted(one.score_B.tolist()) == sorted([1.0, 0.0 - 0.25, 0.5 - 0.25, 2.0])
+    kl_BT = (one.old_BT - one.reference_BT) * one.mask_BT
+    torch.testing.assert_close((one.rewards_BT + 0.1 * kl_BT).sum(1), one.score_B)
+    assert float(objective.masked_mean(one.advantages_BT, one.mask_BT)) == pytest.approx(0, abs=1e-6)
