@@ -25,7 +25,7 @@ def reward_test(
 
     A column expected holds the checkable result. Of pairs, both answers are judged. Functions that the file names run.
     """
-    from dsr1_tune.align.rewards import preview, preview_table
+    from dsr1_tune.align.rewards import preview
     from dsr1_tune.align.rewards.layered import LayeredReward
     from dsr1_tune.atomic import check_new
     from dsr1_tune.data.read.formats import parse_mapping
@@ -40,7 +40,7 @@ def reward_test(
         outcome = preview.run(
             reward, files, parse_mapping(map_ or []), lambda done, of: status.update(f"judging ... {done:,} of {of:,}")
         )
-    preview_table.show(outcome, Console(), show)
+    preview.show(outcome, Console(), show)
     if out is not None:
         preview.write(outcome, out)
         typer.echo(f"Every answer is in {out}.")
