@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -45,6 +45,14 @@ class ConfigSection(BaseModel):
                 # `gates.min_agreement=0.9` leaves the other gate as this command has it.
                 value = {**value, name: {**field.default.model_dump(exclude_unset=True), **value[name]}}
         return value
+
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        self._check()
+        return self
+
+    def _check(self) -> None:
+        """Raise ValueError where settings cannot be, or do not go together."""
 
 
 class Data(ConfigSection):
@@ -89,11 +97,9 @@ class Data(ConfigSection):
             files.append(said)
         return _with_cleaned_folders({**value, "files": files, "weights": weights})
 
-    @model_validator(mode="after")
-    def _weights_of_files(self) -> Data:
+    def _check(self) -> None:
         if unknown := set(self.weights) - {str(file) for file in self.files}:
             raise ValueError(f"a weight is given for {', '.join(sorted(unknown))}, which is none of the files")
-        return self
 
     @property
     def all_files(self) -> tuple[Path, ...]:
@@ -174,11 +180,9 @@ class Sequences(ConfigSection):
     think: Literal["keep", "strip", "mask"] = "keep"
     """Thoughts in <think>...</think>: learn them, take them out, or show them without learning them."""
 
-    @model_validator(mode="after")
-    def _some_role(self) -> Sequences:
+    def _check(self) -> None:
         if not self.learn:
             raise ValueError("sequences.learn: name at least one role, such as assistant")
-        return self
 
 
 Init = Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"]
@@ -209,8 +213,7 @@ class Adapter(ConfigSection):
     init: Init = "kaiming"
     """Initialisation of the linear layers' LoRA A and B; routed experts always start from kaiming and zero."""
 
-    @model_validator(mode="after")
-    def _works_together(self) -> Adapter:
+    def _check(self) -> None:
         if not self.groups:
             raise ValueError(f"name at least one of {', '.join(GROUPS)}")
         for name, given in (("ranks", self.ranks), ("alphas", self.alphas)):
@@ -222,7 +225,6 @@ class Adapter(ConfigSection):
                 raise ValueError(f"adapter.{name} is for linear layers, but adapter.groups has only routed_experts")
         if self.dora and self.init in ("pissa", "olora"):
             raise ValueError(f"adapter.dora and adapter.init={self.init} both change the base weight; choose one")
-        return self
 
 
 class Schedule(ConfigSection):
@@ -301,8 +303,6 @@ class Parallel(ConfigSection):
     powersgd_rank: Annotated[int, Field(ge=0)] = 0
     """Gradient compression with ddp: rank of PowerSGD's products (arXiv 1905.13727); 0 sends gradients whole."""
 
-    @model_validator(mode="after")
-    def _works_together(self) -> Parallel:
+    def _check(self) -> None:
         if self.powersgd_rank and self.strategy != "ddp":
             raise ValueError(f"parallel.powersgd_rank works with ddp, not with {self.strategy}")
-        return self

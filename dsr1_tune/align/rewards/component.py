@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import Field, ValidationInfo
 
 from dsr1_tune.config import ConfigSection
 from dsr1_tune.data.encode import thinking
@@ -201,14 +201,12 @@ class Mapped(Component):
     unbounded: bool = False
     """The number is the score, whatever it is; it must then stand in the last layer, or under gate: none."""
 
-    @model_validator(mode="after")
-    def _one_way(self) -> Mapped:
+    def _check(self) -> None:
         ways = [name for name in ("scale", "sigmoid", "unbounded") if getattr(self, name)]
         if len(ways) > 1:
             raise ValueError(f"{' and '.join(ways)} are given; a number becomes a score in one way only")
         if self.scale and self.scale[0] == self.scale[1]:
             raise ValueError(f"scale: {list(self.scale)} has no width")
-        return self
 
     def mapped(self, number: float) -> float:
         """The score. Raises NoScore for a number that is outside 0 to 1 where no way to map it is said."""

