@@ -40,8 +40,7 @@ from dsr1_tune.runs.open_session import open_session
 from dsr1_tune.runs.trainer.arguments import compute_dtype, to_arguments
 from dsr1_tune.runs.watch.watcher import Watcher
 
-NUM_KEPT = 2
-"""Whole checkpoints that are kept."""
+NUM_KEPT = 2  # whole checkpoints
 
 
 def run(config: PpoRun, resume: Path | None = None, console: Console | None = None) -> RunFolder:
@@ -67,13 +66,13 @@ class PpoSession(RolloutSession[PpoRun]):
         """Run all updates, from the latest checkpoint where there is one; returns how many the run has."""
         config, prompts = self.config, self.data.train
         policy = Policy(model, config)
-        learner = PpoLearner.create(policy, config, len(prompts))
+        learner = PpoLearner(policy, config, len(prompts))
         checkpoint = self.loop.checkpoint_to_resume()
         self.errors.resume(step_of(checkpoint) if checkpoint else 0)
         self.loop.announce_resume(checkpoint)
         if checkpoint:
             learner.load(checkpoint)
-        with watched_steps(self, model, learner.optimizer, learner.scheduler, learner.num_updates, checkpoint) as steps:
+        with watched_steps(self, model, learner, checkpoint) as steps:
             for step in steps.remaining():
                 examples = _prompts_of(prompts, config, step)
                 answers = _answer(self, policy, examples, step)
@@ -170,16 +169,15 @@ class Steps:
 
 
 @contextmanager
-def watched_steps(
-    session: PpoSession, model: Any, optimizer: Any, scheduler: Any, num_steps: int, checkpoint: Path | None
-) -> Iterator[Steps]:
+def watched_steps(session: PpoSession, model: Any, learner: PpoLearner, checkpoint: Path | None) -> Iterator[Steps]:
     """The steps of a run inside its `Loop`; raises KeyboardInterrupt or StoppedByAlarm where one of them ended it."""
     config, folder = session.config, session.folder
     with session.loop.watching(model, checkpoint) as watching:
-        handler = CallbackHandler(watching.callbacks, model, session.base.tokenizer, optimizer, scheduler)
+        trained = model, session.base.tokenizer, learner.optimizer, learner.scheduler
+        handler = CallbackHandler(watching.callbacks, *trained)
         state = TrainerState(
             global_step=step_of(checkpoint) if checkpoint else 0,
-            max_steps=num_steps,
+            max_steps=learner.num_updates,
             logging_steps=1,
             save_steps=config.schedule.save_steps,
             is_world_process_zero=session.is_main,

@@ -79,15 +79,11 @@ _NUMBER = (
 )
 
 
-def _alternatives() -> str:
-    """All names of units, long ones first; Latin ones must end where a word does."""
-    names = sorted((name for name in UNITS if name not in "$€¥"), key=len, reverse=True)
-    return "|".join(
-        re.escape(name) + (r"(?![A-Za-z])" if name[-1].isalpha() and name.isascii() else "") for name in names
-    )
-
-
-_UNIT = _alternatives()
+# Long names first; Latin ones must end where a word does.
+_NAMES = sorted((name for name in UNITS if name not in "$€¥"), key=len, reverse=True)
+_UNIT = "|".join(
+    re.escape(name) + (r"(?![A-Za-z])" if name[-1].isalpha() and name.isascii() else "") for name in _NAMES
+)
 _QUANTITY = re.compile(
     rf"(?<![A-Za-z\d.,{HAN_DIGITS}])(?P<cash>[$€¥])?\s?(?P<first>[-+]?{_NUMBER})"
     rf"(?:\s*(?:-|~|到|至|to)\s*(?P<second>{_NUMBER}))?\s*(?P<many>[万亿])?\s?-?(?P<unit>{_UNIT})?"

@@ -37,10 +37,7 @@ def run(config: EsftRun, resume: Path | None = None, console: Console | None = N
 
 
 def _checked_choice(session: Session[EsftRun]) -> Choice | None:
-    """The experts that the run began with, or those of esft.experts; None where the data decides.
-
-    What the model does not have is refused before its weights are loaded.
-    """
+    """The experts that the run began with, or those of esft.experts, if the model has them; None: the data decides."""
     earlier, model = session.folder.choice_file, meta_model(session.base.config)
     file = earlier if earlier.exists() else session.config.esft.experts
     choice = Choice.read(file) if file else None
@@ -54,7 +51,14 @@ def _checked_choice(session: Session[EsftRun]) -> Choice | None:
 def _train(session: Session[EsftRun], choice: Choice | None) -> None:
     model = session.load().model
     choice = _choose(session, model, choice)
-    _make_trainable(session.config, model, choice)
+    if session.config.esft.method == "weights":
+        train_weights(model, choice.chosen)
+    else:
+        adapter = session.config.adapter
+        rank = adapter.ranks.get("routed_experts", adapter.rank)
+        alpha = adapter.alphas.get("routed_experts", adapter.alpha)
+        train_lora(model, choice.chosen, rank, alpha / (math.sqrt(rank) if adapter.rslora else rank))
+    open_routers(model, session.config.router.mode)
     session.run(model, save=lambda: save_experts(model, session.base, session.folder.experts))
 
 
@@ -70,14 +74,3 @@ def _choose(session: Session[EsftRun], model: Any, choice: Choice | None) -> Cho
         choice.write(session.folder.choice_file)
     session.facts["experts"] = {"chosen": choice.num_chosen, "of": choice.num_experts}
     return choice
-
-
-def _make_trainable(config: EsftRun, model: Any, choice: Choice) -> None:
-    if config.esft.method == "weights":
-        train_weights(model, choice.chosen)
-    else:
-        adapter = config.adapter
-        rank = adapter.ranks.get("routed_experts", adapter.rank)
-        alpha = adapter.alphas.get("routed_experts", adapter.alpha)
-        train_lora(model, choice.chosen, rank, alpha / (math.sqrt(rank) if adapter.rslora else rank))
-    open_routers(model, config.router.mode)

@@ -6,7 +6,7 @@ Letters: B answers of a batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,12 @@ class GrpoTrainer(Resumable, GRPOTrainer):
         super().__init__(reward_funcs=[self._score], **given | {"callbacks": [*given["callbacks"], _CountFromHere()]})
         self._ends = end_tokens(given["model"], session.base.tokenizer)
         if reference is not None:
-            self.beta = session.config.grpo.beta
-            self.ref_model = _as_it_began(given["model"], reference)
+
+            @reference.active()
+            def as_it_began(**inputs: Any) -> Any:
+                return given["model"](**inputs)
+
+            self.beta, self.ref_model = session.config.grpo.beta, as_it_began
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         group, args = self.num_generations, self.args
@@ -147,16 +151,6 @@ class _CountFromHere(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin at 0."""
         state.num_input_tokens_seen = 0
-
-
-def _as_it_began(model: Any, reference: ReferencePolicy) -> Callable[..., Any]:
-    """What TRL calls as its reference model: the trained one, with its trained parameters as they began."""
-
-    def forward(**inputs: Any) -> Any:
-        with reference.active():
-            return model(**inputs)
-
-    return forward
 
 
 @dataclass(eq=False)

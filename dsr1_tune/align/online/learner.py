@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -61,31 +60,23 @@ class Experience:
         return int(self.mask_BT.sum())
 
 
-@dataclass
 class PpoLearner:
     """PPO's optimizer and learning rate schedule, and the coefficient of the KL penalty, which may adapt."""
 
-    policy: Policy
-    config: PpoRun
-    optimizer: torch.optim.Optimizer
-    scheduler: Any
-    beta: float
-    num_updates: int
-    num_tokens: float = 0.0
-    """Tokens trained on since this process started, over all processes."""
-    has_checked_gradients: bool = False
-
-    @classmethod
-    def create(cls, policy: Policy, config: PpoRun, num_prompts: int) -> PpoLearner:
-        """The learner of a run before its first update."""
+    def __init__(self, policy: Policy, config: PpoRun, num_prompts: int) -> None:
+        self.policy, self.config, self.beta = policy, config, config.ppo.kl
         schedule = config.schedule
-        num_updates = schedule.max_steps or math.ceil(schedule.epochs * num_prompts / config.ppo.answers)
-        optimizer = optimizers.for_run(policy.model, config, quantized=config.method == "qlora")
+        self.num_updates = schedule.max_steps or math.ceil(schedule.epochs * num_prompts / config.ppo.answers)
+        self.optimizer = optimizers.for_run(policy.model, config, quantized=config.method == "qlora")
         # The head begins at zero: with an adapter's small learning rate it would hardly move.
-        optimizer.add_param_group({"params": list(policy.head.parameters()), "lr": config.ppo.value_learning_rate})
-        rate = partial(_rate_factor, num_warmup=round(schedule.warmup_share * num_updates), num_updates=num_updates)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-        return cls(policy, config, optimizer, scheduler, config.ppo.kl, num_updates)
+        head = {"params": list(policy.head.parameters()), "lr": config.ppo.value_learning_rate}
+        self.optimizer.add_param_group(head)
+        num_warmup = round(schedule.warmup_share * self.num_updates)
+        rate = partial(_rate_factor, num_warmup=num_warmup, num_updates=self.num_updates)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
+        self.num_tokens = 0.0
+        """Tokens trained on since this process started, over all processes."""
+        self.has_checked_gradients = False
 
     def save(self, folder: Path) -> None:
         """Write all that the next update depends on; the seeds of its answers follow from the update's number."""
@@ -164,8 +155,7 @@ class PpoLearner:
         micro_batch = MicroBatch.of(asked, said, policy.model.device)
         if answers.routing:
             micro_batch = micro_batch.with_routing([answers.routing[row] for row in rows])
-        with policy.counting_replay():
-            now = policy.forward(micro_batch)
+        now = policy.forward(micro_batch, counts_replay=True)
         values_BT = now.values_BT
         if values_BT is None:
             with policy.value_trunk():

@@ -132,13 +132,17 @@ class Policy:
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.training = self._checkpoints
 
-    def forward(self, micro_batch: MicroBatch, with_values: bool = True, learns_entropy: bool = False) -> PolicyOutput:
-        """Log-probabilities and entropies of the answers' tokens, and the values before each of them."""
-        hidden_BTD = self._hidden(micro_batch)
+    def forward(
+        self, micro_batch: MicroBatch, learns_entropy: bool = False, counts_replay: bool = False
+    ) -> PolicyOutput:
+        """Log-probabilities and entropies of the answers' tokens, and the values before each of them.
+
+        With `counts_replay`, how often routers would now choose other experts than in the rollout is counted.
+        """
+        hidden_BTD = self._hidden(micro_batch, counts_replay)
         logits_BTV = self.model.get_output_embeddings()(hidden_BTD)
         logp_BT, entropy_BT = log_probs(logits_BTV, micro_batch.answer_BT, self._temperature, learns_entropy)
-        has_values = with_values and not self._has_own_value_trunk
-        return PolicyOutput(logp_BT, entropy_BT, self._value(hidden_BTD) if has_values else None)
+        return PolicyOutput(logp_BT, entropy_BT, None if self._has_own_value_trunk else self._value(hidden_BTD))
 
     def values(self, micro_batch: MicroBatch) -> Tensor:
         """The values (B, T) where they come from a trunk with an adapter of its own.
@@ -146,17 +150,6 @@ class Policy:
         Call `with policy.value_trunk():` around it and its backward pass, in which checkpoints are computed again.
         """
         return self._value(self._hidden(micro_batch))
-
-    @contextmanager
-    def counting_replay(self) -> Iterator[None]:
-        """Inside, count how often routers would now choose other experts than in the rollout."""
-        if self.replay:
-            self.replay.is_counting = True
-        try:
-            yield
-        finally:
-            if self.replay:
-                self.replay.is_counting = False
 
     @contextmanager
     def value_trunk(self) -> Iterator[None]:
@@ -170,12 +163,13 @@ class Policy:
     def reference(self, micro_batch: MicroBatch) -> Tensor:
         """Log-probabilities (B, T) of the answers under the reference policy."""
         with self._reference.active():
-            return self.forward(micro_batch, with_values=False).logp_BT
+            return self.forward(micro_batch).logp_BT
 
-    def _hidden(self, micro_batch: MicroBatch) -> Tensor:
+    def _hidden(self, micro_batch: MicroBatch, counts_replay: bool = False) -> Tensor:
         """The trunk's last states before each token of the answers: only they need logits."""
         if self.replay:
             self.replay.use(micro_batch.routing)
+            self.replay.is_counting = counts_replay
         hidden_BSD = self.model.get_decoder()(
             input_ids=micro_batch.ids_BS, attention_mask=micro_batch.attention_BS, use_cache=False
         ).last_hidden_state

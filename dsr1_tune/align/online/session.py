@@ -144,12 +144,10 @@ class RolloutSession(Session[Run]):
             self.rewards = self.rewards.open()
         return super().load()
 
-    def score(
-        self, examples: Sequence[PromptExample], answers: Answers, step: int | None = None, is_share: bool = True
-    ) -> list[RewardResult]:
+    def score(self, examples: Sequence[PromptExample], answers: Answers, step: int | None = None) -> list[RewardResult]:
         """Score each answer; rewards that fail are counted, and end the run with on_reward_error=stop.
 
-        Of several processes each scores its share, or (not `is_share`) all of them the same answers.
+        Of several processes each scores its share of a step, or, outside of steps, all of them the same answers.
         """
         said = [ids[:-1] if ended else ids for ids, ended in zip(answers.ids, answers.have_ended, strict=True)]
         texts = self.base.tokenizer.batch_decode(said, skip_special_tokens=True)
@@ -158,7 +156,7 @@ class RolloutSession(Session[Run]):
             for one, text, ids, ended in zip(examples, texts, answers.ids, answers.have_ended, strict=True)
         ]
         results = self.rewards.score(answered)
-        self.errors.note(answered, results, step, is_share)
+        self.errors.note(answered, results, step)
         return results
 
     def evaluate(self, model: Any) -> HeldOutRewards:
@@ -167,7 +165,7 @@ class RolloutSession(Session[Run]):
         prompts, tokenizer = [example.input_ids for example in examples], self.base.tokenizer
         with self.narrator.counting("answering", len(examples)) as advance:
             answers = generate(model, prompts, tokenizer, self.config.rollout, is_greedy=True, advance=advance)
-        results = self.score(examples, answers, is_share=False)
+        results = self.score(examples, answers)
         return HeldOutRewards(
             reward=mean([result.total for result in results]),
             layers=means([result.layers for result in results]),
@@ -245,21 +243,15 @@ class RewardErrors:
                 file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in known)
         self.counts = Counter(line["component"] for line in known)
 
-    def note(
-        self,
-        answers: Sequence[Answered],
-        results: Sequence[RewardResult],
-        step: int | None = None,
-        is_share: bool = True,
-    ) -> int:
+    def note(self, answers: Sequence[Answered], results: Sequence[RewardResult], step: int | None = None) -> int:
         """Keep what went wrong with these answers; how much that was. Raises RunError at the first with `stop`.
 
-        Where there are several processes all call it, each with its share, or (not `is_share`) all with the same; one
-        of them writes.
+        Where there are several processes all call it, in a step each with its share, else all with the same; one of
+        them writes.
         """
         pairs = zip(answers, results, strict=True)
         lines = [_line(one, error, step) for one, result in pairs for error in result.errors]
-        if is_share:
+        if step is not None:
             lines = group.all_gather(lines)
         if not lines:
             return 0

@@ -22,9 +22,6 @@ Ids = tuple[int, ...]
 TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, KeyError)
 """What a chat template raises for turns that it was not made for."""
 
-_SHORTEN = "shorten it, raise schedule.max_tokens, or cut its answers with sequences.longer=truncate"
-_LOOK = "look at the answer as the template shows it; it may hold only what the template removes"
-
 
 @dataclass(frozen=True, slots=True)
 class PairExample:
@@ -235,7 +232,8 @@ def _tokens(row: Preference | Feedback, answer: Message, tokenizer: Any, sequenc
     first, last = span or (0, 0)
     tokens = [number for number, (start, end) in enumerate(encoded["offset_mapping"]) if start < last and first < end]
     if not tokens or not tokens[0]:
-        return Drop("nothing_to_learn", "the model is shown nothing of the answer", _LOOK, answer.path)
+        fix = "look at the answer as the template shows it; it may hold only what the template removes"
+        return Drop("nothing_to_learn", "the model is shown nothing of the answer", fix, answer.path)
     return _Answered(record, tuple(encoded["input_ids"][: tokens[-1] + 1]), tokens[0])
 
 
@@ -250,7 +248,8 @@ def _too_long(answered: _Answered, num_prompt: int, config: AlignRun) -> Drop | 
     num_tokens, max_tokens = len(answered.ids), config.schedule.max_tokens
     path = answered.record.messages[-1].path
     if num_tokens > max_tokens and config.sequences.longer != "truncate":
-        return Drop("too_long", f"{num_tokens:,} tokens, {max_tokens:,} are allowed", fix=_SHORTEN, path=path)
+        fix = "shorten it, raise schedule.max_tokens, or cut its answers with sequences.longer=truncate"
+        return Drop("too_long", f"{num_tokens:,} tokens, {max_tokens:,} are allowed", fix, path=path)
     if num_prompt >= max_tokens:
         detail = f"the prompt alone has {num_prompt:,} tokens, {max_tokens:,} are allowed with the answer"
         return Drop("too_long", detail, fix="shorten the prompt, or raise schedule.max_tokens", path=path)

@@ -45,6 +45,6 @@ def prompt_of(ids: tuple[int, ...]) -> PromptExample:
 def experience_of(policy: Policy, config: PpoRun, scores: tuple[float, ...] = (1.0, 0.0, 0.5, 2.0)) -> list[Experience]:
     answers = Answers(ANSWERS, tuple(ids[-1] == 1 for ids in ANSWERS))
     results = [RewardResult(score) for score in scores]
-    learner = PpoLearner.create(policy, config, len(PROMPTS))
+    learner = PpoLearner(policy, config, len(PROMPTS))
     minibatches = learner.experience([prompt_of(ids) for ids in PROMPTS], answers, results, step=1)
     return [one for minibatch in minibatches for one in minibatch]

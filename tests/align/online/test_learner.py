@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
 from dsr1_tune.align.online import losses as objective
 from dsr1_tune.align.online.learner import PpoLearner
-from dsr1_tune.config import PpoRun
 from dsr1_tune.errors import RunError
 from tests.align.online.conftest import FAMILIES, PpoConfig, experience_of, policy_of
 from tests.conftest import TinyModel
@@ -25,7 +22,7 @@ def test_learner_starts_with_a_ratio_of_exactly_one_and_a_kl_of_zero(
     base = tiny_model(family)
     config = ppo_run(base, schedule={"batch_size": 2, "gradient_checkpointing": True})
     policy = policy_of(base, config)
-    learner = PpoLearner.create(policy, config, 4)
+    learner = PpoLearner(policy, config, 4)
     for one in experience_of(policy, config):
         assert torch.equal(one.old_BT, one.reference_BT)
         told = learner._backward(one, torch.tensor(1.0))
@@ -40,7 +37,7 @@ def test_learner_gradients_do_not_depend_on_padding(tiny_model: TinyModel, ppo_r
     """All answers together, padded to the longest, and each by itself: the same loss and the same gradients."""
     config = ppo_run(tiny_model("qwen3_moe"), ppo={"answers": 4, "minibatches": 1, "value": value, "entropy": 0.01})
     policy = policy_of(tiny_model("qwen3_moe"), config, is_trained=True)
-    learner = PpoLearner.create(policy, config, 4)
+    learner = PpoLearner(policy, config, 4)
     gradients, losses = [], []
     for size in (4, 1):
         sized = config.model_copy(update={"schedule": config.schedule.model_copy(update={"batch_size": size})})
@@ -63,7 +60,7 @@ def test_learner_gradients_do_not_depend_on_gradient_checkpointing(tiny_model: T
     for is_on in (False, True):
         config = ppo_run(base, schedule={"gradient_checkpointing": is_on}, ppo={"value": "own", "routing_replay": True})
         policy = policy_of(base, config, is_trained=True)
-        learner = PpoLearner.create(policy, config, 4)
+        learner = PpoLearner(policy, config, 4)
         for one in experience_of(policy, config):
             learner._backward(one, torch.tensor(1.0))
         gradients.append({name: weight.grad for name, weight in policy.trained.items()})
@@ -72,12 +69,11 @@ def test_learner_gradients_do_not_depend_on_gradient_checkpointing(tiny_model: T
 
 
 @pytest.mark.parametrize("name", ["trained.safetensors", "optimizer.pt", "ppo_state.json"])
-def test_learner_refuses_a_damaged_checkpoint(tmp_path: Path, name: str) -> None:
-    layer = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.AdamW(layer.parameters())
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
-    policy: Any = SimpleNamespace(trained=dict(layer.named_parameters()))
-    learner = PpoLearner(policy, PpoRun(), optimizer, scheduler, 0.3, 1)
+def test_learner_refuses_a_damaged_checkpoint(
+    tiny_model: TinyModel, ppo_run: PpoConfig, tmp_path: Path, name: str
+) -> None:
+    config = ppo_run(tiny_model("qwen3_moe"), ppo={"kl": 0.3})
+    learner = PpoLearner(policy_of(tiny_model("qwen3_moe"), config), config, 4)
     learner.save(tmp_path)
     learner.beta = 0.0
     learner.load(tmp_path)
