@@ -10,7 +10,6 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -71,9 +70,11 @@ class PpoLearner:
         # The head begins at zero: with an adapter's small learning rate it would hardly move.
         head = {"params": list(policy.head.parameters()), "lr": config.ppo.value_learning_rate}
         self.optimizer.add_param_group(head)
-        num_warmup = round(schedule.warmup_share * self.num_updates)
-        rate = partial(_rate_factor, num_warmup=num_warmup, num_updates=self.num_updates)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
+        num_warmup, num_updates = round(schedule.warmup_share * self.num_updates), self.num_updates
+        # No partial, which would be a part of checkpoints.
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda num_done: _rate_factor(num_done, num_warmup, num_updates)
+        )
         self.num_tokens = 0.0
         """Tokens trained on since this process started, over all processes."""
         self.has_checked_gradients = False
@@ -143,11 +144,7 @@ class PpoLearner:
         return minibatches
 
     def _experience(
-        self,
-        prompts: Sequence[PromptExample],
-        answers: Answers,
-        results: Sequence[RewardResult],
-        rows: Sequence[int],
+        self, prompts: Sequence[PromptExample], answers: Answers, results: Sequence[RewardResult], rows: Sequence[int]
     ) -> Experience:
         """A micro-batch before the update's first optimizer step; its advantages are computed later."""
         policy, ppo = self.policy, self.config.ppo
