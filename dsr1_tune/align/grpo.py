@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from rich.console import Console
 from transformers import TrainerCallback
 from trl import GRPOConfig
@@ -25,11 +26,7 @@ from dsr1_tune.runs.trainer.arguments import as_arguments, compute_dtype
 
 
 def run(config: GrpoRun, resume: Path | None = None, console: Console | None = None) -> RunFolder:
-    """Train as `config` says, or resume the run in `resume`; returns its folder.
-
-    Raises TuneError for everything the user can fix, before weights are loaded where that is possible, and
-    KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
-    """
+    """Train as `config` says, or resume the run in `resume`; returns its folder. Raises as `open_session` does."""
     with open_session(config, "grpo", resume, console, kind=GrpoSession) as session:
         session.check_rewards()
         train_policy(session)
@@ -59,17 +56,16 @@ class GrpoSession(RolloutSession[GrpoRun]):
             self.config,
             self.folder,
             compute_dtype(model),
-            num_generations=grpo.num_generations,
-            num_iterations=grpo.num_iterations,
+            # The reference, which beta is for, is our own.
+            **grpo.model_dump(exclude={"beta"}) | {"epsilon_high": grpo.epsilon_high or None},
             max_completion_length=rollout.max_new_tokens,
             temperature=rollout.temperature,
-            epsilon=grpo.epsilon,
-            epsilon_high=grpo.epsilon_high or None,
-            loss_type=grpo.loss_type,
-            scale_rewards=grpo.scale_rewards,
             # Answers must be sampled from the distribution that is trained.
             disable_dropout=True,
             # Frozen routers want no auxiliary loss.
             router_aux_loss_coef=0.0,
         )
-        return GrpoTrainer(session=self, reference=self.reference, model=model, args=arguments, callbacks=callbacks)
+        # TRL gets the number of each prompt, which is encoded already.
+        rows = Dataset.from_dict({"prompt": list(range(len(self.data.train)))})
+        own = {"session": self, "reference": self.reference}
+        return self.build_trainer(GrpoTrainer, model, callbacks, arguments, rows, **own)

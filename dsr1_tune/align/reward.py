@@ -15,11 +15,10 @@ from trl import RewardConfig, RewardTrainer
 
 from dsr1_tune.align.preference import calibration
 from dsr1_tune.align.preference.calibration import PairScores
-from dsr1_tune.align.preference.encode import PairExample, encode_pairs
+from dsr1_tune.align.preference.encode import PairExample, differs_in, encode_pairs
+from dsr1_tune.align.train_policy import check_trainable, load_trainable
 from dsr1_tune.config import RewardRun
 from dsr1_tune.data.record import Preference
-from dsr1_tune.models.meta import meta_model
-from dsr1_tune.models.trained.full import enable_full_training
 from dsr1_tune.models.trained.reward_model import (
     RewardFacts,
     ScalarModel,
@@ -27,8 +26,6 @@ from dsr1_tune.models.trained.reward_model import (
     save_scalar,
     template_hash,
 )
-from dsr1_tune.models.trained.start import begin_adapter, check_begin
-from dsr1_tune.moe.routing import open_routers
 from dsr1_tune.runs.console import plain_table
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.open_session import open_session
@@ -40,44 +37,31 @@ PLOT = "calibration.png"
 
 
 def run(config: RewardRun, resume: Path | None = None, console: Console | None = None) -> RunFolder:
-    """Train a reward model as `config` says, or resume the run in `resume`; returns its folder.
+    """Train a reward model as `config` says, or go on with `resume`; returns its folder. Raises as `open_session` does.
 
     Its loss is that of Bradley and Terry: -log sigmoid(score of the chosen answer - score of the rejected one), and
-    config.reward.center_rewards_coefficient keeps the scores around 0. Raises TuneError for everything the user can
-    fix, before weights are loaded where that is possible, and KeyboardInterrupt after a Ctrl-C, when a checkpoint has
-    been saved.
+    config.reward.center_rewards_coefficient keeps the scores around 0.
     """
-    is_quantized = config.method == "qlora"
-    with open_session(config, "reward", resume, console, quantized=is_quantized, kind=RewardSession) as session:
-        # What cannot be trained is refused before weights are loaded.
-        if session.config.method == "full":
-            _make_trainable(meta_model(session.base.config), session.config)
-        check_begin(session.config, session.base.config)
+    with open_session(config, "reward", resume, console, kind=RewardSession) as session:
+        check_trainable(session)
         _train(session)
-        session.check(lambda saved: attach_reward_head(saved, session.output), whole=session.whole)
+        whole = session.output if session.config.method == "full" else None
+        session.check(lambda saved: attach_reward_head(saved, session.output), whole=whole)
     return session.folder
 
 
 def _train(session: RewardSession) -> None:
-    """Load the base, add the scalar head, train and save both."""
-    model = ScalarModel(_load_trunk(session), session.base.tokenizer)
-    session.run(model, save=lambda: save_scalar(model, session.base, session.output, session.reward_facts))
-
-
-def _load_trunk(session: RewardSession) -> Any:
-    """The base without its output layer's use: its own weights or an adapter on it are trainable."""
-    loaded = session.load()
-    if session.config.method == "full":
-        _make_trainable(loaded.model, session.config)
-        return loaded.model
-    if session.quantized:
-        session.audit_bits(loaded.model)
-    return begin_adapter(loaded, session.config)
-
-
-def _make_trainable(model: Any, config: RewardRun) -> None:
-    enable_full_training(model, config.train.only)
-    open_routers(model, config.router.mode)
+    base = session.base
+    model = ScalarModel(load_trainable(session), base.tokenizer)
+    facts = RewardFacts(
+        base=base.name,
+        revision=base.revision if base.repo_id else None,
+        is_quantized=session.quantized,
+        think=session.config.sequences.think,
+        max_tokens=session.config.schedule.max_tokens,
+        chat_template_sha256=template_hash(base.tokenizer),
+    )
+    session.run(model, save=lambda: save_scalar(model, base, session.output, facts))
 
 
 class RewardSession(Session[RewardRun]):
@@ -91,23 +75,6 @@ class RewardSession(Session[RewardRun]):
     def output(self) -> Path:
         """Where the reward model is saved."""
         return self.folder.model if self.config.method == "full" else self.folder.adapter
-
-    @property
-    def whole(self) -> Path | None:
-        """The model that is loaded in place of the base, where all of it was trained."""
-        return self.output if self.config.method == "full" else None
-
-    @property
-    def reward_facts(self) -> RewardFacts:
-        """What is needed to load the reward model: its base, and how answers are encoded."""
-        return RewardFacts(
-            base=self.base.name,
-            revision=self.base.revision if self.base.repo_id else None,
-            is_quantized=self.quantized,
-            think=self.config.sequences.think,
-            max_tokens=self.config.schedule.max_tokens,
-            chat_template_sha256=template_hash(self.base.tokenizer),
-        )
 
     def evaluate(self, model: ScalarModel) -> PairScores:
         """Evaluate how the model ranks the held-out pairs."""
@@ -129,8 +96,7 @@ class RewardSession(Session[RewardRun]):
 
     def show(self, before: PairScores, after: PairScores) -> None:
         """Print accuracy, margin, loss and calibration before and after, and the accuracy of length alone."""
-        are_held_out = bool(self.data.held_out)
-        what = "Held-out pairs" if are_held_out else "Training pairs"
+        what = "Held-out pairs" if self.data.held_out else "Training pairs"
         table = plain_table(f"{what} ({after.num_pairs:,})", "", "before", "after")
         table.add_row("accuracy", f"{before.accuracy:.1%}", f"{after.accuracy:.1%}")
         table.add_row("accuracy of the longer answer", "", f"{after.length_only:.1%}", style="dim")
@@ -160,28 +126,19 @@ class RewardSession(Session[RewardRun]):
             max_length=None,
             disable_dropout=False,
         )
-        rows = as_conversations(self.data.train)
+        # TRL's reward trainer takes prompt and answer together.
+        chosen, rejected = zip(*(pair.conversations for pair in self.data.train), strict=True)
+        rows = Dataset.from_dict({"chosen_ids": list(chosen), "rejected_ids": list(rejected)})
         return self.build_trainer(ResumableRewardTrainer, model, callbacks, arguments, rows)
 
 
 def score_pairs(model: ScalarModel, pairs: Sequence[PairExample], advance: Any = lambda count: None) -> PairScores:
     """Score both answers of every pair."""
-    chosen = [pair.prompt_ids + pair.chosen_ids for pair in pairs]
-    rejected = [pair.prompt_ids + pair.rejected_ids for pair in pairs]
+    chosen, rejected = zip(*(pair.conversations for pair in pairs), strict=True)
     scores = model.score([*chosen, *rejected], advance=advance).tolist()
     lengths = [(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
-    differs = [pair.differs or None for pair in pairs]
+    differs = [differs_in(pair.preference.row) or None for pair in pairs]
     return calibration.compare(scores[: len(pairs)], scores[len(pairs) :], lengths, differs)
-
-
-def as_conversations(pairs: Sequence[PairExample]) -> Dataset:
-    """The pairs in the columns of TRL's reward trainer, which takes prompt and answer together."""
-    return Dataset.from_dict(
-        {
-            "chosen_ids": [pair.prompt_ids + pair.chosen_ids for pair in pairs],
-            "rejected_ids": [pair.prompt_ids + pair.rejected_ids for pair in pairs],
-        }
-    )
 
 
 class ResumableRewardTrainer(Resumable, RewardTrainer):

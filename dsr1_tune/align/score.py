@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from rich.console import Console
 from dsr1_tune.align.preference import calibration
 from dsr1_tune.align.preference.calibration import PairScores
 from dsr1_tune.align.preference.encode import differs_in
-from dsr1_tune.align.rewards.component import NoScore
-from dsr1_tune.align.rewards.scoring import Ids, encode_answer, finite_score, max_context
+from dsr1_tune.align.rewards.component import NoScore, answers_of, question_in
+from dsr1_tune.align.rewards.scoring import Ids, encode_answer, max_context, score_encoded
 from dsr1_tune.atomic import atomic_write, check_new
 from dsr1_tune.config import Score
 from dsr1_tune.data.output import dumps
 from dsr1_tune.data.read.read import read
-from dsr1_tune.data.record import DAMAGE, Drop, Feedback, Message, Place, Preference, Prompt, Record, Row
+from dsr1_tune.data.record import DAMAGE, Drop, Feedback, Message, Place, Prompt, Row, prompt_of
 from dsr1_tune.errors import DataError, ModelError
 from dsr1_tune.models.trained.reward_model import ScalarModel, check_reward, load_scalar
 from dsr1_tune.runs.console import Narrator, plain_table, quiet_libraries
@@ -63,7 +64,7 @@ def _read(file: Path, mapping: Mapping[str, str] | None) -> list[Row | Drop]:
     rows = list(read([file], mapping))
     if damage := [row for row in rows if isinstance(row, Drop) and row.code in DAMAGE]:
         raise DataError(f"{damage[0].place}: {damage[0].detail}", hint="mend the file: rows behind that place are lost")
-    if any(isinstance(row, (Record, Preference, Feedback)) for row in rows):
+    if any(not isinstance(row, (Drop, Prompt)) for row in rows):
         return rows
     num_prompts = sum(isinstance(row, Prompt) for row in rows)
     if num_prompts:
@@ -72,9 +73,8 @@ def _read(file: Path, mapping: Mapping[str, str] | None) -> list[Row | Drop]:
             hint="give rows with an answer, or name its column: --map answer=COLUMN",
         )
     first = next(row for row in rows if isinstance(row, Drop))
-    raise DataError(
-        f"{file}: none of the {len(rows):,} rows can be read; the first: {first.place}: {first.detail}", hint=first.fix
-    )
+    what = f"none of the {len(rows):,} rows can be read; the first: {first.place}: {first.detail}"
+    raise DataError(f"{file}: {what}", hint=first.fix)
 
 
 @dataclass(frozen=True)
@@ -99,20 +99,16 @@ class ScoredRow:
     @property
     def margin(self) -> float | None:
         """Of a pair, how much higher the chosen answer scores."""
-        scores = [answer.score for answer in self.answers]
-        if len(scores) != 2 or scores[0] is None or scores[1] is None:
-            return None
-        return scores[0] - scores[1]
+        scores = [answer.score for answer in self.answers if answer.score is not None]
+        return scores[0] - scores[1] if len(scores) == 2 else None
 
     def as_json(self) -> dict[str, Any]:
         """A line of the output."""
-        place = self.row.place or Place("", 0, 0)
-        line: dict[str, Any] = {"file": place.file, "line": place.line, "index": place.index}
+        line: dict[str, Any] = asdict(self.row.place or Place("", 0, 0))
         line["kind"] = "unreadable" if isinstance(self.row, Drop) else type(self.row).__name__.lower()
         if not isinstance(self.row, Drop):
-            line["question"] = _question(self.row)
-        for answer in self.answers:
-            line[answer.name] = answer.text
+            line["question"] = question_in(prompt_of(self.row))
+        line |= {answer.name: answer.text for answer in self.answers}
         if isinstance(self.row, Feedback):
             line["label"] = self.row.is_good
         if len(self.answers) == 1:
@@ -136,83 +132,50 @@ class Scores:
         """The rows that have no score."""
         return [row for row in self.rows if row.problem]
 
-    def of(self, name: str, label: bool | None = None) -> list[float]:
-        """The scores of the answers of this name: answer, chosen, rejected; of feedback those with this label."""
-        return [
-            answer.score
-            for row in self.rows
-            for answer in row.answers
-            if answer.name == name
-            and answer.score is not None
-            and label == (row.row.is_good if isinstance(row.row, Feedback) else None)
-        ]
-
 
 def score_rows(model: ScalarModel, rows: Sequence[Row | Drop], config: Score, narrator: Narrator) -> Scores:
     """Score the answers of rows of any kind. Raises ModelError where no score is a number, DataError for no answer."""
     max_tokens = min(config.max_tokens, max_context(model))
-    encoded = [_encode(model, row, max_tokens) for row in rows]
-    ids = [one for _, answers in encoded for _, one in answers if not isinstance(one, Drop)]
-    if not ids:
-        drop = next(one for _, answers in encoded for _, one in answers if isinstance(one, Drop))
+    answers = [(row, *one) for row in rows if not isinstance(row, Drop) for one in answers_of(row).items()]
+    encoded = [_encode(model, row, message, max_tokens) for row, _, message in answers]
+    num_usable = sum(not isinstance(one, Drop) for one in encoded)
+    if not num_usable:
+        drop = next(one for one in encoded if isinstance(one, Drop))
         raise DataError(f"no answer can be scored; the first: {drop.place}: {drop.detail}", hint=drop.fix)
-    with narrator.counting("scoring", len(ids)) as advance:
-        found = iter(model.score(ids, config.batch_size, advance).tolist())
-    scored = tuple(_scored(row, answers, found) for row, answers in encoded)
+    with narrator.counting("scoring", num_usable) as advance:
+        scores = score_encoded(model, encoded, config.batch_size, advance)
+    told = zip(answers, encoded, scores, strict=True)
+    found = iter([_scored(name, message.content, ids, score) for (_, name, message), ids, score in told])
+    scored = tuple(_scored_row(row, found) for row in rows)
     if all(answer.score is None for row in scored for answer in row.answers):
         raise ModelError("the reward model gives no answer a finite score", hint=_RETRAIN)
     return Scores(scored, _pairs(scored, config.margin))
 
 
-Encoded = list[tuple[tuple[str, str], Ids | Drop]]
-"""((name, text), token ids or why there are none) of each answer of a row."""
+def _encode(model: ScalarModel, row: Row, answer: Message, max_tokens: int) -> Ids | Drop:
+    one = encode_answer(model, prompt_of(row), answer, max_tokens, row.place, row.tools)
+    if not isinstance(one, Drop):
+        return one
+    fix = "raise score.max_tokens, if the model's context has room" if one.code == "too_long" else one.fix
+    return replace(one, fix=fix).at(row.place, "score", row.row)
 
 
-def _encode(model: ScalarModel, row: Row | Drop, max_tokens: int) -> tuple[Row | Drop, Encoded]:
-    """A row with its answers as the model is shown them."""
-    prompt: tuple[Message, ...] = ()
-    answers: list[tuple[str, Message]] = []
-    if isinstance(row, Record):
-        prompt, answers = row.messages[:-1], [("answer", row.messages[-1])]
-    elif isinstance(row, Feedback):
-        prompt, answers = row.prompt, [("answer", row.completion)]
-    elif isinstance(row, Preference):
-        prompt, answers = row.prompt, [("chosen", row.chosen), ("rejected", row.rejected)]
-    if isinstance(row, Drop):
-        return row, []
-    encoded: Encoded = []
-    for name, message in answers:
-        one = encode_answer(model, prompt, message, max_tokens, row.place, row.tools)
-        if isinstance(one, Drop):
-            one = _reworded(one).at(row.place, "score", row.row)
-        encoded.append(((name, message.content), one))
-    return row, encoded
+def _scored(name: str, text: str, ids: Ids | Drop, score: float | NoScore | Drop) -> ScoredAnswer:
+    if isinstance(ids, Drop):
+        return ScoredAnswer(name, text, problem=ids)
+    if isinstance(score, float):
+        return ScoredAnswer(name, text, len(ids), score)
+    return ScoredAnswer(name, text, len(ids), problem=Drop("no_score", f"{name}: {score}", _RETRAIN))
 
 
-def _reworded(drop: Drop) -> Drop:
-    """The message about a row to train on, reworded for a row to score."""
-    if drop.code == "too_long":
-        return Drop(drop.code, drop.detail, "raise score.max_tokens, if the model's context has room", drop.path)
-    return drop
-
-
-def _scored(row: Row | Drop, encoded: Encoded, found: Any) -> ScoredRow:
-    """Give the row its next scores."""
+def _scored_row(row: Row | Drop, found: Iterator[ScoredAnswer]) -> ScoredRow:
+    """The row with the next answers, which are its own."""
     if isinstance(row, Drop):
         return ScoredRow(row, problem=row)
-    if isinstance(row, Prompt):
+    answers = tuple(islice(found, len(answers_of(row))))
+    if not answers:
         return ScoredRow(row, problem=Drop("missing_field", "a prompt without an answer", "add an answer to score"))
-    answers = []
-    for (name, text), one in encoded:
-        if isinstance(one, Drop):
-            answers.append(ScoredAnswer(name, text, problem=one))
-            continue
-        score = finite_score(next(found))
-        if isinstance(score, NoScore):
-            answers.append(ScoredAnswer(name, text, len(one), problem=Drop("no_score", f"{name}: {score}", _RETRAIN)))
-        else:
-            answers.append(ScoredAnswer(name, text, len(one), score))
-    return ScoredRow(row, tuple(answers), next((answer.problem for answer in answers if answer.problem), None))
+    return ScoredRow(row, answers, next((answer.problem for answer in answers if answer.problem), None))
 
 
 _RETRAIN = "train the reward model again with a lower schedule.learning_rate, or base.dtype=float32"
@@ -225,35 +188,27 @@ def _pairs(rows: Sequence[ScoredRow], tie: float) -> PairScores | None:
     # Both answers stand behind the same prompt, whose tokens do not change which is longer.
     lengths = [(row.answers[0].num_tokens, row.answers[1].num_tokens) for row in pairs]
     chosen, rejected = ([float(row.answers[side].score or 0.0) for row in pairs] for side in (0, 1))
-    return calibration.compare(
-        chosen, rejected, lengths, [differs_in(getattr(row.row, "row", None)) or None for row in pairs], tie
-    )
-
-
-def _question(row: Row) -> str:
-    """The user's last message before the answer."""
-    if isinstance(row, Record):
-        return row.question
-    messages = row.messages if isinstance(row, Prompt) else row.prompt
-    return next((message.content for message in reversed(messages) if message.role == "user"), "")
+    differs = [differs_in(row.row.row) or None for row in pairs]
+    return calibration.compare(chosen, rejected, lengths, differs, tie)
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
 
 
 def _show(scores: Scores, narrator: Narrator) -> None:
-    """How the scores are spread, how often pairs come out right, and which rows have none."""
     table = plain_table("Scores", "", "answers", "mean", "min", "25 %", "median", "75 %", "max")
-    kinds = {
-        "answers": scores.of("answer"),
-        "chosen": scores.of("chosen"),
-        "rejected": scores.of("rejected"),
-        "labelled good": scores.of("answer", label=True),
-        "labelled bad": scores.of("answer", label=False),
+    kinds: dict[str, list[float]] = {
+        name: [] for name in ("answers", "chosen", "rejected", "labelled good", "labelled bad")
     }
+    for row in scores.rows:
+        for answer in row.answers:
+            if answer.score is not None:
+                kinds[_kind(row.row, answer.name)].append(answer.score)
     for name, values in kinds.items():
         if values:
-            numbers = (statistics.fmean(values), min(values), *_quartiles(values), max(values))
+            several = values if len(values) > 1 else values * 2
+            quartiles = statistics.quantiles(several, n=4, method="inclusive")
+            numbers = (statistics.fmean(values), min(values), *quartiles, max(values))
             table.add_row(name, f"{len(values):,}", *(f"{number:+.3f}" for number in numbers))
     narrator.console.print(table)
     if pairs := scores.pairs:
@@ -272,5 +227,7 @@ def _show(scores: Scores, narrator: Narrator) -> None:
             narrator.say(f"  and {len(problems) - MAX_NAMED:,} more; the output's lines say why in their problem")
 
 
-def _quartiles(values: Sequence[float]) -> list[float]:
-    return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+def _kind(row: Row | Drop, name: str) -> str:
+    if isinstance(row, Feedback):
+        return "labelled good" if row.is_good else "labelled bad"
+    return "answers" if name == "answer" else name

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from dsr1_tune.config.clean import Dedup, Judge, Privacy
 from dsr1_tune.config.export import Compare, Gates, Merge, Quantize
@@ -62,11 +62,3 @@ class AdaptRun(PlanRun):
     """Language of report.html, compare.html and the card; auto takes the data's."""
     out: Path | None = None
     """The folder of all that is made; without it adapted/<data file>."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _other_gates_stay(cls, value: Any) -> Any:
-        """`gates.min_agreement=0.9` leaves the other gate as it is."""
-        if isinstance(value, dict) and isinstance(value.get("gates"), dict):
-            return {**value, "gates": {"max_loss_increase": 0.02, "min_agreement": 0.95, **value["gates"]}}
-        return value

@@ -46,8 +46,8 @@ class AlignRun(TuneRun):
     """Which weights are trained with method=full."""
     schedule: GentleSchedule = GentleSchedule()
 
-    @model_validator(mode="after")
-    def _method_fits(self) -> AlignRun:
+    def _check(self) -> None:
+        super()._check()
         if self.sequences.packing:
             raise ValueError("sequences.packing is for supervised training: here answers are compared one by one")
         if self.sequences.longer == "split":
@@ -72,7 +72,6 @@ class AlignRun(TuneRun):
             raise ValueError("adapter.dora needs the norms of the base weights, which qlora holds in 4 bits; use lora")
         if self.start.run and self.method == "full":
             raise ValueError("method=full trains a base: merge the adapter first with dsr1-tune merge, and start there")
-        return self
 
 
 class RewardSchedule(GentleSchedule):
@@ -85,9 +84,7 @@ class RewardSchedule(GentleSchedule):
 class Reward(ConfigSection):
     """Training of the reward model."""
 
-    renamed: ClassVar[Mapping[str, str]] = {
-        "center": "center_rewards_coefficient",
-    }
+    renamed: ClassVar[Mapping[str, str]] = {"center": "center_rewards_coefficient"}
 
     center_rewards_coefficient: NotNegative = 0.01
     """Weight of the auxiliary loss that centers a pair's rewards around 0 (arXiv 2312.09244); 0 turns it off."""
@@ -112,10 +109,7 @@ DpoLoss = Literal[
 class Dpo(ConfigSection):
     """Direct preference optimisation (arXiv 2305.18290)."""
 
-    renamed: ClassVar[Mapping[str, str]] = {
-        "loss": "loss_type",
-        "weights": "loss_weights",
-    }
+    renamed: ClassVar[Mapping[str, str]] = {"loss": "loss_type", "weights": "loss_weights"}
 
     beta: Positive = 0.1
     """KL regularisation strength; higher stays closer to the reference model."""
@@ -126,23 +120,19 @@ class Dpo(ConfigSection):
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Label smoothing: the share of pairs whose labels may be flipped, for robust, exo_pair, aot and aot_unpaired."""
 
-    @model_validator(mode="after")
-    def _works_together(self) -> Dpo:
+    def _check(self) -> None:
         if not self.loss_type:
             raise ValueError("dpo.loss_type: name at least one, such as sigmoid")
         if self.loss_weights and len(self.loss_weights) != len(self.loss_type):
             raise ValueError(f"dpo.loss_weights: {len(self.loss_weights)} weights for {len(self.loss_type)} losses")
         if self.loss_type == ("sft",):
-            raise ValueError(
-                "dpo.loss_type=sft alone learns nothing of the rejected answers; add it to another: sigmoid,sft"
-            )
+            said = "dpo.loss_type=sft alone learns nothing of the rejected answers; add it to another: sigmoid,sft"
+            raise ValueError(said)
         if self.label_smoothing and not {"robust", "exo_pair", "aot", "aot_unpaired"} & set(self.loss_type):
-            raise ValueError(
-                f"dpo.label_smoothing changes nothing of {', '.join(self.loss_type)}; robust is sigmoid with it"
-            )
+            given = ", ".join(self.loss_type)
+            raise ValueError(f"dpo.label_smoothing changes nothing of {given}; robust is sigmoid with it")
         if "exo_pair" in self.loss_type and not self.label_smoothing:
             raise ValueError("dpo.loss_type=exo_pair takes the logarithm of dpo.label_smoothing; the paper's is 0.001")
-        return self
 
 
 class DpoRun(AlignRun):
@@ -167,11 +157,10 @@ class KtoRun(AlignRun):
 
     kto: Kto = Kto()
 
-    @model_validator(mode="after")
-    def _some_others(self) -> KtoRun:
+    def _check(self) -> None:
+        super()._check()
         if self.schedule.batch_size < 2:
             raise ValueError("schedule.batch_size=1: kto compares with the mean KL of a batch; use 2 or more")
-        return self
 
 
 class Rollout(ConfigSection):
@@ -212,13 +201,12 @@ class RolloutRun(AlignRun):
             return {**value, "rewards": Path(value["rewards"]).expanduser().absolute()}
         return value
 
-    @model_validator(mode="after")
-    def _prompts_alone(self) -> RolloutRun:
+    def _check(self) -> None:
+        super()._check()
         if self.sequences != Sequences():
             raise ValueError(
                 "sequences says how answers are learned from; here rows are prompts, and long ones fall out"
             )
-        return self
 
 
 class Ppo(ConfigSection):
@@ -266,8 +254,8 @@ class PpoRun(RolloutRun):
 
     ppo: Ppo = Ppo()
 
-    @model_validator(mode="after")
-    def _works_together(self) -> PpoRun:
+    def _check(self) -> None:
+        super()._check()
         if self.method == "full":
             raise ValueError("method=full: the reference of ppo is had by putting an adapter back; use lora or qlora")
         if self.base.dtype == "float16":
@@ -293,7 +281,6 @@ class PpoRun(RolloutRun):
                 f"ppo.minibatches={self.ppo.minibatches}: each needs an answer of every process, and there are "
                 f"{self.ppo.answers} ppo.answers for {self.parallel.processes} processes"
             )
-        return self
 
 
 class Grpo(ConfigSection):
@@ -340,8 +327,8 @@ class GrpoRun(RolloutRun):
     schedule: GrpoSchedule = GrpoSchedule()
     grpo: Grpo = Grpo()
 
-    @model_validator(mode="after")
-    def _works_together(self) -> GrpoRun:
+    def _check(self) -> None:
+        super()._check()
         sizes = self.schedule.batch_size, self.schedule.gradient_accumulation_steps, self.parallel.processes
         if math.prod(sizes) % self.grpo.num_generations:
             raise ValueError(
@@ -357,7 +344,6 @@ class GrpoRun(RolloutRun):
             raise ValueError(
                 "grpo.epsilon: with grpo.num_iterations=1 every ratio is 1 and nothing is clipped; take 2 or more"
             )
-        return self
 
 
 class Score(ConfigSection):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from dsr1_tune.config.sections import ConfigSection, Data, Share
 
@@ -82,11 +82,9 @@ class CleanRun(ConfigSection):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Draws the held-out rows and the samples."""
 
-    @model_validator(mode="after")
-    def _splits_by_itself(self) -> CleanRun:
+    def _check(self) -> None:
         if self.data.eval_files:
             raise ValueError(
                 f"data.eval_files ({', '.join(map(str, self.data.eval_files))}): data clean holds rows out by itself; "
                 "to drop rows that evaluation files hold, name those in dedup.against"
             )
-        return self

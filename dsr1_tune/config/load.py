@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -17,10 +18,7 @@ Config = TypeVar("Config", bound=ConfigSection)
 
 
 def load_config(
-    kind: type[Config],
-    file: Path | None = None,
-    flags: Mapping[str, Any] | None = None,
-    sets: Sequence[str] = (),
+    kind: type[Config], file: Path | None = None, flags: Mapping[str, Any] | None = None, sets: Sequence[str] = ()
 ) -> Config:
     """Compose a config: defaults, then the YAML `file`, then `flags` (dotted names), then `sets` (`adapter.rank=32`).
 
@@ -49,16 +47,21 @@ def _present_names(kind: type[ConfigSection], tree: Mapping[str, Any], prefix: s
         if new != name:
             if new in tree:
                 raise ConfigError(f"{prefix}{name} is the old name of {prefix}{new}", hint=f"give {prefix}{new} alone")
-            _note(prefix + name, prefix + new)
-        section = kind.model_fields[new].annotation if new in kind.model_fields else None
-        if isinstance(value, dict) and isinstance(section, type) and issubclass(section, ConfigSection):
+            said = f"note: {prefix}{name} is called {prefix}{new} now; the old name works in this version only"
+            print(said, file=sys.stderr)
+        if isinstance(value, dict) and (section := _section(kind, new)):
             value = _present_names(section, value, f"{prefix}{new}.")
         renamed[new] = value
     return renamed
 
 
+def _section(kind: type[ConfigSection], name: str) -> type[ConfigSection] | None:
+    """The section of that name, where a setting is one."""
+    annotation = kind.model_fields[name].annotation if name in kind.model_fields else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, ConfigSection) else None
+
+
 def _present_name(kind: type[ConfigSection], dotted: str) -> str:
-    """The present name of one dotted setting."""
     tree: dict[str, Any] = {}
     _put(tree, dotted, None, said=dotted)
     tree, names = _present_names(kind, tree), []
@@ -66,10 +69,6 @@ def _present_name(kind: type[ConfigSection], dotted: str) -> str:
         ((name, tree),) = tree.items()
         names.append(name)
     return ".".join(names)
-
-
-def _note(old: str, new: str) -> None:
-    print(f"note: {old} is called {new} now; the old name works in this version only", file=sys.stderr)
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -89,7 +88,6 @@ _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 def _put(tree: dict[str, Any], dotted: str, value: Any, said: str) -> None:
-    """Set one dotted name in a nested dict."""
     *groups, leaf = dotted.split(".")
     for group in groups:
         if tree.get(group) is None:
@@ -107,15 +105,12 @@ def _parse_value(text: str) -> Any:
     except _NOT_YAML:
         return text
     if value == text.strip():  # not in quotes
-        try:
+        with suppress(ValueError):
             return float(value)
-        except ValueError:
-            return value
     return value
 
 
 def _all_problems(error: ValidationError, file: Path | None) -> str:
-    """Every wrong setting on a line of its own, by its dotted name."""
     where = f"{file}: " if file else ""
     lines = []
     for problem in error.errors():
@@ -124,9 +119,9 @@ def _all_problems(error: ValidationError, file: Path | None) -> str:
         if problem["type"] == "extra_forbidden":
             said = "there is no such setting"
         # Where settings do not go together, the message names them; the input would be all there are.
-        is_told = problem["type"] == "extra_forbidden" or isinstance(problem["input"], (dict, ConfigSection))
-        given = "" if is_told else f" (given: {problem['input']!r})"
-        lines.append(f"{name}: {said}{given}")
+        elif not isinstance(problem["input"], (dict, ConfigSection)):
+            said += f" (given: {problem['input']!r})"
+        lines.append(f"{name}: {said}")
     return where + "; ".join(lines)
 
 
@@ -134,16 +129,15 @@ _SEE_SETTINGS = "`dsr1-tune settings` lists names, meanings and defaults"
 
 
 def _known_names(kind: type[ConfigSection], error: ValidationError) -> str:
-    """The names that exist where an unknown one was given."""
     unknown = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
     if not unknown:
         return f"correct the value; {_SEE_SETTINGS}"
     *groups, _ = unknown[0]
     for group in groups:
-        field = kind.model_fields.get(str(group))
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, ConfigSection):
+        section = _section(kind, str(group))
+        if section is None:
             break
-        kind = field.annotation
+        kind = section
     return f"known here: {', '.join(kind.model_fields)}"
 
 
@@ -151,12 +145,11 @@ def describe(kind: type[ConfigSection], prefix: str = "") -> list[tuple[str, str
     """(dotted name, default, meaning) of every setting of `kind`, for help and documentation."""
     rows: list[tuple[str, str, str]] = []
     for name, field in kind.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, ConfigSection):
-            rows += describe(annotation, f"{prefix}{name}.")
+        if section := _section(kind, name):
+            rows += describe(section, f"{prefix}{name}.")
         else:
             meaning = " ".join((field.description or "").split())
-            if values := _values(annotation):
+            if values := _values(field.annotation):
                 meaning += f" One of: {', '.join(values)}."
             rows.append((prefix + name, str(field.default), meaning))
     return rows

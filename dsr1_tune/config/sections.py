@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -27,31 +28,31 @@ class ConfigSection(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _empty_is_default(cls, value: Any) -> Any:
-        """A YAML section of which every line is commented out leaves the defaults."""
-        return {} if value is None else value
+    def _as_meant(cls, value: Any) -> Any:
+        """What a section may look like: lines that are all commented out, old names, `groups=attention,dense_ffn`."""
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            return value
+        value = _read_lists(cls, value)
+        for old, new in cls.renamed.items():
+            if old in value:
+                if new in value:
+                    raise ValueError(f"{old} is the old name of {new}; give {new} alone")
+                value = {new if name == old else name: given for name, given in value.items()}
+        for name, field in cls.model_fields.items():
+            if isinstance(field.default, ConfigSection) and isinstance(value.get(name), dict):
+                # `gates.min_agreement=0.9` leaves the other gate as this command has it.
+                value = {**value, name: {**field.default.model_dump(exclude_unset=True), **value[name]}}
+        return value
 
-    @model_validator(mode="before")
-    @classmethod
-    def _old_names(cls, value: Any) -> Any:
-        """Settings under the names that an earlier version had for them, and files that were saved with those."""
-        return rename_old(cls, value) if isinstance(value, dict) else value
+    @model_validator(mode="after")
+    def _checked(self) -> Self:
+        self._check()
+        return self
 
-    @model_validator(mode="before")
-    @classmethod
-    def _lists_on_a_line(cls, value: Any) -> Any:
-        """`ranks=attention=16,routed_experts=4` and `groups=attention` are what they look like."""
-        return _read_lists(cls, value)
-
-
-def rename_old(kind: type[ConfigSection], value: dict[str, Any]) -> dict[str, Any]:
-    """`value` with every setting of `kind` under its present name. Raises ValueError where both names are given."""
-    for old, new in kind.renamed.items():
-        if old in value:
-            if new in value:
-                raise ValueError(f"{old} is the old name of {new}; give {new} alone")
-            value = {new if name == old else name: given for name, given in value.items()}
-    return value
+    def _check(self) -> None:
+        """Raise ValueError where settings cannot be, or do not go together."""
 
 
 class Data(ConfigSection):
@@ -89,17 +90,16 @@ class Data(ConfigSection):
         files, weights = [], {str(Path(str(file))): weight for file, weight in dict(given).items()}
         for said in map(str, value["files"]):
             name, colon, weight = said.rpartition(":")
-            if colon and _is_number(weight) and not Path(said).exists():
-                weights[str(Path(name))] = float(weight)
-                said = name
+            with suppress(ValueError):  # what is behind a colon is no number
+                number = float(weight)
+                if colon and not Path(said).exists():
+                    weights[str(Path(name))], said = number, name
             files.append(said)
         return _with_cleaned_folders({**value, "files": files, "weights": weights})
 
-    @model_validator(mode="after")
-    def _weights_of_files(self) -> Data:
+    def _check(self) -> None:
         if unknown := set(self.weights) - {str(file) for file in self.files}:
             raise ValueError(f"a weight is given for {', '.join(sorted(unknown))}, which is none of the files")
-        return self
 
     @property
     def all_files(self) -> tuple[Path, ...]:
@@ -141,7 +141,6 @@ def _with_cleaned_folders(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_lists(kind: type[ConfigSection], value: Any) -> Any:
-    """Lists and dicts written on a line, made such."""
     if not isinstance(value, dict):
         return value
     for name, field in kind.model_fields.items():
@@ -152,14 +151,6 @@ def _read_lists(kind: type[ConfigSection], value: Any) -> Any:
         elif isinstance(said, str) and shape is tuple and get_args(field.annotation)[0] is not Path:
             value = {**value, name: tuple(part.strip() for part in said.split(","))}
     return value
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 class Base(ConfigSection):
@@ -189,11 +180,9 @@ class Sequences(ConfigSection):
     think: Literal["keep", "strip", "mask"] = "keep"
     """Thoughts in <think>...</think>: learn them, take them out, or show them without learning them."""
 
-    @model_validator(mode="after")
-    def _some_role(self) -> Sequences:
+    def _check(self) -> None:
         if not self.learn:
             raise ValueError("sequences.learn: name at least one role, such as assistant")
-        return self
 
 
 Init = Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"]
@@ -224,8 +213,7 @@ class Adapter(ConfigSection):
     init: Init = "kaiming"
     """Initialisation of the linear layers' LoRA A and B; routed experts always start from kaiming and zero."""
 
-    @model_validator(mode="after")
-    def _works_together(self) -> Adapter:
+    def _check(self) -> None:
         if not self.groups:
             raise ValueError(f"name at least one of {', '.join(GROUPS)}")
         for name, given in (("ranks", self.ranks), ("alphas", self.alphas)):
@@ -237,7 +225,6 @@ class Adapter(ConfigSection):
                 raise ValueError(f"adapter.{name} is for linear layers, but adapter.groups has only routed_experts")
         if self.dora and self.init in ("pissa", "olora"):
             raise ValueError(f"adapter.dora and adapter.init={self.init} both change the base weight; choose one")
-        return self
 
 
 class Schedule(ConfigSection):
@@ -316,8 +303,6 @@ class Parallel(ConfigSection):
     powersgd_rank: Annotated[int, Field(ge=0)] = 0
     """Gradient compression with ddp: rank of PowerSGD's products (arXiv 1905.13727); 0 sends gradients whole."""
 
-    @model_validator(mode="after")
-    def _works_together(self) -> Parallel:
+    def _check(self) -> None:
         if self.powersgd_rank and self.strategy != "ddp":
             raise ValueError(f"parallel.powersgd_rank works with ddp, not with {self.strategy}")
-        return self

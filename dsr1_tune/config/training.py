@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from dsr1_tune.config.sections import (
     GROUPS,
@@ -39,8 +39,7 @@ class TuneRun(ConfigSection):
     sample_tokens: Count = 80
     """Maximum length of a sample answer in tokens."""
 
-    @model_validator(mode="after")
-    def _can_learn(self) -> TuneRun:
+    def _check(self) -> None:
         if self.router.mode in ("train", "aux_loss"):
             refuse_float16(self.base)
         optimizer, strategy = self.schedule.optimizer, self.parallel.strategy
@@ -50,7 +49,6 @@ class TuneRun(ConfigSection):
             )
         if strategy != "ddp" and self.watch.on_alarm == "rollback":
             raise ValueError(f"watch.on_alarm=rollback cannot put back weights that {strategy} shares out; use stop")
-        return self
 
 
 class LoraRun(TuneRun):
@@ -59,13 +57,11 @@ class LoraRun(TuneRun):
     adapter: Adapter = Adapter()
 
 
-class QloraRun(TuneRun):
+class QloraRun(LoraRun):
     """Settings of `dsr1-tune qlora`."""
 
-    adapter: Adapter = Adapter()
-
-    @model_validator(mode="after")
-    def _works_together(self) -> QloraRun:
+    def _check(self) -> None:
+        super()._check()
         if self.adapter.init in ("pissa", "olora"):
             raise ValueError(
                 f"adapter.init={self.adapter.init} changes the base weights, which qlora holds in 4 bits; use lora"
@@ -74,7 +70,6 @@ class QloraRun(TuneRun):
             raise ValueError("adapter.dora needs the norms of the base weights, which qlora holds in 4 bits; use lora")
         if self.parallel.strategy != "ddp":
             raise ValueError(f"qlora's 4-bit weights cannot be shared out by {self.parallel.strategy}; use ddp")
-        return self
 
 
 class Train(ConfigSection):
@@ -86,14 +81,12 @@ class Train(ConfigSection):
     rounding: Literal["stochastic", "nearest"] = "stochastic"
     """How AdamW rounds updates into bfloat16 weights; its state is float32 either way."""
 
-    @model_validator(mode="after")
-    def _known(self) -> Train:
+    def _check(self) -> None:
         known = (*GROUPS, "embeddings", "norms")
         for name in self.only:
             kind, _, number = name.partition(":")
             if name not in known and not (kind == "last" and number.isdigit() and int(number) > 0):
                 raise ValueError(f"train.only: {name} is none of {', '.join(known)}, last:N")
-        return self
 
 
 class FullRun(TuneRun):
@@ -101,10 +94,9 @@ class FullRun(TuneRun):
 
     train: Train = Train()
 
-    @model_validator(mode="after")
-    def _works_together(self) -> FullRun:
+    def _check(self) -> None:
+        super()._check()
         refuse_float16(self.base)
-        return self
 
 
 def refuse_float16(base: Base) -> None:
@@ -137,16 +129,8 @@ class EsftRun(TuneRun):
     rounding: Literal["stochastic", "nearest"] = "stochastic"
     """How AdamW rounds updates into bfloat16 weights; its state is float32 either way."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _experts_alone(cls, value: Any) -> Any:
-        """`adapter.rank=16` leaves the adapter on the routed experts."""
-        if isinstance(value, dict) and isinstance(value.get("adapter"), dict):
-            return {**value, "adapter": {"groups": ("routed_experts",), **value["adapter"]}}
-        return value
-
-    @model_validator(mode="after")
-    def _works_together(self) -> EsftRun:
+    def _check(self) -> None:
+        super()._check()
         plain = Adapter(groups=("routed_experts",))
         if self.esft.method == "weights":
             refuse_float16(self.base)
@@ -156,4 +140,3 @@ class EsftRun(TuneRun):
             raise ValueError("esft trains routed experts alone: leave adapter.groups as it is, or use lora")
         if self.parallel.strategy != "ddp":
             raise ValueError(f"esft's experts cannot be shared out by {self.parallel.strategy}; use ddp")
-        return self

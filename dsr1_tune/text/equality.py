@@ -39,20 +39,14 @@ class Tolerance:
 
     def allows(self, ours: Number, theirs: Number) -> bool:
         """Whether two numbers are the same; the reference decides how percent are read."""
-        if not self.percent:
-            return self.near(_as_written(ours), _as_written(theirs))
-        if theirs.is_percent or (ours.is_percent and theirs.value > 1):
-            is_near = self.near(_as_written(ours), _as_written(theirs))
-            return is_near or self.near(ours.value, theirs.value)
-        return self.near(ours.value, theirs.value)
+        reads_as_written = not self.percent or theirs.is_percent or (ours.is_percent and theirs.value > 1)
+        if reads_as_written and self.near(ours.as_written, theirs.as_written):
+            return True
+        return self.percent and self.near(ours.value, theirs.value)
 
     def near(self, ours: Fraction, theirs: Fraction) -> bool:
         """Whether the difference is small enough."""
         return abs(ours - theirs) <= max(Fraction(self.absolute), Fraction(self.relative) * abs(theirs))
-
-
-def _as_written(number: Number) -> Fraction:
-    return number.value * 100 if number.is_percent else number.value
 
 
 EXACT = Tolerance()
@@ -87,8 +81,7 @@ def is_quantity(text: str) -> bool:
     """
     answer = final_answer(text)
     bare = _bare(answer)
-    shape = _shape_of(bare)
-    if shape:
+    if shape := _shape_of(bare):
         return shape.kind != "list" or answer.is_marked
     return bool(_LONE_NUMBER.fullmatch(bare)) or _is_numeral(bare) or _is_formula(bare)
 
@@ -268,13 +261,8 @@ def _is_formula(text: str) -> bool:
     """Whether a text is a formula that math-verify may be asked about."""
     if len(text) > _MAX_FORMULA or not _ALGEBRA.search(text) or _LONE_NUMBER.fullmatch(text):
         return False
-    if (
-        text.count("^") > _MAX_POWERS
-        or text.count("sqrt") > _MAX_POWERS
-        or re.search(r"[\^}]\s*\^|\)\s*\^.*\)\s*\^", text)
-    ):
-        return False
-    return _FORMULA.fullmatch(text) is not None
+    num_powers = max(text.count("^"), text.count("sqrt"))
+    return num_powers <= _MAX_POWERS and not _TOWER.search(text) and _FORMULA.fullmatch(text) is not None
 
 
 @lru_cache(maxsize=4096)
@@ -284,15 +272,12 @@ def _same_formula(answer: str, reference: str) -> bool:
         return False
     import math_verify
 
-    logging.getLogger("math_verify").setLevel(
-        logging.ERROR
-    )  # it warns that its own timeouts, which need signals, are off
+    # It warns that its own timeouts, which need signals, are off.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
     latex = [math_verify.LatexExtractionConfig()]
+    plain = [f"${text.translate(_LATEX_SIGNS)}$" for text in (answer, reference)]
     try:
-        ours, theirs = (
-            math_verify.parse(f"${text.translate(_LATEX_SIGNS)}$", latex, parsing_timeout=None)
-            for text in (answer, reference)
-        )
+        ours, theirs = (math_verify.parse(text, latex, parsing_timeout=None) for text in plain)
         return bool(math_verify.verify(theirs, ours, timeout_seconds=None))
     except Exception:  # whatever sympy makes of it, the answer is not shown to be right
         return False

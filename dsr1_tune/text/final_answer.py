@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 
 from dsr1_tune.text.numbers import Number, numbers_in, on_one_line
@@ -33,11 +32,6 @@ class FinalAnswer:
         found = numbers_in(_LAYOUT.sub("", text)) or numbers_in(text)
         return found[-1] if found else None
 
-    @property
-    def value(self) -> Fraction | None:
-        """The value of its number; 50% is 1/2."""
-        return self.number.value if self.number else None
-
 
 def final_answer(text: str) -> FinalAnswer:
     """What an answer comes down to.
@@ -45,8 +39,7 @@ def final_answer(text: str) -> FinalAnswer:
     The last \\boxed{...} counts first, then what follows the last "answer:", "the answer is", "答案：", "####" on its
     line, else it is all of the text.
     """
-    boxed = _boxed(text)
-    if boxed:
+    if boxed := _boxed(text):
         return FinalAnswer(boxed[-1], True)
     for mark in reversed(_marks(text)):
         rest = text[mark.end() : mark.end() + MAX_CHARS].lstrip("*_ \t\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ class Number:
     is_percent: bool
     start: int
     end: int
+
+    @property
+    def as_written(self) -> Fraction:
+        """50% is 50."""
+        return self.value * 100 if self.is_percent else self.value
 
 
 def numbers_in(text: str, is_marked: bool = False) -> list[Number]:
@@ -144,9 +150,7 @@ def _chained(text: str) -> Fraction:
     total, scale = 0, 1
     for digits, units in re.findall(r"(\d+)([亿万千百十]*)", text):
         if units:
-            scale = 1
-            for unit in units:
-                scale *= int(_TIMES.get(unit, 10))
+            scale = math.prod(int(_TIMES.get(unit, 10)) for unit in units)
             total += int(digits) * scale
         else:
             total += int(digits) * (scale // 10 if len(digits) == 1 else 1)
@@ -248,7 +252,6 @@ def _is_meant(found: re.Match[str], text: str, is_marked: bool) -> bool:
 
 
 def _in_words(part: dict[str, str | None]) -> Fraction:
-    """The value of English words by their groups."""
     if ordinal := part["ordinal"]:
         tens, _, last = ordinal.lower().replace("-", " ").rpartition(" ")
         return Fraction(_TENS.get(tens, 0) + _ORDINALS[last])

@@ -13,9 +13,6 @@ import yaml
 
 from dsr1_tune.text.numbers import HAN_DIGITS, han_number
 
-_NO_RATE = frozenset({"money"})
-"""Units of the same kind that cannot be converted into one another."""
-
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -26,18 +23,12 @@ class Unit:
     label: str
 
 
-def _units() -> dict[str, Unit]:
-    """units.yaml by name."""
-    by_kind = yaml.safe_load(Path(__file__).with_name("units.yaml").read_text(encoding="utf-8"))
-    return {
-        name: Unit(kind, float(entry["size"]), entry["names"][0])
-        for kind, entries in by_kind.items()
-        for entry in entries
-        for name in entry["names"]
-    }
-
-
-UNITS = _units()
+UNITS = {
+    name: Unit(kind, float(entry["size"]), entry["names"][0])
+    for kind, entries in yaml.safe_load(Path(__file__).with_name("units.yaml").read_text(encoding="utf-8")).items()
+    for entry in entries
+    for name in entry["names"]
+}
 """Every unit by its name."""
 
 
@@ -55,7 +46,7 @@ class Quantity:
 
     def is_near(self, other: Quantity) -> bool:
         """Whether the units are of one kind and at most 1000 times one another: mg and g, not mg and kg."""
-        return self._is_convertible(other) and max(self.size, other.size) <= 1000.001 * min(self.size, other.size)
+        return self._is_convertible(other) and self._is_like_size(other)
 
     def equals(self, other: Quantity) -> bool:
         """Whether both are the same, but for rounding."""
@@ -63,23 +54,24 @@ class Quantity:
 
     def has_other_unit(self, other: Quantity) -> bool:
         """Whether the same number stands before another unit of the same kind."""
-        is_near = self._has_no_rate or max(self.size, other.size) <= 1000.001 * min(self.size, other.size)
-        return self.kind == other.kind and self.number == other.number and self.label != other.label and is_near
+        is_same = self.kind == other.kind and self.number == other.number
+        return is_same and self.label != other.label and (self.kind == "money" or self._is_like_size(other))
 
     def has_slipped(self, other: Quantity) -> bool:
         """Whether it is 10, 100, 1000 ... times the other or a part so small; of powers of ten that says nothing."""
-        if self.kind != other.kind or self.label != other.label or self._has_no_rate or self.value * other.value <= 0:
+        is_alike = self.kind == other.kind != "money" and self.label == other.label
+        if not is_alike or self.value * other.value <= 0:
             return False
         power = math.log10(self.value / other.value)
         is_round = math.isclose(math.log10(other.number) % 1, 0, abs_tol=1e-9) if other.number > 0 else True
         return abs(power) > 0.5 and abs(power - round(power)) < 1e-6 and not is_round
 
     def _is_convertible(self, other: Quantity) -> bool:
-        return self.kind == other.kind and (not self._has_no_rate or self.label == other.label)
+        # Of money the rates are not known.
+        return self.kind == other.kind and (self.kind != "money" or self.label == other.label)
 
-    @property
-    def _has_no_rate(self) -> bool:
-        return self.kind in _NO_RATE
+    def _is_like_size(self, other: Quantity) -> bool:
+        return max(self.size, other.size) <= 1000.001 * min(self.size, other.size)
 
 
 _NUMBER = (
@@ -87,15 +79,11 @@ _NUMBER = (
 )
 
 
-def _alternatives() -> str:
-    """All names of units, long ones first; Latin ones must end where a word does."""
-    names = sorted((name for name in UNITS if name not in "$€¥"), key=len, reverse=True)
-    return "|".join(
-        re.escape(name) + (r"(?![A-Za-z])" if name[-1].isalpha() and name.isascii() else "") for name in names
-    )
-
-
-_UNIT = _alternatives()
+# Long names first; Latin ones must end where a word does.
+_NAMES = sorted((name for name in UNITS if name not in "$€¥"), key=len, reverse=True)
+_UNIT = "|".join(
+    re.escape(name) + (r"(?![A-Za-z])" if name[-1].isalpha() and name.isascii() else "") for name in _NAMES
+)
 _QUANTITY = re.compile(
     rf"(?<![A-Za-z\d.,{HAN_DIGITS}])(?P<cash>[$€¥])?\s?(?P<first>[-+]?{_NUMBER})"
     rf"(?:\s*(?:-|~|到|至|to)\s*(?P<second>{_NUMBER}))?\s*(?P<many>[万亿])?\s?-?(?P<unit>{_UNIT})?"

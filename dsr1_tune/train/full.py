@@ -17,11 +17,7 @@ from dsr1_tune.runs.session import Session
 
 
 def run(config: FullRun, resume: Path | None = None, console: Console | None = None) -> RunFolder:
-    """Train the weights that `config` names, or resume the run in `resume`; returns the folder with the model.
-
-    Raises TuneError for everything the user can fix, before weights are loaded where that is possible, and
-    KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
-    """
+    """Train the weights that `config` names, or go on with `resume`; returns its folder. Raises as `open_session`."""
     with open_session(config, "full", resume, console) as session:
         # What cannot be trained is refused before weights are loaded.
         _make_trainable(meta_model(session.base.config), session.config)
@@ -31,13 +27,11 @@ def run(config: FullRun, resume: Path | None = None, console: Console | None = N
 
 
 def _train(session: Session[FullRun]) -> None:
-    """Load the base, freeze what is not trained, train and save the model."""
     model = session.load().model
     _make_trainable(model, session.config)
     session.run(model, save=lambda: save_model(model, session.base, session.folder.model))
 
 
 def _make_trainable(model: Any, config: FullRun) -> None:
-    """Freeze all weights but those that `config` names."""
     enable_full_training(model, config.train.only)
     open_routers(model, config.router.mode)

@@ -15,11 +15,7 @@ from dsr1_tune.runs.session import Session
 
 
 def run(config: LoraRun, resume: Path | None = None, console: Console | None = None) -> RunFolder:
-    """Train LoRA as `config` says, or resume the run in `resume`; returns the folder with adapter and reports.
-
-    Raises TuneError for everything the user can fix, before weights are loaded where that is possible, and
-    KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
-    """
+    """Train LoRA as `config` says, or resume the run in `resume`; returns its folder. Raises as `open_session` does."""
     with open_session(config, "lora", resume, console) as session:
         # What the model does not have is refused before its weights are loaded.
         check_adapter(meta_model(session.base.config), session.config.adapter, session.config.router)
@@ -30,6 +26,5 @@ def run(config: LoraRun, resume: Path | None = None, console: Console | None = N
 
 
 def _train(session: Session[LoraRun]) -> None:
-    """Load the base, add LoRA, train and save it."""
     model = add_lora(session.load().model, session.config.adapter, session.config.router)
     session.run(model, save=lambda: save_adapter(model, session.base, session.folder.adapter))

@@ -1,4 +1,4 @@
-"""`qlora`: train low-rank updates over a base whose experts and linear layers are held in 4 bits (NF4)."""
+"""`qlora`: train low-rank updates over a base whose matrices are held in 4 bits (NF4; QLoRA, arXiv 2305.14314)."""
 
 from __future__ import annotations
 
@@ -16,11 +16,7 @@ from dsr1_tune.runs.session import Session
 
 
 def run(config: QloraRun, resume: Path | None = None, console: Console | None = None) -> RunFolder:
-    """Train QLoRA (arXiv 2305.14314) as `config` says, or resume the run in `resume`; returns its folder.
-
-    Raises TuneError for everything the user can fix, before weights are loaded where that is possible, and
-    KeyboardInterrupt after a Ctrl-C, when a checkpoint has been saved.
-    """
+    """Train QLoRA as `config` says, or go on with `resume`; returns its folder. Raises as `open_session` does."""
     with open_session(config, "qlora", resume, console, quantized=True) as session:
         # What the model does not have is refused before its weights are loaded.
         check_adapter(meta_model(session.base.config), session.config.adapter, session.config.router)
@@ -30,7 +26,6 @@ def run(config: QloraRun, resume: Path | None = None, console: Console | None = 
 
 
 def _train(session: Session[QloraRun]) -> None:
-    """Load the base in 4 bits, add LoRA, train and save it."""
     loaded = session.load()
     session.audit_bits(loaded.model)
     model = add_lora(loaded.model, session.config.adapter, session.config.router)

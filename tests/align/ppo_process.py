@@ -25,18 +25,18 @@ def answer(session: Any, policy: Any, asked: Any, step: int) -> Answers:
 
 
 seen: dict[str, float] = {}
-run_updates = ppo._run_updates
+take_steps = ppo.PpoSession.take_steps
 
 
-def run_updates_and_sum(session: Any, model: Any) -> int:
+def take_steps_and_sum(session: Any, model: Any) -> int:
     """The sum of all trained weights, as this process has them."""
-    num_steps = run_updates(session, model)
+    num_steps = take_steps(session, model)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     seen["sum"] = sum(float(weight.detach().double().abs().sum()) for weight in trained)
     return num_steps
 
 
-ppo._answer, ppo._run_updates = answer, run_updates_and_sum
+ppo._answer, ppo.PpoSession.take_steps = answer, take_steps_and_sum  # type: ignore[method-assign]
 ppo.run(PpoRun.model_validate(json.loads(Path(sys.argv[1]).read_text())))
 Path(f"{sys.argv[1]}.{sys.argv[2]}").write_text(json.dumps(seen))
 assert group.world_size() == 1, "the processes have parted"

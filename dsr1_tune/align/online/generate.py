@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from dsr1_tune.config import Rollout
@@ -26,11 +28,6 @@ class Answers:
     have_ended: tuple[bool, ...]
     routing: tuple[Tensor, ...] = ()
     """Where a replay was given, the experts that each token of prompt and answer went to: (L, S, K) for each answer."""
-
-    @property
-    def without_end(self) -> list[Ids]:
-        """The answers without their end-of-turn token."""
-        return [ids[:-1] if ended else ids for ids, ended in zip(self.ids, self.have_ended, strict=True)]
 
 
 @torch.no_grad()
@@ -78,13 +75,16 @@ def end_tokens(model: Any, tokenizer: Any) -> set[int]:
 
 @contextmanager
 def _answering(model: Any) -> Iterator[None]:
-    """Inside, the model has a key-value cache and no dropout; its settings are restored afterwards."""
+    """Inside, the model has a key-value cache, no dropout, and no generation config, from which unset fields come."""
+    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
     was_training = {module: module.training for module in model.modules()}
     use_cache, model.config.use_cache = model.config.use_cache, True
+    own, bare.generation_config = bare.generation_config, GenerationConfig()
     model.eval()
     try:
         yield
     finally:
+        bare.generation_config = own
         model.config.use_cache = use_cache
         for module, training in was_training.items():
             module.training = training
@@ -94,10 +94,10 @@ def _generate_ids(
     model: Any, prompts: Sequence[Sequence[int]], ends: set[int], tokenizer: Any, rollout: Rollout, is_greedy: bool
 ) -> list[list[int]]:
     """The token ids generated after each prompt; prompts are left-padded, so that all answers begin in one column."""
-    longest = max(map(len, prompts))
     pad = tokenizer.pad_token_id
-    ids_BT = torch.tensor([[pad] * (longest - len(ids)) + list(ids) for ids in prompts], device=model.device)
-    mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts], device=model.device)
+    padded = partial(pad_sequence, batch_first=True, padding_side="left")
+    ids_BT = padded([torch.tensor(ids) for ids in prompts], padding_value=pad).to(model.device)
+    mask_BT = padded([torch.ones(len(ids), dtype=torch.long) for ids in prompts]).to(model.device)
     sampling = {"do_sample": True, "temperature": rollout.temperature, "top_k": 0, "top_p": 1.0}
     # No settings of the model's own: penalties and filters would sample from another distribution than is trained.
     plain = GenerationConfig(
@@ -106,21 +106,8 @@ def _generate_ids(
         eos_token_id=sorted(ends),
         **({"do_sample": False} if is_greedy else sampling),
     )
-    with _own_settings_off(model):
-        output_BT = model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=plain)
-    answers: list[list[int]] = output_BT[:, longest:].tolist()
-    return answers
-
-
-@contextmanager
-def _own_settings_off(model: Any) -> Iterator[None]:
-    """Inside, the model has no generation config, from which transformers would fill unset fields."""
-    bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-    own, bare.generation_config = bare.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        bare.generation_config = own
+    output_BT = model.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=plain)
+    return output_BT[:, ids_BT.shape[1] :].tolist()
 
 
 def _cut(ids: list[int], ends: set[int]) -> Ids:

@@ -5,18 +5,19 @@ Letters: B answers of a batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from dsr1_tune.align.online.generate import Answers, end_tokens, generate
-from dsr1_tune.align.online.session import PromptExample, RolloutSession, mean, means
+from dsr1_tune.align.online.session import PromptExample, RolloutSession, mean, reward_means
 from dsr1_tune.align.rewards.layered import RewardResult
 from dsr1_tune.config import GrpoRun
 from dsr1_tune.models.trained.start import ReferencePolicy
@@ -48,37 +49,23 @@ class GrpoTrainer(Resumable, GRPOTrainer):
     adapter, or load the base again.
     """
 
-    def __init__(
-        self,
-        *,
-        session: RolloutSession[GrpoRun],
-        reference: ReferencePolicy | None,
-        model: Any,
-        args: Any,
-        callbacks: list[TrainerCallback],
-    ) -> None:
+    def __init__(self, *, session: RolloutSession[GrpoRun], reference: ReferencePolicy | None, **given: Any) -> None:
         """`reference` is the reference policy of the KL penalty, whose weight is grpo.beta."""
         self._session = session
         self._is_flat = False
-        for callback in callbacks:
+        for callback in given["callbacks"]:
             if isinstance(callback, GradientCheck):
                 callback.is_due = lambda: not self._is_flat
         self._examples: list[PromptExample] = session.data.train
-        super().__init__(
-            config=session.config,
-            quantized=session.quantized,
-            model=model,
-            args=args,
-            # TRL gets the number of each prompt, which is encoded already.
-            train_dataset=Dataset.from_dict({"prompt": list(range(len(self._examples)))}),
-            processing_class=session.base.tokenizer,
-            reward_funcs=[self._score],
-            callbacks=[*callbacks, _CountFromHere()],
-        )
-        self._ends = end_tokens(model, session.base.tokenizer)
+        super().__init__(reward_funcs=[self._score], **given | {"callbacks": [*given["callbacks"], _CountFromHere()]})
+        self._ends = end_tokens(given["model"], session.base.tokenizer)
         if reference is not None:
-            self.beta = session.config.grpo.beta
-            self.ref_model = _ReferenceModel(model, reference)
+
+            @reference.active()
+            def as_it_began(**inputs: Any) -> Any:
+                return given["model"](**inputs)
+
+            self.beta, self.ref_model = session.config.grpo.beta, as_it_began
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         group, args = self.num_generations, self.args
@@ -128,35 +115,34 @@ class GrpoTrainer(Resumable, GRPOTrainer):
             logs.pop("grad_norm", None)
         super().log(logs, start_time)
 
+    @property
+    def _answers_file(self) -> str:
+        return f"answers_{self.args.process_index}.pt"
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Also save the answers that further iterations learn from."""
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.num_iterations > 1:
-            torch.save(self._buffered_inputs, folder / _answers_file(self.args.process_index))
+            torch.save(self._buffered_inputs, folder / self._answers_file)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
         self._step = self.state.global_step * self.args.gradient_accumulation_steps
-        file = Path(checkpoint) / _answers_file(self.args.process_index)
+        file = Path(checkpoint) / self._answers_file
         if file.exists():
             self._buffered_inputs = torch.load(file, map_location=self.accelerator.device, weights_only=True)
 
 
 def reward_metrics(results: Sequence[RewardResult], answers: Answers) -> dict[str, float]:
     """Mean rewards of a batch by layer and component, errors per answer, and the share of answers that ended."""
-    layers, components = means([r.layers for r in results]), means([r.components for r in results])
     return {
-        **{f"reward/{name}": value for name, value in (*layers.items(), *components.items())},
+        **reward_means(results),
         "reward/errors": mean([float(len(result.errors)) for result in results]),
         "answer/ended": mean([float(ended) for ended in answers.have_ended]),
     }
-
-
-def _answers_file(process: int) -> str:
-    return f"answers_{process}.pt"
 
 
 class _CountFromHere(TrainerCallback):
@@ -167,18 +153,7 @@ class _CountFromHere(TrainerCallback):
         state.num_input_tokens_seen = 0
 
 
-class _ReferenceModel:
-    """What TRL calls as its reference model: the trained one, with its trained parameters as they began."""
-
-    def __init__(self, model: Any, reference: ReferencePolicy) -> None:
-        self._model = model
-        self._reference = reference
-
-    def __call__(self, **inputs: Any) -> Any:
-        with self._reference.active():
-            return self._model(**inputs)
-
-
+@dataclass(eq=False)
 class GroupOrder(Sampler[int]):
     """Every prompt `group` times in a row, in an order that depends on seed and epoch alone.
 
@@ -186,30 +161,23 @@ class GroupOrder(Sampler[int]):
     update of an epoch is filled up with prompts of its beginning.
     """
 
-    def __init__(self, size: int, num_prompts: int, group: int, repeats: int, seed: int) -> None:
-        self._size = size
-        self._num_prompts = num_prompts
-        self._group = group
-        self._repeats = repeats
-        self._seed = seed
-        self._epoch = 0
+    size: int
+    num_prompts: int
+    group: int
+    repeats: int
+    seed: int
+    epoch: int = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer when an epoch begins."""
-        self._epoch = epoch
-
-    @property
-    def _num_updates(self) -> int:
-        return -(-self._size // self._num_prompts)
+        self.epoch = epoch
 
     def __len__(self) -> int:
-        return self._num_updates * self._num_prompts * self._group * self._repeats
+        return math.ceil(self.size / self.num_prompts) * self.num_prompts * self.group * self.repeats
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed + self._epoch)
-        order = torch.randperm(self._size, generator=generator).tolist()
-        for update in range(self._num_updates):
-            places = range(update * self._num_prompts, (update + 1) * self._num_prompts)
-            block = [order[place % self._size] for place in places for _ in range(self._group)]
-            for _ in range(self._repeats):
-                yield from block
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(self.size, generator=generator).tolist()
+        for first in range(0, self.size, self.num_prompts):
+            places = range(first, first + self.num_prompts)
+            yield from [order[place % self.size] for place in places for _ in range(self.group)] * self.repeats

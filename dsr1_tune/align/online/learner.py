@@ -1,111 +1,199 @@
-"""How PPO learns from an update's answers: passes over minibatches, policy and value loss, optimizer steps.
+"""How PPO learns from an update's answers: rewards and advantages, passes over minibatches, losses, optimizer steps.
 
 Letters: B answers of a micro-batch, T tokens of the longest of them.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dsr1_tune.align.online import losses
-from dsr1_tune.align.online.checkpoint import load_state, save_state
-from dsr1_tune.align.online.experience import Experience
-from dsr1_tune.align.online.policy import Policy
-from dsr1_tune.align.online.steps import Steps
+from dsr1_tune.align.online.generate import Answers
+from dsr1_tune.align.online.policy import MicroBatch, Policy
+from dsr1_tune.align.online.session import PromptExample, mean, reward_means
+from dsr1_tune.align.rewards.layered import RewardResult
+from dsr1_tune.atomic import atomic_write
 from dsr1_tune.config import PpoRun
+from dsr1_tune.errors import RunError
 from dsr1_tune.models.trained.lora import check_gradients
+from dsr1_tune.moe.monitor import uncounted
 from dsr1_tune.runs.distributed import group
 from dsr1_tune.runs.trainer import optimizers
 
-LOGGED = (
-    "loss", "policy/loss", "policy/entropy", "policy/clip_fraction", "policy/approx_kl", "policy/ratio", "value/loss",
-    "value/clip_fraction",
-)  # fmt: skip
-"""The metrics of an optimizer step, each a sum over its micro-batches."""
+WEIGHTS, OPTIMIZER, STATE = "trained.safetensors", "optimizer.pt", "ppo_state.json"
 
 
-@dataclass
+@dataclass(frozen=True)
+class Experience:
+    """A micro-batch of an update's answers with all that stays fixed while the policy is trained on it."""
+
+    micro_batch: MicroBatch
+    old_BT: Tensor
+    """Log-probabilities under the policy that answered."""
+    reference_BT: Tensor
+    values_BT: Tensor
+    score_B: Tensor
+    """The reward, less the penalty of an answer that did not end."""
+    rewards_BT: Tensor
+    advantages_BT: Tensor
+    returns_BT: Tensor
+
+    @property
+    def mask_BT(self) -> Tensor:
+        """1 on the answers' own tokens."""
+        return self.micro_batch.mask_BT
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are trained on."""
+        return int(self.mask_BT.sum())
+
+
 class PpoLearner:
     """PPO's optimizer and learning rate schedule, and the coefficient of the KL penalty, which may adapt."""
 
-    policy: Policy
-    config: PpoRun
-    optimizer: torch.optim.Optimizer
-    scheduler: Any
-    beta: float
-    num_updates: int
-    num_tokens: float = 0.0
-    """Tokens trained on since this process started, over all processes."""
-    has_checked_gradients: bool = False
-
-    @classmethod
-    def create(cls, policy: Policy, config: PpoRun, num_prompts: int) -> PpoLearner:
-        """The learner of a run before its first update."""
+    def __init__(self, policy: Policy, config: PpoRun, num_prompts: int) -> None:
+        self.policy, self.config, self.beta = policy, config, config.ppo.kl
         schedule = config.schedule
-        num_updates = schedule.max_steps or math.ceil(schedule.epochs * num_prompts / config.ppo.answers)
-        optimizer = optimizers.for_run(policy.model, config, quantized=config.method == "qlora")
+        self.num_updates = schedule.max_steps or math.ceil(schedule.epochs * num_prompts / config.ppo.answers)
+        self.optimizer = optimizers.for_run(policy.model, config, quantized=config.method == "qlora")
         # The head begins at zero: with an adapter's small learning rate it would hardly move.
-        optimizer.add_param_group({"params": list(policy.head.parameters()), "lr": config.ppo.value_learning_rate})
-        num_warmup = round(schedule.warmup_share * num_updates)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda done: _rate_factor(done, num_warmup, num_updates)
+        head = {"params": list(policy.head.parameters()), "lr": config.ppo.value_learning_rate}
+        self.optimizer.add_param_group(head)
+        num_warmup, num_updates = round(schedule.warmup_share * self.num_updates), self.num_updates
+        # No partial, which would be a part of checkpoints.
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda num_done: _rate_factor(num_done, num_warmup, num_updates)
         )
-        return cls(policy, config, optimizer, scheduler, config.ppo.kl, num_updates)
+        self.num_tokens = 0.0
+        """Tokens trained on since this process started, over all processes."""
+        self.has_checked_gradients = False
 
     def save(self, folder: Path) -> None:
-        """Save a checkpoint."""
-        save_state(folder, self.policy.trained, self.optimizer, self.scheduler, self.beta)
+        """Write all that the next update depends on; the seeds of its answers follow from the update's number."""
+        trained = {name: weight.detach().contiguous() for name, weight in self.policy.trained.items()}
+        save_file(trained, folder / WEIGHTS)
+        states = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+        torch.save(states, folder / OPTIMIZER)
+        with atomic_write(folder / STATE) as file:
+            json.dump({"beta": self.beta}, file)
 
     def load(self, folder: Path) -> None:
-        """Load a checkpoint to resume from."""
-        self.beta = load_state(folder, self.policy.trained, self.optimizer, self.scheduler)
+        """Load a checkpoint to resume from. Raises RunError where it is damaged or does not fit."""
+        try:
+            weights = load_file(folder / WEIGHTS)
+            states = torch.load(folder / OPTIMIZER, map_location="cpu", weights_only=True)
+            self.beta = float(json.loads((folder / STATE).read_text())["beta"])
+        except Exception as error:  # unpicklers fail in many ways
+            hint = "remove it: an earlier one is gone on from"
+            raise RunError(f"{folder}: cannot be read: {error}", hint=hint) from None
+        trained = self.policy.trained
+        if weights.keys() != trained.keys():
+            raise RunError(f"{folder}: holds other weights than this run trains", hint="start a new run")
+        with torch.no_grad():
+            for name, weight in trained.items():
+                weight.copy_(weights[name])
+        self.optimizer.load_state_dict(states["optimizer"])
+        self.scheduler.load_state_dict(states["scheduler"])
 
-    def update(self, minibatches: Sequence[Sequence[Experience]], step: int, steps: Steps) -> dict[str, float]:
+    @torch.no_grad()
+    def experience(
+        self, prompts: Sequence[PromptExample], answers: Answers, results: Sequence[RewardResult], step: int
+    ) -> list[list[Experience]]:
+        """The experience of an update in its minibatches: old and reference log-probabilities, rewards, advantages.
+
+        An answer stays in its micro-batch for all passes, so that its old and new log-probabilities are computed alike:
+        before the first step of an update their ratio is exactly 1.
+        """
+        ppo = self.config.ppo
+        minibatches = self._minibatches(prompts, answers, step)
+        with uncounted():  # the passes that learn are counted
+            found = [self._experience(prompts, answers, results, rows) for rows in chain(*minibatches)]
+        masks = [one.mask_BT for one in found]
+        if ppo.whiten_rewards:
+            rewards = losses.whitened([one.rewards_BT for one in found], masks, shift_mean=False)
+            found = [replace(one, rewards_BT=white_BT) for one, white_BT in zip(found, rewards, strict=True)]
+        gains = [losses.advantages(one.rewards_BT, one.values_BT, one.mask_BT, ppo.gamma, ppo.lam) for one in found]
+        white = losses.whitened([advantages_BT for advantages_BT, _ in gains], masks)
+        learned = iter(
+            replace(one, advantages_BT=white_BT, returns_BT=returns_BT)
+            for one, white_BT, (_, returns_BT) in zip(found, white, gains, strict=True)
+        )
+        return [list(islice(learned, len(micro_batches))) for micro_batches in minibatches]
+
+    def _minibatches(self, prompts: Sequence[PromptExample], answers: Answers, step: int) -> list[list[list[int]]]:
+        """The numbers of the answers in every minibatch, chosen at random, in micro-batches of like length."""
+        schedule, num_minibatches = self.config.schedule, self.config.ppo.minibatches
+        order = random.Random(f"{schedule.seed} {step} minibatches").sample(range(len(prompts)), len(prompts))
+        minibatches = []
+        for number in range(num_minibatches):
+            rows = order[number::num_minibatches]
+            rows.sort(key=lambda row: len(prompts[row].input_ids) + len(answers.ids[row]))
+            firsts = range(0, len(rows), schedule.batch_size)
+            minibatches.append([rows[first : first + schedule.batch_size] for first in firsts])
+        return minibatches
+
+    def _experience(
+        self, prompts: Sequence[PromptExample], answers: Answers, results: Sequence[RewardResult], rows: Sequence[int]
+    ) -> Experience:
+        """A micro-batch before the update's first optimizer step; its advantages are computed later."""
+        policy, ppo = self.policy, self.config.ppo
+        asked, said = [prompts[row].input_ids for row in rows], [answers.ids[row] for row in rows]
+        micro_batch = MicroBatch.of(asked, said, policy.model.device)
+        if answers.routing:
+            micro_batch = micro_batch.with_routing([answers.routing[row] for row in rows])
+        now = policy.forward(micro_batch, counts_replay=True)
+        values_BT = now.values_BT
+        if values_BT is None:
+            with policy.value_trunk():
+                values_BT = policy.values(micro_batch)
+        reference_BT, mask_BT = policy.reference(micro_batch), micro_batch.mask_BT
+        scores = [results[row].total - ppo.missing_eos * (not answers.have_ended[row]) for row in rows]
+        score_B = torch.tensor(scores, device=values_BT.device)
+        rewards_BT = losses.rewards_per_token(score_B, now.logp_BT, reference_BT, mask_BT, self.beta)
+        nothing_BT = torch.zeros_like(rewards_BT)
+        return Experience(
+            micro_batch, now.logp_BT, reference_BT, values_BT * mask_BT, score_B, rewards_BT, nothing_BT, nothing_BT
+        )  # fmt: skip
+
+    def update(
+        self, minibatches: Sequence[Sequence[Experience]], step: int, before_clipping: Callable[[], None]
+    ) -> dict[str, float]:
         """Take ppo.epochs passes over the answers, fewer where ppo.stop_kl is exceeded; returns metrics."""
         ppo = self.config.ppo
         sums: list[dict[str, Tensor]] = []
-        for epoch in range(ppo.epochs):
-            order = random.Random(f"{self.config.schedule.seed} {step} {epoch}")
-            for minibatch in order.sample(minibatches, len(minibatches)):
-                metrics = self._step(minibatch, steps)
-                sums.append(metrics)
-                if ppo.stop_kl and float(metrics["policy/approx_kl"]) > ppo.stop_kl:
-                    break
-            else:
-                continue
-            break
+        orders = [random.Random(f"{self.config.schedule.seed} {step} {epoch}") for epoch in range(ppo.epochs)]
+        for minibatch in chain(*(order.sample(minibatches, len(minibatches)) for order in orders)):
+            sums.append(self._step(minibatch, before_clipping))
+            if ppo.stop_kl and float(sums[-1]["policy/approx_kl"]) > ppo.stop_kl:
+                break
         rate = self.scheduler.get_last_lr()[0]
         self.scheduler.step()
         numbers = {name: float(torch.stack([metrics[name] for metrics in sums]).mean()) for name in sums[0]}
-        return {
-            "loss": numbers.pop("loss"),
-            "grad_norm": numbers.pop("grad_norm"),
-            "learning_rate": rate,
-            **numbers,
-            "policy/optimizer_steps": len(sums),
-        }
+        first = {"loss": numbers.pop("loss"), "grad_norm": numbers.pop("grad_norm"), "learning_rate": rate}
+        return {**first, **numbers, "policy/optimizer_steps": len(sums)}
 
-    def _step(self, minibatch: Sequence[Experience], steps: Steps) -> dict[str, Tensor]:
+    def _step(self, minibatch: Sequence[Experience], before_clipping: Callable[[], None]) -> dict[str, Tensor]:
         """Take one optimizer step; every token of the minibatch weighs the same, whichever process has it."""
         device = self.policy.head.weight.device
         num_tokens = group.all_reduce(torch.tensor(float(sum(e.num_tokens for e in minibatch)), device=device))
         self.num_tokens += float(num_tokens)
-        metrics = dict.fromkeys(LOGGED, torch.zeros((), device=device))
-        for experience in minibatch:
-            share = experience.num_tokens / num_tokens.clamp(min=1)
-            for name, value in self._backward(experience, share).items():
-                metrics[name] = metrics[name] + value
+        parts = [self._backward(one, one.num_tokens / num_tokens.clamp(min=1)) for one in minibatch]
+        nothing = torch.zeros((), device=device)
+        metrics = {name: sum((part[name] for part in parts), nothing) for name in parts[0]}
         weights = list(self.policy.trained.values())
         _sum_gradients(weights)
-        steps.watcher.before_clipping()
+        before_clipping()
         norm = torch.nn.utils.clip_grad_norm_(weights, self.config.schedule.max_grad_norm)
         if not self.has_checked_gradients and float(norm) > 0:
             self.has_checked_gradients = check_gradients(self.policy.model)
@@ -121,27 +209,24 @@ class PpoLearner:
         now = self.policy.forward(experience.micro_batch, learns_entropy=ppo.entropy > 0)
         policy = losses.policy_loss(now.logp_BT, experience.old_BT, experience.advantages_BT, mask_BT, ppo.clip)
         entropy = losses.masked_mean(now.entropy_BT, mask_BT)
-        loss = policy.loss - ppo.entropy * entropy
+        loss = policy["loss"] - ppo.entropy * entropy
         if now.values_BT is None:
             (share * loss).backward()
             with self.policy.value_trunk():
                 value = self._value_loss(self.policy.values(experience.micro_batch), experience)
-                (share * ppo.value_weight * value.loss).backward()
-            loss = loss.detach() + ppo.value_weight * value.loss
+                (share * ppo.value_weight * value["loss"]).backward()
+            loss = loss.detach() + ppo.value_weight * value["loss"]
         else:
             value = self._value_loss(now.values_BT, experience)
-            loss = loss + ppo.value_weight * value.loss
+            loss = loss + ppo.value_weight * value["loss"]
             (share * loss).backward()
-        values = (
-            loss, policy.loss, entropy, policy.clip_fraction, policy.approx_kl, policy.ratio, value.loss,
-            value.clip_fraction,
-        )  # fmt: skip
-        return {name: share * one.detach() for name, one in zip(LOGGED, values, strict=True)}
+        metrics = {"loss": loss, "policy/loss": policy.pop("loss"), "policy/entropy": entropy}
+        metrics |= {f"policy/{name}": one for name, one in policy.items()}
+        metrics |= {f"value/{name}": one for name, one in value.items()}
+        return {name: share * one.detach() for name, one in metrics.items()}
 
-    def _value_loss(self, values_BT: Tensor, experience: Experience) -> losses.ValueLoss:
-        return losses.value_loss(
-            values_BT, experience.values_BT, experience.returns_BT, experience.mask_BT, self.config.ppo.value_clip
-        )
+    def _value_loss(self, values_BT: Tensor, one: Experience) -> dict[str, Tensor]:
+        return losses.value_loss(values_BT, one.values_BT, one.returns_BT, one.mask_BT, self.config.ppo.value_clip)
 
 
 def _rate_factor(num_done: int, num_warmup: int, num_updates: int) -> float:
@@ -159,3 +244,37 @@ def _sum_gradients(weights: Sequence[torch.nn.Parameter]) -> None:
     together = group.all_reduce(torch.cat([gradient.reshape(-1).float() for gradient in gradients]))
     for weight, part in zip(weights, together.split([weight.numel() for weight in weights]), strict=True):
         weight.grad = part.view_as(weight).to(weight.dtype)
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+def experience_metrics(
+    experience: Sequence[Experience], results: Sequence[RewardResult], answers: Answers, config: PpoRun
+) -> dict[str, float]:
+    """The metrics that are logged of an update's answers, over all processes: means over answers, or over tokens."""
+    kl = sum(float(((one.old_BT - one.reference_BT) * one.mask_BT).sum()) for one in experience)
+    num_tokens = sum(one.num_tokens for one in experience)
+    of_answers = {
+        "reward/mean": mean([result.total for result in results]),
+        **reward_means(results),
+        "reward/with_penalty": mean([float(score) for one in experience for score in one.score_B]),
+        "reward/errors": mean([float(len(result.errors)) for result in results]),
+        "answer/tokens": mean([len(ids) for ids in answers.ids]),
+        "answer/ended": mean([float(ended) for ended in answers.have_ended]),
+        "policy/kl_per_answer": kl / max(len(answers.ids), 1),
+    }
+    share = torch.tensor([len(answers.ids) / config.ppo.answers], dtype=torch.float64)
+    together = group.all_reduce(torch.tensor(list(of_answers.values()), dtype=torch.float64) * share)
+    metrics = dict(zip(of_answers, together.tolist(), strict=True))
+    tokens = group.all_reduce(torch.tensor([float(num_tokens), kl], dtype=torch.float64))
+    metrics["policy/kl"] = float(tokens[1] / tokens[0].clamp(min=1))
+    flat = (
+        torch.cat([getattr(one, name).reshape(-1) for one in experience]).unsqueeze(0)
+        for name in ("values_BT", "returns_BT", "mask_BT")
+    )
+    # Of the returns, by the values before the answers were learned from.
+    explained = losses.explained_variance(*flat)
+    if math.isfinite(explained):  # there is none where all returns are the same
+        metrics["value/explained_variance"] = explained
+    return metrics

@@ -9,11 +9,12 @@ implementation arXiv 2403.17031.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from dsr1_tune.runs.distributed.group import all_reduce
 
 
 def log_probs(
@@ -35,9 +36,8 @@ def log_probs(
 def rewards_per_token(score_B: Tensor, logp_BT: Tensor, ref_logp_BT: Tensor, mask_BT: Tensor, beta: float) -> Tensor:
     """-β (log π - log π_ref) on every token, and on an answer's last one its score."""
     rewards_BT = -beta * (logp_BT - ref_logp_BT) * mask_BT
-    last_B = mask_BT.long().sum(1) - 1
-    has_tokens_B = (last_B >= 0).to(rewards_BT)
-    return rewards_BT.scatter_add(1, last_B.clamp(min=0).unsqueeze(1), (score_B * has_tokens_B).unsqueeze(1))
+    last_B1 = mask_BT.long().sum(1, keepdim=True) - 1
+    return rewards_BT.scatter_add(1, last_B1, score_B.unsqueeze(1))
 
 
 def advantages(
@@ -56,81 +56,55 @@ def advantages(
     return advantages_BT, advantages_BT + values_BT
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Mean and variance over what masks count, in several tensors and perhaps several processes."""
-
-    mean: Tensor
-    variance: Tensor
-
-    @classmethod
-    def of(
-        cls, tensors: Sequence[Tensor], masks: Sequence[Tensor], add: Callable[[Tensor], Tensor] = lambda x: x
-    ) -> Moments:
-        """`add` sums a tensor over the processes."""
-        pairs = list(zip(tensors, masks, strict=True))
-        count = add(sum_of([mask.sum() for _, mask in pairs])).clamp(min=1)
-        mean = add(sum_of([(x * mask).sum() for x, mask in pairs])) / count
-        squares = add(sum_of([((x - mean).square() * mask).sum() for x, mask in pairs]))
-        return cls(mean, squares / count)
+def moments(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and variance over what masks count, in several tensors and in all processes."""
+    pairs = list(zip(tensors, masks, strict=True))
+    count = all_reduce(torch.stack([mask.sum() for _, mask in pairs]).sum()).clamp(min=1)
+    mean = all_reduce(torch.stack([(x * mask).sum() for x, mask in pairs]).sum()) / count
+    squares = all_reduce(torch.stack([((x - mean).square() * mask).sum() for x, mask in pairs]).sum())
+    return mean, squares / count
 
 
-def sum_of(numbers: Sequence[Tensor]) -> Tensor:
-    """The sum of scalar tensors."""
-    return torch.stack(list(numbers)).sum()
+def whitened(tensors: Sequence[Tensor], masks: Sequence[Tensor], shift_mean: bool = True) -> list[Tensor]:
+    """Variance 1 and, with `shift_mean`, mean 0, over what the masks count in all of them, of all processes; 0 else."""
+    mean, variance = moments(tensors, masks)
+    scaled = [(x - mean) * torch.rsqrt(variance + 1e-8) for x in tensors]
+    return [(x if shift_mean else x + mean) * mask for x, mask in zip(scaled, masks, strict=True)]
 
 
-def whiten(x_BT: Tensor, mask_BT: Tensor, shift_mean: bool = True, moments: Moments | None = None) -> Tensor:
-    """Variance 1 and, with `shift_mean`, mean 0, over what the mask counts; 0 on padding.
+def policy_loss(
+    logp_BT: Tensor, old_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, clip: float
+) -> dict[str, Tensor]:
+    """`loss`: -min(r A, clip(r, 1 - ε, 1 + ε) A), where r is the ratio of new to old probability of a token.
 
-    `moments` are those of a whole of which this is a part.
+    `clip_fraction`: the share of tokens whose ratio is held back by the clip. `approx_kl`: how far the policy has moved
+    from the one that answered, in nats per token: mean of r - 1 - log r. `ratio`: mean r.
     """
-    moments = moments or Moments.of([x_BT], [mask_BT])
-    whitened_BT = (x_BT - moments.mean) * torch.rsqrt(moments.variance + 1e-8)
-    return (whitened_BT if shift_mean else whitened_BT + moments.mean) * mask_BT
-
-
-@dataclass(frozen=True)
-class PolicyLoss:
-    """PPO's clipped policy loss, and the metrics that are logged of it."""
-
-    loss: Tensor
-    clip_fraction: Tensor
-    """Share of tokens whose ratio is held back by the clip."""
-    approx_kl: Tensor
-    """How far the policy has moved from the one that answered, in nats per token: mean of r - 1 - log r."""
-    ratio: Tensor
-    """Mean ratio of new to old probability."""
-
-
-def policy_loss(logp_BT: Tensor, old_BT: Tensor, advantages_BT: Tensor, mask_BT: Tensor, clip: float) -> PolicyLoss:
-    """-min(r A, clip(r, 1 - ε, 1 + ε) A), where r is the ratio of new to old probability of a token."""
     log_ratio_BT = (logp_BT - old_BT) * mask_BT
     ratio_BT = log_ratio_BT.exp()
     free_BT = -advantages_BT * ratio_BT
     held_BT = -advantages_BT * ratio_BT.clamp(1 - clip, 1 + clip)
-    return PolicyLoss(
-        loss=masked_mean(torch.maximum(free_BT, held_BT), mask_BT),
-        clip_fraction=masked_mean((held_BT > free_BT).to(free_BT).detach(), mask_BT),
-        approx_kl=masked_mean((ratio_BT - 1 - log_ratio_BT).detach(), mask_BT),
-        ratio=masked_mean(ratio_BT.detach(), mask_BT),
-    )
+    return {
+        "loss": masked_mean(torch.maximum(free_BT, held_BT), mask_BT),
+        "clip_fraction": masked_mean((held_BT > free_BT).to(free_BT).detach(), mask_BT),
+        "approx_kl": masked_mean((ratio_BT - 1 - log_ratio_BT).detach(), mask_BT),
+        "ratio": masked_mean(ratio_BT.detach(), mask_BT),
+    }
 
 
-@dataclass(frozen=True)
-class ValueLoss:
-    """The clipped loss of the value head, and the share of tokens that the clip holds back."""
+def value_loss(
+    values_BT: Tensor, old_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, clip: float
+) -> dict[str, Tensor]:
+    """`loss`: ½ max((V - R)², (V_clipped - R)²), where V_clipped is at most `clip` away from the old value.
 
-    loss: Tensor
-    clip_fraction: Tensor
-
-
-def value_loss(values_BT: Tensor, old_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, clip: float) -> ValueLoss:
-    """½ max((V - R)², (V_clipped - R)²), where V_clipped is at most `clip` away from the old value."""
+    `clip_fraction`: the share of tokens that the clip holds back.
+    """
     near_BT = torch.minimum(torch.maximum(values_BT, old_BT - clip), old_BT + clip)
     free_BT, held_BT = (values_BT - returns_BT).square(), (near_BT - returns_BT).square()
-    loss = 0.5 * masked_mean(torch.maximum(free_BT, held_BT), mask_BT)
-    return ValueLoss(loss, masked_mean((held_BT > free_BT).to(free_BT).detach(), mask_BT))
+    return {
+        "loss": 0.5 * masked_mean(torch.maximum(free_BT, held_BT), mask_BT),
+        "clip_fraction": masked_mean((held_BT > free_BT).to(free_BT).detach(), mask_BT),
+    }
 
 
 def next_beta(beta: float, kl: float, target: float, num_answers: int, horizon: float = 10_000.0) -> float:
@@ -139,15 +113,13 @@ def next_beta(beta: float, kl: float, target: float, num_answers: int, horizon: 
     return beta * (1 + error * num_answers / horizon)
 
 
-def explained_variance(
-    values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor, add: Callable[[Tensor], Tensor] = lambda x: x
-) -> float:
+def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> float:
     """1 - Var(R - V) / Var(R): 1 where values predict the returns exactly, 0 where a constant would do as well.
 
-    Not a number where all returns are the same; `add` sums a tensor over the processes.
+    Over all processes; not a number where all returns are the same.
     """
-    of_returns = Moments.of([returns_BT], [mask_BT], add).variance
-    of_errors = Moments.of([returns_BT - values_BT], [mask_BT], add).variance
+    _, of_returns = moments([returns_BT], [mask_BT])
+    _, of_errors = moments([returns_BT - values_BT], [mask_BT])
     return float(1 - of_errors / of_returns) if of_returns > 0 else float("nan")
 
 

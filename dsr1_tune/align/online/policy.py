@@ -9,12 +9,14 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dsr1_tune.align.online.losses import log_probs
@@ -44,20 +46,16 @@ class MicroBatch:
     @classmethod
     def of(cls, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], device: Any) -> MicroBatch:
         """A micro-batch of prompts and answers, given as token ids."""
-        longest = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
-        num_tokens = max(map(len, answers))
-        ids_BS = torch.zeros(len(prompts), longest, dtype=torch.long)
-        attention_BS = torch.zeros_like(ids_BS)
-        answer_BT = torch.zeros(len(prompts), num_tokens, dtype=torch.long)
-        mask_BT = torch.zeros(len(prompts), num_tokens)
-        before_BT = torch.zeros_like(answer_BT)
-        for line, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-            ids_BS[line, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
-            attention_BS[line, : len(prompt) + len(answer)] = 1
-            answer_BT[line, : len(answer)] = torch.tensor(answer)
-            mask_BT[line, : len(answer)] = 1
-            before_BT[line, : len(answer)] = torch.arange(len(prompt) - 1, len(prompt) + len(answer) - 1)
-        return cls(*(tensor.to(device) for tensor in (ids_BS, attention_BS, before_BT, answer_BT, mask_BT)))
+        pairs = list(zip(prompts, answers, strict=True))
+        padded = partial(pad_sequence, batch_first=True)
+        parts = (
+            padded([torch.tensor([*prompt, *answer]) for prompt, answer in pairs]),
+            padded([torch.ones(len(prompt) + len(answer), dtype=torch.long) for prompt, answer in pairs]),
+            padded([torch.arange(len(answer)) + len(prompt) - 1 for prompt, answer in pairs]),
+            padded([torch.tensor(answer) for answer in answers]),
+            padded([torch.ones(len(answer)) for answer in answers]),
+        )
+        return cls(*(part.to(device) for part in parts))
 
     def with_routing(self, chosen: Sequence[Tensor]) -> MicroBatch:
         """The same, to be sent to the experts that the rollout chose: (L, S, K) of each answer with its prompt."""
@@ -113,11 +111,9 @@ class Policy:
         for layer in self.model.modules():
             if isinstance(layer, LoraLayer):
                 layer.set_adapter(adapter)
-        for parameter in (*self._reference.parameters, *self._value_weights()):
+        own = [weight for name, weight in self.model.named_parameters() if f".{VALUE}." in name and ".lora_" in name]
+        for parameter in (*self._reference.parameters, *own):
             parameter.requires_grad_(True)
-
-    def _value_weights(self) -> list[nn.Parameter]:
-        return [weight for name, weight in self.model.named_parameters() if f".{VALUE}." in name and ".lora_" in name]
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -136,14 +132,17 @@ class Policy:
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.training = self._checkpoints
 
-    def forward(self, micro_batch: MicroBatch, with_values: bool = True, learns_entropy: bool = False) -> PolicyOutput:
-        """Log-probabilities and entropies of the answers' tokens, and the values before each of them."""
-        hidden_BTD = self._hidden(micro_batch)
+    def forward(
+        self, micro_batch: MicroBatch, learns_entropy: bool = False, counts_replay: bool = False
+    ) -> PolicyOutput:
+        """Log-probabilities and entropies of the answers' tokens, and the values before each of them.
+
+        With `counts_replay`, how often routers would now choose other experts than in the rollout is counted.
+        """
+        hidden_BTD = self._hidden(micro_batch, counts_replay)
         logits_BTV = self.model.get_output_embeddings()(hidden_BTD)
         logp_BT, entropy_BT = log_probs(logits_BTV, micro_batch.answer_BT, self._temperature, learns_entropy)
-        if not with_values or self._has_own_value_trunk:
-            return PolicyOutput(logp_BT, entropy_BT, None)
-        return PolicyOutput(logp_BT, entropy_BT, self._value(hidden_BTD))
+        return PolicyOutput(logp_BT, entropy_BT, None if self._has_own_value_trunk else self._value(hidden_BTD))
 
     def values(self, micro_batch: MicroBatch) -> Tensor:
         """The values (B, T) where they come from a trunk with an adapter of its own.
@@ -151,17 +150,6 @@ class Policy:
         Call `with policy.value_trunk():` around it and its backward pass, in which checkpoints are computed again.
         """
         return self._value(self._hidden(micro_batch))
-
-    @contextmanager
-    def counting_replay(self) -> Iterator[None]:
-        """Inside, count how often routers would now choose other experts than in the rollout."""
-        if self.replay:
-            self.replay.is_counting = True
-        try:
-            yield
-        finally:
-            if self.replay:
-                self.replay.is_counting = False
 
     @contextmanager
     def value_trunk(self) -> Iterator[None]:
@@ -175,12 +163,13 @@ class Policy:
     def reference(self, micro_batch: MicroBatch) -> Tensor:
         """Log-probabilities (B, T) of the answers under the reference policy."""
         with self._reference.active():
-            return self.forward(micro_batch, with_values=False).logp_BT
+            return self.forward(micro_batch).logp_BT
 
-    def _hidden(self, micro_batch: MicroBatch) -> Tensor:
+    def _hidden(self, micro_batch: MicroBatch, counts_replay: bool = False) -> Tensor:
         """The trunk's last states before each token of the answers: only they need logits."""
         if self.replay:
             self.replay.use(micro_batch.routing)
+            self.replay.is_counting = counts_replay
         hidden_BSD = self.model.get_decoder()(
             input_ids=micro_batch.ids_BS, attention_mask=micro_batch.attention_BS, use_cache=False
         ).last_hidden_state
@@ -189,8 +178,7 @@ class Policy:
 
     def _value(self, hidden_BTD: Tensor) -> Tensor:
         # A step of AdamW moves a sum over D states of size 1 by D times the learning rate; scaled, by √D times.
-        values_BT: Tensor = self.head(hidden_BTD.float() * hidden_BTD.shape[-1] ** -0.5).squeeze(-1)
-        return values_BT
+        return self.head(hidden_BTD.float() * hidden_BTD.shape[-1] ** -0.5).squeeze(-1)
 
     def close(self) -> None:
         """Remove the value adapter and all hooks from the model."""
@@ -213,6 +201,5 @@ def check_output(model: PeftModel) -> None:
     ours = model.get_output_embeddings()(hidden).float()
     model.train(was_training)
     if not torch.allclose(logits, ours, rtol=1e-2, atol=1e-2 * float(logits.abs().max())):
-        raise ModelError(
-            f"ppo does not know how {model.config.model_type} makes its logits", hint="grpo trains such a model too"
-        )
+        kind = model.config.model_type
+        raise ModelError(f"ppo does not know how {kind} makes its logits", hint="grpo trains such a model too")

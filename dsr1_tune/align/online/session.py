@@ -1,28 +1,35 @@
-"""What PPO and GRPO share: prompts encoded, answers scored by the rewards, and rewards on held-out prompts."""
+"""What PPO and GRPO share: prompts encoded, answers scored, scoring that fails, and rewards on held-out prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
 
 from dsr1_tune.align.online.generate import Answers, generate
+from dsr1_tune.align.preference.encode import TEMPLATE_ERRORS, encode_all, refused_by_template
 from dsr1_tune.align.preference.log_probs import log_probs
-from dsr1_tune.align.rewards.errors import RewardErrors
 from dsr1_tune.align.rewards.layered import Answered, LayeredReward, RewardResult
+from dsr1_tune.atomic import atomic_write
 from dsr1_tune.config import RolloutRun
 from dsr1_tune.data.encode import thinking
 from dsr1_tune.data.encode.example import prompt_text
 from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Drop, Message, Prompt, Record, Row
-from dsr1_tune.errors import ConfigError, DataError
+from dsr1_tune.errors import ConfigError, DataError, RunError
 from dsr1_tune.models.load import Loaded
 from dsr1_tune.runs.console import plain_table
-from dsr1_tune.runs.data import RunData, divide
+from dsr1_tune.runs.data import RunData
+from dsr1_tune.runs.distributed import group
 from dsr1_tune.runs.session import Session
 
 Run = TypeVar("Run", bound=RolloutRun)
 MAX_NAMED = 5
+ERRORS = "reward_errors.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,36 +43,20 @@ class PromptExample:
     opens_thought: bool = False
     """Whether the chat template ends the prompt with <think>."""
 
-    def answered(self, text: str, num_tokens: int, has_ended: bool) -> Answered:
-        """An answer to this prompt, to be scored."""
-        return Answered(self.prompt.messages, text, self.prompt.answer, num_tokens, has_ended, self.opens_thought)
-
 
 def encode_prompts(prepared: Prepared, tokenizer: Any, config: RolloutRun) -> RunData:
     """Encode prompts, split into training and held-out ones. Raises DataError if none leaves room for an answer."""
-    examples: list[PromptExample] = []
-    drops: list[Drop] = []
     room = config.schedule.max_tokens - config.rollout.max_new_tokens
-    for row in prepared.rows:
-        assert isinstance(row, Prompt)
-        outcome = _encode(row, tokenizer, room)
-        if isinstance(outcome, Drop):
-            drops.append(outcome.at(row.place, "encode", row.row))
-        else:
-            examples.append(outcome)
     # Rows with the same prompt and other expected answers stay on one side of the split.
-    return divide(prepared, examples, drops, config)
+    return encode_all(prepared, lambda row: _encode(row, tokenizer, room), config)
 
 
 def _encode(row: Prompt, tokenizer: Any, room: int) -> PromptExample | Drop:
-    from jinja2 import TemplateError
-
     record = Record((*row.messages, Message("assistant", row.answer or "")), row.place, row.tools, row.row)
     try:
         text = prompt_text(record, tokenizer)
-    except (TemplateError, ValueError, TypeError, KeyError) as error:
-        fix = "change the turns or roles as it says, or choose another base"
-        return Drop("template_refused", f"the model's chat template refuses it: {error}", fix, row.messages[0].path)
+    except TEMPLATE_ERRORS as error:
+        return refused_by_template(error, row.messages[0])
     ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     if len(ids) > room:
         detail = f"{len(ids):,} tokens; with rollout.max_new_tokens for the answer {max(room, 0):,} are allowed"
@@ -125,21 +116,23 @@ class RolloutSession(Session[Run]):
         if file is None:
             raise ConfigError("no rewards are given", hint="--rewards rewards.yaml")
         self.rewards = LayeredReward.read(file)
-        lacking = [e for e in (*self.data.train, *self.data.held_out) if e.prompt.answer is None]
+        prompts = [example.prompt for example in (*self.data.train, *self.data.held_out)]
+        lacking = [prompt for prompt in prompts if prompt.answer is None]
         if self.rewards.needs_expected and lacking:
             raise DataError(
-                f"{lacking[0].prompt.place}: has no answer to check against, which {file} needs "
+                f"{lacking[0].place}: has no answer to check against, which {file} needs "
                 f"({len(lacking):,} rows have none)",
                 hint='add it: {"prompt": ..., "expected": ...}, or name its column: --map ground_truth=COLUMN',
             )
         unusable = [
-            (prompt.place, objection)
-            for prompt in dict.fromkeys(example.prompt for example in (*self.data.train, *self.data.held_out))
+            f"{prompt.place}: its expected answer {objection} in {file}"
+            for prompt in dict.fromkeys(prompts)
             if prompt.answer is not None and (objection := self.rewards.objection(prompt.answer))
         ]
         if unusable:
+            more = [f"and {len(unusable) - MAX_NAMED:,} more rows"] if len(unusable) > MAX_NAMED else []
             raise DataError(
-                _listed([f"{place}: its expected answer {objection} in {file}" for place, objection in unusable]),
+                "\n".join([*unusable[:MAX_NAMED], *more]),
                 hint="mend these rows or take them out; of several columns, name the right one: "
                 "--map ground_truth=COLUMN",
             )
@@ -151,35 +144,28 @@ class RolloutSession(Session[Run]):
             self.rewards = self.rewards.open()
         return super().load()
 
-    def score(
-        self, examples: Sequence[PromptExample], answers: Answers, step: int | None = None, is_share: bool = True
-    ) -> list[RewardResult]:
+    def score(self, examples: Sequence[PromptExample], answers: Answers, step: int | None = None) -> list[RewardResult]:
         """Score each answer; rewards that fail are counted, and end the run with on_reward_error=stop.
 
-        Of several processes each scores its share, or (not `is_share`) all of them the same answers.
+        Of several processes each scores its share of a step, or, outside of steps, all of them the same answers.
         """
-        texts = self.base.tokenizer.batch_decode(answers.without_end, skip_special_tokens=True)
+        said = [ids[:-1] if ended else ids for ids, ended in zip(answers.ids, answers.have_ended, strict=True)]
+        texts = self.base.tokenizer.batch_decode(said, skip_special_tokens=True)
         answered = [
-            example.answered(text.strip(), len(ids), ended)
-            for example, text, ids, ended in zip(examples, texts, answers.ids, answers.have_ended, strict=True)
+            Answered(one.prompt.messages, text.strip(), one.prompt.answer, len(ids), ended, one.opens_thought)
+            for one, text, ids, ended in zip(examples, texts, answers.ids, answers.have_ended, strict=True)
         ]
         results = self.rewards.score(answered)
-        self.errors.note(answered, results, step, is_share)
+        self.errors.note(answered, results, step)
         return results
 
     def evaluate(self, model: Any) -> HeldOutRewards:
         """Evaluate the greedy answers to the held-out prompts."""
         examples: list[PromptExample] = self.data.eval_subset
+        prompts, tokenizer = [example.input_ids for example in examples], self.base.tokenizer
         with self.narrator.counting("answering", len(examples)) as advance:
-            answers = generate(
-                model,
-                [example.input_ids for example in examples],
-                self.base.tokenizer,
-                self.config.rollout,
-                is_greedy=True,
-                advance=advance,
-            )
-        results = self.score(examples, answers, is_share=False)
+            answers = generate(model, prompts, tokenizer, self.config.rollout, is_greedy=True, advance=advance)
+        results = self.score(examples, answers)
         return HeldOutRewards(
             reward=mean([result.total for result in results]),
             layers=means([result.layers for result in results]),
@@ -201,11 +187,7 @@ class RolloutSession(Session[Run]):
 
     def metrics(self, before: HeldOutRewards, after: HeldOutRewards) -> dict[str, Any]:
         """Mean rewards before and after, and how often scoring failed."""
-        return {
-            "reward_before": before.reward,
-            "reward_after": after.reward,
-            "reward_errors": self.errors.counts,
-        }
+        return {"reward_before": before.reward, "reward_after": after.reward, "reward_errors": self.errors.counts}
 
     def show(self, before: HeldOutRewards, after: HeldOutRewards) -> None:
         """Print rewards by layer and component, before and after."""
@@ -224,17 +206,105 @@ class RolloutSession(Session[Run]):
             self.narrator.say(failed)
 
 
-def _listed(lines: Sequence[str]) -> str:
-    more = [f"and {len(lines) - MAX_NAMED:,} more rows"] if len(lines) > MAX_NAMED else []
-    return "\n".join([*lines[:MAX_NAMED], *more])
-
-
 def mean(values: Sequence[float]) -> float:
     """The arithmetic mean; 0 of no values."""
     return sum(values) / len(values) if values else 0.0
+
+
+def reward_means(results: Sequence[RewardResult]) -> dict[str, float]:
+    """Means over answers, of every layer and then of every component, by the names in the log."""
+    every = means([result.layers for result in results]) | means([result.components for result in results])
+    return {f"reward/{name}": value for name, value in every.items()}
 
 
 def means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     """The mean of each name's values over the rows that have it."""
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: mean([row[name] for row in rows if name in row]) for name in names}
+
+
+# --- rewards that fail ------------------------------------------------------------------------------------------------
+
+
+class RewardErrors:
+    """Counts, for one run, the answers that a component could not score."""
+
+    def __init__(self, folder: Path, on_error: Literal["stop", "zero"], say: Callable[[str], None]) -> None:
+        self.file = folder / ERRORS
+        self.on_error = on_error
+        self.say = say
+        self.counts: Counter[str] = Counter()
+
+    def resume(self, step: int) -> None:
+        """Take up the count where a run goes on after `step`; what it does again is forgotten."""
+        known = [line for line in _lines(self.file) if line.get("step", 0) <= step]
+        if group.is_main() and self.file.exists():
+            with atomic_write(self.file) as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in known)
+        self.counts = Counter(line["component"] for line in known)
+
+    def note(self, answers: Sequence[Answered], results: Sequence[RewardResult], step: int | None = None) -> int:
+        """Keep what went wrong with these answers; how much that was. Raises RunError at the first with `stop`.
+
+        Where there are several processes all call it, in a step each with its share, else all with the same; one of
+        them writes.
+        """
+        pairs = zip(answers, results, strict=True)
+        lines = [_line(one, error, step) for one, result in pairs for error in result.errors]
+        if step is not None:
+            lines = group.all_gather(lines)
+        if not lines:
+            return 0
+        if group.is_main():
+            with self.file.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        if self.on_error == "stop":
+            hint = f"the answer is in {self.file}; mend the reward and go on with --resume"
+            raise RunError(f"reward {lines[0]['component']} failed: {_what(lines[0])}", hint=hint)
+        for line in lines:
+            component = line["component"]
+            self.counts[component] += 1
+            number = self.counts[component]
+            if str(number).rstrip("0") == "1":  # a power of ten
+                times = "" if number == 1 else f", {number:,} times by now"
+                self.say(f"reward {component} failed and counts 0{times}: {_what(line)}")
+        return len(lines)
+
+    def summary(self) -> str:
+        """One line for the end of a run, or nothing."""
+        if not self.counts:
+            return ""
+        listed = ", ".join(f"{component} {count:,} times" for component, count in self.counts.most_common())
+        return f"rewards that failed and counted 0: {listed}; every one is in {self.file}"
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """What the file holds; a line that a killed run left half written is no line."""
+    if not file.exists():
+        return []
+    found = []
+    with file.open("rb") as lines:  # an answer may hold other line ends, such as U+2028, as they are
+        for line in lines:
+            with suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict) and "component" in row:
+                    found.append(row)
+    return found
+
+
+def _line(one: Answered, error: str, step: int | None) -> dict[str, Any]:
+    component, _, said = error.partition(": ")
+    return {
+        **({} if step is None else {"step": step}),
+        "component": component,
+        "error": said,
+        "question": one.question,
+        "answer": one.answer,
+        "expected": one.expected,
+    }
+
+
+def _what(line: dict[str, Any]) -> str:
+    """What went wrong, and the beginning of the answer."""
+    answer = " ".join(line["answer"].split())
+    return f"{line['error']}; answer: {answer if len(answer) <= 80 else answer[:80] + '…'!r}"

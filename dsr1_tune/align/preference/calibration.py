@@ -10,6 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from dsr1_tune.atomic import atomic_write
 
 EDGES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -63,9 +65,7 @@ class PairScores:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> PairScores:
         """The inverse of `as_json`."""
-        bins = tuple(Bin(**one) for one in value["bins"])
-        differs = {name: Bucket(**one) for name, one in value["differs"].items()}
-        return cls(**{**value, "bins": bins, "differs": differs, "margins": tuple(value["margins"])})
+        return TypeAdapter(cls).validate_python(value)
 
     def as_json(self) -> dict[str, Any]:
         """For eval.json."""
@@ -138,11 +138,9 @@ _BLUE, _GREY = "#2b6cb0", "0.45"
 
 def plot(scores: PairScores, file: Path) -> None:
     """calibration.png: how sure the model was against how often it was right, and the margins of all pairs."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.6), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     _draw_reliability(left, scores)
     _draw_margins(right, scores)
@@ -155,20 +153,13 @@ def _draw_reliability(place: Any, scores: PairScores) -> None:
     for one in scores.bins:
         low, high = wilson(one.right, one.num_pairs)
         place.plot([one.sure, one.sure], [low, high], color=_BLUE, alpha=0.35, linewidth=3, solid_capstyle="butt")
-        is_left = one.sure < 0.93
-        place.annotate(
-            f"{one.num_pairs:,}",
-            (one.sure, one.right),
-            xytext=(7 if is_left else -7, 6),
-            textcoords="offset points",
-            ha="left" if is_left else "right",
-            fontsize=9,
-        )
+        offset, side = (7, "left") if one.sure < 0.93 else (-7, "right")
+        beside = {"xytext": (offset, 6), "textcoords": "offset points", "ha": side}
+        place.annotate(f"{one.num_pairs:,}", (one.sure, one.right), fontsize=9, **beside)
     sures, rights = [one.sure for one in scores.bins], [one.right for one in scores.bins]
     place.plot(sures, rights, marker="o", color=_BLUE, label="pairs (their number; bars: 95 %)")
     place.set(xlim=(0.48, 1.02), ylim=(-0.03, 1.06))
-    place.set_xlabel("how sure the model is: sigmoid(|margin|)")
-    place.set_ylabel("share of pairs where it is right")
+    place.set(xlabel="how sure the model is: sigmoid(|margin|)", ylabel="share of pairs where it is right")
     place.set_title(f"Calibration (error {scores.calibration_error:.3f})", loc="left", fontsize=11)
     place.legend(loc="lower right", fontsize=9, frameon=False)
     place.grid(alpha=0.25)
@@ -178,26 +169,16 @@ def _draw_margins(place: Any, scores: PairScores) -> None:
     reach = max(max(map(abs, scores.margins)), 1e-3) * 1.02
     num_bins = 2 * min(15, max(5, round(math.sqrt(scores.num_pairs))))
     edges = [reach * (2 * number / num_bins - 1) for number in range(num_bins + 1)]
-    for of, colour, label in ((_is_wrong, "#c05621", "wrong"), (_is_not_wrong, _BLUE, "right")):
-        place.hist([m for m in scores.margins if of(m)], bins=edges, color=colour, label=label, edgecolor="white")
+    for is_right, colour, label in ((False, "#c05621", "wrong"), (True, _BLUE, "right")):
+        shown = [margin for margin in scores.margins if (margin >= 0) == is_right]
+        place.hist(shown, bins=edges, color=colour, label=label, edgecolor="white")
     place.yaxis.get_major_locator().set_params(integer=True)
     place.axvline(0, color=_GREY, linewidth=1)
     place.axvline(scores.margin, color="black", linewidth=1, linestyle=":", label=f"mean {scores.margin:+.2f}")
-    place.set_xlabel("margin: score of the chosen answer - score of the rejected one")
-    place.set_ylabel("pairs")
-    title = (
-        f"{scores.num_pairs:,} pairs: {scores.accuracy:.1%} right; the longer answer would be {scores.length_only:.1%}"
-    )
-    place.set_title(title, loc="left", fontsize=11)
+    place.set(xlabel="margin: score of the chosen answer - score of the rejected one", ylabel="pairs")
+    shares = f"{scores.accuracy:.1%} right; the longer answer would be {scores.length_only:.1%}"
+    place.set_title(f"{scores.num_pairs:,} pairs: {shares}", loc="left", fontsize=11)
     place.legend(fontsize=9, frameon=False)
-
-
-def _is_wrong(margin: float) -> bool:
-    return margin < 0
-
-
-def _is_not_wrong(margin: float) -> bool:
-    return margin >= 0
 
 
 def wilson(share: float, number: int, z: float = 1.96) -> tuple[float, float]:

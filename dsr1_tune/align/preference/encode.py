@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any
 
 from datasets import Dataset
+from jinja2 import TemplateError
 
 from dsr1_tune.config import AlignRun, Sequences
 from dsr1_tune.data.encode import thinking
@@ -17,9 +19,8 @@ from dsr1_tune.errors import DataError
 from dsr1_tune.runs.data import RunData, divide
 
 Ids = tuple[int, ...]
-
-_SHORTEN = "shorten it, raise schedule.max_tokens, or cut its answers with sequences.longer=truncate"
-_LOOK = "look at the answer as the template shows it; it may hold only what the template removes"
+TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, KeyError)
+"""What a chat template raises for turns that it was not made for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +39,23 @@ class PairExample:
     num_cut: int = 0
 
     @property
-    def differs(self) -> str:
-        """What its row says in a field "differs" about the two answers, such as safety or tone."""
-        return differs_in(self.preference.row)
+    def answers(self) -> tuple[tuple[Ids, Ids], tuple[Ids, Ids]]:
+        """The chosen and the rejected answer, each behind the prompt."""
+        return (self.prompt_ids, self.chosen_ids), (self.prompt_ids, self.rejected_ids)
+
+    @property
+    def conversations(self) -> tuple[Ids, Ids]:
+        """The prompt with the chosen answer, and with the rejected one."""
+        return self.prompt_ids + self.chosen_ids, self.prompt_ids + self.rejected_ids
 
     @property
     def input_ids(self) -> Ids:
         """The longer of the two conversations."""
-        return self.prompt_ids + max(self.chosen_ids, self.rejected_ids, key=len)
+        return max(self.conversations, key=len)
 
 
 def differs_in(row: Any) -> str:
-    """What a row says in a field "differs" about its two answers, or nothing."""
+    """What a row says in a field "differs" about its two answers, such as safety or tone, or nothing."""
     named = row.get("differs") if isinstance(row, dict) else None
     return named if isinstance(named, str) else ""
 
@@ -82,7 +88,7 @@ class FeedbackData(RunData):
 
 def encode_pairs(prepared: Prepared, tokenizer: Any, config: AlignRun) -> RunData:
     """The preference rows encoded and split. Raises DataError unless two are left: one to learn and one to measure."""
-    data = _encode_all(prepared, Preference, lambda row: encode_pair(row, tokenizer, config), config)
+    data = encode_all(prepared, lambda row: encode_pair(row, tokenizer, config), config)
     if len(data.prepared.rows) < 2:
         raise DataError(
             f"{data.prepared.rows[0].place}: only this one pair can be trained on, and none is left to measure on",
@@ -93,7 +99,7 @@ def encode_pairs(prepared: Prepared, tokenizer: Any, config: AlignRun) -> RunDat
 
 def encode_feedback(prepared: Prepared, tokenizer: Any, config: AlignRun) -> RunData:
     """The feedback rows encoded and split. Raises DataError unless good and bad answers are left to learn from."""
-    data = _encode_all(prepared, Feedback, lambda row: encode_one(row, tokenizer, config), config)
+    data = encode_all(prepared, lambda row: encode_one(row, tokenizer, config), config)
     num_good = sum(example.feedback.is_good for example in data.train)
     num_bad = len(data.train) - num_good
     if not num_good or not num_bad:
@@ -112,13 +118,8 @@ def encode_feedback(prepared: Prepared, tokenizer: Any, config: AlignRun) -> Run
 
 def as_rows(examples: Sequence[PairExample]) -> Dataset:
     """The pairs in the columns of TRL's preference trainers."""
-    return Dataset.from_dict(
-        {
-            "prompt_ids": [example.prompt_ids for example in examples],
-            "chosen_ids": [example.chosen_ids for example in examples],
-            "rejected_ids": [example.rejected_ids for example in examples],
-        }
-    )
+    names = ("prompt_ids", "chosen_ids", "rejected_ids")
+    return Dataset.from_dict({name: [getattr(example, name) for example in examples] for name in names})
 
 
 def as_feedback_rows(examples: Sequence[FeedbackExample], max_tokens: int) -> Dataset:
@@ -128,16 +129,14 @@ def as_feedback_rows(examples: Sequence[FeedbackExample], max_tokens: int) -> Da
     those of a fixed batch, where rows of the same prompt may stand side by side; here it is the next row's with
     another prompt, cut where both together exceed `max_tokens`.
     """
-    others = _answers_of_others(examples)
+    prompts = [example.prompt_ids for example in examples]
+    others = zip(prompts, _answers_of_others(examples), strict=True)
     return Dataset.from_dict(
         {
-            "prompt_ids": [example.prompt_ids for example in examples],
+            "prompt_ids": prompts,
             "completion_ids": [example.completion_ids for example in examples],
             "label": [example.feedback.is_good for example in examples],
-            "KL_completion_ids": [
-                other[: max(1, max_tokens - len(example.prompt_ids))]
-                for example, other in zip(examples, others, strict=True)
-            ],
+            "KL_completion_ids": [other[: max(1, max_tokens - len(prompt))] for prompt, other in others],
         }
     )
 
@@ -145,48 +144,41 @@ def as_feedback_rows(examples: Sequence[FeedbackExample], max_tokens: int) -> Da
 def _answers_of_others(examples: Sequence[FeedbackExample]) -> list[Ids]:
     """For each row the answer of the next one, from the first again behind the last, that has another prompt."""
     others: list[Ids] = [()] * len(examples)
-    num = len(examples)
     following = examples[0]
     # Backwards and twice round: whichever comes next with another prompt has been seen.
-    for number in range(2 * num - 1, -1, -1):
-        example, after = examples[number % num], examples[(number + 1) % num]
-        if after.prompt_ids != example.prompt_ids:
+    for number in [*reversed(range(len(examples)))] * 2:
+        after = examples[(number + 1) % len(examples)]
+        if after.prompt_ids != examples[number].prompt_ids:
             following = after
-        others[number % num] = following.completion_ids
+        others[number] = following.completion_ids
     return others
 
 
-def _encode_all(prepared: Prepared, kind: type[Any], encode: Any, config: AlignRun) -> RunData:
-    """Every row of one kind encoded; those that cannot be are dropped, with their place."""
+def encode_all(prepared: Prepared, encode: Callable[[Any], Any], config: AlignRun) -> RunData:
+    """Every row encoded and split; those that cannot be are dropped, with their place. Raises DataError if all are."""
     examples, drops = [], []
     for row in prepared.rows:
-        if not isinstance(row, kind):
-            continue
         outcome = encode(row)
         if isinstance(outcome, Drop):
             drops.append(outcome.at(row.place, "encode", row.row))
         else:
             examples.append(outcome)
-    remarks = _remarks(examples, config.schedule.max_tokens)
-    return divide(prepared, examples, drops, config, remarks)
-
-
-def _remarks(examples: Sequence[Any], max_tokens: int) -> tuple[str, ...]:
-    """A line about the answers that were cut."""
-    cut = [example.num_cut for example in examples if example.num_cut]
-    if not cut:
-        return ()
-    return (f"{len(cut):,} rows have an answer cut at {max_tokens:,} tokens; {sum(cut):,} tokens are left out",)
+    cut, limit = [example.num_cut for example in examples if example.num_cut], config.schedule.max_tokens
+    remark = f"{len(cut):,} rows have an answer cut at {limit:,} tokens; {sum(cut):,} tokens are left out"
+    return divide(prepared, examples, drops, config, (remark,) if cut else ())
 
 
 def encode_pair(row: Preference, tokenizer: Any, config: AlignRun) -> PairExample | Drop:
     """One pair as token ids, or why it cannot be used."""
     chosen = _tokens(row, row.chosen, tokenizer, config.sequences)
+    if isinstance(chosen, Drop):
+        return chosen
     rejected = _tokens(row, row.rejected, tokenizer, config.sequences)
-    if isinstance(chosen, Drop) or isinstance(rejected, Drop):
-        return chosen if isinstance(chosen, Drop) else rejected  # type: ignore[return-value]
+    if isinstance(rejected, Drop):
+        return rejected
     # A template may show the turns before an answer otherwise for the one than for the other.
-    num_prompt = min(chosen.first, rejected.first, _common(chosen.ids, rejected.ids))
+    same = takewhile(lambda both: both[0] == both[1], zip(chosen.ids, rejected.ids, strict=False))
+    num_prompt = min(chosen.first, rejected.first, len(list(same)))
     max_tokens = config.schedule.max_tokens
     longest = max(chosen, rejected, key=lambda one: len(one.ids))
     if drop := _too_long(longest, num_prompt, config):
@@ -194,20 +186,12 @@ def encode_pair(row: Preference, tokenizer: Any, config: AlignRun) -> PairExampl
     prompt = chosen.ids[:num_prompt]
     chosen_ids, rejected_ids = chosen.ids[num_prompt:max_tokens], rejected.ids[num_prompt:max_tokens]
     num_cut = sum(max(0, len(one.ids) - max_tokens) for one in (chosen, rejected))
+    if chosen_ids == rejected_ids and num_cut:
+        detail = f"the two answers differ only behind the first {max_tokens:,} tokens"
+        return Drop("too_long", detail, "raise schedule.max_tokens", row.chosen.path)
     if chosen_ids == rejected_ids:
-        if num_cut:
-            return Drop(
-                "too_long",
-                f"the two answers differ only behind the first {max_tokens:,} tokens",
-                fix="raise schedule.max_tokens",
-                path=row.chosen.path,
-            )
-        return Drop(
-            "nothing_to_learn",
-            "the two answers are the same tokens to the model",
-            fix="a pair needs answers that differ in what the model is shown",
-            path=row.chosen.path,
-        )
+        fix = "a pair needs answers that differ in what the model is shown"
+        return Drop("nothing_to_learn", "the two answers are the same tokens to the model", fix, row.chosen.path)
     return PairExample(row, chosen.record, prompt, chosen_ids, rejected_ids, num_cut)
 
 
@@ -218,10 +202,8 @@ def encode_one(row: Feedback, tokenizer: Any, config: AlignRun) -> FeedbackExamp
         return answered
     if drop := _too_long(answered, answered.first, config):
         return drop
-    max_tokens = config.schedule.max_tokens
-    num_cut = max(0, len(answered.ids) - max_tokens)
-    ids, first = answered.ids[:max_tokens], answered.first
-    return FeedbackExample(row, answered.record, ids[:first], ids[first:], num_cut)
+    ids, first = answered.ids[: config.schedule.max_tokens], answered.first
+    return FeedbackExample(row, answered.record, ids[:first], ids[first:], len(answered.ids) - len(ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,8 +217,6 @@ class _Answered:
 
 def _tokens(row: Preference | Feedback, answer: Message, tokenizer: Any, sequences: Sequences) -> _Answered | Drop:
     """The prompt with one of its answers through the model's chat template, or why it cannot be used."""
-    from jinja2 import TemplateError
-
     messages = (*row.prompt, answer)
     if sequences.think == "strip":
         messages = tuple(
@@ -246,22 +226,21 @@ def _tokens(row: Preference | Feedback, answer: Message, tokenizer: Any, sequenc
     record = Record(messages, row.place, row.tools, row.row)
     try:
         text, span = render_answer(record, tokenizer)
-    except (TemplateError, ValueError, TypeError, KeyError) as error:
-        return Drop(
-            "template_refused",
-            f"the model's chat template refuses it: {error}",
-            fix="change the turns or roles as it says, or choose another base",
-            path=messages[0].path,
-        )
-    if span is None:
-        return Drop("nothing_to_learn", "the model is shown nothing of the answer", fix=_LOOK, path=answer.path)
+    except TEMPLATE_ERRORS as error:
+        return refused_by_template(error, messages[0])
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    tokens = [
-        number for number, (start, end) in enumerate(encoded["offset_mapping"]) if start < span[1] and span[0] < end
-    ]
+    first, last = span or (0, 0)
+    tokens = [number for number, (start, end) in enumerate(encoded["offset_mapping"]) if start < last and first < end]
     if not tokens or not tokens[0]:
-        return Drop("nothing_to_learn", "the model is shown nothing of the answer", fix=_LOOK, path=answer.path)
+        fix = "look at the answer as the template shows it; it may hold only what the template removes"
+        return Drop("nothing_to_learn", "the model is shown nothing of the answer", fix, answer.path)
     return _Answered(record, tuple(encoded["input_ids"][: tokens[-1] + 1]), tokens[0])
+
+
+def refused_by_template(error: Exception, first: Message) -> Drop:
+    """The row that begins with a message, refused by the model's chat template with one of TEMPLATE_ERRORS."""
+    fix = "change the turns or roles as it says, or choose another base"
+    return Drop("template_refused", f"the model's chat template refuses it: {error}", fix, first.path)
 
 
 def _too_long(answered: _Answered, num_prompt: int, config: AlignRun) -> Drop | None:
@@ -269,16 +248,9 @@ def _too_long(answered: _Answered, num_prompt: int, config: AlignRun) -> Drop | 
     num_tokens, max_tokens = len(answered.ids), config.schedule.max_tokens
     path = answered.record.messages[-1].path
     if num_tokens > max_tokens and config.sequences.longer != "truncate":
-        return Drop("too_long", f"{num_tokens:,} tokens, {max_tokens:,} are allowed", fix=_SHORTEN, path=path)
+        fix = "shorten it, raise schedule.max_tokens, or cut its answers with sequences.longer=truncate"
+        return Drop("too_long", f"{num_tokens:,} tokens, {max_tokens:,} are allowed", fix, path=path)
     if num_prompt >= max_tokens:
         detail = f"the prompt alone has {num_prompt:,} tokens, {max_tokens:,} are allowed with the answer"
         return Drop("too_long", detail, fix="shorten the prompt, or raise schedule.max_tokens", path=path)
     return None
-
-
-def _common(one: Ids, other: Ids) -> int:
-    """The number of tokens with which both begin."""
-    for number, (left, right) in enumerate(zip(one, other, strict=False)):
-        if left != right:
-            return number
-    return min(len(one), len(other))

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, model_validator
+from pydantic import Field, ValidationInfo
 
 from dsr1_tune.config import ConfigSection
 from dsr1_tune.data.encode import thinking
-from dsr1_tune.data.record import Message
+from dsr1_tune.data.record import Feedback, Message, Preference, Record, Row
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -34,7 +34,24 @@ class Answered:
     @property
     def question(self) -> str:
         """The last thing the user said."""
-        return next((message.content for message in reversed(self.prompt) if message.role == "user"), "")
+        return question_in(self.prompt)
+
+
+def question_in(prompt: Sequence[Message]) -> str:
+    """The last thing the user said in the turns before an answer."""
+    return next((message.content for message in reversed(prompt) if message.role == "user"), "")
+
+
+def answers_of(row: Row) -> dict[str, Message]:
+    """The answers of a row by their names: answer, or chosen and rejected; a prompt has none."""
+    match row:
+        case Preference():
+            return {"chosen": row.chosen, "rejected": row.rejected}
+        case Feedback():
+            return {"answer": row.completion}
+        case Record():
+            return {"answer": row.messages[-1]}
+    return {}
 
 
 Score = float | Exception
@@ -66,11 +83,6 @@ class Component(ConfigSection):
         return self.name or str(getattr(self, "type", ""))
 
     @property
-    def is_bounded(self) -> bool:
-        """Whether its scores are always from 0 to 1."""
-        return True
-
-    @property
     def compares(self) -> bool:
         """Whether, as it is set, it needs the row's expected answer."""
         return self.is_comparing
@@ -98,6 +110,17 @@ class Component(ConfigSection):
     def open(self) -> BatchScorer:
         """Ready to score; whatever it needs is loaded. Raises ModelError where that cannot be."""
         return lambda answers: [attempt(self.score, one) for one in answers]
+
+
+class Whether(Component):
+    """A component that gives 1 or 0: whether something holds for an answer."""
+
+    def score(self, one: Answered) -> float:
+        """1 or 0."""
+        return float(self._holds(one))
+
+    def _holds(self, one: Answered) -> bool:
+        raise NotImplementedError
 
 
 def read_part(answer: str, part: str) -> str:
@@ -134,25 +157,38 @@ def as_number(value: Any) -> float:
     return number
 
 
-def in_batches(
-    score: Callable[[Sequence[Any]], Sequence[Score]], items: Sequence[Any], mapped: Callable[[float], float]
-) -> list[Score]:
+def at_once(score: Callable[[Sequence[Any]], Sequence[Score]], items: Sequence[Any]) -> list[Score]:
     """Scores of all at once; where that fails, of each alone, so that one cannot take the others with it."""
     try:
-        numbers = score(items)
+        return list(score(items))
     except Exception as error:
         if len(items) == 1:
             return [error]
-        return [found for item in items for found in in_batches(score, [item], mapped)]
-    found: list[Score] = []
-    for number in numbers:
-        if isinstance(number, Exception):
-            found.append(number)
-        elif isinstance(number, float) and math.isfinite(number):
-            found.append(mapped(number))
-        else:
-            found.append(NoScore(f"it gave {number}, which is no number"))
-    return found
+        return [found for item in items for found in at_once(score, [item])]
+
+
+def in_batches(
+    score: Callable[[Sequence[Any]], Sequence[Score]],
+    items: Sequence[Any],
+    mapped: Callable[[float], float],
+    blank: Score = 0.0,
+) -> list[Score]:
+    """The mapped numbers that `score` gives the items, asked for all of them `at_once`; None is worth `blank`."""
+    asked = [item for item in items if item is not None]
+    numbers = iter(at_once(score, asked) if asked else [])
+    return [blank if item is None else _mapped(next(numbers), mapped) for item in items]
+
+
+def _mapped(number: Score, mapped: Callable[[float], float]) -> Score:
+    if isinstance(number, Exception):
+        return number
+    is_number = isinstance(number, float) and math.isfinite(number)
+    return mapped(number) if is_number else NoScore(f"it gave {number}, which is no number")
+
+
+def between(number: float, low: float, high: float) -> float:
+    """0 at low, 1 at high and linear in between; low may be the greater one."""
+    return min(1.0, max(0.0, (number - low) / (high - low)))
 
 
 class Mapped(Component):
@@ -165,25 +201,17 @@ class Mapped(Component):
     unbounded: bool = False
     """The number is the score, whatever it is; it must then stand in the last layer, or under gate: none."""
 
-    @model_validator(mode="after")
-    def _one_way(self) -> Mapped:
+    def _check(self) -> None:
         ways = [name for name in ("scale", "sigmoid", "unbounded") if getattr(self, name)]
         if len(ways) > 1:
             raise ValueError(f"{' and '.join(ways)} are given; a number becomes a score in one way only")
         if self.scale and self.scale[0] == self.scale[1]:
             raise ValueError(f"scale: {list(self.scale)} has no width")
-        return self
-
-    @property
-    def is_bounded(self) -> bool:
-        """Whether its scores are always from 0 to 1."""
-        return not self.unbounded
 
     def mapped(self, number: float) -> float:
         """The score. Raises NoScore for a number that is outside 0 to 1 where no way to map it is said."""
         if self.scale:
-            low, high = self.scale
-            return min(1.0, max(0.0, (number - low) / (high - low)))
+            return between(number, *self.scale)
         if self.sigmoid:
             return 1 / (1 + math.exp(-number)) if number > -700 else 0.0
         if not self.unbounded and not 0 <= number <= 1:

@@ -16,10 +16,8 @@ from typing import Any
 
 import yaml
 
-from dsr1_tune.data.rules.text_features import phrases
-from dsr1_tune.text.equality import Tolerance
+from dsr1_tune.text.equality import EXACT
 from dsr1_tune.text.final_answer import final_numbers
-from dsr1_tune.text.numbers import Number
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,34 +33,19 @@ def statements(text: str) -> list[Statement]:
     """The clauses of a text that state something: no questions, conditions or guesses."""
     found = []
     for sentence in _SENTENCE.findall(unicodedata.normalize("NFKC", text)):
-        if _CONDITION.search(sentence):
+        if _IS["condition"].search(sentence):
             continue
-        clauses = [clause for clause in _CLAUSE.split(sentence) if clause.strip()]
+        clauses = [clause for clause in _IS["clause_end"].split(sentence) if clause.strip()]
         if sentence.rstrip().endswith("?"):  # "I am not allergic, may I take it?" states its first half
-            clauses = [clause for clause in clauses[:-1] if not _ASKS.search(clause)]
+            clauses = [clause for clause in clauses[:-1] if not _IS["asked"].search(clause)]
         for clause in clauses:
             statement = _han(clause) if len(_IS_HAN.findall(clause)) > 3 else _latin(clause)
-            if statement and not _GUESS.search(clause):
+            if statement and not _IS["guess"].search(clause):
                 found.append(statement)
     return found
 
 
 _SENTENCE = re.compile(r"[^.!?。\n;]+(?:\.(?=\d)[^.!?。\n;]*)*[.!?。;]?")
-_CLAUSE = re.compile(r"[,，、:：]|\bbut\b|\bwhile\b|\bwhereas\b|但是|但|而(?!且)|然而", re.I)
-_CONDITION = re.compile(
-    r"\b(?:if|unless|when|whenever|whether|once|in case)\b"
-    r"|如果|若|假如|要是|除非|当.{0,12}时|是否|一旦|的话|只有|时候|之前|之后",
-    re.I,
-)
-_GUESS = re.compile(
-    r"\b(?:except|without|some|sometimes|may|might|could|can be|or|than|until|only)\b|有时|有些|可能|或", re.I
-)
-_ASKS = re.compile(
-    r"^\s*(?:and|or)?\s*(?:is|are|am|was|were|do|does|did|can|could|should|would|will|may|has|have|what|how|why|who|"
-    r"which|where)\b"
-    r"|吗|呢|什么|怎么|怎样|哪|几|多少|是不是|能不能|可不可以",
-    re.I,
-)
 _IS_HAN = re.compile(r"[\u3400-\u9fff]")
 
 
@@ -88,31 +71,18 @@ def _stem(word: str) -> str:
 
 _WORDS: dict[str, Any] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 _NOT, _EMPTY = frozenset(_WORDS["not"]), frozenset(_WORDS["empty"])
+_IS = {name: re.compile("|".join(parts), re.I) for name, parts in _WORDS["patterns"].items()}
 
 
 def _han(text: str) -> Statement | None:
-    clause = _NO_DENIAL.sub("", text)
-    num_denials = len(_HAN_NOT.findall(clause))
-    clause = _HAN_NOT.sub("", clause)
+    clause = _IS["han_no_denial"].sub("", text)
+    clause, num_denials = _IS["han_denial"].subn("", clause)
     for word, opposite in _WORDS["han_opposites"].items():
         num_denials += clause.count(word)
         clause = clause.replace(word, opposite)
-    signs = "".join(re.findall(r"[\u3400-\u9fffa-z0-9]", _HAN_EMPTY.sub("", clause.lower())))
+    signs = "".join(re.findall(r"[\u3400-\u9fffa-z0-9]", _IS["han_empty"].sub("", clause.lower())))
     pairs = {signs[at : at + 2] for at in range(len(signs) - 1)}
     return Statement(text.strip(), frozenset(pairs), num_denials % 2 == 1) if len(signs) > 3 else None
-
-
-# In these words the sign for "not" denies nothing.
-_NO_DENIAL = re.compile(
-    "非常|不仅|不但|不过(?!敏|期|量|多)|不断|不同|不良|不适|不舒服|不管|不论|无论|不久|不少|不妨|不得不|不安(?!全)|差不多|未来|别人|特别|分别|区别|"
-    "级别|类别|性别|个别|识别|没关系|了不起|对不起|无法避免|是不是|能不能|可不可以|会不会|有没有|要不要|该不该"
-)
-_HAN_NOT = re.compile(
-    r"不能够|不可以|不应该|不应当|不需要|不能|不可|不应|不该|不宜|不要|不会|不是|没有|并非|切勿|禁止|严禁|请勿|绝非|不|没|无|非|未|勿|别"
-)
-_HAN_EMPTY = re.compile(
-    "的|了|是|会|能够|可以|应该|应当|需要|能|可|应|该|宜|要|有|您|你|我|他|她|它|这|那|也|都|就|很|请|呢|吗|吧|啊|所以|因此|因为|由于"
-)
 
 
 def contradictions(these: Sequence[Statement], those: Sequence[Statement]) -> list[tuple[Statement, Statement]]:
@@ -145,7 +115,7 @@ def wrong_sums(text: str) -> Iterator[str]:
     text = _CODE.sub(" ", unicodedata.normalize("NFKC", text)).replace("−", "-").replace("–", "-")
     text = re.sub(r"\\(?:times|cdot)(?![a-z])|[·∙⋅]", "×", text.replace("\\div", "÷"))
     text = re.sub(r"[ \t]+", " ", text)
-    if _OTHER_COUNTING.search(text):
+    if _IS["other_counting"].search(text):
         return
     for found in _SUM.finditer(text):
         if not _stands_alone(text[max(0, found.start() - 40) : found.start()]):
@@ -169,9 +139,6 @@ _SUM = re.compile(
     r"(?![\w%^(/!°√\\]|[.,:]\d|\s?\\%|\s?[-+*/×÷^]\s?[\w(\\]|\s?(?:\.{3}|…|million|billion|thousand|万|亿|千|百))"
 )
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]{1,300}`", re.S)
-_OTHER_COUNTING = re.compile(
-    r"binary|hexadecimal|octal|\bbase\b|\bmod(?:ulo)?\b|\\[bp]mod|remainder|\d\s?R\s?\d|进制|余\s?\d|o'clock", re.I
-)
 
 
 def _stands_alone(before: str) -> bool:
@@ -180,56 +147,35 @@ def _stands_alone(before: str) -> bool:
     if not before or before[-1] in "\n.,;:!?。、>→⇒∴\"'“”":
         return True
     word = re.search(r"[a-z]+$", before, re.I)
-    return word[0].lower() in _BEFORE_A_SUM if word else before[-1] in "共有是得即为则算以么"
-
-
-_BEFORE_A_SUM = frozenset(
-    phrases("so|and|then|is|we|have|get|gives|that|thus|hence|therefore|because|since|calculate|compute")
-)
+    return word[0].lower() in _WORDS["before_a_sum"] if word else before[-1] in "共有是得即为则算以么"
 
 
 def _computed(left: str) -> Fraction | None:
     """The value of a sum: products before sums, from the left; None for a division by 0."""
-    parts = re.findall(rf"({_TERM})\s*([-+*/×÷x]?)\s*", left)
     terms: list[Fraction] = []
-    sign, before = Fraction(1), ""
-    for said, behind in parts:
+    for sign, said in re.findall(rf"([-+*/×÷x]?)\s*({_TERM})", left):
         number = Fraction(said.replace(",", ""))
-        if before in ("*", "×", "x"):
+        if sign in ("*", "×", "x"):
             terms[-1] *= number
-        elif before in ("/", "÷"):
+        elif sign in ("/", "÷"):
             if not number:
                 return None
             terms[-1] /= number
         else:
-            if before == "" and terms:  # 5 -3, where the sign was read as the number's
-                sign = Fraction(1)
-            terms.append(sign * number)
-        if behind in ("+", "-"):
-            sign = Fraction(-1 if behind == "-" else 1)
-        before = behind
+            terms.append(-number if sign == "-" else number)
     return sum(terms, Fraction(0))
 
 
 def several_results(text: str) -> list[Fraction]:
     """The results that an answer names as its own, where they are not all the same: "answer: 5 ... answer: 7"."""
     found = final_numbers(text)
-    return list(dict.fromkeys(one.value for one in found)) if _differ(found) else []
-
-
-def _differ(found: Sequence[Number]) -> bool:
-    """Whether one of the numbers is another than the last; 50 and 50% are one."""
-    return any(not Tolerance().allows(one, found[-1]) for one in found[:-1])
+    are_one = all(EXACT.allows(one, found[-1]) for one in found[:-1])  # as 50 and 50% are
+    return [] if are_one else list(dict.fromkeys(one.value for one in found))
 
 
 def yes_or_no(text: str) -> bool | None:
     """Whether a text begins with a yes or a no; None where with neither."""
-    begin = text.lstrip(" \n\t*_\"'“‘")[:12].lower()
-    found = _YES_NO.match(begin)
-    return None if not found else found.lastgroup == "yes"
-
-
-_YES_NO = re.compile(
-    r"(?P<no>no\b(?!\W{0,2}\d)|false\b|incorrect\b|不是|不能|不可以|不会|不需要|不用|不对|不行|没有|否|不[,，。])"
-    r"|(?P<yes>yes\b|true\b|correct\b|是的|是[,，。]|能[,，。]|可以|会[,，。]|会的|需要[,，。]|对[,，。]|对的|有的|有[,，。]|行[,，。])"
-)
+    begin = text.lstrip(" \n\t*_\"'“‘")[:12]
+    if _IS["no"].match(begin):
+        return False
+    return True if _IS["yes"].match(begin) else None

@@ -44,16 +44,9 @@ class Gate(ConfigSection):
             raise ValueError("give none, hard, soft, or a threshold such as {soft: 0.8}")
         return value
 
-    @model_validator(mode="after")
-    def _one_of_them(self) -> Gate:
+    def _check(self) -> None:
         if self.hard is not None and self.soft is not None:
             raise ValueError("give hard or soft, not both")
-        return self
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the layers above count whatever this one gives."""
-        return self.hard is None and self.soft is None
 
     def passed(self, score: float) -> float:
         """How far, from 0 to 1, a layer with that score is met."""
@@ -75,11 +68,6 @@ class Layer(ConfigSection):
     """Without one it is soft: 1."""
     components: tuple[AnyComponent, ...] = Field(min_length=1)
     """What is looked at."""
-
-    @property
-    def how_gated(self) -> Gate:
-        """Its gate, or the usual one."""
-        return self.gate or Gate(soft=1.0)
 
 
 class RewardFile(ConfigSection):
@@ -191,42 +179,36 @@ def _across(tree: dict[str, Any]) -> list[str]:
     layers = tree.get("layers")
     if not isinstance(layers, list):
         return []
-    problems = _twice([(f"layers[{i}]", one.get("name")) for i, one in enumerate(layers) if isinstance(one, dict)])
+    problems = _twice("layers", layers)
     for number, layer in enumerate(layers):
         if not isinstance(layer, dict):
             continue
+        place, is_last = f"layers[{number}]", number == len(layers) - 1
         if layer.get("name") in REWARD_NUMBERS:
-            problems.append(f"layers[{number}].name: {layer['name']!r} is a number of the log; choose another")
-        components = layer.get("components")
-        components = components if isinstance(components, list) else []
-        named = [
-            (f"layers[{number}].components[{i}]", one.get("name") or one.get("type"))
-            for i, one in enumerate(components)
-            if isinstance(one, dict)
-        ]
-        problems += _twice(named)
+            problems.append(f"{place}.name: {layer['name']!r} is a number of the log; choose another")
+        problems += _twice(f"{place}.components", layer.get("components"), otherwise="type")
         gate = layer.get("gate")
         if "gate" in layer and gate is None:
+            problems.append(f"{place}.gate: is empty; give none, hard, soft, or a threshold such as {{soft: 0.8}}")
+        if is_last and gate not in (None, "none"):
+            problems.append(f"{place}.gate: nothing stands above the last layer; leave it out")
+        components = _dicts(layer.get("components"))
+        unbounded = [str(one.get("name") or one.get("type")) for one in components if one.get("unbounded") is True]
+        if unbounded and not is_last and gate != "none":
             problems.append(
-                f"layers[{number}].gate: is empty; give none, hard, soft, or a threshold such as {{soft: 0.8}}"
-            )
-        if number == len(layers) - 1 and gate not in (None, "none"):
-            problems.append(f"layers[{number}].gate: nothing stands above the last layer; leave it out")
-        unbounded = [
-            str(one.get("name") or one.get("type")) for one in _dicts(components) if one.get("unbounded") is True
-        ]
-        if unbounded and number < len(layers) - 1 and gate != "none":
-            problems.append(
-                f"layers[{number}].gate: {', '.join(unbounded)} is unbounded, so that no gate can be measured by it; "
+                f"{place}.gate: {', '.join(unbounded)} is unbounded, so that no gate can be measured by it; "
                 "map it with scale or sigmoid, or set gate: none"
             )
     return problems
 
 
-def _twice(named: list[tuple[str, Any]]) -> list[str]:
-    times = Counter(str(name) for _, name in named if name)
+def _twice(place: str, value: Any, otherwise: str = "") -> list[str]:
+    """Those parts of a list whose name, or what they go by otherwise, is that of another part too."""
+    parts = enumerate(value) if isinstance(value, list) else ()
+    named = [(i, name) for i, one in parts if isinstance(one, dict) and (name := one.get("name") or one.get(otherwise))]
+    times = Counter(str(name) for _, name in named)
     return [
-        f"{place}.name: {name!r} is there {times[str(name)]} times; give each a name of its own"
-        for place, name in named
-        if name and times[str(name)] > 1
+        f"{place}[{i}].name: {name!r} is there {times[str(name)]} times; give each a name of its own"
+        for i, name in named
+        if times[str(name)] > 1
     ]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator
 
-from dsr1_tune.align.rewards.component import Answered, Component, NoScore
+from dsr1_tune.align.rewards.component import Answered, Component, NoScore, Whether
 from dsr1_tune.data.dedup.languages import LANGUAGES, language_codes
 from dsr1_tune.data.dedup.ngrams import normalise, tokens
 from dsr1_tune.data.encode import thinking
@@ -23,27 +24,25 @@ from dsr1_tune.data.rules.text_features import WORD
 Whole = Annotated[int, Field(ge=0)]
 
 
-class NotEmpty(Component):
+class NotEmpty(Whether):
     """1 where the answer says anything at all, a letter or a digit; 0 where it is blank or signs only."""
 
     type: Literal["not_empty"]
 
-    def score(self, one: Answered) -> float:
-        """1 or 0."""
-        return float(any(map(str.isalnum, self.text(one))))
+    def _holds(self, one: Answered) -> bool:
+        return any(map(str.isalnum, self.text(one)))
 
 
-class Ended(Component):
+class Ended(Whether):
     """1 where the model ended the answer itself, 0 where it was cut off."""
 
     type: Literal["ended"]
 
-    def score(self, one: Answered) -> float:
-        """1 or 0."""
-        return float(one.has_ended)
+    def _holds(self, one: Answered) -> bool:
+        return one.has_ended
 
 
-class WellFormed(Component):
+class WellFormed(Whether):
     """1 where the answer is whole: JSON that parses, code blocks that are closed, text that does not break off."""
 
     type: Literal["well_formed"]
@@ -51,26 +50,23 @@ class WellFormed(Component):
     """text: it does not break off in a sentence, bracket or code block; markdown: code blocks are closed; json: all of
     it, or all of its one code block, parses."""
 
-    def score(self, one: Answered) -> float:
-        """1 or 0; an answer that says nothing is not well formed."""
+    def _holds(self, one: Answered) -> bool:
         text = self.text(one).strip()
         if not text:
-            return 0.0
+            return False
         if self.format == "json":
-            return float(_is_json(text))
+            return _is_json(text)
         if self.format == "markdown":
-            return float(_fences_are_closed(text))
-        rule = TruncatedAnswer(min_chars=1)
-        return float(not isinstance(truncated_answer(as_record(one, text), rule), Drop))
+            return _fences_are_closed(text)
+        return keeps(truncated_answer, TruncatedAnswer(min_chars=1), one, text)
 
 
 def _is_json(text: str) -> bool:
     fenced = _FENCED.fullmatch(text)
-    try:
+    with suppress(ValueError, RecursionError):
         json.loads(fenced[1] if fenced else text)
-    except (ValueError, RecursionError):
-        return False
-    return True
+        return True
+    return False
 
 
 _FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n?```", re.S | re.I)
@@ -94,26 +90,24 @@ def _fences_are_closed(text: str) -> bool:
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 
 
-class Language(Component):
+class Language(Whether):
     """1 where the answer is in the wanted language, or too short to tell; 0 where it is in another."""
 
     type: Literal["language"]
     want: Literal["same", "zh", "en", "ja", "ko"] = "same"
     """same: the question's, unless the question asks for another; en takes every language in Latin letters."""
 
-    def score(self, one: Answered) -> float:
-        """1 or 0."""
+    def _holds(self, one: Answered) -> bool:
         text = self.text(one)
         if not text.strip():
-            return 0.0
+            return False
         if self.want == "same":
-            rule = WrongLanguage()
-            return float(not isinstance(wrong_language(as_record(one, text), rule), Drop))
+            return keeps(wrong_language, WrongLanguage(), one, text)
         text = _NO_WORDS.sub(" ", text)
         if sum(3 if ord(sign) > 0x2E7F else 1 for sign in text if sign.isalpha()) < 8:
-            return 1.0
+            return True
         found = LANGUAGES[language_codes(tokens(normalise([[("assistant", text)]])))[0]]
-        return float(found in ("none", "latin" if self.want == "en" else self.want))
+        return found in ("none", "latin" if self.want == "en" else self.want)
 
 
 # Code and formulas.
@@ -138,15 +132,13 @@ class Length(Component):
     soft: Whole = 0
     """Over so many characters (or tokens) outside the limits the score falls from 1 to 0; 0 makes a hard edge."""
 
-    @model_validator(mode="after")
-    def _makes_sense(self) -> Length:
+    def _check(self) -> None:
         if not (self.min_chars or self.max_chars or self.min_tokens or self.max_tokens):
             raise ValueError("give min_chars, max_chars, min_tokens or max_tokens")
         if 0 < self.max_chars < self.min_chars:
             raise ValueError(f"min_chars={self.min_chars} is more than max_chars={self.max_chars}")
         if 0 < self.max_tokens < self.min_tokens:
             raise ValueError(f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}")
-        return self
 
     def score(self, one: Answered) -> float:
         """From 0 to 1: the lesser of what characters and tokens give."""
@@ -178,10 +170,9 @@ class NoRepetition(Component):
         text = self.text(one)
         if not text.strip():
             return 0.0
-        record = as_record(one, text)
-        if isinstance(repeated_text(record, RepeatedText(min_chars=40)), Drop):
+        if not keeps(repeated_text, RepeatedText(min_chars=40), one, text):
             return 0.0
-        if isinstance(repeated_lines(record, RepeatedLines()), Drop):
+        if not keeps(repeated_lines, RepeatedLines(), one, text):
             return 0.0
         again = max(_share_again(text, self.ngram), _share_in_runs(text))
         return min(1.0, (1 - again) / (1 - self.free))
@@ -216,7 +207,7 @@ def _share_in_runs(text: str) -> float:
 _RUN = re.compile(r"([^\s=\-_*.|#~+]{1,6}?)\1{9,}")
 
 
-class ThinkFormat(Component):
+class ThinkFormat(Whether):
     """1 where the answer is one <think>thought</think> and then what it says, both not empty; else 0."""
 
     type: Literal["think_format"]
@@ -225,18 +216,12 @@ class ThinkFormat(Component):
     opened: Literal["answer", "prompt", "either"] = "either"
     """Who writes <think>: the answer, or a chat template that ends the prompt with it."""
 
-    def score(self, one: Answered) -> float:
-        """1 or 0."""
-        text = one.answer
-        opens, closes = text.count(thinking.OPEN), text.count(thinking.CLOSE)
-        if closes != 1 or opens > 1:
-            return 0.0
-        if opens != 1 and self.opened == "answer":
-            return 0.0
-        if opens != 0 and self.opened == "prompt":
-            return 0.0
-        found = thinking.part(text)
-        return float(bool(found and found.reasoning.strip() and found.answer.strip()))
+    def _holds(self, one: Answered) -> bool:
+        wanted = {"answer": (1,), "prompt": (0,), "either": (0, 1)}[self.opened]
+        if one.answer.count(thinking.CLOSE) != 1 or one.answer.count(thinking.OPEN) not in wanted:
+            return False
+        found = thinking.part(one.answer)
+        return bool(found and found.reasoning.strip() and found.answer.strip())
 
 
 class Words(Component):
@@ -244,15 +229,8 @@ class Words(Component):
 
     words: tuple[str, ...] = ()
     """Words or phrases, whatever their case; of Latin letters only as words of their own."""
-    pattern: str | None = None
+    pattern: Annotated[str, AfterValidator(lambda value: compiled(value).pattern)] | None = None
     """A regular expression of Python, looked for anywhere; (?i) at its beginning ignores case."""
-
-    @field_validator("pattern")
-    @classmethod
-    def _compiles(cls, value: str | None) -> str | None:
-        if value is not None:
-            compiled(value)
-        return value
 
     @field_validator("words")
     @classmethod
@@ -261,11 +239,9 @@ class Words(Component):
             raise ValueError("a blank word is found everywhere")
         return value
 
-    @model_validator(mode="after")
-    def _something(self) -> Words:
+    def _check(self) -> None:
         if not self.words and self.pattern is None:
             raise ValueError("give words or a pattern")
-        return self
 
     @cached_property
     def _sought(self) -> tuple[re.Pattern[str], ...]:
@@ -302,25 +278,22 @@ class Contains(Words):
     def score(self, one: Answered) -> float:
         """From 0 to 1."""
         found = self.found(self.text(one))
-        return float(np.mean(found)) if self.need == "all" else float(any(found))
+        return sum(found) / len(found) if self.need == "all" else float(any(found))
 
 
-class Forbids(Words):
+class Forbids(Words, Whether):
     """1 where the answer has none of the words, nor the pattern; else 0."""
 
     type: Literal["forbids"]
 
-    def score(self, one: Answered) -> float:
-        """1 or 0."""
-        return float(not any(self.found(self.text(one))))
+    def _holds(self, one: Answered) -> bool:
+        return not any(self.found(self.text(one)))
 
 
-def as_record(one: Answered, text: str) -> Record:
-    """The answer as a row of data, for the rules about rows."""
-    prompt = one.prompt or (Message("user", ""),)
-    return Record((*prompt, Message("assistant", text)), _HERE)
+def keeps(rule: Callable[[Record, Any], Any], settings: Any, one: Answered, text: str) -> bool:
+    """Whether a rule about rows of data has nothing against an answer of that text."""
+    messages = (*(one.prompt or (Message("user", ""),)), Message("assistant", text))
+    return not isinstance(rule(Record(messages, Place("answer", 1, 0)), settings), Drop)
 
-
-_HERE = Place("answer", 1, 0)
 
 Form = NotEmpty | Ended | WellFormed | Language | Length | NoRepetition | ThinkFormat | Contains | Forbids

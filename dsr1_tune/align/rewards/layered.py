@@ -12,15 +12,14 @@ The lowest layer's gate is 1. Letters: N answers.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, chdir, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dsr1_tune.align.rewards.component import Answered, BatchScorer, Component, Score
-from dsr1_tune.align.rewards.file import Layer, RewardFile, read_file
+from dsr1_tune.align.rewards.component import Answered, BatchScorer, Component, at_once
+from dsr1_tune.align.rewards.file import Gate, Layer, RewardFile, read_file
 
 __all__ = ["Answered", "LayeredReward", "RewardResult"]
 
@@ -81,11 +80,10 @@ class LayeredReward:
         self.open()
         assert self._scorers is not None
         with _left_as_it_is():
-            given = {place: _scores(scorer, answers) for place, scorer in self._scorers.items()}
+            given = {place: at_once(scorer, answers) for place, scorer in self._scorers.items()}
         return [self._result({place: scores[i] for place, scores in given.items()}) for i in range(len(answers))]
 
     def _result(self, given: dict[str, float | Exception]) -> RewardResult:
-        """The total of one answer's scores, by layer and component."""
         scores = {place: 0.0 if isinstance(score, Exception) else score for place, score in given.items()}
         errors = tuple(f"{place}: {_one_line(score)}" for place, score in given.items() if isinstance(score, Exception))
         total, gate = 0.0, 1.0
@@ -96,34 +94,20 @@ class LayeredReward:
             gates[layer.name] = gate
             layers[layer.name] = gate * score
             total += layer.weight * gate * score
-            gate *= layer.how_gated.passed(score)
+            gate *= (layer.gate or Gate(soft=1.0)).passed(score)
         return RewardResult(total, layers, scores, errors, gates)
 
 
 @contextmanager
 def _left_as_it_is() -> Iterator[None]:
     """What a reward's own code sets for all (torch's seed, its grad mode, the folder) is as before when it is done."""
-    folder = Path.cwd()
-    torch = sys.modules.get("torch")  # unless it is loaded, nothing of it can be set
-    try:
-        if torch is None:
-            yield
-        else:
+    with ExitStack() as stack:
+        stack.enter_context(chdir("."))
+        if torch := sys.modules.get("torch"):  # unless it is loaded, nothing of it can be set
             devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-            with torch.random.fork_rng(devices), torch.set_grad_enabled(torch.is_grad_enabled()):
-                yield
-    finally:
-        os.chdir(folder)
-
-
-def _scores(scorer: BatchScorer, answers: Sequence[Answered]) -> list[Score]:
-    """What a component gives; where it raises all the same, each answer alone, so that one cannot take the others."""
-    try:
-        return scorer(answers)
-    except Exception as error:
-        if len(answers) == 1:
-            return [error]
-        return [score for one in answers for score in _scores(scorer, [one])]
+            stack.enter_context(torch.random.fork_rng(devices))
+            stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
+        yield
 
 
 def layer_score(layer: Layer, scores: dict[str, float]) -> float:

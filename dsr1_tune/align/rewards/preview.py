@@ -1,4 +1,4 @@
-"""Try a reward file on answers: what each component, layer and gate gives each of them, before anything is trained."""
+"""Try a reward file on answers: what each component, layer and gate gives each of them, in tables and JSON lines."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from dsr1_tune.align.rewards.layered import Answered, LayeredReward, RewardResult
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dsr1_tune.align.rewards.component import answers_of
+from dsr1_tune.align.rewards.layered import Answered, LayeredReward, RewardResult, layer_score
 from dsr1_tune.atomic import atomic_write
 from dsr1_tune.data.read.ground_truth import RESULTS, result_of
 from dsr1_tune.data.read.read import check_columns, read
 from dsr1_tune.data.read.values import Unusable
-from dsr1_tune.data.record import Drop, Feedback, Message, Place, Preference, Record, Row, prompt_of
+from dsr1_tune.data.record import Drop, Place, Row, prompt_of
 from dsr1_tune.errors import DataError
 
-BATCH = 64
+BATCH, MAX_CHARS = 64, 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +70,15 @@ def run(
     Raises DataError where there is no answer, or none has the expected result that the reward compares with.
     """
     found, drops = _answers(files, mapping)
+    names = ", ".join(map(str, files))
     if not found:
-        raise DataError(f"{_listed(files)}: holds no answers to test{_why(drops)}", hint=_HINT)
+        why = f"; the first row, {drops[0].place}: {drops[0].detail}" if drops else ""
+        hint = "give rows with a question and an answer, or pairs; and, to compare with, a column expected"
+        raise DataError(f"{names}: holds no answers to test{why}", hint=hint)
     if reward.needs_expected and not any(one.expected is not None for _, _, one in found):
         comparing = ", ".join(place for place, part in reward.components.items() if part.compares)
         raise DataError(
-            f"{_listed(files)}: no row has an expected answer, and {comparing} of {reward.file} compares with it",
+            f"{names}: no row has an expected answer, and {comparing} of {reward.file} compares with it",
             hint=f"add a column {RESULTS[0]}, or name it: --map ground_truth=COLUMN; or leave those components out",
         )
     reward.open()
@@ -79,9 +89,6 @@ def run(
         tested += [Tested(place, one, result, side) for (place, side, one), result in zip(batch, results, strict=True)]
         tick(len(tested), len(found))
     return Outcome(reward, tuple(tested), tuple(drops))
-
-
-_HINT = "give rows with a question and an answer, or pairs; and, to compare with, a column expected"
 
 
 def write(outcome: Outcome, out: Path) -> None:
@@ -106,47 +113,123 @@ def _answers(files: Sequence[Path], mapping: dict[str, str]) -> tuple[list[tuple
         if isinstance(outcome, Drop):
             drops.append(outcome)
         else:
-            found += [(row.place, side, one) for side, one in outcome]
+            found += [(row.place, "" if name == "answer" else name, one) for name, one in outcome]
     if column:
         check_columns({"ground_truth": column}, columns)
     return found, drops
 
 
 def _of(row: Row, column: str, said: str) -> list[tuple[str, Answered]] | Drop:
-    """The answers of a row, one or both of a pair; or why there is none. `said` is the column that is the answer."""
+    """The answers of a row by their names, or why there is none. `said` is the column that is the answer."""
     fields = {name: value for name, value in row.row.items() if name != said} if isinstance(row.row, dict) else {}
     try:
         expected = result_of(fields, column)
     except Unusable as bad:
         return bad.drop.at(row.place, "read", row.row)
-    if isinstance(row, Preference):
-        sides = {"chosen": row.chosen, "rejected": row.rejected}
-    elif isinstance(row, Feedback):
-        sides = {"": row.completion}
-    elif isinstance(row, Record):
-        sides = {"": row.messages[-1]}
-    else:
+    answers = answers_of(row)
+    if not answers:
         drop = Drop("no_answer", "has a prompt only, no answer to test", "add a column answer")
         return drop.at(row.place, "read", row.row)
-    return [(side, _answered(prompt_of(row), answer, expected, fields)) for side, answer in sides.items()]
-
-
-def _answered(prompt: tuple[Message, ...], answer: Message, expected: str | None, fields: dict[str, Any]) -> Answered:
-    """The answer with what the row's other columns say of it: num_tokens, has_ended."""
+    # What the row's other columns say of it; tables have 12.0 tokens where a column has gaps.
     tokens, ended = fields.get("num_tokens"), fields.get("has_ended")
-    is_count = isinstance(tokens, (int, float)) and math.isfinite(tokens)  # tables have 12.0 where a column has gaps
-    return Answered(
-        prompt,
-        answer.content,
-        expected,
-        int(tokens) if is_count else 0,  # type: ignore[arg-type]
-        ended if isinstance(ended, bool) else True,
-    )
+    num_tokens = int(tokens) if isinstance(tokens, (int, float)) and math.isfinite(tokens) else 0
+    has_ended = ended if isinstance(ended, bool) else True
+    return [
+        (name, Answered(prompt_of(row), answer.content, expected, num_tokens, has_ended))
+        for name, answer in answers.items()
+    ]
 
 
-def _listed(files: Sequence[Path]) -> str:
-    return ", ".join(map(str, files))
+# --- what is shown ----------------------------------------------------------------------------------------------------
 
 
-def _why(drops: Sequence[Drop]) -> str:
-    return f"; the first row, {drops[0].place}: {drops[0].detail}" if drops else ""
+def show(outcome: Outcome, console: Console, num_shown: int) -> None:
+    """The first answers one by one, the rows that are none, and the summary."""
+    for one in outcome.tested[:num_shown]:
+        _show_answer(one, outcome.reward, console)
+    left = len(outcome.tested) - num_shown
+    if left > 0 and num_shown:
+        console.print(f"\n... and {left:,} more answers, which the summary counts too", markup=False, highlight=False)
+    for drop in outcome.drops[:5]:
+        console.print(f"not tested: {drop.place}: {drop.detail}; {drop.fix}", markup=False, highlight=False)
+    if len(outcome.drops) > 5:
+        console.print(f"not tested: {len(outcome.drops) - 5:,} more rows", markup=False, highlight=False)
+    _show_summary(outcome, console)
+    _show_pairs(outcome.tested, console)
+
+
+def _show_answer(one: Tested, reward: LayeredReward, console: Console) -> None:
+    result = one.result
+    side = f", {one.side}" if one.side else ""
+    console.print(f"\n[bold]{escape(str(one.place))}{side}: {_short(result.total)}[/bold]", highlight=False)
+    for title, text in (("question", one.one.question), ("answer", one.one.answer), ("expected", one.one.expected)):
+        if text is not None:
+            text = " ".join(text.split())
+            shown = text if len(text) <= MAX_CHARS else text[:MAX_CHARS] + "…"
+            console.print(f"  [cyan]{title}:[/cyan] {escape(shown)}", highlight=False)
+    table = _with_numbers(Table(box=box.SIMPLE_HEAD, pad_edge=False), "score", "weight", "gate", "gives")
+    failed = {line.partition(": ")[0] for line in result.errors}
+    for layer in reward.settings.layers:
+        gate, gated = result.gates[layer.name], result.layers[layer.name]
+        score = layer_score(layer, result.components)
+        numbers = (_short(score), f"{layer.weight:g}", _short(gate), _short(layer.weight * gated))
+        table.add_row(layer.name, *numbers, style="" if gate else "dim")
+        for part in layer.components:
+            place = f"{layer.name}/{part.title}"
+            given = "failed" if place in failed else _short(result.components[place])
+            style = "red" if place in failed else "dim"
+            table.add_row(f"  {part.title}", given, f"{part.weight:g}", "", "", style=style)
+    console.print(table)
+    for line in result.errors:
+        console.print(f"  [red]failed:[/red] {escape(line)}", highlight=False)
+
+
+def _show_summary(outcome: Outcome, console: Console) -> None:
+    tested, reward = outcome.tested, outcome.reward
+    title = f"{len(tested):,} answer{'s' * (len(tested) != 1)}"
+    plain = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = _with_numbers(plain, "mean", "min", "max", "are 0", "failed")
+    for layer in reward.settings.layers:
+        table.add_row(f"{layer.name}, gated", *_spread([one.result.layers[layer.name] for one in tested]), "")
+        for part in layer.components:
+            place = f"{layer.name}/{part.title}"
+            failed = sum(line.startswith(f"{place}: ") for one in tested for line in one.result.errors)
+            scores = [one.result.components[place] for one in tested]
+            table.add_row(f"  {part.title}", *_spread(scores), f"{failed:,}" if failed else "", style="dim")
+    table.add_section()
+    table.add_row("total", *_spread([one.result.total for one in tested]), "")
+    console.print()
+    console.print(table)
+
+
+def _show_pairs(tested: Sequence[Tested], console: Console) -> None:
+    pairs = [
+        (a.result.total, b.result.total)
+        for a, b in pairwise(tested)
+        if (a.side, b.side) == ("chosen", "rejected") and a.place == b.place
+    ]
+    if not pairs:
+        return
+    more = sum(chosen > rejected for chosen, rejected in pairs)
+    ties = sum(chosen == rejected for chosen, rejected in pairs)
+    margin = sum(chosen - rejected for chosen, rejected in pairs) / len(pairs)
+    equal = f", the same in {ties:,}" if ties else ""
+    share = f"{more:,} of {len(pairs):,} pairs ({more / len(pairs):.0%}){equal}"
+    text = f"The chosen answer gets more in {share}; on average {margin:+.3f}."
+    console.print(text, markup=False, highlight=False)
+
+
+def _with_numbers(table: Table, *columns: str) -> Table:
+    table.add_column("", overflow="fold")
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _spread(values: Sequence[float]) -> tuple[str, str, str, str]:
+    share = sum(value == 0 for value in values) / len(values)
+    return _short(sum(values) / len(values)), _short(min(values)), _short(max(values)), f"{share:.0%}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}"

@@ -26,13 +26,18 @@ def score_conversations(
     It is a NoScore, which says why, for one that the model cannot be shown (blank, refused by the chat template, or
     beyond its context) or gives no finite number.
     """
-    encoded = [
-        encode_answer(model, tuple(prompt), Message("assistant", answer), max_context(model))
-        for prompt, answer in conversations
-    ]
-    ids = [one for one in encoded if not isinstance(one, Drop)]
-    found = iter(model.score(ids, batch_size, advance).tolist())
-    return [NoScore(one.detail) if isinstance(one, Drop) else finite_score(next(found)) for one in encoded]
+    shown = [(tuple(prompt), Message("assistant", text)) for prompt, text in conversations]
+    encoded = [encode_answer(model, prompt, answer, max_context(model)) for prompt, answer in shown]
+    scores = score_encoded(model, encoded, batch_size, advance)
+    return [NoScore(score.detail) if isinstance(score, Drop) else score for score in scores]
+
+
+def score_encoded(
+    model: ScalarModel, encoded: Sequence[Ids | Drop], batch_size: int, advance: Callable[[int], None]
+) -> list[float | NoScore | Drop]:
+    """The score of each conversation in order; a NoScore for one that is not finite, the Drop where that stands."""
+    found = iter(model.score([ids for ids in encoded if not isinstance(ids, Drop)], batch_size, advance).tolist())
+    return [ids if isinstance(ids, Drop) else finite_score(next(found)) for ids in encoded]
 
 
 def finite_score(score: float) -> float | NoScore:

@@ -5,45 +5,43 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from dsr1_tune.align.rewards.component import (
     Answered,
     BatchScorer,
-    Component,
     Mapped,
     NoScore,
     Score,
+    Whether,
     as_number,
-    attempt,
     beside,
     in_batches,
 )
 from dsr1_tune.align.rewards.form import compiled
-from dsr1_tune.data.record import Message
 from dsr1_tune.data.rules.packs import function_of
 from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.text.equality import Tolerance, equal, is_comparable
 from dsr1_tune.text.final_answer import final_answer, same_text
 
 
-class Exact(Component):
+class Exact(Whether):
     """1 where the answer comes down to the expected text; case, width, blanks, markup and full stops do not count."""
 
     is_comparing: ClassVar[bool] = True
     type: Literal["exact"]
 
-    def score(self, one: Answered) -> float:
-        """1 or 0."""
+    def _holds(self, one: Answered) -> bool:
         wanted = self.expected(one)
         want = {same_text(wanted), same_text(final_answer(wanted).text)}
-        return float(same_text(final_answer(self.text(one)).text) in want)
+        return same_text(final_answer(self.text(one)).text) in want
 
 
-class Numeric(Component):
+class Numeric(Whether):
     """1 where the answer's final number (or list, ratio, range, date, formula) is the expected one."""
 
     is_comparing: ClassVar[bool] = True
@@ -55,12 +53,11 @@ class Numeric(Component):
     percent: bool = True
     """Whether 50% is 0.5 (and 50, where the expected answer is a number above 1 or names %); false: 50 only."""
 
-    def score(self, one: Answered) -> float:
-        """1 or 0. Raises NoScore where the expected answer holds no number."""
+    def _holds(self, one: Answered) -> bool:
         wanted = self.expected(one)
-        if self.objection(wanted):
-            raise NoScore(f"the expected answer {self.objection(wanted)}")
-        return float(equal(self.text(one), wanted, Tolerance(self.tolerance, self.relative, self.percent)))
+        if objection := self.objection(wanted):
+            raise NoScore(f"the expected answer {objection}")
+        return equal(self.text(one), wanted, Tolerance(self.tolerance, self.relative, self.percent))
 
     def objection(self, expected: str) -> str:
         """Where it holds no number, nothing can be compared with it."""
@@ -70,7 +67,7 @@ class Numeric(Component):
 PLACE = "{expected}"
 
 
-class Regex(Component):
+class Regex(Whether):
     """1 where a regular expression is found in the answer; {expected} in it is the row's expected answer."""
 
     type: Literal["regex"]
@@ -88,12 +85,9 @@ class Regex(Component):
         """Whether the pattern names the expected answer."""
         return PLACE in self.pattern
 
-    def score(self, one: Answered) -> float:
-        """1 or 0."""
-        pattern = self.pattern
-        if self.compares:
-            pattern = pattern.replace(PLACE, re.escape(self.expected(one).strip()))
-        return float(re.search(pattern, self.text(one)) is not None)
+    def _holds(self, one: Answered) -> bool:
+        wanted = re.escape(self.expected(one).strip()) if self.compares else PLACE
+        return re.search(self.pattern.replace(PLACE, wanted), self.text(one)) is not None
 
 
 GIVEN = ("question", "answer", "expected", "info")
@@ -131,16 +125,16 @@ class Function(Mapped):
         """Whether rows without an expected answer are refused."""
         return self.needs_expected
 
-    def open(self) -> BatchScorer:
-        """Ready to call."""
-        function: Callable[..., Any] = function_of(self.call)
-        names = _taken(function)
+    def score(self, one: Answered) -> float:
+        """What the function gives, mapped."""
+        function, names = self._called
+        given = {"question": one.question, "answer": self.text(one), "expected": one.expected, "info": one}
+        return self.mapped(as_number(function(**{name: given[name] for name in names})))
 
-        def score(one: Answered) -> float:
-            given = {"question": one.question, "answer": self.text(one), "expected": one.expected, "info": one}
-            return self.mapped(as_number(function(**{name: given[name] for name in names})))
-
-        return lambda answers: [attempt(score, one) for one in answers]
+    @cached_property
+    def _called(self) -> tuple[Callable[..., Any], tuple[str, ...]]:
+        function = function_of(self.call)
+        return function, _taken(function)
 
 
 def _taken(function: Callable[..., Any]) -> tuple[str, ...]:
@@ -157,7 +151,7 @@ def _taken(function: Callable[..., Any]) -> tuple[str, ...]:
     ]
     taken = tuple(one.name for one in by_name if one.name in GIVEN)
     takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters)
-    is_of_lists = any(one.name in _LISTS for one in by_name)
+    is_of_lists = any(one.name in ("prompts", "completions") for one in by_name)  # what TRL's reward functions take
     name = getattr(function, "__name__", "the function")
     given = f"it is given, by name, what it takes of {', '.join(GIVEN)}"
     if is_of_lists:
@@ -167,10 +161,6 @@ def _taken(function: Callable[..., Any]) -> tuple[str, ...]:
     if not taken and (is_of_lists or not takes_any):
         raise ConfigError(f"{name} takes nothing that it could judge; {given}")
     return GIVEN if takes_any else taken
-
-
-_LISTS = ("prompts", "completions")
-"""What TRL's reward functions take."""
 
 
 class RewardModel(Mapped):
@@ -194,11 +184,10 @@ class RewardModel(Mapped):
             raise ValueError(f"{error.message} ({error.hint})") from None
         return str(folder)
 
-    @model_validator(mode="after")
-    def _is_mapped(self) -> RewardModel:
+    def _check(self) -> None:
+        super()._check()
         if not (self.scale or self.sigmoid or self.unbounded):
             raise ValueError("its number may be any; say how it becomes a score: sigmoid: true, scale or unbounded")
-        return self
 
     def open(self) -> BatchScorer:
         """Load it. Raises ModelError where it cannot be."""
@@ -207,20 +196,14 @@ class RewardModel(Mapped):
 
         model = load_scalar(Path(self.path))
 
-        def score(pairs: Sequence[tuple[tuple[Message, ...], str]]) -> Sequence[Score]:
-            return score_conversations(model, pairs)
+        # A blank answer cannot be shown to a model; it is worth the least there is.
+        blank = NoScore("the answer is blank") if self.unbounded else 0.0
 
         def score_all(answers: Sequence[Answered]) -> list[Score]:
-            pairs = [(one.prompt, self.text(one)) for one in answers]
-            said = [pair for pair in pairs if pair[1].strip()]
-            scores = iter(in_batches(score, said, self.mapped) if said else [])
-            return [next(scores) if pair[1].strip() else self._of_blank() for pair in pairs]
+            pairs = [(one.prompt, text) if (text := self.text(one)).strip() else None for one in answers]
+            return in_batches(lambda asked: score_conversations(model, asked), pairs, self.mapped, blank)
 
         return score_all
-
-    def _of_blank(self) -> Score:
-        """A blank answer cannot be shown to a model; it is worth the least there is."""
-        return 0.0 if self.is_bounded else NoScore("the answer is blank")
 
 
 Task = RewardModel | Exact | Numeric | Regex | Function

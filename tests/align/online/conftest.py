@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from dsr1_tune.align.online.experience import Experience, rewards_and_advantages
 from dsr1_tune.align.online.generate import Answers
+from dsr1_tune.align.online.learner import Experience, PpoLearner
 from dsr1_tune.align.online.policy import Policy
 from dsr1_tune.align.online.session import PromptExample
 from dsr1_tune.align.rewards.layered import RewardResult
@@ -45,7 +45,6 @@ def prompt_of(ids: tuple[int, ...]) -> PromptExample:
 def experience_of(policy: Policy, config: PpoRun, scores: tuple[float, ...] = (1.0, 0.0, 0.5, 2.0)) -> list[Experience]:
     answers = Answers(ANSWERS, tuple(ids[-1] == 1 for ids in ANSWERS))
     results = [RewardResult(score) for score in scores]
-    minibatches = rewards_and_advantages(
-        policy, config, [prompt_of(ids) for ids in PROMPTS], answers, results, config.ppo.kl, step=1
-    )
+    learner = PpoLearner(policy, config, len(PROMPTS))
+    minibatches = learner.experience([prompt_of(ids) for ids in PROMPTS], answers, results, step=1)
     return [one for minibatch in minibatches for one in minibatch]

@@ -1,4 +1,4 @@
-"""Prompts encoded and split for learning from rewards."""
+"""Prompts encoded and split for learning from rewards; and rewards that fail: counted, kept, or the end of the run."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dsr1_tune.align.online.session import encode_prompts
+import pytest
+
+from dsr1_tune.align.online.session import RewardErrors, encode_prompts
+from dsr1_tune.align.rewards.layered import Answered, RewardResult
 from dsr1_tune.data.prepare import prepare
-from dsr1_tune.data.record import Prompt
+from dsr1_tune.data.record import Message, Prompt
+from dsr1_tune.errors import RunError
 from tests.align.online.conftest import PpoConfig
 from tests.conftest import TinyModel
 
@@ -24,3 +28,44 @@ def test_encode_prompts_keeps_rows_of_one_prompt_on_one_side(
     learned, held_out = ({one.input_ids for one in side} for side in (data.train, data.held_out))
     assert len(data.train) + len(data.held_out) == 24
     assert held_out and learned and not learned & held_out
+
+
+def failing(number: int) -> tuple[list[Answered], list[RewardResult]]:
+    answers = [Answered((Message("user", "How much?"),), f"a{i}") for i in range(number)]
+    return answers, [RewardResult(0.0, errors=("task/own: ValueError: no",))] * number
+
+
+def test_reward_errors_are_counted_kept_and_said_now_and_then(tmp_path: Path) -> None:
+    said: list[str] = []
+    errors = RewardErrors(tmp_path, "zero", said.append)
+    assert errors.note([Answered((), "fine")], [RewardResult(1.0)]) == 0 and not errors.file.exists()
+    for _ in range(4):
+        errors.note(*failing(30))
+    assert errors.counts == {"task/own": 120} and errors.counts.total() == 120
+    assert len(said) == 3 and "'a0'" in said[0] and "10 times" in said[1] and "100 times" in said[2]
+    lines = [json.loads(line) for line in errors.file.read_text().splitlines()]
+    assert len(lines) == 120 and lines[1]["answer"] == "a1" and lines[1]["error"] == "ValueError: no"
+    assert "task/own 120 times" in errors.summary()
+
+
+def test_reward_errors_with_stop_end_the_run_and_keep_the_answer(tmp_path: Path) -> None:
+    errors = RewardErrors(tmp_path, "stop", print)
+    with pytest.raises(RunError, match="task/own failed: ValueError: no; answer: 'a0'"):
+        errors.note(*failing(2))
+    assert json.loads(errors.file.read_text().splitlines()[0])["answer"] == "a0"
+
+
+def test_reward_errors_resume_with_any_answer_and_without_half_a_line(tmp_path: Path) -> None:
+    errors = RewardErrors(tmp_path, "zero", lambda said: None)
+    texts = ["a\u2028b", "a\x85b", "a\r\nb", "答"]
+    results = [RewardResult(0.0, errors=("task/own: ValueError: no",))] * len(texts)
+    for step in (1, 2):
+        errors.note([Answered((), text) for text in texts], results, step)
+    whole = errors.file.read_bytes()
+    with errors.file.open("ab") as file:
+        file.write(json.dumps({"step": 2, "component": "task/own", "answer": "答"}, ensure_ascii=False).encode()[:-3])
+    after = RewardErrors(tmp_path, "zero", lambda said: None)
+    after.resume(2)
+    assert after.counts == {"task/own": 8} and after.file.read_bytes() == whole
+    after.resume(1)
+    assert after.counts == {"task/own": 4} and whole.startswith(after.file.read_bytes())
