@@ -47,7 +47,7 @@ def reward_test(
     """
     from rich.console import Console
 
-    from dsr1_tune.align.rewards import preview, preview_table
+    from dsr1_tune.align.rewards import preview
     from dsr1_tune.align.rewards.layered import LayeredReward
     from dsr1_tune.atomic import check_new
 
@@ -58,7 +58,7 @@ def reward_test(
         outcome = preview.run(
             reward, files, mapping(map_) or {}, lambda done, of: status.update(f"judging ... {done:,} of {of:,}")
         )
-    preview_table.show(outcome, Console(), show)
+    preview.show(outcome, Console(), show)
     if out is not None:
         preview.write(outcome, out)
         typer.echo(f"Every answer is in {out}.")
