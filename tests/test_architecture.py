@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -46,6 +47,14 @@ def test_purpose_is_what_a_file_begins_with(
 ) -> None:
     (tmp_path / name).write_text(text)
     assert architecture.purpose(tmp_path / name) == purpose
+
+
+def test_guide_to_ten_changes_names_files_that_exist() -> None:
+    table = [line for line in (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8").splitlines() if "|" in line]
+    named = [path for line in table for path in re.findall(r"`([\w/.]+/[\w.]*)`", line)]
+    assert len(named) >= 40
+    homes = (ROOT, ROOT / "dsr1_tune")
+    assert [path for path in named if not any((home / path).exists() for home in homes)] == []
 
 
 def test_house_keeps_its_rules(architecture: ModuleType) -> None:

@@ -1,4 +1,4 @@
-"""What is in a folder that is to be served: a model, an adapter or a GGUF file, and what its files say."""
+"""What is in a folder that is to be served (a model, an adapter or a GGUF file), and the command that serves it."""
 
 from __future__ import annotations
 

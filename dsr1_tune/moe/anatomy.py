@@ -1,4 +1,4 @@
-"""Where a mixture of experts keeps its parts: the only file that knows how architectures name them."""
+"""Where a mixture of experts keeps its parts: the only file that knows how architectures name them, a new family too."""
 
 from __future__ import annotations
 

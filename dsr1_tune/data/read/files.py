@@ -1,4 +1,4 @@
-"""A data file in any accepted layout → its raw rows, each with its place."""
+"""A data file of any type (JSON, JSON lines, CSV, Parquet, .gz) → its raw rows, each with its place."""
 
 from __future__ import annotations
 

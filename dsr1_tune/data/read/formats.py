@@ -1,4 +1,4 @@
-"""Detect a row's format by its column names: which hold the question, the answer and the rest, as a Shape."""
+"""The formats of rows, told by their column names: which hold the question, the answer and the rest, as a Shape."""
 
 from __future__ import annotations
 

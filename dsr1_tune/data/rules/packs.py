@@ -1,4 +1,4 @@
-"""Packs of rules: which rules look at a row, how strictly, and what of the user's own."""
+"""Packs of rules: which rules look at a row, how strictly, and what of the user's own; ours are rule_packs/*.yaml."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The formats that `--to` takes: the built-in ones, and those of installed packages."""
+"""The formats that `--to` takes: a new one is a file here and a line in this one; installed packages may bring more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In which number format a model folder stores its weights."""
+"""In which number format a model folder stores its weights; one that is loaded as it is stored is listed here."""
 
 from __future__ import annotations
 
