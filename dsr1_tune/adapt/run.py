@@ -7,7 +7,7 @@ it was stopped, and training resumes from its checkpoint.
 from __future__ import annotations
 
 import gc
-from importlib import import_module
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from rich.console import Console
 
 from dsr1_tune.adapt import plan as planning
 from dsr1_tune.adapt.page import write_report
-from dsr1_tune.adapt.state import MISSED, PLAN, STAGES, State, begin
+from dsr1_tune.adapt.state import MISSED, PLAN, STAGES, StageName, State, begin
 from dsr1_tune.atomic import atomic_write
 from dsr1_tune.config import RUNS, AdaptRun, CleanRun, ExportRun, TuneRun
 from dsr1_tune.data.clean import run as cleaning
@@ -31,6 +31,14 @@ from dsr1_tune.models.memory_plan.estimate import Method, Plan
 from dsr1_tune.runs.console import Narrator, quiet_libraries
 from dsr1_tune.runs.distributed.launch import run_in_processes
 from dsr1_tune.runs.folder import FINISHED, RunFolder
+from dsr1_tune.train import esft, full, lora, qlora
+
+_TRAIN: dict[str, Callable[[Any, Path | None, Console | None], RunFolder]] = {
+    "lora": lora.run,
+    "qlora": qlora.run,
+    "full": full.run,
+    "esft": esft.run,
+}
 
 
 def run(config: AdaptRun, console: Console | None = None) -> Path:
@@ -75,13 +83,13 @@ class _Adapt:
     def go(self) -> None:
         """All stages that are not done yet, and the report, however far it comes."""
         try:
-            for number, name in enumerate(STAGES, start=1):
+            for number, (name, stage) in enumerate(self.stages().items(), start=1):
                 self.narrator.stage(f"[{number}/{len(STAGES)}] {name}")
                 if self.state.is_done(name):
                     self.narrator.say("done before")
                     continue
                 with self.state.running(name) as facts:
-                    getattr(self, name)(facts)
+                    stage(facts)
                 gc.collect()
             self.check_gates()
         except TuneError:
@@ -90,6 +98,18 @@ class _Adapt:
         finally:
             if self.state.file.exists():
                 self.report()
+
+    def stages(self) -> dict[StageName, Callable[[dict[str, Any]], None]]:
+        """In their order."""
+        return {
+            "plan": self.plan,
+            "clean": self.clean,
+            "train": self.train,
+            "merge": self.merge,
+            "quantize": self.quantize,
+            "compare": self.compare,
+            "card": self.card,
+        }
 
     @property
     def steps(self) -> Steps:
@@ -174,7 +194,7 @@ class _Adapt:
     def _train(self, method: str, config: TuneRun, resume: Path | None) -> None:
         number = config.parallel.processes
         if number == 1:
-            import_module(f"dsr1_tune.train.{method}").run(config, resume, self.narrator.console)
+            _TRAIN[method](config, resume, self.narrator.console)
             return
         settings = self.state.folder / "train.yaml"  # JSON is YAML
         with atomic_write(settings) as file:

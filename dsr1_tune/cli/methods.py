@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from importlib import import_module
-from inspect import Parameter, Signature
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,21 +49,6 @@ OnRewardError = Annotated[
     ),
 ]
 
-_OPTIONS = {
-    "data": DataFiles,
-    "rewards": Rewards,
-    "model": StartModel,
-    "out": Out,
-    "method": Method,
-    "map": Map,
-    "epochs": Epochs,
-    "on_reward_error": OnRewardError,
-    "on_alarm": OnAlarm,
-    "processes": Processes,
-    "config": ConfigFile,
-    "sets": Sets,
-    "resume": Resume,
-}
 _SETTINGS = {
     "data": "data.files",
     "map": "data.map",
@@ -101,27 +84,66 @@ _EXAMPLES = {
 
 
 def command(name: str) -> Callable[..., None]:
-    """The verb `name`."""
+    """The verb `name`, one of TRAINS or ALIGNS."""
 
-    def run(**given: Any) -> None:
-        _run(name, given)
+    def train(
+        data: DataFiles = None,
+        model: ModelName = None,
+        out: Out = None,
+        map_: Map = None,
+        epochs: Epochs = None,
+        on_alarm: OnAlarm = None,
+        processes: Processes = None,
+        config: ConfigFile = None,
+        sets: Sets = None,
+        resume: Resume = None,
+    ) -> None:
+        shared = {"model": model, "epochs": epochs, "on_alarm": on_alarm, "processes": processes}
+        _start(name, config, sets, resume, data=data, out=out, map=mapping(map_), **shared)
 
-    options = [Parameter(option, Parameter.KEYWORD_ONLY, default=None, annotation=of) for option, of in _options(name)]
-    run.__signature__ = Signature(options)  # type: ignore[attr-defined]
+    def align(
+        data: DataFiles = None,
+        model: StartModel = None,
+        out: Out = None,
+        method: Method = None,
+        map_: Map = None,
+        epochs: Epochs = None,
+        on_alarm: OnAlarm = None,
+        processes: Processes = None,
+        config: ConfigFile = None,
+        sets: Sets = None,
+        resume: Resume = None,
+    ) -> None:
+        shared = {"model": model, "epochs": epochs, "on_alarm": on_alarm, "processes": processes}
+        _start(name, config, sets, resume, data=data, out=out, map=mapping(map_), method=method, **shared)
+
+    def roll_out(
+        data: DataFiles = None,
+        rewards: Rewards = None,
+        model: StartModel = None,
+        out: Out = None,
+        method: RolloutMethod = None,
+        map_: Map = None,
+        epochs: Epochs = None,
+        on_reward_error: OnRewardError = None,
+        on_alarm: OnAlarm = None,
+        processes: Processes = None,
+        config: ConfigFile = None,
+        sets: Sets = None,
+        resume: Resume = None,
+    ) -> None:
+        shared = {"model": model, "epochs": epochs, "on_alarm": on_alarm, "processes": processes}
+        own = {"rewards": rewards, "method": method, "on_reward_error": on_reward_error}
+        _start(name, config, sets, resume, data=data, out=out, map=mapping(map_), **own, **shared)
+
+    verb: Callable[..., None] = train if name in TRAINS else roll_out if name in _ROLLOUTS else align
     told = {**TRAINS, **ALIGNS}[name]
-    run.__doc__ = f"{told}\n\n`dsr1-tune settings` lists everything that --config and --set can say."
-    return run
+    verb.__doc__ = f"{told}\n\n`dsr1-tune settings` lists everything that --config and --set can say."
+    return verb
 
 
-def _options(name: str) -> Iterator[tuple[str, Any]]:
-    """Those that learn from their own answers take rewards, and all that align take a method."""
-    own = {"model": ModelName, "method": None} if name in TRAINS else {}
-    own |= {"method": RolloutMethod} if name in _ROLLOUTS else {"rewards": None, "on_reward_error": None}
-    yield from ((option, of) for option, of in {**_OPTIONS, **own}.items() if of is not None)
-
-
-def _run(name: str, given: dict[str, Any]) -> None:
-    """Compose the config and hand it to the run() of the module that is called as the verb.
+def _start(name: str, config: Path | None, sets: list[str] | None, resume: Path | None, **given: Any) -> None:
+    """Compose the config and hand it to the verb's run(); `given` are the options that stand for a setting.
 
     Raises ConfigError for settings that cannot be used, and where neither data nor a run to go on with is given.
     """
@@ -129,8 +151,6 @@ def _run(name: str, given: dict[str, Any]) -> None:
     from dsr1_tune.errors import ConfigError
     from dsr1_tune.runs.distributed.launch import is_launched, processes_of, run_in_processes
 
-    config, sets, resume = (given.pop(option) for option in ("config", "sets", "resume"))
-    given["map"] = mapping(given["map"])
     # A run that goes on keeps its settings, but for the number of processes.
     changes = [config, sets, *(value for option, value in given.items() if option != "processes")]
     if resume and any(change is not None for change in changes):
@@ -145,8 +165,32 @@ def _run(name: str, given: dict[str, Any]) -> None:
     wanted = given["processes"] or (processes_of(resume) if resume else settings.parallel.processes)
     if wanted > 1 and not is_launched():
         raise typer.Exit(run_in_processes(sys.argv[1:], wanted))
-    # Imported when it is started: it brings torch and transformers along.
-    import_module(f"dsr1_tune.{'train' if name in TRAINS else 'align'}.{name}").run(settings, resume)
+    _run(name, settings, resume)
+
+
+def _run(name: str, settings: Any, resume: Path | None) -> None:
+    # Imported when it is started: each brings torch and transformers along.
+    run: Callable[[Any, Path | None], Any]
+    match name:
+        case "lora":
+            from dsr1_tune.train.lora import run
+        case "qlora":
+            from dsr1_tune.train.qlora import run
+        case "full":
+            from dsr1_tune.train.full import run
+        case "esft":
+            from dsr1_tune.train.esft import run
+        case "reward":
+            from dsr1_tune.align.reward import run
+        case "dpo":
+            from dsr1_tune.align.dpo import run
+        case "kto":
+            from dsr1_tune.align.kto import run
+        case "ppo":
+            from dsr1_tune.align.ppo import run
+        case "grpo":
+            from dsr1_tune.align.grpo import run
+    run(settings, resume)
 
 
 def _refuse_nothing_to_learn(name: str, settings: TuneRun) -> None:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound="ConfigSection")
 
 DataFiles = Annotated[
-    list[Path] | None, typer.Option("--data", help="JSON, JSONL, CSV, Parquet, or a cleaned folder; may be repeated.")
+    list[Path] | None,
+    typer.Option("--data", help="JSON, JSONL, CSV, TSV, Parquet, or a cleaned folder; may be repeated."),
 ]
 ModelName = Annotated[str | None, typer.Option("--model", help="A Hub id or a folder. [default: embedded base]")]
 Out = Annotated[Path | None, typer.Option("--out", help="The run folder. [default: runs/<data>-<date>]")]

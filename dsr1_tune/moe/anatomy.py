@@ -1,4 +1,7 @@
-"""Where a mixture of experts keeps its parts: the only file that knows how architectures name them, a new family too."""
+"""Where a mixture of experts keeps its parts: the only file that knows how architectures name them.
+
+A family that names them as none did before is entered here.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""`serve`: start an existing engine with an OpenAI-compatible API for a model, an adapter or a GGUF file. A new engine
-is an entry here, its command in models/artifact.py, and what it loads in export/check_serve.yaml and export/formats/."""
+"""`serve`: start an existing engine with an OpenAI-compatible API for a model, an adapter or a GGUF file. A
+new engine is an entry here; its command is in models/artifact.py, and what it loads in export/check_serve.yaml and
+export/formats/.
+"""
 
 from __future__ import annotations
 

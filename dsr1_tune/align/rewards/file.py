@@ -1,4 +1,4 @@
-"""Read the YAML file of a layered reward and check all of it before any model is loaded; holds the list of components."""
+"""Read the YAML file of a layered reward and check it before any model is loaded; holds the list of components."""
 
 from __future__ import annotations
 

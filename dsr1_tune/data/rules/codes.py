@@ -1,4 +1,4 @@
-"""Every code that a Drop can carry, gathered from the rules and from codes.yaml; they are stable, scripts may rely on them.
+"""Every code that a Drop can carry, gathered from the rules and from codes.yaml; scripts may rely on them.
 
 The codes of a rule stand with the rule in filters/; those of reading, of duplicates and of other steps in codes.yaml.
 """

@@ -1,4 +1,4 @@
-"""report.html of a run, finished or not, from the files of its folder alone: results, alarms, curves, data; a function a section."""
+"""report.html of a run, finished or not, from its folder alone: results, alarms, curves, data; a function a section."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can go wrong while training: the kinds of alarms, whose texts are in alarms.yaml, and what detectors are given."""
+"""What can go wrong while training: the kinds of alarms (texts: alarms.yaml), and what detectors are given."""
 
 from __future__ import annotations
 
