@@ -211,7 +211,6 @@ def measure(work: Path, side: str, seed: int, options: argparse.Namespace) -> di
 def run(job: dict[str, Any]) -> None:
     """Our PPO as the command runs it; it ends once the threshold is reached."""
     from dsr1_tune.align import ppo
-    from dsr1_tune.align.online import loop
     from dsr1_tune.config import PpoRun
 
     work = Path(job["work"])
@@ -238,14 +237,14 @@ def run(job: dict[str, Any]) -> None:
         }
     )
     right: list[float] = []
-    done = loop.Steps.done
+    end_step = ppo.Steps.end_step
 
-    def done_until_it_can(steps: Any, numbers: dict[str, Any], *others: Any, **named: Any) -> None:
+    def end_step_until_it_can(steps: Any, numbers: dict[str, Any], *others: Any, **named: Any) -> None:
         right.append(numbers["reward/task/right"])
-        done(steps, numbers, *others, **named)
+        end_step(steps, numbers, *others, **named)
         steps.control.should_training_stop |= reached(right, job["threshold"]) is not None
 
-    loop.Steps.done = done_until_it_can  # type: ignore[method-assign]
+    ppo.Steps.end_step = end_step_until_it_can  # type: ignore[method-assign]
     result = {"right": right}
     try:
         ppo.run(config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import importlib.util
 import re
 import sys
@@ -112,3 +114,21 @@ def test_most_modules_have_a_mirrored_test() -> None:
     ]
     lacking = [file for file in modules if not (ROOT / "tests" / file.parent / f"test_{file.name}").is_file()]
     assert len(lacking) <= 0.15 * len(modules), lacking
+
+
+def test_benchmarks_and_examples_import_what_the_package_has() -> None:
+    missing = []
+    for file in (*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "examples").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dsr1_tune"):
+                missing += [f"{file.name}: {node.module}.{one.name}" for one in node.names if not _has(node, one.name)]
+    assert missing == []
+
+
+def _has(node: ast.ImportFrom, name: str) -> bool:
+    try:
+        return hasattr(importlib.import_module(node.module or ""), name) or bool(
+            importlib.util.find_spec(f"{node.module}.{name}")
+        )
+    except ModuleNotFoundError:
+        return False
