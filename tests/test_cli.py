@@ -16,7 +16,8 @@ import pytest
 import typer
 
 from dsr1_tune import cli
-from dsr1_tune.config import LoraRun
+from dsr1_tune.cli.options import compose
+from dsr1_tune.config import AdaptRun, LoraRun
 from dsr1_tune.config import load as settings
 from dsr1_tune.errors import DataError
 
@@ -249,3 +250,12 @@ def test_ctrl_c_in_a_real_process(tiny_base: Path, tmp_path: Path) -> None:
     assert "dsr1-tune lora --resume run" in text and "Traceback" not in text
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["status"] == "interrupted"
     assert len(list((tmp_path / "run" / "checkpoints").glob("checkpoint-*/.whole"))) == 1
+
+
+def test_flags_count_over_the_settings_that_an_earlier_command_began_with() -> None:
+    begun = AdaptRun.model_validate({"data": {"files": ["a.json"], "map": {"question": "old"}}})
+    given = compose(AdaptRun, None, None, {**begun.model_dump(mode="json"), "data.map": {"question": "new"}})
+    assert given.data.map == {"question": "new"} and list(given.data.files) == list(begun.data.files)
+    of_flag = compose(AdaptRun, None, None, begun.model_dump(mode="json"), ["question=new"])
+    assert of_flag.data.map == {"question": "new"}
+    assert compose(AdaptRun, None, None, begun.model_dump(mode="json")).data.map == {"question": "old"}

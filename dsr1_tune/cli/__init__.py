@@ -20,10 +20,26 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+# In the order of the help.
 _VERBS: tuple[Callable[..., None], ...] = (
-    *(adapt.plan, adapt.adapt, adapt.experts, rewards.reward_test, rewards.score, export.merge, export.quantize),
-    *(serve.chat, base.base, doctor.doctor, exported.compare, export.export, exported.card, exported.verify),
-    *(export.convert_adapter, exported.check_serve, serve.serve, settings.settings),
+    adapt.plan,
+    adapt.adapt,
+    adapt.experts,
+    rewards.reward_test,
+    rewards.score,
+    export.merge,
+    export.quantize,
+    serve.chat,
+    base.base,
+    doctor.doctor,
+    exported.compare,
+    export.export,
+    exported.card,
+    exported.verify,
+    export.convert_adapter,
+    exported.check_serve,
+    serve.serve,
+    settings.settings,
 )
 for _name in (*methods.TRAINS, *methods.ALIGNS):
     app.command(_name)(methods.command(_name))

@@ -57,7 +57,8 @@ def compose(
     """The config of a command from --config, its own flags by the names of their settings, --set and --map."""
     from dsr1_tune.config.load import load_config
 
-    return load_config(kind, config, {"data.map": mapping(columns), **flags}, sets or ())
+    # Last, so that it counts over the whole section `data` of flags that an earlier command was given.
+    return load_config(kind, config, {**flags, **({"data.map": mapping(columns)} if columns else {})}, sets or ())
 
 
 def mapping(columns: list[str] | None) -> dict[str, str] | None:

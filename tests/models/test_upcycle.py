@@ -72,6 +72,7 @@ def test_upcycled_logits_and_loss_are_smollm2s(embedded_base: Any, smollm2: Any,
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_upcycled_logits_agree_far_in_and_after_padding(embedded_base: Any, smollm2: Any, tokenizer: Any) -> None:
     ids = tokenizer(" ".join(TEXTS[:2] * 8), return_tensors="pt").input_ids
     assert ids.shape[1] > 400
@@ -136,6 +137,7 @@ def test_read_gguf_says_that_a_wheel_is_damaged(tmp_path: Path) -> None:
     assert "--force-reinstall" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_read_gguf_gives_transformers_names_and_rotary_halves(capfd: pytest.CaptureFixture[str]) -> None:
     from gguf import GGUFReader
     from gguf.quants import dequantize

@@ -36,8 +36,9 @@ def log_probs(
 def rewards_per_token(score_B: Tensor, logp_BT: Tensor, ref_logp_BT: Tensor, mask_BT: Tensor, beta: float) -> Tensor:
     """-β (log π - log π_ref) on every token, and on an answer's last one its score."""
     rewards_BT = -beta * (logp_BT - ref_logp_BT) * mask_BT
-    last_B1 = mask_BT.long().sum(1, keepdim=True) - 1
-    return rewards_BT.scatter_add(1, last_B1, score_B.unsqueeze(1))
+    num_tokens_B1 = mask_BT.long().sum(1, keepdim=True)
+    score_B1 = score_B.unsqueeze(1) * (num_tokens_B1 > 0)  # an answer without tokens has no last one
+    return rewards_BT.scatter_add(1, (num_tokens_B1 - 1).clamp(min=0), score_B1)
 
 
 def advantages(

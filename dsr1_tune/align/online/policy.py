@@ -52,7 +52,7 @@ class MicroBatch:
             padded([torch.tensor([*prompt, *answer]) for prompt, answer in pairs]),
             padded([torch.ones(len(prompt) + len(answer), dtype=torch.long) for prompt, answer in pairs]),
             padded([torch.arange(len(answer)) + len(prompt) - 1 for prompt, answer in pairs]),
-            padded([torch.tensor(answer) for answer in answers]),
+            padded([torch.tensor(answer, dtype=torch.long) for answer in answers]),
             padded([torch.ones(len(answer)) for answer in answers]),
         )
         return cls(*(part.to(device) for part in parts))

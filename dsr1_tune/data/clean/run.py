@@ -132,13 +132,13 @@ def _workplace(config: CleanRun, pack: Pack, out: Path) -> Iterator[Path]:
     """
     work = out.with_name(f".{out.name}.work")
     out.parent.mkdir(parents=True, exist_ok=True)
+    mark, present = work / "mark.json", _mark(config, pack)
     lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
     try:
         lock.acquire()
     except Timeout:
         raise RunError(f"{work}: another run is writing there", hint="wait for it, or name another --out") from None
     try:
-        mark, present = work / "mark.json", _mark(config, pack)
         if not (mark.exists() and mark.read_bytes() == present):
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir(parents=True)

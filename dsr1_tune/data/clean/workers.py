@@ -70,7 +70,7 @@ class WorkerPool:
         files: list[str] = []
         todo = self._todo(chunks, files, done)
         if self._engine == "ray":
-            _by_ray(list(todo), self._settings, self._folder, done)
+            _by_ray(todo, self._settings, self._folder, done)
         elif self._num_workers > 1:
             with self._processes():
                 for chunk, _ in self._share_out(_scan, todo):
@@ -166,7 +166,7 @@ def _compare(doubtful: Doubtful) -> Verified:
     return _verified(doubtful, _scanner)
 
 
-def _by_ray(todo: list[Chunk], settings: ScanSettings, folder: Path, done: Done) -> None:
+def _by_ray(chunks: Iterable[Chunk], settings: ScanSettings, folder: Path, done: Done) -> None:
     """Ray Data maps the same scan over the chunks; `folder` and the data files must be visible to every node."""
     try:
         import ray
@@ -184,15 +184,15 @@ def _by_ray(todo: list[Chunk], settings: ScanSettings, folder: Path, done: Done)
             save(self.scanner.scan(chunk), folder, chunk.number)
             return {"number": chunk.number}
 
+    todo = {chunk.number: chunk for chunk in chunks}
     if not todo:
         return
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
-    chunks = {chunk.number: chunk for chunk in todo}
     num_cpus = int(ray.cluster_resources().get("CPU", os.cpu_count() or 1))
-    tasks = ray.data.from_items([{"chunk": chunk} for chunk in todo])
+    tasks = ray.data.from_items([{"chunk": chunk} for chunk in todo.values()])
     scanned = tasks.repartition(len(todo)).map(ScanOnNode, concurrency=(1, max(1, num_cpus)))
     for row in scanned.iter_rows():
-        done(chunks[row["number"]])
+        done(todo[row["number"]])

@@ -139,6 +139,8 @@ def _rows_of_item(format: str, item: dict[str, Any], number: int, system: str) -
         case "feedback":
             yield {"prompt": asked, "completion": answer, "label": True}
             yield {"prompt": asked, "completion": item["worse"], "label": False}
+        case _:
+            raise AssertionError(format)
 
 
 def _tool_calls(content: dict[str, Any]) -> Iterator[dict[str, Any]]:

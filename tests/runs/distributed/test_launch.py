@@ -120,6 +120,7 @@ if os.environ.get("RANK") == "1":
 """
 
 
+@pytest.mark.slow
 def test_launch_prints_an_error_of_all_processes_once(tmp_path: Path, data_file: Path) -> None:
     line = command(tmp_path / "nowhere", data_file, tmp_path / "run", "--processes", "2")
     done = subprocess.run(line, env=environment(), capture_output=True, timeout=TIMEOUT, text=True)

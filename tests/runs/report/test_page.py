@@ -97,11 +97,11 @@ def test_page_says_which_parts_are_missing_or_damaged(tmp_path: Path, missing: l
             (folder.path / name).unlink()
     expected = set().union(*(SAID_INSTEAD[name] for name in missing))
     for language in ("en", "zh"):
-        text = Page(page_of(folder, language)).text
-        said = {key for key in set().union(*SAID_INSTEAD.values()) if TEXTS.say(key, language) in text}
+        page = Page(page_of(folder, language))
+        said = {key for key in set().union(*SAID_INSTEAD.values()) if TEXTS.say(key, language) in page.text}
         assert said == expected
         are_rows_known = not {"data/report.json", "data/train.jsonl"} & set(missing)
-        assert ("108" in Page(page_of(folder, language)).part("header")) == are_rows_known
+        assert ("108" in page.part("header")) == are_rows_known
 
 
 @pytest.mark.parametrize("status", ["running", "interrupted", "failed", "stopped by alarm"])

@@ -103,6 +103,7 @@ def test_rollback_starts_over_where_no_checkpoint_is_old_enough(
     assert [line["step"] for line in log] == list(range(1, 41))
 
 
+@pytest.mark.slow
 def test_rollback_keeps_the_lower_rate_after_a_resume(
     healthy: tuple[RunFolder, str], tmp_path: Path, tiny_base: Path, many_sums: Path, sabotage: Callable[[Fault], None]
 ) -> None:
