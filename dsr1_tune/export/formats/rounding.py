@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import ModelError
-from dsr1_tune.export.formats.encoding import distance
 from dsr1_tune.export.weights.accounting import Counting, Quantized, check_all, chosen
 from dsr1_tune.export.weights.progress import counted, names_of
 from dsr1_tune.export.weights.sidecars import copy_sidecars
@@ -144,8 +143,7 @@ class Packed:
         q_NK, scale_NG = self._rounded(owner, weight_NK, self._counting)
         packed = pack(q_NK)
         num_bytes = packed.nbytes + scale_NG.nbytes
-        error, size = distance(weight_NK, dequantize(q_NK, scale_NG)), float(weight_NK.float().norm())
-        self._counting.add(owner, weight_NK.numel(), num_bytes, error, size)
+        self._counting.compare(owner, weight_NK, dequantize(q_NK, scale_NG), num_bytes)
         self._freed += weight_NK.nbytes
         # Scales that are held lie between what is freed, and keep the C library from using it again.
         if self._freed > _GIVE_BACK:

@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from dsr1_tune.errors import ModelError
 from dsr1_tune.export.weights.progress import names_of
 from dsr1_tune.models.weights.layout import Layout
@@ -74,6 +76,12 @@ class Counting:
                 hint="the model may be damaged: try it with `dsr1-tune chat`, or copy it again",
             )
         self._seen[name] = (num_weights, num_bytes, error, size)
+
+    def compare(self, name: str, weight: Tensor, back: Tensor, num_bytes: int) -> None:
+        """The same from the matrix itself and what it comes back as."""
+        exact = weight.float()
+        error, size = float((back.float() - exact).norm()), float(exact.norm())
+        self.add(name, weight.numel(), num_bytes, error, size)
 
     @property
     def names(self) -> Iterable[str]:
