@@ -92,6 +92,7 @@ def _show(narrator: Narrator, groups: tuple[Group, ...]) -> None:
     """What was done to each part."""
     columns = ("matrices", "quantized", "bits", "error", "worst error")
     table = plain_table("What is quantized", "part", *columns)
+    table.columns[0].no_wrap = True
     for group in groups:
         numbers = (f"{group.bits:.2f}", f"{group.relative_error:.2%}", f"{group.worst_error:.2%}")
         table.add_row(

@@ -57,7 +57,7 @@ def read_gguf(file: Path) -> Source:
 
     try:
         source = read_llama(file.parent, f"{file.name} of the Python package {WHEEL}", gguf_file=file.name)
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (ModelError, OSError, RuntimeError, ValueError, KeyError, IndexError) as error:
         raise ModelError(f"{file}: is not the GGUF file expected: {error}", hint=f"{MEND} --force-reinstall") from error
     source.llama.rms_norm_eps = round(source.llama.rms_norm_eps, 12)  # 1e-5 was rounded to float32
     # transformers takes every byte-level BPE for GPT-2's. SmolLM first cuts digits apart: it matters after two blanks.
@@ -68,13 +68,20 @@ def read_gguf(file: Path) -> Source:
 
 
 def read_llama(folder: Path, origin: str, **gguf: str) -> Source:
-    """A Llama and its tokenizer from a folder, as transformers reads them."""
+    """A Llama and its tokenizer from a folder, as transformers reads them. Raises ModelError where weights are missing."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with redirect_stderr(io.StringIO()):  # its bars
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **gguf)
-        return Source(model.config, model.state_dict(), AutoTokenizer.from_pretrained(folder, **gguf), origin)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **gguf
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, **gguf)
+    # transformers fills what is missing with random numbers.
+    if wrong := {what: names for what, names in info.items() if names and what.endswith("_keys")}:
+        told = "; ".join(f"{what.replace('_', ' ')}: {sorted(names)[0]}" for what, names in wrong.items())
+        raise ModelError(f"{origin}: {told}", hint="remove it and fetch it again")
+    return Source(model.config, model.state_dict(), tokenizer, origin)
 
 
 def write(source: Source, folder: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from dsr1_tune.data.encode.example import IGNORED, Example, prompt_text
@@ -67,8 +68,8 @@ def held_out_loss(
         logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits
         is_learned = labels[:, 1:] != IGNORED
         wanted = labels[:, 1:][is_learned].to(model.device)
-        learned = logits[:, :-1][is_learned.to(model.device)].float()
-        total += float(torch.nn.functional.cross_entropy(learned, wanted, reduction="sum"))
+        # Their copy in float32 is not kept: with a large vocabulary it is the largest tensor of all.
+        total += float(cross_entropy(logits[:, :-1][is_learned.to(model.device)].float(), wanted, reduction="sum"))
         num_tokens += wanted.numel()
         advance(len(batch))
     model.train(was_training)

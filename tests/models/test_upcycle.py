@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -135,6 +137,22 @@ def test_read_gguf_says_that_a_wheel_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="is not the GGUF file expected") as caught:
         upcycle.read_gguf(file)
     assert "--force-reinstall" in caught.value.hint
+
+
+@pytest.mark.parametrize("fault", ["missing", "unexpected"])
+def test_read_llama_refuses_a_folder_whose_weights_are_not_all_there(
+    tiny_model: Any, tmp_path: Path, fault: str
+) -> None:
+    folder = tmp_path / "llama"
+    shutil.copytree(tiny_model("llama"), folder)
+    weights = load_file(folder / ONE_FILE)
+    name = "model.layers.1.self_attn.v_proj.weight"
+    weights["model.layers.1.self_attn.w_proj.weight"] = (
+        weights.pop(name) if fault == "missing" else weights[name].clone()
+    )
+    save_file(weights, folder / ONE_FILE, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"the Hub: .*{fault} keys: model.layers.1.self_attn"):
+        upcycle.read_llama(folder, "the Hub")
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -36,8 +35,9 @@ def load_streamed(located: Located, read: Callable[[str], Tensor], layout: Layou
         place.clear(device)
     for unit, prefix in _units(model):
         own = [place for place in places if place.parameter == prefix or place.parameter.startswith(f"{prefix}.")]
-        unit.register_forward_pre_hook(partial(_fill, own, read, layout, device))
-        unit.register_forward_hook(partial(_clear, own, device), always_call=True)
+        fill, clear = _hooks(own, read, layout, device)
+        unit.register_forward_pre_hook(fill)
+        unit.register_forward_hook(clear, always_call=True)
     model.to(device)  # what is computed rather than stored, such as rotary frequencies
     return Loaded(model, located.tokenizer, located.name, located.revision)
 
@@ -92,14 +92,23 @@ def _units(model: Any) -> list[tuple[nn.Module, str]]:
     return layers + others
 
 
-def _fill(places: list[_Place], read: Callable[[str], Tensor], layout: Layout, device: torch.device, *_: Any) -> None:
-    for place in places:
-        tensor = torch.empty(place.shape)
-        for piece in layout.pieces_of(place.stored_as):
-            piece.of(tensor).copy_(read(piece.stored))
-        place.put(tensor.to(device))
+def _hooks(
+    places: list[_Place], read: Callable[[str], Tensor], layout: Layout, device: torch.device
+) -> tuple[Callable[..., None], Callable[..., None]]:
+    """What fills `places` before a forward pass, and clears them behind it.
 
+    Closures: PEFT copies modules with their hooks, and of a partial it would copy the places, too.
+    """
 
-def _clear(places: list[_Place], device: torch.device, *_: Any) -> None:
-    for place in places:
-        place.clear(device)
+    def fill(module: nn.Module, arguments: Any) -> None:
+        for place in places:
+            tensor = torch.empty(place.shape)
+            for piece in layout.pieces_of(place.stored_as):
+                piece.of(tensor).copy_(read(piece.stored))
+            place.put(tensor.to(device))
+
+    def clear(module: nn.Module, arguments: Any, output: Any) -> None:
+        for place in places:
+            place.clear(device)
+
+    return fill, clear

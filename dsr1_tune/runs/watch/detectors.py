@@ -316,7 +316,9 @@ class Watchdog:
 
     def check(self, now: Numbers) -> list[Alarm]:
         """The new alarms of this step."""
-        found = [alarm for detector in self._detectors for alarm in detector.check(now)]
-        new = [alarm for alarm in found if (alarm.what, alarm.where) not in self._reported]
-        self._reported.update((alarm.what, alarm.where) for alarm in new)
+        new = []
+        for alarm in (alarm for detector in self._detectors for alarm in detector.check(now)):
+            if (alarm.what, alarm.where) not in self._reported:
+                self._reported.add((alarm.what, alarm.where))
+                new.append(alarm)
         return new

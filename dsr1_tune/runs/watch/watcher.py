@@ -216,7 +216,9 @@ class _Past:
 
 
 def _numbers_of(logs: dict[str, Any], step: int, routing: Routing | None = None) -> Numbers:
-    norms = {name.removeprefix("grad_norm/"): float(norm) for name, norm in logs.items() if "grad_norm/" in name}
+    norms = {
+        name.removeprefix("grad_norm/"): float(norm) for name, norm in logs.items() if name.startswith("grad_norm/")
+    }
     norms = {"all": float(logs["grad_norm"]), **norms} if "grad_norm" in logs else {}
     return Numbers(step, float(logs.get("loss", math.nan)), norms, logs.get("eval_loss"), routing)
 
