@@ -68,7 +68,7 @@ def read_gguf(file: Path) -> Source:
 
 
 def read_llama(folder: Path, origin: str, **gguf: str) -> Source:
-    """A Llama and its tokenizer from a folder, as transformers reads them. Raises ModelError where weights are missing."""
+    """A Llama and its tokenizer from a folder, as transformers reads them. Raises ModelError where one is missing."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

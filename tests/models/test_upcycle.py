@@ -140,16 +140,14 @@ def test_read_gguf_says_that_a_wheel_is_damaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["missing", "unexpected"])
-def test_read_llama_refuses_a_folder_whose_weights_are_not_all_there(
-    tiny_model: Any, tmp_path: Path, fault: str
-) -> None:
+def test_read_llama_refuses_a_folder_with_other_weights(tiny_model: Any, tmp_path: Path, fault: str) -> None:
     folder = tmp_path / "llama"
     shutil.copytree(tiny_model("llama"), folder)
     weights = load_file(folder / ONE_FILE)
-    name = "model.layers.1.self_attn.v_proj.weight"
-    weights["model.layers.1.self_attn.w_proj.weight"] = (
-        weights.pop(name) if fault == "missing" else weights[name].clone()
-    )
+    projection = weights.pop("model.layers.1.self_attn.v_proj.weight")
+    weights["model.layers.1.self_attn.w_proj.weight"] = projection
+    if fault == "unexpected":
+        weights["model.layers.1.self_attn.v_proj.weight"] = projection.clone()
     save_file(weights, folder / ONE_FILE, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=f"the Hub: .*{fault} keys: model.layers.1.self_attn"):
         upcycle.read_llama(folder, "the Hub")

@@ -52,6 +52,9 @@ def test_catalogue_has_the_keys_that_are_said_and_no_others(file: Path) -> None:
     said = {first or second for first, second in SAID.findall(source)}
     groups = {next(filter(None, found)).removesuffix("_") + "_" for found in GROUP.findall(source)}
     quoted = set(re.findall(NAME, source))
+    if (charts := file.with_name("curves.yaml")).exists():
+        drawn = set(re.findall(r"\b(?:chart|line)_\w+", charts.read_text(encoding="utf-8")))
+        said, quoted = said | drawn, quoted | drawn
     assert said <= keys | {group.removesuffix("_") for group in groups}
     assert {key for key in keys if key not in quoted and not key.startswith(tuple(groups))} == set()
 

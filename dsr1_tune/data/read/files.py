@@ -156,9 +156,8 @@ def _by_content(path: Path, encoding: str, head: str) -> Source:
     is_named_table = name.endswith((".csv", ".tsv"))
     if _is_lines(text, is_named_lines, is_cut=len(head) == HEAD_CHARS):
         return Source(path, "JSON lines", encoding)
-    unrecognised = (
-        "" if is_named_table or _JSON_START.match(text) else unrecognised_text(text, Path(name).suffix.lower())
-    )
+    is_sure = is_named_table or _JSON_START.match(text) or _is_quoted_table(text, is_cut=len(head) == HEAD_CHARS)
+    unrecognised = "" if is_sure else unrecognised_text(text, Path(name).suffix.lower())
     if not unrecognised or unrecognised == "prose":
         if text[0] in "[{":
             return Source(path, "JSON", encoding)
@@ -190,6 +189,20 @@ def _parses(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _is_quoted_table(text: str, is_cut: bool) -> bool:
+    """Whether this is a header and rows of as many cells; quoted ones look like strings of JSON."""
+    delimiter = _delimiter(text)
+    if not delimiter or re.search(r"[\[\]{}:]", text.split("\n", 1)[0]):
+        return False
+    lines = io.StringIO(text.rpartition("\n")[0] if is_cut else text, newline="")
+    sizes: list[int] = []
+    try:
+        sizes += (len(cells) for cells in csv.reader(lines, delimiter=delimiter, strict=True) if cells)
+    except csv.Error:
+        return False
+    return len(sizes) > 1 and len(set(sizes)) == 1
 
 
 def _delimiter(text: str) -> str:

@@ -172,6 +172,32 @@ def test_identify_tells_the_layout_by_content_whatever_the_name(tmp_path, layout
     assert [row.place.index for row in found] == list(range(len(pairs)))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'input,output\n0,0\n"""",""""\n',
+        '"input","output"\n"Is it ""a"", or {b}?","It is ""a"", [1], {""c"": 1}, {2}."\n"Why?","So.\nAnd so."\n',
+        'input;output\n"a; b";"c, ""d"", e"\n',
+    ],
+)
+def test_identify_takes_quoted_cells_for_a_table(write, text):
+    assert identify(write("rows.txt", text)).layout == "CSV"
+    assert [row for row in raw_rows(identify(write("rows.txt", text))) if isinstance(row, Drop)] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"input": "a", "output": "b"},\n{"input": "c",\n"output": "d"}\n',
+        '"a", "b"],\n["c", "d"]\n',
+        '"output": "b"},\n{"input": "c", "output": "d"}]\n',
+    ],
+)
+def test_identify_takes_the_end_of_json_for_no_table(write, text):
+    with pytest.raises(DataError, match="a piece of JSON"):
+        identify(write("rows.txt", text))
+
+
 def test_identify_takes_rows_about_html_for_rows(write):
     rows = [
         {"input": "What does <head> hold?", "output": "A page's title."},
