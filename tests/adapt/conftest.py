@@ -49,7 +49,7 @@ def quiet() -> Console:
     return Console(file=io.StringIO(), width=200)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(qwen: Path, short: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished way, and what it said. Copy it to change it."""
     out, console = tmp_path_factory.mktemp("adapt") / "out", quiet()

@@ -173,7 +173,14 @@ def test_esft_saves_moved_balancing_biases_too(configure_esft: ConfigureEsft, tm
 # --- stopped and going on --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("method", "dtype"), [("weights", "float32"), ("weights", "bfloat16"), ("lora", "float32")])
+@pytest.mark.parametrize(
+    ("method", "dtype"),
+    [
+        ("weights", "float32"),
+        pytest.param("weights", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("lora", "float32", marks=pytest.mark.slow),
+    ],
+)
 def test_esft_resumed_run_is_an_unbroken_one(
     configure_esft: ConfigureEsft, esft_base: Path, stopped: Any, curve: Any, tmp_path: Path, method: Any, dtype: Any
 ) -> None:

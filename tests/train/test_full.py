@@ -115,7 +115,9 @@ def test_full_with_the_same_seed_gives_the_same_model(configure: Configure, done
 
 
 @pytest.mark.parametrize(
-    ("step", "dtype"), [(3, "float32"), (4, "float32"), (3, "bfloat16")], ids=["within-epoch", "epoch-end", "bfloat16"]
+    ("step", "dtype"),
+    [(3, "float32"), (4, "float32"), pytest.param(3, "bfloat16", marks=pytest.mark.slow)],
+    ids=["within-epoch", "epoch-end", "bfloat16"],
 )
 def test_full_resumed_run_is_an_unbroken_one(
     configure: Configure,
@@ -138,6 +140,7 @@ def test_full_resumed_run_is_an_unbroken_one(
     assert not moved(unbroken.model, folder.model)
 
 
+@pytest.mark.slow
 def test_full_run_resumes_from_another_working_directory(
     configure: Configure, tiny_base: Path, stopped: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ def test_every_method_is_shown() -> None:
     assert {command.split()[1] for command in COMMANDS} == {"lora", "qlora", "full", "experts", "esft"}
 
 
+@pytest.mark.slow
 def test_they_run_one_after_the_other(
     tiny_base: Path, sums: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

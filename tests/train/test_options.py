@@ -86,7 +86,10 @@ TOGETHER = {
 }
 
 
-@pytest.mark.parametrize("name", TOGETHER)
+QUICK = ("8bit-dropout", "adamw-pissa")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in TOGETHER])
 def test_options_together_resume_as_an_unbroken_run(
     configure: Configure, stopped: Any, curve: Any, told: Any, name: str
 ) -> None:
@@ -107,6 +110,7 @@ def test_options_together_resume_as_an_unbroken_run(
         torch.testing.assert_close(one[key], other[key], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_each_option_changes_the_run(configure: Configure, told: Any) -> None:
     options: dict[str, dict[str, Any]] = {
         "none": {},

@@ -107,6 +107,7 @@ def test_packed_step_is_the_same_in_other_families(go: Go, tiny_model: Any, fami
     assert log_of(packed)[0]["grad_norm"] == pytest.approx(log_of(each)[0]["grad_norm"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_packed_step_is_the_same_over_4_bits(tiny_model: Any, data_file: Path, tmp_path: Path) -> None:
     base = Base(model=str(tiny_model("deepseek_v3")))
     losses = []
@@ -138,6 +139,7 @@ def test_packed_batches_reach_the_trainer_and_their_tokens_are_counted(go: Go, m
     assert log_of(folder)[-1]["num_tokens"] == sum(int(is_token(batch["position_ids"]).sum()) for batch in batches)
 
 
+@pytest.mark.slow
 def test_packed_run_resumes_with_the_same_sequences(go: Go, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = go("whole", Sequences(packing=True), epochs=3, batch_size=2, save_steps=1)
     as_before = ResumableTrainer.training_step

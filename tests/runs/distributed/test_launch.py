@@ -48,6 +48,7 @@ def start_and_wait_for_a_step(base: Path, data: Path, run: Path) -> subprocess.P
     return process
 
 
+@pytest.mark.slow
 def test_launch_ctrl_c_leaves_one_checkpoint_of_both_processes(
     tiny_base: Path, data_file: Path, tmp_path: Path
 ) -> None:
