@@ -110,18 +110,12 @@ def done_by(tiny_base: Path, data_file: Path, place: Path, two: Callable[[Plan],
 
 @pytest.fixture(scope="module")
 def done(tiny_base: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """LoRA and QLoRA by one process, and by two in every way."""
+    """LoRA and QLoRA by one process, and by two that hold copies of all weights."""
     place = tmp_path_factory.mktemp("runs")
 
     def two(plan: Plan) -> dict[str, Any]:
         return {
-            "ddp": plan("ddp"),
-            "fsdp2": plan("fsdp2", strategy="fsdp2"),
-            # Only the second process is interrupted, in its third step.
-            "stopped": plan("stopped") | {"interrupt": [1, 3]},
-            "resumed": plan("stopped") | {"resume": str(place / "stopped")},
-            "fsdp2_stopped": plan("fsdp2_stopped", strategy="fsdp2") | {"interrupt": [1, 3]},
-            "fsdp2_resumed": plan("fsdp2_stopped") | {"resume": str(place / "fsdp2_stopped")},
+            **stopped_and_resumed(plan, place, "ddp"),
             "starved": plan("starved") | {"starve": 1},
             "quantized": plan("quantized", "qlora"),
         }
@@ -129,9 +123,33 @@ def done(tiny_base: Path, data_file: Path, tmp_path_factory: pytest.TempPathFact
     return done_by(tiny_base, data_file, place, two, "lora", "qlora")
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_group_of_two_processes_takes_the_steps_of_one(done: Done, strategy: str) -> None:
+@pytest.fixture(scope="module")
+def sharded(tiny_base: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """LoRA by one process, and by two that share the weights out."""
+    place = tmp_path_factory.mktemp("sharded")
+    return done_by(tiny_base, data_file, place, lambda plan: stopped_and_resumed(plan, place, "fsdp2"), "lora")
+
+
+def stopped_and_resumed(plan: Plan, place: Path, strategy: str) -> dict[str, Any]:
+    """A run from end to end, and one of which only the second process is interrupted, in its third step."""
+    return {
+        strategy: plan(strategy, strategy=strategy),
+        "stopped": plan("stopped", strategy=strategy) | {"interrupt": [1, 3]},
+        "resumed": plan("stopped") | {"resume": str(place / "stopped")},
+    }
+
+
+BOTH = pytest.mark.parametrize(
+    ("runs", "strategy"), [("done", "ddp"), pytest.param("sharded", "fsdp2", marks=pytest.mark.slow)]
+)
+
+
+@BOTH
+def test_group_of_two_processes_takes_the_steps_of_one(
+    request: pytest.FixtureRequest, runs: str, strategy: str
+) -> None:
     """27 records do not fill the last batch of 8: in it, one process has records and the other fillers."""
+    done: Done = request.getfixturevalue(runs)
     assert len(log_of(done["lora"])) == NUM_STEPS
     assert curve_of(done[strategy]) == pytest.approx(curve_of(done["lora"]), abs=1e-4)
     assert after(done[strategy]) == pytest.approx(after(done["lora"]), abs=1e-4)
@@ -139,8 +157,9 @@ def test_group_of_two_processes_takes_the_steps_of_one(done: Done, strategy: str
     assert first["sum"] == second["sum"]  # all have the same weights in the end, to the last bit
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_group_size_is_recorded_in_the_manifest(done: Done, strategy: str) -> None:
+@BOTH
+def test_group_size_is_recorded_in_the_manifest(request: pytest.FixtureRequest, runs: str, strategy: str) -> None:
+    done: Done = request.getfixturevalue(runs)
     manifest = manifest_of(done[strategy])
     assert manifest["status"] == "finished"
     assert (manifest["processes"], manifest["global_batch"]) == (2, 8)
@@ -150,13 +169,14 @@ def test_group_size_is_recorded_in_the_manifest(done: Done, strategy: str) -> No
     assert processes_of(done[strategy]) == 2
 
 
-@pytest.mark.parametrize(("resumed", "whole"), [("stopped", "ddp"), ("fsdp2_stopped", "fsdp2")])
-def test_group_stops_together_and_resumes(done: Done, resumed: str, whole: str) -> None:
+@BOTH
+def test_group_stops_together_and_resumes(request: pytest.FixtureRequest, runs: str, strategy: str) -> None:
     """`stopped` holds the run after it went on; had the processes stopped apart, the first one would hang."""
-    assert curve_of(done[resumed]) == pytest.approx(curve_of(done[whole]), abs=1e-6)
-    assert after(done[resumed]) == pytest.approx(after(done[whole]), abs=1e-6)
-    assert manifest_of(done[resumed])["status"] == "finished"
-    assert (done[resumed] / "checkpoints" / "checkpoint-3" / ".whole").exists()
+    done: Done = request.getfixturevalue(runs)
+    assert curve_of(done["stopped"]) == pytest.approx(curve_of(done[strategy]), abs=1e-6)
+    assert after(done["stopped"]) == pytest.approx(after(done[strategy]), abs=1e-6)
+    assert manifest_of(done["stopped"])["status"] == "finished"
+    assert (done["stopped"] / "checkpoints" / "checkpoint-3" / ".whole").exists()
 
 
 def test_group_trains_an_expert_without_tokens_in_one_process(done: Done) -> None:
