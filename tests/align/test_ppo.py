@@ -45,7 +45,7 @@ def test_ppo_run_logs_its_updates_and_saves_an_adapter(
     assert folder.evaluation()["after"]["num_prompts"] == 2
 
 
-@pytest.mark.parametrize("value", ["shared", "own"])
+@pytest.mark.parametrize("value", ["shared", pytest.param("own", marks=pytest.mark.slow)])
 def test_ppo_resumed_run_ends_as_an_unbroken_one(
     tiny_model: TinyModel, ppo_run: PpoConfig, quiet: Console, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:

@@ -41,10 +41,10 @@ def test_merge_is_what_peft_merges_bit_for_bit(tiny_run: TinyRun, family: str, t
     "method, family, settings",
     [
         ("full", "deepseek_v3", {}),
-        ("full", "mixtral", {"train": {"only": ["attention", "last:1"]}}),
+        pytest.param("full", "mixtral", {"train": {"only": ["attention", "last:1"]}}, marks=pytest.mark.slow),
         ("esft", "deepseek_v3", {}),
         ("esft", "gpt_oss", {}),
-        ("esft", "mixtral", {"esft": {"method": "lora"}}),
+        pytest.param("esft", "mixtral", {"esft": {"method": "lora"}}, marks=pytest.mark.slow),
         ("qlora", "deepseek_v3", {}),
         ("lora", "qwen3_moe", {"adapter": {"groups": ["attention"], "dora": True}}),
         ("lora", "deepseek_v3", {"router": {"mode": "train"}, "adapter": {"init": "pissa", "rslora": True}}),

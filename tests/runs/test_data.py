@@ -109,7 +109,9 @@ def split_as_lora(tmp_path: Path, tiny_tokenizer: Any) -> Callable[..., RunData]
     return split
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    "seed", [1, 2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_lora_holds_out_no_near_copy_of_a_training_row(
     tmp_path: Path, data_file: Path, split_as_lora: Callable[..., RunData], seed: int
 ) -> None:

@@ -123,7 +123,16 @@ def test_esft_files_hold_the_chosen_experts_alone(esft_run: RunFolder) -> None:
 # --- which experts ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["deepseek_v3", "deepseek_v2", "qwen3_moe", "mixtral", "gpt_oss"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "deepseek_v3",
+        pytest.param("deepseek_v2", marks=pytest.mark.slow),
+        "qwen3_moe",
+        pytest.param("mixtral", marks=pytest.mark.slow),
+        "gpt_oss",
+    ],
+)
 def test_esft_moves_the_chosen_experts_and_nothing_else(
     configure_esft: ConfigureEsft, tiny_model: Any, tmp_path: Path, family: str
 ) -> None:

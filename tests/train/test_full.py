@@ -246,7 +246,12 @@ def test_full_rounds_bfloat16_weights_stochastically_and_saves_them_so(
 
 @pytest.mark.parametrize(
     ("family", "changes"),
-    [("llama", {}), ("qwen3_moe", {"tie_word_embeddings": True}), ("gpt_oss", {}), ("mixtral", {})],
+    [
+        ("llama", {}),
+        ("qwen3_moe", {"tie_word_embeddings": True}),
+        ("gpt_oss", {}),
+        pytest.param("mixtral", {}, marks=pytest.mark.slow),
+    ],
     ids=["llama-tied", "qwen3_moe-tied", "gpt_oss", "mixtral"],
 )
 def test_full_trains_other_families(

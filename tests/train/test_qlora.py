@@ -95,7 +95,16 @@ def test_qlora_adapter_also_improves_the_base_that_is_not_quantized(
     assert loss_of(model, folder, loaded.tokenizer) < 0.9 * before
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "gpt_oss", "glm4_moe", "deepseek_v2"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "qwen3_moe",
+        "mixtral",
+        "gpt_oss",
+        pytest.param("glm4_moe", marks=pytest.mark.slow),
+        pytest.param("deepseek_v2", marks=pytest.mark.slow),
+    ],
+)
 def test_qlora_trains_other_families(data_file: Path, tiny_model: Any, tmp_path: Path, family: str) -> None:
     folder = qlora.run(
         config(data_file, tiny_model(family), tmp_path / "run", max_steps=3), console=Console(quiet=True)

@@ -97,7 +97,7 @@ def test_packed_step_is_the_step_over_the_same_records(go: Go, checkpointing: bo
     assert after[0] == pytest.approx(after[1], rel=1e-4)
 
 
-@pytest.mark.parametrize("family", ["gpt_oss", "qwen3_moe"])
+@pytest.mark.parametrize("family", [pytest.param("gpt_oss", marks=pytest.mark.slow), "qwen3_moe"])
 def test_packed_step_is_the_same_in_other_families(go: Go, tiny_model: Any, family: str) -> None:
     """gpt_oss builds its masks without looking at the positions, and is given them."""
     folder = tiny_model(family, family)
