@@ -90,6 +90,7 @@ def test_upcycled_positions_turn_by_smollm2s_angles_to_the_last_bit(embedded_bas
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_upcycled_greedy_answer_is_smollm2s(embedded_base: Any, smollm2: Any, tokenizer: Any) -> None:
     question = [{"role": "user", "content": "What can I do about a headache?"}]
     prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)

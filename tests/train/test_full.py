@@ -116,7 +116,11 @@ def test_full_with_the_same_seed_gives_the_same_model(configure: Configure, done
 
 @pytest.mark.parametrize(
     ("step", "dtype"),
-    [(3, "float32"), (4, "float32"), pytest.param(3, "bfloat16", marks=pytest.mark.slow)],
+    [
+        (3, "float32"),
+        pytest.param(4, "float32", marks=pytest.mark.slow),
+        pytest.param(3, "bfloat16", marks=pytest.mark.slow),
+    ],
     ids=["within-epoch", "epoch-end", "bfloat16"],
 )
 def test_full_resumed_run_is_an_unbroken_one(

@@ -132,6 +132,7 @@ def survive(base: Path, run: Path, moments: list[str], seed: int) -> int:
     return num_kills
 
 
+@pytest.mark.slow
 def test_run_killed_at_a_checkpoint_ends_as_unbroken(tiny_base: Path, tmp_path: Path, unbroken: Any) -> None:
     run = tmp_path / "run"
     assert survive(tiny_base, run, ["checkpoint"], seed=0) == 1

@@ -86,10 +86,9 @@ TOGETHER = {
 }
 
 
-QUICK = ("8bit-dropout", "adamw-pissa")
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in TOGETHER])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if number else ()) for number, name in enumerate(TOGETHER)]
+)
 def test_options_together_resume_as_an_unbroken_run(
     configure: Configure, stopped: Any, curve: Any, told: Any, name: str
 ) -> None:
@@ -142,6 +141,7 @@ def test_bias_rule_moves_biases_by_its_rate_and_chat_has_them(configure: Configu
     assert torch.equal(after.module.weight, before.module.weight)
 
 
+@pytest.mark.slow
 def test_bias_rule_of_a_full_run(configure: Configure, stopped: Any, curve: Any, told: Any) -> None:
     nouns = {"router": Router(mode="bias", bias_rate=0.05), "train": Train(only=("attention",))}
     unbroken = full.run(configure("unbroken", kind=FullRun, **nouns), None, told)
@@ -155,7 +155,7 @@ def test_bias_rule_of_a_full_run(configure: Configure, stopped: Any, curve: Any,
     assert (biases[0] - before.bias).abs().max() > 0.04
 
 
-@pytest.mark.parametrize(("accumulate", "packing"), [(1, False), (2, True)])
+@pytest.mark.parametrize(("accumulate", "packing"), [pytest.param(1, False, marks=pytest.mark.slow), (2, True)])
 def test_auxiliary_loss_is_logged_next_to_the_loss(
     configure: Configure, told: Any, accumulate: int, packing: bool
 ) -> None:

@@ -77,7 +77,7 @@ def log_of(folder: RunFolder) -> list[dict[str, Any]]:
 # --- packing ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_packed_step_is_the_step_over_the_same_records(go: Go, checkpointing: bool) -> None:
     """All records in one step: the loss is per learned token over the accumulated batches, whatever they hold."""
     each, _ = go("each", batch_size=NUM_ROWS, gradient_checkpointing=checkpointing)

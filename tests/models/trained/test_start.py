@@ -123,6 +123,7 @@ def test_what_cannot_start_there(tiny_run: Any, changes: dict[str, Any], said: s
     assert said in f"{raised.value.message} {raised.value.hint}"
 
 
+@pytest.mark.slow
 def test_what_other_runs_leave(tiny_run: Any) -> None:  # noqa: F811
     full = tiny_run("qwen3_moe", "full")
     assert with_start(AlignRun.model_validate({"base": {"model": str(full.path)}})).base.model == str(full.model)

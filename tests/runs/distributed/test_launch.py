@@ -80,11 +80,12 @@ def test_launch_killed_leaves_no_process_behind(tiny_base: Path, data_file: Path
     assert not alive
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dying", "code", "said"),
     [
         ("raise", 2, "error: a fault of process 1"),
-        pytest.param("kill", 137, "error: process 1 was killed by SIGKILL", marks=pytest.mark.slow),
+        ("kill", 137, "error: process 1 was killed by SIGKILL"),
     ],
 )
 def test_launch_gives_one_error_and_no_hang_for_a_failing_process(

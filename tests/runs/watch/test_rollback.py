@@ -89,6 +89,7 @@ def test_rollback_happens_once_and_a_second_alarm_stops(
     assert told.text.count("rolled back from") == 1
 
 
+@pytest.mark.slow
 def test_rollback_starts_over_where_no_checkpoint_is_old_enough(
     healthy: tuple[RunFolder, str], tmp_path: Path, tiny_base: Path, many_sums: Path, sabotage: Callable[[Fault], None]
 ) -> None:

@@ -89,6 +89,7 @@ def test_watcher_evaluation_does_not_change_what_is_trained(
     assert torch.equal(counted.load_LE, with_evaluation.load_LE)
 
 
+@pytest.mark.slow
 def test_watcher_counts_on_in_a_resumed_run(
     healthy: tuple[RunFolder, str], tmp_path: Path, tiny_base: Path, many_sums: Path, sabotage: Callable[[Fault], None]
 ) -> None:
