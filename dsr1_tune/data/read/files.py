@@ -20,7 +20,7 @@ from typing import IO, Literal, TextIO, cast
 from dsr1_tune.data.read import charset, json_rows
 from dsr1_tune.data.read.formats import shown
 from dsr1_tune.data.read.json_rows import Raw
-from dsr1_tune.data.read.unrecognised import ROWS, foreign_text, unrecognised_bytes, unrecognised_text
+from dsr1_tune.data.read.unrecognised import PIECE_OF_JSON, ROWS, foreign_text, unrecognised_bytes, unrecognised_text
 from dsr1_tune.data.record import Drop, Place
 from dsr1_tune.errors import DataError
 
@@ -156,8 +156,10 @@ def _by_content(path: Path, encoding: str, head: str) -> Source:
     is_named_table = name.endswith((".csv", ".tsv"))
     if _is_lines(text, is_named_lines, is_cut=len(head) == HEAD_CHARS):
         return Source(path, "JSON lines", encoding)
-    is_sure = is_named_table or _JSON_START.match(text) or _is_quoted_table(text, is_cut=len(head) == HEAD_CHARS)
+    is_sure = is_named_table or _JSON_START.match(text)
     unrecognised = "" if is_sure else unrecognised_text(text, Path(name).suffix.lower())
+    if unrecognised == PIECE_OF_JSON and _is_quoted_table(text, is_cut=len(head) == HEAD_CHARS):
+        unrecognised = ""
     if not unrecognised or unrecognised == "prose":
         if text[0] in "[{":
             return Source(path, "JSON", encoding)

@@ -12,6 +12,7 @@ from dsr1_tune.data.read.formats import listed, shown
 
 ROWS = 'write one object a line, such as {"input": "the question", "output": "the answer"}'
 MAX_LINES = 40
+PIECE_OF_JSON = "a piece of JSON, of which the beginning is missing"
 
 _TABLE: dict[str, Any] = load_yaml(Path(__file__).with_suffix(".yaml"))
 
@@ -83,7 +84,7 @@ def unrecognised_text(text: str, ending: str) -> str:
         if ending in known["endings"] or ("first" in known and re.match(known["first"], first)):
             return str(known["what"])
     if re.search(r'"\s*[:,]\s*["\[{]|[}\]]\s*,\s*[{\[]', text[:2000]):
-        return "a piece of JSON, of which the beginning is missing"
+        return PIECE_OF_JSON
     if re.search(r"[.!?。！？…]", text) and len(re.findall(r"\w\s+\w|[\u4e00-\u9fff]{4}", text[:2000])) > 4:
         return "prose"
     return ""

@@ -198,6 +198,11 @@ def test_identify_takes_the_end_of_json_for_no_table(write, text):
         identify(write("rows.txt", text))
 
 
+def test_identify_believes_a_name_that_says_code_also_of_even_lines(write):
+    with pytest.raises(DataError, match="looks like"):
+        identify(write("rows.py", "first, second\nthird, fourth\n"))
+
+
 def test_identify_takes_rows_about_html_for_rows(write):
     rows = [
         {"input": "What does <head> hold?", "output": "A page's title."},
