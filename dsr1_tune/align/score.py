@@ -145,7 +145,7 @@ def score_rows(model: ScalarModel, rows: Sequence[Row | Drop], config: Score, na
     with narrator.counting("scoring", num_usable) as advance:
         scores = score_encoded(model, encoded, config.batch_size, advance)
     told = zip(answers, encoded, scores, strict=True)
-    found = iter([_scored(name, message.content, ids, score) for (_, name, message), ids, score in told])
+    found = iter([_scored(name, message.said, ids, score) for (_, name, message), ids, score in told])
     scored = tuple(_scored_row(row, found) for row in rows)
     if all(answer.score is None for row in scored for answer in row.answers):
         raise ModelError("the reward model gives no answer a finite score", hint=_RETRAIN)

@@ -1,7 +1,8 @@
-"""The nouns that flow through the data stage: Message, Record, Preference, Feedback, Prompt, and Drop."""
+"""The nouns that flow through the data stage: Message, ToolCall, Record, Preference, Feedback, Prompt, and Drop."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -31,12 +32,40 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that the assistant calls; `arguments` is the JSON text of an object, `id` names it to its result."""
+
+    name: str
+    arguments: str = "{}"
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; `path` is where its text stands in the row it was read from."""
+    """One turn of a conversation; `path` is where its text stands in the row it was read from.
+
+    A thought stands in `content`, between <think> and </think>. `calls` are the functions that the assistant calls
+    behind its words. A turn whose author excludes it from the loss `is_learned` not. The result of a call may have the
+    function's `name` and the call's `call_id`.
+    """
 
     role: Role
     content: str
     path: str = field(default="$", compare=False, repr=False)
+    calls: tuple[ToolCall, ...] = ()
+    is_learned: bool = True
+    name: str = ""
+    call_id: str = ""
+
+    @property
+    def said(self) -> str:
+        """The words and the calls as one text, to compare turns and to show them."""
+        return said(self.content, [(call.name, call.arguments) for call in self.calls]) if self.calls else self.content
+
+
+def said(content: str, calls: Iterable[tuple[str, str]]) -> str:
+    """A turn's words, and each call (name, arguments) on a line of its own."""
+    return "\n".join([content] * bool(content) + [f"{name}({arguments})" for name, arguments in calls])
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +89,8 @@ class Record:
 
     @property
     def answer(self) -> str:
-        """The final answer."""
-        return self.messages[-1].content
+        """The final answer, its calls included."""
+        return self.messages[-1].said
 
 
 @dataclass(frozen=True, slots=True)

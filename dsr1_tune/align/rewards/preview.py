@@ -135,7 +135,7 @@ def _of(row: Row, column: str, said: str) -> list[tuple[str, Answered]] | Drop:
     num_tokens = int(tokens) if isinstance(tokens, (int, float)) and math.isfinite(tokens) else 0
     has_ended = ended if isinstance(ended, bool) else True
     return [
-        (name, Answered(prompt_of(row), answer.content, expected, num_tokens, has_ended))
+        (name, Answered(prompt_of(row), answer.said, expected, num_tokens, has_ended))
         for name, answer in answers.items()
     ]
 

@@ -130,7 +130,7 @@ def _opinions(cleaned: CleanedRows, rows: Ints) -> dict[str, Any] | None:
     pairs = rows[kinds == KINDS.index("Preference")]
     for start in range(0, len(pairs), PAIRS_AT_ONCE):
         for pair in cleaned.store.outputs(pairs[start : start + PAIRS_AT_ONCE]):
-            counts.update(pair_counts_as(pair["chosen"], pair["rejected"]))
+            counts.update(pair_counts_as(*(text for _, text in turns_of(pair)[-2:])))
     found = PreferenceStats.counted(counts)
     return found.as_json() if found != PreferenceStats() else None
 

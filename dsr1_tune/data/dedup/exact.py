@@ -77,7 +77,7 @@ def blocks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
     """Successive rows, about BLOCK_CHARS characters at a time."""
     start = num_chars = 0
     for number, row in enumerate(rows):
-        num_chars += sum(len(message.content) for message in messages_of(row))
+        num_chars += sum(len(message.said) for message in messages_of(row))
         if num_chars >= BLOCK_CHARS:
             yield rows[start : number + 1]
             start, num_chars = number + 1, 0

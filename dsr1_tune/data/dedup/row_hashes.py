@@ -93,7 +93,7 @@ class Alike:
         prints = Prints.concatenate([part.prints for part in parts])
         kinds = np.concatenate([part.kinds for part in parts])
         sketches = np.concatenate([part.sketches for part in parts])
-        num_bytes = np.array([sum(len(message.content) for message in messages_of(row)) for row in rows], np.int64)
+        num_bytes = np.array([sum(len(message.said) for message in messages_of(row)) for row in rows], np.int64)
 
         def compare(pairs: Pairs) -> Verified:
             return Verified.together(

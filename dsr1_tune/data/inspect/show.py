@@ -189,14 +189,14 @@ def _said(row: Row | Drop, limit: int) -> Iterator[Text]:
             yield from _said(said, limit)
         return
     turns = [("tools", row.tools)] if row.tools else []
-    turns += [(message.role, message.content) for message in prompt_of(row)]
+    turns += [(message.role, message.said) for message in prompt_of(row)]
     match row:
         case Record():
             turns.append((row.messages[-1].role, row.answer))
         case Preference():
-            turns += [("chosen", row.chosen.content), ("rejected", row.rejected.content)]
+            turns += [("chosen", row.chosen.said), ("rejected", row.rejected.said)]
         case Feedback():
-            turns.append(("good answer" if row.is_good else "bad answer", row.completion.content))
+            turns.append(("good answer" if row.is_good else "bad answer", row.completion.said))
         case Prompt() if row.answer is not None:
             turns.append(("ground truth", row.answer))
     for role, content in turns:

@@ -146,7 +146,7 @@ def stats(rows: Iterable[Row | Drop], count_tokens: CountTokens | None = None, s
         kinds[type(row).__name__.lower()] += 1
         said, answer = prompt_of(row), _answer(row)
         question = next((message.content for message in reversed(said) if message.role == "user"), "")
-        whole = "\n".join([*(message.content for message in said), answer])
+        whole = "\n".join([*(message.said for message in said), answer])
         lengths.add(question, answer, whole)
         languages[language(whole)] += 1
         turns[sum(message.role == "user" for message in said)] += 1
@@ -185,7 +185,7 @@ def language(text: str) -> str:
 def _answer(row: Row) -> str:
     if isinstance(row, (Record, Prompt)):
         return row.answer or ""
-    return (row.chosen if isinstance(row, Preference) else row.completion).content
+    return (row.chosen if isinstance(row, Preference) else row.completion).said
 
 
 def _first_words(question: str) -> str:

@@ -98,10 +98,11 @@ class Guard:
         messages = messages_of(row)
         if isinstance(row, Prompt):  # its checkable answer, as if the assistant said it
             messages += (Message("assistant", row.answer or "", "$.answer"),)
-        joined = "\n".join([message.content for message in messages])
+        joined = "\n".join([message.said for message in messages])
         if self.action == "off" or not (worth_a_look(joined) or (row.tools and worth_a_look(row.tools))):
             return Checked(row), Counter()
         texts = [(message.path, message.content) for message in messages if message.content]
+        texts += [(message.path, call.arguments) for message in messages for call in message.calls]
         if row.tools:
             texts.append(("$.tools", row.tools))
         found = [(path, text, one) for path, text in texts if worth_a_look(text) for one in _find(text, self._kinds)]
@@ -135,8 +136,11 @@ def _drop(found: list[tuple[str, str, Found]], counts: Counter[str]) -> Drop:
 def _changed(row: Row, change: Callable[[str], str]) -> Row:
     if isinstance(row, Prompt) and row.answer:
         row = replace(row, answer=change(row.answer))
-    messages = tuple(replace(message, content=change(message.content)) for message in messages_of(row))
-    return replace(with_messages(row, messages), tools=change(row.tools))
+    messages = []
+    for message in messages_of(row):
+        calls = tuple(replace(call, arguments=change(call.arguments)) for call in message.calls)
+        messages.append(replace(message, content=change(message.content), calls=calls))
+    return replace(with_messages(row, tuple(messages)), tools=change(row.tools))
 
 
 @dataclass

@@ -6,63 +6,55 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from dsr1_tune.data.encode import thinking
 from dsr1_tune.data.read.formats import Shape, listed, shape_of
 from dsr1_tune.data.read.role_tags import Dialogue, begins_with_role_tag, split_role_tags
+from dsr1_tune.data.read.turn import Required, read_turn, required_arguments, together, without_nulls
 from dsr1_tune.data.read.values import (
     Unusable,
     as_json,
     as_list,
     is_null,
-    is_sound,
     key_of,
     kind_of,
     path_to,
-    short,
     sound_text,
     text_of,
 )
 from dsr1_tune.data.record import Drop, Message, Role
 
-_ROLES: dict[str, Role] = {
-    **dict.fromkeys(("user", "human"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt", "function_call"), "assistant"),
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("tool", "observation", "function", "function_response"), "tool"),
-}
 _FOLLOWS: dict[Role | None, tuple[Role, ...]] = {
-    None: ("system", "user"),
-    "system": ("user",),
+    None: ("user",),
     "user": ("assistant",),
     "assistant": ("user", "tool"),
-    "tool": ("assistant", "tool"),
+    "tool": ("assistant", "tool", "user"),
 }
 
 
 def conversation(row: dict[str, Any], shape: Shape, notes: list[Drop]) -> tuple[Message, ...]:
     """All that is said: system prompt, history, question and answer, or the turns; remarks are added to `notes`."""
-    spoken = _told(row[shape.turns], path_to(shape.turns), notes) if shape.turns else _asked(row, shape, notes)
-    messages = _history(row, shape) + spoken
+    required = required_arguments(tools_of(row, shape))
+    if shape.turns:
+        said = _told(row[shape.turns], path_to(shape.turns), notes, required)
+    else:
+        said = _asked(row, shape, notes, required)
+    messages = _history(row, shape, required) + said
     if not shape.system or is_null(row[shape.system]):
         return messages
     system = Message("system", text_of(row[shape.system], path_to(shape.system)), path_to(shape.system))
     if not system.content.strip() or system in messages:
         return messages
-    if messages[0].role == "system":
-        fix = "keep one of them"
-        raise Unusable("turn_order", f"{shape.system!r} and the first turn are two system prompts", fix, system.path)
     return (system, *messages)
 
 
-def _told(value: Any, path: str, notes: list[Drop]) -> tuple[Message, ...]:
+def _told(value: Any, path: str, notes: list[Drop], required: Required) -> tuple[Message, ...]:
     """A list of turns, or one text in which tags tell them apart."""
     if not isinstance(value, str) or not begins_with_role_tag(value):
-        return _turns(value, path)
+        return _turns(value, path, required)
     dialogue = split_role_tags(sound_text(value, path), has_answer=False)
     if isinstance(dialogue, Drop):
         raise Unusable("wrong_type", dialogue.detail, dialogue.fix, path)
     if dialogue is None:
-        return _turns(value, path)
+        return _turns(value, path, required)
     notes.append(replace(dialogue.note, path=path))
     return as_messages(dialogue, path)
 
@@ -72,10 +64,10 @@ def as_messages(dialogue: Dialogue, path: str) -> tuple[Message, ...]:
     return tuple(Message(role, text, path) for role, text in dialogue.turns)
 
 
-def _asked(row: dict[str, Any], shape: Shape, notes: list[Drop]) -> tuple[Message, ...]:
+def _asked(row: dict[str, Any], shape: Shape, notes: list[Drop], required: Required) -> tuple[Message, ...]:
     """The question with its answer, if there is one; a question with tags in it may be several turns."""
-    question = _question(row, shape)
-    answer = spoken(row[shape.answer], "assistant", path_to(shape.answer)) if shape.answer else ()
+    question = _question(row, shape, required)
+    answer = spoken(row[shape.answer], "assistant", path_to(shape.answer), required) if shape.answer else ()
     if len(question) > 1 or question[0].role != "user":
         return question + answer
     (asked,) = question
@@ -89,12 +81,12 @@ def _asked(row: dict[str, Any], shape: Shape, notes: list[Drop]) -> tuple[Messag
     return turns + tuple(replace(message, content=dialogue.unmarked(message.content)) for message in answer)
 
 
-def _question(row: dict[str, Any], shape: Shape) -> tuple[Message, ...]:
+def _question(row: dict[str, Any], shape: Shape, required: Required) -> tuple[Message, ...]:
     filled = [name for name in shape.question if not is_null(row[name])]
     if not filled:
         raise Unusable("null_value", "is null", "write the question there", path_to(shape.question[0]))
     if len(filled) == 1:
-        return spoken(row[filled[0]], "user", path_to(filled[0]))
+        return spoken(row[filled[0]], "user", path_to(filled[0]), required)
     parts = [text_of(row[name], path_to(name)) for name in filled]
     if shape.question[0].lower() == "title" and (parts[1].strip() == "无" or parts[0].strip() in parts[1]):
         # Forum data: the text under the headline says nothing ("none"), or says it all.
@@ -102,7 +94,7 @@ def _question(row: dict[str, Any], shape: Shape) -> tuple[Message, ...]:
     return (Message("user", "\n".join(part for part in parts if part.strip()), path_to(filled[0])),)
 
 
-def _history(row: dict[str, Any], shape: Shape) -> tuple[Message, ...]:
+def _history(row: dict[str, Any], shape: Shape, required: Required) -> tuple[Message, ...]:
     """`[["question", "answer"], ...]`, or turns: what was said before."""
     if not shape.history or not row[shape.history] or is_null(row[shape.history]):
         return ()
@@ -111,13 +103,13 @@ def _history(row: dict[str, Any], shape: Shape) -> tuple[Message, ...]:
     for number, pair in enumerate(as_list(row[shape.history], path)):
         at = f"{path}[{number}]"
         if isinstance(pair, dict):
-            messages += _turn(pair, at)
+            messages += _turn(pair, at, required)
             continue
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise Unusable("wrong_type", f"{kind_of(pair)}, not a pair", "write [question, answer]", at)
         messages.append(Message("user", text_of(pair[0], f"{at}[0]"), f"{at}[0]"))
         messages.append(Message("assistant", text_of(pair[1], f"{at}[1]"), f"{at}[1]"))
-    return tuple(messages)
+    return together(messages)
 
 
 def tools_of(row: dict[str, Any], shape: Shape) -> str:
@@ -126,58 +118,38 @@ def tools_of(row: dict[str, Any], shape: Shape) -> str:
     if is_null(value) or value in ("", "[]", [], {}):
         return ""
     path = path_to(shape.tools)
-    return sound_text(value, path) if isinstance(value, str) else as_json(value, path)
+    return sound_text(value, path) if isinstance(value, str) else as_json(without_nulls(value), path)
 
 
-def spoken(value: Any, role: Role, path: str) -> tuple[Message, ...]:
+def spoken(value: Any, role: Role, path: str, required: Required) -> tuple[Message, ...]:
     """Text said by `role`, or whole turns, or one turn."""
     if isinstance(value, dict) and key_of(value, "role", "from"):
-        return _turn(value, path)
+        return _turn(value, path, required)
     if isinstance(value, list) and value and isinstance(value[0], dict) and key_of(value[0], "role", "from"):
-        return _turns(value, path)
+        return _turns(value, path, required)
     return (Message(role, text_of(value, path), path),)
 
 
-def _turns(value: Any, path: str) -> tuple[Message, ...]:
+def _turns(value: Any, path: str, required: Required) -> tuple[Message, ...]:
     turns = as_list(value, path)
     if not turns:
         raise Unusable("no_assistant", "the conversation has no turns", "add a question and its answer", path)
-    return tuple(message for number, turn in enumerate(turns) for message in _turn(turn, f"{path}[{number}]"))
+    return together(
+        message for number, turn in enumerate(turns) for message in _turn(turn, f"{path}[{number}]", required)
+    )
 
 
-def _turn(turn: Any, path: str) -> tuple[Message, ...]:
-    """`{role, content}` or `{from, value}`; or question and answer in one object, `{human, assistant}`."""
+def _turn(turn: Any, path: str, required: Required) -> tuple[Message, ...]:
+    """One turn in any form; or question and answer in one object, `{human, assistant}`."""
     if not isinstance(turn, dict):
         fix = 'write {"role": "user", "content": ...}'
         raise Unusable("wrong_type", f"{kind_of(turn)}, not a turn", fix, path)
-    role_key, text_key = key_of(turn, "role", "from"), key_of(turn, "content", "value", "text")
-    if not role_key:
-        if pair := pair_shape(turn):
-            return _pair(turn, pair, path)
-        fix = 'write {"role": "user", "content": ...}, or from and value'
-        raise Unusable("missing_field", f"a turn with {listed(turn) or 'nothing'}, but no role", fix, path)
-    said_by = turn[role_key]
-    role = _ROLES.get(said_by.strip().lower()) if isinstance(said_by, str) else None
-    if role is None:
-        fix = "use system, user, assistant or tool (or human, gpt, function_call, observation)"
-        raise Unusable("unknown_role", f"the role {short(said_by)} is not known", fix, f"{path}.{role_key}")
-    calls = turn.get("tool_calls")
-    if calls and isinstance(calls, list) and not (text_key and turn[text_key]):
-        return (Message(role, _called(calls, f"{path}.tool_calls"), f"{path}.tool_calls"),)
-    if not text_key:
-        raise Unusable("missing_field", f"a turn of the {role} without content", "add its content", path)
-    said = text_of(turn[text_key], f"{path}.{text_key}")
-    if role == "assistant":
-        said = _with_reasoning(turn, said)
-    return (Message(role, said, f"{path}.{text_key}"),)
-
-
-def _with_reasoning(turn: dict[str, Any], said: str) -> str:
-    """An answer whose reasoning is in a field of its own, as DeepSeek's and OpenAI's servers give it, in one text."""
-    reasoning = turn.get(key_of(turn, "reasoning_content", "reasoning", "thinking"))
-    if not isinstance(reasoning, str) or not reasoning.strip() or thinking.CLOSE in said or not is_sound(reasoning):
-        return said
-    return f"{thinking.OPEN}\n{reasoning.strip()}\n{thinking.CLOSE}\n\n{said}"
+    if key_of(turn, "role", "from"):
+        return read_turn(turn, path, required)
+    if pair := pair_shape(turn):
+        return _pair(turn, pair, path)
+    fix = 'write {"role": "user", "content": ...}, or from and value'
+    raise Unusable("missing_field", f"a turn with {listed(turn) or 'nothing'}, but no role", fix, path)
 
 
 def pair_shape(turn: dict[str, Any]) -> Shape | None:
@@ -197,15 +169,9 @@ def _pair(turn: dict[str, Any], shape: Shape, path: str) -> tuple[Message, ...]:
     return tuple(replace(message, path=path + message.path.removeprefix("$")) for message in messages)
 
 
-def _called(calls: list[Any], path: str) -> str:
-    """OpenAI's tool calls as the JSON text that a ShareGPT `function_call` turn holds."""
-    functions = [call.get("function", call) if isinstance(call, dict) else call for call in calls]
-    return as_json(functions[0] if len(functions) == 1 else functions, path)
-
-
 def check_order(messages: tuple[Message, ...]) -> None:
-    """Raise Unusable where the turns do not follow one another as in a conversation."""
-    for before, message in pairwise((None, *messages)):
+    """Raise Unusable where the turns do not follow one another as in a conversation; system turns stand anywhere."""
+    for before, message in pairwise((None, *(message for message in messages if message.role != "system"))):
         previous = before.role if before else None
         if message is not None and message.role not in _FOLLOWS[previous]:
             where = f"follows the {previous}" if previous else "comes first"

@@ -10,6 +10,7 @@ from dsr1_tune.data.read.conversation import as_messages, check_order, conversat
 from dsr1_tune.data.read.formats import Shape
 from dsr1_tune.data.read.labels import number_in, parse_label
 from dsr1_tune.data.read.role_tags import Dialogue, split_role_tags
+from dsr1_tune.data.read.turn import Required, required_arguments
 from dsr1_tune.data.read.values import Unusable, path_to, short
 from dsr1_tune.data.record import Drop, Feedback, Message, Place, Preference
 
@@ -18,8 +19,9 @@ def preference(row: dict[str, Any], shape: Shape, tools: str, place: Place, note
     """A prompt with two answers; where no column holds it, both answers' conversations share it. Adds to `notes`."""
     (good, good_path), (bad, bad_path) = _two_answers(row, shape)
     has_prompt = bool(shape.turns or shape.question)
-    chosen = _answered(good, good_path, has_prompt)
-    rejected = _answered(bad, bad_path, has_prompt)
+    required = required_arguments(tools)
+    chosen = _answered(good, good_path, has_prompt, required)
+    rejected = _answered(bad, bad_path, has_prompt, required)
     told = _shared(chosen[:-1], rejected[:-1], has_prompt)
     asked = conversation(row, replace(shape, answer=""), notes) if has_prompt else ()
     if (
@@ -55,9 +57,9 @@ def _two_answers(row: dict[str, Any], shape: Shape) -> tuple[tuple[Any, str], tu
     return (good, f"{path}[0]"), (bad, f"{path}[1]")
 
 
-def _answered(value: Any, path: str, has_prompt: bool) -> tuple[Message, ...]:
+def _answered(value: Any, path: str, has_prompt: bool, required: Required) -> tuple[Message, ...]:
     """One of a preference's answers; where nothing else holds the prompt, with the conversation before it."""
-    said = spoken(value, "assistant", path)
+    said = spoken(value, "assistant", path, required)
     if has_prompt or not isinstance(value, str):
         return said
     dialogue = split_role_tags(value, has_answer=False)
@@ -96,7 +98,7 @@ def _said(messages: Iterable[Message]) -> list[tuple[str, str]]:
 
 
 def _content(message: Message) -> str:
-    return " ".join(message.content.split())
+    return " ".join(message.said.split())
 
 
 def _scored(row: dict[str, Any], shape: Shape) -> list[Drop]:
@@ -114,7 +116,7 @@ def feedback(row: dict[str, Any], shape: Shape, tools: str, place: Place, rated:
     """A prompt with an answer and what people think of it; `rated` is a label that shows them to be ratings."""
     messages = conversation(row, shape, notes)
     if shape.turns and shape.answer and messages[-1].role != "assistant":
-        messages += spoken(row[shape.answer], "assistant", path_to(shape.answer))
+        messages += spoken(row[shape.answer], "assistant", path_to(shape.answer), required_arguments(tools))
     check_order(messages)
     if messages[-1].role != "assistant":
         detail = f"it ends with the {messages[-1].role}'s turn, so that there is no answer to label"

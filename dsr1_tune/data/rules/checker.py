@@ -25,7 +25,7 @@ from dsr1_tune.errors import DataError
 def not_empty(row: Row) -> Row | Drop:
     """Drop a conversation in which a question or an answer is blank."""
     for message in messages_of(row):
-        if not visible(message.content) and message.role in ("user", "assistant"):
+        if not visible(message.said) and message.role in ("user", "assistant"):
             name = "question" if message.role == "user" else "answer"
             return Drop(f"empty_{name}", f"the {name} is blank", f"write the {name}, or remove the row", message.path)
     return row

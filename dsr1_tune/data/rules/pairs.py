@@ -20,8 +20,8 @@ TELLING_PAIRS = 20
 
 def answers_differ(row: Row) -> Row | Drop:
     """Drop a preference whose two answers are the same but for blanks: nothing can be learned from it."""
-    if isinstance(row, Preference) and _plain(row.chosen.content) == _plain(row.rejected.content):
-        said = quoted(row.chosen.content)
+    if isinstance(row, Preference) and _plain(row.chosen.said) == _plain(row.rejected.said):
+        said = quoted(row.chosen.said)
         fix = "write a worse answer as rejected, or remove the row"
         return Drop("equal_answers", f"both answers are {said}", fix, row.rejected.path)
     return row
@@ -35,7 +35,7 @@ def remarks_on_pair(row: Row) -> tuple[Drop, ...]:
     """What is odd about a preference that is kept: one answer much longer than the other."""
     if not isinstance(row, Preference):
         return ()
-    chosen, rejected = len(visible(row.chosen.content)), len(visible(row.rejected.content))
+    chosen, rejected = len(visible(row.chosen.said)), len(visible(row.rejected.said))
     short, long = sorted((chosen, rejected))
     if long <= UNEVEN_RATIO * short or long - short < UNEVEN_CHARS:
         return ()
@@ -60,7 +60,7 @@ class PreferenceStats:
         counts: Counter[str] = Counter()
         for row in rows:
             if isinstance(row, Preference):
-                counts.update(pair_counts_as(row.chosen.content, row.rejected.content))
+                counts.update(pair_counts_as(row.chosen.said, row.rejected.said))
             elif isinstance(row, Feedback):
                 counts["num_good" if row.is_good else "num_bad"] += 1
         return cls.counted(counts)
@@ -123,15 +123,15 @@ def stance_of(row: Row) -> int:
     """
     match row:
         case Preference():
-            chosen, rejected = folded(row.chosen.content), folded(row.rejected.content)
+            chosen, rejected = folded(row.chosen.said), folded(row.rejected.said)
             about, side = sorted((chosen, rejected)), chosen < rejected
             if chosen == rejected:
                 return 0
         case Feedback():
-            about, side = [folded(row.completion.content)], row.is_good
+            about, side = [folded(row.completion.said)], row.is_good
         case _:
             return 0
-    before = [part for message in prompt_of(row) for part in (message.role, folded(message.content))]
+    before = [part for message in prompt_of(row) for part in (message.role, folded(message.said))]
     # The lengths keep "ab" + "c" apart from "a" + "bc".
     whole = "".join(f"{len(part)}:{part}" for part in (type(row).__name__, row.tools, *before, *about))
     key = xxhash.xxh3_64_intdigest(whole.encode("utf-8", "surrogatepass"))

@@ -146,10 +146,16 @@ class View:
             self.question: Text | None = texts[0]
             self.answers, self.checked = texts[1:], texts
         else:
-            self.answers = [text for text in texts if text.message.role == "assistant"]
-            self.checked = [text for text in texts if text.message.role in ("user", "assistant")]
+            # A turn that only calls functions says nothing that a rule could judge.
+            self.checked = [
+                text
+                for text in texts
+                if text.message.role in ("user", "assistant") and (text.content or not text.message.calls)
+            ]
+            self.answers = [text for text in self.checked if text.message.role == "assistant"]
             self.question = next((text for text in reversed(texts) if text.message.role == "user"), None)
-        self.answer = self.answers[-1] if self.answers and not lacks_answer(row) else None
+        has_words = self.answers and self.answers[-1] is texts[-1]
+        self.answer = self.answers[-1] if has_words and not lacks_answer(row) else None
         self._asked: str | None = None
 
     @property
@@ -164,7 +170,7 @@ class View:
     def has_tools(self) -> bool:
         """Whether the assistant may call functions."""
         row = self.row
-        return bool(row.tools) or any(text.message.role == "tool" for text in self.texts)
+        return bool(row.tools) or any(text.message.role == "tool" or text.message.calls for text in self.texts)
 
 
 def lacks_answer(row: Row) -> bool:

@@ -142,7 +142,7 @@ def score_row(scorer: Scorer, example: Example, kept: Distributions, place: str)
         example.labels,
         nats,
         len(wanted_T),
-        sum(len(said.content.encode()) for said in example.record.messages if said.role == "assistant"),
+        sum(len(said.said.encode()) for said in example.record.messages if said.role == "assistant"),
         np.concatenate(tops),
         divergence,
         num_diverged,

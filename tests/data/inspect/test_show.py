@@ -111,7 +111,7 @@ def test_conversations_are_shown_by_role(write):
     )
     text = shown(pick(read([file])))
     assert "conversation, tools\n" in text and "preference\n" in text
-    assert "system: Be kind.\nuser: Weather?\nassistant: {" in text
+    assert "system: Be kind.\nuser: Weather?\nassistant: sun({})\n" in text
     assert 'tool: {"sun": 1}\nassistant: It shines.\n' in text
     assert "user: Which?\nchosen: This.\nrejected: That.\n" in text
     prompt = write("b.jsonl", [{"prompt": f"{n}+1?", "ground_truth": str(n + 1)} for n in range(3)])
