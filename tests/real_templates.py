@@ -1,0 +1,34 @@
+"""Tokenizers of bytes with chat templates of real models, whose markers they know as added tokens."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import trl
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+FOLDER = Path(trl.__file__).parent / "chat_templates"
+_MARKER = re.compile(r"<[^<>\s'\"{}=]{2,40}>|\[/?[A-Z_]{3,}\]")
+
+
+def template(name: str) -> str:
+    """The text of one that TRL ships."""
+    return (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def tokenizer_of(source: str, eos: str = "<eos>", bos: str = "<bos>", known: bool = True) -> Any:
+    """Every byte a token, and what stands in the template as <...> or [...]; where not `known`, only bos and eos."""
+    found = _MARKER.findall(source) if known else []
+    markers = list(dict.fromkeys([bos, eos, *found]))
+    vocab = {token: number for number, token in enumerate([*markers, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=bos, eos_token=eos, pad_token=eos, additional_special_tokens=markers[2:]
+    )
+    tokenizer.chat_template = source
+    return tokenizer
