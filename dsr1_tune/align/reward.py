@@ -60,6 +60,8 @@ def _train(session: RewardSession) -> None:
         think=session.config.sequences.think,
         max_tokens=session.config.schedule.max_tokens,
         chat_template_sha256=template_hash(base.tokenizer),
+        template=session.config.template.model_dump(),
+        special_tokens=session.config.data.special_tokens,
     )
     session.run(model, save=lambda: save_scalar(model, base, session.output, facts))
 

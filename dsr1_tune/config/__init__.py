@@ -31,6 +31,7 @@ from dsr1_tune.config.sections import (
     ConfigSection,
     Count,
     Data,
+    Encoding,
     Group,
     Init,
     Parallel,
@@ -38,6 +39,7 @@ from dsr1_tune.config.sections import (
     Schedule,
     Sequences,
     Share,
+    Template,
     Watch,
 )
 from dsr1_tune.config.training import Esft, EsftRun, FullRun, LoraRun, QloraRun, Train, TuneRun

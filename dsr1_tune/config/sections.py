@@ -1,16 +1,18 @@
-"""The sections that commands share, with their defaults: data, base model, sequences, adapter (LoRA), schedule
-(learning rate, optimizer, batch size), router, watch (alarms, trackers) and parallel (processes).
+"""The sections that commands share, with their defaults: data, base model, sequences, chat template, adapter (LoRA),
+schedule (learning rate, optimizer, batch size), router, watch (alarms, trackers) and parallel (processes).
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Group = Literal["attention", "dense_ffn", "shared_experts", "routed_experts"]
 GROUPS: tuple[Group, ...] = ("attention", "dense_ffn", "shared_experts", "routed_experts")
@@ -78,6 +80,9 @@ class Data(ConfigSection):
     """Shorter answers are dropped; whole answers such as B, 42 or 是 are short."""
     allow_damaged: bool = False
     """Train on what could be read of a file that breaks off or cannot be parsed to its end."""
+    special_tokens: Literal["text", "keep"] = "text"
+    """What the base's control tokens, such as <|im_end|>, are where a text holds them: text like any other, or keep
+    them as tokens that end and begin turns."""
 
     @model_validator(mode="before")
     @classmethod
@@ -183,6 +188,47 @@ class Sequences(ConfigSection):
     def _check(self) -> None:
         if not self.learn:
             raise ValueError("sequences.learn: name at least one role, such as assistant")
+
+
+class Template(ConfigSection):
+    """How the base's chat template is asked: for training, evaluation, rollouts, chat and serve alike."""
+
+    thinking: Literal["auto", "on", "off"] = "auto"
+    """The mode of templates that can think or not (Qwen3, DeepSeek-V3.1, GLM-4.5): on, off, or auto, where a row with
+    a thought is rendered in the one and a row without in the other; off takes thoughts out."""
+    tools: Literal["template", "text"] = "template"
+    """How tools and their calls are written: as the template does, else the row is refused; or as text in the form of
+    Hermes and Qwen, <tool_call>{"name": ..., "arguments": ...}</tool_call>, for templates that know no tools."""
+    kwargs: dict[str, Any] = {}
+    """Further arguments of the template: reasoning_effort=high."""
+
+    @field_validator("thinking", mode="before")
+    @classmethod
+    def _read_as_yaml(cls, value: Any) -> Any:
+        """To YAML on and off are true and false."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+    @field_validator("kwargs", mode="before")
+    @classmethod
+    def _typed(cls, value: Any) -> Any:
+        """`{"low": "true"}`, as `kwargs=low=true` is read, is `{"low": True}`."""
+        return {name: _json_or_text(given) for name, given in value.items()} if isinstance(value, dict) else value
+
+
+def _json_or_text(given: Any) -> Any:
+    try:
+        return json.loads(given) if isinstance(given, str) else given
+    except ValueError:
+        return given
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """All settings by which conversations become tokens."""
+
+    sequences: Sequences = dataclasses.field(default_factory=Sequences)
+    template: Template = dataclasses.field(default_factory=Template)
+    special_tokens: Literal["text", "keep"] = "text"
 
 
 Init = Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"]

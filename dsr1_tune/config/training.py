@@ -14,10 +14,12 @@ from dsr1_tune.config.sections import (
     ConfigSection,
     Count,
     Data,
+    Encoding,
     Parallel,
     Router,
     Schedule,
     Sequences,
+    Template,
     Watch,
 )
 
@@ -28,6 +30,7 @@ class TuneRun(ConfigSection):
     data: Data = Data()
     base: Base = Base()
     sequences: Sequences = Sequences()
+    template: Template = Template()
     schedule: Schedule = Schedule()
     router: Router = Router()
     watch: Watch = Watch()
@@ -38,6 +41,11 @@ class TuneRun(ConfigSection):
     """Sample answers: held-out questions answered before and after training."""
     sample_tokens: Count = 80
     """Maximum length of a sample answer in tokens."""
+
+    @property
+    def encoding(self) -> Encoding:
+        """How rows become tokens."""
+        return Encoding(self.sequences, self.template, self.data.special_tokens)
 
     def _check(self) -> None:
         if self.router.mode in ("train", "aux_loss"):

@@ -58,7 +58,7 @@ class RunData:
 
 def encode_and_split(prepared: Prepared, tokenizer: Any, config: TuneRun) -> RunData:
     """What is to be trained on, and what is held out. Raises DataError if nothing is left."""
-    encoded = encode_all(prepared.records, tokenizer, config.schedule.max_tokens, config.sequences)
+    encoded = encode_all(prepared.records, tokenizer, config.schedule.max_tokens, config.encoding)
     return divide(prepared, encoded.examples, encoded.drops, config, _remarks(encoded, config))
 
 

@@ -11,7 +11,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
-from dsr1_tune.data.encode.example import IGNORED, Example, prompt_text
+from dsr1_tune.config import Encoding
+from dsr1_tune.data.encode.example import IGNORED, Example, prompt_ids
 from dsr1_tune.data.record import Record
 
 MAX_BATCH_TOKENS = 2048
@@ -81,6 +82,7 @@ def sample_answers(
     model: Any,
     tokenizer: Any,
     records: Sequence[Record],
+    encoding: Encoding,
     max_new_tokens: int,
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[Sample]:
@@ -91,11 +93,11 @@ def sample_answers(
     use_cache, model.config.use_cache = model.config.use_cache, True
     samples = []
     for record in records:
-        text = prompt_text(record, tokenizer)
-        inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(model.device)
+        ids_BT = torch.tensor([prompt_ids(record, tokenizer, encoding)], device=model.device)
         greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        inputs = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
         output = model.generate(**inputs, **greedy, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id)
-        answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        answer = tokenizer.decode(output[0, ids_BT.shape[1] :], skip_special_tokens=True)
         samples.append(Sample(record.question, answer.strip(), record.answer))
         advance(1)
     model.config.use_cache = use_cache

@@ -51,7 +51,7 @@ def eval_subset_examples(folder: RunFolder, tokenizer: Any) -> list[Example]:
     rows = held_out or kept_rows(folder, "train", _ANSWERED)
     is_supervised = all(isinstance(row, Record) for row in rows)
     records = _good(rows if held_out or is_supervised else rows[:8])
-    examples = encode_all(records, tokenizer, config.schedule.max_tokens, config.sequences).examples
+    examples = encode_all(records, tokenizer, config.schedule.max_tokens, config.encoding).examples
     if not is_supervised:
         examples = list(map(_last_alone, examples))
     return examples if held_out else examples[:8]

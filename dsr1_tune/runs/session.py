@@ -172,7 +172,9 @@ class Session(Generic[Run]):
         self.narrator.say(f"{held_out} on {self.data.probe_name}")
         questions = self.data.asked(self.config.samples)
         with self.narrator.counting("answering", len(questions)) as advance:
-            answers = sample_answers(model, self.base.tokenizer, questions, self.config.sample_tokens, advance)
+            answers = sample_answers(
+                model, self.base.tokenizer, questions, self.config.encoding, self.config.sample_tokens, advance
+            )
         return held_out, answers
 
     def evaluate(self, model: Any) -> Any:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from dsr1_tune.align.online.generate import Answers, generate
-from dsr1_tune.align.preference.encode import TEMPLATE_ERRORS, encode_all, refused_by_template
+from dsr1_tune.align.preference.encode import encode_all
 from dsr1_tune.align.preference.log_probs import log_probs
 from dsr1_tune.align.rewards.layered import Answered, LayeredReward, RewardResult
 from dsr1_tune.atomic import atomic_write
-from dsr1_tune.config import RolloutRun
+from dsr1_tune.config import Encoding, RolloutRun
 from dsr1_tune.data.encode import thinking
-from dsr1_tune.data.encode.example import prompt_text
+from dsr1_tune.data.encode.example import prompt_ids, refused_by_template
+from dsr1_tune.data.encode.template import TEMPLATE_ERRORS
 from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Drop, Message, Prompt, Record, Row
 from dsr1_tune.errors import ConfigError, DataError, RunError
@@ -48,20 +49,19 @@ def encode_prompts(prepared: Prepared, tokenizer: Any, config: RolloutRun) -> Ru
     """Encode prompts, split into training and held-out ones. Raises DataError if none leaves room for an answer."""
     room = config.schedule.max_tokens - config.rollout.max_new_tokens
     # Rows with the same prompt and other expected answers stay on one side of the split.
-    return encode_all(prepared, lambda row: _encode(row, tokenizer, room), config)
+    return encode_all(prepared, lambda row: _encode(row, tokenizer, config.encoding, room), config)
 
 
-def _encode(row: Prompt, tokenizer: Any, room: int) -> PromptExample | Drop:
+def _encode(row: Prompt, tokenizer: Any, encoding: Encoding, room: int) -> PromptExample | Drop:
     record = Record((*row.messages, Message("assistant", row.answer or "")), row.place, row.tools, row.row)
     try:
-        text = prompt_text(record, tokenizer)
+        ids = tuple(prompt_ids(record, tokenizer, encoding, usual=True))
     except TEMPLATE_ERRORS as error:
         return refused_by_template(error, row.messages[0])
-    ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     if len(ids) > room:
         detail = f"{len(ids):,} tokens; with rollout.max_new_tokens for the answer {max(room, 0):,} are allowed"
         return Drop("too_long", detail, "shorten it, or raise schedule.max_tokens", row.messages[-1].path)
-    return PromptExample(row, record, ids, opens_thought=text.rstrip().endswith(thinking.OPEN))
+    return PromptExample(row, record, ids, opens_thought=tokenizer.decode(ids[-8:]).rstrip().endswith(thinking.OPEN))
 
 
 @dataclass(frozen=True)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
 from datasets import Dataset
-from jinja2 import TemplateError
 
-from dsr1_tune.config import AlignRun, Sequences
-from dsr1_tune.data.encode import thinking
-from dsr1_tune.data.encode.chat_template import render_answer
+from dsr1_tune.config import AlignRun, Encoding
+from dsr1_tune.data.encode.chat_template import render_answer, thinks, without_thought
+from dsr1_tune.data.encode.control_tokens import hide, tokenise
+from dsr1_tune.data.encode.example import refused_by_template
+from dsr1_tune.data.encode.template import TEMPLATE_ERRORS
 from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Drop, Feedback, Message, Preference, Record
 from dsr1_tune.errors import DataError
 from dsr1_tune.runs.data import RunData, divide
 
 Ids = tuple[int, ...]
-TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, KeyError)
-"""What a chat template raises for turns that it was not made for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +169,12 @@ def encode_all(prepared: Prepared, encode: Callable[[Any], Any], config: AlignRu
 
 def encode_pair(row: Preference, tokenizer: Any, config: AlignRun) -> PairExample | Drop:
     """One pair as token ids, or why it cannot be used."""
-    chosen = _tokens(row, row.chosen, tokenizer, config.sequences)
+    # Both answers are given in one mode: a thought in either is one in both.
+    is_thinking = any(thinks((*row.prompt, answer)) for answer in (row.chosen, row.rejected))
+    chosen = _tokens(row, row.chosen, tokenizer, config.encoding, is_thinking)
     if isinstance(chosen, Drop):
         return chosen
-    rejected = _tokens(row, row.rejected, tokenizer, config.sequences)
+    rejected = _tokens(row, row.rejected, tokenizer, config.encoding, is_thinking)
     if isinstance(rejected, Drop):
         return rejected
     # A template may show the turns before an answer otherwise for the one than for the other.
@@ -197,7 +198,7 @@ def encode_pair(row: Preference, tokenizer: Any, config: AlignRun) -> PairExampl
 
 def encode_one(row: Feedback, tokenizer: Any, config: AlignRun) -> FeedbackExample | Drop:
     """One answer with its label as token ids, or why it cannot be used."""
-    answered = _tokens(row, row.completion, tokenizer, config.sequences)
+    answered = _tokens(row, row.completion, tokenizer, config.encoding)
     if isinstance(answered, Drop):
         return answered
     if drop := _too_long(answered, answered.first, config):
@@ -215,32 +216,27 @@ class _Answered:
     first: int
 
 
-def _tokens(row: Preference | Feedback, answer: Message, tokenizer: Any, sequences: Sequences) -> _Answered | Drop:
+def _tokens(
+    row: Preference | Feedback, answer: Message, tokenizer: Any, encoding: Encoding, is_thinking: bool | None = None
+) -> _Answered | Drop:
     """The prompt with one of its answers through the model's chat template, or why it cannot be used."""
     messages = (*row.prompt, answer)
-    if sequences.think == "strip":
-        messages = tuple(
-            replace(message, content=thinking.strip(message.content)) if message.role == "assistant" else message
-            for message in messages
-        )
+    if encoding.sequences.think == "strip":
+        messages = tuple(map(without_thought, messages))
     record = Record(messages, row.place, row.tools, row.row)
     try:
-        text, span = render_answer(record, tokenizer)
+        hidden = hide(record, tokenizer, encoding.template.kwargs)
+        text, span = render_answer(hidden.record, tokenizer, encoding, is_thinking)
     except TEMPLATE_ERRORS as error:
         return refused_by_template(error, messages[0])
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    text, places = hidden.shown(text)
+    ids, offsets = tokenise(text, () if encoding.special_tokens == "keep" else places, tokenizer)
     first, last = span or (0, 0)
-    tokens = [number for number, (start, end) in enumerate(encoded["offset_mapping"]) if start < last and first < end]
+    tokens = [number for number, (start, end) in enumerate(offsets) if start < last and first < end]
     if not tokens or not tokens[0]:
         fix = "look at the answer as the template shows it; it may hold only what the template removes"
         return Drop("nothing_to_learn", "the model is shown nothing of the answer", fix, answer.path)
-    return _Answered(record, tuple(encoded["input_ids"][: tokens[-1] + 1]), tokens[0])
-
-
-def refused_by_template(error: Exception, first: Message) -> Drop:
-    """The row that begins with a message, refused by the model's chat template with one of TEMPLATE_ERRORS."""
-    fix = "change the turns or roles as it says, or choose another base"
-    return Drop("template_refused", f"the model's chat template refuses it: {error}", fix, first.path)
+    return _Answered(record, tuple(ids[: tokens[-1] + 1]), tokens[0])
 
 
 def _too_long(answered: _Answered, num_prompt: int, config: AlignRun) -> Drop | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -10,7 +11,7 @@ from dsr1_tune.align.preference.encode import encode_one
 from dsr1_tune.align.rewards.component import NoScore
 from dsr1_tune.config import AlignRun
 from dsr1_tune.data.record import Drop, Feedback, Message, Place
-from dsr1_tune.models.trained.reward_model import ScalarModel
+from dsr1_tune.models.trained.reward_model import RewardFacts, ScalarModel
 
 Ids = tuple[int, ...]
 
@@ -55,13 +56,24 @@ def encode_answer(
 ) -> Ids | Drop:
     """A conversation as the reward model was trained to see it, or why it cannot be shown."""
     row = Feedback(prompt, answer, is_good=True, place=place or Place("", 0, 0), tools=tools)
-    outcome = encode_one(row, model.tokenizer, _settings(model.facts.think, max_tokens))
+    outcome = encode_one(row, model.tokenizer, _settings(model.facts, max_tokens))
     return outcome if isinstance(outcome, Drop) else outcome.input_ids
 
 
+def _settings(facts: RewardFacts, max_tokens: int) -> AlignRun:
+    return _alike(facts.think, json.dumps(facts.template), facts.special_tokens, max_tokens)
+
+
 @cache
-def _settings(think: str, max_tokens: int) -> AlignRun:
-    return AlignRun.model_validate({"sequences": {"think": think}, "schedule": {"max_tokens": max_tokens}})
+def _alike(think: str, template: str, special_tokens: str, max_tokens: int) -> AlignRun:
+    return AlignRun.model_validate(
+        {
+            "sequences": {"think": think},
+            "template": json.loads(template),
+            "data": {"special_tokens": special_tokens},
+            "schedule": {"max_tokens": max_tokens},
+        }
+    )
 
 
 def max_context(model: ScalarModel) -> int:

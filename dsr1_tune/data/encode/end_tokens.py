@@ -15,6 +15,7 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import Any
 
+from dsr1_tune.data.encode.template import show
 from dsr1_tune.errors import ModelError
 
 # Words that stay as they are under trimming, escaping, and as JSON.
@@ -196,7 +197,7 @@ class _Probe:
     def _text(self, turns: Turns, tools: list[Any] | None = None) -> str:
         """The conversation as the template shows it; empty where it refuses it."""
         try:
-            return str(self.tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, **self.settings))
+            return show(self.tokenizer, turns, tools, settings=self.settings)
         except Exception:  # a template is a program that knows nothing of what it is given
             return ""
 

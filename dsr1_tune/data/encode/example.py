@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from dsr1_tune.config import Sequences
-from dsr1_tune.data.encode import thinking
-from dsr1_tune.data.encode.chat_template import USUAL, Span, prompt_text, render
+from dsr1_tune.config import Encoding
+from dsr1_tune.data.encode.chat_template import USUAL, Span, prompt_text, render, without_thought
+from dsr1_tune.data.encode.control_tokens import hide, tokenise
+from dsr1_tune.data.encode.template import TEMPLATE_ERRORS
 from dsr1_tune.data.record import Drop, Message, Record
 
-__all__ = ["IGNORED", "Encoded", "Example", "Span", "encode", "encode_all", "prompt_text", "render"]
+__all__ = ["IGNORED", "Encoded", "Example", "encode", "encode_all", "prompt_ids"]
 
 IGNORED = -100
 """The label of a token that is not learned; the loss skips it."""
@@ -30,6 +31,10 @@ class Example:
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
     num_cut: int = 0
+    num_control: int = 0
+    """Control tokens that its texts hold, as text."""
+    apart: tuple[int, ...] = ()
+    """The places of calls that are not learned here: see `Rendered.apart`."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +55,18 @@ class Encoded:
         return iter((self.examples, self.drops))
 
 
-def encode_all(records: Iterable[Record], tokenizer: Any, max_tokens: int, sequences: Sequences = USUAL) -> Encoded:
+def encode_all(records: Iterable[Record], tokenizer: Any, max_tokens: int, encoding: Encoding = USUAL) -> Encoded:
     """Encode every record; those that the template refuses or that exceed `max_tokens` come back as Drops."""
     examples: list[Example] = []
     drops: list[Drop] = []
     lost_parts: list[Drop] = []
     num_split = 0
     for record in records:
-        outcomes: Sequence[Example | Drop] = [encode(record, tokenizer, max_tokens, sequences)]
+        outcomes: Sequence[Example | Drop] = [encode(record, tokenizer, max_tokens, encoding)]
         first = outcomes[0]
-        if sequences.longer == "split" and isinstance(first, Drop) and first.code == "too_long":
-            outcomes = _split(record, tokenizer, max_tokens, sequences) or outcomes
+        if encoding.sequences.longer == "split" and isinstance(first, Drop) and first.code == "too_long":
+            outcomes = _split(record, tokenizer, max_tokens, encoding) or outcomes
+        outcomes = [*outcomes, *_calls_apart(outcomes, tokenizer, max_tokens, encoding)]
         found = [outcome for outcome in outcomes if isinstance(outcome, Example)]
         lost = [one.at(record.place, "encode", record.row) for one in outcomes if isinstance(one, Drop)]
         examples += found
@@ -73,38 +79,45 @@ def encode_all(records: Iterable[Record], tokenizer: Any, max_tokens: int, seque
     return Encoded(examples, drops, num_truncated, num_split, tuple(lost_parts))
 
 
-def encode(record: Record, tokenizer: Any, max_tokens: int, sequences: Sequences = USUAL) -> Example | Drop:
+def encode(record: Record, tokenizer: Any, max_tokens: int, encoding: Encoding = USUAL) -> Example | Drop:
     """One record → token ids and labels, or why it cannot be; with sequences.longer=truncate its end may be cut."""
-    from jinja2 import TemplateError
-
-    if sequences.think == "strip":
-        record = _stripped(record)
+    if encoding.sequences.think == "strip":
+        record = replace(record, messages=tuple(map(without_thought, record.messages)))
     try:
-        text, spans = render(record, tokenizer, sequences)
-    except (TemplateError, ValueError, TypeError, KeyError) as error:
-        detail = f"the model's chat template refuses it: {error}"
-        fix = "change the turns or roles as it says, or choose another base"
-        return Drop("template_refused", detail, fix, record.messages[0].path)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids, labels = encoded["input_ids"], _labels(encoded["input_ids"], encoded["offset_mapping"], spans)
+        hidden = hide(record, tokenizer, encoding.template.kwargs)
+        rendered = render(hidden.record, tokenizer, encoding)
+    except TEMPLATE_ERRORS as error:
+        return refused_by_template(error, record.messages[0])
+    text, places = hidden.shown(rendered.text)
+    keeps = encoding.special_tokens == "keep"
+    ids, offsets = tokenise(text, () if keeps else places, tokenizer)
+    labels = _labels(ids, offsets, rendered.spans)
     num_cut = max(0, len(ids) - max_tokens)
-    if num_cut and sequences.longer != "truncate":
+    if num_cut and encoding.sequences.longer != "truncate":
         return _too_long(record, len(ids), max_tokens, _SHORTEN)
     # The first token's label is never predicted: nothing stands before it.
     if not _is_learned(labels):
-        return _nothing_to_learn(record, sequences)
+        return _nothing_to_learn(record, encoding)
     if not _is_learned(labels[:max_tokens]):
         fix = "raise schedule.max_tokens: what is learned stands behind the cut"
         return _too_long(record, len(ids), max_tokens, fix)
-    return Example(record, tuple(ids[:max_tokens]), tuple(labels[:max_tokens]), num_cut)
+    return Example(record, tuple(ids[:max_tokens]), tuple(labels[:max_tokens]), num_cut, len(places), rendered.apart)
 
 
-def _stripped(record: Record) -> Record:
-    messages = tuple(
-        replace(message, content=thinking.strip(message.content)) if message.role == "assistant" else message
-        for message in record.messages
-    )
-    return replace(record, messages=messages)
+def refused_by_template(error: Exception, first: Message) -> Drop:
+    """The row that begins with a message, refused by the model's chat template with one of TEMPLATE_ERRORS."""
+    fix = "change the turns or roles as it says, or choose another base"
+    return Drop("template_refused", f"the model's chat template refuses it: {error}", fix, first.path)
+
+
+def prompt_ids(record: Record, tokenizer: Any, encoding: Encoding = USUAL, usual: bool = False) -> list[int]:
+    """The conversation up to the last answer, as the model is asked for it, in tokens; see `prompt_text`.
+
+    Raises what the template raises, one of TEMPLATE_ERRORS.
+    """
+    hidden = hide(record, tokenizer, encoding.template.kwargs)
+    text, places = hidden.shown(prompt_text(hidden.record, tokenizer, encoding, usual))
+    return tokenise(text, () if encoding.special_tokens == "keep" else places, tokenizer)[0]
 
 
 def _labels(ids: Sequence[int], offsets: Sequence[Span], spans: Sequence[Span]) -> list[int]:
@@ -124,17 +137,21 @@ def _too_long(record: Record, num_tokens: int, max_tokens: int, fix: str) -> Dro
     return Drop("too_long", detail, fix=fix, path=record.messages[-1].path)
 
 
-def _nothing_to_learn(record: Record, sequences: Sequences) -> Drop:
-    if sequences.think == "keep":
+def _nothing_to_learn(record: Record, encoding: Encoding) -> Drop:
+    think = encoding.sequences.think
+    if not any(message.is_learned for message in record.messages if message.role in encoding.sequences.learn):
+        detail = "its author lets none of its answers be learned (weight, loss, train or masked)"
+        return Drop("nothing_to_learn", detail, "leave it out, or let one be learned", record.messages[-1].path)
+    if think == "keep":
         detail = "the model's chat template leaves nothing of the answer"
         fix = "look at the answer as the template shows it; it may hold only what the template removes"
     else:
-        detail = f"without its thoughts (sequences.think={sequences.think}) nothing of the answer is left to learn"
+        detail = f"without its thoughts (sequences.think={think}) nothing of the answer is left to learn"
         fix = "close the thought with </think> and answer behind it"
     return Drop("nothing_to_learn", detail, fix, record.messages[-1].path)
 
 
-def _split(record: Record, tokenizer: Any, max_tokens: int, sequences: Sequences) -> list[Example | Drop]:
+def _split(record: Record, tokenizer: Any, max_tokens: int, encoding: Encoding) -> list[Example | Drop]:
     """As few examples as hold the conversation, each of whole exchanges behind the system prompt."""
     system, exchanges = _exchanges(record.messages)
     outcomes: list[Example | Drop] = []
@@ -142,7 +159,7 @@ def _split(record: Record, tokenizer: Any, max_tokens: int, sequences: Sequences
 
     def encoded(*some: tuple[Message, ...]) -> Example | Drop:
         messages = (*system, *chain.from_iterable(some))
-        return encode(replace(record, messages=messages), tokenizer, max_tokens, sequences)
+        return encode(replace(record, messages=messages), tokenizer, max_tokens, encoding)
 
     for exchange in exchanges:
         longer = encoded(*taken, exchange)
@@ -154,6 +171,17 @@ def _split(record: Record, tokenizer: Any, max_tokens: int, sequences: Sequences
         outcomes.append(longer)
         taken = [*taken, exchange] if isinstance(longer, Example) else []
     return outcomes
+
+
+def _calls_apart(
+    outcomes: Sequence[Example | Drop], tokenizer: Any, max_tokens: int, encoding: Encoding
+) -> Iterator[Example | Drop]:
+    """The calls that a conversation shows otherwise than they are asked for, each as the last turn of one."""
+    for example in (outcome for outcome in outcomes if isinstance(outcome, Example)):
+        for position in example.apart:
+            *before, call = example.record.messages[: position + 1]
+            messages = (*(replace(message, is_learned=False) for message in before), call)
+            yield encode(replace(example.record, messages=messages), tokenizer, max_tokens, encoding)
 
 
 def _exchanges(messages: Sequence[Message]) -> tuple[tuple[Message, ...], list[tuple[Message, ...]]]:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from dsr1_tune.atomic import is_disk_full
-from dsr1_tune.config import Compare
-from dsr1_tune.data.encode.example import IGNORED, Example, encode_all, prompt_text
+from dsr1_tune.config import Compare, Encoding
+from dsr1_tune.data.encode.example import IGNORED, Example, encode_all, prompt_ids
 from dsr1_tune.data.record import Place, Record
 from dsr1_tune.errors import DataError, RunError
 from dsr1_tune.export.comparison.backends import Scorer
@@ -95,7 +95,7 @@ def measure(
     measured.reads_per_second = _per_second(num_read, began)
     num_written, began = 0, time.perf_counter()
     for record in rows.asked:
-        answer = answer_row(scorer, record, compare.answer_tokens)
+        answer = answer_row(scorer, record, rows.encoding, compare.answer_tokens)
         if answer is not None:
             measured.answers[record.place] = answer
             num_written += answer.num_tokens
@@ -110,7 +110,7 @@ def _per_second(number: int, began: float) -> float:
 
 def _encoded(rows: RowSet, scorer: Scorer, settings: Rows, measured: Measured) -> list[Example]:
     max_tokens = min(rows.max_tokens, scorer.context)
-    encoded = encode_all(rows.records, scorer.tokenizer, max_tokens, settings.sequences)
+    encoded = encode_all(rows.records, scorer.tokenizer, max_tokens, settings.encoding)
     if not encoded.examples:
         drop = encoded.drops[0]
         raise DataError(f"{rows.name}: no row is of use to {measured.name}; the first: {drop.detail}", hint=drop.fix)
@@ -149,10 +149,9 @@ def score_row(scorer: Scorer, example: Example, kept: Distributions, place: str)
     )
 
 
-def answer_row(scorer: Scorer, record: Record, max_new_tokens: int) -> Answer | None:
+def answer_row(scorer: Scorer, record: Record, encoding: Encoding, max_new_tokens: int) -> Answer | None:
     """The greedy answer to a record's last question; None if the question fills the context."""
-    text = prompt_text(record, scorer.tokenizer)
-    ids = scorer.tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = prompt_ids(record, scorer.tokenizer, encoding)
     room = min(max_new_tokens, scorer.context - len(ids))
     if room < 1:
         return None

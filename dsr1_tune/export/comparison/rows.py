@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsr1_tune.config import Compare, Sequences, TuneRun
+from dsr1_tune.config import Compare, Encoding, TuneRun
 from dsr1_tune.data.read.read import read
 from dsr1_tune.data.record import Record
 from dsr1_tune.errors import DataError, RunError
@@ -40,7 +40,7 @@ class Rows:
     general: RowSet
     asked: tuple[Record, ...]
     """Rows that both models answer."""
-    sequences: Sequences
+    encoding: Encoding
     remarks: tuple[str, ...] = ()
 
 
@@ -51,7 +51,7 @@ def choose_rows(models: Sequence[str | Path | None], compare: Compare) -> Rows:
     """
     remarks: list[str] = []
     run = next((found for found in map(run_of, models) if found is not None), None)
-    max_tokens, sequences = _encoding(run)
+    max_tokens, encoding = _encoding(run)
     domain = None
     if found := _domain(run, compare, remarks):
         domain = RowSet(found[0], _drawn(found[1], compare.max_rows, compare.seed), max_tokens)
@@ -61,7 +61,7 @@ def choose_rows(models: Sequence[str | Path | None], compare: Compare) -> Rows:
         max(max_tokens, MAX_TOKENS),
     )
     asked = _drawn((domain or general).records, compare.answers, compare.seed) if compare.answers else ()
-    return Rows(domain, general, asked, sequences, tuple(remarks))
+    return Rows(domain, general, asked, encoding, tuple(remarks))
 
 
 def run_of(model: str | Path | None) -> RunFolder | None:
@@ -118,10 +118,10 @@ def _drawn(records: Sequence[Record], number: int, seed: int) -> tuple[Record, .
     return tuple(records[at] for at in sorted(random.Random(seed).sample(range(len(records)), number)))
 
 
-def _encoding(run: RunFolder | None) -> tuple[int, Sequences]:
-    """The longest row and the roles that are learned, as the run had them."""
+def _encoding(run: RunFolder | None) -> tuple[int, Encoding]:
+    """The longest row, and how rows become tokens, as the run had it."""
     if run is None:
-        return MAX_TOKENS, Sequences()
+        return MAX_TOKENS, Encoding()
     tree = run.manifest().get("config", {})
     config = TuneRun.model_validate({name: value for name, value in tree.items() if name in TuneRun.model_fields})
-    return config.schedule.max_tokens, config.sequences
+    return config.schedule.max_tokens, config.encoding

@@ -114,7 +114,7 @@ def _calibration_rows(run: RunFolder, tokenizer: Any, num: int) -> list[tuple[in
     records = kept_records(run, "train")
     random.Random(0).shuffle(records)
     # Some may not be encoded: those that were too long are among the kept ones.
-    examples = encode_all(records[: 2 * num], tokenizer, config.schedule.max_tokens, config.sequences).examples
+    examples = encode_all(records[: 2 * num], tokenizer, config.schedule.max_tokens, config.encoding).examples
     if not examples:
         raise RunError(f"{run.path}: left no rows to calibrate on", hint="choose --method rtn")
     return [example.input_ids for example in examples[:num]]

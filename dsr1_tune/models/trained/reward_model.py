@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,10 @@ class RewardFacts:
     max_tokens: int = 0
     """The longest conversation that it may have been trained on; 0 where that is not known."""
     chat_template_sha256: str = ""
+    template: dict[str, Any] = field(default_factory=dict)
+    """How that template was asked: the section `template` of the run's settings."""
+    special_tokens: str = "text"
+    """What control tokens in texts were: text, or kept as tokens."""
 
     @classmethod
     def read(cls, folder: Path) -> RewardFacts:
@@ -153,8 +157,9 @@ class RewardFacts:
         told = read_json(folder / REWARD_CONFIG)
         if "is_quantised" in told:  # as earlier versions spell it
             told["is_quantized"] = told["is_quantised"]
+        told = {"template": {}, "special_tokens": "text"} | told
         try:
-            return cls(**{field.name: told[field.name] for field in fields(cls)})
+            return cls(**{one.name: told[one.name] for one in fields(cls)})
         except KeyError as error:
             raise ModelError(f"{folder / REWARD_CONFIG}: has no {error}", hint="copy the folder again") from error
 

@@ -1,0 +1,178 @@
+"""What a base's chat template can do: show tool calls and how, think or not; and which tokens are its control tokens.
+
+Each is found by rendering small conversations through it, once for a tokenizer and template.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from jinja2 import TemplateError
+
+from dsr1_tune.data.encode import thinking
+
+TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, KeyError, AttributeError)
+"""What a chat template raises for turns that it was not made for."""
+
+Settings = Mapping[str, Any]
+"""Arguments of a chat template, such as enable_thinking."""
+
+# Words that stay as they are under trimming, escaping, and as JSON.
+_ASK, _SAY, _NAME, _KEY, _VALUE, _RESULT = "qzaskqz", "qzsayqz", "qznameqz", "qzkeyqz", "qzvalueqz", "qzresultqz"
+_THOUGHT = "qzthoughtqz"
+SWITCHES = ("enable_thinking", "thinking")
+"""Arguments by which templates turn thinking on and off."""
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+"""Where templates that do not look for <think> themselves want an answer's reasoning."""
+
+Found = TypeVar("Found")
+
+
+def show(
+    tokenizer: Any,
+    turns: Sequence[Mapping[str, Any]],
+    tools: Sequence[Any] | None = None,
+    prompt: bool = False,
+    settings: Settings = MappingProxyType({}),
+) -> str:
+    """The turns as text, with or without the generation prompt: `apply_chat_template`, which a content of None passes.
+
+    Templates of DeepSeek know a turn that only calls functions by it. Raises one of TEMPLATE_ERRORS.
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    (text, *_), _ = render_jinja_template(
+        conversations=[turns],
+        tools=tools,
+        chat_template=tokenizer.get_chat_template(None, tools),
+        add_generation_prompt=prompt,
+        **{**tokenizer.special_tokens_map, **settings},
+    )
+    return str(text)
+
+
+@dataclass(frozen=True)
+class ToolForm:
+    """How a template wants a turn that calls functions.
+
+    `takes_text`: arguments as JSON text, else as an object. `empty` is the content of a turn without words. Whether
+    words beside a call are shown at all, and with a thought before them.
+    """
+
+    takes_text: bool
+    empty: str | None
+    keeps_words: bool
+    keeps_words_and_thought: bool
+
+
+def tool_form(tokenizer: Any, settings: Settings) -> ToolForm | None:
+    """How the template writes calls; None where it writes none, or not their arguments."""
+    return _once(_tool_form, tokenizer, settings)
+
+
+def _tool_form(tokenizer: Any, settings: Settings) -> ToolForm | None:
+    field = reasoning_field(tokenizer)
+
+    def shows(takes_text: bool, content: str | None, words: Iterable[str], thought: str = "") -> bool:
+        arguments: Any = {_KEY: _VALUE}
+        call = {"name": _NAME, "arguments": json.dumps(arguments) if takes_text else arguments}
+        turn = {"role": "assistant", "content": content, "tool_calls": [{"type": "function", "function": call}]}
+        if thought and field:
+            turn[field] = thought
+        elif thought:
+            turn["content"] = f"{thinking.OPEN}\n{thought}\n{thinking.CLOSE}\n\n{content}"
+        try:
+            text = show(tokenizer, [_user(), turn], settings=settings)
+        except TEMPLATE_ERRORS:
+            return False
+        return all(word in text for word in words) and '\\"' + _KEY not in text
+
+    called = (_NAME, _KEY, _VALUE)
+    for takes_text, empty in ((False, ""), (False, None), (True, ""), (True, None)):
+        if shows(takes_text, empty, called):
+            keeps_words = shows(takes_text, _SAY, (*called, _SAY))
+            keeps_both = keeps_words and shows(takes_text, _SAY, (*called, _SAY), _THOUGHT)
+            return ToolForm(takes_text, empty, keeps_words, keeps_both)
+    return None
+
+
+def reasoning_field(tokenizer: Any) -> str | None:
+    """The field of a turn in which the template looks for its reasoning, where it knows no tags."""
+    template = _source(tokenizer)
+    if thinking.CLOSE in template:
+        return None
+    return next((field for field in REASONING_FIELDS if field in template), None)
+
+
+def thinking_switch(tokenizer: Any, settings: Settings) -> str | None:
+    """The template's argument that turns thinking on and off; None where it has no such modes."""
+    return _once(_thinking_switch, tokenizer, settings)
+
+
+def _thinking_switch(tokenizer: Any, settings: Settings) -> str | None:
+    for name in SWITCHES:
+        if name in _source(tokenizer):
+            on, off = (_prompt(tokenizer, {**settings, name: value}) for value in (True, False))
+            if on and off and on != off:
+                return name
+    return None
+
+
+def _prompt(tokenizer: Any, settings: Settings) -> str:
+    try:
+        return show(tokenizer, [_user()], prompt=True, settings=settings)
+    except TEMPLATE_ERRORS:
+        return ""
+
+
+def control_tokens(tokenizer: Any, settings: Settings) -> re.Pattern[str]:
+    """The tokens that begin and end turns: special ones, and what the template writes around plain turns.
+
+    Not the tags of thoughts, which an answer may hold, nor those of calls, which authors write into answers as text.
+    """
+    return _once(_control_tokens, tokenizer, settings)
+
+
+def _control_tokens(tokenizer: Any, settings: Settings) -> re.Pattern[str]:
+    added = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
+    framing = set(tokenizer.all_special_tokens)
+    says = {"role": "assistant", "content": _SAY}
+    for turns in ([{"role": "system", "content": _RESULT}, _user(), says, _user()], [_user(), says, _user()]):
+        for prompt in (False, True):
+            try:
+                text = show(tokenizer, turns, prompt=prompt, settings=settings)
+            except TEMPLATE_ERRORS:
+                continue
+            framing |= {token for token in added if token in text}
+    tokens = framing | {token for token, is_special in added.items() if is_special}
+    tokens = {token for token in tokens if token.strip() and token not in (thinking.OPEN, thinking.CLOSE)}
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
+
+
+def _user() -> dict[str, str]:
+    return {"role": "user", "content": _ASK}
+
+
+def _source(tokenizer: Any) -> str:
+    """The template's text; of several named ones the usual."""
+    template = tokenizer.chat_template
+    return str(template.get("default", "") if isinstance(template, dict) else template)
+
+
+def _once(find: Callable[[Any, Settings], Found], tokenizer: Any, settings: Settings) -> Found:
+    template = tokenizer.chat_template
+    key = template if isinstance(template, str) else json.dumps(template, default=str)
+    found: Found = _remembered(find, tokenizer, key, len(tokenizer), json.dumps(dict(settings), default=str))
+    return found
+
+
+@lru_cache(maxsize=64)
+def _remembered(find: Callable[[Any, Settings], Any], tokenizer: Any, template: str, size: int, settings: str) -> Any:
+    """What was found; template and size are what may change of a tokenizer."""
+    return find(tokenizer, json.loads(settings))
