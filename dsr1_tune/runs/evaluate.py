@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from dsr1_tune.config import Encoding
+from dsr1_tune.data.encode.chat_template import USUAL
 from dsr1_tune.data.encode.example import IGNORED, Example, prompt_ids
 from dsr1_tune.data.record import Record
 
@@ -82,9 +83,9 @@ def sample_answers(
     model: Any,
     tokenizer: Any,
     records: Sequence[Record],
-    encoding: Encoding,
     max_new_tokens: int,
     advance: Callable[[int], None] = lambda count: None,
+    encoding: Encoding = USUAL,
 ) -> list[Sample]:
     """The model's greedy answer to each record's last question, with the earlier turns before it."""
     was_training = model.training

@@ -42,6 +42,9 @@ class Rendered:
     spans: list[Span]
     apart: tuple[int, ...] = ()
 
+    own: tuple[Span, ...] = ()
+    """What of the answers' spans their authors said, without the frame that a template puts before it (</think>)."""
+
 
 def render(record: Record, tokenizer: Any, encoding: Encoding = USUAL) -> Rendered:
     """The conversation as text, and the spans of it that are learned.
@@ -57,6 +60,7 @@ def render(record: Record, tokenizer: Any, encoding: Encoding = USUAL) -> Render
     learn, mask = encoding.sequences.learn, encoding.sequences.think == "mask"
     text = _Text(chat)
     spans: list[Span] = []
+    own: list[Span] = []
     apart = []
     for position, message in enumerate(chat.messages):
         if message.role not in learn or not message.is_learned:
@@ -71,11 +75,10 @@ def render(record: Record, tokenizer: Any, encoding: Encoding = USUAL) -> Render
         span = text.answer(position)
         if span is None and message.calls:
             apart.append(position)
-        elif span and mask:
-            spans += _without_reasoning(chat, position, text.whole, span)
         elif span:
-            spans.append(span)
-    return Rendered(text.whole, sorted(spans), tuple(apart))
+            own.append((_first_said(message, text.whole, span), span[1]))
+            spans += _without_reasoning(chat, position, text.whole, span) if mask else [span]
+    return Rendered(text.whole, sorted(spans), tuple(apart), tuple(own))
 
 
 def render_answer(
@@ -379,6 +382,9 @@ class _Text:
             return None
         if not is_last and chat.loses_words(position):
             return None
+        is_thought = bool(thinking.part(message.content)) and not thinking.strip(message.content).strip()
+        if is_last and is_thought and not message.calls and not chat.keeps_thought(position):
+            return None  # an answer of reasoning alone, which the template removes
         following = [first for first in self._starts.values() if first is not None and first > start]
         until = min(following, default=len(self._text))
         if not is_last and chat.messages[position + 1].role == "system":
@@ -388,12 +394,14 @@ class _Text:
         if found:
             return start, found.end()
         end = self._end_of_words(position, start)
+        if end <= start:
+            return None
         if is_last or message.calls:
             token = (chat.ends.call if message.calls else None) or chat.ends.answer
             self._added.append((end, token))
         if is_last:
             self._text = self._text[:end]
-        return (start, end) if end > start or self._added else None
+        return start, end
 
     def _end_of_words(self, position: int, start: int) -> int:
         """Where an answer ends behind which the template writes no end: behind its words, or the frame of its calls."""
@@ -507,6 +515,13 @@ def _without_reasoning(chat: Chat, position: int, whole: str, span: Span) -> lis
         first = start + behind
     # A line break between header and reasoning is no part of the answer either.
     return [(one, other) for one, other in [*kept, (first, end)] if whole[one:other].strip()]
+
+
+def _first_said(message: Message, text: str, span: Span) -> int:
+    """Where in an answer's span its author's own words begin."""
+    parts = thinking.part(message.content)
+    words = (parts.reasoning.strip() if parts else "") or thinking.strip(message.content).strip()
+    return span[0] if message.calls else max(span[0], text.find(words[:32], *span))
 
 
 def _common(one: str, other: str) -> str:

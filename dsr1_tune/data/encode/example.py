@@ -98,7 +98,8 @@ def encode(record: Record, tokenizer: Any, max_tokens: int, encoding: Encoding =
     # The first token's label is never predicted: nothing stands before it.
     if not _is_learned(labels):
         return _nothing_to_learn(record, encoding)
-    if not _is_learned(labels[:max_tokens]):
+    own = _labels(ids, offsets, rendered.own) if num_cut and rendered.own else labels
+    if not _is_learned(own[:max_tokens]):
         fix = "raise schedule.max_tokens: what is learned stands behind the cut"
         return _too_long(record, len(ids), max_tokens, fix)
     return Example(record, tuple(ids[:max_tokens]), tuple(labels[:max_tokens]), num_cut, len(places), rendered.apart)

@@ -5,19 +5,16 @@ from __future__ import annotations
 import copy
 import json
 from itertools import groupby, pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
-import trl
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
-from dsr1_tune.config import Sequences
-from dsr1_tune.data.encode.example import IGNORED, Encoded, Example, encode, encode_all, prompt_text, render
+from dsr1_tune.config import Encoding, Sequences
+from dsr1_tune.data.encode.chat_template import prompt_text, render
+from dsr1_tune.data.encode.example import IGNORED, Encoded, Example, encode, encode_all
 from dsr1_tune.data.record import Drop, Message, Place, Record
+from tests.real_templates import template, tokenizer_of
 
-TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 # The special tokens of DeepSeek-R1.
 BEGIN, END, USER, ASSISTANT = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"
 
@@ -35,39 +32,31 @@ def record(*turns: tuple[str, str], tools: str = "", line: int = 1) -> Record:
     return Record(messages, Place("data.jsonl", line, line), tools, row={"raw": line})
 
 
+# Their templates write no end behind the last answer by name, or another one behind it than behind earlier ones.
+ENDS = {"glm4moe": "<|endoftext|>", "gptoss": "<|return|>", "phi3": "<|endoftext|>", "llama3": "<|eot_id|>"}
+
+
 @pytest.fixture(scope="module")
 def real() -> Any:
-    """real("deepseek_r1_distill") is a tokenizer with that model's own chat template, as TRL ships it."""
-    special = [BEGIN, END, USER, ASSISTANT]
-    vocab = {token: number for number, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
+    """real("deepseek_r1_distill") is a tokenizer of bytes with that model's own chat template, as TRL ships it."""
 
     def real_(name: str) -> Any:
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=backend,
-            bos_token=BEGIN,
-            eos_token=END,
-            pad_token=END,
-            additional_special_tokens=special[2:],
-        )
-        tokenizer.chat_template = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
-        return tokenizer
+        eos = END if name in ("deepseek_r1_distill", "deepseekv3") else ENDS.get(name, "<|im_end|>")
+        return tokenizer_of(template(name), eos, BEGIN)
 
     return real_
 
 
 def learned(record: Record, tokenizer: Any, **settings: Any) -> list[str]:
     """What is learned, run by run."""
-    outcome = encode(record, tokenizer, 10_000, Sequences(**settings))
+    outcome = encode(record, tokenizer, 10_000, Encoding(Sequences(**settings)))
     assert isinstance(outcome, Example), outcome
     runs = groupby(outcome.labels, key=lambda label: label != IGNORED)
     return [tokenizer.decode(list(run), skip_special_tokens=False) for is_learned, run in runs if is_learned]
 
 
 def text_of(record: Record, tokenizer: Any, **settings: Any) -> str:
-    return render(record, tokenizer, Sequences(**settings))[0]
+    return render(record, tokenizer, Encoding(Sequences(**settings))).text
 
 
 # --- DeepSeek-R1 -----------------------------------------------------------------------------------------------------
@@ -110,7 +99,7 @@ def test_chat_template_r1_without_thoughts_closes_the_opened_one_at_once(real: A
     assert text_of(record(*SAYS), tokenizer) == wanted
     assert learned(record(*SAYS), tokenizer) == [f"1{END}", f"\n</think>\n\n2{END}"]
     assert learned(record(*SAYS), tokenizer, think="mask") == [f"1{END}", f"2{END}"]
-    stripped = encode(record(SAYS[0], *THINKS), tokenizer, 1000, Sequences(think="strip"))
+    stripped = encode(record(SAYS[0], *THINKS), tokenizer, 1000, Encoding(Sequences(think="strip")))
     assert isinstance(stripped, Example)
     assert tokenizer.decode(stripped.input_ids, skip_special_tokens=False) == wanted
 
@@ -140,7 +129,7 @@ def test_chat_template_qwen3_shows_the_last_thought_itself(real: Any) -> None:
 
 
 def test_chat_template_qwen3_learns_the_words_of_earlier_answers_that_it_frames_otherwise(real: Any) -> None:
-    assert learned(record(*SAYS), real("qwen3")) == ["1", "<think>\n\n</think>\n\n2<|im_end|>"]
+    assert learned(record(*SAYS), real("qwen3")) == ["1<|im_end|>", "<think>\n\n</think>\n\n2<|im_end|>"]
 
 
 def test_chat_template_gpt_oss_gets_the_thought_in_a_field_of_its_own(real: Any) -> None:
@@ -155,7 +144,7 @@ def test_chat_template_gpt_oss_gets_the_thought_in_a_field_of_its_own(real: Any)
 
 @pytest.mark.parametrize("name", ["llama3", "qwen2_5", "phi3", "lfm2", "glm4moe", "qwen3", "gptoss"])
 def test_chat_template_stripped_thoughts_are_nowhere(real: Any, name: str) -> None:
-    outcome = encode(record(*THINKS), real(name), 10_000, Sequences(think="strip"))
+    outcome = encode(record(*THINKS), real(name), 10_000, Encoding(Sequences(think="strip")))
     assert isinstance(outcome, Example)
     assert [message.content for message in outcome.record.messages] == ["One?", "1", "Two?", "2"]
     text = real(name).decode(outcome.input_ids, skip_special_tokens=False)
@@ -185,7 +174,9 @@ def test_chat_template_masking_changes_no_answer_without_thoughts(real: Any, nam
 @pytest.mark.parametrize("think", ["strip", "mask"])
 @pytest.mark.parametrize("answer", ["<think>hm, and then it breaks off", "<think>only thoughts</think>"])
 def test_chat_template_an_answer_that_is_all_thought_is_dropped(tiny_tokenizer: Any, think: str, answer: str) -> None:
-    outcome = encode(record(("user", "Q"), ("assistant", answer)), tiny_tokenizer, 1000, Sequences(think=think))
+    outcome = encode(
+        record(("user", "Q"), ("assistant", answer)), tiny_tokenizer, 1000, Encoding(Sequences(think=think))
+    )
     assert isinstance(outcome, Drop)
     assert outcome.code == "nothing_to_learn"
     assert f"sequences.think={think}" in outcome.detail
@@ -250,7 +241,7 @@ LONG = [("system", "S")] + [turn for n in range(6) for turn in (("user", f"{n}?"
 
 
 def encoded(records: list[Record], tokenizer: Any, max_tokens: int, **settings: Any) -> Encoded:
-    return encode_all(records, tokenizer, max_tokens, Sequences(**settings))
+    return encode_all(records, tokenizer, max_tokens, Encoding(Sequences(**settings)))
 
 
 def test_chat_template_long_records_are_dropped_unless_told_otherwise(tiny_tokenizer: Any) -> None:

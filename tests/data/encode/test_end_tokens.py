@@ -16,7 +16,7 @@ IM_END, SENTENCE, EOT = "<|im_end|>", "<｜end▁of▁sentence｜>", "<|eot_id|>
 ENDS = {
     "cohere": ("<|END_OF_TURN_TOKEN|>", None),
     "cohere2": ("<|END_OF_TURN_TOKEN|>", None),
-    "deepseek_r1_distill": (SENTENCE, None),
+    "deepseek_r1_distill": (SENTENCE, SENTENCE),
     "deepseekv3": (SENTENCE, SENTENCE),
     "gemma": ("<end_of_turn>", None),
     "gemma3": ("<end_of_turn>", None),

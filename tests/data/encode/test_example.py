@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from dsr1_tune.data.encode.example import IGNORED, Example, encode, encode_all, prompt_text, render
+from dsr1_tune.data.encode.chat_template import prompt_text, render
+from dsr1_tune.data.encode.example import IGNORED, Example, encode, encode_all
 from dsr1_tune.data.record import Drop, Message, Place, Record
 from dsr1_tune.data.rules.codes import MEANINGS
 
@@ -154,7 +155,7 @@ def test_encode_learns_the_answers_of_any_conversation_to_the_letter(tiny_tokeni
 def test_encode_a_character_of_several_tokens_is_not_cut_at_the_border(with_template: Any) -> None:
     side_by_side = with_template("{% for message in messages %}{{ message['content'] }}{% endfor %}")
     example = encoded(asked("是😀", question="是😀"), side_by_side)
-    assert len(example.input_ids) == 2 * (3 + 4)
+    assert len(example.input_ids) == 2 * (3 + 4) + 1
     assert example.labels == (IGNORED,) * 7 + example.input_ids[7:]
 
 
@@ -164,7 +165,7 @@ def test_encode_a_token_across_the_border_is_learned() -> None:
     vocab = {token: number for number, token in enumerate([*alphabet, "ĊĊ", "ĊA"])}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[("Ċ", "Ċ"), ("Ċ", "A")]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
     tokenizer.chat_template = (
         "{% for message in messages %}{{ message['role'] }}:\n{{ message['content'] }};{% endfor %}"
         "{% if add_generation_prompt %}assistant:\n{% endif %}"
@@ -192,7 +193,7 @@ def test_encode_earlier_answers_that_the_template_rewrites_are_left_out(with_tem
         ("user", "One?"), ("assistant", "<think>hm</think>1"), ("user", "Two?"), ("assistant", "<think>so</think>2")
     )
     tokenizer = with_template(THOUGHTS)
-    assert "hm" not in render(talk, tokenizer)[0]
+    assert "hm" not in render(talk, tokenizer).text
     assert learned(talk, tokenizer) == ["<think>so</think>2<|im_end|>"]
 
 
@@ -217,7 +218,7 @@ def test_encode_an_answer_goes_on_where_the_prompt_has_opened_a_thought(
     with_template: Any, answer: str, continued: str, template: str
 ) -> None:
     tokenizer = with_template(OPENED if template == "opened" else KEPT)
-    text, _ = render(asked(answer), tokenizer)
+    text = render(asked(answer), tokenizer).text
     assert text == prompt_text(asked(answer), tokenizer) + continued + "<|im_end|>\n"
     assert learned(asked(answer), tokenizer) == [f"{continued}<|im_end|>"]
 
@@ -233,7 +234,7 @@ def test_encode_a_template_without_end_of_turn(with_template: Any) -> None:
     )
     assert learned(record(("user", "Q"), ("assistant", " A "), ("user", "R"), ("assistant", "B ")), tokenizer) == [
         "A",
-        "B",
+        "B<|im_end|>",
     ]
 
 
@@ -285,15 +286,16 @@ def test_encode_tools_reach_the_template(with_template: Any) -> None:
         "{% for message in messages %}{{ message['content'] }}<|im_end|>{% endfor %}"
     )
     talk = record(("user", "Q"), ("assistant", "A"), tools=json.dumps(tools))
-    assert render(talk, tokenizer)[0] == "[look]Q<|im_end|>A<|im_end|>"
+    assert render(talk, tokenizer).text == "[look]Q<|im_end|>A<|im_end|>"
     assert prompt_text(talk, tokenizer) == "[look]Q<|im_end|>"
     assert learned(talk, tokenizer) == ["A<|im_end|>"]
-    assert render(asked("A"), tokenizer)[0] == "Q<|im_end|>A<|im_end|>"
+    assert render(asked("A"), tokenizer).text == "Q<|im_end|>A<|im_end|>"
 
 
 def test_encode_the_prompt_is_the_text_up_to_the_last_answer(tiny_tokenizer: Any) -> None:
     talk = record(("system", "S"), ("user", "Q"), ("assistant", "A"), ("user", "R"), ("assistant", "B"))
-    text, spans = render(talk, tiny_tokenizer)
+    rendered = render(talk, tiny_tokenizer)
+    text, spans = rendered.text, rendered.spans
     prompt = prompt_text(talk, tiny_tokenizer)
     assert text == prompt + "B<|im_end|>\n"
     assert [text[first:end] for first, end in spans] == ["A<|im_end|>", "B<|im_end|>"]
@@ -303,7 +305,7 @@ def test_encode_the_prompt_is_the_text_up_to_the_last_answer(tiny_tokenizer: Any
 def test_encode_the_prompt_opens_what_the_template_opens(with_template: Any) -> None:
     prompt = prompt_text(asked("<think>\nhm</think>42"), with_template(KEPT))
     assert prompt.endswith("assistant\n<think>\n")
-    assert render(asked("<think>\nhm</think>42"), with_template(KEPT))[0].startswith(prompt)
+    assert render(asked("<think>\nhm</think>42"), with_template(KEPT)).text.startswith(prompt)
 
 
 # --- many records ----------------------------------------------------------------------------------------------------
