@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from dsr1_tune.config import Template
     from dsr1_tune.serve.chat import Conversation
 
 
@@ -25,6 +26,12 @@ def chat(
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="Ask this and leave")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens")] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always gives the likeliest answer")] = 0.0,
+    thinking: Annotated[
+        str, typer.Option(help="on or off, where the chat template has both; auto as most training rows had it")
+    ] = "auto",
+    template_kwargs: Annotated[
+        str, typer.Option(metavar="NAME=VALUE,...", help="Further arguments of the chat template")
+    ] = "",
 ) -> None:
     """Talk to a model in the terminal, or through a pipe: every line is a question, only answers are printed.
 
@@ -38,7 +45,8 @@ def chat(
         raise ConfigError("--prompt: asks nothing", hint='for example: --prompt "What is a fever?"')
     if model is None:
         _note(f"Using {embedded.WHAT}.")
-    conversation = _begin(model, max_new_tokens, temperature)
+    template = _template(model, thinking, template_kwargs)
+    conversation = _begin(model, max_new_tokens, temperature, template)
     if prompt is not None:
         conversation.ask(prompt, _say)
         _say("\n")
@@ -52,7 +60,18 @@ def chat(
         talk(conversation, sys.stdin, _say, _note, is_interactive=False)
 
 
-def _begin(model: str | None, max_new_tokens: int, temperature: float) -> Conversation:
+def _template(model: str | None, thinking: str, kwargs: str) -> Template:
+    """How the chat template is asked: as the model was trained to be, unless something else is said."""
+    from dsr1_tune.config import Template
+    from dsr1_tune.config.load import load_config
+    from dsr1_tune.models.ref import local_path, template_kwargs_of
+
+    said = load_config(Template, flags={"thinking": thinking, "kwargs": kwargs or None})
+    trained = template_kwargs_of(local_path(model)) if model else {}
+    return said.model_copy(update={"kwargs": {**trained, **said.kwargs}})
+
+
+def _begin(model: str | None, max_new_tokens: int, temperature: float, template: Template) -> Conversation:
     from dsr1_tune.models.llama_cpp.client import LlamaCpp
     from dsr1_tune.models.ref import Gguf, ModelRef
     from dsr1_tune.models.trained.attach import load_with_adapter
@@ -61,8 +80,8 @@ def _begin(model: str | None, max_new_tokens: int, temperature: float) -> Conver
 
     quiet_libraries()
     if isinstance(ref := ModelRef.resolve(model), Gguf):
-        return GgufConversation(LlamaCpp(ref.file), max_new_tokens, temperature)
-    return Conversation(load_with_adapter(model, progress=_note), max_new_tokens, temperature)
+        return GgufConversation(LlamaCpp(ref.file), max_new_tokens, temperature, template)
+    return Conversation(load_with_adapter(model, progress=_note), max_new_tokens, temperature, template)
 
 
 def _say(text: str) -> None:

@@ -52,8 +52,19 @@ def of_run(run: RunFolder) -> tuple[Stage, ...]:
             f"{run.path}: this run is not finished ({manifest.get('status')})",
             hint=f"go on with it: dsr1-tune {manifest.get('command', 'lora')} --resume {run.path}",
         )
-    told = ("command", "started", "ended", "config", "versions", "machine", "seed", "processes", "global_batch")
-    train = {"run": str(run.path.absolute())} | {name: manifest[name] for name in told if name in manifest}
+    names = [
+        "command",
+        "started",
+        "ended",
+        "config",
+        "versions",
+        "machine",
+        "seed",
+        "processes",
+        "global_batch",
+        "template_kwargs",
+    ]
+    train = {"run": str(run.path.absolute())} | {name: manifest[name] for name in names if name in manifest}
     train |= {"seconds": manifest.get("seconds", {}), "metrics": manifest.get("metrics", {})}
     told_of_it = run.evaluation()  # but for the sample answers, which may be private
     losses = {name: told_of_it[name] for name in ("on", "before", "after") if name in told_of_it}

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models import embedded
 from dsr1_tune.models.folder import ModelFolder
-from dsr1_tune.models.ref import ADAPTER_CONFIG, Adapter, Gguf, ModelRef, RewardModel, Run, local_path
+from dsr1_tune.models.ref import (
+    ADAPTER_CONFIG,
+    Adapter,
+    Gguf,
+    ModelRef,
+    RewardModel,
+    Run,
+    local_path,
+    template_kwargs_of,
+)
 from dsr1_tune.models.weights.checkpoint import read_header
 from dsr1_tune.models.weights.index import read_json
 from dsr1_tune.models.weights.stored_format import quant_method
@@ -23,6 +34,10 @@ _SERVERS = {
     "vllm": (("vllm", "serve"), "--lora-modules"),
     "sglang": (("python", "-m", "sglang.launch_server", "--model-path"), "--lora-paths"),
 }
+
+
+# The option by which a server takes arguments of the chat template for every request; others take them with each.
+_TEMPLATE_KWARGS = {"vllm": "--default-chat-template-kwargs", "llama.cpp": "--chat-template-kwargs"}
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,8 @@ class Artifact:
     has_template: bool = True
     base: str = ""
     """The base that an adapter is for."""
+    template_kwargs: Mapping[str, Any] = MappingProxyType({})
+    """The chat template's arguments with which it was trained to be asked."""
 
     @property
     def format(self) -> str:
@@ -66,6 +83,11 @@ class Artifact:
 
 def of(place: Path | str) -> Artifact:
     """What is there; a run folder means its adapter or its model. Raises ModelError for anything that is none of it."""
+    artifact = _of(place)
+    return replace(artifact, template_kwargs=template_kwargs_of(artifact.path))
+
+
+def _of(place: Path | str) -> Artifact:
     ref = ModelRef.resolve(place)
     if isinstance(ref, Gguf):
         return _gguf(ref.file)
@@ -113,6 +135,8 @@ def command_for(artifact: Artifact, engine: str, host: str = "127.0.0.1", port: 
     """The engine's own command that serves an artifact, which it must be able to load."""
     path = str(artifact.path)
     where = ["--host", host, "--port", str(port)]
+    if artifact.template_kwargs and engine in _TEMPLATE_KWARGS:
+        where += [_TEMPLATE_KWARGS[engine], json.dumps(dict(artifact.template_kwargs))]
     if engine == "llama.cpp":
         return ["llama-server", "--model", path, "--jinja", *where]
     if engine == "transformers":

@@ -147,6 +147,23 @@ def manifest_in(folder: Path) -> dict[str, Any]:
     return read_json(file) if file.is_file() else {}
 
 
+def template_kwargs_of(place: Path) -> dict[str, Any]:
+    """The chat template's arguments with which a model was trained to be asked; {} where nothing is known of that.
+
+    `place` is a run folder, an adapter or model in one, a folder that was exported, or a file in one.
+    """
+    if not place.exists():
+        return {}
+    folder = place if place.is_dir() else place.parent
+    told = manifest_in(folder) or manifest_in(folder.parent)
+    if not told and (file := folder / "lineage.json").is_file():
+        stages = read_json(file).get("stages")
+        facts = [stage.get("facts") for stage in stages if stage.get("name") == "train"] if stages else []
+        told = facts[-1] if facts and isinstance(facts[-1], dict) else {}
+    kwargs = told.get("template_kwargs")
+    return dict(kwargs) if isinstance(kwargs, dict) else {}
+
+
 def base_of(folder: Path) -> Base:
     """The base that an adapter, or experts, were trained on: as the run's manifest says, else as their config does."""
     manifest = manifest_in(folder.parent)

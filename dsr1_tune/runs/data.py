@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from datasets import Dataset
 
 from dsr1_tune.config import TuneRun
-from dsr1_tune.data.encode.example import Encoded, encode_all
+from dsr1_tune.data.encode.chat_template import thinks
+from dsr1_tune.data.encode.example import Encoded, Example, encode_all
 from dsr1_tune.data.encode.packing import pack
+from dsr1_tune.data.encode.template import arguments, thinking_switch
 from dsr1_tune.data.prepare import repeat
 from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Drop, Record, Row
@@ -32,7 +35,9 @@ class RunData:
     held_out: list[Any]
     held_out_records: tuple[Any, ...]
     remarks: tuple[str, ...] = ()
-    """What was done to long records, in words."""
+    """What was done to records so that they could be learned, in words."""
+    template_kwargs: Mapping[str, Any] = MappingProxyType({})
+    """The chat template's arguments with which most rows are asked, and so the trained model should be."""
 
     @property
     def eval_subset(self) -> list[Any]:
@@ -59,7 +64,14 @@ class RunData:
 def encode_and_split(prepared: Prepared, tokenizer: Any, config: TuneRun) -> RunData:
     """What is to be trained on, and what is held out. Raises DataError if nothing is left."""
     encoded = encode_all(prepared.records, tokenizer, config.schedule.max_tokens, config.encoding)
-    return divide(prepared, encoded.examples, encoded.drops, config, _remarks(encoded, config))
+    data = divide(prepared, encoded.examples, encoded.drops, config, _remarks(encoded, tokenizer, config))
+    return replace(data, template_kwargs=most_asked(encoded.examples, tokenizer, config))
+
+
+def most_asked(examples: Sequence[Any], tokenizer: Any, config: TuneRun) -> dict[str, Any]:
+    """The chat template's arguments with which most of the examples' records are asked."""
+    num_thinking = sum(thinks(example.record.messages) for example in examples)
+    return arguments(tokenizer, config.template, num_thinking * 2 > len(examples))
 
 
 def divide(
@@ -106,8 +118,41 @@ def _must_have_both(is_held_out: Sequence[bool], prepared: Prepared) -> None:
             raise DataError(message, hint=drop.fix)
 
 
-def _remarks(encoded: Encoded, config: TuneRun) -> tuple[str, ...]:
-    """A line for each thing that was done to records of more than max_tokens."""
+def _remarks(encoded: Encoded, tokenizer: Any, config: TuneRun) -> tuple[str, ...]:
+    """A line for each thing that was done to records so that they could be learned."""
+    return (*_remarks_on_length(encoded, config), *_remarks_on_template(encoded.examples, tokenizer, config))
+
+
+def _remarks_on_template(examples: Sequence[Example], tokenizer: Any, config: TuneRun) -> list[str]:
+    remarks = []
+    if config.data.special_tokens == "text" and (num_rows := sum(example.num_control > 0 for example in examples)):
+        total = sum(example.num_control for example in examples)
+        remarks.append(
+            f"{num_rows:,} records hold control tokens of the base in their texts, {total:,} in all: they are learned "
+            "as text; data.special_tokens=keep makes them end and begin turns"
+        )
+    if moved := sum(example.moves_system for example in examples):
+        remarks.append(
+            f"{moved:,} records have system turns that the chat template cannot show in their places: they stand in "
+            "the first, or before the user's next words"
+        )
+    if apart := sum(len(example.apart) for example in examples):
+        remarks.append(
+            f"{apart:,} calls are shown otherwise once their results are known; each is learned as the end of a "
+            "conversation of its own"
+        )
+    switch = thinking_switch(tokenizer, config.template.kwargs)
+    if switch and config.template.thinking == "auto" and switch not in config.template.kwargs:
+        num_thinking = sum(thinks(example.record.messages) for example in examples)
+        remarks.append(
+            f"{num_thinking:,} records have a thought and are shown with {switch}=true, "
+            f"{len(examples) - num_thinking:,} have none and are shown with {switch}=false: ask in the same mode"
+        )
+    return remarks
+
+
+def _remarks_on_length(encoded: Encoded, config: TuneRun) -> list[str]:
+    """What was done to records of more than max_tokens."""
     limit = f"{config.schedule.max_tokens:,} tokens"
     remarks = []
     if encoded.num_truncated:
@@ -122,7 +167,7 @@ def _remarks(encoded: Encoded, config: TuneRun) -> tuple[str, ...]:
             f"{len(lost):,} parts of them are too long by themselves and left out; the first: {lost[0].place}: "
             f"{lost[0].path}: {lost[0].detail}"
         )
-    return tuple(remarks)
+    return remarks
 
 
 def training_set(data: RunData, config: TuneRun) -> tuple[Dataset, str]:

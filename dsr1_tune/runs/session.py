@@ -102,6 +102,7 @@ class Session(Generic[Run]):
             seed=self.config.schedule.seed,
             processes=group.world_size(),
             global_batch=group.global_batch(self.config),
+            template_kwargs=dict(self.data.template_kwargs) or None,
         )
         self.narrator.stage("Data")
         self.narrator.data(self.data.prepared, len(self.data.train), len(self.data.held_out))
@@ -173,7 +174,7 @@ class Session(Generic[Run]):
         questions = self.data.asked(self.config.samples)
         with self.narrator.counting("answering", len(questions)) as advance:
             answers = sample_answers(
-                model, self.base.tokenizer, questions, self.config.encoding, self.config.sample_tokens, advance
+                model, self.base.tokenizer, questions, self.config.sample_tokens, advance, self.config.encoding
             )
         return held_out, answers
 

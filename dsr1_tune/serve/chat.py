@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from transformers import TextStreamer
-from transformers.utils.chat_template_utils import render_jinja_template
 
+from dsr1_tune.config import Encoding, Template
+from dsr1_tune.data.encode.control_tokens import hide
+from dsr1_tune.data.encode.example import prompt_ids
+from dsr1_tune.data.encode.template import TEMPLATE_ERRORS, arguments, show
+from dsr1_tune.data.record import Message, Place, Record
 from dsr1_tune.errors import ModelError, TuneError
 from dsr1_tune.models.llama_cpp.client import LlamaCpp
 from dsr1_tune.models.load import Loaded
@@ -19,19 +24,29 @@ HELP = "/new starts again, /system TEXT tells the model how to behave, /quit lea
 
 
 class Conversation:
-    """What has been said so far to a model, and how it answers: at most `max_new_tokens`, greedy at temperature 0."""
+    """What has been said so far to a model, and how it answers: at most `max_new_tokens`, greedy at temperature 0.
 
-    def __init__(self, loaded: Loaded, max_new_tokens: int = 512, temperature: float = 0.0) -> None:
+    `template` says how the chat template is asked. Control tokens in what is typed are text.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        template: Template = Template(),  # noqa: B008 - it is frozen
+    ) -> None:
         self.loaded = loaded
         self.name = loaded.name
         self.context: int = loaded.model.config.max_position_embeddings
-        self._start(max_new_tokens, temperature)
+        self._start(max_new_tokens, temperature, template)
 
-    def _start(self, max_new_tokens: int, temperature: float) -> None:
+    def _start(self, max_new_tokens: int, temperature: float, template: Template) -> None:
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
+        self.template = template
         self.system = ""
-        self.turns: list[dict[str, str]] = []
+        self.turns: list[Message] = []
 
     def ask(self, question: str, say: Callable[[str], None]) -> str:
         """Answer, telling `say` every piece as it comes; what was asked and answered is remembered.
@@ -39,7 +54,7 @@ class Conversation:
         A KeyboardInterrupt on the way is passed on when what was answered so far, if anything, has been remembered.
         Raises ModelError if the question does not fit into the model's context, or its chat template refuses it.
         """
-        asked = {"role": "user", "content": question}
+        asked = Message("user", question)
         prompt = self._fit([*self.turns, asked])
         said: list[str] = []
 
@@ -54,7 +69,7 @@ class Conversation:
                 self._remember(asked, answer)
             raise
         self._remember(asked, "".join(said).strip())
-        return self.turns[-1]["content"]
+        return self.turns[-1].content
 
     def _speak(self, prompt: Any, hear: Callable[[str], None]) -> None:
         """Answer an encoded prompt, piece by piece."""
@@ -68,14 +83,14 @@ class Conversation:
         except torch.OutOfMemoryError as error:
             raise ModelError("the memory is full", hint="start again with /new, or lower --max-new-tokens") from error
 
-    def _remember(self, asked: dict[str, str], answer: str) -> None:
-        self.turns += [asked, {"role": "assistant", "content": answer}]
+    def _remember(self, asked: Message, answer: str) -> None:
+        self.turns += [asked, Message("assistant", answer)]
 
     def forget(self) -> None:
         """Start again; what the model was told by `system` stays."""
         self.turns.clear()
 
-    def _fit(self, turns: list[dict[str, str]]) -> Any:
+    def _fit(self, turns: list[Message]) -> Any:
         """The encoded prompt for `turns`; the oldest questions are forgotten where the context is too short."""
         limit = self.context - self.max_new_tokens
         prompt = self._encode(turns)
@@ -91,20 +106,21 @@ class Conversation:
         self.turns = turns[:-1]
         return prompt
 
-    def _encode(self, turns: list[dict[str, str]]) -> Any:
-        system = [{"role": "system", "content": self.system}] if self.system else []
+    def _encode(self, turns: list[Message]) -> Any:
+        system = [Message("system", self.system)] if self.system else []
+        # What it has not answered yet stands at the end of a record.
+        record = Record((*system, *turns, Message("assistant", "")), Place("", 0, 0))
         try:
-            return self._apply_template(system + turns)
-        except TemplateError as error:
+            return self._apply_template(record)
+        except TEMPLATE_ERRORS as error:
             raise ModelError(
                 f"the model's chat template refuses this: {error}", hint="try without /system, or start again with /new"
             ) from error
 
-    def _apply_template(self, turns: list[dict[str, str]]) -> Any:
-        encoded = self.loaded.tokenizer.apply_chat_template(
-            turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-        return encoded.to(self.loaded.model.device)
+    def _apply_template(self, record: Record) -> Any:
+        ids = prompt_ids(record, self.loaded.tokenizer, Encoding(template=self.template), usual=True)
+        ids_BT = torch.tensor([ids], device=self.loaded.model.device)
+        return {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
 
     def _length(self, prompt: Any) -> int:
         """In tokens."""
@@ -132,10 +148,37 @@ class _Pieces(TextStreamer):
             self.say(text)
 
 
+@dataclass(frozen=True)
+class _Template:
+    """What `show` asks of a tokenizer, as a .gguf file says it."""
+
+    engine: LlamaCpp
+
+    @property
+    def chat_template(self) -> str:
+        return str(self.engine.chat_template)
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        return {"bos_token": self.engine.bos, "eos_token": self.engine.eos}
+
+    def get_chat_template(self, chosen: str | None, tools: Any) -> str:
+        return self.chat_template
+
+    def __len__(self) -> int:
+        return int(self.engine.num_vocab)
+
+
 class GgufConversation(Conversation):
     """The same with a .gguf file in llama.cpp: chat template and tokenizer are those in the file."""
 
-    def __init__(self, engine: LlamaCpp, max_new_tokens: int = 512, temperature: float = 0.0) -> None:
+    def __init__(
+        self,
+        engine: LlamaCpp,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        template: Template = Template(),  # noqa: B008 - it is frozen
+    ) -> None:
         """Raises ModelError if the file has no chat template."""
         if not engine.chat_template:
             raise ModelError(
@@ -145,17 +188,33 @@ class GgufConversation(Conversation):
         self.engine = engine
         self.name = f"{engine.file}, {engine.description}"
         self.context = engine.context
-        self._start(max_new_tokens, temperature)
+        self._start(max_new_tokens, temperature, template)
 
-    def _apply_template(self, turns: list[dict[str, str]]) -> list[int]:
-        (text, *_), _ = render_jinja_template(
-            conversations=[turns],
-            chat_template=self.engine.chat_template,
-            add_generation_prompt=True,
-            bos_token=self.engine.bos,
-            eos_token=self.engine.eos,
+    def _apply_template(self, record: Record) -> list[int]:
+        hidden = hide(record, self._control_tokens(record))
+        asked = show(
+            _Template(self.engine),
+            [{"role": message.role, "content": message.content} for message in hidden.record.messages[:-1]],
+            prompt=True,
+            settings=arguments(_Template(self.engine), self.template),
         )
-        return self.engine.tokenize(text)
+        text, places = hidden.shown(asked)
+        ids, at = [], 0
+        for first, end in [*places, (len(text), len(text))]:
+            ids += self.engine.tokenize(text[at:first]) if at < first else []
+            ids += self.engine.tokenize(text[first:end], special=False) if first < end else []
+            at = end
+        return ids
+
+    def _control_tokens(self, record: Record) -> re.Pattern[str]:
+        """What in the texts llama.cpp takes for one token, though it is written as several."""
+        said = "".join(message.content for message in record.messages)
+        found = [
+            text
+            for text in dict.fromkeys(re.findall(r"<[^<>\s]{1,60}>", said))
+            if len(self.engine.tokenize(text)) == 1 < len(self.engine.tokenize(text, special=False))
+        ]
+        return re.compile("|".join(map(re.escape, found)) or r"(?!)")
 
     def _length(self, prompt: Any) -> int:
         return len(prompt)

@@ -6,6 +6,7 @@ export/formats/.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shlex
 import shutil
@@ -67,7 +68,10 @@ def _here(artifact: Artifact, engine: str, host: str, port: int) -> list[str] | 
         if program := shutil.which("llama-server"):
             return [program, *told[1:]]
         own = [sys.executable, "-m", "dsr1_tune.serve.llama_server", str(artifact.path), "--host", host]
-        return [*own, "--port", str(port)] if _can_import("xllamacpp") else None
+        own += ["--port", str(port)]
+        if artifact.template_kwargs:
+            own += ["--chat-template-kwargs", json.dumps(dict(artifact.template_kwargs))]
+        return own if _can_import("xllamacpp") else None
     if engine == "sglang":
         return [sys.executable, *told[1:]] if _can_import("sglang") else None
     if engine == "transformers":

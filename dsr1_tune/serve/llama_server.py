@@ -6,6 +6,7 @@ It needs nothing else of this package, so that a container needs no more than th
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--context", type=int, default=0, help="tokens; 0 takes the model's own")
+    parser.add_argument("--chat-template-kwargs", default="{}", help="JSON: the chat template's usual arguments")
     given = parser.parse_args(arguments)
 
     file = given.model
@@ -35,6 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     settings.port = given.port
     settings.n_ctx = given.context
     settings.use_jinja = True
+    kwargs = json.loads(given.chat_template_kwargs)
+    settings.default_template_kwargs = {name: json.dumps(value) for name, value in kwargs.items()}
     settings.model_alias = {file.stem}
     try:
         server = xllamacpp.Server(settings)

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -18,7 +18,7 @@ from dsr1_tune.atomic import atomic_write
 from dsr1_tune.config import Encoding, RolloutRun
 from dsr1_tune.data.encode import thinking
 from dsr1_tune.data.encode.example import prompt_ids, refused_by_template
-from dsr1_tune.data.encode.template import TEMPLATE_ERRORS
+from dsr1_tune.data.encode.template import TEMPLATE_ERRORS, arguments
 from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Drop, Message, Prompt, Record, Row
 from dsr1_tune.errors import ConfigError, DataError, RunError
@@ -49,7 +49,8 @@ def encode_prompts(prepared: Prepared, tokenizer: Any, config: RolloutRun) -> Ru
     """Encode prompts, split into training and held-out ones. Raises DataError if none leaves room for an answer."""
     room = config.schedule.max_tokens - config.rollout.max_new_tokens
     # Rows with the same prompt and other expected answers stay on one side of the split.
-    return encode_all(prepared, lambda row: _encode(row, tokenizer, config.encoding, room), config)
+    data = encode_all(prepared, lambda row: _encode(row, tokenizer, config.encoding, room), tokenizer, config)
+    return replace(data, template_kwargs=arguments(tokenizer, config.template))
 
 
 def _encode(row: Prompt, tokenizer: Any, encoding: Encoding, room: int) -> PromptExample | Drop:

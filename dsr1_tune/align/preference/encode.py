@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -13,11 +13,11 @@ from dsr1_tune.config import AlignRun, Encoding
 from dsr1_tune.data.encode.chat_template import render_answer, thinks, without_thought
 from dsr1_tune.data.encode.control_tokens import hide, tokenise
 from dsr1_tune.data.encode.example import refused_by_template
-from dsr1_tune.data.encode.template import TEMPLATE_ERRORS
+from dsr1_tune.data.encode.template import TEMPLATE_ERRORS, control_tokens
 from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Drop, Feedback, Message, Preference, Record
 from dsr1_tune.errors import DataError
-from dsr1_tune.runs.data import RunData, divide
+from dsr1_tune.runs.data import RunData, divide, most_asked
 
 Ids = tuple[int, ...]
 
@@ -87,7 +87,7 @@ class FeedbackData(RunData):
 
 def encode_pairs(prepared: Prepared, tokenizer: Any, config: AlignRun) -> RunData:
     """The preference rows encoded and split. Raises DataError unless two are left: one to learn and one to measure."""
-    data = encode_all(prepared, lambda row: encode_pair(row, tokenizer, config), config)
+    data = encode_all(prepared, lambda row: encode_pair(row, tokenizer, config), tokenizer, config)
     if len(data.prepared.rows) < 2:
         raise DataError(
             f"{data.prepared.rows[0].place}: only this one pair can be trained on, and none is left to measure on",
@@ -98,7 +98,7 @@ def encode_pairs(prepared: Prepared, tokenizer: Any, config: AlignRun) -> RunDat
 
 def encode_feedback(prepared: Prepared, tokenizer: Any, config: AlignRun) -> RunData:
     """The feedback rows encoded and split. Raises DataError unless good and bad answers are left to learn from."""
-    data = encode_all(prepared, lambda row: encode_one(row, tokenizer, config), config)
+    data = encode_all(prepared, lambda row: encode_one(row, tokenizer, config), tokenizer, config)
     num_good = sum(example.feedback.is_good for example in data.train)
     num_bad = len(data.train) - num_good
     if not num_good or not num_bad:
@@ -153,7 +153,7 @@ def _answers_of_others(examples: Sequence[FeedbackExample]) -> list[Ids]:
     return others
 
 
-def encode_all(prepared: Prepared, encode: Callable[[Any], Any], config: AlignRun) -> RunData:
+def encode_all(prepared: Prepared, encode: Callable[[Any], Any], tokenizer: Any, config: AlignRun) -> RunData:
     """Every row encoded and split; those that cannot be are dropped, with their place. Raises DataError if all are."""
     examples, drops = [], []
     for row in prepared.rows:
@@ -164,7 +164,8 @@ def encode_all(prepared: Prepared, encode: Callable[[Any], Any], config: AlignRu
             examples.append(outcome)
     cut, limit = [example.num_cut for example in examples if example.num_cut], config.schedule.max_tokens
     remark = f"{len(cut):,} rows have an answer cut at {limit:,} tokens; {sum(cut):,} tokens are left out"
-    return divide(prepared, examples, drops, config, (remark,) if cut else ())
+    data = divide(prepared, examples, drops, config, (remark,) if cut else ())
+    return replace(data, template_kwargs=most_asked(examples, tokenizer, config))
 
 
 def encode_pair(row: Preference, tokenizer: Any, config: AlignRun) -> PairExample | Drop:
@@ -225,7 +226,7 @@ def _tokens(
         messages = tuple(map(without_thought, messages))
     record = Record(messages, row.place, row.tools, row.row)
     try:
-        hidden = hide(record, tokenizer, encoding.template.kwargs)
+        hidden = hide(record, control_tokens(tokenizer, encoding.template.kwargs))
         text, span = render_answer(hidden.record, tokenizer, encoding, is_thinking)
     except TEMPLATE_ERRORS as error:
         return refused_by_template(error, messages[0])

@@ -16,9 +16,9 @@ from dsr1_tune.data.encode.template import (
     SWITCHES,
     TEMPLATE_ERRORS,
     ToolForm,
+    arguments,
     reasoning_field,
     show,
-    thinking_switch,
     tool_form,
 )
 from dsr1_tune.data.encode.tool_text import as_text, functions
@@ -42,6 +42,8 @@ class Rendered:
     spans: list[Span]
     apart: tuple[int, ...] = ()
 
+    moves_system: bool = False
+    """Whether system turns behind the first stand elsewhere, as the template cannot show them in their places."""
     own: tuple[Span, ...] = ()
     """What of the answers' spans their authors said, without the frame that a template puts before it (</think>)."""
 
@@ -78,7 +80,7 @@ def render(record: Record, tokenizer: Any, encoding: Encoding = USUAL) -> Render
         elif span:
             own.append((_first_said(message, text.whole, span), span[1]))
             spans += _without_reasoning(chat, position, text.whole, span) if mask else [span]
-    return Rendered(text.whole, sorted(spans), tuple(apart), tuple(own))
+    return Rendered(text.whole, sorted(spans), tuple(apart), chat.moves_system, tuple(own))
 
 
 def render_answer(
@@ -124,6 +126,7 @@ class Chat:
     form: ToolForm | None
     is_thinking: bool
     """Whether the answer holds a thought, or one beside which it stands."""
+    moves_system: bool = False
     is_bare: bool = False
     """Whether thoughts are kept from the template, which would write them behind one that it has closed."""
     _texts: dict[Any, str] = field(default_factory=dict, compare=False, repr=False)
@@ -134,17 +137,12 @@ class Chat:
 
         Raises ValueError where the template has no form for calls or results that the record holds.
         """
-        usual = dict(encoding.template.kwargs)
         if encoding.template.thinking == "off":
             record = replace(record, messages=tuple(map(without_thought, record.messages)))
         if is_thinking is None:
             is_thinking = thinks(record.messages)
-        settings = usual
-        if switch := thinking_switch(tokenizer, usual):
-            if encoding.template.thinking != "auto":
-                usual[switch] = encoding.template.thinking == "on"
-            elif switch not in usual:
-                settings = {**usual, switch: is_thinking}
+        usual = arguments(tokenizer, encoding.template)
+        settings = arguments(tokenizer, encoding.template, is_thinking)
         if encoding.template.tools == "text":
             record = as_text(record)
         ends = end_tokens(tokenizer, settings=usual)
@@ -160,7 +158,7 @@ class Chat:
         if self.form and not self._shows_calls():
             raise ValueError(f"it shows only one of several calls in a turn; write them one by one, or {_AS_TEXT}")
         if any(message.role == "system" for message in self.messages[1:]) and not self._shows("system"):
-            self = replace(self, messages=_systems_joined(self.messages), _texts={})
+            self = replace(self, messages=_systems_joined(self.messages), moves_system=True, _texts={})
         if any(message.role == "tool" for message in self.messages) and not self._shows("tool"):
             raise ValueError(f"it does not show the results of tools; {_AS_TEXT}")
         return replace(self, is_bare=True, _texts={}) if _THINKS_TWICE.search(self.plain) else self

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dsr1_tune.data.encode.template import Settings, control_tokens
 from dsr1_tune.data.record import Message, Record
 
 _PRIVATE = range(0xE000, 0xF8FF)
@@ -40,9 +39,8 @@ class Hidden:
         return re.sub("|".join(runs), back, text), places
 
 
-def hide(record: Record, tokenizer: Any, settings: Settings) -> Hidden:
-    """The record with control tokens hidden, in words, calls and tools alike."""
-    pattern = control_tokens(tokenizer, settings)
+def hide(record: Record, pattern: re.Pattern[str]) -> Hidden:
+    """The record with the tokens of the pattern hidden, in words, calls and tools alike."""
     texts = list(_texts(record))
     found = list(dict.fromkeys(token for text in texts for token in pattern.findall(text)))
     if not found:

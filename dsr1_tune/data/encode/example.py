@@ -10,7 +10,7 @@ from typing import Any
 from dsr1_tune.config import Encoding
 from dsr1_tune.data.encode.chat_template import USUAL, Span, prompt_text, render, without_thought
 from dsr1_tune.data.encode.control_tokens import hide, tokenise
-from dsr1_tune.data.encode.template import TEMPLATE_ERRORS
+from dsr1_tune.data.encode.template import TEMPLATE_ERRORS, control_tokens
 from dsr1_tune.data.record import Drop, Message, Record
 
 __all__ = ["IGNORED", "Encoded", "Example", "encode", "encode_all", "prompt_ids"]
@@ -35,6 +35,8 @@ class Example:
     """Control tokens that its texts hold, as text."""
     apart: tuple[int, ...] = ()
     """The places of calls that are not learned here: see `Rendered.apart`."""
+    moves_system: bool = False
+    """Whether system turns stand elsewhere: see `Rendered.moves_system`."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def encode(record: Record, tokenizer: Any, max_tokens: int, encoding: Encoding =
     if encoding.sequences.think == "strip":
         record = replace(record, messages=tuple(map(without_thought, record.messages)))
     try:
-        hidden = hide(record, tokenizer, encoding.template.kwargs)
+        hidden = hide(record, control_tokens(tokenizer, encoding.template.kwargs))
         rendered = render(hidden.record, tokenizer, encoding)
     except TEMPLATE_ERRORS as error:
         return refused_by_template(error, record.messages[0])
@@ -102,7 +104,15 @@ def encode(record: Record, tokenizer: Any, max_tokens: int, encoding: Encoding =
     if not _is_learned(own[:max_tokens]):
         fix = "raise schedule.max_tokens: what is learned stands behind the cut"
         return _too_long(record, len(ids), max_tokens, fix)
-    return Example(record, tuple(ids[:max_tokens]), tuple(labels[:max_tokens]), num_cut, len(places), rendered.apart)
+    return Example(
+        record,
+        tuple(ids[:max_tokens]),
+        tuple(labels[:max_tokens]),
+        num_cut,
+        num_control=len(places),
+        apart=rendered.apart,
+        moves_system=rendered.moves_system,
+    )
 
 
 def refused_by_template(error: Exception, first: Message) -> Drop:
@@ -116,7 +126,7 @@ def prompt_ids(record: Record, tokenizer: Any, encoding: Encoding = USUAL, usual
 
     Raises what the template raises, one of TEMPLATE_ERRORS.
     """
-    hidden = hide(record, tokenizer, encoding.template.kwargs)
+    hidden = hide(record, control_tokens(tokenizer, encoding.template.kwargs))
     text, places = hidden.shown(prompt_text(hidden.record, tokenizer, encoding, usual))
     return tokenise(text, () if encoding.special_tokens == "keep" else places, tokenizer)[0]
 

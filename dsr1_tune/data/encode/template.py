@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from jinja2 import TemplateError
 
+from dsr1_tune.config import Template
 from dsr1_tune.data.encode import thinking
 
 TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, KeyError, AttributeError)
@@ -113,6 +114,17 @@ def reasoning_field(tokenizer: Any) -> str | None:
 def thinking_switch(tokenizer: Any, settings: Settings) -> str | None:
     """The template's argument that turns thinking on and off; None where it has no such modes."""
     return _once(_thinking_switch, tokenizer, settings)
+
+
+def arguments(tokenizer: Any, template: Template, is_thinking: bool | None = None) -> dict[str, Any]:
+    """The template's arguments for a conversation with or without a thought; None leaves that to the template."""
+    given = dict(template.kwargs)
+    if switch := thinking_switch(tokenizer, given):
+        if template.thinking != "auto":
+            given[switch] = template.thinking == "on"
+        elif is_thinking is not None:
+            given.setdefault(switch, is_thinking)
+    return given
 
 
 def _thinking_switch(tokenizer: Any, settings: Settings) -> str | None:

@@ -118,14 +118,15 @@ class LlamaCpp(AbstractContextManager["LlamaCpp"]):
         except ModelError:
             raise
         except BaseException:  # it is left before its end: the child looks for further requests after each token
-            self._send({"do": "tokenize", "text": "", "add_special": False})
+            self._send({"do": "tokenize", "text": "", "add_special": False, "parse_special": True})
             while "ids" not in self._receive()[0]:
                 pass
             raise
 
-    def tokenize(self, text: str, add_special: bool = False) -> list[int]:
-        """The text's tokens by llama.cpp's own tokenizer; special ones in it count as such."""
-        facts, _ = self._ask({"do": "tokenize", "text": text, "add_special": add_special})
+    def tokenize(self, text: str, add_special: bool = False, special: bool = True) -> list[int]:
+        """The text's tokens by llama.cpp's own tokenizer; `special` ones in it count as such, or are text."""
+        asked = {"do": "tokenize", "text": text, "add_special": add_special, "parse_special": special}
+        facts, _ = self._ask(asked)
         return [int(token) for token in facts["ids"]]
 
     def _ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:

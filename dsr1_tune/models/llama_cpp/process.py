@@ -150,12 +150,12 @@ class Engine:
             row = self._decode([*self.seen, token], len(self.seen), False)[-1]
         return "length"
 
-    def tokenize(self, text: str, add_special: bool) -> list[int]:
-        """Special tokens in the text are taken as such."""
+    def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        """The text's tokens; special ones in it are taken as such where they are parsed."""
         data = text.encode()
         room = len(data) + 8
         tokens = (c.c_int32 * room)()
-        count = self.lib.llama_tokenize(self.vocab, data, len(data), tokens, room, add_special, True)
+        count = self.lib.llama_tokenize(self.vocab, data, len(data), tokens, room, add_special, parse_special)
         return list(tokens[:count])
 
     def _check(self, ids: list[int], room: int) -> None:

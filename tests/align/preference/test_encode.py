@@ -12,7 +12,8 @@ import pytest
 
 from dsr1_tune.align.preference.encode import as_feedback_rows, as_rows, encode_feedback, encode_pairs
 from dsr1_tune.config import AlignRun, Data, DpoRun, KtoRun
-from dsr1_tune.data.encode.example import IGNORED, prompt_text
+from dsr1_tune.data.encode.chat_template import prompt_text
+from dsr1_tune.data.encode.example import IGNORED
 from dsr1_tune.data.prepare import prepare, write
 from dsr1_tune.data.prepared import FileSummary, Prepared
 from dsr1_tune.data.record import Feedback, Message, Place, Preference

@@ -108,9 +108,9 @@ def test_templates_functions_are_described_as_json_schema(tmp_path):
         for row in rows_of(tmp_path / f"{domain}{language}", "tools", domain, language):
             (tool,) = json.loads(row.tools)
             parameters = tool["function"]["parameters"]
-            called = json.loads(row.messages[1].content)
-            arguments = json.loads(called["arguments"])
-            assert called["name"] == tool["function"]["name"]
+            (called,) = row.messages[1].calls
+            arguments = json.loads(called.arguments)
+            assert called.name == tool["function"]["name"]
             assert list(arguments) == list(parameters["properties"]) == parameters["required"]
             types = {"string": str, "number": (int, float), "integer": int}
             for name, schema in parameters["properties"].items():

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from dsr1_tune.data.read.read import open_files, read
-from dsr1_tune.data.record import Preference
+from dsr1_tune.data.record import Preference, ToolCall
 
 USER, ASSISTANT = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
 HUMAN, GPT = {"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}
@@ -119,8 +117,8 @@ def test_conversation_knows_every_name_of_a_role(write):
     assert said(record) == [(role, str(number)) for number, role in enumerate(roles)]
 
 
-def test_conversation_turns_openai_tool_calls_into_their_json(write):
+def test_conversation_reads_openai_tool_calls(write):
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
     turns = [USER, call, {"role": "tool", "content": "21"}, ASSISTANT]
     (record,) = read([write("a.json", [{"messages": turns}])])
-    assert json.loads(record.messages[1].content) == {"name": "f", "arguments": "{}"}
+    assert (record.messages[1].content, record.messages[1].calls) == ("", (ToolCall("f", "{}"),))
