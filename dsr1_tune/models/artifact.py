@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 from dsr1_tune.errors import ModelError
@@ -57,7 +56,7 @@ class Artifact:
     has_template: bool = True
     base: str = ""
     """The base that an adapter is for."""
-    template_kwargs: Mapping[str, Any] = MappingProxyType({})
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """The chat template's arguments with which it was trained to be asked."""
 
     @property

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets import Dataset
 
 from dsr1_tune.config import TuneRun
+from dsr1_tune.data.encode import thinking
 from dsr1_tune.data.encode.chat_template import thinks
-from dsr1_tune.data.encode.example import Encoded, Example, encode_all
+from dsr1_tune.data.encode.end_tokens import end_tokens
+from dsr1_tune.data.encode.example import IGNORED, Encoded, Example, encode_all
 from dsr1_tune.data.encode.packing import pack
 from dsr1_tune.data.encode.template import arguments, thinking_switch
 from dsr1_tune.data.prepare import repeat
 from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Drop, Record, Row
 from dsr1_tune.data.split import split_rows
-from dsr1_tune.errors import DataError
+from dsr1_tune.errors import DataError, ModelError
 from dsr1_tune.runs.trainer.collate import as_dataset
 
 
@@ -36,7 +37,7 @@ class RunData:
     held_out_records: tuple[Any, ...]
     remarks: tuple[str, ...] = ()
     """What was done to records so that they could be learned, in words."""
-    template_kwargs: Mapping[str, Any] = MappingProxyType({})
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """The chat template's arguments with which most rows are asked, and so the trained model should be."""
 
     @property
@@ -64,8 +65,30 @@ class RunData:
 def encode_and_split(prepared: Prepared, tokenizer: Any, config: TuneRun) -> RunData:
     """What is to be trained on, and what is held out. Raises DataError if nothing is left."""
     encoded = encode_all(prepared.records, tokenizer, config.schedule.max_tokens, config.encoding)
+    check_ends(encoded.examples, tokenizer, config)
     data = divide(prepared, encoded.examples, encoded.drops, config, _remarks(encoded, tokenizer, config))
     return replace(data, template_kwargs=most_asked(encoded.examples, tokenizer, config))
+
+
+def check_ends(examples: Sequence[Example], tokenizer: Any, config: TuneRun) -> None:
+    """Prove that the last thing learned of every whole record is a token at which generation stops.
+
+    Raises ModelError: a model that never learns to stop would be found out only when it is used.
+    """
+    ends = end_tokens(tokenizer, settings=arguments(tokenizer, config.template)).ids
+    for example in examples:
+        last = example.record.messages[-1]
+        is_said = bool(thinking.strip(last.content).strip() or last.calls)
+        is_whole = last.role == "assistant" and last.is_learned and is_said and not example.num_cut
+        if not is_whole or "assistant" not in config.sequences.learn:
+            continue
+        token = next(label for label in reversed(example.labels) if label != IGNORED)
+        if token not in ends:
+            raise ModelError(
+                f"{example.record.place}: what is learned of it ends with {tokenizer.decode([token])!r}, at which no "
+                f"answer ends; these do: {', '.join(tokenizer.convert_ids_to_tokens(sorted(ends)))}",
+                hint="look at the base's chat template and at eos_token in its tokenizer_config.json",
+            )
 
 
 def most_asked(examples: Sequence[Any], tokenizer: Any, config: TuneRun) -> dict[str, Any]:

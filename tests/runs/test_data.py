@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dsr1_tune.config import Data, LoraRun, Schedule
+from dsr1_tune.config import Data, LoraRun, Schedule, Template
 from dsr1_tune.config.load import load_config
+from dsr1_tune.data.encode.example import encode_all
 from dsr1_tune.data.prepare import prepare, write
-from dsr1_tune.errors import DataError
-from dsr1_tune.runs.data import RunData, encode_and_split
+from dsr1_tune.data.read.read import read
+from dsr1_tune.errors import DataError, ModelError
+from dsr1_tune.runs.data import RunData, check_ends, encode_and_split
+from tests.real_templates import template, tokenizer_of
 
 NOUNS = [
     "burn",
@@ -177,3 +181,57 @@ def test_run_data_counts_a_weighted_file_more_than_once(data_file: Path, tiny_to
     data = encode_and_split(prepare(config.data), tiny_tokenizer, config)
     assert len(data.train) == 120 * 2 + 60 and data.held_out == []
     assert len(data.eval_subset) == 8 and "of the training records" in data.probe_name
+
+
+# --- what the template does to the rows -------------------------------------------------------------------------------
+
+
+def of_rows(write_rows: list[dict[str, Any]], folder: Path, name: str, **sections: Any) -> RunData:
+    """The rows as a run encodes them under a real template."""
+    file = folder / "talks.jsonl"
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in write_rows), encoding="utf-8")
+    config = LoraRun(data=Data(files=(file,), eval_share=0.0), schedule=Schedule(max_tokens=10_000), **sections)
+    return encode_and_split(prepare(config.data), tokenizer_of(template(name), "<|im_end|>"), config)
+
+
+def test_remarks_say_what_the_template_does(tmp_path: Path) -> None:
+    asked = {"role": "user", "content": "Weather?"}
+    calls = [{"function": {"name": "look", "arguments": "{}"}}]
+    data = of_rows(
+        [
+            {"messages": [asked, {"role": "assistant", "content": "<think>hm</think>It ends with <|im_end|>."}]},
+            {"messages": [asked, {"role": "assistant", "content": "Rain."}, {"role": "system", "content": "Be brief."},
+                          {"role": "user", "content": "And now?"}, {"role": "assistant", "content": "Sun."}]},
+            {"messages": [asked, {"role": "assistant", "reasoning_content": "I look.", "tool_calls": calls},
+                          {"role": "tool", "content": "rain"}, {"role": "assistant", "content": "It rains."},
+                          {"role": "user", "content": "Thanks."}, {"role": "assistant", "content": "Gladly."}]},
+        ],
+        tmp_path,
+        "qwen3_5_think",
+    )  # fmt: skip
+    control, moved, apart, modes = data.remarks
+    assert control.startswith("1 records hold control tokens of the base in their texts, 1 in all")
+    assert moved.startswith("1 records have system turns that the chat template cannot show in their places")
+    assert apart.startswith("1 calls are shown otherwise")
+    assert "2 records have a thought and are shown with enable_thinking=true, 2 have none" in modes
+    assert len(data.train) == 4
+    assert data.template_kwargs == {"enable_thinking": False}
+
+
+@pytest.mark.parametrize(("thinking", "wanted"), [("on", True), ("off", False)])
+def test_remarks_say_no_mode_where_one_is_chosen(tmp_path: Path, thinking: Any, wanted: bool) -> None:
+    talk = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "<think>hm</think>A"}]
+    data = of_rows([{"messages": talk}], tmp_path, "qwen3", template=Template(thinking=thinking))
+    assert data.remarks == ()
+    assert data.template_kwargs == {"enable_thinking": wanted}
+
+
+def test_the_end_of_what_is_learned_must_end_an_answer(tmp_path: Path) -> None:
+    file = tmp_path / "talks.jsonl"
+    file.write_text(json.dumps({"input": "Q", "output": "A"}) + "\n", encoding="utf-8")
+    tokenizer, config = tokenizer_of(template("glm4moe"), "<|endoftext|>"), LoraRun(data=Data(files=(file,)))
+    (example,), _ = encode_all(read([file]), tokenizer, 1000)  # type: ignore[arg-type]
+    check_ends([example], tokenizer, config)
+    silent = replace(example, labels=(*example.labels[:-1], -100))
+    with pytest.raises(ModelError, match="ends with 'A', at which no answer ends"):
+        check_ends([silent], tokenizer, config)

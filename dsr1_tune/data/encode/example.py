@@ -68,11 +68,11 @@ def encode_all(records: Iterable[Record], tokenizer: Any, max_tokens: int, encod
         first = outcomes[0]
         if encoding.sequences.longer == "split" and isinstance(first, Drop) and first.code == "too_long":
             outcomes = _split(record, tokenizer, max_tokens, encoding) or outcomes
+            num_split += len(outcomes) > 1 and any(isinstance(outcome, Example) for outcome in outcomes)
         outcomes = [*outcomes, *_calls_apart(outcomes, tokenizer, max_tokens, encoding)]
         found = [outcome for outcome in outcomes if isinstance(outcome, Example)]
         lost = [one.at(record.place, "encode", record.row) for one in outcomes if isinstance(one, Drop)]
         examples += found
-        num_split += len(found) > 1 or bool(found and lost)
         if found:
             lost_parts += lost
         else:
