@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
+from dsr1_tune.data.encode.end_tokens import end_tokens
 from dsr1_tune.data.encode.example import IGNORED, Example, prompt_text
 from dsr1_tune.data.record import Record
 
@@ -95,7 +96,9 @@ def sample_answers(
         inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt").to(model.device)
         greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         output = model.generate(**inputs, **greedy, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id)
-        answer = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        ends = end_tokens(tokenizer, model.generation_config.eos_token_id).ids  # of which not all are special tokens
+        said = [token for token in output[0, inputs["input_ids"].shape[1] :].tolist() if token not in ends]
+        answer = tokenizer.decode(said, skip_special_tokens=True)
         samples.append(Sample(record.question, answer.strip(), record.answer))
         advance(1)
     model.config.use_cache = use_cache

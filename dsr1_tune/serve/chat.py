@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 from transformers import TextStreamer
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from dsr1_tune.data.encode.end_tokens import end_tokens
 from dsr1_tune.errors import ModelError, TuneError
 from dsr1_tune.models.llama_cpp.client import LlamaCpp
 from dsr1_tune.models.load import Loaded
@@ -58,7 +59,7 @@ class Conversation:
 
     def _speak(self, prompt: Any, hear: Callable[[str], None]) -> None:
         """Answer an encoded prompt, piece by piece."""
-        pieces = _Pieces(self.loaded.tokenizer, hear)
+        pieces = _Pieces(self.loaded, hear)
         try:
             with torch.inference_mode():
                 self.loaded.model.generate(**prompt, **self._settings(), streamer=pieces)
@@ -123,9 +124,15 @@ class Conversation:
 class _Pieces(TextStreamer):
     """Hands on every finished piece of the answer, and keeps it."""
 
-    def __init__(self, tokenizer: Any, say: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    def __init__(self, loaded: Loaded, say: Callable[[str], None]) -> None:
+        super().__init__(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.say = say
+        # Not all that end an answer are special tokens.
+        self.ends = end_tokens(loaded.tokenizer, loaded.model.generation_config.eos_token_id).ids
+
+    def put(self, value: Any) -> None:
+        if self.next_tokens_are_prompt or int(value) not in self.ends:
+            super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         if text:
