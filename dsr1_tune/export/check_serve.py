@@ -16,12 +16,14 @@ from typing import Any
 import yaml
 from packaging.version import InvalidVersion, Version
 
-from dsr1_tune.errors import ConfigError
+from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.export import lineage
 from dsr1_tune.export.formats.format import Format
 from dsr1_tune.export.formats.registry import formats, stored_as
 from dsr1_tune.models import artifact as artifacts
 from dsr1_tune.models.artifact import Artifact, command_for
+from dsr1_tune.models.folder import ModelFolder
+from dsr1_tune.models.tokenizer_files import GENERATION, unnamed_ends
 
 _LATENT = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM")
 _SIGMOID = 2
@@ -271,10 +273,23 @@ def _adapter_problems(artifact: Artifact, engine: Engine) -> Iterator[str]:
 def _remarks(artifact: Artifact, engine: Engine) -> Iterator[str]:
     if not artifact.has_template:
         yield "it has no chat template: the engine will refuse /v1/chat/completions"
+    if unnamed := _unnamed_ends(artifact):
+        yield f"{unnamed} ends its answers, but is not named in its {GENERATION}: add its id to eos_token_id there"
     if artifact.kind == "adapter" and not artifact.architecture:
         yield f"its base, {artifact.base}, is not on this machine, so that its architecture was not looked at"
     if engine.name == "transformers" and artifact.format == "compressed-tensors":
         yield "it needs pip install compressed-tensors, and holds the experts in 16 bits"
+
+
+def _unnamed_ends(artifact: Artifact) -> str:
+    """What ends a model's answers without an engine's knowing; those of our merge and quantize say it."""
+    if artifact.kind != "model" or not (artifact.has_tokenizer and artifact.has_template):
+        return ""
+    try:
+        tokenizer = ModelFolder(artifact.path, str(artifact.path)).read_tokenizer()
+    except ModelError:  # the engine will say so
+        return ""
+    return ", ".join(unnamed_ends(artifact.path, tokenizer))
 
 
 # --- what it does load ------------------------------------------------------------------------------------------------

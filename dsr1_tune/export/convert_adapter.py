@@ -38,6 +38,7 @@ from dsr1_tune.export.adapter import (
 from dsr1_tune.models.load import locate
 from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.ref import find_adapter
+from dsr1_tune.models.tokenizer_files import copy_tokenizer
 from dsr1_tune.models.trained.lora import REWRITTEN
 from dsr1_tune.models.weights.checkpoint import DTYPES, NAMES, Spec, write_weights
 from dsr1_tune.models.weights.index import INDEX
@@ -92,6 +93,7 @@ def run(adapter: Path, to: Form, out: Path, console: Console | None = None) -> P
         for file in sorted(found.path.iterdir()):
             if file.is_file() and file.suffix not in (".safetensors", ".bin") and not file.name.startswith("."):
                 (part / file.name).write_bytes(file.read_bytes())
+        copy_tokenizer(found.path, part)
         write_weights(done, part)
         (part / INDEX).unlink()  # of one file nobody asks where its tensors are
         text = json.dumps(done.config, indent=2, sort_keys=True, ensure_ascii=False)

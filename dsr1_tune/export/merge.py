@@ -76,7 +76,7 @@ def run(trained: Path, out: Path, merge: Merge = USUAL, console: Console | None 
         started = time.perf_counter()
         with counted(narrator, weights) as advance:
             write_weights(weights, part, advance, num_threads=torch.get_num_threads())
-        copy_sidecars(base, part, _config(base, weights))
+        copy_sidecars(base, part, _config(base, weights), narrator.say)
         seconds = {"merge": time.perf_counter() - started}
         certificate = _certify(found, base, merged, weights, part, merge, narrator)
         seconds["certify"] = time.perf_counter() - started - seconds["merge"]

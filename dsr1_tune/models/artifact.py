@@ -22,6 +22,7 @@ from dsr1_tune.models.ref import (
     local_path,
     template_kwargs_of,
 )
+from dsr1_tune.models.tokenizer_files import GENERATION
 from dsr1_tune.models.weights.checkpoint import read_header
 from dsr1_tune.models.weights.index import read_json
 from dsr1_tune.models.weights.stored_format import quant_method
@@ -144,4 +145,15 @@ def command_for(artifact: Artifact, engine: str, host: str = "127.0.0.1", port: 
     if artifact.kind == "model":
         return [*serve, path, *where]
     rank = str(max(artifact.max_rank, 16))
-    return [*serve, artifact.base, "--enable-lora", "--max-lora-rank", rank, named, f"adapter={path}", *where]
+    lora = ["--enable-lora", "--max-lora-rank", rank, named, f"adapter={path}"]
+    return [*serve, artifact.base, *lora, *_own_ends(artifact, engine), *where]
+
+
+def _own_ends(artifact: Artifact, engine: str) -> list[str]:
+    """An engine reads where answers end in the base's folder: options that name what an adapter's adds to that."""
+    file = artifact.path / GENERATION
+    if not file.is_file():
+        return []
+    if engine == "vllm":
+        return ["--generation-config", str(artifact.path)]
+    return ["--json-model-override-args", json.dumps({"eos_token_id": read_json(file)["eos_token_id"]})]

@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from dsr1_tune.data.encode.end_tokens import end_tokens
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models import embedded
 from dsr1_tune.models.ref import Adapter, ModelRef, RewardModel
@@ -172,5 +173,5 @@ class ModelFolder:
                 hint="choose the model's chat or instruct variant, or put its chat_template.jinja into the folder",
             )
         if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
+            tokenizer.pad_token = tokenizer.eos_token or end_tokens(tokenizer).answer
         return tokenizer

@@ -15,12 +15,14 @@ import torch
 from safetensors import SafetensorError
 
 from dsr1_tune.config import Base
+from dsr1_tune.data.encode.end_tokens import EndTokens
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models import embedded, hub
 from dsr1_tune.models.context import with_context
 from dsr1_tune.models.folder import CONVERT, EXAMPLE, PICKLES, ModelFolder
 from dsr1_tune.models.memory import GIB, main_memory
 from dsr1_tune.models.ref import Hub, Missing, ModelRef, local_path
+from dsr1_tune.models.tokenizer_files import ends_in
 from dsr1_tune.models.weights.checkpoint import Checkpoint
 from dsr1_tune.models.weights.converted import open_fp8, open_w4a16
 from dsr1_tune.models.weights.index import COPY_AGAIN, gist, weight_files
@@ -43,6 +45,11 @@ class Located:
     tokenizer: Any
     config: Any
     repo_id: str | None = None
+
+    @property
+    def ends(self) -> EndTokens:
+        """What ends its answers. Raises ModelError where nothing does."""
+        return ends_in(self.folder, self.tokenizer)
 
 
 @dataclass(frozen=True)
@@ -96,15 +103,19 @@ def locate(
         stored = files.stored_format
         stays_as_stored = (stored.is_4bit or stored.is_bitsandbytes) and repo_id is None
         _check_room(num_parameters, name, base.dtype, quantized, folder if stays_as_stored else None)
-    return Located(folder, name, revision, files.read_tokenizer(), config, repo_id)
+    located = Located(folder, name, revision, files.read_tokenizer(), config, repo_id)
+    if (remark := located.ends.remark) and progress:
+        progress(f"{name}: {remark}")
+    return located
 
 
 def load_located(located: Located, dtype: str = "auto", for_training: bool = False, quantized: bool = False) -> Loaded:
     """Load the weights of a located base, in `dtype` (see config.Base), onto this process's GPU or the CPU.
 
     `quantized` holds experts and linear layers in 4 bits, see moe.quantized_experts. For training the model is left in
-    train mode without a key-value cache, otherwise in eval mode. Raises ModelError
-    when weights are missing, damaged, of other shapes than the config says, or more than the memory holds.
+    train mode without a key-value cache, otherwise in eval mode. Its generation config names every token that ends an
+    answer, so whatever generates with it stops there. Raises ModelError when weights are missing, damaged, of other
+    shapes than the config says, or more than the memory holds.
     """
 
     folder = with_weights(located)
@@ -121,6 +132,7 @@ def load_located(located: Located, dtype: str = "auto", for_training: bool = Fal
     _check_report(report, located.name)
     model.train(for_training)
     model.config.use_cache = not for_training
+    model.generation_config.eos_token_id = sorted(located.ends.ids)
     return Loaded(model, located.tokenizer, located.name, located.revision)
 
 

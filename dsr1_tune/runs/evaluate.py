@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dsr1_tune.config import Encoding
 from dsr1_tune.data.encode.chat_template import USUAL
+from dsr1_tune.data.encode.end_tokens import end_tokens
 from dsr1_tune.data.encode.example import IGNORED, Example, prompt_ids
 from dsr1_tune.data.record import Record
 
@@ -98,7 +99,9 @@ def sample_answers(
         greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         inputs = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
         output = model.generate(**inputs, **greedy, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id)
-        answer = tokenizer.decode(output[0, ids_BT.shape[1] :], skip_special_tokens=True)
+        ends = end_tokens(tokenizer, model.generation_config.eos_token_id).ids  # of which not all are special tokens
+        said = [token for token in output[0, ids_BT.shape[1] :].tolist() if token not in ends]
+        answer = tokenizer.decode(said, skip_special_tokens=True)
         samples.append(Sample(record.question, answer.strip(), record.answer))
         advance(1)
     model.config.use_cache = use_cache

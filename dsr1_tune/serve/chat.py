@@ -13,6 +13,7 @@ from transformers import TextStreamer
 
 from dsr1_tune.config import Encoding, Template
 from dsr1_tune.data.encode.control_tokens import hide
+from dsr1_tune.data.encode.end_tokens import end_tokens
 from dsr1_tune.data.encode.example import prompt_ids
 from dsr1_tune.data.encode.template import TEMPLATE_ERRORS, arguments, show
 from dsr1_tune.data.record import Message, Place, Record
@@ -73,7 +74,7 @@ class Conversation:
 
     def _speak(self, prompt: Any, hear: Callable[[str], None]) -> None:
         """Answer an encoded prompt, piece by piece."""
-        pieces = _Pieces(self.loaded.tokenizer, hear)
+        pieces = _Pieces(self.loaded, hear)
         try:
             with torch.inference_mode():
                 self.loaded.model.generate(**prompt, **self._settings(), streamer=pieces)
@@ -139,9 +140,15 @@ class Conversation:
 class _Pieces(TextStreamer):
     """Hands on every finished piece of the answer, and keeps it."""
 
-    def __init__(self, tokenizer: Any, say: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    def __init__(self, loaded: Loaded, say: Callable[[str], None]) -> None:
+        super().__init__(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.say = say
+        # Not all that end an answer are special tokens.
+        self.ends = end_tokens(loaded.tokenizer, loaded.model.generation_config.eos_token_id).ids
+
+    def put(self, value: Any) -> None:
+        if self.next_tokens_are_prompt or int(value) not in self.ends:
+            super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         if text:

@@ -18,7 +18,10 @@ from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.export import check_serve, lineage
 from dsr1_tune.export.formats.registry import formats
 from dsr1_tune.export.lineage import Stage
+from dsr1_tune.models.tokenizer_files import write_generation_config
 from dsr1_tune.serve.engines import ENGINES
+from tests.conftest import CHATML, save_tiny
+from tests.real_templates import tokenizer_of
 
 QWEN = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "moe_intermediate_size": 768}
 V3 = {
@@ -255,3 +258,12 @@ def test_check_serve_says_why_nf4_is_not_loaded(folder: Folder, engine: str, why
     stored = {"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4"}
     said = problems(folder(QWEN | {"quantization_config": stored}), engine)
     assert "is stored as nf4, which" in said and why in said
+
+
+def test_check_serve_says_what_ends_answers_unknown_to_the_engine(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(CHATML, eos="<|endoftext|>")
+    place = save_tiny(tmp_path / "base", tokenizer, "llama", vocab_size=260)
+    said = "<|im_end|> ends its answers, but is not named in its generation_config.json: add its id to eos_token_id"
+    assert any(said in remark for remark in check_serve.run(place, "vllm").remarks)
+    write_generation_config(place, tokenizer, place)
+    assert check_serve.run(place, "vllm").remarks == ()

@@ -91,3 +91,10 @@ def test_command_of_each_engine_names_what_it_serves() -> None:
     assert command_for(Artifact(Path("/f.gguf"), "gguf", "", {}), "llama.cpp", port=1)[:4] == [
         "llama-server", "--model", "/f.gguf", "--jinja"
     ]  # fmt: skip
+
+
+def test_command_for_an_adapter_names_ends_that_its_base_does_not(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1, 7]}')
+    adapter = Artifact(tmp_path, "adapter", "", {"r": 8}, base="org/base")
+    assert command_for(adapter, "vllm")[-6:-4] == ["--generation-config", str(tmp_path)]
+    assert command_for(adapter, "sglang")[-6:-4] == ["--json-model-override-args", '{"eos_token_id": [1, 7]}']

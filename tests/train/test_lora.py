@@ -40,6 +40,10 @@ def test_lora_run_folder_holds_all_outputs(lora_run: FinishedRun) -> None:
         *("report.html", "experts.png", "experts_load.npz"),
     }
     assert not litter(lora_run.path)
+    base = Path(lora_run.folder.manifest()["base"]["folder"])
+    for place in (lora_run.folder.adapter, lora_run.folder.latest_checkpoint()):
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            assert (place / name).read_bytes() == (base / name).read_bytes(), place
 
 
 def test_lora_adapter_names_the_base_of_the_run(lora_run: FinishedRun) -> None:

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from dsr1_tune.config import Rollout
+from dsr1_tune.data.encode.end_tokens import end_tokens
 from dsr1_tune.moe.monitor import uncounted
 from dsr1_tune.moe.replay import RoutingReplay, as_sequences
 
@@ -45,7 +46,7 @@ def generate(
     Prompts of like length share a batch of `rollout.batch_size`. Sampling uses torch's global generator. With `replay`
     the experts that tokens are routed to are recorded.
     """
-    ends = end_tokens(model, tokenizer)
+    ends = end_tokens(tokenizer, model.generation_config.eos_token_id).ids
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     found: dict[int, Ids] = {}
     routing: dict[int, Tensor] = {}
@@ -66,13 +67,6 @@ def generate(
     return Answers(ids, tuple(answer[-1] in ends for answer in ids), tuple(routing[n] for n in sorted(routing)))
 
 
-def end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens that end a turn: those of the model's generation config, and the tokenizer's own."""
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ends = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
-    return {int(token) for token in ends if token is not None}
-
-
 @contextmanager
 def _answering(model: Any) -> Iterator[None]:
     """Inside, the model has a key-value cache, no dropout, and no generation config, from which unset fields come."""
@@ -91,7 +85,12 @@ def _answering(model: Any) -> Iterator[None]:
 
 
 def _generate_ids(
-    model: Any, prompts: Sequence[Sequence[int]], ends: set[int], tokenizer: Any, rollout: Rollout, is_greedy: bool
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    ends: frozenset[int],
+    tokenizer: Any,
+    rollout: Rollout,
+    is_greedy: bool,
 ) -> list[list[int]]:
     """The token ids generated after each prompt; prompts are left-padded, so that all answers begin in one column."""
     pad = tokenizer.pad_token_id
@@ -110,7 +109,7 @@ def _generate_ids(
     return output_BT[:, ids_BT.shape[1] :].tolist()
 
 
-def _cut(ids: list[int], ends: set[int]) -> Ids:
+def _cut(ids: list[int], ends: frozenset[int]) -> Ids:
     """The ids up to and including the first token that ends the turn."""
     last = next((place for place, token in enumerate(ids) if token in ends), len(ids) - 1)
     return tuple(ids[: last + 1])

@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
-from dsr1_tune.align.online.generate import Answers, end_tokens, generate
+from dsr1_tune.align.online.generate import Answers, generate
 from dsr1_tune.align.online.session import PromptExample, RolloutSession, mean, reward_means
 from dsr1_tune.align.rewards.layered import RewardResult
 from dsr1_tune.config import GrpoRun
@@ -58,7 +58,7 @@ class GrpoTrainer(Resumable, GRPOTrainer):
                 callback.is_due = lambda: not self._is_flat
         self._examples: list[PromptExample] = session.data.train
         super().__init__(reward_funcs=[self._score], **given | {"callbacks": [*given["callbacks"], _CountFromHere()]})
-        self._ends = end_tokens(given["model"], session.base.tokenizer)
+        self._ends = session.base.ends.ids
         if reference is not None:
 
             @reference.active()

@@ -76,8 +76,8 @@ def _found(
     if answer is None:
         if not stops:
             raise ModelError(
-                "nothing ends an answer: the chat template writes no token behind it, and the tokenizer has no "
-                "eos_token",
+                f"{tokenizer.name_or_path}: nothing ends an answer: the chat template writes no token behind it, and "
+                "the tokenizer has no eos_token",
                 hint="name the model's eos_token in its tokenizer_config.json",
             )
         answer = _End(eos or min(stops), is_written=False)

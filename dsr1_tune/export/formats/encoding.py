@@ -57,7 +57,7 @@ def write_encoded(encoding: Encoding, source: Source, folder: Path, narrator: Na
     check_all(encoding.names, counting.names)
     groups = counting.groups()
     stored_as = encoding.config(skipped_modules(source, encoding.names), groups)
-    copy_sidecars(source, folder, {**source.config, "quantization_config": stored_as})
+    copy_sidecars(source, folder, {**source.config, "quantization_config": stored_as}, narrator.say)
     return Quantized(groups, encoding.facts)
 
 

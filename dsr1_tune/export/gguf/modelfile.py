@@ -18,6 +18,7 @@ from jinja2 import TemplateError
 
 from dsr1_tune.export.weights.source import Source
 from dsr1_tune.models.folder import ModelFolder
+from dsr1_tune.models.tokenizer_files import ends_in
 
 FILE = "Modelfile"
 _USUAL_CONTEXT = 8192
@@ -217,12 +218,9 @@ _CORNERS: tuple[tuple[Turns, str], ...] = (
 
 
 def _stops(source: Source, tokenizer: Any) -> list[str]:
-    """The tokens that end an answer, as generation_config.json, config.json and the tokenizer name them."""
-    ids: list[Any] = []
-    for tree in (_generation(source), dict(source.config)):
-        found = tree.get("eos_token_id")
-        ids += found if isinstance(found, list) else [found]
-    texts = [tokenizer.eos_token, *(tokenizer.convert_ids_to_tokens(i) for i in ids if isinstance(i, int))]
+    """The tokens that end an answer, the likelier ones first."""
+    ends = ends_in(source.folder, tokenizer)
+    texts = [tokenizer.eos_token, ends.answer, ends.call, *tokenizer.convert_ids_to_tokens(sorted(ends.ids))]
     return list(dict.fromkeys(text for text in texts if text))
 
 

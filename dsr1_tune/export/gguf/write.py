@@ -6,6 +6,7 @@ quantizers then make the smaller types of it, a few matrices in memory at a time
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections import Counter
@@ -29,6 +30,7 @@ from dsr1_tune.models import isolated_env
 from dsr1_tune.models.folder import ModelFolder
 from dsr1_tune.models.llama_cpp import client, ggml
 from dsr1_tune.models.memory import main_memory
+from dsr1_tune.models.tokenizer_files import ends_in
 from dsr1_tune.runs.console import Narrator
 
 
@@ -52,7 +54,7 @@ def write(source: Source, folder: Path, settings: Quantize, narrator: Narrator) 
         groups = quantize(converted, file, kind, settings.all, narrator)
     shutil.rmtree(work)
     _check_experts(source, file)
-    copy_sidecars(source, folder, gguf_source.config_for_llama_cpp(source))
+    copy_sidecars(source, folder, gguf_source.config_for_llama_cpp(source), narrator.say)
     types = Counter(tensor.tensor_type.name for tensor in GGUFReader(file).tensors)
     facts = {"file": file.name, "type": kind, "types": dict(types), **_further_layers(source, file, narrator)}
     facts |= _prove(source, file, narrator)
@@ -77,7 +79,8 @@ def convert(source: Source, folder: Path, kind: str, narrator: Narrator) -> Path
     narrator.say("Converting")
     file, said = folder / "converted.gguf", list[str]()
     # -P: the script's own folder holds a gguf.py too.
-    command = ["-P", converter.__file__, str(folder), "--outtype", kind, "--outfile", str(file)]
+    command = ["-P", converter.__file__, json.dumps(_ends(source)), str(folder), "--outtype", kind]
+    command += ["--outfile", str(file)]
     try:
         environment.run([*command, "--model-name", _called(source)], said.append)
     except ModelError as error:
@@ -89,6 +92,18 @@ def convert(source: Source, folder: Path, kind: str, narrator: Narrator) -> Path
             hint="quantize it to nf4 or int8, which run everywhere, or to w4a16 or fp8 for vLLM and SGLang",
         ) from error
     return file
+
+
+def _ends(source: Source) -> dict[str, int]:
+    """The tokens that end answers, as a GGUF file names them besides eos: of a turn, and of one that calls a tool."""
+    tokenizer = ModelFolder(source.folder, source.name).read_tokenizer()
+    ends = ends_in(source.folder, tokenizer)
+    tokens = {"eot": ends.answer, "eom": ends.call if ends.call != ends.answer else None}
+    return {
+        name: int(tokenizer.convert_tokens_to_ids(token))
+        for name, token in tokens.items()
+        if token not in (None, tokenizer.eos_token)
+    }
 
 
 def _check_experts(source: Source, file: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dsr1_tune.models.folder import ModelFolder
+from dsr1_tune.models.tokenizer_files import copy_tokenizer, write_generation_config
 from dsr1_tune.models.weights.index import read_json
 
 if TYPE_CHECKING:
@@ -18,15 +20,25 @@ OURS = {*["config.json", "lineage.json", "manifest.json", "README.md", "compare.
 WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 
 
-def copy_sidecars(source: Source | OpenBase, folder: Path, config: Mapping[str, Any] | None = None) -> None:
-    """Tokenizer, chat template, generation config, licence and the like, unchanged; and config.json.
+def copy_sidecars(
+    source: Source | OpenBase,
+    folder: Path,
+    config: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Tokenizer, chat template, licence and the like, unchanged; generation_config.json; and config.json.
 
-    It says what `config` says, without one what the source's is to say.
+    The one names every token that ends an answer, and `say` is told where the source's own did not; the other says
+    what `config` says, without one what the source's is to say.
     """
     for file in sorted(source.folder.iterdir()):
         is_ours = file.name in OURS
         if file.is_file() and not file.name.startswith(".") and not is_ours and not file.name.endswith(WEIGHT_FILES):
             shutil.copyfile(file, folder / file.name)
+    copy_tokenizer(source.folder, folder)
+    tokenizer = ModelFolder(source.folder, str(source.folder)).read_tokenizer()
+    if added := write_generation_config(source.folder, tokenizer, folder):
+        say(added)
     tree = source.config if config is None else config
     if read_json(source.folder / "config.json") == tree:
         shutil.copyfile(source.folder / "config.json", folder / "config.json")

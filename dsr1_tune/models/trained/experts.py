@@ -20,6 +20,7 @@ from dsr1_tune.atomic import atomic_folder, atomic_write
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.load import Loaded, Located
 from dsr1_tune.models.ref import EXPERTS_CONFIG
+from dsr1_tune.models.tokenizer_files import copy_tokenizer, write_generation_config
 from dsr1_tune.moe.anatomy import find_experts, is_balancing_bias
 from dsr1_tune.moe.selected_experts import ChosenLora, train_lora, trained_tensors
 
@@ -87,7 +88,8 @@ def save_experts(model: nn.Module, base: Located, folder: Path) -> None:
         save_file(plain, part / WEIGHTS, metadata={"format": "pt"})
         with atomic_write(part / EXPERTS_CONFIG) as file:
             json.dump({"format": _FORMAT, **asdict(ExpertsConfig.of(model, base))}, file, indent=1, ensure_ascii=False)
-        base.tokenizer.save_pretrained(str(part))
+        copy_tokenizer(base.folder, part)
+        write_generation_config(base.folder, base.tokenizer, part, always=False)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from dsr1_tune.atomic import atomic_folder
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.load import Located
 from dsr1_tune.models.meta import layer_stack
+from dsr1_tune.models.tokenizer_files import copy_tokenizer, write_generation_config
 from dsr1_tune.moe.anatomy import Anatomy
 
 
@@ -60,4 +61,5 @@ def save_model(model: Any, base: Located, folder: Path) -> None:
             model.save_pretrained(str(part))
         finally:
             model.config.use_cache = use_cache
-        base.tokenizer.save_pretrained(str(part))
+        copy_tokenizer(base.folder, part)
+        write_generation_config(base.folder, base.tokenizer, part)

@@ -24,6 +24,7 @@ from dsr1_tune.atomic import atomic_folder
 from dsr1_tune.config import GROUPS, Adapter, Group, Router
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.load import Located
+from dsr1_tune.models.tokenizer_files import copy_tokenizer, write_generation_config
 from dsr1_tune.models.trained import lora_init
 from dsr1_tune.moe.anatomy import PARTS, Anatomy, Part, find_experts, find_linears, find_routers, plain_name
 from dsr1_tune.moe.expert_lora import use_grouped_products
@@ -252,7 +253,8 @@ def save_adapter(model: PeftModel, base: Located, folder: Path) -> None:
             model.save_pretrained(str(part), save_embedding_layers=False, state_dict=state)
         finally:
             model.peft_config["default"] = kept
-        base.tokenizer.save_pretrained(str(part))
+        copy_tokenizer(base.folder, part)
+        write_generation_config(base.folder, base.tokenizer, part, always=False)
 
 
 def _against_the_base(model: PeftModel) -> tuple[dict[str, Tensor] | None, LoraConfig]:

@@ -23,6 +23,7 @@ from trl import SFTTrainer
 
 from dsr1_tune.config import TuneRun
 from dsr1_tune.data.encode.example import IGNORED
+from dsr1_tune.models.tokenizer_files import copy_tokenizer
 from dsr1_tune.moe.anatomy import is_balancing_bias
 from dsr1_tune.moe.monitor import is_token
 from dsr1_tune.moe.routing import AuxiliaryLoss
@@ -35,6 +36,8 @@ POWERSGD_START = 10
 
 class Resumable(Trainer):
     """What makes any of TRL's trainers take the same steps again; it stands before TRL's own among the bases."""
+
+    processing_class: Any
 
     def __init__(self, *, config: TuneRun | None = None, quantized: bool = False, **given: Any) -> None:
         """`config` chooses the optimizer and says what DDP sends; the rest is TRL's."""
@@ -95,7 +98,11 @@ class Resumable(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         model = self.accelerator.unwrap_model(self.model)
         if isinstance(model, PeftModel):
+            tokenizer, self.processing_class = self.processing_class, None
             super()._save(output_dir, state_dict)
+            self.processing_class = tokenizer
+            if self.args.should_save:  # the base's own files, where upstream would write other ones
+                copy_tokenizer(Path(tokenizer.name_or_path), Path(output_dir or self.args.output_dir))
         elif self.args.should_save:
             save_trained(model, state_dict, Path(output_dir or self.args.output_dir))
 

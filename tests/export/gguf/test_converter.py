@@ -78,3 +78,17 @@ def test_converter_says_why_it_cannot_convert(monkeypatch: pytest.MonkeyPatch, c
     with pytest.raises(SystemExit) as left:
         converter.main()
     assert left.value.code == 1 and capsys.readouterr().out == f"{converter.FAILED}the reason\n"
+
+
+def test_converter_names_the_ends_that_it_is_given() -> None:
+    class Vocab:
+        def __init__(self) -> None:
+            self.special_token_ids = {"eos": 1, "eot": 2}
+
+        def add_to_gguf(self, writer: dict[str, int], quiet: bool = False) -> None:
+            writer |= self.special_token_ids
+
+    converter._name_special_tokens(Vocab, {"eot": 7, "eom": 8})
+    written: dict[str, int] = {}
+    Vocab().add_to_gguf(written)
+    assert written == {"eos": 1, "eot": 7, "eom": 8}
