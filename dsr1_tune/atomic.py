@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from filelock import FileLock, Timeout
-
 from dsr1_tune.errors import RunError
+from dsr1_tune.lock import locked
 
 
 @contextmanager
@@ -72,35 +71,29 @@ def new_folder(path: Path) -> Iterator[Path]:
     path = path.absolute()
     if os.path.ismount(path) or path in (Path.cwd(), *Path.cwd().parents):
         raise RunError(f"{path}: cannot be replaced", hint="name a folder in it that is not there yet")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name}.lock")
-    with locked(lock, f"{path}: another process is writing it"):
+    with locked(path.with_name(f".{path.name}.lock"), f"{path}: another process is writing it"):
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise RunError(f"{path}: is already there", hint="choose another --out, or remove it")
+        # Eight characters are mkdtemp's: those of m.v2 are not m's.
+        for left in path.parent.glob(f".{glob.escape(path.name)}.????????.part"):
+            shutil.rmtree(left, ignore_errors=True)
         try:
-            if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-                raise RunError(f"{path}: is already there", hint="choose another --out, or remove it")
-            # Eight characters are mkdtemp's: those of m.v2 are not m's.
-            for left in path.parent.glob(f".{glob.escape(path.name)}.????????.part"):
-                shutil.rmtree(left, ignore_errors=True)
             with atomic_folder(path) as part:
                 yield part
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"Stopped; nothing is left of {path}") from None
-        finally:
-            lock.unlink(missing_ok=True)
 
 
 @contextmanager
-def locked(file: Path, busy: str) -> Iterator[None]:
-    """Hold the lock `file`, which ends with the process, however that ends; RunError says `busy` if another has it."""
-    lock = FileLock(file, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise RunError(busy, hint="wait for it, or choose another --out") from None
-    try:
+def new_file(path: Path) -> Iterator[None]:
+    """Keep `path`, where nothing must be yet, from other processes while its content is made.
+
+    Raises RunError if something is there, or another process is making it at this moment.
+    """
+    check_new(path)
+    with locked(path.with_name(f".{path.name}.lock"), f"{path}: another process is writing it"):
+        check_new(path)
         yield
-    finally:
-        lock.release()
 
 
 def _give_usual_permissions(folder: Path) -> None:

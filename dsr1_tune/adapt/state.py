@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from dsr1_tune import __version__
-from dsr1_tune.atomic import atomic_write, locked
+from dsr1_tune.atomic import atomic_write
 from dsr1_tune.config import AdaptRun
 from dsr1_tune.errors import RunError
+from dsr1_tune.lock import locked
 from dsr1_tune.report import html
 from dsr1_tune.runs.folder import hash_files
 
@@ -110,15 +111,13 @@ class State:
                 hint="choose another --out",
             )
         is_new = not self.folder.exists()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / _LOCK, f"{self.folder}: another process is at work there"):
-            try:
+        try:
+            with locked(self.folder / _LOCK, f"{self.folder}: another process is at work there"):
                 yield
-            finally:
-                if not self.file.exists():  # nothing was begun, or it was taken back
-                    (self.folder / _LOCK).unlink(missing_ok=True)
-                    if is_new and not any(self.folder.iterdir()):
-                        self.folder.rmdir()
+        finally:
+            if is_new:
+                with suppress(OSError):  # there is something in it, unless nothing was begun or it was taken back
+                    self.folder.rmdir()
 
 
 def begin(state: State, config: AdaptRun) -> AdaptRun:

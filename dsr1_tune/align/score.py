@@ -16,7 +16,7 @@ from dsr1_tune.align.preference.calibration import PairScores
 from dsr1_tune.align.preference.encode import differs_in
 from dsr1_tune.align.rewards.component import NoScore, answers_of, question_in
 from dsr1_tune.align.rewards.scoring import Ids, encode_answer, max_context, score_encoded
-from dsr1_tune.atomic import atomic_write, check_new
+from dsr1_tune.atomic import atomic_write, new_file
 from dsr1_tune.config import Score
 from dsr1_tune.data.output import dumps
 from dsr1_tune.data.read.read import read
@@ -43,15 +43,15 @@ def run(
     """
     quiet_libraries()
     narrator = Narrator(console or Console())
-    check_new(out)
-    check_reward(model)
-    rows = _read(file, mapping)
-    scorer = load_scalar(model, progress=narrator.say)
-    scores = score_rows(scorer, rows, config, narrator)
-    _show(scores, narrator)
-    with atomic_write(out, binary=True) as lines:
-        for one in scores.rows:
-            lines.write(dumps(one.as_json()) + b"\n")
+    with new_file(out):
+        check_reward(model)
+        rows = _read(file, mapping)
+        scorer = load_scalar(model, progress=narrator.say)
+        scores = score_rows(scorer, rows, config, narrator)
+        _show(scores, narrator)
+        with atomic_write(out, binary=True) as lines:
+            for one in scores.rows:
+                lines.write(dumps(one.as_json()) + b"\n")
     narrator.say(f"\nThe scores are in {out}.")
     return scores
 

@@ -45,20 +45,21 @@ def reward_test(
 
     A column expected holds the checkable result. Of pairs, both answers are judged. Functions that the file names run.
     """
+    from contextlib import nullcontext
+
     from rich.console import Console
 
     from dsr1_tune.align.rewards import preview
     from dsr1_tune.align.rewards.layered import LayeredReward
-    from dsr1_tune.atomic import check_new
+    from dsr1_tune.atomic import new_file
 
-    if out is not None:
-        check_new(out)
-    reward = LayeredReward.read(rewards)
-    with Console(stderr=True).status("judging ...") as status:
-        outcome = preview.run(
-            reward, files, mapping(map_) or {}, lambda done, of: status.update(f"judging ... {done:,} of {of:,}")
-        )
-    preview.show(outcome, Console(), show)
-    if out is not None:
-        preview.write(outcome, out)
-        typer.echo(f"Every answer is in {out}.")
+    with new_file(out) if out else nullcontext():
+        reward = LayeredReward.read(rewards)
+        with Console(stderr=True).status("judging ...") as status:
+            outcome = preview.run(
+                reward, files, mapping(map_) or {}, lambda done, of: status.update(f"judging ... {done:,} of {of:,}")
+            )
+        preview.show(outcome, Console(), show)
+        if out is not None:
+            preview.write(outcome, out)
+            typer.echo(f"Every answer is in {out}.")

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dsr1_tune.atomic import locked
 from dsr1_tune.config import ExportRun
 from dsr1_tune.errors import ConfigError, RunError
 from dsr1_tune.export.comparison import page
@@ -19,6 +18,7 @@ from dsr1_tune.export.comparison.gates import GatesMissed
 from dsr1_tune.export.formats import registry
 from dsr1_tune.export.steps import Steps
 from dsr1_tune.export.weights.source import find_trained
+from dsr1_tune.lock import locked
 from dsr1_tune.models.ref import local_path
 from dsr1_tune.runs.console import Narrator, quiet_libraries
 

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from dsr1_tune.atomic import atomic_folder
 from dsr1_tune.errors import ModelError
+from dsr1_tune.lock import locked_in_turn
 from dsr1_tune.models.upcycle import (
     HUB_ID,
     MEND,
@@ -102,10 +103,7 @@ def ensure(progress: Callable[[str], None] | None = None, rebuild: bool = False)
 @contextmanager
 def only_builder(folder: Path) -> Iterator[None]:
     """Wait until no other process builds `folder`, and clear away what killed ones left beside it."""
-    from filelock import FileLock
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with locked_in_turn(folder.with_name(f".{folder.name}.lock")):
         for orphan in folder.parent.glob(f".{folder.name}.*.part"):
             shutil.rmtree(orphan, ignore_errors=True)
         yield

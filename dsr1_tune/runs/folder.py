@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +18,7 @@ from pydantic import ValidationError
 from dsr1_tune.atomic import atomic_write
 from dsr1_tune.config import TuneRun
 from dsr1_tune.errors import RunError
+from dsr1_tune.lock import locked
 from dsr1_tune.models.ref import local_path
 
 Run = TypeVar("Run", bound=TuneRun)
@@ -46,6 +50,7 @@ class RunFolder:
     experts/         esft: the experts that were trained
     experts.json     esft: which experts those are
     eval.json        held-out loss, perplexity and sample answers, before and after
+    .lock            while a run is at work there: which process that is
     experts_load.npz which experts were used before, while and after training; experts.png shows it
     report.html      all of this on one page
     """
@@ -55,6 +60,7 @@ class RunFolder:
     """Of several processes one writes; the others skip all writing."""
 
     manifest_file = _Place("manifest.json")
+    lock_file = _Place(".lock")
     data = _Place("data")
     checkpoints = _Place("checkpoints")
     log_file = _Place("train_log.jsonl")
@@ -66,45 +72,83 @@ class RunFolder:
     eval_file = _Place("eval.json")
 
     @classmethod
-    def vacant(cls, config: TuneRun, command: str) -> RunFolder:
-        """The folder that `config.out` names, or a new one under runs/; writes nothing yet.
+    @contextmanager
+    def new(cls, config: TuneRun, command: str) -> Iterator[RunFolder]:
+        """The folder that `config.out` names, or a new one under runs/, which no other process can take meanwhile.
 
-        Raises RunError where a run already stands, or something else.
+        It is made, and goes again where nothing is in it in the end. Raises RunError where a run already stands or is
+        at work, or where something else is.
         """
-        folder = cls(config.out or _new_name(config))
-        if folder.manifest_file.exists():
-            status = folder.manifest().get("status")
-            go_on = "" if status == FINISHED else f"go on with: dsr1-tune {command} --resume {folder.path}; or "
-            raise RunError(f"{folder.path}: already holds a run ({status})", hint=f"{go_on}choose another --out")
-        if folder.path.is_dir() and any(folder.path.iterdir()):
-            raise RunError(f"{folder.path}: is not empty and holds no run", hint="choose another --out")
-        if folder.path.exists() and not folder.path.is_dir():
-            raise RunError(f"{folder.path}: is a file", hint="choose another --out")
-        return folder
+        path = config.out or _default_path(config)
+        made = [place for place in (path, *path.parents) if not place.exists()]
+        folder = cls(config.out or _make_next(path))
+        if not config.out:
+            made = [folder.path, *(place for place in made if place != path)]
+        try:
+            if not folder.lock_file.exists():
+                folder._check_vacant(command)  # before anything is made there
+            with folder._held(hint="wait for it, or choose another --out"):
+                folder._check_vacant(command)
+                yield folder
+        finally:
+            for place in made:
+                with suppress(OSError):  # not empty, as a rule
+                    place.rmdir()
+
+    def _check_vacant(self, command: str) -> None:
+        if self.manifest_file.exists():
+            status = self.manifest().get("status")
+            go_on = "" if status == FINISHED else f"go on with: dsr1-tune {command} --resume {self.path}; or "
+            raise RunError(f"{self.path}: already holds a run ({status})", hint=f"{go_on}choose another --out")
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path}: is a file", hint="choose another --out")
+        if self.path.is_dir() and any(entry != self.lock_file for entry in self.path.iterdir()):
+            raise RunError(f"{self.path}: is not empty and holds no run", hint="choose another --out")
+
+    @contextmanager
+    def _held(self, hint: str) -> Iterator[None]:
+        """Keep other processes from writing here."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.lock_file, f"{self.path}: a run is at work there", hint))
+            except (FileExistsError, FileNotFoundError) as error:  # a link to nowhere, a place where none can be
+                raise RunError(f"{self.path}: cannot be made: {error.strerror}", hint="choose another --out") from None
+            yield
 
     def begin(self, config: TuneRun, command: str) -> None:
-        """Make the folder and its manifest."""
-        if not self.is_written_here:
-            return
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, FileNotFoundError) as error:  # a link to nowhere, a place where none can be
-            raise RunError(f"{self.path}: cannot be made: {error.strerror}", hint="choose another --out") from None
+        """Write the manifest of a new run."""
         self.update(status=RUNNING, command=command, started=_now(), config=_config_as_json(config))
 
+    def clear(self) -> None:
+        """Remove what a run that was refused has written; the lock stays until it is let go."""
+        for entry in self.path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry != self.lock_file:
+                entry.unlink(missing_ok=True)
+
     @classmethod
-    def reopen(cls, path: Path, command: str) -> RunFolder:
-        """The folder of a run of `command` that is to go on; raises RunError if there is none, or it is finished."""
+    @contextmanager
+    def reopened(cls, path: Path, command: str) -> Iterator[RunFolder]:
+        """The folder of a run of `command` that is to go on, which no other process can take meanwhile.
+
+        Raises RunError if there is none, it is finished, or still at work.
+        """
         folder = cls(path)
         if not folder.manifest_file.is_file():
             raise RunError(f"{path}: holds no run (no manifest.json)", hint="give --resume the folder of a run")
-        if (known := folder.manifest().get("command", command)) != command:
+        with folder._held(hint="wait for it, or stop it first"):
+            folder._check_resumable(command)
+            yield folder
+
+    def _check_resumable(self, command: str) -> None:
+        path = self.path
+        if (known := self.manifest().get("command", command)) != command:
             raise RunError(f"{path}: is a run of {known}", hint=f"dsr1-tune {known} --resume {path}")
-        if folder.manifest().get("status") == FINISHED:
+        if self.manifest().get("status") == FINISHED:
             score = f"score rows with it: dsr1-tune score {path} rows.jsonl"
             use = score if command == "reward" else f"talk to it with: dsr1-tune chat {path}"
             raise RunError(f"{path}: this run is finished", hint=use)
-        return folder
 
     def hash_outputs(self) -> dict[str, str]:
         """SHA-256 of the weights that the run left, and of what says how they are meant, by names in the folder."""
@@ -235,12 +279,20 @@ def _config_as_json(config: TuneRun) -> dict[str, Any]:
     return tree
 
 
-def _new_name(config: TuneRun) -> Path:
-    """runs/<data>-<date>-<time>, and a number behind it should that exist."""
+def _default_path(config: TuneRun) -> Path:
+    """runs/<data>-<date>-<time>."""
     stem = config.data.name.split(".")[0] if config.data.files else "run"
-    name = Path("runs") / f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    candidates = [name, *(name.with_name(f"{name.name}-{number}") for number in range(2, 100))]
-    return next(candidate for candidate in candidates if not candidate.exists())
+    return Path("runs") / f"{stem}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _make_next(path: Path) -> Path:
+    """Make a folder of this name, or with a number behind it where other runs have taken those before."""
+    for number in count(1):
+        free = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        with suppress(FileExistsError):
+            free.mkdir(parents=True)
+            break
+    return free
 
 
 def _now() -> str:

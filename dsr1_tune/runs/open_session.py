@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,50 +51,74 @@ def open_session(
     group.join(config.parallel)
     narrator = Narrator(console or Console(), is_heard=group.is_main())
     config = with_start(config)
-    folder, config, hashes = group.from_main(lambda: _open_folder(config, command, resume))
-    folder = replace(folder, is_written_here=group.is_main())
-    config = group.as_launched(config, bool(resume), narrator.say)
+    with ExitStack() as holding:
+        folder, config, hashes = group.from_main(lambda: _take_folder(config, command, resume, holding))
+        folder = replace(folder, is_written_here=group.is_main())
+        starts = group.from_main(lambda: _hash_start(config))
+        if resume:
+            group.from_main(lambda: folder.check_start(starts))
+        session = _prepare(kind, config, command, folder, narrator, bool(resume), quantized)
+        if not resume:
+            folder.begin(_pinned(session.config, session.base), command)
+        with _recorded(session):
+            session.begin(data_sha256=hashes, start_sha256=starts or None)
+            yield session
+            if session.is_main:
+                session.finish()
+    group.leave()
+
+
+def _take_folder(
+    config: Any, command: str, resume: Path | None, holding: ExitStack
+) -> tuple[RunFolder, Any, dict[str, str]]:
+    """The run's folder, its config and its data files' hashes: those of a new run, or those of the resumed one.
+
+    `holding` keeps the folder from other processes until it is closed.
+    """
+    if not resume:
+        return holding.enter_context(RunFolder.new(config, command)), config, hash_files(config.data.all_files)
+    folder = holding.enter_context(RunFolder.reopened(resume, command))
+    config = folder.config(type(config))
+    hashes = hash_files(config.data.all_files)
+    folder.check_data(hashes)
+    return folder, config, hashes
+
+
+def _hash_start(config: TuneRun) -> dict[str, str]:
+    """Of the adapter that alignment starts from, and with it the reference policy."""
+    start = config.start.run if isinstance(config, AlignRun) else None
+    return hash_files((start / "adapter_model.safetensors",)) if start else {}
+
+
+def _prepare(
+    kind: type[Session[Any]],
+    config: Any,
+    command: str,
+    folder: RunFolder,
+    narrator: Narrator,
+    is_resumed: bool,
+    quantized: bool,
+) -> Session[Any]:
+    """A session with its base and its data, before anything is written; raises TuneError for what does not fit."""
+    config = group.as_launched(config, is_resumed, narrator.say)
     # A resumed run's own config, not the one given, says how its base is stored in memory.
     quantized = quantized or (isinstance(config, AlignRun) and config.method == "qlora")
     check_optimizer(config.schedule, pick_device())
     check_trackers(config.watch)
     # Before the base, which may first have to be built: the data is what most often needs fixing.
     prepared = group.from_main(lambda: prepare(config.data, kind.learns))
-    # The adapter that alignment starts from, and with it the reference policy.
     start = config.start.run if isinstance(config, AlignRun) else None
-    starts = group.from_main(lambda: hash_files((start / "adapter_model.safetensors",)) if start else {})
-    if resume:
-        group.from_main(lambda: folder.check_start(starts))
-    elif start and was_quantized(start) and not quantized:
+    if start and not is_resumed and was_quantized(start) and not quantized:
         narrator.say(
             f"{start}: was trained over a base in 4 bits, which is held in 16 or 32 here; --method qlora "
             "holds it as it was."
         )
     base = _locate_base(config, command, quantized, narrator)
-    if resume:
+    if is_resumed:
         group.from_main(lambda: folder.check_base(base.name, base.revision))
     data = group.from_main(lambda: kind.encode(prepared, base.tokenizer, config))
     check_length(base.config, data.longest + kind.num_further(config), base.name)
-    if not resume:
-        folder.begin(_pinned(config, base), command)
-    session: Session[Any] = kind(config, command, folder, narrator, base, data, quantized)
-    with _recorded(session):
-        session.begin(data_sha256=hashes, start_sha256=starts or None)
-        yield session
-        if session.is_main:
-            session.finish()
-    group.leave()
-
-
-def _open_folder(config: Any, command: str, resume: Path | None) -> tuple[RunFolder, Any, dict[str, str]]:
-    """The run's folder, its config and its data files' hashes: those of a new run, or those of the resumed one."""
-    if not resume:
-        return RunFolder.vacant(config, command), config, hash_files(config.data.all_files)
-    folder = RunFolder.reopen(resume, command)
-    config = folder.config(type(config))
-    hashes = hash_files(config.data.all_files)
-    folder.check_data(hashes)
-    return folder, config, hashes
+    return kind(config, command, folder, narrator, base, data, quantized)
 
 
 def _locate_base(config: TuneRun, command: str, quantized: bool, narrator: Narrator) -> Located:
@@ -133,7 +156,7 @@ def _recorded(session: Session[Any]) -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, TuneError) and session.is_main and not folder.holds_work():
-            shutil.rmtree(folder.path, ignore_errors=True)  # refused: the same --out is free for the next try
+            folder.clear()  # refused: the same --out is free for the next try
             raise
         with suppress(OSError):  # a full disk must not hide what went wrong
             folder.close(FAILED, error=f"{type(error).__name__}: {error}", metrics=session.facts)

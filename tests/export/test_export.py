@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from filelock import FileLock
 from rich.console import Console
 
 from dsr1_tune.config import ExportRun
 from dsr1_tune.errors import ConfigError, ModelError, RunError
 from dsr1_tune.export import export, lineage, quantize
 from dsr1_tune.export.comparison.gates import GatesMissed
+from dsr1_tune.lock import locked
 from dsr1_tune.models.trained.attach import load_with_adapter
 from dsr1_tune.runs.folder import RunFolder
 from tests.export.conftest import TinyRun
@@ -60,7 +60,7 @@ def test_export_makes_a_whole_version_current(out: Path, run: RunFolder) -> None
     current = out / "current"
     assert current.is_symlink() and not current.readlink().is_absolute()  # the folder may be moved
     assert [current.resolve().name] == whole_versions(out) and current.resolve().name.endswith("-merged")
-    assert sorted(entry.name for entry in out.iterdir()) == [".lock", "current", "versions"]
+    assert sorted(entry.name for entry in out.iterdir()) == ["current", "versions"]
     found = json.loads((current / "compare.json").read_text())
     assert found["missed"] == [] and found["a"]["name"] == str(run.path)
     assert found["domain"]["agreement"]["value"] == 1.0
@@ -112,7 +112,7 @@ def test_export_that_fails_changes_nothing(
         export.run(config, Console(file=said, width=200))
     assert "is still" in said.getvalue() and before[0] in said.getvalue()
     assert [(out / "current").resolve().name] == before == whole_versions(out)
-    assert sorted(entry.name for entry in out.iterdir()) == [".lock", "current", "versions"]
+    assert sorted(entry.name for entry in out.iterdir()) == ["current", "versions"]
 
 
 def test_export_names_a_corrupt_shard_and_changes_nothing(
@@ -135,7 +135,7 @@ def test_export_names_a_corrupt_shard_and_changes_nothing(
 def test_export_that_misses_its_first_gate_leaves_nothing_current(run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(GatesMissed):
         exported(run, tmp_path / "new", min_agreement=1.0, max_loss_increase=0.0)
-    assert sorted(entry.name for entry in (tmp_path / "new").iterdir()) == [".lock", "missed"]
+    assert sorted(entry.name for entry in (tmp_path / "new").iterdir()) == ["missed"]
 
 
 def test_export_refuses_places_that_are_no_exports(run: RunFolder, tmp_path: Path) -> None:
@@ -157,14 +157,14 @@ def test_export_refuses_places_that_are_no_exports(run: RunFolder, tmp_path: Pat
 
 
 def test_export_refuses_a_folder_where_another_is_at_work(run: RunFolder, out: Path) -> None:
-    with FileLock(out / ".lock"), pytest.raises(RunError, match="another export"):
+    with locked(out / ".lock", "busy"), pytest.raises(RunError, match="another export"):
         exported(run, out)
 
 
 def test_export_clears_what_a_killed_one_left(run: RunFolder, out: Path) -> None:
     (out / ".unfinished" / "20260101-000000-nf4").mkdir(parents=True)
     exported(run, out)
-    assert sorted(entry.name for entry in out.iterdir()) == [".lock", "current", "versions"]
+    assert sorted(entry.name for entry in out.iterdir()) == ["current", "versions"]
 
 
 @pytest.mark.slow

