@@ -12,6 +12,7 @@ from dsr1_tune.data.read.labels import number_in, parse_label
 from dsr1_tune.data.read.role_tags import Dialogue, split_role_tags
 from dsr1_tune.data.read.values import Unusable, path_to, short
 from dsr1_tune.data.record import Drop, Feedback, Message, Place, Preference
+from dsr1_tune.text.composed import composed
 
 
 def preference(row: dict[str, Any], shape: Shape, tools: str, place: Place, notes: list[Drop]) -> Preference:
@@ -96,7 +97,7 @@ def _said(messages: Iterable[Message]) -> list[tuple[str, str]]:
 
 
 def _content(message: Message) -> str:
-    return " ".join(message.content.split())
+    return " ".join(composed(message.content).split())
 
 
 def _scored(row: dict[str, Any], shape: Shape) -> list[Drop]:
