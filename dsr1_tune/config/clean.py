@@ -23,7 +23,7 @@ class Dedup(ConfigSection):
     """Which rows say the same."""
 
     exact: bool = True
-    """Merge rows equal but for width, case, punctuation, simplified or traditional characters; near does so too."""
+    """Merge rows equal but for width, case, punctuation, stored accents, simplified or traditional script; near too."""
     near: bool = True
     """Merge rows whose texts are nearly the same (MinHash)."""
     similarity: Annotated[float, Field(gt=0.5, le=1)] = 0.8

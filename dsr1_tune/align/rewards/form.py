@@ -20,6 +20,7 @@ from dsr1_tune.data.rules.filters.repetition import RepeatedLines, RepeatedText,
 from dsr1_tune.data.rules.filters.truncated_answer import TruncatedAnswer, truncated_answer
 from dsr1_tune.data.rules.filters.wrong_language import WrongLanguage, wrong_language
 from dsr1_tune.data.rules.text_features import WORD
+from dsr1_tune.text.composed import composed
 
 Whole = Annotated[int, Field(ge=0)]
 
@@ -245,12 +246,13 @@ class Words(Component):
 
     @cached_property
     def _sought(self) -> tuple[re.Pattern[str], ...]:
-        own = () if self.pattern is None else (re.compile(self.pattern),)
-        return tuple(map(_as_word, self.words)) + own
+        return tuple(map(_as_word, map(composed, self.words)))
 
     def found(self, text: str) -> list[bool]:
         """Whether each of the words, and the pattern, stands in a text."""
-        return [sought.search(text) is not None for sought in self._sought]
+        plain = composed(text)
+        found = [sought.search(plain) is not None for sought in self._sought]
+        return found if self.pattern is None else [*found, re.search(self.pattern, text) is not None]
 
 
 def compiled(pattern: str) -> re.Pattern[str]:

@@ -25,6 +25,7 @@ from dsr1_tune.align.rewards.component import (
 from dsr1_tune.align.rewards.form import compiled
 from dsr1_tune.data.rules.packs import function_of
 from dsr1_tune.errors import ConfigError, ModelError
+from dsr1_tune.text.composed import composed
 from dsr1_tune.text.equality import Tolerance, equal, is_comparable
 from dsr1_tune.text.final_answer import final_answer, same_text
 
@@ -86,8 +87,10 @@ class Regex(Whether):
         return PLACE in self.pattern
 
     def _holds(self, one: Answered) -> bool:
-        wanted = re.escape(self.expected(one).strip()) if self.compares else PLACE
-        return re.search(self.pattern.replace(PLACE, wanted), self.text(one)) is not None
+        if not self.compares:
+            return re.search(self.pattern, self.text(one)) is not None
+        wanted = re.escape(composed(self.expected(one)).strip())
+        return re.search(self.pattern.replace(PLACE, wanted), composed(self.text(one))) is not None
 
 
 GIVEN = ("question", "answer", "expected", "info")

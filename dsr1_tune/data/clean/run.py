@@ -46,6 +46,7 @@ from dsr1_tune.data.rules.packs import Pack
 from dsr1_tune.data.split import Stratum, count_strata, hold_out, strata_of
 from dsr1_tune.errors import ConfigError, DataError, RunError
 from dsr1_tune.lock import locked
+from dsr1_tune.text.composed import composed
 
 DEFAULT_RULES = "general"
 LEARNED_CHUNKS = 4
@@ -231,11 +232,11 @@ class _Pairs:
         return len(self.rows)
 
     def texts(self, indices: Sequence[int]) -> list[tuple[str, str]]:
-        """The texts of these rows, in the order asked for."""
+        """The texts of these rows, in the order asked for; composed, as a model knows them."""
         asked = self.rows[np.asarray(indices, np.int64)]
         needed, places = np.unique(asked, return_inverse=True)
         outputs = self.store.outputs(needed)
-        return [(question_of(outputs[n]), answer_of(outputs[n])) for n in places.tolist()]
+        return [(composed(question_of(outputs[n])), composed(answer_of(outputs[n]))) for n in places.tolist()]
 
     def languages(self) -> list[str]:
         """The language of each row."""

@@ -10,6 +10,7 @@ import numpy as np
 from dsr1_tune.data.dedup.exact import Prints, as_one
 from dsr1_tune.data.dedup.minhash import Pairs, Verified
 from dsr1_tune.data.dedup.ngrams import Flags, Hashes, Ints
+from dsr1_tune.text.composed import composed
 
 SHORT_ANSWER_CHARS = 30
 MIN_ASKED_CHARS = 6
@@ -66,7 +67,7 @@ def contradictions(groups: Sequence[Ints], answers: Callable[[Ints], Sequence[st
 
 def _agree(a: str, b: str) -> bool:
     """Whether one answer stands in the other as a clause, from its beginning up to the end of a word."""
-    short, long = sorted((a.casefold().strip(_MARKS), b.casefold().strip(_MARKS)), key=len)
+    short, long = sorted((composed(text).casefold().strip(_MARKS) for text in (a, b)), key=len)
     at = long.find(short)
     if at < 0 or (at > 0 and long[at - 1] not in _MARKS):
         return False

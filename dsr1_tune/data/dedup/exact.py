@@ -1,7 +1,7 @@
 """Exact duplicates: the one key by which rows are the same, for training, `data check` and `data clean` alike.
 
-Width, case, punctuation, blanks and traditional characters do not count; roles, the functions that may be called and
-the kind of row do.
+Width, case, punctuation, blanks, traditional characters and how accents are stored do not count; roles, the functions
+that may be called and the kind of row do.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import xxhash
 from dsr1_tune.data.dedup.ngrams import Hashes, Ints, Text, normalise, running_sums
 from dsr1_tune.data.output import turns_of_row
 from dsr1_tune.data.record import Drop, Feedback, Preference, Row, messages_of
+from dsr1_tune.text.composed import composed
 
 KINDS = ("Record", "Preference", "Prompt", "Feedback")
 """Feedback on bad answers counts as a kind of its own, the next one: it repeats none on good answers."""
@@ -68,9 +69,13 @@ def fingerprints(text: Text, rows: Sequence[Row]) -> Prints:
     edges = zip((starts * 2).tolist(), (middles * 2).tolist(), (ends * 2).tolist(), strict=True)
     joined = b"".join([digest(packed[a:b]) + digest(packed[b:c]) for a, b, c in edges])
     pairs = np.frombuffer(joined, np.uint64).reshape(-1, 2, 2)
-    tools = np.array([xxhash.xxh3_64_intdigest(row.tools.encode()) if row.tools else 0 for row in rows], np.uint64)
+    tools = np.array([_hash_of(row.tools) if row.tools else 0 for row in rows], np.uint64)
     lengths = (middles - starts).astype(np.int32), (ends - middles).astype(np.int32)
     return Prints(pairs[:, 0], pairs[:, 1], tools, *lengths)
+
+
+def _hash_of(tools: str) -> int:
+    return xxhash.xxh3_64_intdigest(composed(tools).encode())
 
 
 def blocks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from dsr1_tune.data.dedup import ngrams
 from dsr1_tune.data.dedup.ngrams import DIGIT, NUM_BANDS, Flags, Grams, Hashes, Ints, Tokens
 from dsr1_tune.data.output import Turns
+from dsr1_tune.text.composed import composed
 
 Pairs = npt.NDArray[np.int64]
 """(P, 2) row numbers, the smaller one first."""
@@ -221,7 +222,7 @@ class _Compared:
     def _is_misspelt(self, other: _Compared) -> bool:
         """Whether the questions differ in the order of a word's letters only: other slips may name another drug."""
         mine, theirs = (
-            _WORD.findall(" ".join(text for role, text in row._turns if role != "assistant").lower())
+            _WORD.findall(composed(" ".join(text for role, text in row._turns if role != "assistant")).lower())
             for row in (self, other)
         )
         differ = [(a, b) for a, b in zip(mine, theirs, strict=False) if a != b]

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from rensa import RMinHash
 
+from dsr1_tune.text.composed import composed
+
 Codes = npt.NDArray[np.uint16]
 Hashes = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
@@ -84,8 +86,11 @@ class Grams:
 
 
 def normalise(turns: Sequence[Sequence[tuple[str, str]]]) -> Text:
-    """Rows of (role, text) turns → their text without width, case, punctuation, blanks and traditional characters."""
-    joined = ["".join([TURN[role] + text for role, text in row]) for row in turns]
+    """Rows of (role, text) turns → their text without width, case, punctuation, blanks and traditional characters.
+
+    Accents and syllables are composed first: the table below looks at one character at a time.
+    """
+    joined = ["".join([TURN[role] + composed(text) for role, text in row]) for row in turns]
     raw = np.frombuffer("".join(joined).encode("utf-16-le", "surrogatepass"), np.uint16)
     lengths = list(map(len, joined))
     if sum(lengths) != len(raw):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dsr1_tune.data.inspect.tables import plain, titled
 from dsr1_tune.data.record import Drop, Preference, Prompt, Record, Row, prompt_of
+from dsr1_tune.text.composed import composed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -190,7 +191,7 @@ def _answer(row: Row) -> str:
 
 def _first_words(question: str) -> str:
     """How a question begins: its first two words, or its first two Han characters."""
-    start = question.lstrip()[:80].lower()
+    start = composed(question.lstrip()[:80]).lower()
     if start and not start[0].isascii() and _SCRIPTS["han"].match(start):
         return start[:2]
     return " ".join(start.split()[:2]).rstrip(",.:;?!")

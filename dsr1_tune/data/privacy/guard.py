@@ -14,6 +14,7 @@ from dsr1_tune.data.privacy.kinds import FINDERS, KINDS, NUMBERS, OPTIONAL, wort
 from dsr1_tune.data.privacy.numbers import fold, number_windows
 from dsr1_tune.data.record import Checked, Drop, Message, Prompt, Row, messages_of, with_messages
 from dsr1_tune.errors import ConfigError
+from dsr1_tune.text.composed import composed
 
 Action = Literal["off", "count", "redact", "drop"]
 
@@ -168,7 +169,7 @@ class _Placeholders:
 
 def _value(kind: str, written: str) -> str:
     """What is meant, however it is written: +86 138-1234-5678 and 13812345678 are one number."""
-    written = fold(written).lower()
+    written = composed(fold(written)).lower()
     if kind == "email":
         written = re.sub(r"[\s\[\](){}]*\b(at|dot)\b[\s\[\](){}]*", lambda m: "@" if m[1] == "at" else ".", written)
     if kind in ("email", "ip", "name", "wechat"):

@@ -13,6 +13,7 @@ from dsr1_tune.data.read.role_tags import Dialogue, split_role_tags
 from dsr1_tune.data.read.turn import Required, required_arguments
 from dsr1_tune.data.read.values import Unusable, path_to, short
 from dsr1_tune.data.record import Drop, Feedback, Message, Place, Preference
+from dsr1_tune.text.composed import composed
 
 
 def preference(row: dict[str, Any], shape: Shape, tools: str, place: Place, notes: list[Drop]) -> Preference:
@@ -98,7 +99,7 @@ def _said(messages: Iterable[Message]) -> list[tuple[str, str]]:
 
 
 def _content(message: Message) -> str:
-    return " ".join(message.said.split())
+    return " ".join(composed(message.said).split())
 
 
 def _scored(row: dict[str, Any], shape: Shape) -> list[Drop]:

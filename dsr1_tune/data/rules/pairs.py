@@ -10,6 +10,7 @@ import xxhash
 
 from dsr1_tune.data.record import Drop, Feedback, Preference, Row, messages_of, prompt_of
 from dsr1_tune.data.rules.text_features import folded, quoted, visible
+from dsr1_tune.text.composed import composed
 
 UNEVEN_RATIO = 3
 UNEVEN_CHARS = 100
@@ -19,7 +20,7 @@ TELLING_PAIRS = 20
 
 
 def answers_differ(row: Row) -> Row | Drop:
-    """Drop a preference whose two answers are the same but for blanks: nothing can be learned from it."""
+    """Drop a preference whose two answers look the same but for blanks: nothing can be learned from it."""
     if isinstance(row, Preference) and _plain(row.chosen.said) == _plain(row.rejected.said):
         said = quoted(row.chosen.said)
         fix = "write a worse answer as rejected, or remove the row"
@@ -28,7 +29,7 @@ def answers_differ(row: Row) -> Row | Drop:
 
 
 def _plain(text: str) -> str:
-    return " ".join(visible(text).split())
+    return " ".join(visible(composed(text)).split())
 
 
 def remarks_on_pair(row: Row) -> tuple[Drop, ...]:
@@ -133,7 +134,7 @@ def stance_of(row: Row) -> int:
             return 0
     before = [part for message in prompt_of(row) for part in (message.role, folded(message.said))]
     # The lengths keep "ab" + "c" apart from "a" + "bc".
-    whole = "".join(f"{len(part)}:{part}" for part in (type(row).__name__, row.tools, *before, *about))
+    whole = "".join(f"{len(part)}:{part}" for part in (type(row).__name__, composed(row.tools), *before, *about))
     key = xxhash.xxh3_64_intdigest(whole.encode("utf-8", "surrogatepass"))
     return (key | 2) & ~1 | int(side)
 

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from dsr1_tune.config import ConfigSection
 from dsr1_tune.data.record import Drop, Row
+from dsr1_tune.text.composed import composed
 
 YAML_OFF = BeforeValidator(lambda value: "off" if value is False else value)
 """YAML reads a bare `off` as false."""
 Action = Annotated[Literal["drop", "warn", "off"], YAML_OFF]
 Part = Annotated[float, Field(gt=0.0, le=1.0)]
-Words = tuple[Annotated[str, Field(min_length=1)], ...]
+Words = tuple[Annotated[str, Field(min_length=1), AfterValidator(composed)], ...]
+"""Words of the user's own, in the form in which `Text` shows what they are looked for in."""
 
 
 class Meaning(NamedTuple):

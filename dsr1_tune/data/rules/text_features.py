@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from dsr1_tune.data.phrase_table import PhraseTable
 from dsr1_tune.data.record import Feedback, Message, Preference, Prompt, Row, messages_of, with_messages
+from dsr1_tune.text.composed import composed
 
 # Expensive checks look at the beginning and the end of a text that is longer than twice this.
 _TABLE = PhraseTable(__file__)
@@ -77,17 +78,18 @@ def phrases(text: str) -> list[str]:
 class Text:
     """One message's text in the forms that are quick to search.
 
-    `data` is its UTF-8, `low` the same with small ASCII letters. `shape` has a byte per character: a Latin letter,
-    0 digit, h Han, k kana or Chinese full stop, y Hangul, c Cyrillic, g Greek, l accented Latin, o other scripts,
-    s f e signs, \\x01 control, ASCII signs themselves; `signs` is the shape without letters, digits and spaces. `hints`
-    are words that rules keep an eye on, once one has looked for them.
+    `content` is the message's with its accents composed, as what is looked for is written. `data` is its UTF-8, `low`
+    the same with small ASCII letters. `shape` has a byte per character: a Latin letter, 0 digit, h Han, k kana or
+    Chinese full stop, y Hangul, c Cyrillic, g Greek, l accented Latin, o other scripts, s f e signs, \\x01 control,
+    ASCII signs themselves; `signs` is the shape without letters, digits and spaces. `hints` are words that rules keep
+    an eye on, once one has looked for them.
     """
 
     __slots__ = ("content", "data", "hints", "low", "message", "num_han", "num_latin", "shape", "signs")
 
     def __init__(self, message: Message) -> None:
         self.message = message
-        self.content = content = message.content
+        self.content = content = composed(message.content)
         self.data = data = content.encode("utf-8", "surrogatepass")
         self.low = data.lower()
         # Deleting takes four times as long as translating alone.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
@@ -81,3 +82,13 @@ def test_form_of_ended_and_tokens(score: Callable[..., float]) -> None:
     assert score("ended", "a", has_ended=False) == 0
     assert score({"type": "length", "max_tokens": 5}, "a b", num_tokens=6) == 0
     assert score({"type": "length", "max_tokens": 5, "soft": 1}, "a b", num_tokens=6) == 0.5
+
+
+def test_words_are_found_however_accents_are_stored(score: Callable[..., float]) -> None:
+    for word, answer in (("forêt", "La forêt est là."), ("서울", "수도는 서울이다")):
+        for given, stored in (("NFC", "NFD"), ("NFD", "NFC")):
+            words = [unicodedata.normalize(given, word)]
+            text = unicodedata.normalize(stored, answer)
+            assert score({"type": "contains", "words": words}, text) == 1
+            assert score({"type": "forbids", "words": words}, text) == 0
+            assert score({"type": "contains", "words": ["foret"]}, text) == 0

@@ -42,6 +42,8 @@ from dsr1_tune.models.trained import reward_model
         ("exact", "London", "Paris", 0),
         ({"type": "regex", "pattern": r"\Ax{expected}\Z"}, "xa.b", "a.b", 1),
         ({"type": "regex", "pattern": r"\Ax{expected}\Z"}, "xacb", "a.b", 0),
+        ({"type": "regex", "pattern": r"\A{expected}\Z"}, "Ha\u0300 No\u0323\u0302i", "Hà Nội", 1),
+        ({"type": "regex", "pattern": r"\A{expected}\Z"}, "Hà Nôi", "Ha\u0300 No\u0323\u0302i", 0),
         ({"type": "regex", "pattern": r"^\d{2}$"}, "12", None, 1),
     ],
 )

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -308,3 +309,27 @@ def test_clean_refuses_a_cleaned_folder_and_evaluation_files(
     for flags in ({"data.files": [str(folder)]}, {"data.files": ["a.json"], "data.eval_files": ["b.json"]}):
         with pytest.raises(ConfigError, match="data clean holds rows out by itself"):
             load_config(CleanRun, None, flags)
+
+
+def test_copies_in_other_stored_forms_are_found_and_texts_stay_as_they_are(
+    tmp_path: Path, write_lines: Any, run: Any, lines: Any
+) -> None:
+    def apart(text: str) -> str:
+        return unicodedata.normalize("NFD", text)
+
+    said = {
+        "대한민국의 수도는 어디입니까?": "대한민국의 수도는 서울이며 한강을 끼고 있는 큰 도시입니다.",
+        "Thủ đô của Việt Nam là gì?": "Thủ đô của Việt Nam là Hà Nội, một thành phố rất lâu đời.",
+        "Où se trouve la forêt des Ardennes ?": "Elle se trouve entre la Belgique et le Luxembourg, près de l'Eifel.",
+    }
+    some = [{"instruction": asked, "output": answer} for asked, answer in said.items()]
+    stored = [{name: apart(text) for name, text in row.items()} for row in some]
+    leaked = apart("Quelle rivière traverse la ville de Besançon en été ?")
+    other = {"instruction": apart("Où se trouve la forêt de Soignes ?"), "output": apart("Elle est près de Bruxelles.")}
+    file = write_lines(tmp_path / "rows.jsonl", [*stored, *some, {"instruction": leaked, "output": "Le Doubs."}, other])
+    asked = write_lines(tmp_path / "eval.jsonl", [{"question": unicodedata.normalize("NFC", leaked), "answer": "x"}])
+    folder, _ = run(tmp_path, file, dedup=Dedup(against=(asked,)), eval_share=0.0)
+    codes = {row["index"]: row["code"] for row in lines(folder / "rejected.jsonl")}
+    assert codes == {3: "exact_duplicate", 4: "exact_duplicate", 5: "exact_duplicate", 6: "contaminated"}
+    written = [[message["content"] for message in row["messages"]] for row in lines(folder / "train.jsonl")]
+    assert written == [list(row.values()) for row in (*stored, other)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 from dsr1_tune.data.record import Feedback, Message, Place, Preference, Record
 from dsr1_tune.data.rules.pairs import PreferenceStats, answers_differ, opposed, remarks_on_pair, stance_of
 
@@ -48,3 +50,15 @@ def test_preference_stats_tell_what_length_alone_tells():
     assert PreferenceStats.of([rated("A", True)]).sentences() == [
         ("Labels: 1 good, 0 bad. One kind alone teaches little: add the other.", True)
     ]
+
+
+def test_answers_that_differ_in_their_stored_form_only_are_equal():
+    def apart(text: str) -> str:
+        return unicodedata.normalize("NFD", text)
+
+    for one, other in (("서울입니다", "부산입니다"), ("Hà Nội", "Hạ Nội"), ("à l'été", "à l'étê")):
+        assert answers_differ(pair(one, apart(one))).code == "equal_answers"
+        fine = pair(one, apart(other))
+        assert answers_differ(fine) is fine
+        rows = [pair(one, other, "où ?"), pair(apart(other), apart(one), apart("où ?")), pair(other, one, "ou ?")]
+        assert opposed(map(stance_of, rows)) == {0: 1, 1: 0}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -135,3 +137,9 @@ def test_hints_are_the_watched_words_near_both_ends():
 
 def test_holds_finds_any_needle():
     assert holds(b"one two", (b"three", b"two")) and not holds(b"one two", (b"three",))
+
+
+def test_text_is_composed_and_its_message_is_as_it_was_written():
+    message = Message("user", unicodedata.normalize("NFD", "한글 é"))
+    text = Text(message)
+    assert (text.content, text.message.content, text.shape) == ("한글 é", message.content, b"yy l")

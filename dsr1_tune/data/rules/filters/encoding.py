@@ -42,13 +42,13 @@ def encoding(row: Row, settings: Encoding) -> Row | Drop:
     for number, text in enumerate(seen.texts):
         if not _may_be_mojibake(text) or _TABLE.about_encodings.search(seen.asked):
             continue
-        content = _repaired_text(text.content) if settings.repair else text.content
+        content = _repaired_text(text.message.content) if settings.repair else text.message.content
         evidence = _mojibake_in(content)
         if evidence:
             detail = f"decoded in a wrong encoding: {quoted(evidence)}"
             return Drop("mojibake", detail, "convert the source to UTF-8 again", text.message.path)
-        if content != text.content:
-            repaired = repaired or [other.content for other in seen.texts]
+        if content != text.message.content:
+            repaired = repaired or [other.message.content for other in seen.texts]
             repaired[number] = content
     if repaired:
         row = with_texts(row, repaired)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 
 from dsr1_tune.data.rules.filters.blocked_word import BlockedWord, blocked_word
@@ -26,3 +28,15 @@ def test_blocked_word_matches_whole_words(record, many):
     assert blocked_word(record("Q", "scampi"), rule) == record("Q", "scampi")
     assert blocked_word(record("他参与赌博。", "不好"), rule).path == "$.input"
     assert blocked_word(record("Q", "maximum"), rule) == record("Q", "maximum")
+
+
+def test_blocked_word_is_found_however_accents_are_stored(record):
+    for word, text, fine in (
+        ("도박", "그는 도박을 한다", "그는 도로를 걷는다"),
+        ("cờ bạc", "nó chơi cờ bạc", "nó chơi cơ bắc"),
+    ):
+        for given, stored in (("NFC", "NFD"), ("NFD", "NFC")):
+            rule = BlockedWord(words=(unicodedata.normalize(given, word),))
+            assert blocked_word(record("Q", unicodedata.normalize(stored, text)), rule).code == "blocked_word"
+            other = record("Q", unicodedata.normalize(stored, fine))
+            assert blocked_word(other, rule) is other

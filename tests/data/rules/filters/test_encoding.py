@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 
 from dsr1_tune.data.record import Drop, Message, Place, Preference, Record
@@ -127,3 +129,11 @@ def test_encoding_repairs_the_rejected_answer_too_and_else_leaves_it_alone(gener
     assert general.check(fine).row is fine
     worse = Preference(prompt, refused, Message("assistant", "A café."), Place("a", 1, 0))
     assert general.check(worse).row.code == "refusal"
+
+
+def test_encoding_leaves_accents_as_they_are_stored(general):
+    asked, said = (unicodedata.normalize("NFD", text) for text in ("Où est la forêt ?", "Elle est près de l’école."))
+    row = Record((Message("user", asked), Message("assistant", said), Message("user", "café?"),
+                  Message("assistant", "It’s a cafÃ©.")), Place("a.json", 1, 0))  # fmt: skip
+    checked = general.check(row)
+    assert [message.content for message in checked.row.messages] == [asked, said, "café?", "It’s a café."]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 
 from dsr1_tune.data.record import Drop
@@ -74,3 +76,13 @@ def test_refusal_thresholds_and_phrases_are_settings(record):
     assert refusal(short, Refusal()).code == "refusal"
     assert refusal(short, Refusal(max_chars=50)) is short
     assert refusal(record("Q", "No comment, sorry."), Refusal(phrases=("no comment",))).code == "refusal"
+
+
+def test_phrases_are_found_however_accents_are_stored(record):
+    said, phrase = "Désolé, je ne peux pas.", "désolé, je"
+    for stored in ("NFC", "NFD"):
+        row = record("Pourquoi ?", unicodedata.normalize(stored, said))
+        for given in ("NFC", "NFD"):
+            rule = Refusal(phrases=(unicodedata.normalize(given, phrase),))
+            assert refusal(row, rule).code == "refusal"
+        assert refusal(row, Refusal(phrases=("desole, je",))) is row

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 
 from dsr1_tune.data.record import Drop
@@ -73,3 +75,16 @@ def test_wrong_language_drops_its_faults(record, general, code, question, answer
     assert drop.code in MEANINGS
     assert drop.path == ("$.input" if question.startswith("@#") else "$.output")
     assert drop.detail and drop.fix
+
+
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+def test_wrong_language_is_told_however_syllables_are_stored(record, general, stored):
+    asked = "대한민국의 수도는 어디이며 인구는 얼마나 됩니까?"
+    right = "대한민국의 수도는 서울이며, 인구는 약 940만 명입니다. 서울은 한강을 끼고 있는 도시입니다."
+    for question, answer in ((asked, right), ("Quelle est la capitale de la Corée ?", right)):
+        row = record(question, unicodedata.normalize(stored, answer))
+        found = general.check(row).row
+        if question == asked:
+            assert found is row
+        else:
+            assert found.code == "wrong_language" and "an answer in Korean" in found.detail
