@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import hashlib
 import io
@@ -9,6 +10,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +87,30 @@ def go(config: LoraRun, resume: Path | None = None, told: Told | None = None) ->
 
 def go_on(folder: Path, told: Told | None = None) -> RunFolder:
     return go(LoraRun(), folder, told)
+
+
+def in_a_thread(do: Callable[[], RunFolder]) -> RunFolder:
+    """What `do` returns in a thread of its own, as a web server would call it."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(do).result()
+
+
+def in_asyncio(do: Callable[[], RunFolder]) -> RunFolder:
+    """What `do` returns beside a running event loop."""
+
+    async def call() -> RunFolder:
+        return await asyncio.to_thread(do)
+
+    return asyncio.run(call())
+
+
+def in_a_notebook(do: Callable[[], RunFolder]) -> RunFolder:
+    """What `do` returns in the main thread, where an event loop is running already."""
+
+    async def call() -> RunFolder:
+        return do()
+
+    return asyncio.run(call())
 
 
 def log_of(path: Path) -> list[dict[str, Any]]:

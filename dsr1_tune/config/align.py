@@ -318,7 +318,7 @@ class GrpoSchedule(RolloutSchedule):
     gradient_accumulation_steps: Count = 4
     """Gradient accumulation: micro-batches per optimizer step."""
     warmup_share: Share = 0.0
-    """Warm-up share of the steps; with warm-up the first step has a learning rate of 0 and wastes its answers."""
+    """Warm-up: share of the steps over which the learning rate rises linearly; none, as answers are dear."""
 
 
 class GrpoRun(RolloutRun):

@@ -288,7 +288,7 @@ class Schedule(ConfigSection):
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate of the cosine schedule."""
     warmup_share: Share = 0.05
-    """Warm-up: share of the steps over which the learning rate rises linearly."""
+    """Warm-up: share of the steps over which the learning rate rises linearly; the first already learns."""
     optimizer: Literal["auto", "adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor"] = "auto"
     """auto is AdamW, and for qlora on a GPU paged 8-bit AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

@@ -36,6 +36,7 @@ from dsr1_tune.runs.loop import Loop
 from dsr1_tune.runs.trainer.arguments import compute_dtype, to_arguments
 from dsr1_tune.runs.trainer.collate import PackedCollator, use_packing
 from dsr1_tune.runs.trainer.trainer import Resumable, ResumableTrainer
+from dsr1_tune.runs.update import check_changed, fingerprint
 from dsr1_tune.runs.watch.watcher import noting_routing
 
 # In 16 bits plain PEFT rounds the sum of weight and update, which the grouped products never form.
@@ -120,10 +121,15 @@ class Session(Generic[Run]):
         return loaded
 
     def run(self, model: Any, save: Callable[[], None]) -> None:
-        """Audit, evaluate, train, save and evaluate again; of several processes one calls `save`, the others wait."""
+        """Audit, evaluate, train, save and evaluate again; of several processes one calls `save`, the others wait.
+
+        Raises ModelError where training has changed nothing.
+        """
         self.audit(model)
         self.evaluate_before(model)
+        beginning = fingerprint(model)
         self.train(model)
+        check_changed(model, beginning, self.folder)
         group.from_main(save)
         self.evaluate_after(model)
 

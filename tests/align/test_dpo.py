@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 
 from dsr1_tune.align import dpo
 from dsr1_tune.config import DpoRun
-from dsr1_tune.errors import DataError
+from dsr1_tune.errors import DataError, ModelError
 from dsr1_tune.export import merge
 from dsr1_tune.runs.folder import RunFolder
 from tests.align.dpo_runs import PAIRS, ConfigureDpo, Done, go, log_of
+from tests.lora_runs import in_asyncio
 
 pytestmark = pytest.mark.usefixtures("short_collections")
 
@@ -47,6 +48,18 @@ def test_dpo_run_can_be_merged_and_measures_the_same(dpo_run: Done, tmp_path: Pa
     merge.run(dpo_run.folder.path, tmp_path / "merged", console=Console(file=told, width=200))
     loss = dpo_run.folder.manifest()["metrics"]["loss_after"]
     assert f"Held-out loss {loss:.4f}; the run measured {loss:.4f}" in told.getvalue()
+
+
+def test_dpo_runs_in_a_thread(configure_dpo: ConfigureDpo, tmp_path: Path) -> None:
+    folder = in_asyncio(lambda: go(configure_dpo(tmp_path / "run", schedule={"max_steps": 1})))
+    assert folder.manifest()["status"] == "finished"
+    assert log_of(folder)[0]["learning_rate"] == pytest.approx(1e-2 / 2)
+
+
+def test_dpo_run_that_changes_nothing_is_not_finished(configure_dpo: ConfigureDpo, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="training has changed nothing"):
+        go(configure_dpo(tmp_path / "run", schedule={"max_steps": 1, "learning_rate": 1e-300}))
+    assert RunFolder(tmp_path / "run").manifest()["status"] == "failed"
 
 
 # --- beginning with a run --------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from dsr1_tune.runs.trainer.callbacks import WholeCheckpoints
 from tests.align.online.conftest import PpoConfig
 from tests.conftest import TinyModel
 from tests.export.conftest import sums, tiny_run  # noqa: F401
+from tests.lora_runs import in_a_thread
 
 
 def test_ppo_run_logs_its_updates_and_saves_an_adapter(
@@ -43,6 +44,11 @@ def test_ppo_run_logs_its_updates_and_saves_an_adapter(
     assert folder.manifest()["status"] == "finished"
     assert (folder.adapter / "adapter_model.safetensors").is_file()
     assert folder.evaluation()["after"]["num_prompts"] == 2
+
+
+def test_ppo_runs_in_a_thread(tiny_model: TinyModel, ppo_run: PpoConfig, quiet: Console) -> None:
+    config = ppo_run(tiny_model("qwen3_moe"), schedule={"max_steps": 2})
+    assert in_a_thread(lambda: ppo.run(config, console=quiet)).manifest()["status"] == "finished"
 
 
 @pytest.mark.parametrize("value", ["shared", pytest.param("own", marks=pytest.mark.slow)])

@@ -29,6 +29,7 @@ from dsr1_tune.export.weights.source import find_trained
 from dsr1_tune.models.trained.attach import load_with_adapter
 from dsr1_tune.models.trained.reward_model import load_scalar
 from dsr1_tune.runs.folder import RunFolder
+from dsr1_tune.runs.trainer.callbacks import read_log
 from dsr1_tune.train import lora
 from tests.align.conftest import QUIET, reward_config
 
@@ -189,3 +190,12 @@ def test_reward_model_starts_from_a_trained_adapter(
 
 
 # --- calibration ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_reward_run_of_one_step_learns(zebras: Path, tiny_base: Path, tmp_path: Path) -> None:
+    folder = reward.run(reward_config(zebras, tiny_base, tmp_path / "run", steps=1), console=QUIET)
+    (line,) = read_log(folder)
+    assert line["learning_rate"] == pytest.approx(0.015 / 2)
+    metrics = folder.manifest()["metrics"]
+    assert metrics["loss_after"] != metrics["loss_before"]

@@ -23,6 +23,8 @@ from tests.lora_runs import (
     curve_of,
     go,
     go_on,
+    in_a_notebook,
+    in_a_thread,
     litter,
     log_of,
     losses_on_tensorboard,
@@ -79,6 +81,17 @@ def test_run_stopped_by_a_signal_resumes_with_the_same_steps(
     assert folder.evaluation()["answers_before"] == lora_run.folder.evaluation()["answers_before"]
     assert folder.manifest()["status"] == "finished"
     assert folder.manifest()["metrics"]["num_steps"] == NUM_STEPS
+
+
+@pytest.mark.parametrize("place", [in_a_thread, in_a_notebook])
+def test_a_run_is_the_same_wherever_it_is_called(
+    lora_run: FinishedRun, configure_lora: ConfigureLora, tmp_path: Path, place: Any
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    folder = place(lambda: go(configure_lora(tmp_path / "run")))
+    assert folder.manifest()["status"] == "finished"
+    assert curve_of(folder.path) == curve_of(lora_run.path)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_second_ctrl_c_stops_at_once(

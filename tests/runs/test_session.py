@@ -15,7 +15,7 @@ from dsr1_tune.config import Data
 from dsr1_tune.errors import ModelError
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.train import lora
-from tests.lora_runs import NUM_HELD_OUT, ROWS, ConfigureLora, FinishedRun, Told, go, go_on, press, texts_in
+from tests.lora_runs import NUM_HELD_OUT, ROWS, ConfigureLora, FinishedRun, Told, go, go_on, log_of, press, texts_in
 
 pytestmark = pytest.mark.usefixtures("short_collections")
 
@@ -88,3 +88,23 @@ def test_session_check_refuses_an_adapter_that_loads_as_another(
     with pytest.raises(ModelError, match="loaded afresh"):
         go(configure_lora(tmp_path / "run", samples=0))
     assert RunFolder(tmp_path / "run").manifest()["status"] == "failed"
+
+
+def test_a_run_of_one_step_learns(configure_lora: ConfigureLora, tmp_path: Path) -> None:
+    folder = go(configure_lora(tmp_path / "run", max_steps=1))
+    (line,) = log_of(folder.path)
+    assert line["learning_rate"] == pytest.approx(1e-2 / 2)
+    weights = load_file(folder.adapter / "adapter_model.safetensors")
+    assert all(weight.any() for name, weight in weights.items() if ".lora_B." in name)
+    assert folder.manifest()["metrics"]["loss_after"] < folder.manifest()["metrics"]["loss_before"]
+
+
+def test_a_run_that_changes_nothing_is_not_finished(configure_lora: ConfigureLora, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="run: training has changed nothing") as caught:
+        go(configure_lora(tmp_path / "run", max_steps=2, learning_rate=1e-300, weight_decay=0.5))
+    assert caught.value.exit_code == 2 and "raise schedule.learning_rate" in caught.value.hint
+    folder = RunFolder(tmp_path / "run")
+    assert folder.manifest()["status"] == "failed" and "changed nothing" in folder.manifest()["error"]
+    assert not folder.adapter.exists()
+    with pytest.raises(ModelError, match="training has changed nothing"):
+        go_on(folder.path)

@@ -288,3 +288,10 @@ def test_full_refuses_a_quantized_base(configure: Configure, tiny_model: Any, tm
     with pytest.raises(TuneError, match="quantized"):
         full.run(configure(tmp_path / "run", base=Base(model=str(start))))
     assert not (tmp_path / "run").exists()
+
+
+def test_full_run_that_changes_nothing_is_not_finished(configure: Configure, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="training has changed nothing"):
+        full.run(configure(tmp_path / "run", max_steps=2, learning_rate=1e-300))
+    assert RunFolder(tmp_path / "run").manifest()["status"] == "failed"
+    assert not (tmp_path / "run" / "model").exists()

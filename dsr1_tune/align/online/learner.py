@@ -70,11 +70,8 @@ class PpoLearner:
         # The head begins at zero: with an adapter's small learning rate it would hardly move.
         head = {"params": list(policy.head.parameters()), "lr": config.ppo.value_learning_rate}
         self.optimizer.add_param_group(head)
-        num_warmup, num_updates = round(schedule.warmup_share * self.num_updates), self.num_updates
-        # No partial, which would be a part of checkpoints.
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda num_done: _rate_factor(num_done, num_warmup, num_updates)
-        )
+        num_warmup = round(schedule.warmup_share * self.num_updates)
+        self.scheduler = optimizers.cosine_after_warmup(self.optimizer, num_warmup, self.num_updates)
         self.num_tokens = 0.0
         """Tokens trained on since this process started, over all processes."""
         self.has_checked_gradients = False
@@ -227,13 +224,6 @@ class PpoLearner:
 
     def _value_loss(self, values_BT: Tensor, one: Experience) -> dict[str, Tensor]:
         return losses.value_loss(values_BT, one.values_BT, one.returns_BT, one.mask_BT, self.config.ppo.value_clip)
-
-
-def _rate_factor(num_done: int, num_warmup: int, num_updates: int) -> float:
-    """The share of the peak learning rate: linear warm-up, never zero, as updates are expensive; then a cosine."""
-    if num_done < num_warmup:
-        return (num_done + 1) / (num_warmup + 1)
-    return 0.5 * (1 + math.cos(math.pi * (num_done - num_warmup) / max(num_updates - num_warmup, 1)))
 
 
 def _sum_gradients(weights: Sequence[torch.nn.Parameter]) -> None:

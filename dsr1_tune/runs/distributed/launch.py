@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -36,6 +37,11 @@ _USERS_ERROR, _OTHER, _CONSEQUENCE = range(3)
 def is_launched() -> bool:
     """Whether this process is one of several that were started together: by us, by `accelerate launch` or torchrun."""
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def takes_signals() -> bool:
+    """Whether this thread may say what Ctrl-C and SIGTERM do; only the main one may."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def processes_of(run: Path) -> int:
@@ -116,7 +122,7 @@ def _die_with_parent() -> None:
 
 @contextmanager
 def _passing_signals_to(processes: list[_Process]) -> Iterator[Callable[[], bool]]:
-    """While it lasts, Ctrl-C and SIGTERM go to all processes; yields whether one came."""
+    """While it lasts, Ctrl-C and SIGTERM go to all processes, if they reach this thread; yields whether one came."""
     came: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -125,7 +131,8 @@ def _passing_signals_to(processes: list[_Process]) -> Iterator[Callable[[], bool
             if process.popen.poll() is None:
                 process.popen.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM) if takes_signals() else ()
+    before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         yield lambda: bool(came)
     finally:

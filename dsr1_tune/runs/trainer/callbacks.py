@@ -21,6 +21,7 @@ from dsr1_tune.moe.anatomy import find_routers
 from dsr1_tune.moe.monitor import RoutingMonitor, is_token
 from dsr1_tune.moe.routing import move_biases
 from dsr1_tune.runs.distributed import group
+from dsr1_tune.runs.distributed.launch import takes_signals
 from dsr1_tune.runs.folder import RunFolder
 
 _SAME_PRESS_SECONDS = 1.0
@@ -104,7 +105,10 @@ class WholeCheckpoints(TrainerCallback):
 
 
 class GracefulStop(TrainerCallback):
-    """Ctrl-C (or a cluster's SIGTERM) finishes the step, saves a checkpoint and stops; a second one stops at once."""
+    """Ctrl-C (or a cluster's SIGTERM) finishes the step, saves a checkpoint and stops; a second one stops at once.
+
+    A run in another thread than the main one, such as that of a web server, leaves the signals to the program.
+    """
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.was_requested = False
@@ -114,7 +118,7 @@ class GracefulStop(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the signals over."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM) if takes_signals() else ():
             self._before[number] = signal.signal(number, self._request)
 
     def _request(self, number: int, frame: FrameType | None) -> None:

@@ -1,8 +1,9 @@
-"""The optimizer of a run: which one the settings mean here, which weights it moves how fast, and AdamW for 16 bits."""
+"""The optimizer of a run: which the settings mean here, what it moves how fast in which step, and AdamW for 16 bits."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Adafactor
 
 from dsr1_tune.config import AlignRun, EsftRun, FullRun, LoraRun, QloraRun, Schedule, TuneRun
@@ -30,6 +32,23 @@ def check_optimizer(schedule: Schedule, device: torch.device) -> None:
             f"schedule.optimizer=paged_adamw_8bit moves its state between GPU and main memory; here is only {device}",
             hint="--set schedule.optimizer=adamw_8bit",
         )
+
+
+def cosine_after_warmup(optimizer: torch.optim.Optimizer, num_warmup: int, num_steps: int) -> LambdaLR:
+    """The learning rate's schedule: a linear warm-up in which no step is lost, then half a cosine."""
+    # No partial, which would be a part of checkpoints.
+    return LambdaLR(optimizer, lambda num_done: rate_factor(num_done, num_warmup, num_steps))
+
+
+def rate_factor(num_done: int, num_warmup: int, num_steps: int) -> float:
+    """The share of the peak learning rate after so many steps: 1/(W+1) to W/(W+1) in W steps of warm-up, then 1 to 0.
+
+    transformers warms up from 0, which the first step is lost by.
+    """
+    if num_done < num_warmup:
+        return (num_done + 1) / (num_warmup + 1)
+    progress = (num_done - num_warmup) / max(num_steps - num_warmup, 1)
+    return max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def for_run(model: nn.Module, config: TuneRun, quantized: bool) -> torch.optim.Optimizer:

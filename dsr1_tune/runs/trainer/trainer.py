@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 from transformers import Trainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -28,7 +29,7 @@ from dsr1_tune.moe.anatomy import is_balancing_bias
 from dsr1_tune.moe.monitor import is_token
 from dsr1_tune.moe.routing import AuxiliaryLoss
 from dsr1_tune.runs.trainer.callbacks import BiasRule, real_tokens
-from dsr1_tune.runs.trainer.optimizers import for_run, forget_8_bit
+from dsr1_tune.runs.trainer.optimizers import cosine_after_warmup, for_run, forget_8_bit
 
 # PowerSGD's first steps send gradients whole: the beginning does not take well to approximations.
 POWERSGD_START = 10
@@ -42,6 +43,7 @@ class Resumable(Trainer):
     def __init__(self, *, config: TuneRun | None = None, quantized: bool = False, **given: Any) -> None:
         """`config` chooses the optimizer and says what DDP sends; the rest is TRL's."""
         self.optimizer: torch.optim.Optimizer | None = None
+        self.lr_scheduler: LambdaLR | None = None
         self._config = config or TuneRun()
         self.before_clipping: Callable[[float], None] = lambda scale: None
         self._quantized = quantized
@@ -66,6 +68,15 @@ class Resumable(Trainer):
         if self.optimizer is None:
             self.optimizer = for_run(self.model if model is None else model, self._config, self._quantized)
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """Ours instead of upstream's, by which the first step would change nothing."""
+        if self.lr_scheduler is None:
+            num_warmup = self.args.get_warmup_steps(num_training_steps)
+            optimizer = self.optimizer if optimizer is None else optimizer
+            self.lr_scheduler = cosine_after_warmup(optimizer, num_warmup, num_training_steps)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def lengths(self, rows: Any) -> list[int]:
         """The tokens of every row: those of like length share a batch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from torch import nn
 
 from dsr1_tune.atomic import atomic_folder, atomic_write
 from dsr1_tune.errors import RunError
-from dsr1_tune.moe.anatomy import Anatomy
 from dsr1_tune.runs.distributed import group as processes
 from dsr1_tune.runs.folder import RunFolder, step_of
+from dsr1_tune.runs.update import changing
 from dsr1_tune.runs.watch.alarms import Alarm, Kind
 
 STOPPED = "stopped by alarm"
@@ -145,7 +145,7 @@ def change_learning_rate(change: float, optimizer: Any, scheduler: Any) -> None:
 
 def keep_start(model: nn.Module, folder: RunFolder) -> None:
     """Write down what training is about to change, so that a rollback may begin anew."""
-    tensors = {name: tensor.detach().contiguous() for name, tensor in _changing(model)}
+    tensors = {name: tensor.detach().contiguous() for name, tensor in changing(model)}
     with atomic_folder(folder.checkpoints / _START) as part:
         save_file(tensors, str(part / "start.safetensors"))
 
@@ -153,19 +153,8 @@ def keep_start(model: nn.Module, folder: RunFolder) -> None:
 def restore_start(model: nn.Module, folder: RunFolder) -> None:
     """Put the model back to where `keep_start` saw it."""
     tensors = load_file(str(folder.checkpoints / _START / "start.safetensors"))
-    for name, tensor in _changing(model):
+    for name, tensor in changing(model):
         tensor.data.copy_(tensors[name])
-
-
-def _changing(model: nn.Module) -> Iterable[tuple[str, Any]]:
-    part_of = Anatomy(model)
-    yield from ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
-    # The bias by which a sigmoid router is balanced is moved without a gradient.
-    yield from (
-        (name, buffer)
-        for name, buffer in model.named_buffers()
-        if buffer.is_floating_point() and part_of(name) == "router"
-    )
 
 
 def _manifest(folder: RunFolder) -> dict[str, Any]:

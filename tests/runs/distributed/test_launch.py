@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from dsr1_tune.runs.distributed.launch import processes_of
+from dsr1_tune.runs.distributed.launch import processes_of, run_in_processes
 from tests.runs.distributed.conftest import TIMEOUT, environment, log_of
 
 
@@ -46,6 +47,13 @@ def start_and_wait_for_a_step(base: Path, data: Path, run: Path) -> subprocess.P
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
     return process
+
+
+def test_launch_from_another_thread_leaves_signals_to_the_program() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run_in_processes, ["--help"], 2).result() == 0
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 import torch
 from bitsandbytes.optim import AdamW8bit
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, get_cosine_schedule_with_warmup
 
 from dsr1_tune.config import Adapter, EsftRun, FullRun, LoraRun, Router, Schedule
 from dsr1_tune.errors import ConfigError
@@ -21,7 +21,9 @@ from dsr1_tune.runs.trainer.optimizers import (
     StochasticAdamW,
     build,
     check_optimizer,
+    cosine_after_warmup,
     for_run,
+    rate_factor,
     round_to_bfloat16,
 )
 
@@ -299,3 +301,44 @@ def test_nothing_as_large_as_the_weights_is_kept_but_the_state() -> None:
 def test_float16_is_refused() -> None:
     with pytest.raises(ValueError, match="bfloat16"):
         StochasticAdamW(weights(torch.float16), lr=0.1)
+
+
+@pytest.mark.parametrize(("num_warmup", "num_steps"), [(0, 1), (1, 1), (1, 5), (3, 20), (20, 20), (0, 7)])
+def test_no_step_of_the_schedule_is_lost(num_warmup: int, num_steps: int) -> None:
+    rates = [rate_factor(done, num_warmup, num_steps) for done in range(num_steps)]
+    assert rates[:num_warmup] == [(step + 1) / (num_warmup + 1) for step in range(num_warmup)]
+    assert all(0 < rate <= 1 for rate in rates)
+    assert rates[num_warmup:] == sorted(rates[num_warmup:], reverse=True)
+    assert rates[num_warmup : num_warmup + 1] in ([1.0], [])
+
+
+def test_schedule_after_its_warmup_is_transformers_cosine() -> None:
+    rates = []
+    for make in (cosine_after_warmup, get_cosine_schedule_with_warmup):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+        scheduler = make(optimizer, 4, 30)
+        rates.append([])
+        for _ in range(30):
+            rates[-1].append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+    ours, theirs = rates
+    assert ours[4:] == theirs[4:] and theirs[0] == 0 and ours[0] == pytest.approx(2 / 5)
+
+
+def test_schedule_is_taken_up_where_it_was_left() -> None:
+    def begin() -> tuple[Any, Any]:
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+        return optimizer, cosine_after_warmup(optimizer, 3, 9)
+
+    optimizer, scheduler = begin()
+    for _ in range(2):
+        optimizer.step()
+        scheduler.step()
+    again, resumed = begin()
+    again.load_state_dict(optimizer.state_dict())
+    resumed.load_state_dict(copy.deepcopy(scheduler.state_dict()))
+    for _ in range(7):
+        assert again.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+        for one in (optimizer, scheduler, again, resumed):
+            one.step()
