@@ -12,6 +12,7 @@ from dsr1_tune.data.read.files import Source, identify, is_one_object, raw_rows
 from dsr1_tune.data.read.formats import Names, Shape, check_mapping, listed, shape_of, shown, unseen
 from dsr1_tune.data.read.json_rows import Raw
 from dsr1_tune.data.read.labels import labels_of
+from dsr1_tune.data.read.missing import Missing
 from dsr1_tune.data.read.rows import Interpreter, Learned
 from dsr1_tune.data.read.unrecognised import ROWS, unrecognised_lines, unrecognised_object, unrecognised_rows
 from dsr1_tune.data.record import Drop, Prompt, Row
@@ -94,19 +95,22 @@ def learn(source: Source, names: Names) -> tuple[Learned, Iterator[Raw | Drop]]:
     head = list(islice(raws, HEAD_ROWS))
     if not head:
         raise DataError(f"{source.path}: holds no rows", hint="write rows into it, or leave the file out")
-    labels = labels_of([raw.value for raw in head if isinstance(raw, Raw) and isinstance(raw.value, dict)], names)
-    interpreter = Interpreter(Learned(names, labels=labels))
+    usual = _usual_shape(head, names)
+    values = [raw.value for raw in head if isinstance(raw, Raw) and isinstance(raw.value, dict)]
+    missing = Missing.learn(values, usual, source.layout == "CSV")
+    labels = labels_of([missing.blanked(value, []) for value in values], names)
+    interpreter = Interpreter(Learned(names, labels=labels, missing=missing))
     outcomes = [interpreter(raw) for raw in head if isinstance(raw, Raw)]
     if not interpreter.formats:
         _refuse_unrecognised(source, head, names)
-    usual = _usual_shape(head, names)
     if source.layout in ("CSV", "Parquet") and not interpreter.formats:
         _must_have_columns(source, head, names)
     # Where most of the first rows have a question only, a row without an answer is no mistake.
     usable = [outcome for outcome in outcomes if not isinstance(outcome, Drop)]
     are_prompts = sum(isinstance(outcome, Prompt) for outcome in usable) > len(usable) / 2
     format = next((name for name, _ in interpreter.formats.most_common(1)), "")
-    return Learned(names, usual, are_prompts, "prompts" if are_prompts else format, labels), chain(head, raws)
+    format = "prompts" if are_prompts else format
+    return Learned(names, usual, are_prompts, format, labels, missing), chain(head, raws)
 
 
 def _refuse_unrecognised(source: Source, head: Sequence[Raw | Drop], names: Names) -> None:

@@ -13,6 +13,7 @@ from dsr1_tune.data.read.formats import Names, Shape, listed, shape_of, unlabell
 from dsr1_tune.data.read.ground_truth import result_of
 from dsr1_tune.data.read.json_rows import Raw
 from dsr1_tune.data.read.labels import Labels
+from dsr1_tune.data.read.missing import Missing, said_of
 from dsr1_tune.data.read.preferences import feedback, has_two_answers, preference
 from dsr1_tune.data.read.role_tags import Dialogue, begins_with_role_tag, split_role_tags
 from dsr1_tune.data.read.values import Unusable, is_null, is_sound, kind_of, path_to
@@ -30,7 +31,7 @@ class Learned:
     """What the first rows of a file taught about all of them.
 
     `usual` is the shape that most rows have, to say what another one lacks; with `prompts` a row without an answer is
-    a Prompt, else a mistake; `format` is the most frequent format's name.
+    a Prompt, else a mistake; `format` is the most frequent format's name; `missing` tells blanks that are spelled out.
     """
 
     names: Names = ()
@@ -38,6 +39,7 @@ class Learned:
     prompts: bool = True
     format: str = ""
     labels: Labels = field(default_factory=Labels)
+    missing: Missing = field(default_factory=Missing)
 
 
 class Interpreter:
@@ -55,16 +57,23 @@ class Interpreter:
         try:
             if not isinstance(row, dict):
                 raise Unusable("not_an_object", f"{kind_of(row)}, not an object with named fields", _EXAMPLE)
-            # Rows with the same fields of the same types are alike: what is found out for one holds for all.
-            like = (*row, *map(type, row.values()))
-            plan = self._plans.get(like) or self._plan(like, row)
-            if plan.texts and (record := _plain_record(row, plan, place)):
-                self.formats[plan.shape.name] += 1
-                return record
-            self.formats[_format(row, plan.shape)] += 1
-            return _carefully(row, plan.shape, place, self._learned)
+            notes: list[Drop] = []
+            filled = self._learned.missing.blanked(row, notes)
+            found = self._row(filled, place)
+            return _noted(found, notes, row) if notes else found
         except Unusable as bad:
-            return bad.drop.at(place, "read", row)
+            return said_of(row, bad.drop).at(place, "read", row)
+
+    def _row(self, row: dict[str, Any], place: Place) -> Row:
+        """What a row with named fields means; raises Unusable."""
+        # Rows with the same fields of the same types are alike: what is found out for one holds for all.
+        like = (*row, *map(type, row.values()))
+        plan = self._plans.get(like) or self._plan(like, row)
+        if plan.texts and (record := _plain_record(row, plan, place)):
+            self.formats[plan.shape.name] += 1
+            return record
+        self.formats[_format(row, plan.shape)] += 1
+        return _carefully(row, plan.shape, place, self._learned)
 
     def _plan(self, like: tuple[Any, ...], row: dict[str, Any]) -> _Plan:
         self.columns.update(row)
@@ -129,7 +138,12 @@ def _carefully(row: dict[str, Any], shape: Shape, place: Place, learned: Learned
     """The row of any shape; raises Unusable."""
     notes: list[Drop] = []
     found = _understood(row, shape, place, learned, notes)
-    return replace(found, notes=tuple(note.at(place, "read", row) for note in notes)) if notes else found
+    return _noted(found, notes, row) if notes else found
+
+
+def _noted(found: Row, notes: list[Drop], row: dict[str, Any]) -> Row:
+    """The row with further remarks."""
+    return replace(found, notes=(*found.notes, *(note.at(found.place, "read", row) for note in notes)))
 
 
 def _understood(row: dict[str, Any], shape: Shape, place: Place, learned: Learned, notes: list[Drop]) -> Row:
