@@ -185,6 +185,9 @@ def turn(message: Message, base: Base, empty: str | None) -> dict[str, Any]:
     return written
 
 
+_RENDERED: dict[Any, str] = {}
+
+
 @dataclass
 class Renderer:
     """Renders one record's turns in one mode; `asked` adds the prompt for the next answer."""
@@ -195,6 +198,12 @@ class Renderer:
     controls: list[str]
 
     def text(self, messages: list[Message], asked: bool = False) -> str:
+        key = (self.base.name, self.mode, repr(self.tools), asked, repr([(m, m.calls) for m in messages]))
+        if key not in _RENDERED:
+            _RENDERED[key] = self._text(messages, asked)
+        return _RENDERED[key]
+
+    def _text(self, messages: list[Message], asked: bool) -> str:
         mode = {} if self.mode is None else {"enable_thinking": self.mode, "thinking": self.mode}
         shown = ""
         for empty in ("", None):  # some want null beside calls
@@ -321,10 +330,8 @@ def _in_mode(mode: bool, is_auto: bool, messages: list[Message], tools: Any, con
     renderer = modes[0]
     bare = [*map(without, messages[:last]), messages[last]]
     # A thought behind a closed one is shown as nobody is asked.
-    if re.search(r"</think>\s*<think>", renderer.text(messages)):
-        shown_from = list(map(without, messages))
-    else:
-        shown_from = messages
+    behind = re.search(r"</think>\s*<think>", renderer.text(messages))
+    shown_from = list(map(without, messages)) if behind else messages
     text = renderer.text(shown_from)
     lost = _must_show(messages, text)
     shown = tokens(text, base, controls)
@@ -344,7 +351,13 @@ def _in_mode(mode: bool, is_auto: bool, messages: list[Message], tools: Any, con
         if is_shown and starts(shown, other):
             shown = prompt + shown[len(other) : end]
         else:
-            shown = _from_prompt(prompt, messages[last], base, controls) + shown[body:end]
+            tail = shown[body:end]
+            if messages[last].calls and calls_of(messages[:last]):  # DeepSeek's opens the first calls alone
+                alone = [Message("user", "Jx"), without(messages[last])]
+                tail = renderer.ids(alone)
+                tail = tail[_body(1, alone, renderer, tail) :]
+                tail = tail[: _end(0, messages[last], True, tail, base)]
+            shown = _from_prompt(prompt, messages[last], base, controls) + tail
         end = len(shown)
         lost = []
         text = renderer.text(shown_from[:last], asked=True) + text

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -160,15 +159,39 @@ def unlike(learned: list[str] | str, wanted: list[tuple[str, ...]] | str) -> str
     return f"\nlearned {learned}" + "".join(f"\nwanted  {list(forms)}" for forms in wanted)
 
 
-CASES = [(name, shape, False) for name in STOPS for shape in SHAPES]
-CASES += [(name, shape, True) for name in STOPS for shape in SHAPES if shape in WITH_TOOLS]
+CASES = [(name, shape, tools) for name in STOPS for shape in SHAPES for tools in (False, True)]
+CASES = [(name, shape, tools) for name, shape, tools in CASES if not tools or shape in WITH_TOOLS]
+# It writes calls where `content` is null, which Hugging Face's renderer leaves out.
+CASES = [one for one in CASES if one[0] != "deepseek_r1_distill" or not any(m.calls for m in SHAPES[one[1]])]
 
 
-@pytest.mark.parametrize(("name", "shape", "tools"), CASES)
+QUICK = ("qwen3", "qwen3_5_think", "deepseekv3", "deepseek_v3_1", "glm4moe", "gptoss", "llama3_1", "nemotron_3_nano")
+
+
+def marked(name: str, *others: Any) -> Any:
+    """A case, which is slow where its template is none of the quick ones."""
+    return pytest.param(name, *others, marks=() if name in QUICK else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "shape", "tools"), [marked(*case) for case in CASES])
 def test_labels_are_what_a_slow_account_finds(name: str, shape: str, tools: bool) -> None:
     record = record_of(shape, tools)
     learned, wanted = learned_by(record, base(name)), wanted_of(record, base(name))
     assert same(learned, wanted), unlike(learned, wanted)
+
+
+@pytest.mark.parametrize("name", [marked(name) for name in STOPS])
+def test_last_answer_is_learned_behind_the_prompt_that_asks_for_it(name: str) -> None:
+    wrong = []
+    for shape in SHAPES:
+        record = record_of(shape)
+        examples, drops = encode_all([record], base(name).tokenizer, 10_000, Encoding())
+        if drops or not record.messages[-1].is_learned:
+            continue
+        prompts = [prompt_ids(record, base(name).tokenizer, usual=usual) for usual in (False, True)]
+        if not any(list(examples[0].input_ids[: len(prompt)]) == prompt for prompt in prompts):
+            wrong.append(shape)
+    assert not wrong
 
 
 HYBRIDS = ("qwen3", "qwen3_5_think", "qwen3_5_nothink", "qwen3_6", "glm4moe", "nemotron_3_nano", "deepseek_v3_1")
@@ -176,7 +199,7 @@ MODED = ("plain", "turns", "thought last", "thought early", "thoughts", "call", 
 
 
 @pytest.mark.parametrize("thinking", ["on", "off"])
-@pytest.mark.parametrize("name", HYBRIDS)
+@pytest.mark.parametrize("name", [marked(name) for name in HYBRIDS])
 def test_explicit_modes_are_those_in_which_rows_are_learned(name: str, thinking: Any) -> None:
     wrong = []
     for shape in MODED:
@@ -218,38 +241,23 @@ def openai_row(record: Record, fields: bool) -> dict[str, Any]:
     return {"messages": turns} | ({"tools": json.loads(record.tools)} if record.tools else {})
 
 
-def unnamed(wanted: Record, read_again: Record) -> Record:
-    """The record that was written, with the names and ids that reading may add to results and calls."""
-    pairs = zip(wanted.messages, read_again.messages, strict=True)
-    return replace(
-        wanted,
-        messages=tuple(
-            replace(
-                old,
-                name=new.name,
-                call_id=new.call_id,
-                calls=tuple(replace(a, id=b.id) for a, b in zip(old.calls, new.calls, strict=True)),
-            )
-            for old, new in pairs
-        ),
-    )
-
-
 READABLE = tuple(shape for shape in SHAPES if shape != "greeting")
-READ_AGAIN = ("qwen3", "deepseekv3", "gptoss", "glm4moe", "deepseek_v3_1")
+READ_AGAIN = ("qwen2_5", "deepseekv3")
 
 
-def teaches_the_same(shape: str, tools: bool, read_again: Any, names: tuple[str, ...] = READ_AGAIN) -> list[str]:
+@cache
+def learned_before(shape: str, tools: bool, name: str) -> Any:
+    """What is learned of a shape that was never written."""
+    return learned_by(record_of(shape, tools), base(name))
+
+
+def teaches_the_same(shape: str, tools: bool, read_again: Any) -> list[str]:
     """What is learned otherwise of a record that was written and read again."""
     if not isinstance(read_again, Record):
         return [f"{shape}: {getattr(read_again, 'code', read_again)} {getattr(read_again, 'detail', '')}"]
-    wrong = []
-    for name in names:
-        learned, wanted = learned_by(read_again, base(name)), wanted_of(record_of(shape, tools), base(name))
-        before = learned_by(record_of(shape, tools), base(name))
-        if not same(learned, wanted) and learned != before:
-            wrong.append(f"{shape} on {name}\nbefore {before}{unlike(learned, wanted)}")
-    return wrong
+    learned = {name: learned_by(read_again, base(name)) for name in READ_AGAIN}
+    before = {name: learned_before(shape, tools, name) for name in READ_AGAIN}
+    return [f"{shape} on {n}\nbefore {before[n]}\nnow {learned[n]}" for n in READ_AGAIN if before[n] != learned[n]]
 
 
 def test_rows_teach_the_same_after_they_were_written_and_read(tmp_path: Path) -> None:
@@ -372,8 +380,8 @@ def plain_tags(forms: set[str]) -> set[str]:
     return {re.sub("«(</?(?:think|tool_call|tool_response)>)»", r"\1", form) for form in forms}
 
 
-@pytest.mark.parametrize("name", TEXTED)
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@pytest.mark.parametrize("name", [marked(name) for name in TEXTED])
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(data=st.data())
 def test_any_text_is_learned_as_a_slow_account_finds(name: str, data: st.DataObject) -> None:
     of = base(name)
@@ -391,8 +399,8 @@ def test_any_text_is_learned_as_a_slow_account_finds(name: str, data: st.DataObj
     assert outline(of, example.input_ids, example.labels) in plain_tags({whole for (whole,) in wanted})
 
 
-@pytest.mark.parametrize("name", TEXTED)
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@pytest.mark.parametrize("name", [marked(name) for name in TEXTED])
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(data=st.data())
 def test_whatever_is_said_each_span_ends_once_and_nothing_of_the_user_is_learned(
     name: str, data: st.DataObject
