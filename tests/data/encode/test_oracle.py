@@ -155,7 +155,7 @@ def same(learned: list[str] | str, wanted: list[tuple[str, ...]] | str) -> bool:
 def unlike(learned: list[str] | str, wanted: list[tuple[str, ...]] | str) -> str:
     """Both, for a message."""
     if isinstance(wanted, str):
-        return unlike(learned, wanted)
+        return f"\nlearned {learned}\nwanted  {wanted}"
     return f"\nlearned {learned}" + "".join(f"\nwanted  {list(forms)}" for forms in wanted)
 
 
