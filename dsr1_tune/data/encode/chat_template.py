@@ -127,6 +127,8 @@ class Chat:
     is_thinking: bool
     """Whether the answer holds a thought, or one beside which it stands."""
     moves_system: bool = False
+    goes_on_from_prompt: bool = False
+    """Whether turns before the last answer are shown otherwise once it is given (gpt-oss): they stand as when asked."""
     is_bare: bool = False
     """Whether thoughts are kept from the template, which would write them behind one that it has closed."""
     _texts: dict[Any, str] = field(default_factory=dict, compare=False, repr=False)
@@ -161,7 +163,17 @@ class Chat:
             self = replace(self, messages=_systems_joined(self.messages), moves_system=True, _texts={})
         if any(message.role == "tool" for message in self.messages) and not self._shows("tool"):
             raise ValueError(f"it does not show the results of tools; {_AS_TEXT}")
-        return replace(self, is_bare=True, _texts={}) if _THINKS_TWICE.search(self.plain) else self
+        if _THINKS_TWICE.search(self.plain):
+            self = replace(self, is_bare=True, _texts={})
+        return replace(self, goes_on_from_prompt=True, _texts={}) if self._is_shown_otherwise() else self
+
+    def _is_shown_otherwise(self) -> bool:
+        """Whether the turns before the last answer are shown otherwise once it is given than when it is asked for."""
+        last = len(self.messages) - 1
+        if last < 2 or self.messages[last].role != "assistant":
+            return False
+        asked = self.asked(last)
+        return len(_common(asked, self.plain)) < len(_common(asked, self.shown(last)))
 
     def _shows(self, role: str) -> bool:
         """Whether the template shows the turns of this role, each between its neighbours."""
@@ -254,8 +266,14 @@ class Chat:
     def marked(self, position: int) -> tuple[str, str, str]:
         """What stands before and behind the words at `position`: (before, mark, behind), without a mark if nowhere."""
         turn = {**self.turns[position], "content": self.mark_for(self.messages[position].content)}
-        text = self.text([*self.turns[:position], turn, *self.turns[position + 1 :]])
-        return text.partition(turn["content"])
+        return self._with(position, turn).partition(turn["content"])
+
+    def _with(self, position: int, turn: dict[str, Any]) -> str:
+        """The conversation with another turn at `position`."""
+        turns = [*self.turns[:position], turn, *self.turns[position + 1 :]]
+        if self.goes_on_from_prompt and position < len(turns) - 1:
+            return self.text(turns[:-1], prompt=True)
+        return self.text(turns)
 
     def mark_for(self, words: str) -> str:
         """The mark, beginning and ending otherwise than these words."""
@@ -278,19 +296,25 @@ class Chat:
         return bool(message.calls and self.form and has_field and not self.form.keeps_words_and_thought)
 
     def calls_alone(self, position: int) -> str:
-        """The calls at `position` as the template writes them behind the prompt, without words, and what follows."""
+        """The calls at `position` as the template writes them behind the prompt, without words, and what follows.
+
+        Raises ValueError where words stand beside them and no token tells where they begin.
+        """
         asked = {"role": "user", "content": self.mark}
         turn = self.turn(replace(self.messages[position], content=""))
         alone = self.text([asked, turn])
         words = {"role": "assistant", "content": self.mark_for("")}
-        return alone[len(_common(alone, self.text([asked, words]))) :]
+        calls = alone[len(_common(alone, self.text([asked, words]))) :]
+        begins = tuple(filter(str.strip, map(str, self.tokenizer.added_tokens_decoder.values())))
+        if thinking.strip(self.messages[position].content).strip() and not calls.lstrip().startswith(begins):
+            raise ValueError(f"it does not show the words beside a call; take them out, or {_AS_TEXT}")
+        return calls
 
     def keeps_thought(self, position: int) -> bool:
         """Whether the template shows the thought of the answer at `position`."""
         message = self.messages[position]
         marked = f"{thinking.OPEN}{self.mark}{thinking.CLOSE}{thinking.strip(message.content)}"
-        turn = self.turn(replace(message, content=marked))
-        return self.mark in self.text([*self.turns[:position], turn, *self.turns[position + 1 :]])
+        return self.mark in self._with(position, self.turn(replace(message, content=marked)))
 
 
 _THINKS_TWICE = re.compile(rf"{thinking.CLOSE}\s*{thinking.OPEN}")
@@ -422,6 +446,10 @@ def _going_on(chat: Chat) -> str:
     message, plain, asked = chat.messages[last], chat.plain, chat.asked(last)
     parts = thinking.part(message.content)
     is_opened = asked.rstrip().endswith(thinking.OPEN)
+    if chat.goes_on_from_prompt and not is_opened:
+        start = _start(replace(chat, goes_on_from_prompt=False), last, plain)
+        if start is not None:
+            return asked + plain[start:]
     goes_on = plain.startswith(asked) if is_opened else not parts or chat.keeps_thought(last)
     loses_words = chat.loses_words(last)
     goes_on = goes_on and not loses_words and (plain.startswith(asked) or not message.calls)
@@ -519,7 +547,9 @@ def _first_said(message: Message, text: str, span: Span) -> int:
     """Where in an answer's span its author's own words begin."""
     parts = thinking.part(message.content)
     words = (parts.reasoning.strip() if parts else "") or thinking.strip(message.content).strip()
-    return span[0] if message.calls else max(span[0], text.find(words[:32], *span))
+    if message.calls and not words:
+        words = message.calls[0].name
+    return max(span[0], text.find(words[:32], *span))
 
 
 def _common(one: str, other: str) -> str:

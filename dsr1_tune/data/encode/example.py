@@ -69,7 +69,9 @@ def encode_all(records: Iterable[Record], tokenizer: Any, max_tokens: int, encod
         if encoding.sequences.longer == "split" and isinstance(first, Drop) and first.code == "too_long":
             outcomes = _split(record, tokenizer, max_tokens, encoding) or outcomes
             num_split += len(outcomes) > 1 and any(isinstance(outcome, Example) for outcome in outcomes)
-        outcomes = [*outcomes, *_calls_apart(outcomes, tokenizer, max_tokens, encoding)]
+        apart = list(_calls_apart(outcomes, tokenizer, max_tokens, encoding))
+        refused = [one for one in apart if isinstance(one, Drop) and one.code == "template_refused"]
+        outcomes = refused or [*outcomes, *apart]
         found = [outcome for outcome in outcomes if isinstance(outcome, Example)]
         lost = [one.at(record.place, "encode", record.row) for one in outcomes if isinstance(one, Drop)]
         examples += found
