@@ -45,7 +45,7 @@ OnRewardError = Annotated[
     typer.Option(
         "--on-reward-error",
         metavar="stop|zero",
-        help="What a reward that fails does: end the run, or count 0. [default: zero]",
+        help="What a reward that fails does: end the run, or leave the answer out. [default: zero]",
     ),
 ]
 

@@ -189,7 +189,8 @@ class RolloutRun(AlignRun):
     rewards: Path | None = None
     """The YAML file of layered rewards."""
     on_reward_error: Literal["stop", "zero"] = "zero"
-    """Where a reward fails or is not a number, stop ends the run; zero scores it 0, reports it and counts it."""
+    """Where a reward fails or is not a number, stop ends the run; zero leaves the answer out (its advantage is 0),
+    reports it and counts it. Where none of an update's answers could be scored, the run ends either way."""
     rollout: Rollout = Rollout()
     schedule: RolloutSchedule = RolloutSchedule()
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +17,12 @@ import torch
 from pydantic import ValidationError
 from rich.console import Console
 from safetensors.torch import load_file
+from trl import GRPOTrainer
 
 from dsr1_tune.align import grpo
 from dsr1_tune.align.online.grpo_trainer import GrpoTrainer
+from dsr1_tune.align.online.session import RolloutSession
+from dsr1_tune.align.rewards.layered import RewardResult
 from dsr1_tune.config import GrpoRun
 from dsr1_tune.errors import ModelError, RunError
 from dsr1_tune.runs.folder import RunFolder
@@ -35,6 +39,12 @@ def digits(answer):
 
 def broken(answer):
     raise ValueError("no idea")
+
+def moody(answer):
+    number = sum(map(ord, answer))
+    if number % 3:
+        return letters(answer)
+    return broken(answer) if number % 9 == 0 else None if number % 9 == 3 else float("nan")
 """
 REWARDS = """\
 layers:
@@ -128,6 +138,7 @@ def test_grpo_logs_rewards_by_layer_and_component(whole: SimpleNamespace) -> Non
     first, again = read_log(whole.folder)[:2]
     names = {"reward/mean", "reward/std", "reward/form", "reward/form/length", "reward/task", "reward/task/letters"}
     names |= {"policy/kl", "policy/entropy", "policy/clip_fraction", "answer/tokens", "answer/ended", "reward/errors"}
+    names.add("reward/failed")
     assert names <= set(first)
     assert not any(name.startswith(("rewards/", "completions/")) for name in first)
     assert first["reward/mean"] == pytest.approx(first["reward/form"] + 2 * first["reward/task"])
@@ -175,18 +186,103 @@ def test_grpo_resumed_run_ends_as_an_unbroken_one(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_grpo_learns_nothing_from_failed_rewards_and_says_so(asked: Callable[..., GrpoRun], material: Path) -> None:
-    only_broken = material / "only.yaml"
-    only_broken.write_text('layers: [{name: task, components: [{type: function, call: "own.py:broken"}]}]')
-    config = asked("zero", rewards=str(only_broken), schedule={"max_steps": 2}, samples=0)
-    with pytest.raises(ModelError, match="training has changed nothing") as caught:
+def test_grpo_learns_nothing_where_all_answers_are_alike(asked: Callable[..., GrpoRun], material: Path) -> None:
+    alike = material / "alike.yaml"
+    alike.write_text("layers: [{name: form, components: [{type: length, max_chars: 10000}]}]")
+    with pytest.raises(ModelError, match="training has changed nothing"):
+        begin(asked("alike", rewards=str(alike), schedule={"max_steps": 1}, samples=0))
+    folder = RunFolder(material / "alike")
+    line = read_log(folder)[0]
+    assert line["reward/mean"] == 1 and line["reward/errors"] == line["reward/failed"] == 0 and "grad_norm" not in line
+    assert folder.manifest()["status"] == "failed" and not folder.adapter.exists()
+
+
+def compared(totals: list[float | None]) -> list[float | None]:
+    """The advantages of a group by hand; None for an answer that takes no part."""
+    known = [total for total in totals if total is not None]
+    if len(known) < 2:
+        return [None] * len(totals)
+    mean, deviation = statistics.mean(known), statistics.stdev(known)
+    return [None if total is None else (total - mean) / (deviation + 1e-4) for total in totals]
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
+def test_grpo_leaves_answers_without_a_score_out(
+    asked: Callable[..., GrpoRun], material: Path, monkeypatch: pytest.MonkeyPatch, loss_type: str
+) -> None:
+    """Baseline, deviation, tokens and logged rewards are of the answers that were scored, by hand."""
+    moody = material / "moody.yaml"
+    moody.write_text(REWARDS.replace("own.py:letters", "own.py:moody"))
+    scored: list[list[RewardResult]] = []
+    outputs: list[dict[str, torch.Tensor]] = []
+    score, complete = RolloutSession.score, GrpoTrainer._generate_and_score_completions
+    ours, theirs = GrpoTrainer._compute_loss, GRPOTrainer._compute_loss
+
+    def noted_score(self: Any, examples: Any, answers: Any, step: int | None = None) -> list[RewardResult]:
+        results = score(self, examples, answers, step)
+        scored.extend([results] if step else [])
+        return results
+
+    def noted_output(self: Any, inputs: Any) -> dict[str, torch.Tensor]:
+        outputs.append(complete(self, inputs))
+        return outputs[-1]
+
+    def checked_loss(self: Any, model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        loss = ours(self, model, inputs)
+        if "tool_mask" in inputs:
+            out_B1 = (inputs["tool_mask"].sum(1) == 0).unsqueeze(1)
+            changed = inputs | {
+                "advantages": inputs["advantages"] + 9.0 * out_B1.squeeze(1),
+                "ref_per_token_logps": inputs["ref_per_token_logps"] - 2.0 * out_B1,
+            }
+            assert torch.equal(ours(self, model, changed), loss), "what is left out has no part in the loss"
+            share = inputs["share_learned"] if loss_type == "grpo" else 1.0
+            torch.testing.assert_close(loss, theirs(self, model, inputs) / share)
+        return loss
+
+    monkeypatch.setattr(RolloutSession, "score", noted_score)
+    monkeypatch.setattr(GrpoTrainer, "_generate_and_score_completions", noted_output)
+    monkeypatch.setattr(GrpoTrainer, "_compute_loss", checked_loss)
+    own = {"num_generations": 4, "beta": 0.05, "loss_type": loss_type}
+    folder = begin(asked(f"moody-{loss_type}", rewards=str(moody), grpo=own, samples=0))
+    lines = read_log(folder)
+    assert len(scored) == len(outputs) == len(lines) == 4
+    num_failed = []
+    for results, output, line in zip(scored, outputs, lines, strict=True):
+        totals = [result.total if not result.errors else None for result in results]
+        known = [total for total in totals if total is not None]
+        wanted = [one for first in range(0, len(totals), 4) for one in compared(totals[first : first + 4])]
+        assert output["advantages"].tolist() == pytest.approx([one or 0.0 for one in wanted], abs=1e-4)
+        mask_BT, counts = output["completion_mask"], [one is not None for one in wanted]
+        assert output["num_items_in_batch"] == mask_BT[counts].sum()
+        if None in totals:
+            assert output["tool_mask"].any(1).tolist() == counts
+            assert float(output["share_learned"]) == sum(counts) / len(counts)
+        assert line["reward/mean"] == pytest.approx(statistics.mean(known))
+        assert line["reward/std"] == pytest.approx(statistics.stdev(known))
+        assert line["reward/failed"] == totals.count(None) and line["reward/form"] + 2 * line["reward/task"] > 0
+        num_failed.append(totals.count(None))
+    assert 0 < sum(num_failed) < 8 * len(num_failed)
+    errors = [json.loads(line) for line in (folder.path / "reward_errors.jsonl").read_text().splitlines()]
+    assert len([line for line in errors if "step" in line]) == sum(num_failed)
+
+
+def test_grpo_ends_where_no_answer_can_be_scored_and_goes_on_when_it_can(
+    asked: Callable[..., GrpoRun], material: Path
+) -> None:
+    """Also where another layer gives every answer its score: a total without the task says nothing."""
+    mended = material / "mended.yaml"
+    mended.write_text(REWARDS.replace("own.py:letters", "own.py:broken"))
+    config = asked("mended", rewards=str(mended), on_reward_error="zero", schedule={"max_steps": 1}, samples=0)
+    with pytest.raises(RunError, match="none of the 8 answers of update 1 could be scored; reward task/letters") as end:
         begin(config)
-    assert caught.value.hint.startswith("no step had a gradient; rewards that fail")
-    folder = RunFolder(material / "zero")
-    lines, told = read_log(folder), folder.manifest()
-    assert [line["step"] for line in lines] == [1, 2]
-    assert lines[0]["reward/mean"] == 0 and lines[0]["reward/errors"] == 1 and "grad_norm" not in lines[0]
-    assert told["status"] == "failed" and not told.get("alarms") and not folder.adapter.exists()
+    assert end.value.exit_code == 2 and "--resume" in end.value.hint
+    folder = RunFolder(config.out)
+    assert folder.manifest()["status"] == "failed"
+    mended.write_text(REWARDS)
+    begin(GrpoRun(), folder.path)
+    assert folder.manifest()["status"] == "finished" and len(read_log(folder)) == 1
+    assert folder.evaluation()["after"]["num_failed"] == 0
 
 
 def test_grpo_can_end_the_run_at_a_failed_reward(asked: Callable[..., GrpoRun], material: Path) -> None:

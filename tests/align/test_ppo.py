@@ -134,6 +134,9 @@ def test_ppo_counts_failed_rewards_or_ends_the_run(
     assert folder.manifest()["metrics"]["reward_errors"] == {"task/letters": len(lines)}
     assert {line["question"].split()[-1] for line in lines} <= {"7", "17", "8", "18"} and len(lines) > 2
     assert any("no sevens" in line["error"] for line in lines)
+    log = [json.loads(line) for line in (folder.path / "train_log.jsonl").read_text().splitlines()]
+    assert sum(line["reward/failed"] for line in log) == sum("step" in line for line in lines) > 0
+    assert all(line["reward/task/letters"] == 1 for line in log), "answers that could not be scored count in no mean"
     stopped = ppo_run(base, out="stopped", on_reward_error="stop", data={"eval_share": 0.05})
     with pytest.raises(RunError, match="letters failed"):
         ppo.run(stopped, console=quiet)

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from dsr1_tune.align.online.generate import Answers, generate
-from dsr1_tune.align.online.session import PromptExample, RolloutSession, mean, reward_means
+from dsr1_tune.align.online.session import PromptExample, RolloutSession, reward_values
 from dsr1_tune.align.rewards.layered import RewardResult
 from dsr1_tune.config import GrpoRun
 from dsr1_tune.models.trained.start import ReferencePolicy
@@ -38,12 +39,16 @@ NAMES = {
 }
 """TRL's name of a metric, and its name in PPO's log and the report."""
 
+_PER_ANSWER = ("grpo", "dr_grpo")
+"""The losses that TRL divides by the number of answers."""
 _LEFT_OUT = ("rewards/", "clip_ratio/", "completions/", "step_time")
 """TRL's other metrics, which repeat these."""
 
 
 class GrpoTrainer(Resumable, GRPOTrainer):
     """GRPOTrainer whose answers the session generates and scores; its data order depends on seed and epoch alone.
+
+    An answer that could not be scored is left out of its group and of the loss: TRL would still count its tokens.
 
     The reference of the KL penalty is the model with its trained parameters as they began: TRL would add a second
     adapter, or load the base again.
@@ -85,26 +90,56 @@ class GrpoTrainer(Resumable, GRPOTrainer):
         answers = generate(model, prompt_ids, self._session.base.tokenizer, self._session.config.rollout)
         return [list(ids) for ids in answers.ids], None
 
-    def _score(self, prompts: list[int], completion_ids: list[list[int]], log_metric: Any, **_: Any) -> list[float]:
-        """The rewards of B answers; every layer and component is logged."""
+    def _calculate_rewards(
+        self, inputs: Any, prompts: list[int], completions: Any, completion_ids_list: list[list[int]]
+    ) -> Tensor:
+        """(N, 1) rewards of the answers of all processes, NaN where scoring failed; TRL would warn of each of those."""
+        mine = torch.tensor(self._score(prompts, completion_ids_list), device=self.accelerator.device)
+        rewards_N: Tensor = self.accelerator.gather(mine)
+        self._metrics["train"]["reward/failed"].append(float(rewards_N.isnan().sum()))
+        self._is_left_out_N = left_out(rewards_N, self.num_generations)
+        return rewards_N.unsqueeze(1)
+
+    def _score(self, prompts: list[int], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        """The rewards of B answers, NaN for one that could not be scored; every layer and component is logged."""
         ids = tuple(map(tuple, completion_ids))
         answers = Answers(ids, tuple(answer[-1] in self._ends for answer in ids))
         step = self.state.global_step + 1
         results = self._session.score([self._examples[number] for number in prompts], answers, step)
-        for name, value in reward_metrics(results, answers).items():
-            log_metric(name, value)
-        return [result.total for result in results]
+        for name, values in reward_metrics(results, answers).items():
+            for value in values:  # one by one, as processes may have scored different numbers of answers
+                self._log_metric(name, value)
+        return [result.total if result.is_scored else math.nan for result in results]
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         self._is_flat = not processes.any_of(bool(output["advantages"].any()))
+        if self._is_left_out_N.any():
+            self._leave_out(output)
         return output
+
+    def _leave_out(self, output: dict[str, Any]) -> None:
+        """Let no token count of the answers that are left out: in the policy's loss, the KL penalty, or their means."""
+        mask_BT, first = output["completion_mask"], self.args.process_index * len(output["completion_mask"])
+        counts_B = ~self._is_left_out_N[first : first + len(mask_BT)]
+        # What TRL masks the results of tools with: the model still sees the tokens.
+        output["tool_mask"] = torch.ones_like(mask_BT) * counts_B.unsqueeze(1)
+        output["num_items_in_batch"] = self.accelerator.gather((mask_BT * output["tool_mask"]).sum()).sum()
+        output["share_learned"] = (~self._is_left_out_N).float().mean()
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        loss: Tensor = super()._compute_loss(model, inputs)
+        if "share_learned" in inputs and self.loss_type in _PER_ANSWER:
+            loss = loss / inputs["share_learned"].clamp(min=torch.finfo(loss.dtype).eps)
+        return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log TRL's metrics by the names that PPO has for them."""
         metrics = self._metrics["train" if self.model.training else "eval"]
         for name in list(metrics):
-            if name in NAMES:
+            if all(map(math.isnan, metrics[name])):
+                del metrics[name]  # such as the deviation of a single reward; TRL would log null
+            elif name in NAMES:
                 metrics[NAMES[name]] = metrics.pop(name)
             elif name.startswith(_LEFT_OUT):
                 del metrics[name]
@@ -136,12 +171,20 @@ class GrpoTrainer(Resumable, GRPOTrainer):
             self._buffered_inputs = torch.load(file, map_location=self.accelerator.device, weights_only=True)
 
 
-def reward_metrics(results: Sequence[RewardResult], answers: Answers) -> dict[str, float]:
-    """Mean rewards of a batch by layer and component, errors per answer, and the share of answers that ended."""
+def left_out(rewards_N: Tensor, group: int) -> Tensor:
+    """Which answers (N, group by group) nothing is learned from: those without a reward (NaN), and one that has nobody
+    to be compared with, as it alone of its group has one."""
+    has_reward = ~rewards_N.isnan().view(-1, group)
+    is_compared = has_reward.sum(1, keepdim=True) > 1
+    return ~(has_reward & is_compared).view(-1)
+
+
+def reward_metrics(results: Sequence[RewardResult], answers: Answers) -> dict[str, list[float]]:
+    """What is averaged over the answers of a batch: rewards by layer and component, errors, and whether they ended."""
     return {
-        **reward_means(results),
-        "reward/errors": mean([float(len(result.errors)) for result in results]),
-        "answer/ended": mean([float(ended) for ended in answers.have_ended]),
+        **reward_values(results),
+        "reward/errors": [float(len(result.errors)) for result in results],
+        "answer/ended": [float(ended) for ended in answers.have_ended],
     }
 
 

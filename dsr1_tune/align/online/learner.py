@@ -20,7 +20,7 @@ from torch import Tensor
 from dsr1_tune.align.online import losses
 from dsr1_tune.align.online.generate import Answers
 from dsr1_tune.align.online.policy import MicroBatch, Policy
-from dsr1_tune.align.online.session import PromptExample, mean, reward_means
+from dsr1_tune.align.online.session import PromptExample, reward_values
 from dsr1_tune.align.rewards.layered import RewardResult
 from dsr1_tune.atomic import atomic_write
 from dsr1_tune.config import PpoRun
@@ -110,7 +110,7 @@ class PpoLearner:
         """The experience of an update in its minibatches: old and reference log-probabilities, rewards, advantages.
 
         An answer stays in its micro-batch for all passes, so that its old and new log-probabilities are computed alike:
-        before the first step of an update their ratio is exactly 1.
+        before the first step of an update their ratio is exactly 1. No token of an answer that has no score counts.
         """
         ppo = self.config.ppo
         minibatches = self._minibatches(prompts, answers, step)
@@ -147,6 +147,7 @@ class PpoLearner:
         policy, ppo = self.policy, self.config.ppo
         asked, said = [prompts[row].input_ids for row in rows], [answers.ids[row] for row in rows]
         micro_batch = MicroBatch.of(asked, said, policy.model.device)
+        micro_batch = micro_batch.without([not results[row].is_scored for row in rows])
         if answers.routing:
             micro_batch = micro_batch.with_routing([answers.routing[row] for row in rows])
         now = policy.forward(micro_batch, counts_replay=True)
@@ -171,8 +172,10 @@ class PpoLearner:
         sums: list[dict[str, Tensor]] = []
         orders = [random.Random(f"{self.config.schedule.seed} {step} {epoch}") for epoch in range(ppo.epochs)]
         for minibatch in chain(*(order.sample(minibatches, len(minibatches)) for order in orders)):
-            sums.append(self._step(minibatch, before_clipping))
-            if ppo.stop_kl and float(sums[-1]["policy/approx_kl"]) > ppo.stop_kl:
+            if (metrics := self._step(minibatch, before_clipping)) is None:
+                continue
+            sums.append(metrics)
+            if ppo.stop_kl and float(metrics["policy/approx_kl"]) > ppo.stop_kl:
                 break
         rate = self.scheduler.get_last_lr()[0]
         self.scheduler.step()
@@ -180,10 +183,15 @@ class PpoLearner:
         first = {"loss": numbers.pop("loss"), "grad_norm": numbers.pop("grad_norm"), "learning_rate": rate}
         return {**first, **numbers, "policy/optimizer_steps": len(sums)}
 
-    def _step(self, minibatch: Sequence[Experience], before_clipping: Callable[[], None]) -> dict[str, Tensor]:
-        """Take one optimizer step; every token of the minibatch weighs the same, whichever process has it."""
+    def _step(self, minibatch: Sequence[Experience], before_clipping: Callable[[], None]) -> dict[str, Tensor] | None:
+        """Take one optimizer step; every token of the minibatch weighs the same, whichever process has it.
+
+        None where no token counts, as no answer could be scored: momentum alone must not move the policy.
+        """
         device = self.policy.head.weight.device
         num_tokens = group.all_reduce(torch.tensor(float(sum(e.num_tokens for e in minibatch)), device=device))
+        if not num_tokens:
+            return None
         self.num_tokens += float(num_tokens)
         parts = [self._backward(one, one.num_tokens / num_tokens.clamp(min=1)) for one in minibatch]
         nothing = torch.zeros((), device=device)
@@ -242,23 +250,31 @@ def _sum_gradients(weights: Sequence[torch.nn.Parameter]) -> None:
 def experience_metrics(
     experience: Sequence[Experience], results: Sequence[RewardResult], answers: Answers, config: PpoRun
 ) -> dict[str, float]:
-    """The metrics that are logged of an update's answers, over all processes: means over answers, or over tokens."""
+    """The metrics that are logged of an update's answers, over all processes: means over answers, or over tokens.
+
+    Rewards and KL are those of the answers that could be scored.
+    """
     kl = sum(float(((one.old_BT - one.reference_BT) * one.mask_BT).sum()) for one in experience)
     num_tokens = sum(one.num_tokens for one in experience)
-    of_answers = {
-        "reward/mean": mean([result.total for result in results]),
-        **reward_means(results),
-        "reward/with_penalty": mean([float(score) for one in experience for score in one.score_B]),
-        "reward/errors": mean([float(len(result.errors)) for result in results]),
-        "answer/tokens": mean([len(ids) for ids in answers.ids]),
-        "answer/ended": mean([float(ended) for ended in answers.have_ended]),
-        "policy/kl_per_answer": kl / max(len(answers.ids), 1),
+    totals = [result.total for result in results if result.is_scored]
+    penalties = [config.ppo.missing_eos * (not ended) for ended in answers.have_ended]
+    penalised = zip(results, penalties, strict=True)
+    of_answers: dict[str, list[float]] = {
+        "reward/mean": totals,
+        **reward_values(results),
+        "reward/with_penalty": [result.total - penalty for result, penalty in penalised if result.is_scored],
+        "reward/errors": [float(len(result.errors)) for result in results],
+        "answer/tokens": [float(len(ids)) for ids in answers.ids],
+        "answer/ended": [float(ended) for ended in answers.have_ended],
     }
-    share = torch.tensor([len(answers.ids) / config.ppo.answers], dtype=torch.float64)
-    together = group.all_reduce(torch.tensor(list(of_answers.values()), dtype=torch.float64) * share)
-    metrics = dict(zip(of_answers, together.tolist(), strict=True))
-    tokens = group.all_reduce(torch.tensor([float(num_tokens), kl], dtype=torch.float64))
-    metrics["policy/kl"] = float(tokens[1] / tokens[0].clamp(min=1))
+    sums = [[sum(values), float(len(values))] for values in of_answers.values()]
+    together = group.all_reduce(torch.tensor(sums, dtype=torch.float64))
+    means = together[:, 0] / together[:, 1].clamp(min=1)
+    metrics = dict(zip(of_answers, means.tolist(), strict=True))
+    counts = torch.tensor([kl, num_tokens, len(totals), len(results) - len(totals)], dtype=torch.float64)
+    kl_sum, tokens, num_scored, num_failed = group.all_reduce(counts).tolist()
+    metrics["reward/failed"] = num_failed
+    metrics |= {"policy/kl_per_answer": kl_sum / max(num_scored, 1), "policy/kl": kl_sum / max(tokens, 1)}
     flat = (
         torch.cat([getattr(one, name).reshape(-1) for one in experience]).unsqueeze(0)
         for name in ("values_BT", "returns_BT", "mask_BT")

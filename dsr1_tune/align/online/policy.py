@@ -57,6 +57,11 @@ class MicroBatch:
         )
         return cls(*(part.to(device) for part in parts))
 
+    def without(self, is_left_out: Sequence[bool]) -> MicroBatch:
+        """The same, in which none of the tokens of some answers (B) counts."""
+        counts_B = torch.tensor([not one for one in is_left_out], device=self.mask_BT.device)
+        return replace(self, mask_BT=self.mask_BT * counts_B.unsqueeze(1))
+
     def with_routing(self, chosen: Sequence[Tensor]) -> MicroBatch:
         """The same, to be sent to the experts that the rollout chose: (L, S, K) of each answer with its prompt."""
         num_layers, _, num_chosen = chosen[0].shape

@@ -81,6 +81,8 @@ class HeldOutRewards:
     """Nats per token of these answers under the model; the check of what was saved compares it."""
     answers: tuple[tuple[int, ...], ...]
     """Their token ids."""
+    num_failed: int = 0
+    """Answers that could not be scored; the means are of the others."""
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> HeldOutRewards:
@@ -93,7 +95,9 @@ class HeldOutRewards:
 
     def __str__(self) -> str:
         layers = "".join(f", {name} {value:.3f}" for name, value in self.layers.items())
-        return f"mean reward {self.reward:.4f} ({self.answer_tokens:.0f} tokens, {self.ended:.0%} ended{layers})"
+        failed = f", {self.num_failed:,} not scored" if self.num_failed else ""
+        ended = f"{self.ended:.0%} ended{layers}{failed}"
+        return f"mean reward {self.reward:.4f} ({self.answer_tokens:.0f} tokens, {ended})"
 
 
 class RolloutSession(Session[Run]):
@@ -148,7 +152,8 @@ class RolloutSession(Session[Run]):
     def score(self, examples: Sequence[PromptExample], answers: Answers, step: int | None = None) -> list[RewardResult]:
         """Score each answer; rewards that fail are counted, and end the run with on_reward_error=stop.
 
-        Of several processes each scores its share of a step, or, outside of steps, all of them the same answers.
+        Nor does a run go on after a step in which no answer could be scored. Of several processes each scores its
+        share of a step, or, outside of steps, all of them the same answers.
         """
         said = [ids[:-1] if ended else ids for ids, ended in zip(answers.ids, answers.have_ended, strict=True)]
         texts = self.base.tokenizer.batch_decode(said, skip_special_tokens=True)
@@ -168,14 +173,15 @@ class RolloutSession(Session[Run]):
             answers = generate(model, prompts, tokenizer, self.config.rollout, is_greedy=True, advance=advance)
         results = self.score(examples, answers)
         return HeldOutRewards(
-            reward=mean([result.total for result in results]),
-            layers=means([result.layers for result in results]),
-            components=means([result.components for result in results]),
+            reward=mean([result.total for result in results if result.is_scored]),
+            layers={name: mean(values) for name, values in layer_values(results).items()},
+            components={name: mean(values) for name, values in component_values(results).items()},
             num_prompts=len(examples),
             answer_tokens=mean([len(ids) for ids in answers.ids]),
             ended=mean([float(ended) for ended in answers.have_ended]),
             loss=self._loss(model, answers.ids),
             answers=answers.ids,
+            num_failed=sum(not result.is_scored for result in results),
         )
 
     def _loss(self, model: Any, answers: Sequence[Sequence[int]]) -> float:
@@ -212,16 +218,22 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def reward_means(results: Sequence[RewardResult]) -> dict[str, float]:
-    """Means over answers, of every layer and then of every component, by the names in the log."""
-    every = means([result.layers for result in results]) | means([result.components for result in results])
-    return {f"reward/{name}": value for name, value in every.items()}
+def layer_values(results: Sequence[RewardResult]) -> dict[str, list[float]]:
+    """By layer, what it gave the answers that could be scored."""
+    names = dict.fromkeys(name for result in results for name in result.layers)
+    return {name: [result.layers[name] for result in results if result.is_scored] for name in names}
 
 
-def means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The mean of each name's values over the rows that have it."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: mean([row[name] for row in rows if name in row]) for name in names}
+def component_values(results: Sequence[RewardResult]) -> dict[str, list[float]]:
+    """By "layer/component", what it gave the answers for which it did not fail."""
+    names = dict.fromkeys(name for result in results for name in result.components)
+    return {name: [result.given[name] for result in results if name in result.given] for name in names}
+
+
+def reward_values(results: Sequence[RewardResult]) -> dict[str, list[float]]:
+    """The same of every layer and then of every component, by the names in the log."""
+    every = layer_values(results) | component_values(results)
+    return {f"reward/{name}": values for name, values in every.items()}
 
 
 # --- rewards that fail ------------------------------------------------------------------------------------------------
@@ -245,10 +257,10 @@ class RewardErrors:
         self.counts = Counter(line["component"] for line in known)
 
     def note(self, answers: Sequence[Answered], results: Sequence[RewardResult], step: int | None = None) -> int:
-        """Keep what went wrong with these answers; how much that was. Raises RunError at the first with `stop`.
+        """Keep what went wrong with these answers; how much that was.
 
-        Where there are several processes all call it, in a step each with its share, else all with the same; one of
-        them writes.
+        Raises RunError at the first with `stop`, and always where no answer of a step could be scored. Where there are
+        several processes all call it, in a step each with its share, else all with the same; one of them writes.
         """
         pairs = zip(answers, results, strict=True)
         lines = [_line(one, error, step) for one, result in pairs for error in result.errors]
@@ -262,13 +274,17 @@ class RewardErrors:
         if self.on_error == "stop":
             hint = f"the answer is in {self.file}; mend the reward and go on with --resume"
             raise RunError(f"reward {lines[0]['component']} failed: {_what(lines[0])}", hint=hint)
+        if step is not None and not any(scored := group.all_gather([result.is_scored for result in results])):
+            hint = f"every answer is in {self.file}; mend the reward and go on with --resume"
+            detail = f"reward {lines[0]['component']} failed: {_what(lines[0])}"
+            raise RunError(f"none of the {len(scored):,} answers of update {step} could be scored; {detail}", hint=hint)
         for line in lines:
             component = line["component"]
             self.counts[component] += 1
             number = self.counts[component]
             if str(number).rstrip("0") == "1":  # a power of ten
                 times = "" if number == 1 else f", {number:,} times by now"
-                self.say(f"reward {component} failed and counts 0{times}: {_what(line)}")
+                self.say(f"reward {component} failed, and the answer is left out{times}: {_what(line)}")
         return len(lines)
 
     def summary(self) -> str:
@@ -276,7 +292,7 @@ class RewardErrors:
         if not self.counts:
             return ""
         listed = ", ".join(f"{component} {count:,} times" for component, count in self.counts.most_common())
-        return f"rewards that failed and counted 0: {listed}; every one is in {self.file}"
+        return f"rewards that failed, whose answers were left out: {listed}; every one is in {self.file}"
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

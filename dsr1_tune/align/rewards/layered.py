@@ -38,6 +38,17 @@ class RewardResult:
     gates: dict[str, float] = field(default_factory=dict)
     """gate_l by layer: how far the layers below it are met."""
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether every component gave a number: a total that lacks one cannot be compared with others."""
+        return not self.errors
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The components that gave a number."""
+        failed = {line.partition(": ")[0] for line in self.errors}
+        return {place: score for place, score in self.components.items() if place not in failed}
+
 
 class LayeredReward:
     """A reward file, checked; `open` loads the models that it names, `score` gives every answer its result."""

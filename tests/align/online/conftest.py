@@ -42,9 +42,19 @@ def prompt_of(ids: tuple[int, ...]) -> PromptExample:
     return PromptExample(prompt, Record(prompt.messages, prompt.place), ids)
 
 
-def experience_of(policy: Policy, config: PpoRun, scores: tuple[float, ...] = (1.0, 0.0, 0.5, 2.0)) -> list[Experience]:
-    answers = Answers(ANSWERS, tuple(ids[-1] == 1 for ids in ANSWERS))
-    results = [RewardResult(score) for score in scores]
+def results_of(scores: tuple[float, ...], failed: tuple[int, ...] = ()) -> list[RewardResult]:
+    errors = ("task/own: ValueError: no",)
+    return [RewardResult(score, errors=errors if row in failed else ()) for row, score in enumerate(scores)]
+
+
+def experience_of(
+    policy: Policy,
+    config: PpoRun,
+    scores: tuple[float, ...] = (1.0, 0.0, 0.5, 2.0),
+    failed: tuple[int, ...] = (),
+) -> list[Experience]:
+    answers = Answers(ANSWERS[: len(scores)], tuple(ids[-1] == 1 for ids in ANSWERS[: len(scores)]))
+    results = results_of(scores, failed)
     learner = PpoLearner(policy, config, len(PROMPTS))
-    minibatches = learner.experience([prompt_of(ids) for ids in PROMPTS], answers, results, step=1)
+    minibatches = learner.experience([prompt_of(ids) for ids in PROMPTS[: len(scores)]], answers, results, step=1)
     return [one for minibatch in minibatches for one in minibatch]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+
 from dsr1_tune.align.online.generate import Answers
-from dsr1_tune.align.online.grpo_trainer import GroupOrder, reward_metrics
+from dsr1_tune.align.online.grpo_trainer import GroupOrder, left_out, reward_metrics
 from dsr1_tune.align.rewards.layered import RewardResult
 
 
@@ -23,15 +25,22 @@ def test_group_order_depends_on_seed_and_epoch_alone_and_leaves_no_prompt_out() 
     assert set(GroupOrder(2, num_prompts=4, group=2, repeats=1, seed=0)) == {0, 1}
 
 
-def test_reward_metrics_are_means_over_answers_and_over_the_rows_that_have_a_name() -> None:
+def test_reward_metrics_are_of_answers_with_a_score_and_of_components_that_gave_one() -> None:
     results = [
         RewardResult(1.0, layers={"task": 1.0}, components={"task/a": 1.0, "task/b": 0.5}),
-        RewardResult(0.0, layers={"task": 0.0}, components={"task/a": 0.0}, errors=("task/b: no idea",)),
+        RewardResult(0.0, layers={"task": 0.0}, components={"task/a": 0.0, "task/b": 0.0}, errors=("task/b: no idea",)),
     ]
     assert reward_metrics(results, Answers(((5, 1), (6,)), (True, False))) == {
-        "reward/task": 0.5,
-        "reward/task/a": 0.5,
-        "reward/task/b": 0.5,
-        "reward/errors": 0.5,
-        "answer/ended": 0.5,
+        "reward/task": [1.0],
+        "reward/task/a": [1.0, 0.0],
+        "reward/task/b": [0.5],
+        "reward/errors": [0.0, 1.0],
+        "answer/ended": [1.0, 0.0],
     }
+
+
+def test_nothing_is_learned_from_answers_without_a_score_or_without_another_to_compare_with() -> None:
+    nan = float("nan")
+    rewards = torch.tensor([1.0, nan, 0.0, nan, 2.0, nan, nan, nan, nan, 5.0, 5.0, 5.0])
+    assert left_out(rewards, 3).tolist() == [0, 1, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0]
+    assert not left_out(torch.zeros(6), 2).any()

@@ -55,12 +55,24 @@ def test_reward_errors_with_stop_end_the_run_and_keep_the_answer(tmp_path: Path)
     assert json.loads(errors.file.read_text().splitlines()[0])["answer"] == "a0"
 
 
+def test_reward_errors_of_every_answer_of_a_step_end_the_run(tmp_path: Path) -> None:
+    errors = RewardErrors(tmp_path, "zero", lambda said: None)
+    answers, results = failing(3)
+    fine = RewardResult(0.0)
+    assert errors.note(answers, [*results[:2], fine], 1) == 2
+    assert errors.note(answers, results) == 3, "outside of steps nothing is learned"
+    with pytest.raises(RunError, match="none of the 3 answers of update 2 could be scored; reward task/own") as end:
+        errors.note(answers, results, 2)
+    assert end.value.exit_code == 2 and "--resume" in end.value.hint and str(errors.file) in end.value.hint
+    assert len(errors.file.read_text().splitlines()) == 8
+
+
 def test_reward_errors_resume_with_any_answer_and_without_half_a_line(tmp_path: Path) -> None:
     errors = RewardErrors(tmp_path, "zero", lambda said: None)
     texts = ["a\u2028b", "a\x85b", "a\r\nb", "答"]
-    results = [RewardResult(0.0, errors=("task/own: ValueError: no",))] * len(texts)
+    results = [RewardResult(0.0, errors=("task/own: ValueError: no",))] * len(texts) + [RewardResult(1.0)]
     for step in (1, 2):
-        errors.note([Answered((), text) for text in texts], results, step)
+        errors.note([Answered((), text) for text in [*texts, "fine"]], results, step)
     whole = errors.file.read_bytes()
     with errors.file.open("ab") as file:
         file.write(json.dumps({"step": 2, "component": "task/own", "answer": "答"}, ensure_ascii=False).encode()[:-3])
