@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import typer
 
-from dsr1_tune.cli import adapt, base, data, doctor, export, exported, methods, rewards, serve, settings
+from dsr1_tune.cli import adapt, base, data, doctor, export, exported, methods, rewards, serve, settings, streams
 from dsr1_tune.errors import TuneError
 
 app = typer.Typer(
@@ -52,6 +52,7 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line; errors a user can mend are printed with their hint, any other keeps its traceback."""
+    streams.never_fail()
     # It warns, when PEFT imports it, of a kernel that nothing here uses.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
