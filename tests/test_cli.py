@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import typer
 
-from dsr1_tune import cli
+from dsr1_tune import __version__, cli
 from dsr1_tune.cli.options import compose
 from dsr1_tune.config import AdaptRun, LoraRun
 from dsr1_tune.config import load as settings
@@ -138,6 +138,11 @@ def test_it_runs_as_a_module_too() -> None:
     done = subprocess.run([sys.executable, "-m", "dsr1_tune", "settings"], capture_output=True, text=True, check=True)
     for name, _, _ in settings.describe(LoraRun):
         assert name in done.stdout
+
+
+def test_it_tells_its_version(run_cli: Cli) -> None:
+    assert run_cli("--version") == (0, f"dsr1-tune {__version__}\n", "")
+    assert "--version" in run_cli("--help")[1]
 
 
 def test_without_a_command_it_lists_them(run_cli: Cli) -> None:

@@ -6,20 +6,38 @@ import errno
 import logging
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
-from dsr1_tune.cli import adapt, base, data, doctor, export, exported, methods, rewards, serve, settings
+from dsr1_tune import __version__
+from dsr1_tune.cli import adapt, base, data, doctor, export, exported, methods, rewards, serve, settings, streams
 from dsr1_tune.errors import TuneError
 
 app = typer.Typer(
     name="dsr1-tune",
-    help="Adapt mixture-of-experts language models to a domain.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"dsr1-tune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Adapt mixture-of-experts language models to a domain."""
+
+
 # In the order of the help.
 _VERBS: tuple[Callable[..., None], ...] = (
     adapt.plan,
@@ -52,6 +70,7 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line; errors a user can mend are printed with their hint, any other keeps its traceback."""
+    streams.never_fail()
     # It warns, when PEFT imports it, of a kernel that nothing here uses.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:

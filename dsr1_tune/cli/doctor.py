@@ -71,8 +71,9 @@ def _print_tables(needs: list[Requirement], here: Capabilities | None, problems:
     if here:
         console.print(f"dsr1-tune {__version__}, Python {here.python}, {here.system}, {here.num_cores} cores")
         console.print(_devices(here))
-        disks = ", ".join(f"{free:.0f} GiB in {folder}" for folder, free in here.disk_free_gib.items())
-        console.print(f"disk free: {disks}", soft_wrap=True, highlight=False)
+        disks = [f"{free:.0f} GiB in {folder}" for folder, free in here.disk_free_gib.items()]
+        disks += [f"nothing can be written in {folder}" for folder in here.read_only]
+        console.print(f"disk free: {', '.join(disks)}", soft_wrap=True, highlight=False, markup=False)
     built = embedded.find()
     state = f"built in {built}" if built else "not built yet" if embedded.wheel_file() else "not here"
     console.print(f"embedded base: {state}", soft_wrap=True, highlight=False)

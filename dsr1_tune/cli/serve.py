@@ -48,7 +48,7 @@ def chat(
     template = _template(model, thinking, template_kwargs)
     conversation = _begin(model, max_new_tokens, temperature, template)
     if prompt is not None:
-        conversation.ask(prompt, _say)
+        conversation.ask(prompt.encode(errors="replace").decode(), _say)  # bytes that are no text are none here either
         _say("\n")
     elif sys.stdin.isatty():
         with contextlib.suppress(ImportError):  # not on Windows
@@ -56,7 +56,6 @@ def chat(
         _note(f"{conversation.name}. {HELP}")
         talk(conversation, typed_lines(_note), _say, _note, is_interactive=True)
     else:
-        sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
         talk(conversation, sys.stdin, _say, _note, is_interactive=False)
 
 

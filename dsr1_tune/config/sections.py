@@ -7,12 +7,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from dsr1_tune.errors import ConfigError
 
 Group = Literal["attention", "dense_ffn", "shared_experts", "routed_experts"]
 GROUPS: tuple[Group, ...] = ("attention", "dense_ffn", "shared_experts", "routed_experts")
@@ -50,11 +53,27 @@ class ConfigSection(BaseModel):
 
     @model_validator(mode="after")
     def _checked(self) -> Self:
+        for name, value in self:
+            _refuse_no_text(name, value)
         self._check()
         return self
 
     def _check(self) -> None:
         """Raise ValueError where settings cannot be, or do not go together."""
+
+
+def _refuse_no_text(name: str, value: Any) -> None:
+    """Raise ConfigError for a path that this system's encoding makes no text of: no JSON could tell of it."""
+    for one in value if isinstance(value, tuple) else (value,):
+        if isinstance(one, (str, Path)):
+            try:
+                str(one).encode()
+            except UnicodeEncodeError:
+                shown = str(one).encode(errors="backslashreplace").decode()
+                raise ConfigError(
+                    f"{name}: {shown} is no text in this system's encoding, {sys.getfilesystemencoding()}",
+                    hint="rename it, or set LC_ALL to the encoding of its name, such as C.UTF-8",
+                ) from None
 
 
 class Data(ConfigSection):

@@ -24,6 +24,7 @@ from dsr1_tune.models.embedded import cache_dir, only_builder
 
 Say = Callable[[str], None]
 _KEPT, _TAIL = 10_000, 15
+_SPEAKS = {"PYTHONIOENCODING": "utf-8"}  # whatever the terminal is: what tools print is read here
 _ANEW = "its last lines say why; to have it installed anew, remove its folder, which `dsr1-tune doctor` names"
 
 
@@ -63,7 +64,7 @@ class ToolEnvironment:
         """Ours, and the tool's folder. All that it works on is on this disk; it shall not wait for a network."""
         path = os.pathsep.join(filter(None, (str(self.folder), os.environ.get("PYTHONPATH"))))
         own = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
-        return os.environ | own
+        return os.environ | own | _SPEAKS
 
     def run(self, arguments: Sequence[str | Path], say: Say = lambda line: None) -> str:
         """Run Python with `arguments` to its end; `say` hears each line that it prints. Returns the last of it.
@@ -78,7 +79,7 @@ class ToolEnvironment:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             errors="replace",
         ) as process:
             assert process.stdout is not None
@@ -149,7 +150,10 @@ def _install(packages: Sequence[str], folder: Path) -> None:
 
 def _run(arguments: Sequence[str], env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *arguments]
-    return subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    env = {**(env or os.environ), **_SPEAKS}
+    return subprocess.run(
+        command, env=env, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace"
+    )
 
 
 def _try(tool: str, folder: Path) -> None:

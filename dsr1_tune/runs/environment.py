@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ PACKAGE = "dsr1-tune"
 _BENEATH = ("numpy", "tokenizers", "triton")
 _REINSTALL_TORCH = "pip install --force-reinstall torch"
 _FEW_GIB = 4.0
+_ELSEWHERE = "make it writable, or work elsewhere: set DSR1_TUNE_CACHE for the cache, --out for what runs make"
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,9 @@ class Capabilities:
     num_cores: int
     devices: tuple[Device, ...]
     disk_free_gib: dict[str, float]
+    """Of the folders that can be written to."""
+    read_only: tuple[str, ...]
+    """The other ones."""
 
 
 def package_versions() -> dict[str, str]:
@@ -129,7 +134,24 @@ def capabilities() -> Capabilities:
     devices = [_device("cpu", _cpu_model(), memory.free, memory.total)]
     for name in (f"cuda:{index}" for index in range(torch.cuda.device_count())):
         devices.append(_device(name, torch.cuda.get_device_name(name), *torch.cuda.mem_get_info(name)))
-    return Capabilities(platform.python_version(), _system(), num_cores(), tuple(devices), disk_free_gib())
+    places = {str(place): _on_disk(place) for place in (Path.cwd(), embedded.cache_dir())}
+    free = {name: shutil.disk_usage(folder).free / GIB for name, folder in places.items() if _can_write(folder)}
+    read_only = tuple(name for name in places if name not in free)
+    return Capabilities(platform.python_version(), _system(), num_cores(), tuple(devices), free, read_only)
+
+
+def _on_disk(place: Path) -> Path:
+    """The folder itself, or that in which it would be made."""
+    return next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+
+
+def _can_write(folder: Path) -> bool:
+    """Tried, as permissions do not tell of a disk that is mounted for reading alone."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def _system() -> str:
@@ -154,6 +176,7 @@ def problems(here: Capabilities | None) -> list[Problem]:
             for folder, free in here.disk_free_gib.items()
             if free < _FEW_GIB
         ]
+        found += [Problem(f"{folder}: cannot be written to", _ELSEWHERE, False) for folder in here.read_only]
     if embedded.find() is None and embedded.wheel_file() is None:
         found.append(Problem("the embedded base is not here, so --model must name one", embedded.MEND, False))
     return sorted(found, key=lambda problem: not problem.is_fatal)
@@ -196,15 +219,6 @@ def has_idle_gpu() -> bool:
 def num_cores() -> int:
     """The cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def disk_free_gib() -> dict[str, float]:
-    """Free space of the current folder's disk and of the cache's, by folder."""
-    found = {}
-    for place in (Path.cwd(), embedded.cache_dir()):
-        there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
-        found[str(place)] = shutil.disk_usage(there).free / GIB
-    return found
 
 
 def _cpu_model() -> str:

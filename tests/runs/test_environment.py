@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from dsr1_tune.cli import doctor
 from dsr1_tune.models import embedded
 from dsr1_tune.runs import environment
 
@@ -45,7 +46,22 @@ def test_capabilities_find_the_disk_of_a_cache_that_does_not_exist_yet(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DSR1_TUNE_CACHE", str(tmp_path / "not" / "yet"))
-    assert environment.disk_free_gib()[str(tmp_path / "not" / "yet")] > 0
+    assert environment.capabilities().disk_free_gib[str(tmp_path / "not" / "yet")] > 0
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no folder is known in which nobody can write")
+def test_a_cache_that_cannot_be_written_to_is_told_in_place_of_its_free_space(
+    healthy: environment.Capabilities, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DSR1_TUNE_CACHE", "/proc/cache")
+    here = environment.capabilities()
+    assert here.read_only == ("/proc/cache",) and "/proc/cache" not in here.disk_free_gib
+    (problem,) = environment.problems(dataclasses.replace(healthy, read_only=here.read_only))
+    assert (problem.said, problem.is_fatal) == ("/proc/cache: cannot be written to", False)
+    assert "DSR1_TUNE_CACHE" in problem.mend
+    doctor._print_tables([], here, [problem])
+    printed = capsys.readouterr().out
+    assert "nothing can be written in /proc/cache" in printed and "GiB in /proc/cache" not in printed
 
 
 def test_kernel_trial_fails_where_it_raises_or_miscalculates(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +95,7 @@ def healthy(here: environment.Capabilities, monkeypatch: pytest.MonkeyPatch) -> 
     """A machine with everything, however the tests' own is."""
     monkeypatch.setattr(embedded, "find", lambda: Path("there"))
     monkeypatch.setattr(environment, "has_idle_gpu", lambda: False)
-    return dataclasses.replace(here, disk_free_gib={"/": 100.0})
+    return dataclasses.replace(here, disk_free_gib={"/": 100.0}, read_only=())
 
 
 def ailing(here: environment.Capabilities, **trials: environment.Trial) -> environment.Capabilities:

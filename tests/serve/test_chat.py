@@ -280,13 +280,20 @@ def test_chat_command_goes_on_after_bytes_of_another_encoding(
     """A byte that is no UTF-8 is asked as the replacement character, and the next line is answered too."""
     import io
 
-    from dsr1_tune.cli.serve import chat
+    from dsr1_tune import cli
 
     folder = str(tiny_model())
+
+    def chat(*more: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["dsr1-tune", "chat", folder, "--max-new-tokens", "5", *more])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        assert not left.value.code
+
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("é\n/new\nhello\n".encode("latin-1")), "utf-8"))
-    chat(folder, prompt=None, max_new_tokens=5, temperature=0.0)
+    chat()
     piped = capsys.readouterr()
     assert "started again" in piped.err
     for question in ("\ufffd", "hello"):
-        chat(folder, prompt=question, max_new_tokens=5, temperature=0.0)
+        chat("--prompt", question)
     assert piped.out == capsys.readouterr().out != ""

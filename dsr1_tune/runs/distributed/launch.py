@@ -89,7 +89,9 @@ class _Process:
     def report(self) -> int:
         """Repeat what it wrote to stderr; returns its exit code as a shell gives it."""
         self.stderr.seek(0)
-        sys.stderr.write(self.stderr.read().decode(errors="replace"))
+        # It wrote as this process's own terminal reads; a notebook's stderr stands in for that one.
+        encoding = getattr(sys.__stderr__, "encoding", None) or "utf-8"
+        sys.stderr.write(self.stderr.read().decode(encoding, errors="replace"))
         code: int = self.popen.returncode
         if code >= 0:
             return code
