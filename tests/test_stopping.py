@@ -21,8 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dsr1_tune.align.online.generate import generate
 from dsr1_tune.config import Base, Data, FullRun, Merge, Rollout, Schedule
 from dsr1_tune.config.export import Quantize
+from dsr1_tune.data.encode.chat_template import prompt_text
 from dsr1_tune.data.encode.end_tokens import end_tokens
-from dsr1_tune.data.encode.example import prompt_text
 from dsr1_tune.data.prepare import prepare
 from dsr1_tune.data.record import Record
 from dsr1_tune.export import merge, quantize
