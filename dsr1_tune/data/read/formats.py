@@ -12,6 +12,7 @@ from typing import Any
 
 from dsr1_tune.data.phrase_table import load_yaml
 from dsr1_tune.data.read.ground_truth import RESULTS
+from dsr1_tune.data.read.values import plain_name
 from dsr1_tune.data.record import Drop
 from dsr1_tune.errors import ConfigError
 
@@ -137,7 +138,7 @@ class _Columns:
     def __init__(self, columns: tuple[str, ...], mapping: dict[str, str]) -> None:
         self.columns = columns
         self.mapping = mapping
-        self.by_name = {column.strip().lower(): column for column in reversed(columns)}
+        self.by_name = {plain_name(column): column for column in reversed(columns)}
 
     def maps(self, *ours: str) -> bool:
         """Whether the mapping gives one of these names a column that is there."""
@@ -213,7 +214,7 @@ class _Columns:
         return parts if all(parts) else ()
 
     def _exact(self, name: str) -> str:
-        return name if name in self.columns else self.by_name.get(name.strip().lower(), "")
+        return name if name in self.columns else self.by_name.get(plain_name(name), "")
 
 
 def listed(names: Collection[str], limit: int = 8) -> str:
@@ -230,9 +231,9 @@ def shown(name: str) -> str:
 
 def unseen(names: Names, columns: Collection[str]) -> list[tuple[str, str]]:
     """The (ours, column) pairs whose column, or one of its `+` parts, no row has."""
-    known = {column.strip().lower() for column in columns}
+    known = {plain_name(column) for column in columns}
 
     def is_known(said: str) -> bool:
-        return said.strip().lower() in known
+        return plain_name(said) in known
 
     return [(ours, said) for ours, said in names if not is_known(said) and not all(map(is_known, said.split("+")))]

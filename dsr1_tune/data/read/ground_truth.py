@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dsr1_tune.data.read.values import is_null, path_to, text_of
+from dsr1_tune.data.read.values import is_null, path_to, plain_name, text_of
 
 RESULTS = ("expected", "ground_truth", "reference_answer", "final_answer", "expected_answer", "reward_model")
 """Columns that hold what an answer is compared with; the first that is filled counts, and goes before an answer."""
@@ -19,10 +19,10 @@ def result_of(row: Any, column: str = "") -> str | None:
     """
     if not isinstance(row, Mapping):
         return None
-    by_name = {str(name).strip().lower(): name for name in reversed(row)}
+    by_name = {plain_name(str(name)): name for name in reversed(row)}
     if column in row:
-        by_name[column.strip().lower()] = column
-    for name in dict.fromkeys((column.strip().lower(), *RESULTS)):
+        by_name[plain_name(column)] = column
+    for name in dict.fromkeys((plain_name(column), *RESULTS)):
         if name in by_name and (found := _text(by_name[name], row[by_name[name]])) is not None:
             return found
     return None

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 from dsr1_tune.data.phrase_table import PhraseTable
 from dsr1_tune.data.read.formats import Shape
 from dsr1_tune.data.read.ground_truth import RESULTS
-from dsr1_tune.data.read.values import path_to
+from dsr1_tune.data.read.values import path_to, plain_name
 from dsr1_tune.data.record import Drop
 
 _TABLE = PhraseTable(__file__)
@@ -54,7 +54,8 @@ class Missing:
             return cls(is_table)
         some = [row for row in rows if isinstance(row, dict)]
         needed = tuple(filter(None, (*shape.question[:1], shape.answer, shape.turns, shape.chosen, shape.rejected)))
-        results = [name for row in some[:1] for name in row if str(name).strip().lower() in (*RESULTS, shape.result)]
+        named = {*RESULTS, plain_name(shape.result)} - {""}
+        results = [name for row in some[:1] for name in row if plain_name(str(name)) in named]
         if is_table:
             needed += tuple(name for name in results if name not in needed)
         judged = (shape.label, *shape.scores) if is_table else ()

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from dsr1_tune.data.record import Drop
+from dsr1_tune.text.composed import composed
 
 MAX_FIELD_CHARS = 1_000_000
 # Beyond this a float has lost digits, or was never finite.
@@ -109,6 +110,11 @@ def key_of(row: dict[str, Any], *names: str) -> str:
 def is_null(value: Any) -> bool:
     """None, or the NaN that tables put where nothing is."""
     return value is None or (isinstance(value, float) and value != value)
+
+
+def plain_name(column: str) -> str:
+    """A column's name without what makes no difference: blanks around it, case, and how its accents are stored."""
+    return composed(column.strip()).lower()
 
 
 def path_to(column: str) -> str:

@@ -57,6 +57,8 @@ def test_guard_redact_gives_one_value_one_placeholder_however_it_is_written():
     question, answer = redacted("电话+86 138-1234-5678，邮箱A@qq.com", "已记下13812345678和a@QQ.com，另一个13912345678")
     assert question == "电话[CN_MOBILE_1]，邮箱[EMAIL_1]"
     assert answer == "已记下[CN_MOBILE_1]和[EMAIL_1]，另一个[CN_MOBILE_2]"
+    question, answer = redacted("My name is José Díaz.", "My name is Jose\u0301 Di\u0301az, her name is not.")
+    assert (question, answer) == ("My name is [NAME_1].", "My name is [NAME_1], her name is not.")
 
 
 def test_guard_redact_says_so_and_keeps_what_is_clean():

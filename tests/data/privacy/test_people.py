@@ -21,6 +21,8 @@ def found(finder, text):
         ("原告：张建国，住", "张建国"),
         ("My name is Anna Maria Smith.", "Anna Maria Smith"),
         ("Patient's name: John O'Brien", "John O'Brien"),
+        ("My name is José García Núñez.", "José García Núñez"),
+        ("My name is Jose\u0301 Garci\u0301a Nu\u0301n\u0303ez.", "Jose\u0301 Garci\u0301a Nu\u0301n\u0303ez"),
     ],
 )
 def test_names_behind_a_label_or_an_introduction(text, name):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 
 import pytest
 
 from dsr1_tune.data.read.formats import parse_mapping
+from dsr1_tune.data.read.ground_truth import result_of
 from dsr1_tune.data.read.read import read
 from dsr1_tune.data.record import Drop, Preference, Prompt, Record
 from dsr1_tune.errors import ConfigError, DataError
@@ -113,6 +115,15 @@ def test_formats_mapping(write):
         [write("c.json", [{"input": "Q", "good": "A", "bad": "B"}])], {"chosen": "good", "rejected": "bad"}
     )
     assert isinstance(record, Preference)
+
+
+@pytest.mark.parametrize(("stored", "given"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_formats_mapping_finds_names_however_accents_are_stored(write, stored, given):
+    row = {unicodedata.normalize(stored, name): text for name, text in (("질문", "Q"), ("Réponse", "A"), ("정답", "B"))}
+    names = {ours: unicodedata.normalize(given, said) for ours, said in (("question", "질문"), ("answer", "réponse"))}
+    (record,) = read([write("a.json", [row])], names)
+    assert said(record) == [("user", "Q"), ("assistant", "A")]
+    assert result_of(row, unicodedata.normalize(given, "정답")) == "B"
 
 
 def test_formats_mapping_may_fit_only_one_of_the_files(write):
