@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -264,3 +265,15 @@ def test_flags_count_over_the_settings_that_an_earlier_command_began_with() -> N
     of_flag = compose(AdaptRun, None, None, begun.model_dump(mode="json"), ["question=new"])
     assert of_flag.data.map == {"question": "new"}
     assert compose(AdaptRun, None, None, begun.model_dump(mode="json")).data.map == {"question": "old"}
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_waiting_threads_yield_unless_the_user_says_otherwise(given: dict[str, str], wanted: str) -> None:
+    """It is set before torch is loaded, as later it does not count."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    code = "import dsr1_tune, os, sys; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=plain | given, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [wanted, "False"]
