@@ -214,7 +214,7 @@ def _try(file: Path, descriptor: int, is_new: bool, believed_for: float) -> _Tak
     before = None if is_new else _written(file, patience=_POLL_SECONDS)
     if before and not before.shares_system and before.age < believed_for:
         return _Busy(before, is_seen=False)
-    _write(descriptor)
+    _write(file, descriptor)
     return _Taken(file, descriptor)
 
 
@@ -226,7 +226,7 @@ def _try_without_flock(file: Path, descriptor: int, is_new: bool, believed_for: 
         before = None if is_new else _written(file, patience=_POLL_SECONDS)
         if before and (before.runs_here or (not before.is_of_host and before.age < believed_for)):
             return _Busy(before, is_seen=before.is_of_host)
-        _write(descriptor)
+        _write(file, descriptor)
         return _Taken(file, descriptor)
 
 
@@ -238,11 +238,14 @@ def _written(file: Path, patience: float) -> Holder | None:
     return holder
 
 
-def _write(descriptor: int) -> None:
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, json.dumps(asdict(Holder.here())).encode() + b"\n")
-    os.fsync(descriptor)
+def _write(file: Path, descriptor: int) -> None:
+    try:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, json.dumps(asdict(Holder.here())).encode() + b"\n")
+        os.fsync(descriptor)
+    except OSError as error:  # on a full disk, say
+        raise OSError(error.errno, error.strerror, str(file)) from error
 
 
 def _is_at(file: Path, descriptor: int) -> bool:

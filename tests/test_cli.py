@@ -65,7 +65,7 @@ FLAGS = {
     "score": ["MODEL", "FILE", "--out", "--map", "--config", "--set"],
     "quantize": ["SOURCE", "--to", "--out", "--all", "--method", "--gguf", "--config", "--set"],
     "merge": ["RUN", "--out", "--config", "--set"],
-    "chat": ["MODEL", "--prompt", "-p", "--max-new-tokens", "--temperature"],
+    "chat": ["MODEL", "--prompt", "-p", "--max-new-tokens", "--temperature", "--thinking", "--template-kwargs"],
     "base": ["--rebuild", "--path"],
     "doctor": ["--json"],
     "compare": ["A", "B", "--data", *GATES, "--out", "--json", "--config", "--set"],

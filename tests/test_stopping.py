@@ -19,7 +19,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dsr1_tune.align.online.generate import generate
-from dsr1_tune.config import Base, Data, FullRun, Merge, Rollout, Schedule
+from dsr1_tune.config import Base, Data, FullRun, Merge, Rollout, Schedule, Template
 from dsr1_tune.config.export import Quantize
 from dsr1_tune.data.encode.chat_template import prompt_text
 from dsr1_tune.data.encode.end_tokens import end_tokens
@@ -28,6 +28,7 @@ from dsr1_tune.data.record import Record
 from dsr1_tune.export import merge, quantize
 from dsr1_tune.models.llama_cpp.client import LlamaCpp
 from dsr1_tune.models.load import Loaded
+from dsr1_tune.models.ref import template_kwargs_of
 from dsr1_tune.models.trained.attach import load_with_adapter
 from dsr1_tune.runs.evaluate import sample_answers
 from dsr1_tune.serve.chat import Conversation
@@ -168,7 +169,8 @@ def test_learned_answers_end(name: str, tmp_path: Path) -> None:
     learned = learn(name, [plain_row(number) for number in range(12)], tmp_path)
     loaded = load_with_adapter(learned.path)
     with counted(loaded.model) as answers:
-        conversation = Conversation(loaded, max_new_tokens=ROOM)
+        template = Template(kwargs=template_kwargs_of(learned.path))  # as `chat` asks a run's model
+        conversation = Conversation(loaded, max_new_tokens=ROOM, template=template)
         for record in learned.records[:3]:
             conversation.forget()
             assert conversation.ask(record.question, lambda text: None).endswith("Yes.")

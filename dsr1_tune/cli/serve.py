@@ -106,6 +106,7 @@ def serve(
 
     GGUF files go to llama.cpp, everything else to vLLM, SGLang or transformers, the first of them that is here.
     """
+    import json
     import shlex
 
     from dsr1_tune.errors import ConfigError, ModelError
@@ -127,6 +128,9 @@ def serve(
         raise ModelError(
             f"{place}: {told}", hint=ways or f"dsr1-tune check-serve {place} --engine {verdicts[0].engine}"
         )
+    if found.template_kwargs and loading[0] not in artifact.TEMPLATE_KWARGS:
+        asked = json.dumps(dict(found.template_kwargs))
+        _note(f"note: {loading[0]} has no option for it: send chat_template_kwargs {asked} with every request")
     command = engines.command(found, loading, host, port)
     if print_command:
         if command is None:

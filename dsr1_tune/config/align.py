@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dsr1_tune.config.sections import Adapter, ConfigSection, Count, Schedule, Sequences, Share
+from dsr1_tune.config.sections import Adapter, ConfigSection, Count, Encoding, Schedule, Sequences, Share
 from dsr1_tune.config.training import Train, TuneRun, refuse_float16
 
 Positive = Annotated[float, Field(gt=0)]
@@ -97,6 +98,11 @@ class RewardRun(AlignRun):
     reward: Reward = Reward()
     samples: Annotated[int, Field(ge=0, le=0)] = 0
     """Always 0: a reward model generates no answers."""
+
+    @property
+    def encoding(self) -> Encoding:
+        """How rows become tokens: both answers of a pair, and later any answer, behind the same prompt."""
+        return replace(super().encoding, by_thought=False)
 
 
 # TRL's but for discopop: at a margin of 0, where all training begins, its slope is the wrong way.

@@ -233,6 +233,10 @@ class Template(ConfigSection):
         """`{"low": "true"}`, as `kwargs=low=true` is read, is `{"low": True}`."""
         return {name: _json_or_text(given) for name, given in value.items()} if isinstance(value, dict) else value
 
+    def _check(self) -> None:
+        if taken := {"messages", "tools", "documents", "add_generation_prompt", "chat_template"} & self.kwargs.keys():
+            raise ValueError(f"template.kwargs: {', '.join(sorted(taken))} is not for you to set")
+
 
 def _json_or_text(given: Any) -> Any:
     try:
@@ -248,6 +252,8 @@ class Encoding:
     sequences: Sequences = dataclasses.field(default_factory=Sequences)
     template: Template = dataclasses.field(default_factory=Template)
     special_tokens: Literal["text", "keep"] = "text"
+    by_thought: bool = True
+    """Whether template.thinking=auto goes by a row's thought; a reward model asks as the template does by itself."""
 
 
 Init = Literal["kaiming", "gaussian", "orthogonal", "pissa", "olora"]

@@ -36,8 +36,8 @@ _SERVERS = {
 }
 
 
-# The option by which a server takes arguments of the chat template for every request; others take them with each.
-_TEMPLATE_KWARGS = {"vllm": "--default-chat-template-kwargs", "llama.cpp": "--chat-template-kwargs"}
+TEMPLATE_KWARGS = {"vllm": "--default-chat-template-kwargs", "llama.cpp": "--chat-template-kwargs"}
+"""The option by which a server takes arguments of the chat template for all requests; others take them with each."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,8 @@ def command_for(artifact: Artifact, engine: str, host: str = "127.0.0.1", port: 
     """The engine's own command that serves an artifact, which it must be able to load."""
     path = str(artifact.path)
     where = ["--host", host, "--port", str(port)]
-    if artifact.template_kwargs and engine in _TEMPLATE_KWARGS:
-        where += [_TEMPLATE_KWARGS[engine], json.dumps(dict(artifact.template_kwargs))]
+    if artifact.template_kwargs and engine in TEMPLATE_KWARGS:
+        where += [TEMPLATE_KWARGS[engine], json.dumps(dict(artifact.template_kwargs))]
     if engine == "llama.cpp":
         return ["llama-server", "--model", path, "--jinja", *where]
     if engine == "transformers":
@@ -156,4 +156,5 @@ def _own_ends(artifact: Artifact, engine: str) -> list[str]:
         return []
     if engine == "vllm":
         return ["--generation-config", str(artifact.path)]
-    return ["--json-model-override-args", json.dumps({"eos_token_id": read_json(file)["eos_token_id"]})]
+    ends = read_json(file).get("eos_token_id")
+    return [] if ends is None else ["--json-model-override-args", json.dumps({"eos_token_id": ends})]

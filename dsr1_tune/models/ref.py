@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -154,13 +155,16 @@ def template_kwargs_of(place: Path) -> dict[str, Any]:
     """
     if not place.exists():
         return {}
+    place = place.resolve()
     folder = place if place.is_dir() else place.parent
-    told = manifest_in(folder) or manifest_in(folder.parent)
-    if not told and (file := folder / "lineage.json").is_file():
+    told: Any = {}
+    with suppress(ModelError):  # what is no run's is not for us to judge
+        told = manifest_in(folder) or manifest_in(folder.parent)
+    if not (isinstance(told, dict) and told.get("command")) and (file := folder / "lineage.json").is_file():
         stages = read_json(file).get("stages")
         facts = [stage.get("facts") for stage in stages if stage.get("name") == "train"] if stages else []
         told = facts[-1] if facts and isinstance(facts[-1], dict) else {}
-    kwargs = told.get("template_kwargs")
+    kwargs = told.get("template_kwargs") if isinstance(told, dict) else None
     return dict(kwargs) if isinstance(kwargs, dict) else {}
 
 

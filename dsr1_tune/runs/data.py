@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from dsr1_tune.config import TuneRun
 from dsr1_tune.data.encode import thinking
-from dsr1_tune.data.encode.chat_template import thinks
+from dsr1_tune.data.encode.chat import thinks
 from dsr1_tune.data.encode.end_tokens import end_tokens
 from dsr1_tune.data.encode.example import IGNORED, Encoded, Example, encode_all
 from dsr1_tune.data.encode.packing import pack
@@ -187,7 +187,7 @@ def _remarks_on_length(encoded: Encoded, config: TuneRun) -> list[str]:
         )
     if lost := encoded.lost_parts:
         remarks.append(
-            f"{len(lost):,} parts of them are too long by themselves and left out; the first: {lost[0].place}: "
+            f"{len(lost):,} parts of records are left out by themselves; the first: {lost[0].place}: "
             f"{lost[0].path}: {lost[0].detail}"
         )
     return remarks

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
 from dsr1_tune.config import Encoding
-from dsr1_tune.data.encode.chat_template import USUAL
+from dsr1_tune.data.encode.chat import USUAL
 from dsr1_tune.data.encode.end_tokens import end_tokens
 from dsr1_tune.data.encode.example import IGNORED, Example, prompt_ids
 from dsr1_tune.data.record import Record

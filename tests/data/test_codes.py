@@ -74,8 +74,13 @@ ROWS = [
     ("turn_order", "$.messages[0].content", turns(ASSISTANT, USER, ASSISTANT)),
     ("turn_order", "$.messages[1].content", turns(USER, USER, ASSISTANT)),
     ("turn_order", "$.messages[2].content", turns(USER, ASSISTANT, ASSISTANT)),
-    ("turn_order", "$.messages[1].content", turns(USER, {"role": "system", "content": "S"}, ASSISTANT)),
-    ("turn_order", "$.system", {**turns({"role": "system", "content": "S"}, USER, ASSISTANT), "system": "T"}),
+    ("turn_order", "$.messages[2].content", turns(USER, {"role": "system", "content": "S"}, USER, ASSISTANT)),
+    (
+        "bad_tool_call",
+        "$.messages[1].tool_calls[0].arguments",
+        turns(USER, {**ASSISTANT, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}),
+    ),
+    ("bad_tool_call", "$.messages[1].function_call", turns(USER, {**ASSISTANT, "function_call": {"arguments": "{}"}})),
     (
         "turn_order",
         "$.rejected[0].content",

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dsr1_tune.config import Base, Template
-from dsr1_tune.data.encode import chat_template
+from dsr1_tune.data.encode import chat
 from dsr1_tune.data.encode.template import show
 from dsr1_tune.data.record import Message
 from dsr1_tune.errors import ModelError
@@ -81,7 +81,7 @@ class Told:
             self.turns.append([dict(turn) for turn in turns])
             return show(tokenizer, turns, *others)
 
-        monkeypatch.setattr(chat_template, "show", keep)
+        monkeypatch.setattr(chat, "show", keep)
 
 
 def test_chat_remembers_until_it_is_to_forget(loaded: load.Loaded, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 from datasets import Dataset
 
 from dsr1_tune.config import AlignRun, Encoding
-from dsr1_tune.data.encode.chat_template import render_answer, thinks, without_thought
+from dsr1_tune.data.encode.chat import thinks, without_thought
+from dsr1_tune.data.encode.chat_template import render_answer
 from dsr1_tune.data.encode.control_tokens import hide, tokenise
 from dsr1_tune.data.encode.example import refused_by_template
 from dsr1_tune.data.encode.template import TEMPLATE_ERRORS, control_tokens

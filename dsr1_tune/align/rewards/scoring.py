@@ -9,7 +9,7 @@ from functools import cache
 
 from dsr1_tune.align.preference.encode import encode_one
 from dsr1_tune.align.rewards.component import NoScore
-from dsr1_tune.config import AlignRun
+from dsr1_tune.config import RewardRun
 from dsr1_tune.data.record import Drop, Feedback, Message, Place
 from dsr1_tune.models.trained.reward_model import RewardFacts, ScalarModel
 
@@ -60,13 +60,13 @@ def encode_answer(
     return outcome if isinstance(outcome, Drop) else outcome.input_ids
 
 
-def _settings(facts: RewardFacts, max_tokens: int) -> AlignRun:
+def _settings(facts: RewardFacts, max_tokens: int) -> RewardRun:
     return _alike(facts.think, json.dumps(facts.template), facts.special_tokens, max_tokens)
 
 
 @cache
-def _alike(think: str, template: str, special_tokens: str, max_tokens: int) -> AlignRun:
-    return AlignRun.model_validate(
+def _alike(think: str, template: str, special_tokens: str, max_tokens: int) -> RewardRun:
+    return RewardRun.model_validate(
         {
             "sequences": {"think": think},
             "template": json.loads(template),

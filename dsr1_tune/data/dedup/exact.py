@@ -69,9 +69,15 @@ def fingerprints(text: Text, rows: Sequence[Row]) -> Prints:
     edges = zip((starts * 2).tolist(), (middles * 2).tolist(), (ends * 2).tolist(), strict=True)
     joined = b"".join([digest(packed[a:b]) + digest(packed[b:c]) for a, b, c in edges])
     pairs = np.frombuffer(joined, np.uint64).reshape(-1, 2, 2)
-    tools = np.array([_hash_of(row.tools) if row.tools else 0 for row in rows], np.uint64)
+    tools = np.array([_hash_of(text) if (text := _beside(row)) else 0 for row in rows], np.uint64)
     lengths = (middles - starts).astype(np.int32), (ends - middles).astype(np.int32)
     return Prints(pairs[:, 0], pairs[:, 1], tools, *lengths)
+
+
+def _beside(row: Row) -> str:
+    """What tells rows of the same words apart: their tools, and which turns their authors let be learned."""
+    masks = [message.is_learned for message in messages_of(row)]
+    return row.tools + ("" if all(masks) else "".join("-+"[is_learned] for is_learned in masks))
 
 
 def _hash_of(tools: str) -> int:

@@ -8,7 +8,8 @@ from itertools import chain
 from typing import Any
 
 from dsr1_tune.config import Encoding
-from dsr1_tune.data.encode.chat_template import USUAL, Span, prompt_text, render, without_thought
+from dsr1_tune.data.encode.chat import USUAL, without_thought
+from dsr1_tune.data.encode.chat_template import Span, prompt_text, render
 from dsr1_tune.data.encode.control_tokens import hide, tokenise
 from dsr1_tune.data.encode.template import TEMPLATE_ERRORS, control_tokens
 from dsr1_tune.data.record import Drop, Message, Record
@@ -130,6 +131,8 @@ def prompt_ids(record: Record, tokenizer: Any, encoding: Encoding = USUAL, usual
     """
     hidden = hide(record, control_tokens(tokenizer, encoding.template.kwargs))
     text, places = hidden.shown(prompt_text(hidden.record, tokenizer, encoding, usual))
+    if not places or not tokenizer.is_fast:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     return tokenise(text, () if encoding.special_tokens == "keep" else places, tokenizer)[0]
 
 

@@ -27,6 +27,8 @@ Settings = Mapping[str, Any]
 # Words that stay as they are under trimming, escaping, and as JSON.
 _ASK, _SAY, _NAME, _KEY, _VALUE, _RESULT = "qzaskqz", "qzsayqz", "qznameqz", "qzkeyqz", "qzvalueqz", "qzresultqz"
 _THOUGHT = "qzthoughtqz"
+_NONE = {"type": "object", "properties": {}}
+_TOOLS = [{"type": "function", "function": {"name": "qzotherqz", "description": "None.", "parameters": _NONE}}]
 SWITCHES = ("enable_thinking", "thinking")
 """Arguments by which templates turn thinking on and off."""
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
@@ -82,14 +84,15 @@ def _tool_form(tokenizer: Any, settings: Settings) -> ToolForm | None:
 
     def shows(takes_text: bool, content: str | None, words: Iterable[str], thought: str = "") -> bool:
         arguments: Any = {_KEY: _VALUE}
-        call = {"name": _NAME, "arguments": json.dumps(arguments) if takes_text else arguments}
-        turn = {"role": "assistant", "content": content, "tool_calls": [{"type": "function", "function": call}]}
+        function = {"name": _NAME, "arguments": json.dumps(arguments) if takes_text else arguments}
+        call = {"type": "function", "id": "abcdefgh1", "function": function}
+        turn = {"role": "assistant", "content": content, "tool_calls": [call]}
         if thought and field:
             turn[field] = thought
         elif thought:
             turn["content"] = f"{thinking.OPEN}\n{thought}\n{thinking.CLOSE}\n\n{content}"
         try:
-            text = show(tokenizer, [_user(), turn], settings=settings)
+            text = show(tokenizer, [_user(), turn], _TOOLS, settings=settings)
         except TEMPLATE_ERRORS:
             return False
         return all(word in text for word in words) and '\\"' + _KEY not in text
@@ -101,6 +104,11 @@ def _tool_form(tokenizer: Any, settings: Settings) -> ToolForm | None:
             keeps_both = keeps_words and shows(takes_text, _SAY, (*called, _SAY), _THOUGHT)
             return ToolForm(takes_text, empty, keeps_words, keeps_both)
     return None
+
+
+def wants(tokenizer: Any, text: str) -> bool:
+    """Whether the template's source names something."""
+    return text in _source(tokenizer)
 
 
 def reasoning_field(tokenizer: Any) -> str | None:
@@ -172,9 +180,9 @@ def _user() -> dict[str, str]:
 
 
 def _source(tokenizer: Any) -> str:
-    """The template's text; of several named ones the usual."""
+    """The template's text; of several named ones all."""
     template = tokenizer.chat_template
-    return str(template.get("default", "") if isinstance(template, dict) else template)
+    return "\n".join(map(str, template.values())) if isinstance(template, dict) else str(template)
 
 
 def _once(find: Callable[[Any, Settings], Found], tokenizer: Any, settings: Settings) -> Found:

@@ -24,15 +24,22 @@ For each function call, return a json object with function name and arguments wi
 </tool_call>"""
 
 
-def functions(tools: str) -> list[Any] | None:
+def functions(tools: str, describes: bool = False, parametrises: bool = False) -> list[Any] | None:
     """The tools of a record as templates take them, `{"type": "function", "function": ...}`; None for none.
 
-    Raises ValueError where they are no JSON.
+    A template that takes descriptions or parameters for granted gets empty ones where a tool has none. Raises
+    ValueError where they are no JSON.
     """
     if not tools:
         return None
     listed = json.loads(tools)
-    return [_wrapped(tool) for tool in (listed if isinstance(listed, list) else [listed])] or None
+    usual: dict[str, Any] = {"description": ""} if describes else {}
+    usual |= {"parameters": {"type": "object", "properties": {}}} if parametrises else {}
+    wrapped = [_wrapped(tool) for tool in (listed if isinstance(listed, list) else [listed])]
+    for tool in wrapped:
+        if isinstance(tool, dict) and isinstance(tool.get("function"), dict):
+            tool["function"] = {**tool["function"], **{k: v for k, v in usual.items() if k not in tool["function"]}}
+    return wrapped or None
 
 
 def _wrapped(tool: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -17,6 +18,7 @@ from dsr1_tune.data.read.values import (
     key_of,
     kind_of,
     path_to,
+    short,
     sound_text,
     text_of,
 )
@@ -115,10 +117,20 @@ def _history(row: dict[str, Any], shape: Shape, required: Required) -> tuple[Mes
 def tools_of(row: dict[str, Any], shape: Shape) -> str:
     """The JSON text of the functions that may be called, "" for none."""
     value = row[shape.tools] if shape.tools else None
-    if is_null(value) or value in ("", "[]", [], {}):
+    if is_null(value) or not value or (isinstance(value, str) and value.strip() in ("", "[]", "{}", "null")):
         return ""
     path = path_to(shape.tools)
-    return sound_text(value, path) if isinstance(value, str) else as_json(without_nulls(value), path)
+    text = sound_text(value, path) if isinstance(value, str) else as_json(without_nulls(value), path)
+    try:
+        tools = json.loads(text)
+        listed = tools if isinstance(tools, list) else [tools]
+        listed = [json.loads(tool) if isinstance(tool, str) else tool for tool in listed]
+    except ValueError:
+        listed = [None]
+    if not all(isinstance(tool, dict) for tool in listed):
+        fix = 'write a list of functions: [{"name": ..., "parameters": {...}}]'
+        raise Unusable("wrong_type", f"{short(text)}, not a list of functions", fix, path)
+    return as_json(listed, path) if isinstance(tools, list) and tools != listed else text
 
 
 def spoken(value: Any, role: Role, path: str, required: Required) -> tuple[Message, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,6 +31,7 @@ _IDS = ("id", "tool_call_id", "call_id", "tool_use_id")
 # What authors write on a turn that is shown but not learned.
 _EXCLUDED_BY_ZERO = ("weight", "loss", "loss_weight", "loss_mask", "train", "training", "trainable")
 _NO = ("0", "0.0", "false", "no")
+_TAGGED_CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 _WRITE_CALL = 'write {"name": "the function", "arguments": {...}}'
 
 
@@ -63,6 +65,8 @@ def read_turn(turn: dict[str, Any], path: str, required: Required) -> tuple[Mess
         if word in _CALLING and (called := _calls_in_text(value, where, required)):
             parts.calls += called
             value = None
+    if value == [] and parts.calls:
+        value = None
     if _is_typed(value):
         for number, part in enumerate(value):
             _take(part, f"{where}[{number}]", parts, required)
@@ -142,9 +146,12 @@ def _take(part: dict[str, Any], path: str, parts: _Parts, required: Required) ->
     if kind in _TEXT_PARTS:
         key = key_of(part, "text", "value", "content")
         parts.texts.append(text_of(part.get(key), f"{path}.{key or 'text'}"))
-    elif kind in _THOUGHTS:
-        key = next((name for name in (*_THOUGHTS, "text", "content", "summary") if part.get(name)), "text")
-        parts.thoughts.append(text_of(part.get(key), f"{path}.{key}"))
+    elif kind in _THOUGHTS or kind == "redacted_thinking":
+        key = next((name for name in (*_THOUGHTS, "text", "content", "summary") if part.get(name)), "")
+        for thought in part[key] if key and isinstance(part[key], list) else [part[key]] if key else []:
+            # A summary is a list of texts; a blank or an encrypted thought is none.
+            text = thought.get("text", "") if isinstance(thought, dict) else thought
+            parts.thoughts.append(text_of(text, f"{path}.{key}"))
     elif kind in _CALL_PARTS:
         parts.calls.append(_call(part.get(kind) or part, path, required, part))
     elif kind in _RESULT_PARTS:
@@ -171,7 +178,7 @@ def _result(part: dict[str, Any], path: str) -> Message:
 
 def _calls_beside(turn: dict[str, Any], path: str, required: Required) -> list[ToolCall]:
     """OpenAI's `tool_calls`, or the one `function_call` of earlier years."""
-    calls, legacy = turn.get("tool_calls"), turn.get("function_call")
+    calls, legacy = (_filled(turn.get(name)) for name in ("tool_calls", "function_call"))
     if isinstance(calls, str) and calls.strip():
         calls = _parsed(calls, f"{path}.tool_calls")
     if isinstance(calls, dict):
@@ -181,13 +188,23 @@ def _calls_beside(turn: dict[str, Any], path: str, required: Required) -> list[T
     return [_call(legacy, f"{path}.function_call", required)] if legacy else []
 
 
+def _filled(value: Any) -> Any:
+    """What is not null: a table writes an absent call as a struct or a list of nulls."""
+    if isinstance(value, list):
+        return [one for one in value if _filled(one)]
+    if isinstance(value, dict):
+        return value if any(map(_filled, value.values())) else None
+    return value
+
+
 def _calls_in_text(value: Any, path: str, required: Required) -> list[ToolCall]:
     """What a ShareGPT `function_call` turn says: one call or a list, as JSON or as its text; [] for any other text."""
     text = ""
     if isinstance(value, str):
-        text = value.replace("<tool_call>", "").replace("</tool_call>", "").strip()
+        text = value.strip()
+        tagged = _TAGGED_CALL.findall(text)
         try:
-            value = json.loads(text)
+            value = list(map(json.loads, tagged)) if tagged else json.loads(text)
         except ValueError:
             return []
     calls = value if isinstance(value, list) else [value]
@@ -260,5 +277,7 @@ def required_arguments(tools: str) -> Required:
 
 
 def _named(turn: Mapping[str, Any], *names: str) -> str:
-    """The first of these fields that holds a text, or ""."""
-    return next((turn[name] for name in names if isinstance(turn.get(name), str) and is_sound(turn[name])), "")
+    """The first of these fields that holds a text or a number, or ""."""
+    values = (turn.get(name) for name in names)
+    said = (str(value) for value in values if isinstance(value, (str, int)) and not isinstance(value, bool))
+    return next((text for text in said if text and is_sound(text)), "")

@@ -17,6 +17,7 @@ from torch import Tensor
 from dsr1_tune.atomic import is_disk_full
 from dsr1_tune.config import Compare, Encoding
 from dsr1_tune.data.encode.example import IGNORED, Example, encode_all, prompt_ids
+from dsr1_tune.data.encode.template import TEMPLATE_ERRORS
 from dsr1_tune.data.record import Place, Record
 from dsr1_tune.errors import DataError, RunError
 from dsr1_tune.export.comparison.backends import Scorer
@@ -150,8 +151,11 @@ def score_row(scorer: Scorer, example: Example, kept: Distributions, place: str)
 
 
 def answer_row(scorer: Scorer, record: Record, encoding: Encoding, max_new_tokens: int) -> Answer | None:
-    """The greedy answer to a record's last question; None if the question fills the context."""
-    ids = prompt_ids(record, scorer.tokenizer, encoding)
+    """The greedy answer to a record's last question; None if it fills the context or the template refuses it."""
+    try:
+        ids = prompt_ids(record, scorer.tokenizer, encoding)
+    except TEMPLATE_ERRORS:
+        return None
     room = min(max_new_tokens, scorer.context - len(ids))
     if room < 1:
         return None

@@ -115,14 +115,14 @@ def test_gguf_chat_gives_the_answer_to_the_very_prompt(engine: LlamaCpp, folder:
     turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}]
     ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
     assert tokenizer.decode(engine.generate(ids, 12)).strip() == first
-    assert [turn["role"] for turn in conversation.turns] == ["user", "assistant"] * 2
+    assert [turn.role for turn in conversation.turns] == ["user", "assistant"] * 2
 
 
 def test_gguf_chat_forgets_the_oldest_where_the_context_ends(engine: LlamaCpp) -> None:
     conversation = GgufConversation(engine, max_new_tokens=4)
     for letter in "abc":
         conversation.ask(letter * 180, lambda text: None)
-    assert [turn["content"][0] for turn in conversation.turns if turn["role"] == "user"] == ["b", "c"]
+    assert [turn.content[0] for turn in conversation.turns if turn.role == "user"] == ["b", "c"]
     with pytest.raises(ModelError, match="the question is"):
         conversation.ask("x" * 1000, lambda text: None)
 
@@ -139,7 +139,7 @@ def test_gguf_chat_keeps_what_was_said_at_ctrl_c(engine: LlamaCpp) -> None:
     with pytest.raises(KeyboardInterrupt):
         conversation.ask("hello", interrupt)
     assert whole.ask("hello", lambda text: None).startswith("".join(heard[:2]).strip())
-    assert conversation.turns[-1]["content"] == "".join(heard).strip()
+    assert conversation.turns[-1].content == "".join(heard).strip()
 
 
 def test_gguf_chat_command_answers(in_q4: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
