@@ -187,7 +187,7 @@ def test_learned_calls_of_tools_end(name: str, tmp_path: Path) -> None:
     """The turn that calls, which is never a record's last one, and the answer behind the tool's result."""
     if not takes_calls(name):
         pytest.skip("the template has no form for calls")
-    learned = learn(name, [tool_row(number) for number in range(12)], tmp_path, num_steps=200)
+    learned = learn(name, [tool_row(number) for number in range(12)], tmp_path, num_steps=100)
     loaded = load_with_adapter(learned.path)
     calls = [replace(record, messages=record.messages[:2]) for record in learned.records[:3]]
     with counted(loaded.model) as answers:
