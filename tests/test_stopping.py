@@ -256,4 +256,5 @@ def test_gguf_stops(qwen: Learned, tmp_path: Path, converter: None) -> None:  # 
     with LlamaCpp(file) as engine:
         text = qwen.records[0].question
         prompt = engine.tokenize(f"<|im_start|>user\n{text}<turn_over>\n<|im_start|>assistant\n")
-        assert "".join(spoken.text for spoken in engine.stream(prompt, ROOM)) == "Yes."
+        spoken = list(engine.stream(prompt, ROOM))  # control tokens have no text
+        assert [one.token for one in spoken] == engine.tokenize("Yes.")
