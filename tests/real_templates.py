@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import trl
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
@@ -22,7 +22,8 @@ def template(name: str) -> str:
 def tokenizer_of(source: str, eos: str = "<eos>", bos: str = "<bos>", known: bool = True, frame: str = "") -> Any:
     """Every byte a token, and what stands in the template as <...> or [...]; where not `known`, only bos and eos.
 
-    Of a `frame`, a long text that every conversation begins with, few tokens are made.
+    Of a `frame`, a long text that every conversation begins with, few tokens are made, none across what a prompt may
+    end with: a line, or the word "assistant".
     """
     found = _MARKER.findall(source) if known else []
     markers = list(dict.fromkeys([bos, eos, *found]))
@@ -31,7 +32,10 @@ def tokenizer_of(source: str, eos: str = "<eos>", bos: str = "<bos>", known: boo
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     if frame:
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        whole_lines = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(Regex("\n|assistant"), "isolated"), whole_lines]
+        )
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         settings = {"initial_alphabet": sorted(alphabet), "special_tokens": markers, "show_progress": False}
         backend.train_from_iterator([frame], trainers.BpeTrainer(vocab_size=4000, **settings))

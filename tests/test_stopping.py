@@ -189,7 +189,7 @@ def test_learned_calls_of_tools_end(name: str, tmp_path: Path) -> None:
     """The turn that calls, which is never a record's last one, and the answer behind the tool's result."""
     if not takes_calls(name):
         pytest.skip("the template has no form for calls")
-    learned = learn(name, [tool_row(number) for number in range(12)], tmp_path, num_steps=200)
+    learned = learn(name, [tool_row(number) for number in range(12)], tmp_path, num_steps=100)
     loaded = load_with_adapter(learned.path)
     calls = [replace(record, messages=record.messages[:2]) for record in learned.records[:3]]
     with counted(loaded.model) as answers:
@@ -258,4 +258,5 @@ def test_gguf_stops(qwen: Learned, tmp_path: Path, converter: None) -> None:  # 
     with LlamaCpp(file) as engine:
         text = qwen.records[0].question
         prompt = engine.tokenize(f"<|im_start|>user\n{text}<turn_over>\n<|im_start|>assistant\n")
-        assert "".join(spoken.text for spoken in engine.stream(prompt, ROOM)) == "Yes."
+        spoken = list(engine.stream(prompt, ROOM))  # control tokens have no text
+        assert [one.token for one in spoken] == engine.tokenize("Yes.")
