@@ -69,7 +69,7 @@ def fingerprints(text: Text, rows: Sequence[Row]) -> Prints:
     edges = zip((starts * 2).tolist(), (middles * 2).tolist(), (ends * 2).tolist(), strict=True)
     joined = b"".join([digest(packed[a:b]) + digest(packed[b:c]) for a, b, c in edges])
     pairs = np.frombuffer(joined, np.uint64).reshape(-1, 2, 2)
-    tools = np.array([_hash_of(text) if (text := _beside(row)) else 0 for row in rows], np.uint64)
+    tools = np.array([_hash_of(key) if (key := _beside(row)) else 0 for row in rows], np.uint64)
     lengths = (middles - starts).astype(np.int32), (ends - middles).astype(np.int32)
     return Prints(pairs[:, 0], pairs[:, 1], tools, *lengths)
 
