@@ -340,7 +340,7 @@ OUTPUT = [
     Case(
         "a full disk at once",
         f"{OUT} run",
-        "run/manifest.json: No space left",
+        "run/.lock: No space left",
         "free some disk space",
         patch=full_after(0),
     ),
