@@ -180,6 +180,11 @@ def _take(file: Path, believed_for: float = math.inf) -> _Taken | _Busy:
         outcome: _Taken | _Busy | None = None
         try:
             outcome = _try(file, descriptor, is_new, believed_for)
+        except OSError as error:  # a full disk
+            if is_new:
+                file.unlink(missing_ok=True)
+            error.filename = error.filename or str(file)
+            raise
         finally:
             if not isinstance(outcome, _Taken):
                 _close(descriptor)

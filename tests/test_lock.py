@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -189,3 +190,15 @@ def test_what_another_machine_left_long_ago_is_not_waited_for(tmp_path: Path, mo
     write(tmp_path / ".lock", away)
     with locked_in_turn(tmp_path / ".lock"):
         pass
+
+
+def test_a_lock_that_cannot_be_written_is_named_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left.*new/\.lock"), locked(tmp_path / "new" / ".lock", "busy"):
+        pass
+    assert not (tmp_path / "new" / ".lock").exists()
