@@ -144,7 +144,8 @@ class View:
         self.row = row
         messages = exemplary(row)
         self.texts = texts = [Text(message) for message in messages]
-        if len(texts) == 2 and messages[0].role == "user" and messages[1].role == "assistant":
+        is_plain = len(texts) == 2 and messages[0].role == "user" and messages[1].role == "assistant"
+        if is_plain and not messages[1].calls:
             self.question: Text | None = texts[0]
             self.answers, self.checked = texts[1:], texts
         else:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from dsr1_tune.data.read.read import read
-from dsr1_tune.data.record import Drop, Message, Place, Preference, Prompt, Record
-from dsr1_tune.data.rules.checker import long_enough, not_empty
+from dsr1_tune.data.record import Drop, Message, Place, Preference, Prompt, Record, ToolCall
+from dsr1_tune.data.rules.checker import Checker, long_enough, not_empty
 from dsr1_tune.data.rules.codes import MEANINGS
+from dsr1_tune.data.rules.packs import load_pack
 
 LONG_EN = "Regular exercise strengthens the heart. It also lowers the blood pressure and helps people to sleep well."
 
@@ -387,3 +388,10 @@ def test_checker_keeps_well_kept_files(general, real, name, most):
         "wrong_language",
         "answer_restates_question",
     }
+
+
+@pytest.mark.parametrize("pack", ["general", "medical", "legal", "finance", "support", "code", "math"])
+def test_an_answer_that_only_calls_a_function_is_one(pack: str) -> None:
+    call = Message("assistant", "", calls=(ToolCall("look", '{"city": "Oslo"}'),))
+    row = Record((Message("user", "What is the weather in Oslo today?"), call), Place("a.jsonl", 1, 0))
+    assert Checker(load_pack(pack)).check(row).row == row
