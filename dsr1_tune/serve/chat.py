@@ -15,7 +15,7 @@ from dsr1_tune.config import Encoding, Template
 from dsr1_tune.data.encode.control_tokens import hide
 from dsr1_tune.data.encode.end_tokens import end_tokens
 from dsr1_tune.data.encode.example import prompt_ids
-from dsr1_tune.data.encode.template import TEMPLATE_ERRORS, arguments, show
+from dsr1_tune.data.encode.template import TEMPLATE_ERRORS, any_of, arguments, show
 from dsr1_tune.data.record import Message, Place, Record
 from dsr1_tune.errors import ModelError, TuneError
 from dsr1_tune.models.llama_cpp.client import LlamaCpp
@@ -221,7 +221,7 @@ class GgufConversation(Conversation):
             for text in dict.fromkeys(re.findall(r"<[^<>\s]{1,60}>", said))
             if len(self.engine.tokenize(text)) == 1 < len(self.engine.tokenize(text, special=False))
         ]
-        return re.compile("|".join(map(re.escape, found)) or r"(?!)")
+        return any_of(found)
 
     def _length(self, prompt: Any) -> int:
         return len(prompt)

@@ -92,6 +92,8 @@ class Chat:
         if last < 2 or self.messages[last].role != "assistant":
             return False
         asked = self.asked(last)
+        if self.plain.startswith(asked):
+            return False
         return len(common(asked, self.plain)) < len(common(asked, self.shown(last)))
 
     def _shows(self, role: str) -> bool:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import Any
 
 from dsr1_tune.config import Encoding
 from dsr1_tune.data.encode import thinking
 from dsr1_tune.data.encode.chat import USUAL, Chat, common, thinks
-from dsr1_tune.data.encode.template import SWITCHES, TEMPLATE_ERRORS, reasoning_field
+from dsr1_tune.data.encode.control_tokens import Span
+from dsr1_tune.data.encode.template import SWITCHES, TEMPLATE_ERRORS, any_of, reasoning_field
 from dsr1_tune.data.record import Message, Record
-
-Span = tuple[int, int]
-"""First character, and the one behind the last."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +150,8 @@ class _Text:
         is_thought = bool(thinking.part(message.content)) and not thinking.strip(message.content).strip()
         if is_last and is_thought and not message.calls and not chat.keeps_thought(position):
             return None  # an answer of reasoning alone, which the template removes
-        ends = sorted({chat.ends.answer, chat.ends.call or chat.ends.answer}, key=len, reverse=True)
-        found = re.compile("|".join(map(re.escape, ends))).search(self._text, start, self._until(position))
+        ends = any_of({chat.ends.answer, chat.ends.call or chat.ends.answer})
+        found = ends.search(self._text, start, self._until(position))
         if found:
             return start, found.end()
         end = self._end_of_words(position, start)

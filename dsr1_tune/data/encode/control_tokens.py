@@ -92,7 +92,7 @@ def tokenise(text: str, as_text: Sequence[Span], tokenizer: Any) -> tuple[list[i
             found, places = _piece(text[at:first], at > 0, tokenizer)
             ids += found
             offsets += [(at + one, at + other) for one, other in places]
-        written = _without_added_tokens(text[first:end], tokenizer)
+        written = _without_added_tokens(text[first:end], tokenizer) if first < end else []
         ids += written
         offsets += [(first, end)] * len(written)
         at = end

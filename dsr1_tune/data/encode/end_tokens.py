@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import Any
 
-from dsr1_tune.data.encode.template import show
+from dsr1_tune.data.encode.template import ToolForm, any_of, show, tool_form
 from dsr1_tune.errors import ModelError
 
 # Words that stay as they are under trimming, escaping, and as JSON.
@@ -115,8 +115,7 @@ class _Known:
     def of(cls, tokenizer: Any) -> _Known:
         """Added and special tokens; runs of blanks, which some tokenizers add, end nothing."""
         added = {str(token) for token in tokenizer.added_tokens_decoder.values()} | set(tokenizer.all_special_tokens)
-        longest_first = sorted((token for token in added if token.strip()), key=len, reverse=True)
-        return cls(re.compile("|".join(map(re.escape, longest_first)) or r"(?!)"))
+        return cls(any_of(token for token in added if token.strip()))
 
     def within(self, text: str) -> list[str]:
         """Those in `text`, in their order."""
@@ -143,22 +142,21 @@ class _Probe:
         return _behind(_SAID, self._text([_ASKED, _ANSWERED])) or ""
 
     def call(self, stops: set[str], answer: _End) -> _End | None:
-        """What ends an answer that calls a tool, as some form of it that the template takes shows."""
-        for arguments, content in ((dict, ""), (dict, None), (str, ""), (str, None)):
-            one, two = ([_ASKED, _calling(number, arguments, content)] for number in (1, 2))
-            if _SAID not in self._text(one, _TOOLS):
-                continue
-            # Between two calls stands what ends a call, but no turn; unless each is a turn of its own.
-            inside = set(self.known.within(self._between(_SAID, _MORE, two, _TOOLS))) - {answer.token}
-            result = {"role": "tool", "content": _LATER, "name": _NAME, "tool_call_id": "abcdefgh1"}
-            for turns, word in ((one, _SAID), (two, _MORE)):
-                last = self._behind(word, turns, tools=_TOOLS)
-                earlier = self._behind(word, [*turns, result], _LATER, _TOOLS)
-                if end := self._end(last, inside, earlier, stops):
-                    return end
-            earlier = self._behind(_SAID, [*one, result], _LATER, _TOOLS)
-            return self._next_turn(inside, earlier) or replace(answer, is_written=False)
-        return None
+        """What ends an answer that calls a tool; None where the template has no form for calls."""
+        form = tool_form(self.tokenizer, self.settings)
+        if form is None:
+            return None
+        one, two = ([_ASKED, _calling(number, form)] for number in (1, 2))
+        # Between two calls stands what ends a call, but no turn; unless each is a turn of its own.
+        inside = set(self.known.within(self._between(_SAID, _MORE, two, _TOOLS))) - {answer.token}
+        result = {"role": "tool", "content": _LATER, "name": _NAME, "tool_call_id": "abcdefgh1"}
+        for turns, word in ((one, _SAID), (two, _MORE)):
+            last = self._behind(word, turns, tools=_TOOLS)
+            earlier = self._behind(word, [*turns, result], _LATER, _TOOLS)
+            if end := self._end(last, inside, earlier, stops):
+                return end
+        earlier = self._behind(_SAID, [*one, result], _LATER, _TOOLS)
+        return self._next_turn(inside, earlier) or replace(answer, is_written=False)
 
     def _end(
         self, last: Sequence[str] | None, inside: set[str], earlier: Sequence[str] | None, stops: set[str]
@@ -208,17 +206,17 @@ def _behind(word: str, text: str) -> str | None:
     return behind if found else None
 
 
-def _calling(number: int, arguments: type, content: str | None) -> dict[str, Any]:
-    """An answer that calls a tool, once or twice."""
+def _calling(number: int, form: ToolForm) -> dict[str, Any]:
+    """An answer that calls a tool, once or twice, in the template's form."""
     calls = [
         {
             "type": "function",
             "id": f"abcdefgh{count}",
             "function": {
                 "name": _NAME,
-                "arguments": {"place": word} if arguments is dict else json.dumps({"place": word}),
+                "arguments": json.dumps({"place": word}) if form.takes_text else {"place": word},
             },
         }
         for count, word in enumerate((_SAID, _MORE)[:number], start=1)
     ]
-    return {"role": "assistant", "content": content, "tool_calls": calls}
+    return {"role": "assistant", "content": form.empty, "tool_calls": calls}

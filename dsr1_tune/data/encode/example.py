@@ -9,8 +9,8 @@ from typing import Any
 
 from dsr1_tune.config import Encoding
 from dsr1_tune.data.encode.chat import USUAL, without_thought
-from dsr1_tune.data.encode.chat_template import Span, prompt_text, render
-from dsr1_tune.data.encode.control_tokens import hide, tokenise
+from dsr1_tune.data.encode.chat_template import prompt_text, render
+from dsr1_tune.data.encode.control_tokens import Span, hide, tokenise
 from dsr1_tune.data.encode.template import TEMPLATE_ERRORS, control_tokens
 from dsr1_tune.data.record import Drop, Message, Record
 

@@ -172,7 +172,12 @@ def _control_tokens(tokenizer: Any, settings: Settings) -> re.Pattern[str]:
             framing |= {token for token in added if token in text}
     tokens = framing | {token for token, is_special in added.items() if is_special}
     tokens = {token for token in tokens if token.strip() and token not in (thinking.OPEN, thinking.CLOSE)}
-    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
+    return any_of(tokens)
+
+
+def any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """What finds any of these texts, a longer one before those that it begins with; of none it finds nothing."""
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
 
 
 def _user() -> dict[str, str]:
