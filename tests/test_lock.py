@@ -92,7 +92,7 @@ def test_a_killed_process_leaves_the_lock_to_the_next(tmp_path: Path, mode: str)
 
 
 def test_a_child_of_a_killed_process_does_not_keep_the_lock(tmp_path: Path) -> None:
-    fork = HOLD.replace("print", "import os\n    if not os.fork():\n        time.sleep(60)\n    print")
+    fork = HOLD.replace("print", "import os\n    if os.fork():\n        time.sleep(60)\n    print")  # the child tells
     file = tmp_path / ".lock"
     process = subprocess.Popen(
         [sys.executable, "-c", fork, str(file), "flock"], text=True, stdin=-1, stdout=-1, start_new_session=True
