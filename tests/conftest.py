@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from tests.lora_runs import (  # noqa: F401
     configure_lora,
     lora_data,
     lora_run,
-    short_collections,
     survivor,
 )
 
@@ -24,6 +24,14 @@ CHATML = (
 )
 
 TinyModel = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def short_collections() -> Iterator[None]:
+    """A run collects garbage three times; what the imported libraries hold need not be looked at each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

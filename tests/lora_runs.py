@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import hashlib
 import io
 import json
@@ -31,14 +30,6 @@ ROWS = [{"input": f"what is {a} times {b}?", "output": f"it is {a * b % 10}"} fo
 NUM_TRAIN, NUM_HELD_OUT, NUM_STEPS = 27, 3, 8  # two epochs in batches of 8
 
 ConfigureLora = Callable[..., LoraRun]
-
-
-@pytest.fixture(scope="module")
-def short_collections() -> Iterator[None]:
-    """A run collects garbage three times; what the imported libraries hold need not be looked at each time."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

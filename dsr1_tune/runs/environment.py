@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -119,6 +119,7 @@ def requirements() -> list[Requirement]:
     return found
 
 
+@cache
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)

@@ -26,9 +26,6 @@ from dsr1_tune.runs.folder import RunFolder
 from tests.align.dpo_runs import PAIRS, ConfigureDpo, Done, go, log_of
 from tests.lora_runs import in_asyncio
 
-pytestmark = pytest.mark.usefixtures("short_collections")
-
-
 # --- what is learned -------------------------------------------------------------------------------------------------
 
 

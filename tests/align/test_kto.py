@@ -18,8 +18,6 @@ from dsr1_tune.config import KtoRun
 from dsr1_tune.errors import DataError
 from dsr1_tune.runs.folder import RunFolder
 
-pytestmark = pytest.mark.usefixtures("short_collections")
-
 Configure = Callable[..., KtoRun]
 
 

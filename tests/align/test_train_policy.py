@@ -19,8 +19,6 @@ from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.train import lora
 from tests.align.dpo_runs import PAIRS, ConfigureDpo, go, log_of
 
-pytestmark = pytest.mark.usefixtures("short_collections")
-
 
 @pytest.fixture(scope="session")
 def sft(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:

@@ -31,8 +31,6 @@ from tests.lora_runs import (
     press,
 )
 
-pytestmark = pytest.mark.usefixtures("short_collections")
-
 
 def test_train_log_has_a_line_for_every_step(lora_run: FinishedRun) -> None:
     log = log_of(lora_run.path)

@@ -38,8 +38,6 @@ from tests.lora_runs import (
     texts_in,
 )
 
-pytestmark = pytest.mark.usefixtures("short_collections")
-
 
 def test_manifest_records_config_data_base_versions_and_results(
     lora_run: FinishedRun, lora_data: Path, tiny_base: Path, configure_lora: ConfigureLora

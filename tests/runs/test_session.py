@@ -17,8 +17,6 @@ from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.train import lora
 from tests.lora_runs import NUM_HELD_OUT, ROWS, ConfigureLora, FinishedRun, Told, go, go_on, log_of, press, texts_in
 
-pytestmark = pytest.mark.usefixtures("short_collections")
-
 
 def test_session_evaluates_and_samples_answers_before_and_after(lora_run: FinishedRun) -> None:
     evaluation = lora_run.folder.evaluation()

@@ -21,9 +21,6 @@ from dsr1_tune.moe.anatomy import Anatomy
 from dsr1_tune.runs.evaluate import held_out_loss
 from tests.lora_runs import ConfigureLora, FinishedRun, curve_of, go, litter, log_of, texts_in
 
-pytestmark = pytest.mark.usefixtures("short_collections")
-
-
 # --- what a run leaves -----------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,8 @@ _FEW = 16
 """So many experts, and the maps stand side by side; with few layers too, the numbers stand in the cells."""
 _NUMBERED_CELLS = 128
 _DPI = 110
+_LEFT, _RIGHT, _ABOVE, _BELOW, _FOOT, _BAR = 0.6, 1.05, 0.4, 0.55, 0.25, 0.14
+"""Inches around a map, below all of them, and of the scale at its side."""
 
 
 def heat_map(routing: Routing, file: Path, title: str) -> None:
@@ -75,17 +77,26 @@ def _draw(panels: Sequence[_Panel], layers: tuple[str, ...], file: Path) -> None
     height = min(max(0.32 * num_layers, 1.1), 7.0) if is_narrow else min(max(0.085 * num_layers, 1.1), 9.0)
     width = min(max(0.6 * num_experts, 2.6), 6.0) if is_narrow else 14.0
     rows, columns = (1, len(panels)) if is_narrow else (len(panels), 1)
-    size = (columns * (width + 1.5) + 0.4, rows * (height + 1.15) + 0.5)
-    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    across, down = width + _LEFT + _RIGHT, height + _ABOVE + _BELOW
+    size = (columns * across, rows * down + _FOOT)
+    figure = Figure(figsize=size, dpi=_DPI)
     FigureCanvasAgg(figure)
-    for place, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=True):
-        _draw_panel(figure, place, panel, layers)
-    figure.supxlabel("grey: no token went there", fontsize=8, color="0.35")
+
+    def box(number: int, left: float, width: float) -> Any:
+        """A place in the panel of this number, `left` inches into it."""
+        x = number % columns * across + left
+        y = size[1] - (number // columns + 1) * down + _BELOW
+        return figure.add_axes((x / size[0], y / size[1], width / size[0], height / size[1]))
+
+    for number, panel in enumerate(panels):
+        bar = box(number, _LEFT + width + _BAR, _BAR)
+        _draw_panel(figure, box(number, _LEFT, width), bar, panel, layers)
+    figure.text(0.5, 0.1 / size[1], "grey: no token went there", fontsize=8, color="0.35", ha="center")
     with atomic_write(file, binary=True) as out:
         figure.savefig(out, format="png")
 
 
-def _draw_panel(figure: Any, place: Any, panel: _Panel, layers: tuple[str, ...]) -> None:
+def _draw_panel(figure: Any, place: Any, scale: Any, panel: _Panel, layers: tuple[str, ...]) -> None:
     from matplotlib import colormaps
 
     values_LE = panel.values_LE
@@ -102,7 +113,7 @@ def _draw_panel(figure: Any, place: Any, panel: _Panel, layers: tuple[str, ...])
     place.set_xlabel("expert", fontsize=9)
     place.set_ylabel("layer", fontsize=9)
     _tick(place, layers, values_LE.shape[1])
-    bar = figure.colorbar(image, ax=place, extend="max" if not panel.is_difference else "neither", pad=0.02)
+    bar = figure.colorbar(image, cax=scale, extend="max" if not panel.is_difference else "neither")
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=8)
     if values_LE.size <= _NUMBERED_CELLS and values_LE.shape[1] <= _FEW:

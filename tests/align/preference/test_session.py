@@ -13,8 +13,6 @@ from dsr1_tune.align import dpo
 from dsr1_tune.align.preference import session
 from tests.align.dpo_runs import ConfigureDpo, Done, go, log_of, watched
 
-pytestmark = pytest.mark.usefixtures("short_collections")
-
 
 def test_preference_session_logs_rewards_and_watches_the_methods_own_loss(dpo_run: Done) -> None:
     lines = log_of(dpo_run.folder)
