@@ -163,7 +163,7 @@ REAL_FILES = [
     *("LLaMA-Factory/glaive_toolcall_zh_demo.json", "LLaMA-Factory/v1_sft_demo.jsonl", "Huatuo/llama_data.json"),
     *("Huatuo/liver_cancer.json", "DISC-LawLLM/qa_short_answer.json", "Zhongjing/CMtMedQA_test.json"),
     *("GPTeacher/toolformer-similarity-0.9-dataset.json", "GPTeacher/toolformer-dedupe-only-dataset.json"),
-    "Chinese-medical-dialogue-data/样例_内科5000-6000.csv",
+    pytest.param("Chinese-medical-dialogue-data/样例_内科5000-6000.csv", marks=pytest.mark.slow),
 ]
 
 

@@ -22,7 +22,10 @@ from .conftest import TinyRun
 FAMILIES = ["deepseek_v3", "deepseek_v2", "qwen3_moe", "mixtral"]
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "gpt_oss"])
+@pytest.mark.parametrize(
+    "family",
+    ["deepseek_v3", "gpt_oss", *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[1:])],
+)
 def test_merge_is_what_peft_merges_bit_for_bit(tiny_run: TinyRun, family: str, tmp_path: Path) -> None:
     run = tiny_run(family)
     certificate = merged(run.path, tmp_path / "merged")
@@ -43,10 +46,10 @@ def test_merge_is_what_peft_merges_bit_for_bit(tiny_run: TinyRun, family: str, t
         ("full", "deepseek_v3", {}),
         pytest.param("full", "mixtral", {"train": {"only": ["attention", "last:1"]}}, marks=pytest.mark.slow),
         ("esft", "deepseek_v3", {}),
-        ("esft", "gpt_oss", {}),
+        pytest.param("esft", "gpt_oss", {}, marks=pytest.mark.slow),
         pytest.param("esft", "mixtral", {"esft": {"method": "lora"}}, marks=pytest.mark.slow),
         ("qlora", "deepseek_v3", {}),
-        ("lora", "qwen3_moe", {"adapter": {"groups": ["attention"], "dora": True}}),
+        pytest.param("lora", "qwen3_moe", {"adapter": {"groups": ["attention"], "dora": True}}, marks=pytest.mark.slow),
         ("lora", "deepseek_v3", {"router": {"mode": "train"}, "adapter": {"init": "pissa", "rslora": True}}),
         ("lora", "deepseek_v3", {"router": {"mode": "bias"}, "adapter": {"ranks": {"routed_experts": 4}}}),
     ],

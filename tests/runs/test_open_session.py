@@ -134,6 +134,7 @@ def test_a_run_at_work_is_refused_to_others_and_none_the_worse_for_it(
     assert not (path / ".lock").exists()
 
 
+@pytest.mark.slow
 def test_of_two_commands_at_once_with_one_out_one_goes_on(tiny_base: Path, lora_data: Path, tmp_path: Path) -> None:
     line = [sys.executable, "-m", "dsr1_tune", "lora", "--data", str(lora_data), "--model", str(tiny_base)]
     line += ["--out", str(tmp_path / "run"), "--set", "schedule.max_tokens=128", "--set", "sample_tokens=2"]

@@ -128,7 +128,7 @@ def test_esft_files_hold_the_chosen_experts_alone(esft_run: RunFolder) -> None:
     [
         "deepseek_v3",
         pytest.param("deepseek_v2", marks=pytest.mark.slow),
-        "qwen3_moe",
+        pytest.param("qwen3_moe", marks=pytest.mark.slow),
         pytest.param("mixtral", marks=pytest.mark.slow),
         "gpt_oss",
     ],

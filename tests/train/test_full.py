@@ -171,9 +171,9 @@ def test_full_checkpoint_holds_what_is_trained(configure: Configure, tmp_path: P
     [
         (("attention",), (".self_attn.",)),
         (("routed_experts",), (".mlp.experts.",)),
-        (("last:1",), ("model.layers.1.",)),
-        (("embeddings", "norms"), ("embed_tokens", "lm_head", "norm")),
-        (("attention", "last:1"), ("model.layers.1.self_attn.",)),
+        pytest.param(("last:1",), ("model.layers.1.",), marks=pytest.mark.slow),
+        pytest.param(("embeddings", "norms"), ("embed_tokens", "lm_head", "norm"), marks=pytest.mark.slow),
+        pytest.param(("attention", "last:1"), ("model.layers.1.self_attn.",), marks=pytest.mark.slow),
     ],
     ids=lambda value: "+".join(value),
 )
@@ -251,8 +251,8 @@ def test_full_rounds_bfloat16_weights_stochastically_and_saves_them_so(
 @pytest.mark.parametrize(
     ("family", "changes"),
     [
-        ("llama", {}),
-        ("qwen3_moe", {"tie_word_embeddings": True}),
+        pytest.param("llama", {}, marks=pytest.mark.slow),
+        pytest.param("qwen3_moe", {"tie_word_embeddings": True}, marks=pytest.mark.slow),
         ("gpt_oss", {}),
         pytest.param("mixtral", {}, marks=pytest.mark.slow),
     ],

@@ -98,8 +98,8 @@ def test_qlora_adapter_also_improves_the_base_that_is_not_quantized(
 @pytest.mark.parametrize(
     "family",
     [
-        "qwen3_moe",
-        "mixtral",
+        pytest.param("qwen3_moe", marks=pytest.mark.slow),
+        pytest.param("mixtral", marks=pytest.mark.slow),
         "gpt_oss",
         pytest.param("glm4_moe", marks=pytest.mark.slow),
         pytest.param("deepseek_v2", marks=pytest.mark.slow),

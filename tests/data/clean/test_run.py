@@ -127,10 +127,6 @@ def kill_and_compare(tmp_path: Path, files: list[Path], digest: Any, times: int)
     assert num_killed >= times // 3
 
 
-def test_clean_goes_on_after_a_kill(tmp_path: Path, messy: Any, digest: Any) -> None:
-    kill_and_compare(tmp_path, messy(tmp_path), digest, 2)
-
-
 @pytest.mark.slow
 def test_clean_goes_on_after_twenty_kills(tmp_path: Path, messy: Any, digest: Any) -> None:
     kill_and_compare(tmp_path, messy(tmp_path), digest, 20)

@@ -46,7 +46,11 @@ def _step(model: PeftModel) -> None:
     ("family", "adapter"),
     [
         ("deepseek_v3", {}),
-        ("qwen3_moe", {"ranks": {"routed_experts": 2, "attention": 6}, "alphas": {"attention": 5.0}}),
+        pytest.param(
+            "qwen3_moe",
+            {"ranks": {"routed_experts": 2, "attention": 6}, "alphas": {"attention": 5.0}},
+            marks=pytest.mark.slow,
+        ),
         ("gpt_oss", {"rslora": True}),
     ],
 )

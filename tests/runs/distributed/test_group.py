@@ -139,11 +139,10 @@ def stopped_and_resumed(plan: Plan, place: Path, strategy: str) -> dict[str, Any
     }
 
 
-BOTH = pytest.mark.parametrize(
-    ("runs", "strategy"), [("done", "ddp"), pytest.param("sharded", "fsdp2", marks=pytest.mark.slow)]
-)
+BOTH = pytest.mark.parametrize(("runs", "strategy"), [("done", "ddp"), ("sharded", "fsdp2")])
 
 
+@pytest.mark.slow
 @BOTH
 def test_group_of_two_processes_takes_the_steps_of_one(
     request: pytest.FixtureRequest, runs: str, strategy: str
@@ -157,6 +156,7 @@ def test_group_of_two_processes_takes_the_steps_of_one(
     assert first["sum"] == second["sum"]  # all have the same weights in the end, to the last bit
 
 
+@pytest.mark.slow
 @BOTH
 def test_group_size_is_recorded_in_the_manifest(request: pytest.FixtureRequest, runs: str, strategy: str) -> None:
     done: Done = request.getfixturevalue(runs)
@@ -169,6 +169,7 @@ def test_group_size_is_recorded_in_the_manifest(request: pytest.FixtureRequest, 
     assert processes_of(done[strategy]) == 2
 
 
+@pytest.mark.slow
 @BOTH
 def test_group_stops_together_and_resumes(request: pytest.FixtureRequest, runs: str, strategy: str) -> None:
     """`stopped` holds the run after it went on; had the processes stopped apart, the first one would hang."""
@@ -179,6 +180,7 @@ def test_group_stops_together_and_resumes(request: pytest.FixtureRequest, runs: 
     assert (done["stopped"] / "checkpoints" / "checkpoint-3" / ".whole").exists()
 
 
+@pytest.mark.slow
 def test_group_trains_an_expert_without_tokens_in_one_process(done: Done) -> None:
     first, second = done.told["starved"]
     assert first["experts"] == [0, 1, 2, 3]
@@ -189,15 +191,23 @@ def test_group_trains_an_expert_without_tokens_in_one_process(done: Done) -> Non
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_group_takes_the_steps_of_one_with_qlora(done: Done) -> None:
     """DDP must leave the 4-bit weights alone: it would send their placeholders."""
     assert curve_of(done["quantized"]) == pytest.approx(curve_of(done["qlora"]), abs=1e-4)
     assert after(done["quantized"]) == pytest.approx(after(done["qlora"]), abs=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("method", "strategy"), [("full", "ddp"), ("full", "fsdp2"), ("esft", "ddp")])
-def test_group_takes_the_steps_of_one_with_other_methods(
+@pytest.mark.parametrize(
+    ("method", "strategy"),
+    [
+        ("lora", "ddp"),
+        pytest.param("full", "ddp", marks=pytest.mark.slow),
+        pytest.param("full", "fsdp2", marks=pytest.mark.slow),
+        pytest.param("esft", "ddp", marks=pytest.mark.slow),
+    ],
+)
+def test_group_takes_the_steps_of_one_with_every_method(
     tiny_base: Path, data_file: Path, tmp_path: Path, method: str, strategy: str
 ) -> None:
     done = done_by(tiny_base, data_file, tmp_path, lambda plan: {"two": plan("two", method, strategy=strategy)}, method)

@@ -76,6 +76,7 @@ def test_rollback_goes_back_once_with_half_the_learning_rate(
     assert not list((folder.path / "checkpoints").glob("suspect-*"))
 
 
+@pytest.mark.slow
 def test_rollback_happens_once_and_a_second_alarm_stops(
     tmp_path: Path, tiny_base: Path, many_sums: Path, sabotage: Callable[[Fault], None]
 ) -> None:

@@ -159,11 +159,13 @@ def forbidden_expert(model: nn.Module, step: int, batch: dict[str, Any]) -> None
     ("fault", "what", "where", "since"),
     [
         (nan_in_a_weight, "nan_loss", "loss", range(25, 26)),
-        (nan_in_a_gradient, "nan_gradient", "routed_experts", range(25, 26)),
+        pytest.param(nan_in_a_gradient, "nan_gradient", "routed_experts", range(25, 26), marks=pytest.mark.slow),
         (spoiled_answers, "loss_spike", "loss", range(25, 26)),
-        (huge_gradients, "gradient_explosion", "attention", range(25, 26)),
+        pytest.param(huge_gradients, "gradient_explosion", "attention", range(25, 26), marks=pytest.mark.slow),
         (no_gradients, "gradient_vanishing", "shared_experts", range(25, 26)),
-        (crowded_router, "router_collapse", "model.layers.1.mlp.experts", range(5, 26)),
+        pytest.param(
+            crowded_router, "router_collapse", "model.layers.1.mlp.experts", range(5, 26), marks=pytest.mark.slow
+        ),
         (forbidden_expert, "dead_experts", "model.layers.1.mlp.experts", range(4, 7)),
     ],
 )
