@@ -17,11 +17,12 @@ def remarks_on_calls(row: Row) -> tuple[Drop, ...]:
 
     A worse answer may call what it likes.
     """
-    functions = functions_of(row.tools)
+    calling = [message for message in exemplary(row) if message.calls] if row.tools else []
+    functions = functions_of(row.tools) if calling else {}
     if not functions:
         return ()
     found: dict[str, Drop] = {}
-    for message in exemplary(row):
+    for message in calling:
         for call in message.calls:
             function = functions.get(call.name)
             if function is None:
