@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -64,8 +66,16 @@ class Message:
 
 
 def said(content: str, calls: Iterable[tuple[str, str]]) -> str:
-    """A turn's words, and each call (name, arguments) on a line of its own."""
-    return "\n".join([content] * bool(content) + [f"{name}({arguments})" for name, arguments in calls])
+    """A turn's words, and each call (name, arguments) on a line of its own, its arguments sorted by their names."""
+    return "\n".join([content] * bool(content) + [f"{name}({_sorted(arguments)})" for name, arguments in calls])
+
+
+@lru_cache(maxsize=1024)
+def _sorted(arguments: str) -> str:
+    try:
+        return json.dumps(json.loads(arguments), ensure_ascii=False, sort_keys=True)
+    except ValueError:
+        return arguments
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from dsr1_tune.data.record import Checked, Drop, Row
 from dsr1_tune.data.rules.checker import Checker, long_enough, not_empty
 from dsr1_tune.data.rules.packs import Pack, load_pack
 from dsr1_tune.data.rules.pairs import answers_differ, remarks_on_pair
+from dsr1_tune.data.rules.remarks import remarks_on_calls, remarks_on_masks
 
 MIN_UNENDED_ROWS = 20
 MIN_UNENDED_SHARE = 0.01
@@ -29,7 +30,7 @@ class RowCheck:
         self._least = least
 
     def check(self, row: Row) -> Checked:
-        """The row, perhaps mended, or the first Drop; and remarks of the rules and on pairs of answers."""
+        """The row, perhaps mended, or the first Drop; and remarks of the rules and of our own."""
         filled = not_empty(row)
         if not isinstance(filled, Drop):
             filled = answers_differ(row)
@@ -38,7 +39,7 @@ class RowCheck:
         checked = self._ruled(row)
         if isinstance(checked.row, Drop):
             return checked
-        remarks = remarks_on_pair(row)
+        remarks = (*remarks_on_pair(row), *remarks_on_calls(row), *remarks_on_masks(row))
         return replace(checked, notes=remarks + checked.notes) if remarks else checked
 
     def _ruled(self, row: Row) -> Checked:

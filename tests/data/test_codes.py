@@ -77,10 +77,13 @@ ROWS = [
     ("turn_order", "$.messages[2].content", turns(USER, {"role": "system", "content": "S"}, USER, ASSISTANT)),
     (
         "bad_tool_call",
-        "$.messages[1].tool_calls[0].arguments",
+        "$.messages[1].tool_calls[0].function.arguments",
         turns(USER, {**ASSISTANT, "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}),
     ),
     ("bad_tool_call", "$.messages[1].function_call", turns(USER, {**ASSISTANT, "function_call": {"arguments": "{}"}})),
+    ("bad_tool_call", "$.messages[1].tool_calls", turns(USER, {**ASSISTANT, "tool_calls": "f"})),
+    ("wrong_type", "$.messages[1].weight", turns(USER, {**ASSISTANT, "weight": 0.5})),
+    ("wrong_type", "$.tools", {**turns(USER, ASSISTANT), "tools": {"a": 1}}),
     (
         "turn_order",
         "$.rejected[0].content",

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from dsr1_tune.data.record import Drop, Feedback, Message, Place, Preference, Prompt, Record, messages_of, prompt_of
+from dsr1_tune.data.record import (
+    Drop,
+    Feedback,
+    Message,
+    Place,
+    Preference,
+    Prompt,
+    Record,
+    ToolCall,
+    messages_of,
+    prompt_of,
+)
 
 PLACE = Place("a.json", 3, 2)
 SYSTEM, FIRST, SAID, LAST = (
@@ -45,3 +56,12 @@ def test_drop_says_where_it_happened() -> None:
         "fix": "cut it",
     }
     assert str(PLACE) == "a.json:3"
+
+
+def test_calls_say_the_same_whatever_the_order_of_their_arguments() -> None:
+    one, other, third = (
+        Message("assistant", "", calls=(ToolCall("f", text),))
+        for text in ('{"a": 1, "b": {"c": 2, "d": "é"}}', '{"b":{"d":"\\u00e9","c":2},"a":1}', '{"a": 2, "b": 1}')
+    )
+    assert one.said == other.said != third.said
+    assert one.calls != other.calls

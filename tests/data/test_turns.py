@@ -445,6 +445,35 @@ def test_turn_that_its_author_excludes_is_not_learned(tmp_path: Path, said: dict
     assert any("Cold." in span for span in words)
 
 
+ANY_MASK = ("weight", "loss", "loss_weight", "loss_mask", "train", "training", "trainable", "masked")
+
+
+@pytest.mark.parametrize("name", ANY_MASK)
+@pytest.mark.parametrize("value", [0.5, 2, -1, "0.5", "half", [0, 1], {"a": 0}], ids=str)
+def test_weight_between_or_beyond_is_refused(tmp_path: Path, name: str, value: Any) -> None:
+    drop = row_of(tmp_path, ASK, {**ANSWER, name: value})
+    assert isinstance(drop, Drop), drop
+    assert (drop.code, drop.path) == ("wrong_type", f"$.messages[1].{name}")
+    assert str(value) in drop.detail and drop.fix
+
+
+@pytest.mark.parametrize("name", ANY_MASK)
+@pytest.mark.parametrize("yes", [1, 1.0, True, "1", "1.0", "true", "True", " yes "], ids=repr)
+@pytest.mark.parametrize("no", [0, 0.0, False, "0", "0.0", "false", "FALSE", "no"], ids=repr)
+def test_weight_is_the_same_as_number_text_and_boolean(tmp_path: Path, name: str, yes: Any, no: Any) -> None:
+    rows = rows_of(tmp_path, *({"messages": [ASK, {**ANSWER, name: value}]} for value in (yes, no, None, "")))
+    said = [row.messages[-1].is_learned for row in rows]
+    assert said == [name != "masked", name == "masked", True, True]
+
+
+def test_weight_of_question_and_answer_in_one_object_is_the_answers(tmp_path: Path) -> None:
+    pairs = [{"human": "q1", "assistant": "a1", "weight": 0}, {"human": "q2", "assistant": "a2"}]
+    (row,) = rows_of(tmp_path, {"conversation": pairs})
+    assert [message.is_learned for message in row.messages] == [True, False, True, True]
+    (drop,) = rows_of(tmp_path, {"conversation": [{**pairs[0], "weight": 0.5}]})
+    assert (drop.code, drop.path) == ("wrong_type", "$.conversation[0].weight")
+
+
 def test_excluded_call_is_not_learned(tmp_path: Path) -> None:
     turns = _scene(content="<think>hm</think>", tool_calls=[openai_call()], weight=0)
     for name in ("qwen3", "deepseekv3", "gptoss"):

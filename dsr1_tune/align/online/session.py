@@ -58,7 +58,13 @@ def _encode(row: Prompt, tokenizer: Any, encoding: Encoding, room: int) -> Promp
     try:
         ids = tuple(prompt_ids(record, tokenizer, encoding, usual=True))
     except TEMPLATE_ERRORS as error:
-        return refused_by_template(error, row.messages[0])
+        return refused_by_template(
+            error,
+            row.messages,
+            lambda some: prompt_ids(
+                replace(record, messages=(*some, record.messages[-1])), tokenizer, encoding, usual=True
+            ),
+        )
     if len(ids) > room:
         detail = f"{len(ids):,} tokens; with rollout.max_new_tokens for the answer {max(room, 0):,} are allowed"
         return Drop("too_long", detail, "shorten it, or raise schedule.max_tokens", row.messages[-1].path)

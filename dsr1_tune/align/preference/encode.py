@@ -230,7 +230,11 @@ def _tokens(
         hidden = hide(record, control_tokens(tokenizer, encoding.template.kwargs))
         text, span = render_answer(hidden.record, tokenizer, encoding, is_thinking)
     except TEMPLATE_ERRORS as error:
-        return refused_by_template(error, messages[0])
+        return refused_by_template(
+            error,
+            messages,
+            lambda some: render_answer(replace(record, messages=some), tokenizer, encoding, is_thinking),
+        )
     text, places = hidden.shown(text)
     ids, offsets = tokenise(text, () if encoding.special_tokens == "keep" else places, tokenizer)
     first, last = span or (0, 0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
+
+from jinja2 import TemplateError
 
 from dsr1_tune.config import Encoding
 from dsr1_tune.data.encode.chat import USUAL, without_thought
@@ -92,7 +94,9 @@ def encode(record: Record, tokenizer: Any, max_tokens: int, encoding: Encoding =
         hidden = hide(record, control_tokens(tokenizer, encoding.template.kwargs))
         rendered = render(hidden.record, tokenizer, encoding)
     except TEMPLATE_ERRORS as error:
-        return refused_by_template(error, record.messages[0])
+        return refused_by_template(
+            error, record.messages, lambda messages: render(replace(record, messages=messages), tokenizer, encoding)
+        )
     text, places = hidden.shown(rendered.text)
     keeps = encoding.special_tokens == "keep"
     ids, offsets = tokenise(text, () if keeps else places, tokenizer)
@@ -118,10 +122,42 @@ def encode(record: Record, tokenizer: Any, max_tokens: int, encoding: Encoding =
     )
 
 
-def refused_by_template(error: Exception, first: Message) -> Drop:
-    """The row that begins with a message, refused by the model's chat template with one of TEMPLATE_ERRORS."""
-    fix = "change the turns or roles as it says, or choose another base"
-    return Drop("template_refused", f"the model's chat template refuses it: {error}", fix, first.path)
+def refused_by_template(
+    error: Exception, messages: tuple[Message, ...], show: Callable[[tuple[Message, ...]], object]
+) -> Drop:
+    """The row whose messages the model's chat template refuses with one of TEMPLATE_ERRORS.
+
+    `show` shows some of them: so the turn is found with which the refusal begins.
+    """
+    path = _refused_at(error, messages, show)
+    if type(error) in (TemplateError, ValueError):
+        fix = "change the turns or roles as it says, or choose another base"
+        return Drop("template_refused", f"the model's chat template refuses it: {error}", fix, path)
+    detail = f"the model's chat template fails on it: {type(error).__name__}: {error}"
+    fix = "the template was not made for such turns: write them otherwise, or choose another base"
+    return Drop("template_refused", detail, fix, path)
+
+
+def _refused_at(error: Exception, messages: tuple[Message, ...], show: Callable[[tuple[Message, ...]], object]) -> str:
+    """The path of the turn without which what stands before it is shown; "$" where no turn is found to be at fault."""
+
+    def is_shown(some: tuple[Message, ...]) -> bool:
+        try:
+            show(some)
+        except TEMPLATE_ERRORS as other:
+            return str(other) != str(error)
+        return True
+
+    shown = next((number for number, message in enumerate(messages, 1) if message.role == "user"), len(messages))
+    if not is_shown(messages[:shown]):
+        # No part of it is a conversation: it is a turn before the first question, or none.
+        rest = (messages[:number] + messages[number + 1 : shown] for number in range(shown - 1))
+        return next((message.path for message, some in zip(messages, rest, strict=False) if is_shown(some)), "$")
+    refused = len(messages)
+    while refused - shown > 1:
+        middle = (shown + refused) // 2
+        shown, refused = (middle, refused) if is_shown(messages[:middle]) else (shown, middle)
+    return messages[shown].path if shown < len(messages) else "$"
 
 
 def prompt_ids(record: Record, tokenizer: Any, encoding: Encoding = USUAL, usual: bool = False) -> list[int]:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+from dsr1_tune.data.read.calling.nulls import Filling
+from dsr1_tune.data.read.calling.tools import Tools, read_tools
 from dsr1_tune.data.read.formats import Shape, listed, shape_of
 from dsr1_tune.data.read.role_tags import Dialogue, begins_with_role_tag, split_role_tags
-from dsr1_tune.data.read.turn import Required, read_turn, required_arguments, together, without_nulls
+from dsr1_tune.data.read.turn import is_learned, read_turn, together
 from dsr1_tune.data.read.values import (
     Unusable,
-    as_json,
     as_list,
     is_null,
     key_of,
     kind_of,
     path_to,
-    short,
     sound_text,
     text_of,
 )
@@ -32,14 +31,13 @@ _FOLLOWS: dict[Role | None, tuple[Role, ...]] = {
 }
 
 
-def conversation(row: dict[str, Any], shape: Shape, notes: list[Drop]) -> tuple[Message, ...]:
+def conversation(row: dict[str, Any], shape: Shape, tools: Tools, notes: list[Drop]) -> tuple[Message, ...]:
     """All that is said: system prompt, history, question and answer, or the turns; remarks are added to `notes`."""
-    required = required_arguments(tools_of(row, shape))
     if shape.turns:
-        said = _told(row[shape.turns], path_to(shape.turns), notes, required)
+        said = _told(row[shape.turns], path_to(shape.turns), notes, tools)
     else:
-        said = _asked(row, shape, notes, required)
-    messages = _history(row, shape, required) + said
+        said = _asked(row, shape, notes, tools)
+    messages = _history(row, shape, tools) + said
     if not shape.system or is_null(row[shape.system]):
         return messages
     system = Message("system", text_of(row[shape.system], path_to(shape.system)), path_to(shape.system))
@@ -48,15 +46,15 @@ def conversation(row: dict[str, Any], shape: Shape, notes: list[Drop]) -> tuple[
     return (system, *messages)
 
 
-def _told(value: Any, path: str, notes: list[Drop], required: Required) -> tuple[Message, ...]:
+def _told(value: Any, path: str, notes: list[Drop], tools: Tools) -> tuple[Message, ...]:
     """A list of turns, or one text in which tags tell them apart."""
     if not isinstance(value, str) or not begins_with_role_tag(value):
-        return _turns(value, path, required)
+        return _turns(value, path, tools)
     dialogue = split_role_tags(sound_text(value, path), has_answer=False)
     if isinstance(dialogue, Drop):
         raise Unusable("wrong_type", dialogue.detail, dialogue.fix, path)
     if dialogue is None:
-        return _turns(value, path, required)
+        return _turns(value, path, tools)
     notes.append(replace(dialogue.note, path=path))
     return as_messages(dialogue, path)
 
@@ -66,10 +64,10 @@ def as_messages(dialogue: Dialogue, path: str) -> tuple[Message, ...]:
     return tuple(Message(role, text, path) for role, text in dialogue.turns)
 
 
-def _asked(row: dict[str, Any], shape: Shape, notes: list[Drop], required: Required) -> tuple[Message, ...]:
+def _asked(row: dict[str, Any], shape: Shape, notes: list[Drop], tools: Tools) -> tuple[Message, ...]:
     """The question with its answer, if there is one; a question with tags in it may be several turns."""
-    question = _question(row, shape, required)
-    answer = spoken(row[shape.answer], "assistant", path_to(shape.answer), required) if shape.answer else ()
+    question = _question(row, shape, tools)
+    answer = spoken(row[shape.answer], "assistant", path_to(shape.answer), tools) if shape.answer else ()
     if len(question) > 1 or question[0].role != "user":
         return question + answer
     (asked,) = question
@@ -83,12 +81,12 @@ def _asked(row: dict[str, Any], shape: Shape, notes: list[Drop], required: Requi
     return turns + tuple(replace(message, content=dialogue.unmarked(message.content)) for message in answer)
 
 
-def _question(row: dict[str, Any], shape: Shape, required: Required) -> tuple[Message, ...]:
+def _question(row: dict[str, Any], shape: Shape, tools: Tools) -> tuple[Message, ...]:
     filled = [name for name in shape.question if not is_null(row[name])]
     if not filled:
         raise Unusable("null_value", "is null", "write the question there", path_to(shape.question[0]))
     if len(filled) == 1:
-        return spoken(row[filled[0]], "user", path_to(filled[0]), required)
+        return spoken(row[filled[0]], "user", path_to(filled[0]), tools)
     parts = [text_of(row[name], path_to(name)) for name in filled]
     if shape.question[0].lower() == "title" and (parts[1].strip() == "无" or parts[0].strip() in parts[1]):
         # Forum data: the text under the headline says nothing ("none"), or says it all.
@@ -96,7 +94,7 @@ def _question(row: dict[str, Any], shape: Shape, required: Required) -> tuple[Me
     return (Message("user", "\n".join(part for part in parts if part.strip()), path_to(filled[0])),)
 
 
-def _history(row: dict[str, Any], shape: Shape, required: Required) -> tuple[Message, ...]:
+def _history(row: dict[str, Any], shape: Shape, tools: Tools) -> tuple[Message, ...]:
     """`[["question", "answer"], ...]`, or turns: what was said before."""
     if not shape.history or not row[shape.history] or is_null(row[shape.history]):
         return ()
@@ -105,7 +103,7 @@ def _history(row: dict[str, Any], shape: Shape, required: Required) -> tuple[Mes
     for number, pair in enumerate(as_list(row[shape.history], path)):
         at = f"{path}[{number}]"
         if isinstance(pair, dict):
-            messages += _turn(pair, at, required)
+            messages += _turn(pair, at, tools)
             continue
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise Unusable("wrong_type", f"{kind_of(pair)}, not a pair", "write [question, answer]", at)
@@ -114,50 +112,35 @@ def _history(row: dict[str, Any], shape: Shape, required: Required) -> tuple[Mes
     return together(messages)
 
 
-def tools_of(row: dict[str, Any], shape: Shape) -> str:
-    """The JSON text of the functions that may be called, "" for none."""
-    value = row[shape.tools] if shape.tools else None
-    if is_null(value) or not value or (isinstance(value, str) and value.strip() in ("", "[]", "{}", "null")):
-        return ""
+def tools_of(row: dict[str, Any], shape: Shape, filling: Filling) -> Tools:
+    """The functions that may be called."""
     path = path_to(shape.tools)
-    text = sound_text(value, path) if isinstance(value, str) else as_json(without_nulls(value), path)
-    try:
-        tools = json.loads(text)
-        listed = tools if isinstance(tools, list) else [tools]
-        listed = [json.loads(tool) if isinstance(tool, str) else tool for tool in listed]
-    except ValueError:
-        listed = [None]
-    if not all(isinstance(tool, dict) for tool in listed):
-        fix = 'write a list of functions: [{"name": ..., "parameters": {...}}]'
-        raise Unusable("wrong_type", f"{short(text)}, not a list of functions", fix, path)
-    return as_json(listed, path) if isinstance(tools, list) and tools != listed else text
+    return read_tools(row[shape.tools] if shape.tools else None, path, row, filling)
 
 
-def spoken(value: Any, role: Role, path: str, required: Required) -> tuple[Message, ...]:
+def spoken(value: Any, role: Role, path: str, tools: Tools) -> tuple[Message, ...]:
     """Text said by `role`, or whole turns, or one turn."""
     if isinstance(value, dict) and key_of(value, "role", "from"):
-        return _turn(value, path, required)
+        return _turn(value, path, tools)
     if isinstance(value, list) and value and isinstance(value[0], dict) and key_of(value[0], "role", "from"):
-        return _turns(value, path, required)
+        return _turns(value, path, tools)
     return (Message(role, text_of(value, path), path),)
 
 
-def _turns(value: Any, path: str, required: Required) -> tuple[Message, ...]:
+def _turns(value: Any, path: str, tools: Tools) -> tuple[Message, ...]:
     turns = as_list(value, path)
     if not turns:
         raise Unusable("no_assistant", "the conversation has no turns", "add a question and its answer", path)
-    return together(
-        message for number, turn in enumerate(turns) for message in _turn(turn, f"{path}[{number}]", required)
-    )
+    return together(message for number, turn in enumerate(turns) for message in _turn(turn, f"{path}[{number}]", tools))
 
 
-def _turn(turn: Any, path: str, required: Required) -> tuple[Message, ...]:
+def _turn(turn: Any, path: str, tools: Tools) -> tuple[Message, ...]:
     """One turn in any form; or question and answer in one object, `{human, assistant}`."""
     if not isinstance(turn, dict):
         fix = 'write {"role": "user", "content": ...}'
         raise Unusable("wrong_type", f"{kind_of(turn)}, not a turn", fix, path)
     if key_of(turn, "role", "from"):
-        return read_turn(turn, path, required)
+        return read_turn(turn, path, tools)
     if pair := pair_shape(turn):
         return _pair(turn, pair, path)
     fix = 'write {"role": "user", "content": ...}, or from and value'
@@ -174,11 +157,19 @@ def pair_shape(turn: dict[str, Any]) -> Shape | None:
 
 def _pair(turn: dict[str, Any], shape: Shape, path: str) -> tuple[Message, ...]:
     try:
-        messages = conversation(turn, replace(shape, history="", tools=""), [])
+        messages = conversation(turn, replace(shape, history="", tools=""), Tools(), [])
     except Unusable as bad:
         drop = bad.drop
         raise Unusable(drop.code, drop.detail, drop.fix, path + drop.path.removeprefix("$")) from None
-    return tuple(replace(message, path=path + message.path.removeprefix("$")) for message in messages)
+    is_shown_only = not is_learned(turn, path)
+    return tuple(
+        replace(
+            message,
+            path=path + message.path.removeprefix("$"),
+            is_learned=not (is_shown_only and message.role == "assistant"),
+        )
+        for message in messages
+    )
 
 
 def check_order(messages: tuple[Message, ...]) -> None:

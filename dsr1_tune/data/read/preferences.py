@@ -6,25 +6,24 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from dsr1_tune.data.read.calling.tools import Tools
 from dsr1_tune.data.read.conversation import as_messages, check_order, conversation, spoken
 from dsr1_tune.data.read.formats import Shape
 from dsr1_tune.data.read.labels import number_in, parse_label
 from dsr1_tune.data.read.role_tags import Dialogue, split_role_tags
-from dsr1_tune.data.read.turn import Required, required_arguments
 from dsr1_tune.data.read.values import Unusable, path_to, short
 from dsr1_tune.data.record import Drop, Feedback, Message, Place, Preference
 from dsr1_tune.text.composed import composed
 
 
-def preference(row: dict[str, Any], shape: Shape, tools: str, place: Place, notes: list[Drop]) -> Preference:
+def preference(row: dict[str, Any], shape: Shape, tools: Tools, place: Place, notes: list[Drop]) -> Preference:
     """A prompt with two answers; where no column holds it, both answers' conversations share it. Adds to `notes`."""
     (good, good_path), (bad, bad_path) = _two_answers(row, shape)
     has_prompt = bool(shape.turns or shape.question)
-    required = required_arguments(tools)
-    chosen = _answered(good, good_path, has_prompt, required)
-    rejected = _answered(bad, bad_path, has_prompt, required)
+    chosen = _answered(good, good_path, has_prompt, tools)
+    rejected = _answered(bad, bad_path, has_prompt, tools)
     told = _shared(chosen[:-1], rejected[:-1], has_prompt)
-    asked = conversation(row, replace(shape, answer=""), notes) if has_prompt else ()
+    asked = conversation(row, replace(shape, answer=""), tools, notes) if has_prompt else ()
     if (
         asked
         and asked[-1].role == "assistant"
@@ -42,7 +41,7 @@ def preference(row: dict[str, Any], shape: Shape, tools: str, place: Place, note
             raise Unusable("no_assistant", f"the {answer.role} says this answer", fix, answer.path)
         check_order((*prompt, answer))
     notes += _scored(row, shape)
-    return Preference(prompt, chosen[-1], rejected[-1], place, tools, row)
+    return Preference(prompt, chosen[-1], rejected[-1], place, tools.text, row)
 
 
 def has_two_answers(row: dict[str, Any], shape: Shape) -> bool:
@@ -58,9 +57,9 @@ def _two_answers(row: dict[str, Any], shape: Shape) -> tuple[tuple[Any, str], tu
     return (good, f"{path}[0]"), (bad, f"{path}[1]")
 
 
-def _answered(value: Any, path: str, has_prompt: bool, required: Required) -> tuple[Message, ...]:
+def _answered(value: Any, path: str, has_prompt: bool, tools: Tools) -> tuple[Message, ...]:
     """One of a preference's answers; where nothing else holds the prompt, with the conversation before it."""
-    said = spoken(value, "assistant", path, required)
+    said = spoken(value, "assistant", path, tools)
     if has_prompt or not isinstance(value, str):
         return said
     dialogue = split_role_tags(value, has_answer=False)
@@ -113,14 +112,14 @@ def _scored(row: dict[str, Any], shape: Shape) -> list[Drop]:
     return [Drop("scores_disagree", detail, "swap them, or remove the row", path_to(shape.scores[0]))]
 
 
-def feedback(row: dict[str, Any], shape: Shape, tools: str, place: Place, rated: str, notes: list[Drop]) -> Feedback:
+def feedback(row: dict[str, Any], shape: Shape, tools: Tools, place: Place, rated: str, notes: list[Drop]) -> Feedback:
     """A prompt with an answer and what people think of it; `rated` is a label that shows them to be ratings."""
-    messages = conversation(row, shape, notes)
+    messages = conversation(row, shape, tools, notes)
     if shape.turns and shape.answer and messages[-1].role != "assistant":
-        messages += spoken(row[shape.answer], "assistant", path_to(shape.answer), required_arguments(tools))
+        messages += spoken(row[shape.answer], "assistant", path_to(shape.answer), tools)
     check_order(messages)
     if messages[-1].role != "assistant":
         detail = f"it ends with the {messages[-1].role}'s turn, so that there is no answer to label"
         raise Unusable("no_assistant", detail, "add the answer", messages[-1].path)
     is_good = parse_label(row[shape.label], path_to(shape.label), rated)
-    return Feedback(messages[:-1], messages[-1], is_good, place, tools, row)
+    return Feedback(messages[:-1], messages[-1], is_good, place, tools.text, row)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
+from dsr1_tune.data.read.calling.nulls import Filling
 from dsr1_tune.data.read.files import Source, identify, is_one_object, raw_rows
 from dsr1_tune.data.read.formats import Names, Shape, check_mapping, listed, shape_of, shown, unseen
 from dsr1_tune.data.read.json_rows import Raw
@@ -99,7 +100,8 @@ def learn(source: Source, names: Names) -> tuple[Learned, Iterator[Raw | Drop]]:
     values = [raw.value for raw in head if isinstance(raw, Raw) and isinstance(raw.value, dict)]
     missing = Missing.learn(values, usual, source.layout == "CSV")
     labels = labels_of([missing.blanked(value, []) for value in values], names)
-    interpreter = Interpreter(Learned(names, labels=labels, missing=missing))
+    filling = Filling(is_arrow=source.layout == "Parquet")
+    interpreter = Interpreter(Learned(names, labels=labels, missing=missing, filling=filling))
     outcomes = [interpreter(raw) for raw in head if isinstance(raw, Raw)]
     if not interpreter.formats:
         _refuse_unrecognised(source, head, names)
@@ -110,7 +112,8 @@ def learn(source: Source, names: Names) -> tuple[Learned, Iterator[Raw | Drop]]:
     are_prompts = sum(isinstance(outcome, Prompt) for outcome in usable) > len(usable) / 2
     format = next((name for name, _ in interpreter.formats.most_common(1)), "")
     format = "prompts" if are_prompts else format
-    return Learned(names, usual, are_prompts, format, labels, missing), chain(head, raws)
+    filling = filling if filling.is_arrow else Filling.learn(usable)
+    return Learned(names, usual, are_prompts, format, labels, missing, filling), chain(head, raws)
 
 
 def _refuse_unrecognised(source: Source, head: Sequence[Raw | Drop], names: Names) -> None:

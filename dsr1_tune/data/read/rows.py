@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from types import NoneType
 from typing import Any
 
+from dsr1_tune.data.read.calling.nulls import Filling
 from dsr1_tune.data.read.conversation import check_order, conversation, pair_shape, tools_of
 from dsr1_tune.data.read.formats import Names, Shape, listed, shape_of, unlabelled
 from dsr1_tune.data.read.ground_truth import result_of
@@ -31,7 +32,8 @@ class Learned:
     """What the first rows of a file taught about all of them.
 
     `usual` is the shape that most rows have, to say what another one lacks; with `prompts` a row without an answer is
-    a Prompt, else a mistake; `format` is the most frequent format's name; `missing` tells blanks that are spelled out.
+    a Prompt, else a mistake; `format` is the most frequent format's name; `missing` tells blanks that are spelled out,
+    `filling` which nulls nobody wrote.
     """
 
     names: Names = ()
@@ -40,6 +42,7 @@ class Learned:
     format: str = ""
     labels: Labels = field(default_factory=Labels)
     missing: Missing = field(default_factory=Missing)
+    filling: Filling = field(default_factory=Filling)
 
 
 class Interpreter:
@@ -147,19 +150,19 @@ def _noted(found: Row, notes: list[Drop], row: dict[str, Any]) -> Row:
 
 
 def _understood(row: dict[str, Any], shape: Shape, place: Place, learned: Learned, notes: list[Drop]) -> Row:
-    tools = tools_of(row, shape)
+    tools = tools_of(row, shape, learned.filling)
     if shape.chosen or has_two_answers(row, shape):
         return preference(row, shape, tools, place, notes)
     if shape.label:
         return feedback(row, shape, tools, place, learned.labels.rated, notes)
-    messages = conversation(row, shape, notes)
+    messages = conversation(row, shape, tools, notes)
     check_order(messages)
     if messages[-1].role == "assistant":
-        return Record(messages, place, tools, row)
+        return Record(messages, place, tools.text, row)
     if not learned.prompts:
         fix = "add the answer, or remove the last turn"
         raise Unusable("no_assistant", f"it ends with the {messages[-1].role}'s turn", fix, messages[-1].path)
-    return Prompt(messages, result_of(row, shape.result), place, tools, row)
+    return Prompt(messages, result_of(row, shape.result), place, tools.text, row)
 
 
 def _format(row: dict[str, Any], shape: Shape) -> str:

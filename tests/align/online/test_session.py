@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from dsr1_tune.data.prepare import prepare
 from dsr1_tune.data.record import Message, Prompt
 from dsr1_tune.errors import RunError
 from tests.align.online.conftest import PpoConfig
-from tests.conftest import TinyModel
+from tests.conftest import CHATML, TinyModel
 
 
 def test_encode_prompts_keeps_rows_of_one_prompt_on_one_side(
@@ -28,6 +29,27 @@ def test_encode_prompts_keeps_rows_of_one_prompt_on_one_side(
     learned, held_out = ({one.input_ids for one in side} for side in (data.train, data.held_out))
     assert len(data.train) + len(data.held_out) == 24
     assert held_out and learned and not learned & held_out
+
+
+def test_encode_prompts_names_the_turn_that_the_template_refuses(
+    tiny_model: TinyModel, ppo_run: PpoConfig, tmp_path: Path, tiny_tokenizer: Any
+) -> None:
+    file = tmp_path / "talks.jsonl"
+    talks = [["say", f"{n}", "and?", "more", "again"] for n in range(8)]
+    talks[3][3] = "odd"
+    rows = [
+        {"messages": [{"role": ("user", "assistant")[n % 2], "content": said} for n, said in enumerate(talk)]}
+        for talk in talks
+    ]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    config = ppo_run(tiny_model("qwen3_moe"), data={"files": [str(file)], "eval_share": 0.3})
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% if message['content'] == 'odd' %}{{ raise_exception('Not so') }}{% endif %}"
+        + CHATML.removeprefix("{% for message in messages %}")
+    )
+    (drop,) = encode_prompts(prepare(config.data, Prompt), tokenizer, config).prepared.drops
+    assert (drop.code, drop.path) == ("template_refused", "$.messages[3].content")
 
 
 def failing(number: int) -> tuple[list[Answered], list[RewardResult]]:

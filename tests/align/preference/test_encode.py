@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from dsr1_tune.align.preference.encode import as_feedback_rows, as_rows, encode_feedback, encode_pairs
+from dsr1_tune.align.preference.encode import as_feedback_rows, as_rows, encode_feedback, encode_pair, encode_pairs
 from dsr1_tune.config import AlignRun, Data, DpoRun, KtoRun
 from dsr1_tune.data.encode.chat_template import prompt_text
 from dsr1_tune.data.encode.example import IGNORED
 from dsr1_tune.data.prepare import prepare, write
 from dsr1_tune.data.prepared import FileSummary, Prepared
-from dsr1_tune.data.record import Feedback, Message, Place, Preference
+from dsr1_tune.data.record import Drop, Feedback, Message, Place, Preference
 from dsr1_tune.errors import DataError
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.kept_rows import eval_subset_examples, kept_records
@@ -115,6 +116,20 @@ def test_encode_pairs_truncates_long_answers_unless_they_become_equal(pairs: Wri
     }
     assert "1 rows have an answer cut at 100 tokens" in data.remarks[0]
     assert not any(record.answer.startswith("so so") for record in data.asked(9))
+
+
+@pytest.mark.parametrize("number", range(1, 4))
+def test_encode_pair_names_the_turn_that_the_template_refuses(number: int, tiny_tokenizer: Any) -> None:
+    words = ("Q", "A", "R", "C")
+    turns = [Message(r, w, f"$.{w}") for r, w in zip(("user", "assistant") * 2, words, strict=True)]
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.chat_template = (
+        f"{{% for message in messages %}}{{% if message['content'] == '{words[number]}' %}}"
+        "{{ raise_exception('Not so') }}{% endif %}" + CHATML.removeprefix("{% for message in messages %}")
+    )
+    row = Preference(tuple(turns[:3]), turns[3], Message("assistant", "D", "$.D"), Place("a", 1, 0))
+    drop = encode_pair(row, tokenizer, configured())
+    assert isinstance(drop, Drop) and (drop.code, drop.path) == ("template_refused", f"$.{words[number]}")
 
 
 def test_encode_pairs_refuses_one_pair_alone(pairs: Write, tiny_tokenizer: Any) -> None:

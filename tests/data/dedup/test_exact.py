@@ -19,8 +19,8 @@ from dsr1_tune.data.dedup.exact import (
     merge_exact,
 )
 from dsr1_tune.data.dedup.ngrams import TURN, normalise
-from dsr1_tune.data.output import turns_of_row
-from dsr1_tune.data.record import Feedback, Message, Place, Preference, Prompt, Record
+from dsr1_tune.data.output import as_output, turns_of, turns_of_row
+from dsr1_tune.data.record import Feedback, Message, Place, Preference, Prompt, Record, ToolCall
 
 PLACE = Place("a.json", 1, 0)
 
@@ -48,6 +48,15 @@ def test_first_copies_look_through_width_case_and_traditional_characters() -> No
         assert first_copies([record(one), record(other)]).tolist() == [0, 0]
     for one, other in (("3.5 mg", "35 mg"), ("a+b", "a-b"), ("糖", "盐"), ("ab", "abc")):
         assert first_copies([record(one), record(other)]).tolist() == [0, 1]
+
+
+def test_first_copies_look_through_the_order_of_a_calls_arguments() -> None:
+    texts = ('{"a": 1, "b": 2}', '{"b": 2, "a": 1}', '{"b": 1, "a": 2}')
+    calls = [Message("assistant", "", calls=(ToolCall("f", text),)) for text in texts]
+    rows = [Record((Message("user", "Q"), call), PLACE) for call in calls]
+    assert first_copies(rows).tolist() == [0, 0, 2]
+    written = [turns_of(as_output(row)) for row in rows]
+    assert written == [turns_of_row(row) for row in rows] and written[0] == written[1]
 
 
 def test_first_copies_keep_other_conversations_apart() -> None:

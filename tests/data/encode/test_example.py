@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dsr1_tune.data.encode.chat_template import prompt_text, render
 from dsr1_tune.data.encode.example import IGNORED, Example, encode, encode_all
-from dsr1_tune.data.record import Drop, Message, Place, Record
+from dsr1_tune.data.record import Drop, Message, Place, Record, ToolCall
 from dsr1_tune.data.rules.codes import MEANINGS
 
 # As reasoning models do: only the last answer keeps its thoughts.
@@ -251,6 +252,47 @@ def test_encode_what_the_template_refuses_is_dropped_with_its_words(with_templat
 @pytest.mark.parametrize("template", ["{{ messages[9]['content'] + 1 }}", "{{ messages | nofilter }}", "{% if %}"])
 def test_encode_a_template_that_fails_is_dropped_too(with_template: Any, template: str) -> None:
     assert refusal(asked("A"), with_template(template)).code == "template_refused"
+
+
+_REFUSES = (
+    "{%% for message in messages %%}{%% if %s %%}{{ raise_exception('Not so') }}{%% endif %%}"
+    "<|im_start|>{{ message['content'] }}<|im_end|>\n{%% endfor %%}"
+)
+TALK = (("user", "Q"), ("assistant", "A"), ("user", "R"), ("assistant", "B"), ("user", "S"), ("assistant", "C"))
+
+
+@pytest.mark.parametrize("number", range(1, len(TALK)))
+def test_encode_names_the_turn_with_which_the_refusal_begins(with_template: Any, number: int) -> None:
+    content = TALK[number][1]
+    drop = refusal(record(*TALK), with_template(_REFUSES % f"message['content'] == '{content}'"))
+    assert drop.path == f"$.messages[{number}].content" and "as it says" in drop.fix
+
+
+def test_encode_names_the_system_turn_that_is_refused(with_template: Any) -> None:
+    turns = (("system", "S"), ("system", "T"), *TALK)
+    for number in (0, 1):
+        said = turns[number][1]
+        tokenizer = with_template(_REFUSES % f"message['role'] == 'system' and message['content'] == '{said}'")
+        assert refusal(record(*turns), tokenizer).path == f"$.messages[{number}].content"
+
+
+def test_encode_names_the_record_alone_where_no_turn_is_at_fault(with_template: Any) -> None:
+    drop = refusal(record(("system", "S"), *TALK), with_template("{{ raise_exception('Never') }}"))
+    assert drop.path == "$" and "Never" in drop.detail
+
+
+def test_encode_gives_no_wrong_mend_where_a_template_fails(with_template: Any) -> None:
+    template = _REFUSES.replace("raise_exception('Not so')", "none + 1") % "message['content'] == 'R'"
+    drop = refusal(record(*TALK), with_template(template))
+    assert drop.path == "$.messages[2].content"
+    assert "fails on it: TypeError" in drop.detail and "as it says" not in drop.fix
+
+
+def test_encode_names_the_call_that_the_template_has_no_form_for(with_template: Any) -> None:
+    talk = record(*TALK)
+    calling = tuple(replace(m, calls=(ToolCall("f"),)) if m.content == "B" else m for m in talk.messages)
+    drop = refusal(replace(talk, messages=calling), with_template(_REFUSES % "false"))
+    assert "no form for tool calls" in drop.detail and drop.path == "$.messages[3].content"
 
 
 def test_encode_the_longest_that_fits(tiny_tokenizer: Any) -> None:

@@ -43,7 +43,7 @@ def test_conversation_of_a_forum_joins_headline_and_text(write):
 def test_conversation_of_sharegpt_with_tools(write):
     turns = [
         HUMAN,
-        {"from": "function_call", "value": "{}"},
+        {"from": "function_call", "value": '{"name": "f"}'},
         {"from": "observation", "value": "21"},
         GPT,
     ]
@@ -113,8 +113,9 @@ def test_conversation_knows_every_name_of_a_role(write):
     said_by = ["system", "user", "function_call", "observation", "tool", "bot"]
     roles = ["system", "user", "assistant", "tool", "tool", "assistant"]
     turns = [{"from": role, "value": str(number)} for number, role in enumerate(said_by)]
+    turns[2]["value"] = '{"name": "f"}'
     (record,) = read([write("a.json", [{"conversations": turns}])])
-    assert said(record) == [(role, str(number)) for number, role in enumerate(roles)]
+    assert said(record) == [(role, str(number) if number != 2 else "") for number, role in enumerate(roles)]
 
 
 def test_conversation_reads_openai_tool_calls(write):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from dsr1_tune.data.record import Feedback, Message, Place, Preference, Record
+from dsr1_tune.data.record import Feedback, Message, Place, Preference, Record, ToolCall
 from dsr1_tune.data.rules.pairs import PreferenceStats, answers_differ, opposed, remarks_on_pair, stance_of
 
 PLACE = Place("a", 1, 0)
@@ -62,3 +62,19 @@ def test_answers_that_differ_in_their_stored_form_only_are_equal():
         assert answers_differ(fine) is fine
         rows = [pair(one, other, "où ?"), pair(apart(other), apart(one), apart("où ?")), pair(other, one, "ou ?")]
         assert opposed(map(stance_of, rows)) == {0: 1, 1: 0}
+
+
+def calling(arguments: str, words: str = "") -> Message:
+    return Message("assistant", words, calls=(ToolCall("f", arguments),))
+
+
+def test_answers_whose_calls_differ_in_the_order_of_arguments_are_equal():
+    asked = (Message("user", "Q"),)
+    one, other = calling('{"a": 1, "b": 2}'), calling('{"b": 2, "a": 1}')
+    assert answers_differ(Preference(asked, one, other, PLACE)).code == "equal_answers"
+    for different in (calling('{"b": 1, "a": 2}'), calling('{"a": 1}'), calling('{"b": 2, "a": 1}', "Well.")):
+        pair = Preference(asked, one, different, PLACE)
+        assert answers_differ(pair) is pair
+    third = calling('{"a": 3}')
+    stances = [stance_of(Preference(asked, one, third, PLACE)), stance_of(Preference(asked, third, other, PLACE))]
+    assert opposed(stances) == {0: 1, 1: 0}
