@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dsr1_tune.cli import streams
 from dsr1_tune.cli.options import ConfigFile, Map, compose, mapping
 
 if TYPE_CHECKING:
@@ -224,7 +225,7 @@ def _write_rejects(drops: tuple[Drop, ...], path: Path) -> None:
 def _print_json(value: dict[str, object]) -> None:
     import orjson
 
-    typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+    streams.say_json(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
 @app.command(no_args_is_help=True)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsr1_tune.cli import streams
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -57,7 +59,7 @@ def _print_json(needs: list[Requirement], here: Capabilities | None, problems: l
         "problems": [asdict(problem) for problem in problems],
         "tools": [asdict(tool) for tool in isolated_env.installed()],
     }
-    typer.echo(orjson.dumps(tree, default=str, option=orjson.OPT_INDENT_2).decode())
+    streams.say_json(orjson.dumps(tree, default=str, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
 def _print_tables(needs: list[Requirement], here: Capabilities | None, problems: list[Problem]) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from dsr1_tune.cli import streams
 from dsr1_tune.cli.options import ConfigFile, MaxGeneralDrop, MaxLossIncrease, MinAgreement, Sets, compose, gates
 
 _MODEL = "A run folder, an adapter, a model folder, a GGUF file, a Hub id, or embedded."
@@ -48,7 +49,7 @@ def compare(
     before, after = (None if name == embedded.NAME else name for name in (a, b))
     found = run(before, after, settings.compare, settings.gates, out, console)
     if as_json:
-        typer.echo(json.dumps(found.as_json(), ensure_ascii=False, indent=1, allow_nan=False))
+        streams.say_json(json.dumps(found.as_json(), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
     for line in found.missed:
         print(f"missed: {line}", file=sys.stderr)
     if found.missed:
@@ -134,9 +135,11 @@ def check_serve(
     verdict = run(place, engine, version)
     if as_json:
         names = ("engine", "version", "loads", "problems", "remarks", "command", "instead")
-        typer.echo(json.dumps({name: getattr(verdict, name) for name in names}, ensure_ascii=False, indent=1))
+        told = {name: getattr(verdict, name) for name in names}
+        streams.say_json(json.dumps(told, ensure_ascii=False, indent=1) + "\n")
     else:
-        lines = [f"{verdict.title} {verdict.version} {'loads' if verdict.loads else 'does not load'} {place}"]
+        loads = "loads" if verdict.loads else "does not load"
+        lines = [f"{verdict.title} {verdict.version} {loads} {place}, {verdict.artifact.what}"]
         lines += [f"  because {line}" for line in verdict.problems]
         lines += [f"  note: {line}" for line in verdict.remarks]
         lines += [f"serve it with: {verdict.command}"] if verdict.command else []
