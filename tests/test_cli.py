@@ -59,7 +59,9 @@ FLAGS = {
     ],
     "data dedup": ["FILES", "--out", "--similarity", "--against", "--workers", "--map", "--set"],
     "data split": ["FILES", "--out", "--eval-share", "--seed", "--workers", "--map", "--set"],
-    "data show": ["FILE", "--row", "--line", "--sample", "--code", "--full", "--map"],
+    "data show": [
+        *["FILE", "--row", "--line", "--sample", "--code", "--full", "--base", "--json", "--map", "--config", "--set"],
+    ],
     "data stats": ["FILES", "--base", "--json", "--map"],
     "data init": ["--domain", "--language", "--format", "--out"],
     "score": ["MODEL", "FILE", "--out", "--map", "--config", "--set"],
