@@ -182,6 +182,7 @@ def check(
     from dsr1_tune.data.inspect.tables import show as show_report
     from dsr1_tune.data.prepare import examine
     from dsr1_tune.errors import DataError
+    from dsr1_tune.text.amount import amount
 
     settings = Data(files=tuple(files), map=mapping(map_) or {})
     # `medical.jsonl.gz` → `medical.rejects.jsonl` in the current folder.
@@ -204,12 +205,15 @@ def check(
             typer.echo(f"The bad rows ({len(drops):,}) are in {target}, each with its reason.")
         else:
             kinds = ", ".join(
-                f"{number:,} {kind}{'s' * (number > 1 and kind != 'feedback')}"
-                for kind, number in report["kinds"].items()
+                amount(number, kind, kind if kind == "feedback" else "") for kind, number in report["kinds"].items()
             )
-            typer.echo(f"All {report['num_rows']:,} rows are good ({kinds}).")
+            typer.echo(f"{_all_good(report['num_rows'])} ({kinds}).")
     if drops:
         raise typer.Exit(1)
+
+
+def _all_good(num_rows: int) -> str:
+    return "The only row is good" if num_rows == 1 else f"All {num_rows:,} rows are good"
 
 
 def _write_rejects(drops: tuple[Drop, ...], path: Path) -> None:
@@ -219,7 +223,7 @@ def _write_rejects(drops: tuple[Drop, ...], path: Path) -> None:
     try:
         write_rejects(drops, path)
     except OSError as error:
-        message = f"{path}: the {len(drops):,} bad rows cannot be written: {error.strerror}"
+        message = f"{path}: the bad rows ({len(drops):,}) cannot be written: {error.strerror}"
         raise DataError(message, hint="choose another place with --rejects") from None
 
 

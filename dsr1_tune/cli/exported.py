@@ -11,6 +11,7 @@ import typer
 
 from dsr1_tune.cli import streams
 from dsr1_tune.cli.options import ConfigFile, MaxGeneralDrop, MaxLossIncrease, MinAgreement, Sets, compose, gates
+from dsr1_tune.text.amount import amount
 
 _MODEL = "A run folder, an adapter, a model folder, a GGUF file, a Hub id, or embedded."
 Exported = Annotated[Path, typer.Argument(metavar="DIR", help="What merge, quantize or export wrote.")]
@@ -110,10 +111,12 @@ def verify(folder: Exported) -> None:
     for difference in differences:
         typer.echo(str(difference))
     told = f"{len(differences)} differ" if differences else "as they were written"
-    typer.echo(f"{len(known.files)} files: {told}")
+    typer.echo(f"{amount(len(known.files), 'file')}: {told}")
     others = [origin for origin in origins if origin.state != "the same"]
     if origins:
-        typer.echo(f"of the {len(origins)} files it was made of {len(origins) - len(others)} are still the same")
+        typer.echo(
+            f"still the same of what it was made of: {len(origins) - len(others)} of {amount(len(origins), 'file')}"
+        )
     for origin in others:
         typer.echo(f"  {origin.state}: {origin.file} ({origin.stage})")
     if differences:

@@ -26,6 +26,7 @@ from dsr1_tune.models.artifact import Artifact, command_for
 from dsr1_tune.models.folder import ModelFolder
 from dsr1_tune.models.ref import local_path
 from dsr1_tune.models.tokenizer_files import GENERATION, unnamed_ends
+from dsr1_tune.text.amount import amount
 
 _LATENT = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM")
 _SIGMOID = 2
@@ -236,8 +237,8 @@ def _router_is_quantized(artifact: Artifact, engine: Engine) -> Iterator[str]:
     ignored = [entry[3:] if entry.startswith("re:") else f"{re.escape(entry)}$" for entry in entries]
     routers = {match[1] for name in artifact.names if (match := re.fullmatch(r"(.*\.(gate|router))\.weight", name))}
     if left := [name for name in sorted(routers) if not any(re.match(entry, name) for entry in ignored)]:
-        where = "are not in quantization_config.ignore"
-        yield f"{len(left)} routers, such as {left[0]}, {where}, so {engine.title} fails on them"
+        told = f"{amount(len(left), 'router is', 'routers are')} not in quantization_config.ignore, such as {left[0]}"
+        yield f"{told}, and {engine.title} fails on that"
 
 
 def _group_size(artifact: Artifact, engine: Engine) -> Iterator[str]:
@@ -246,7 +247,7 @@ def _group_size(artifact: Artifact, engine: Engine) -> Iterator[str]:
     for group in artifact.config["quantization_config"].get("config_groups", {}).values():
         size = (group.get("weights") or {}).get("group_size") or -1
         if size not in (-1, 32, 64, 128):
-            yield f"its groups have {size} weights; {engine.title} has kernels for [32, 64, 128]"
+            yield f"its groups have {amount(size, 'weight')}; {engine.title} has kernels for [32, 64, 128]"
 
 
 def _block_size(artifact: Artifact, engine: Engine) -> Iterator[str]:

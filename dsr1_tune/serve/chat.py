@@ -22,6 +22,7 @@ from dsr1_tune.data.record import Message, Place, Record
 from dsr1_tune.errors import ModelError, TuneError
 from dsr1_tune.models.llama_cpp.client import LlamaCpp
 from dsr1_tune.models.load import Loaded
+from dsr1_tune.text.amount import amount
 
 HELP = "/new starts again, /system TEXT tells the model how to behave, /quit leaves; Ctrl-C stops an answer"
 
@@ -100,7 +101,7 @@ class Conversation:
         while (num_tokens := self._length(prompt)) > limit:
             if len(turns) < 3:
                 raise ModelError(
-                    f"the question is {num_tokens} tokens long, {max(limit, 0)} fit before an answer of "
+                    f"the question is {amount(num_tokens, 'token')} long, {max(limit, 0)} fit before an answer of "
                     f"{self.max_new_tokens}",
                     hint="ask something shorter, or lower --max-new-tokens",
                 )

@@ -90,6 +90,8 @@ def low_rank_updates(model: nn.Module) -> Iterator[LowRank]:
         )
     for block in find_experts(model):
         chosen = getattr(block.module, "chosen", None)
-        for name in chosen.lora_A if isinstance(chosen, ChosenLora) else ():
+        if not isinstance(chosen, ChosenLora):
+            continue
+        for name in chosen.lora_A:
             weight_EOI = as_out_in(getattr(block.module, name), block.module.is_transposed)
             yield LowRank(chosen.lora_A[name], chosen.lora_B[name], weight_EOI, chosen.scale, chosen.numbers)
