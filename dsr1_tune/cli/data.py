@@ -278,11 +278,11 @@ def show(
     from dsr1_tune.data.inspect.learned import learned_as_json, show_learned
     from dsr1_tune.models.load import locate
 
-    how = (locate(settings.base).tokenizer, settings.schedule.max_tokens, settings.encoding)
+    tokenizer = locate(settings.base).tokenizer
     if as_json:
-        _print_json(learned_as_json(picked, *how))
+        _print_json(learned_as_json(picked, tokenizer, settings))
     else:
-        show_learned(picked, *how, Console())
+        show_learned(picked, tokenizer, settings, Console())
 
 
 def _settings_of_run(

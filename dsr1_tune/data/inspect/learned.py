@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from dsr1_tune.config import Encoding
+from dsr1_tune.config import TuneRun
 from dsr1_tune.data.encode.example import IGNORED, Example, encode_all
 from dsr1_tune.data.inspect.show import heading, reason, visible
 from dsr1_tune.data.record import Drop, Record, Row
+from dsr1_tune.data.row_check import RowCheck, pack_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,22 +41,23 @@ def parts_of(example: Example, tokenizer: Any) -> list[Part]:
 
 
 def encoded(
-    rows: Iterable[Row | Drop], tokenizer: Any, max_tokens: int, encoding: Encoding
+    rows: Iterable[Row | Drop], tokenizer: Any, config: TuneRun
 ) -> Iterator[tuple[Row | Drop, list[Example | Drop]]]:
     """Every row with what a run would make of it: an example, several where it is split, or why there is none."""
+    data = config.data
+    check = RowCheck(pack_of(data), least=(data.min_question_chars, data.min_answer_chars))
     for row in rows:
-        if not isinstance(row, Record):
-            yield row, [row] if isinstance(row, Drop) else []
+        checked = row if isinstance(row, Drop) else check.check(row).row
+        if not isinstance(checked, Record):
+            yield row, [checked] if isinstance(checked, Drop) else []
             continue
-        found = encode_all([row], tokenizer, max_tokens, encoding)
+        found = encode_all([checked], tokenizer, config.schedule.max_tokens, config.encoding)
         yield row, [*found.examples, *found.drops, *found.lost_parts]
 
 
-def show_learned(
-    rows: Iterable[Row | Drop], tokenizer: Any, max_tokens: int, encoding: Encoding, console: Console
-) -> None:
+def show_learned(rows: Iterable[Row | Drop], tokenizer: Any, config: TuneRun, console: Console) -> None:
     """Print rows as the model sees them; what is learned is green, or in «» where there are no colours."""
-    for number, (row, outcomes) in enumerate(encoded(rows, tokenizer, max_tokens, encoding)):
+    for number, (row, outcomes) in enumerate(encoded(rows, tokenizer, config)):
         if number:
             console.print()
         console.print(heading(row))
@@ -79,15 +81,14 @@ def _print_example(example: Example, tokenizer: Any, console: Console) -> None:
     console.print(shown, soft_wrap=True)
     num_learned = sum(label != IGNORED for label in example.labels)
     cut = f", {example.num_cut:,} more are cut off" if example.num_cut else ""
-    console.print(f"tokens: {len(example.input_ids):,}, of which learned: {num_learned:,}{cut}", style="dim")
+    told = f"tokens: {len(example.input_ids):,}, of which learned: {num_learned:,}{cut}"
+    console.print(told, style="dim", highlight=False)
 
 
-def learned_as_json(
-    rows: Iterable[Row | Drop], tokenizer: Any, max_tokens: int, encoding: Encoding
-) -> list[dict[str, Any]]:
+def learned_as_json(rows: Iterable[Row | Drop], tokenizer: Any, config: TuneRun) -> list[dict[str, Any]]:
     """The same for programs: an entry for every example, and for every row of which there is none."""
     found = []
-    for row, outcomes in encoded(rows, tokenizer, max_tokens, encoding):
+    for row, outcomes in encoded(rows, tokenizer, config):
         place = row.place
         where = {"file": place.file, "line": place.line, "index": place.index} if place else {}
         for outcome in outcomes:

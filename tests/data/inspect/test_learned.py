@@ -12,7 +12,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from dsr1_tune import cli
-from dsr1_tune.config import Encoding, Sequences
+from dsr1_tune.config import Schedule, Sequences, TuneRun
 from dsr1_tune.data.encode.example import IGNORED, encode
 from dsr1_tune.data.inspect.learned import parts_of, show_learned
 from dsr1_tune.data.read.read import read
@@ -44,9 +44,10 @@ def test_parts_are_the_whole_text_and_what_is_learned_of_it(file: Path, tiny_tok
 
 
 def test_learned_is_marked_without_colours_and_coloured_with_them(file: Path, tiny_tokenizer: Any) -> None:
-    def shown(encoding: Encoding = Encoding(), max_tokens: int = 1000, **how: Any) -> str:  # noqa: B008
+    def shown(sequences: Sequences = Sequences(), max_tokens: int = 1000, **how: Any) -> str:  # noqa: B008
         console = Console(file=io.StringIO(), width=200, **how)
-        show_learned(read([file]), tiny_tokenizer, max_tokens, encoding, console)
+        config = TuneRun(sequences=sequences, schedule=Schedule(max_tokens=max_tokens))
+        show_learned(read([file]), tiny_tokenizer, config, console)
         text: str = console.file.getvalue()  # type: ignore[attr-defined]
         return text
 
@@ -54,10 +55,10 @@ def test_learned_is_marked_without_colours_and_coloured_with_them(file: Path, ti
     assert (
         "<|im_start|>user\na 感冒?<|im_end|>\n<|im_start|>assistant\n«<think>\nhm\n</think>\n\nb<|im_end|>»\n" in plain
     )
-    assert "of which learned: " in plain and "only conversations are shown so" in plain and "empty" in plain
-    assert "<think>\nhm\n</think>\n\n«b<|im_end|>»" in shown(Encoding(Sequences(think="mask")))
-    assert "«c?<|im_end|>»" in shown(Encoding(Sequences(learn=("user",))))
-    assert "too_long" in shown(max_tokens=5)
+    assert "of which learned: " in plain and "only conversations are shown so" in plain and "empty_answer" in plain
+    assert "<think>\nhm\n</think>\n\n«b<|im_end|>»" in shown(Sequences(think="mask"))
+    assert "«c?<|im_end|>»" in shown(Sequences(learn=("user",)))
+    assert "too_long" in shown(max_tokens=16)
     coloured = shown(force_terminal=True, color_system="standard")
     assert "«" not in coloured and "\x1b[1;32mb<|im_end|>" in coloured.replace("\x1b[0m\n\x1b[1;32m", "\n")
 
