@@ -59,13 +59,24 @@ FLAGS = {
     ],
     "data dedup": ["FILES", "--out", "--similarity", "--against", "--workers", "--map", "--set"],
     "data split": ["FILES", "--out", "--eval-share", "--seed", "--workers", "--map", "--set"],
-    "data show": ["FILE", "--row", "--line", "--sample", "--code", "--full", "--map"],
+    "data show": [
+        *["FILE", "--row", "--line", "--sample", "--code", "--full", "--base", "--json", "--map", "--config", "--set"],
+    ],
     "data stats": ["FILES", "--base", "--json", "--map"],
     "data init": ["--domain", "--language", "--format", "--out"],
     "score": ["MODEL", "FILE", "--out", "--map", "--config", "--set"],
     "quantize": ["SOURCE", "--to", "--out", "--all", "--method", "--gguf", "--config", "--set"],
     "merge": ["RUN", "--out", "--config", "--set"],
-    "chat": ["MODEL", "--prompt", "-p", "--max-new-tokens", "--temperature", "--thinking", "--template-kwargs"],
+    "chat": [
+        "MODEL",
+        "--prompt",
+        "-p",
+        "--max-new-tokens",
+        "--temperature",
+        "--thinking",
+        "--template-kwargs",
+        "--json",
+    ],
     "base": ["--rebuild", "--path"],
     "doctor": ["--json"],
     "compare": ["A", "B", "--data", *GATES, "--out", "--json", "--config", "--set"],
@@ -182,7 +193,8 @@ def raising(error: BaseException) -> Callable[..., Any]:
     ("error", "code", "said"),
     [
         (DataError("a.json: is bad", hint="mend it"), 2, "error: a.json: is bad\nhint: mend it\n"),
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "Interrupted\n"),
+        (KeyboardInterrupt("Stopped; nothing is left of out"), 130, "Stopped; nothing is left of out\n"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "error: /x: Permission denied\nhint: check the "),
         (OSError(errno.EROFS, "Read-only file system", "/x"), 2, "error: /x: Read-only file system\nhint: this file s"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "error: the output: No space left on device\nhint: free"),
@@ -204,6 +216,19 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(sys, "argv", ["dsr1-tune", "lora", "--data", "a.json"])
     with pytest.raises(type(error)):
         cli.main()
+
+
+def test_ctrl_c_while_importing_says_so() -> None:
+    code = (
+        "import runpy, sys\n"
+        "class Slow:\n"
+        "    def find_spec(self, name, *more):\n"
+        "        if name == 'typer':\n            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Slow())\n"
+        "runpy.run_module('dsr1_tune', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "Interrupted\n")
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

@@ -24,6 +24,7 @@ from dsr1_tune.data.record import DAMAGE, Drop, Feedback, Message, Place, Prompt
 from dsr1_tune.errors import DataError, ModelError
 from dsr1_tune.models.trained.reward_model import ScalarModel, check_reward, load_scalar
 from dsr1_tune.runs.console import Narrator, plain_table, quiet_libraries
+from dsr1_tune.text.amount import amount
 
 MAX_NAMED = 5
 
@@ -69,11 +70,11 @@ def _read(file: Path, mapping: Mapping[str, str] | None) -> list[Row | Drop]:
     num_prompts = sum(isinstance(row, Prompt) for row in rows)
     if num_prompts:
         raise DataError(
-            f"{file}: holds {num_prompts:,} prompts and no answer to score",
+            f"{file}: holds {amount(num_prompts, 'prompt')} and no answer to score",
             hint="give rows with an answer, or name its column: --map answer=COLUMN",
         )
     first = next(row for row in rows if isinstance(row, Drop))
-    what = f"none of the {len(rows):,} rows can be read; the first: {first.place}: {first.detail}"
+    what = f"none of the {amount(len(rows), 'row')} can be read; the first: {first.place}: {first.detail}"
     raise DataError(f"{file}: {what}", hint=first.fix)
 
 
@@ -213,13 +214,14 @@ def _show(scores: Scores, narrator: Narrator) -> None:
     narrator.console.print(table)
     if pairs := scores.pairs:
         narrator.say(
-            f"{pairs.num_pairs:,} pairs: accuracy {pairs.accuracy:.1%} (the longer answer: {pairs.length_only:.1%}), "
+            f"{amount(pairs.num_pairs, 'pair')}: accuracy {pairs.accuracy:.1%} "
+            f"(the longer answer: {pairs.length_only:.1%}), "
             f"mean margin {pairs.margin:+.3f}, calibration error {pairs.calibration_error:.3f}"
         )
         for name, bucket in pairs.differs.items():
             narrator.say(f"  {name}: {bucket.accuracy:.1%} of {bucket.num_pairs:,}")
     if problems := scores.problems:
-        narrator.say(f"{len(problems):,} of {len(scores.rows):,} rows have no score:")
+        narrator.say(f"without a score: {len(problems):,} of {amount(len(scores.rows), 'row')}")
         for row in problems[:MAX_NAMED]:
             assert row.problem is not None
             narrator.say(f"  {row.row.place}: {row.problem.detail}; {row.problem.fix}")

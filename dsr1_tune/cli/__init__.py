@@ -6,7 +6,7 @@ import errno
 import logging
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -78,9 +78,12 @@ def main() -> None:
     except TuneError as error:
         _fail(error.message, error.hint, error.exit_code)
     except KeyboardInterrupt as stopped:
-        if str(stopped):
-            print(stopped, file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        _interrupted(stopped)
+    except SystemExit as left:
+        # Inside a command typer makes of it an exit that says nothing.
+        if isinstance(stopped := getattr(left.__context__, "__cause__", None), KeyboardInterrupt):
+            _interrupted(stopped)
+        raise
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; there is nobody left to tell.
         sys.stderr.close()
@@ -102,6 +105,11 @@ _OS_HINTS = {
     errno.EEXIST: "a file stands where a folder is needed; choose another place with --out",
     errno.ENOTDIR: "a file stands where a folder is needed; choose another place with --out",
 }
+
+
+def _interrupted(stopped: KeyboardInterrupt) -> NoReturn:
+    print(str(stopped) or "Interrupted", file=sys.stderr)
+    sys.exit(INTERRUPTED)
 
 
 def _fail(message: str, hint: str, exit_code: int) -> None:

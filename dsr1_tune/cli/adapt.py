@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dsr1_tune.cli import streams
 from dsr1_tune.cli.options import ConfigFile, DataFiles, Epochs, Map, ModelName, Processes, Sets, To, compose, mapping
 
 
@@ -85,7 +86,7 @@ def plan(
     settings = compose(PlanRun, config, sets, flags, map_)
     made = planning.run(settings, None if as_json else Console())
     if as_json:
-        typer.echo(orjson.dumps(planning.as_json(made), option=orjson.OPT_INDENT_2).decode())
+        streams.say_json(orjson.dumps(planning.as_json(made), option=orjson.OPT_INDENT_2).decode() + "\n")
     if made.choice is None:
         raise typer.Exit(1)
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dsr1_tune.cli import streams
 from dsr1_tune.cli.options import ConfigFile, Map, compose, mapping
 
 if TYPE_CHECKING:
+    from dsr1_tune.config import LoraRun
     from dsr1_tune.data.record import Drop
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -180,6 +182,7 @@ def check(
     from dsr1_tune.data.inspect.tables import show as show_report
     from dsr1_tune.data.prepare import examine
     from dsr1_tune.errors import DataError
+    from dsr1_tune.text.amount import amount
 
     settings = Data(files=tuple(files), map=mapping(map_) or {})
     # `medical.jsonl.gz` → `medical.rejects.jsonl` in the current folder.
@@ -202,12 +205,15 @@ def check(
             typer.echo(f"The bad rows ({len(drops):,}) are in {target}, each with its reason.")
         else:
             kinds = ", ".join(
-                f"{number:,} {kind}{'s' * (number > 1 and kind != 'feedback')}"
-                for kind, number in report["kinds"].items()
+                amount(number, kind, kind if kind == "feedback" else "") for kind, number in report["kinds"].items()
             )
-            typer.echo(f"All {report['num_rows']:,} rows are good ({kinds}).")
+            typer.echo(f"{_all_good(report['num_rows'])} ({kinds}).")
     if drops:
         raise typer.Exit(1)
+
+
+def _all_good(num_rows: int) -> str:
+    return "The only row is good" if num_rows == 1 else f"All {num_rows:,} rows are good"
 
 
 def _write_rejects(drops: tuple[Drop, ...], path: Path) -> None:
@@ -217,14 +223,14 @@ def _write_rejects(drops: tuple[Drop, ...], path: Path) -> None:
     try:
         write_rejects(drops, path)
     except OSError as error:
-        message = f"{path}: the {len(drops):,} bad rows cannot be written: {error.strerror}"
+        message = f"{path}: the bad rows ({len(drops):,}) cannot be written: {error.strerror}"
         raise DataError(message, hint="choose another place with --rejects") from None
 
 
-def _print_json(value: dict[str, object]) -> None:
+def _print_json(value: object) -> None:
     import orjson
 
-    typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+    streams.say_json(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
 @app.command(no_args_is_help=True)
@@ -235,16 +241,67 @@ def show(
     sample: Annotated[int | None, typer.Option(min=1, help="So many rows, drawn at random.")] = None,
     code: Annotated[str | None, typer.Option(help="Only rows dropped with this code.")] = None,
     full: Annotated[bool, typer.Option("--full", help="Do not cut long texts")] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(help="As the chat template of this Hub id or folder shows them, and what is learned of them."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --base: print JSON, with token ids and labels")] = False,
     map_: Map = None,
+    config: ConfigFile = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="With --base: a setting of lora, such as sequences.think=mask."
+        ),
+    ] = None,
 ) -> None:
-    """Show single rows as conversations; the first three, if nothing is asked for."""
+    """Show single rows as conversations; the first three, if nothing is asked for.
+
+    With --base they are shown as a run with the same settings would train on them: what is learned is green, or
+    between « and » where the output has no colours.
+    """
     from rich.console import Console
 
     from dsr1_tune.data.inspect.show import is_rejected, pick, read_rejected, show_rows
     from dsr1_tune.data.read.read import read
 
+    settings = None
+    if base or config or sets or as_json:
+        settings = _settings_of_run(base, config, sets, map_)
+        map_ = [f"{name}={column}" for name, column in settings.data.map.items()]
     rows = read_rejected(file) if is_rejected(file) else read([file], mapping(map_))
-    show_rows(pick(rows, row=row, line=line, sample=sample, code=code), Console(), full)
+    picked = pick(rows, row=row, line=line, sample=sample, code=code)
+    if settings is None:
+        show_rows(picked, Console(), full)
+        return
+
+    from dsr1_tune.data.inspect.learned import learned_as_json, show_learned
+    from dsr1_tune.models.load import locate
+
+    tokenizer = locate(settings.base).tokenizer
+    if as_json:
+        _print_json(learned_as_json(picked, tokenizer, settings))
+    else:
+        show_learned(picked, tokenizer, settings, Console())
+
+
+def _settings_of_run(
+    base: str | None, config: Path | None, sets: list[str] | None, columns: list[str] | None
+) -> LoraRun:
+    """What a run would be told; it must name a base."""
+    from dsr1_tune.config import LoraRun
+    from dsr1_tune.errors import ConfigError
+    from dsr1_tune.models import embedded
+
+    settings = compose(LoraRun, config, sets, {"base.model": base}, columns)
+    if settings.base.model is None:
+        raise ConfigError(
+            "without a base there is no chat template to show rows by",
+            hint=f"add --base with a Hub id, a folder or {embedded.NAME}",
+        )
+    if settings.base.model == embedded.NAME:
+        return settings.model_copy(update={"base": settings.base.model_copy(update={"model": None})})
+    return settings
 
 
 @app.command(no_args_is_help=True)

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsr1_tune.cli import streams
+from dsr1_tune.text.amount import amount
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -57,7 +60,7 @@ def _print_json(needs: list[Requirement], here: Capabilities | None, problems: l
         "problems": [asdict(problem) for problem in problems],
         "tools": [asdict(tool) for tool in isolated_env.installed()],
     }
-    typer.echo(orjson.dumps(tree, default=str, option=orjson.OPT_INDENT_2).decode())
+    streams.say_json(orjson.dumps(tree, default=str, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
 def _print_tables(needs: list[Requirement], here: Capabilities | None, problems: list[Problem]) -> None:
@@ -69,7 +72,7 @@ def _print_tables(needs: list[Requirement], here: Capabilities | None, problems:
 
     console = Console()
     if here:
-        console.print(f"dsr1-tune {__version__}, Python {here.python}, {here.system}, {here.num_cores} cores")
+        console.print(f"dsr1-tune {__version__}, Python {here.python}, {here.system}, {amount(here.num_cores, 'core')}")
         console.print(_devices(here))
         disks = [f"{free:.0f} GiB in {folder}" for folder, free in here.disk_free_gib.items()]
         disks += [f"nothing can be written in {folder}" for folder in here.read_only]

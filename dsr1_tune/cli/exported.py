@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
+from dsr1_tune.cli import streams
 from dsr1_tune.cli.options import ConfigFile, MaxGeneralDrop, MaxLossIncrease, MinAgreement, Sets, compose, gates
+from dsr1_tune.text.amount import amount
 
 _MODEL = "A run folder, an adapter, a model folder, a GGUF file, a Hub id, or embedded."
 Exported = Annotated[Path, typer.Argument(metavar="DIR", help="What merge, quantize or export wrote.")]
@@ -48,7 +50,7 @@ def compare(
     before, after = (None if name == embedded.NAME else name for name in (a, b))
     found = run(before, after, settings.compare, settings.gates, out, console)
     if as_json:
-        typer.echo(json.dumps(found.as_json(), ensure_ascii=False, indent=1, allow_nan=False))
+        streams.say_json(json.dumps(found.as_json(), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
     for line in found.missed:
         print(f"missed: {line}", file=sys.stderr)
     if found.missed:
@@ -109,10 +111,12 @@ def verify(folder: Exported) -> None:
     for difference in differences:
         typer.echo(str(difference))
     told = f"{len(differences)} differ" if differences else "as they were written"
-    typer.echo(f"{len(known.files)} files: {told}")
+    typer.echo(f"{amount(len(known.files), 'file')}: {told}")
     others = [origin for origin in origins if origin.state != "the same"]
     if origins:
-        typer.echo(f"of the {len(origins)} files it was made of {len(origins) - len(others)} are still the same")
+        typer.echo(
+            f"still the same of what it was made of: {len(origins) - len(others)} of {amount(len(origins), 'file')}"
+        )
     for origin in others:
         typer.echo(f"  {origin.state}: {origin.file} ({origin.stage})")
     if differences:
@@ -134,9 +138,11 @@ def check_serve(
     verdict = run(place, engine, version)
     if as_json:
         names = ("engine", "version", "loads", "problems", "remarks", "command", "instead")
-        typer.echo(json.dumps({name: getattr(verdict, name) for name in names}, ensure_ascii=False, indent=1))
+        told = {name: getattr(verdict, name) for name in names}
+        streams.say_json(json.dumps(told, ensure_ascii=False, indent=1) + "\n")
     else:
-        lines = [f"{verdict.title} {verdict.version} {'loads' if verdict.loads else 'does not load'} {place}"]
+        loads = "loads" if verdict.loads else "does not load"
+        lines = [f"{verdict.title} {verdict.version} {loads} {place}, {verdict.artifact.what}"]
         lines += [f"  because {line}" for line in verdict.problems]
         lines += [f"  note: {line}" for line in verdict.remarks]
         lines += [f"serve it with: {verdict.command}"] if verdict.command else []

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dsr1_tune.cli import streams
+
 if TYPE_CHECKING:
     from dsr1_tune.config import Template
     from dsr1_tune.serve.chat import Conversation
@@ -32,6 +34,9 @@ def chat(
     template_kwargs: Annotated[
         str, typer.Option(metavar="NAME=VALUE,...", help="Further arguments of the chat template")
     ] = "",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="In a pipe or with --prompt: a line of JSON for each answer")
+    ] = False,
 ) -> None:
     """Talk to a model in the terminal, or through a pipe: every line is a question, only answers are printed.
 
@@ -39,24 +44,28 @@ def chat(
     """
     from dsr1_tune.errors import ConfigError
     from dsr1_tune.models import embedded
-    from dsr1_tune.serve.chat import HELP, talk, typed_lines
+    from dsr1_tune.serve import chat as chatting
 
     if prompt is not None and not prompt.strip():
         raise ConfigError("--prompt: asks nothing", hint='for example: --prompt "What is a fever?"')
+    if as_json and prompt is None and sys.stdin.isatty():
+        raise ConfigError("--json: is not for a talk in the terminal", hint="pipe questions in, or give --prompt")
     if model is None:
         _note(f"Using {embedded.WHAT}.")
     template = _template(model, thinking, template_kwargs)
     conversation = _begin(model, max_new_tokens, temperature, template)
+    answer, say = (chatting.as_json, streams.say_json) if as_json else (chatting.plainly, _say)
     if prompt is not None:
-        conversation.ask(prompt.encode(errors="replace").decode(), _say)  # bytes that are no text are none here either
-        _say("\n")
+        answer(
+            conversation, prompt.encode(errors="replace").decode(), say
+        )  # bytes that are no text are none here either
     elif sys.stdin.isatty():
         with contextlib.suppress(ImportError):  # not on Windows
             import readline  # noqa: F401 - gives input() its history and editing
-        _note(f"{conversation.name}. {HELP}")
-        talk(conversation, typed_lines(_note), _say, _note, is_interactive=True)
+        _note(f"{conversation.name}. {chatting.HELP}")
+        chatting.talk(conversation, chatting.typed_lines(_note), _say, _note, is_interactive=True)
     else:
-        talk(conversation, sys.stdin, _say, _note, is_interactive=False)
+        chatting.talk(conversation, sys.stdin, say, _note, is_interactive=False, answer=answer)
 
 
 def _template(model: str | None, thinking: str, kwargs: str) -> Template:

@@ -30,6 +30,7 @@ from dsr1_tune.data.row_check import RowCheck, leaves_out_full_stops, pack_of
 from dsr1_tune.data.rules.pairs import objection, opposed, stance_of
 from dsr1_tune.data.split import split_section
 from dsr1_tune.errors import DataError
+from dsr1_tune.text.amount import amount
 
 MAX_NAMED = 5
 _NEEDS: dict[str, dict[str, str]] = load_yaml(Path(__file__).with_suffix(".yaml"))
@@ -155,7 +156,9 @@ def prepare(data: Data, kind: type[Row] = Record) -> Prepared:
     if not prepared.rows:
         reasons = _listed(Counter(drop.code for drop in prepared.drops))
         first = prepared.drops[0]
-        message = f"{_names(prepared)}: none of the {len(prepared.drops)} rows can be used ({reasons}); the first: "
+        message = (
+            f"{_names(prepared)}: none of the {amount(len(prepared.drops), 'row')} can be used ({reasons}); the first: "
+        )
         hint = f"{first.fix}; see every row with: dsr1-tune data check {shlex.join(f.file for f in prepared.files)}"
         raise DataError(f"{message}{first.place}: {first.detail}", hint=hint)
     return prepared

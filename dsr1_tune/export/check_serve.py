@@ -20,15 +20,22 @@ from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.export import lineage
 from dsr1_tune.export.formats.format import Format
 from dsr1_tune.export.formats.registry import formats, stored_as
+from dsr1_tune.export.gguf.source import unsupported
 from dsr1_tune.models import artifact as artifacts
 from dsr1_tune.models.artifact import Artifact, command_for
 from dsr1_tune.models.folder import ModelFolder
+from dsr1_tune.models.ref import local_path
 from dsr1_tune.models.tokenizer_files import GENERATION, unnamed_ends
+from dsr1_tune.text.amount import amount
 
 _LATENT = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM")
 _SIGMOID = 2
 _LITE_LAYERS = (26, 27)
 _UNKNOWN = "MODEL_IN_16_BITS"
+_NO_ADAPTERS = {
+    "llama.cpp": "it is a PEFT adapter, and llama.cpp reads models, merged and as GGUF",
+    "transformers": "it is a PEFT adapter, and `transformers serve` reads whole models, merged",
+}
 
 
 @dataclass(frozen=True)
@@ -167,7 +174,7 @@ def _problems(artifact: Artifact, engine: Engine) -> Iterator[str]:
             yield f"transformers does not know its model_type, {model_type}"
     if not artifact.has_tokenizer:
         yield "it has no tokenizer: copy tokenizer.json and tokenizer_config.json of the base into the folder"
-    for check in (_topk_method, _shape, _router_is_quantized, _group_size, _block_size):
+    for check in (_topk_method, _shape, _arithmetic, _router_is_quantized, _group_size, _block_size):
         yield from check(artifact, engine)
 
 
@@ -202,6 +209,25 @@ def _shape(artifact: Artifact, engine: Engine) -> Iterator[str]:
         yield f"it has no q_lora_rank, which {engine.title} reads of V2-Lite with its 27 layers only"
 
 
+def _arithmetic(artifact: Artifact, engine: Engine) -> Iterator[str]:
+    """What llama.cpp would compute in another way than the model was trained with, for which no GGUF is written."""
+    if engine.name == "llama.cpp" and artifact.kind != "gguf" and (config := _own_config(artifact)) is not None:
+        yield from (f"it has {what}, which {engine.title} does not compute" for what in unsupported(config))
+
+
+def _own_config(artifact: Artifact) -> Any:
+    """transformers' config of a model, or of an adapter's base; None where there is none that it can use."""
+    from transformers import AutoConfig
+
+    tree: Mapping[str, Any] = artifact.config
+    try:
+        if artifact.kind == "adapter":
+            tree = ModelFolder(local_path(artifact.base), artifact.base).config_json
+        return AutoConfig.for_model(**{name: value for name, value in tree.items() if name != "quantization_config"})
+    except Exception:  # its values reach validators of many kinds, and what cannot be read is told of elsewhere
+        return None
+
+
 def _router_is_quantized(artifact: Artifact, engine: Engine) -> Iterator[str]:
     """Engines take every linear layer that is not listed for quantized, and routers are not."""
     if artifact.format != "compressed-tensors":
@@ -211,8 +237,8 @@ def _router_is_quantized(artifact: Artifact, engine: Engine) -> Iterator[str]:
     ignored = [entry[3:] if entry.startswith("re:") else f"{re.escape(entry)}$" for entry in entries]
     routers = {match[1] for name in artifact.names if (match := re.fullmatch(r"(.*\.(gate|router))\.weight", name))}
     if left := [name for name in sorted(routers) if not any(re.match(entry, name) for entry in ignored)]:
-        where = "are not in quantization_config.ignore"
-        yield f"{len(left)} routers, such as {left[0]}, {where}, so {engine.title} fails on them"
+        told = f"{amount(len(left), 'router is', 'routers are')} not in quantization_config.ignore, such as {left[0]}"
+        yield f"{told}, and {engine.title} fails on that"
 
 
 def _group_size(artifact: Artifact, engine: Engine) -> Iterator[str]:
@@ -221,7 +247,7 @@ def _group_size(artifact: Artifact, engine: Engine) -> Iterator[str]:
     for group in artifact.config["quantization_config"].get("config_groups", {}).values():
         size = (group.get("weights") or {}).get("group_size") or -1
         if size not in (-1, 32, 64, 128):
-            yield f"its groups have {size} weights; {engine.title} has kernels for [32, 64, 128]"
+            yield f"its groups have {amount(size, 'weight')}; {engine.title} has kernels for [32, 64, 128]"
 
 
 def _block_size(artifact: Artifact, engine: Engine) -> Iterator[str]:
@@ -252,10 +278,13 @@ def _gguf_problems(artifact: Artifact, engine: Engine) -> Iterator[str]:
 
 def _adapter_problems(artifact: Artifact, engine: Engine) -> Iterator[str]:
     facts, title = engine.adapters, engine.title
+    if (kind := str(artifact.config.get("peft_type") or "LORA")) != "LORA":
+        yield f"it is a PEFT adapter of the kind {kind}, and {title} and `merge` take LoRA alone"
     if artifact.architecture and not engine.knows(artifact.architecture):
         yield f"its base's architecture, {artifact.architecture}, is none that {title} is known for"
+    yield from _arithmetic(artifact, engine)
     if not facts["forms"]:
-        yield f"{title} does not read adapters in this format"
+        yield _NO_ADAPTERS[engine.name]
         return
     if artifact.form not in facts["forms"]:
         hint = facts["fused_hint"] or "its library fuses the experts, and does not know this adapter's names"
@@ -299,12 +328,12 @@ def _instead(artifact: Artifact, engine: Engine) -> tuple[str, ...]:
     """Commands of ours after which the engine has something that it loads; none if it has no place for the model."""
     is_known = not artifact.architecture or engine.knows(artifact.architecture)
     if artifact.kind == "adapter":
-        return _instead_of_adapter(artifact, engine) if is_known else ()
+        return _instead_of_adapter(artifact, engine) if is_known and not any(_arithmetic(artifact, engine)) else ()
     if artifact.kind == "gguf" or artifact.format not in ("none", "fp8"):
         source = _made_of(artifact)
     else:
         source = str(artifact.path)
-    has_place = is_known and not any(_shape(artifact, engine))
+    has_place = is_known and not any(_shape(artifact, engine)) and not any(_arithmetic(artifact, engine))
     if artifact.kind != "gguf" and not has_place:
         return ()
     if engine.name == "llama.cpp" and artifact.kind == "model":
@@ -321,6 +350,8 @@ def _instead(artifact: Artifact, engine: Engine) -> tuple[str, ...]:
 def _instead_of_adapter(artifact: Artifact, engine: Engine) -> tuple[str, ...]:
     """Converted where only its form is at fault, otherwise merged; a per-expert one must be fused first."""
     facts, path = engine.adapters, artifact.path
+    if artifact.config.get("peft_type") not in (None, "LORA"):
+        return ()
     is_refused = any(artifact.config.get(name) for name in (*facts.get("refuses", ()), *facts.get("ignores", ())))
     run = path.parent if (path.parent / "manifest.json").is_file() else path
     if facts["forms"] and artifact.form not in facts["forms"] and not is_refused:

@@ -44,6 +44,7 @@ from dsr1_tune.models.weights.checkpoint import DTYPES, NAMES, Spec, write_weigh
 from dsr1_tune.models.weights.index import INDEX
 from dsr1_tune.models.weights.layout import Piece
 from dsr1_tune.runs.console import Narrator, quiet_libraries
+from dsr1_tune.text.amount import amount
 
 Form = Literal["peft-fused", "per-expert"]
 Tensors = dict[str, tuple[Spec, Callable[[], Tensor]]]
@@ -100,7 +101,7 @@ def run(adapter: Path, to: Form, out: Path, console: Console | None = None) -> P
         (part / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
     for note in done.notes:
         narrator.say(note)
-    narrator.say(f"{len(done.tensors):,} tensors for {base.name} in {out}, {to}")
+    narrator.say(f"{amount(len(done.tensors), 'tensor')} for {base.name} in {out}, {to}")
     return out
 
 
@@ -150,7 +151,9 @@ def _unfuse_block(
         raise ModelError(f"{module}: its factors are {spec_a.shape} and {spec_b.shape}", hint=RIGHT_BASE)
     parameter, num_experts = found
     if spec_a.shape[0] % num_experts or spec_a.shape[0] != spec_b.shape[1]:
-        raise ModelError(f"{module}: factors of {spec_a.shape[0]} rows for {num_experts} experts", hint=RIGHT_BASE)
+        raise ModelError(
+            f"{module}: factors of {spec_a.shape[0]} rows for {amount(num_experts, 'expert')}", hint=RIGHT_BASE
+        )
     rank = spec_a.shape[0] // num_experts
     for piece in names.layout.pieces_of(parameter):
         if piece.expert is None or piece.is_transposed:
@@ -288,8 +291,9 @@ class _Fused:
         numbers = {scale.times(is_rs) for scale in scales.values()}
         notes = [f"Gate and up, or the experts, differ in A: fused they take rank {rank}, and mean the same."]
         if len(self.pieces) < num_parts:
+            lacking = num_parts - len(self.pieces)
             notes.append(
-                f"{num_parts - len(self.pieces)} matrices of {self.parameter} have no factors: theirs are zero."
+                f"Without factors of {self.parameter}: {amount(lacking, 'matrix', 'matrices')}; zeros stand there."
             )
         if len(numbers) > 1:
             notes.append("Factors that are scaled differently take on one scale, which rounds their B.")

@@ -44,6 +44,7 @@ from dsr1_tune.models.weights.checkpoint import Checkpoint, write_weights
 from dsr1_tune.runs.console import Narrator, quiet_libraries
 from dsr1_tune.runs.evaluate import HeldOut, held_out_loss
 from dsr1_tune.runs.kept_rows import eval_subset_examples
+from dsr1_tune.text.amount import amount
 
 USUAL = Merge()
 MAX_TOKENS = 1024
@@ -207,18 +208,18 @@ def _load(folder: Path, streamed: bool) -> Loaded:
 def _say(certificate: Certificate, narrator: Narrator) -> None:
     tensors, outputs = certificate.tensors, certificate.outputs
     narrator.say(
-        f"{tensors.num_changed:,} of {tensors.num_targeted:,} trained tensors changed, "
-        f"{tensors.num_equal:,} are the base's byte by byte."
+        f"{tensors.num_changed:,} of {amount(tensors.num_targeted, 'trained tensor')} changed; "
+        f"the base's byte by byte: {tensors.num_equal:,}."
     )
     if tensors.never_reached:
-        narrator.say(f"{len(tensors.never_reached):,} belong to experts that training never reached.")
+        narrator.say(f"Of experts that training never reached: {amount(len(tensors.never_reached), 'tensor')}.")
     if tensors.rounded_away:
         narrator.say(
-            f"{len(tensors.rounded_away)} small ones stayed, as their update is less than {certificate.dtype} can tell."
+            f"Too small an update for {certificate.dtype} to tell: {amount(len(tensors.rounded_away), 'small tensor')}."
         )
     narrator.say(
-        f"On {outputs.num_tokens:,} tokens the logits are those of base and update to {outputs.max_difference:.1e} "
-        f"(bound {outputs.bound:.1e})."
+        f"On {amount(outputs.num_tokens, 'token')} the logits are those of base and update to "
+        f"{outputs.max_difference:.1e} (bound {outputs.bound:.1e})."
     )
     if certificate.dtype != "F32":
         narrator.say(

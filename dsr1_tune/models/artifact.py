@@ -76,6 +76,17 @@ class Artifact:
         return "per-expert" if any(re.search(r"\.experts\.\d+\.", name) for name in self.names) else "dense"
 
     @property
+    def what(self) -> str:
+        """What it is, in words."""
+        if self.kind == "adapter":
+            return f"a PEFT adapter for the base {self.base}"
+        return (
+            "a GGUF file"
+            if self.kind == "gguf"
+            else f"a model of the kind {self.architecture or 'that it does not name'}"
+        )
+
+    @property
     def max_rank(self) -> int:
         """The largest rank in an adapter."""
         return max([int(self.config.get("r") or 1), *map(int, (self.config.get("rank_pattern") or {}).values())])
@@ -104,6 +115,11 @@ def _of(place: Path | str) -> Artifact:
 
 
 def _adapter(ref: Adapter) -> Artifact:
+    if not (ref.path / ADAPTER_FILE).is_file():
+        raise ModelError(
+            f"{ref.path}: has {ADAPTER_CONFIG}, as a PEFT adapter, but no {ADAPTER_FILE}, its weights",
+            hint="copy the adapter again, or save it as safetensors: pickled weights are not opened",
+        )
     base = ref.base.model or embedded.NAME
     files = ModelFolder(local_path(base), base)
     architecture = files.architecture if (files.path / "config.json").is_file() else ""

@@ -180,7 +180,10 @@ def base_of(folder: Path) -> Base:
     config = next((read_json(file) for file in own if file.is_file()), {})
     name = config.get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
-        raise ModelError(f"{folder}: does not say which base it belongs to", hint="train it again, or name its base")
+        raise ModelError(
+            f"{folder}: does not say which base it belongs to",
+            hint=f"write the base's folder or Hub id as base_model_name_or_path into its {ADAPTER_CONFIG}",
+        )
     return _base(name, config.get("revision"))
 
 

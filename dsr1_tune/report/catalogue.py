@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 Language = Literal["en", "zh"]
+_AGREEING = re.compile(r"\{(\w+):([^{}|]*)\|([^{}|]*)\}")
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,18 @@ class Catalogue:
             raise KeyError(f"{self.file} has no text {key!r}")
         return self.texts[key][language]
 
+    def agreeing(self, key: str, language: Language, values: Mapping[str, object]) -> str:
+        """The text of that key, its `{placeholders}` open, in which `{rows:row is|rows are}` agrees with the number."""
+
+        def agree(match: re.Match[str]) -> str:
+            name, one, many = match.groups()
+            return f"{{{name}}} {one if str(values.get(name)) == '1' else many}"
+
+        return _AGREEING.sub(agree, self.text(key, language))
+
     def say(self, key: str, language: Language, /, **values: object) -> str:
         """The text of that key with `values` in place of its placeholders."""
-        return self.text(key, language).format(**values)
+        return self.agreeing(key, language, values).format(**values)
 
     def named(self, group: str, name: str, language: Language) -> str:
         """A name from data, such as a stage's or a part's, in words where `<group>_<name>` has some; else itself."""

@@ -63,7 +63,7 @@ def text(texts: Catalogue, language: Language, key: str, /, **values: Any) -> Ma
     """A text of a catalogue with values in it; they are escaped unless they are Markup."""
     from markupsafe import escape
 
-    return escape(texts.text(key, language)).format(**values)
+    return escape(texts.agreeing(key, language, values)).format(**values)
 
 
 def as_text(value: Any) -> str:

@@ -21,6 +21,7 @@ from dsr1_tune.moe.anatomy import Part
 from dsr1_tune.moe.quantized_experts import PartBits
 from dsr1_tune.runs.evaluate import HeldOut, Sample
 from dsr1_tune.runs.folder import RunFolder
+from dsr1_tune.text.amount import amount
 
 
 def quiet_libraries() -> None:
@@ -66,7 +67,7 @@ class Narrator:
     def data(self, prepared: Prepared, num_train: int, num_held_out: int) -> None:
         """What the files hold, every bad row, and how the good ones are split."""
         tables.show(prepared.report(), self.console, prepared.drops)
-        self.say(f"{num_train:,} records to train on, {num_held_out:,} held out")
+        self.say(f"{amount(num_train, 'record')} to train on, {num_held_out:,} held out")
 
     def coverage(self, lines: Sequence[PartCoverage]) -> None:
         """The coverage audit."""
@@ -118,7 +119,7 @@ class Narrator:
     def before_and_after(self, before: HeldOut, after: HeldOut, are_held_out: bool) -> None:
         """The loss of the base and of the trained model on the same records."""
         what = "Held-out loss" if are_held_out else "Loss on training records"
-        title = f"{what} ({after.num_records:,} records, {after.num_tokens:,} tokens)"
+        title = f"{what} ({amount(after.num_records, 'record')}, {amount(after.num_tokens, 'token')})"
         table = plain_table(title, "", "before", "after", "change")
         change = f"{after.loss / before.loss - 1:+.1%}" if before.loss else ""
         table.add_row("loss", f"{before.loss:.4f}", f"{after.loss:.4f}", change)

@@ -19,6 +19,7 @@ from dsr1_tune.moe.select import Choice, LayerChoice, choose
 from dsr1_tune.runs.console import Narrator, plain_table
 from dsr1_tune.runs.evaluate import held_out_loss
 from dsr1_tune.runs.folder import hash_files
+from dsr1_tune.text.amount import amount
 
 _NUM_TOP = 5
 
@@ -67,7 +68,7 @@ def show_choice(choice: Choice, console: Console) -> None:
     console.print(table, markup=False)
     console.print(
         f"{choice.num_chosen:,} of {choice.num_experts:,} experts are chosen "
-        f"({choice.num_chosen / choice.num_experts:.1%}), from {choice.num_tokens:,} tokens of the data",
+        f"({choice.num_chosen / choice.num_experts:.1%}), from {amount(choice.num_tokens, 'token')} of the data",
         highlight=False,
     )
 

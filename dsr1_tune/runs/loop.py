@@ -104,7 +104,7 @@ class Loop:
         """Watch the training steps taken inside; raises KeyboardInterrupt or StoppedByAlarm where one ended them."""
         stop = GracefulStop(self.narrator.say)
         bar = ProgressBar(self.narrator.console)
-        watcher = Watcher(model, self.folder, self.config.watch, self.narrator.say, evaluate, self.watches_loss)
+        watcher = Watcher(model, self.folder, self.config, self.narrator.say, evaluate, self.watches_loss)
         trackers = open_trackers(self.config, self.folder, first_step=step_of(checkpoint) + 1 if checkpoint else 0)
         log = [TrainLog(self.folder, watcher.log_fields)] if self.folder.is_written_here else []
         try:

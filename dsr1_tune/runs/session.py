@@ -36,7 +36,7 @@ from dsr1_tune.runs.loop import Loop
 from dsr1_tune.runs.trainer.arguments import compute_dtype, to_arguments
 from dsr1_tune.runs.trainer.collate import PackedCollator, use_packing
 from dsr1_tune.runs.trainer.trainer import Resumable, ResumableTrainer
-from dsr1_tune.runs.update import check_changed, fingerprint
+from dsr1_tune.runs.update import Beginning, check_changed
 from dsr1_tune.runs.watch.watcher import noting_routing
 
 # In 16 bits plain PEFT rounds the sum of weight and update, which the grouped products never form.
@@ -127,7 +127,7 @@ class Session(Generic[Run]):
         """
         self.audit(model)
         self.evaluate_before(model)
-        beginning = fingerprint(model)
+        beginning = Beginning.of(model)
         self.train(model)
         check_changed(model, beginning, self.folder)
         group.from_main(save)

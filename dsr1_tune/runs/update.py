@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from dsr1_tune.errors import ModelError
+from dsr1_tune.models.trained.effect import LowRank, low_rank_updates
 from dsr1_tune.moe.anatomy import Anatomy
 from dsr1_tune.runs.distributed import group
 from dsr1_tune.runs.folder import RunFolder
@@ -31,22 +33,45 @@ def changing(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     )
 
 
-def fingerprint(model: nn.Module) -> dict[str, int]:
-    """A number for every tensor that an update shows in; the same twice, the tensor is bit for bit the same.
+@dataclass(frozen=True)
+class Beginning:
+    """What training may change, as it was before."""
 
-    LoRA's A is none of them: as long as B is zero there is no update, though weight decay moves A.
+    digests: dict[str, int]
+    """A number for every tensor but LoRA's A and B; the same twice, the tensor is bit for bit the same."""
+    factors: tuple[tuple[Tensor, Tensor] | None, ...]
+    """A and B of every low-rank update, of one that is zero as long as B is, None."""
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Beginning:
+        """That of a model which is not trained yet."""
+        updates = tuple(low_rank_updates(model))
+        begun = tuple((_kept(one.lora_a), _kept(one.lora_b)) if one.lora_b.any() else None for one in updates)
+        return cls(_fingerprint(model, updates), begun)
+
+
+def _kept(factor: Tensor) -> Tensor:
+    return factor.detach().to("cpu", copy=True)
+
+
+def _fingerprint(model: nn.Module, updates: tuple[LowRank, ...]) -> dict[str, int]:
+    factors = {id(factor) for one in updates for factor in (one.lora_a, one.lora_b)}
+    return {name: _digest(tensor) for name, tensor in changing(model) if id(tensor) not in factors}
+
+
+def check_changed(model: nn.Module, before: Beginning, folder: RunFolder) -> None:
+    """Raise ModelError, saying why that may be, if training has left the model as it was.
+
+    A low-rank update has changed something if it changes a weight of the base, in the number format of the base.
     """
-    return {name: _digest(tensor) for name, tensor in changing(model) if ".lora_A." not in name}
-
-
-def check_changed(model: nn.Module, before: dict[str, int], folder: RunFolder) -> None:
-    """Raise ModelError, saying why that may be, if training has left everything bit for bit as it was."""
-    if group.any_of(fingerprint(model) != before):
-        return
-    raise ModelError(
-        f"{folder.path}: training has changed nothing: every weight that was to be trained is what it was before",
-        hint=_reason(folder),
+    updates = tuple(low_rank_updates(model))
+    is_changed = _fingerprint(model, updates) != before.digests or any(
+        one.shows(begun) for one, begun in zip(updates, before.factors, strict=True)
     )
+    if group.any_of(is_changed):
+        return
+    what = "no weight of the base differs with the update added to it" if updates else "every weight is what it was"
+    raise ModelError(f"{folder.path}: training has changed nothing: {what}", hint=_reason(folder))
 
 
 def _reason(folder: RunFolder) -> str:
@@ -59,7 +84,7 @@ def _reason(folder: RunFolder) -> str:
         )
     if not any(map(math.isfinite, norms)):
         return f"no step had a finite gradient, so none was taken: try --set base.dtype=float32 ({see})"
-    return f"the steps are smaller than the weights' number format resolves: raise schedule.learning_rate ({see})"
+    return f"the steps are less than the weights' number format can tell: raise schedule.learning_rate ({see})"
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +13,7 @@ import torch
 from transformers import TextStreamer
 
 from dsr1_tune.config import Encoding, Template
+from dsr1_tune.data.encode import thinking
 from dsr1_tune.data.encode.control_tokens import hide
 from dsr1_tune.data.encode.end_tokens import end_tokens
 from dsr1_tune.data.encode.example import prompt_ids
@@ -20,6 +22,7 @@ from dsr1_tune.data.record import Message, Place, Record
 from dsr1_tune.errors import ModelError, TuneError
 from dsr1_tune.models.llama_cpp.client import LlamaCpp
 from dsr1_tune.models.load import Loaded
+from dsr1_tune.text.amount import amount
 
 HELP = "/new starts again, /system TEXT tells the model how to behave, /quit leaves; Ctrl-C stops an answer"
 
@@ -98,7 +101,7 @@ class Conversation:
         while (num_tokens := self._length(prompt)) > limit:
             if len(turns) < 3:
                 raise ModelError(
-                    f"the question is {num_tokens} tokens long, {max(limit, 0)} fit before an answer of "
+                    f"the question is {amount(num_tokens, 'token')} long, {max(limit, 0)} fit before an answer of "
                     f"{self.max_new_tokens}",
                     hint="ask something shorter, or lower --max-new-tokens",
                 )
@@ -233,17 +236,38 @@ class GgufConversation(Conversation):
                 hear(spoken.text)
 
 
+Answer = Callable[[Conversation, str, Callable[[str], None]], None]
+"""Asks a conversation a question, and says the answer and what ends it."""
+
+
+def plainly(conversation: Conversation, question: str, say: Callable[[str], None]) -> None:
+    """The answer as it comes, and a new line behind it."""
+    conversation.ask(question, say)
+    say("\n")
+
+
+def as_json(conversation: Conversation, question: str, say: Callable[[str], None]) -> None:
+    """One line of JSON with question, answer and thinking, which is null where the answer begins with no thought."""
+    said = conversation.ask(question, lambda piece: None)
+    parts = thinking.part(said) or thinking.Reasoned("", said)
+    told = {"question": question, "answer": parts.answer.strip(), "thinking": parts.reasoning.strip() or None}
+    say(json.dumps(told, ensure_ascii=False) + "\n")
+
+
 def talk(
     conversation: Conversation,
     lines: Iterable[str],
     say: Callable[[str], None],
     note: Callable[[str], None],
     is_interactive: bool,
+    answer: Answer | None = None,
 ) -> None:
     """Answer line after line until they end or one says /quit: answers to `say`, everything else to `note`.
 
-    Interactively Ctrl-C ends an answer and a mistake is noted; otherwise both end the talk.
+    Interactively Ctrl-C ends an answer and a mistake is noted; otherwise both end the talk. `answer` is another way to
+    answer than plainly.
     """
+    answer = answer or plainly
     for line in lines:
         line = line.strip()
         if not line:
@@ -253,7 +277,7 @@ def talk(
                 return
             continue
         try:
-            conversation.ask(line, say)
+            answer(conversation, line, say)
         except KeyboardInterrupt:
             if not is_interactive:
                 raise
@@ -264,7 +288,6 @@ def talk(
                 raise
             note(str(error))
             continue
-        say("\n")
 
 
 def obey(conversation: Conversation, line: str, note: Callable[[str], None]) -> bool:

@@ -85,7 +85,7 @@ def test_score_lists_rows_that_cannot_be_scored(scorer: RunFolder, tmp_path: Pat
     assert lines[1]["problem"]["code"] == "too_long"
     assert lines[1]["score"] is None
     assert [line["kind"] for line in lines[2:]] == ["unreadable", "unreadable"]
-    assert "3 of 4 rows have no score:" in told
+    assert "without a score: 3 of 4 rows" in told
     assert f"{file}:2: " in told
 
 

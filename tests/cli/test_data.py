@@ -42,6 +42,11 @@ def test_good_data():
     assert [path.name for path in Path().iterdir()] == ["good.json"]
 
 
+def test_a_single_good_row():
+    result = check(dump("one.json", GOOD[:1]))
+    assert result.exit_code == 0 and "The only row is good (1 record)." in result.output
+
+
 def test_bad_rows_are_listed_and_written():
     result = check(dump("medical.json", GOOD + BAD))
     assert result.exit_code == 1

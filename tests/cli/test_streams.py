@@ -69,14 +69,23 @@ def test_json_can_be_read_whatever_the_terminal_is(terminal: Cli, rows: Path) ->
     assert str(rows) in json.dumps(json.loads(out), ensure_ascii=False)
 
 
-def test_what_cannot_be_shown_is_escaped_as_in_json(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_latin_1(monkeypatch: pytest.MonkeyPatch, say: Callable[[], None]) -> str:
+    """What a terminal shows of what `say` prints, once it is told to never fail."""
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1", write_through=True))
     streams.never_fail()
-    print("é 感 😀 \udcff", end="")
-    shown = raw.getvalue().decode("latin-1")
-    assert shown == r"é \u611f \ud83d\ude00 \udcff"
-    assert json.loads(f'"{shown}"') == "é 感 😀 \udcff"
+    say()
+    return raw.getvalue().decode("latin-1")
+
+
+def test_what_cannot_be_shown_is_escaped_as_one_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = in_latin_1(monkeypatch, lambda: print("é 感 😀 \udcff", end=""))
+    assert shown == r"é \u611f \U0001f600 \udcff"
+
+
+def test_json_that_cannot_be_shown_is_escaped_in_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = in_latin_1(monkeypatch, lambda: streams.say_json(json.dumps("é 感 😀 \udcff", ensure_ascii=False)))
+    assert shown == r'"é \u611f \ud83d\ude00 \udcff"' and json.loads(shown) == "é 感 😀 \udcff"
 
 
 def test_settings_and_help_and_errors_are_printed(terminal: Cli, rows: Path) -> None:

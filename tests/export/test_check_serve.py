@@ -17,13 +17,20 @@ from dsr1_tune import cli
 from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.export import check_serve, lineage
 from dsr1_tune.export.formats.registry import formats
+from dsr1_tune.export.gguf.source import refuse_unsupported
 from dsr1_tune.export.lineage import Stage
+from dsr1_tune.export.weights.source import open_source
 from dsr1_tune.models.tokenizer_files import write_generation_config
 from dsr1_tune.serve.engines import ENGINES
 from tests.conftest import CHATML, save_tiny
 from tests.real_templates import tokenizer_of
 
-QWEN = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "moe_intermediate_size": 768}
+QWEN = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+}
 V3 = {
     "architectures": ["DeepseekV3ForCausalLM"],
     "model_type": "deepseek_v3",
@@ -108,6 +115,20 @@ def test_check_serve_refuses_biases_in_attention(folder: Folder) -> None:
     assert check_serve.run(place, "transformers").loads
 
 
+@pytest.mark.parametrize("changes", [{"norm_topk_prob": False}, {"norm_topk_prob": None}])  # None: left out, as false
+def test_check_serve_recommends_no_gguf_that_is_not_written(tiny_model: Any, changes: dict[str, Any]) -> None:
+    """The same function refuses it here and in `quantize --to gguf`, for the model and for adapters on it."""
+    place = tiny_model("qwen3_moe", norm_topk_prob=False)
+    config = json.loads((place / "config.json").read_text()) | changes
+    (place / "config.json").write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+    with pytest.raises(ModelError, match=r"norm_topk_prob: false"):
+        refuse_unsupported(open_source(place))
+    for found in (place, adapter(place.parent, *APART, base_model_name_or_path=str(place))):
+        verdict = check_serve.run(found, "llama.cpp")
+        assert "norm_topk_prob: false" in "; ".join(verdict.problems) and verdict.instead == ()
+    assert check_serve.run(place, "vllm").loads
+
+
 def w4a16(ignore: list[str], group_size: int = 128) -> dict[str, Any]:
     groups = {"group_0": {"weights": {"num_bits": 4, "group_size": group_size}}}
     return {"quantization_config": {"quant_method": "compressed-tensors", "config_groups": groups, "ignore": ignore}}
@@ -115,7 +136,7 @@ def w4a16(ignore: list[str], group_size: int = 128) -> dict[str, Any]:
 
 def test_check_serve_refuses_w4a16_that_takes_the_router(folder: Folder) -> None:
     router = "model.layers.0.mlp.gate"
-    assert "1 routers, such as model.layers.0.mlp.gate" in problems(
+    assert "1 router is not in quantization_config.ignore, such as model.layers.0.mlp.gate" in problems(
         folder(QWEN | w4a16([]), f"{router}.weight"), "vllm"
     )
     for entry in (router, r"re:.*mlp\.gate$"):
@@ -215,6 +236,22 @@ def test_check_serve_of_adapters(tmp_path: Path) -> None:
     assert "--to gguf" in check_serve.run(adapter(tmp_path, *APART), "llama.cpp").instead[-1]
     merged = f"dsr1-tune merge {place} --out {place}-merged"
     assert check_serve.run(adapter(tmp_path, *FUSED), "transformers").instead == (merged,)
+
+
+def test_check_serve_says_what_a_plain_adapter_is_and_what_to_do(tmp_path: Path) -> None:
+    place = adapter(tmp_path, "model.layers.0.self_attn.q_proj")
+    told = CliRunner().invoke(cli.app, ["check-serve", str(place), "--engine", "llama.cpp"]).output
+    assert f"does not load {place}, a PEFT adapter for the base Qwen/Qwen3-30B-A3B\n" in told
+    assert "it is a PEFT adapter, and llama.cpp reads models, merged and as GGUF" in told
+    assert f"first: dsr1-tune merge {place} --out {place}-merged\n" in told and "--to gguf" in told
+    verdict = check_serve.run(adapter(tmp_path, "model.layers.0.self_attn.q_proj", peft_type="IA3"), "vllm")
+    assert "of the kind IA3" in verdict.problems[0] and verdict.instead == ()
+    with pytest.raises(ModelError, match="does not say which base") as caught:
+        check_serve.run(adapter(tmp_path, "x", base_model_name_or_path=None), "vllm")
+    assert "base_model_name_or_path" in caught.value.hint
+    (place / _FILE).unlink()
+    with pytest.raises(ModelError, match=r"as a PEFT adapter, but no adapter_model\.safetensors, its weights"):
+        check_serve.run(place, "vllm")
 
 
 def test_check_serve_says_which_version_is_known(folder: Folder) -> None:

@@ -184,7 +184,7 @@ def test_fused_expert_without_factors_gets_zeros(made: Made, tmp_path: Path) -> 
     assert len(kept) == len(found) - 2
     save_file(kept, apart / "adapter_model.safetensors")
     together, said = convert(apart, "peft-fused", tmp_path / "together")
-    assert "1 matrices of model.layers.0.mlp.experts.down_proj have no factors" in said
+    assert "Without factors of model.layers.0.mlp.experts.down_proj: 1 matrix;" in said
     got = peft_updates(together, adapter.parent / "base")
     assert not got.pop("model.layers.0.mlp.experts.2.down_proj.weight").any()
     for name, update in plain_updates(apart).items():

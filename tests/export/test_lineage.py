@@ -71,7 +71,7 @@ def test_lineage_of_an_unfinished_run_is_refused(tiny_run: TinyRun, tmp_path: Pa
 def test_verify_passes_whole_files(exported: Path) -> None:
     code, said = verify(exported)
     assert code == 0
-    assert "3 files: as they were written" in said and "of the 1 files it was made of 1 are still the same" in said
+    assert "3 files: as they were written" in said and "still the same of what it was made of: 1 of 1 file" in said
 
 
 def test_verify_names_every_difference(exported: Path) -> None:

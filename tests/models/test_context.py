@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    LlamaConfig,
+    MixtralConfig,
+    Qwen3MoeConfig,
+)
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from dsr1_tune.config import Base
@@ -20,6 +28,16 @@ FAMILIES = ["deepseek_v3", "deepseek_v2", "qwen3_moe", "mixtral", "llama", "gpt_
 LATENT = ["deepseek_v3", "deepseek_v2"]
 ORIGINAL, TOKENS = 64, 512
 FACTOR = TOKENS / ORIGINAL
+
+
+def test_context_of_the_docs_is_more_than_bases_have() -> None:
+    """The command in docs/sequences.md runs as it is written."""
+    text = (Path(__file__).parents[2] / "docs" / "sequences.md").read_text(encoding="utf-8")
+    [(tokens, longest)] = re.findall(r"base\.context=(\d+) --set schedule\.max_tokens=(\d+)", text)
+    assert int(longest) <= int(tokens)
+    for kind in (Qwen3MoeConfig, MixtralConfig, DeepseekV3Config):
+        config = kind(max_position_embeddings=163_840)  # DeepSeek-V3's own
+        assert with_context(config, int(tokens)).max_position_embeddings == int(tokens)
 
 
 @pytest.fixture

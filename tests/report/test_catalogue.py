@@ -9,6 +9,7 @@ from string import Formatter
 import pytest
 
 import dsr1_tune
+from dsr1_tune.report import html
 from dsr1_tune.report.catalogue import Catalogue
 
 PACKAGE = Path(dsr1_tune.__file__).parent
@@ -73,6 +74,16 @@ def test_catalogue_says_a_text_with_its_values(tmp_path: Path) -> None:
     texts = Catalogue.beside(str(tmp_path / "page.py"))
     assert texts == Catalogue(file)
     assert texts.say("rows", "en", rows=3) == "3 rows" and texts.say("rows", "zh", rows=3) == "3 行"
+
+
+def test_catalogue_lets_words_agree_with_their_number(tmp_path: Path) -> None:
+    file = tmp_path / "texts.yaml"
+    file.write_text('rows: {en: "of {all:row|rows} {bad:is|are} bad", zh: "{all} 行中 {bad} 行"}\n', encoding="utf-8")
+    texts = Catalogue(file)
+    assert texts.say("rows", "en", all="1", bad=1) == "of 1 row 1 is bad"
+    assert texts.say("rows", "en", all="1,001", bad=0) == "of 1,001 rows 0 are bad"
+    assert texts.say("rows", "zh", all=1, bad=1) == "1 行中 1 行"
+    assert str(html.text(texts, "en", "rows", all="1", bad="<b>")) == "of 1 row &lt;b&gt; are bad"
     assert texts.text("rows", "en") == "{rows} rows"
     with pytest.raises(KeyError, match="rows"):
         texts.say("rows", "en")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from dsr1_tune.data.encode.template import show
 from dsr1_tune.data.record import Message
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models import load
-from dsr1_tune.serve.chat import Conversation, obey, talk, typed_lines
+from dsr1_tune.serve.chat import Conversation, as_json, obey, talk, typed_lines
 
 
 @pytest.fixture
@@ -197,6 +198,28 @@ def test_talk_goes_on_after_typed_mistakes_and_ctrl_c() -> None:
     assert "too long\nhint: shorten it" in noted
 
 
+@pytest.mark.parametrize(
+    ("said", "answer", "thought"),
+    [
+        ("one\ntwo\n\n三", "one\ntwo\n\n三", None),
+        ("<think>\nwhy?\n</think>\n\nso", "so", "why?"),
+        ("why?\n</think>\n\nso", "so", "why?"),  # the prompt opened it
+        ("<think>\n\n</think>\n\nso", "so", None),
+        ("<think>\nnever closed", "<think>\nnever closed", None),
+    ],
+)
+def test_talk_as_json_is_one_line_for_each_answer(said: str, answer: str, thought: str | None) -> None:
+    class Sage(Parrot):
+        def ask(self, question: str, say: Any) -> str:
+            say(said)
+            return said
+
+    lines: list[str] = []
+    talk(Sage(), ["a?", "", "b?"], lines.append, print, is_interactive=False, answer=as_json)  # type: ignore[arg-type]
+    told = [json.loads(line) for line in "".join(lines).splitlines()]
+    assert told == [{"question": q, "answer": answer, "thinking": thought} for q in ("a?", "b?")]
+
+
 @pytest.mark.parametrize(("line", "error"), [("interrupt", KeyboardInterrupt), ("too long", ModelError)])
 def test_talk_through_a_pipe_ends_at_mistakes_and_ctrl_c(line: str, error: type[BaseException]) -> None:
     with pytest.raises(error):
@@ -240,9 +263,16 @@ def test_chat_command_through_a_pipe_with_odd_bytes(tiny_model: Any) -> None:
     folder = tiny_model()
     alone = run_chat(str(folder), "-p", "hello", "--max-new-tokens", "5")
     piped = run_chat(str(folder), "--max-new-tokens", "5", stdin="hello\n\n/new\nhello\n")
+    in_json = run_chat(str(folder), "--max-new-tokens", "5", "--json", stdin="hello\n\n/new\nhello\n")
     assert piped.exit_code == 0, piped.output
     assert piped.stdout == alone.stdout * 2
     assert piped.stderr == "started again\n"
+    [told] = {json.dumps(json.loads(line)) for line in in_json.stdout.splitlines()}
+    assert json.loads(told) | {"thinking": None} == {
+        "question": "hello",
+        "answer": alone.stdout.strip(),
+        "thinking": None,
+    }
 
 
 def test_chat_command_takes_a_run_folder(tiny_model: Any, tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ def test_full_trains_routers_where_configured(configure: Configure, tiny_base: P
     [
         ("mixtral", ("attention", "shared_experts"), "train.only: the model has no shared_experts"),
         ("llama", ("routed_experts",), "train.only: the model has no routed_experts"),
-        ("deepseek_v3", ("dense_ffn", "last:1"), "the model has no dense_ffn in its last 1 layers"),
+        ("deepseek_v3", ("dense_ffn", "last:1"), "the model has no dense_ffn in its last 1 layer"),
         ("deepseek_v3", ("last:3",), "last:3: the model has 2 layers"),
     ],
 )

@@ -17,8 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dsr1_tune.config import GROUPS, Adapter, Base, Data
 from dsr1_tune.data.encode.example import encode_all
 from dsr1_tune.data.prepare import prepare
+from dsr1_tune.errors import ModelError
 from dsr1_tune.moe.anatomy import Anatomy
 from dsr1_tune.runs.evaluate import held_out_loss
+from dsr1_tune.runs.folder import RunFolder
 from tests.lora_runs import ConfigureLora, FinishedRun, curve_of, go, litter, log_of, texts_in
 
 # --- what a run leaves -----------------------------------------------------------------------------------------------
@@ -174,6 +176,16 @@ def test_lora_trains_a_base_in_16_bits(
     folder = go(configure_lora(tmp_path / "run", base=Base(model=str(tiny_base), dtype=dtype)))
     evaluation = folder.evaluation()
     assert evaluation["after"]["loss"] < 0.9 * evaluation["before"]["loss"]
+
+
+def test_lora_run_whose_update_no_weight_can_tell_is_not_finished(
+    configure_lora: ConfigureLora, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match="no weight of the base differs with the update added to it") as caught:
+        go(configure_lora(tmp_path / "run", learning_rate=1e-30, max_steps=2, samples=0))
+    assert "raise schedule.learning_rate" in caught.value.hint
+    assert RunFolder(tmp_path / "run").manifest()["status"] == "failed"
+    assert not (tmp_path / "run" / "adapter").exists()
 
 
 # --- Ctrl-C and --resume ---------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from dsr1_tune.runs.console import plain_table
 from dsr1_tune.runs.data import RunData
 from dsr1_tune.runs.distributed import group
 from dsr1_tune.runs.session import Session
+from dsr1_tune.text.amount import amount
 
 Run = TypeVar("Run", bound=RolloutRun)
 MAX_NAMED = 5
@@ -66,7 +67,7 @@ def _encode(row: Prompt, tokenizer: Any, encoding: Encoding, room: int) -> Promp
             ),
         )
     if len(ids) > room:
-        detail = f"{len(ids):,} tokens; with rollout.max_new_tokens for the answer {max(room, 0):,} are allowed"
+        detail = f"{amount(len(ids), 'token')}; with rollout.max_new_tokens for the answer {max(room, 0):,} are allowed"
         return Drop("too_long", detail, "shorten it, or raise schedule.max_tokens", row.messages[-1].path)
     return PromptExample(row, record, ids, opens_thought=tokenizer.decode(ids[-8:]).rstrip().endswith(thinking.OPEN))
 
@@ -132,7 +133,7 @@ class RolloutSession(Session[Run]):
         if self.rewards.needs_expected and lacking:
             raise DataError(
                 f"{lacking[0].place}: has no answer to check against, which {file} needs "
-                f"({len(lacking):,} rows have none)",
+                f"({amount(len(lacking), 'row has', 'rows have')} none)",
                 hint='add it: {"prompt": ..., "expected": ...}, or name its column: --map ground_truth=COLUMN',
             )
         unusable = [
@@ -283,13 +284,15 @@ class RewardErrors:
         if step is not None and not any(scored := group.all_gather([result.is_scored for result in results])):
             hint = f"every answer is in {self.file}; mend the reward and go on with --resume"
             detail = f"reward {lines[0]['component']} failed: {_what(lines[0])}"
-            raise RunError(f"none of the {len(scored):,} answers of update {step} could be scored; {detail}", hint=hint)
+            raise RunError(
+                f"none of the {amount(len(scored), 'answer')} of update {step} could be scored; {detail}", hint=hint
+            )
         for line in lines:
             component = line["component"]
             self.counts[component] += 1
             number = self.counts[component]
             if str(number).rstrip("0") == "1":  # a power of ten
-                times = "" if number == 1 else f", {number:,} times by now"
+                times = "" if number == 1 else f", {amount(number, 'time')} by now"
                 self.say(f"reward {component} failed, and the answer is left out{times}: {_what(line)}")
         return len(lines)
 
@@ -297,7 +300,7 @@ class RewardErrors:
         """One line for the end of a run, or nothing."""
         if not self.counts:
             return ""
-        listed = ", ".join(f"{component} {count:,} times" for component, count in self.counts.most_common())
+        listed = ", ".join(f"{component} {amount(count, 'time')}" for component, count in self.counts.most_common())
         return f"rewards that failed, whose answers were left out: {listed}; every one is in {self.file}"
 
 

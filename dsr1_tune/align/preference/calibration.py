@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from dsr1_tune.atomic import atomic_write
+from dsr1_tune.text.amount import amount
 
 EDGES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Where the bins of the calibration begin and end: how sure the model is, from a guess to certain."""
@@ -177,7 +178,7 @@ def _draw_margins(place: Any, scores: PairScores) -> None:
     place.axvline(scores.margin, color="black", linewidth=1, linestyle=":", label=f"mean {scores.margin:+.2f}")
     place.set(xlabel="margin: score of the chosen answer - score of the rejected one", ylabel="pairs")
     shares = f"{scores.accuracy:.1%} right; the longer answer would be {scores.length_only:.1%}"
-    place.set_title(f"{scores.num_pairs:,} pairs: {shares}", loc="left", fontsize=11)
+    place.set_title(f"{amount(scores.num_pairs, 'pair')}: {shares}", loc="left", fontsize=11)
     place.legend(fontsize=9, frameon=False)
 
 

@@ -19,6 +19,7 @@ from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Drop, Feedback, Message, Preference, Record
 from dsr1_tune.errors import DataError
 from dsr1_tune.runs.data import RunData, divide, most_asked
+from dsr1_tune.text.amount import amount
 
 Ids = tuple[int, ...]
 
@@ -164,7 +165,8 @@ def encode_all(prepared: Prepared, encode: Callable[[Any], Any], tokenizer: Any,
         else:
             examples.append(outcome)
     cut, limit = [example.num_cut for example in examples if example.num_cut], config.schedule.max_tokens
-    remark = f"{len(cut):,} rows have an answer cut at {limit:,} tokens; {sum(cut):,} tokens are left out"
+    cut_rows = amount(len(cut), "row has", "rows have")
+    remark = f"{cut_rows} an answer cut at {limit:,} tokens; left out: {amount(sum(cut), 'token')}"
     data = divide(prepared, examples, drops, config, (remark,) if cut else ())
     return replace(data, template_kwargs=most_asked(examples, tokenizer, config))
 

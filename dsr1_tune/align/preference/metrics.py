@@ -18,6 +18,7 @@ from rich.table import Table
 from dsr1_tune.align.preference.encode import FeedbackExample, PairExample, differs_in
 from dsr1_tune.align.preference.log_probs import PromptAndAnswer, log_probs
 from dsr1_tune.runs.console import plain_table
+from dsr1_tune.text.amount import amount
 
 Value = TypeVar("Value")
 
@@ -248,8 +249,8 @@ def as_table(before: Any, after: Any, beta: float, are_held_out: bool) -> Table:
     """Before and after, for the terminal."""
     is_paired = isinstance(after, HeldOutPairs)
     good, bad = ("chosen", "rejected") if is_paired else ("good", "bad")
-    count = f"{after.num_pairs:,} pairs" if is_paired else f"{len(after.answers):,} answers"
-    title = f"{'Held-out' if are_held_out else 'Training'} preferences ({count}, {after.num_tokens:,} tokens)"
+    count = f"{amount(after.num_pairs, 'pair')}" if is_paired else f"{amount(len(after.answers), 'answer')}"
+    title = f"{'Held-out' if are_held_out else 'Training'} preferences ({count}, {amount(after.num_tokens, 'token')})"
     table = plain_table(title, "", "before", "after", "change")
 
     def shares(what: str, was: float, now: float) -> None:

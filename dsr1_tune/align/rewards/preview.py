@@ -23,6 +23,7 @@ from dsr1_tune.data.read.read import check_columns, read
 from dsr1_tune.data.read.values import Unusable
 from dsr1_tune.data.record import Drop, Place, Row, prompt_of
 from dsr1_tune.errors import DataError
+from dsr1_tune.text.amount import amount
 
 BATCH, MAX_CHARS = 64, 160
 
@@ -214,7 +215,7 @@ def _show_pairs(tested: Sequence[Tested], console: Console) -> None:
     ties = sum(chosen == rejected for chosen, rejected in pairs)
     margin = sum(chosen - rejected for chosen, rejected in pairs) / len(pairs)
     equal = f", the same in {ties:,}" if ties else ""
-    share = f"{more:,} of {len(pairs):,} pairs ({more / len(pairs):.0%}){equal}"
+    share = f"{more:,} of {amount(len(pairs), 'pair')} ({more / len(pairs):.0%}){equal}"
     text = f"The chosen answer gets more in {share}; on average {margin:+.3f}."
     console.print(text, markup=False, highlight=False)
 

@@ -17,6 +17,7 @@ from dsr1_tune.data.dedup.minhash import Pairs, Verified, batches, near_pairs
 from dsr1_tune.data.dedup.ngrams import Flags, Ints
 from dsr1_tune.data.output import answer_of
 from dsr1_tune.data.rules.pairs import opposed
+from dsr1_tune.text.amount import amount
 
 Say = Callable[[str], None]
 
@@ -57,7 +58,7 @@ def find_copies(store: RowStore, dedup: Dedup, drawn: Flags, pool: WorkerPool, s
         return pool.compare_all(doubtful, len(pairs))
 
     def compare_aloud(pairs: Pairs) -> Verified:
-        say(f"comparing {len(pairs):,} pairs that may be near-duplicates")
+        say(f"comparing what may be near-duplicates: {amount(len(pairs), 'pair')}")
         return compare(pairs)
 
     close = Verified.together([])

@@ -46,6 +46,7 @@ from dsr1_tune.data.rules.packs import Pack
 from dsr1_tune.data.split import Stratum, count_strata, hold_out, strata_of
 from dsr1_tune.errors import ConfigError, DataError, RunError
 from dsr1_tune.lock import locked
+from dsr1_tune.text.amount import amount
 from dsr1_tune.text.composed import composed
 
 DEFAULT_RULES = "general"
@@ -84,7 +85,7 @@ def run(config: CleanRun, say: Say = lambda text: None, count_tokens: CountToken
         files = pool.scan_all(chunks, lambda of: say(f"reading {of.source.path}: {next(num_done)} chunks done"))
         store = RowStore(work, files)
         check_columns(config.data.map, {column for block in store.blocks for column in block.counts.columns})
-        say(f"looking for duplicates among {store.num_rows:,} rows")
+        say(f"looking for duplicates among {amount(store.num_rows, 'row')}")
         times = _times(config, store)
         copies = find_copies(store, config.dedup, times > 0, pool, say)
         statuses = _fates(store, copies, times)

@@ -91,9 +91,9 @@ def show_rows(rows: Iterable[Row | Drop], console: Console, full: bool = False) 
     for number, row in enumerate(rows):
         if number:
             console.print()
-        console.print(_heading(row))
+        console.print(heading(row))
         if isinstance(row, Drop):
-            console.print(_reason(row))
+            console.print(reason(row))
         for text in _said(row, limit):
             console.print(text)
 
@@ -153,11 +153,11 @@ def _drop(value: dict[str, Any]) -> Drop:
     return Drop(code, detail, fix, path, stage, place, value["row"])
 
 
-def _heading(row: Row | Drop) -> Text:
+def heading(row: Row | Drop) -> Text:
+    """Where a row stands, and what it is."""
     place = row.place
-    where = f"{place}, row {place.index}" if place else "a row"
-    heading = _visible(where, "bold")
-    return heading if isinstance(row, Drop) else heading.append("  ").append(_visible(_kind(row), "dim"))
+    where = visible(f"{place}, row {place.index}" if place else "a row", "bold")
+    return where if isinstance(row, Drop) else where.append("  ").append(visible(_kind(row), "dim"))
 
 
 def _kind(row: Row) -> str:
@@ -167,13 +167,14 @@ def _kind(row: Row) -> str:
     return type(row).__name__.lower()
 
 
-def _reason(drop: Drop) -> Text:
-    text = _visible(drop.code, "bold red")
+def reason(drop: Drop) -> Text:
+    """Why a row fell out, and what mends it."""
+    text = visible(drop.code, "bold red")
     if drop.path not in ("", "$"):
-        text.append(" ").append(_visible(drop.path))
-    text.append("\n").append(_visible(drop.detail or meaning(drop.code)))
+        text.append(" ").append(visible(drop.path))
+    text.append("\n").append(visible(drop.detail or meaning(drop.code)))
     if drop.fix:
-        text.append("\n").append(_visible(f"→ {drop.fix}", "dim"))
+        text.append("\n").append(visible(f"→ {drop.fix}", "dim"))
     return text
 
 
@@ -202,17 +203,17 @@ def _said(row: Row | Drop, limit: int) -> Iterator[Text]:
     for role, content in turns:
         yield Text(f"{role}: ", f"bold {_COLORS.get(role, 'yellow')}").append(_cut(content, limit))
     for note in row.notes:
-        yield _visible(f"remark: {note.code} {note.detail}", "yellow")
+        yield visible(f"remark: {note.code} {note.detail}", "yellow")
 
 
 def _cut(text: str, limit: int) -> Text:
     if not limit or len(text) <= limit * 1.2:
-        return _visible(text)
+        return visible(text)
     more = f" ... {len(text) - limit:,} more characters, see them with --full"
-    return _visible(text[:limit]).append(_visible(more, "dim"))
+    return visible(text[:limit]).append(visible(more, "dim"))
 
 
-def _visible(text: str, style: str = "") -> Text:
+def visible(text: str, style: str = "") -> Text:
     """Text from the data: tabs as →, blanks before a line's end as ·, and as escapes whatever cannot be printed."""
     from rich.text import Text
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dsr1_tune.data.inspect.tables import plain, titled
 from dsr1_tune.data.record import Drop, Preference, Prompt, Record, Row, prompt_of
+from dsr1_tune.text.amount import amount
 from dsr1_tune.text.composed import composed
 
 if TYPE_CHECKING:
@@ -306,7 +307,7 @@ def _shares(title: str, column: str, counts: Iterable[tuple[str, int]], whole: i
 
 
 def _lengths_table(found: Stats) -> Table:
-    of = f"{found.unit} of {found.num_sampled:,} rows" + (" drawn at random" if found.unit == "tokens" else "")
+    of = f"{found.unit} of {amount(found.num_sampled, 'row')}" + (" drawn at random" if found.unit == "tokens" else "")
     table = titled(f"Lengths ({of})", ["part"], ["median", "95 % below", "longest"])
     for part in PARTS:
         lengths = found.lengths[part]

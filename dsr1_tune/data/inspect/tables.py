@@ -9,6 +9,7 @@ from dsr1_tune.data.read.charset import CERTAIN
 from dsr1_tune.data.record import DAMAGE, Drop
 from dsr1_tune.data.rules.codes import meaning
 from dsr1_tune.data.rules.pairs import PreferenceStats
+from dsr1_tune.text.amount import amount
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,19 +43,21 @@ def show_cleaned(report: Mapping[str, Any], console: Console) -> None:
     show(report, console)
     console.print(_funnel(report))
     if found := report["personal_data"]["kinds"]:
-        said = (f"{kind} {count['num_found']:,} in {count['num_rows']:,} rows" for kind, count in found.items())
+        said = (f"{kind} {count['num_found']:,} in {amount(count['num_rows'], 'row')}" for kind, count in found.items())
         listed = ", ".join(said)
         done = {"count": "only counted; --privacy redact takes it out", "redact": "redacted", "drop": "dropped"}
         console.print(plain(f"Personal data ({done.get(report['personal_data']['action'], '')}): {listed}."))
     if judge := report["judge"]:
-        said_by_judge = "; ".join([f"the judge dropped {judge['num_dropped']:,} rows", *judge.get("notes", ())])
+        said_by_judge = "; ".join([f"the judge dropped {amount(judge['num_dropped'], 'row')}", *judge.get("notes", ())])
         console.print(plain(f"{said_by_judge[0].upper()}{said_by_judge[1:]}."))
     for file in report["files"]:
         if file["is_damaged"]:
             text = f"{file['file']} is damaged: rows behind the broken place may be lost. Mend it, or fetch it again."
             console.print(plain(text, "red"))
     if report["contamination"] and (num_unreadable := report["contamination"]["num_unreadable"]):
-        text = f"{num_unreadable:,} rows of the evaluation files cannot be read: nobody looked for their questions."
+        text = (
+            f"In the evaluation files {amount(num_unreadable, 'row')} cannot be read, and nobody looked for the like."
+        )
         console.print(plain(text, "red"))
     kept, rows, split = report["num_kept"], report["num_rows"], report["split"]
     text = f"{kept:,} of {rows:,} rows are kept ({report['utilisation']:.1%}): {split['num_train']:,} to train on"

@@ -18,6 +18,7 @@ from dsr1_tune.data.judge.bench import Bench, Floats, blend, measure
 from dsr1_tune.data.judge.negatives import Bands, Ints, Reference, draw, shuffle_characters, shuffle_words
 from dsr1_tune.data.judge.score_cache import Memo, Pair, digest
 from dsr1_tune.data.judge.thresholds import MIN_ROWS
+from dsr1_tune.text.amount import amount
 
 if TYPE_CHECKING:
     from dsr1_tune.data.judge.embedder import Embedder
@@ -74,7 +75,7 @@ def _read(bench: Bench, doing: str) -> Iterator[tuple[Ints, list[Pair]]]:
     for start in range(0, len(bench.rows), CHUNK_ROWS):
         chunk = bench.rows[start : start + CHUNK_ROWS]
         yield chunk, bench.pairs.texts(chunk.tolist())
-        bench.say(f"judge: {doing}, {start + len(chunk):,} of {len(bench.rows):,} rows")
+        bench.say(f"judge: {doing}, {start + len(chunk):,} of {amount(len(bench.rows), 'row')}")
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,7 @@ def _in_time(
         chunk = min(chunk * 2, CHUNK_ROWS) if took < 2 else chunk
         rate = done / max(budget.clock() - start, 1e-9)
         to_go = int(min((len(items) - done) / rate, max(budget.left, 0)))
-        progress = f"{done:,} of {len(items):,} rows, {rate:.1f} a second, {to_go // 60}:{to_go % 60:02d} to go"
+        progress = f"{done:,} of {amount(len(items), 'row')}, {rate:.1f} a second, {to_go // 60}:{to_go % 60:02d} to go"
         bench.say(f"judge: {doing}, {progress}")
         if end is None and memo.num_new > before and done < least and (least - done) / rate > budget.left:
             break

@@ -20,6 +20,7 @@ from dsr1_tune.data.rules.registry import RULES
 from dsr1_tune.data.rules.rule import Rule, RuleSettings
 from dsr1_tune.data.rules.text_features import exemplary, lacks_answer, quoted, visible
 from dsr1_tune.errors import DataError
+from dsr1_tune.text.amount import amount
 
 
 def not_empty(row: Row) -> Row | Drop:
@@ -44,7 +45,9 @@ def long_enough(row: Row, min_question_chars: int, min_answer_chars: int) -> Row
             role = "user" if name == "question" else "assistant"
             path = next(message.path for message in reversed(row.messages) if message.role == role)
             fix = f"write more, or lower min_{name}_chars"
-            return Drop(f"{name}_too_short", f"{length} characters, fewer than {least}: {text.strip()!r}", fix, path)
+            return Drop(
+                f"{name}_too_short", f"{amount(length, 'character')}, fewer than {least}: {text.strip()!r}", fix, path
+            )
     return row
 
 

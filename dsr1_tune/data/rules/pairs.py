@@ -10,6 +10,7 @@ import xxhash
 
 from dsr1_tune.data.record import Drop, Feedback, Preference, Row, messages_of, prompt_of
 from dsr1_tune.data.rules.text_features import folded, quoted, visible
+from dsr1_tune.text.amount import amount
 from dsr1_tune.text.composed import composed
 
 UNEVEN_RATIO = 3
@@ -93,8 +94,9 @@ class PreferenceStats:
         if self.num_pairs:
             size = "longer" if self.longer_share >= 0.5 else "shorter"
             text = (
-                f"Chosen is the longer answer in {self.num_chosen_longer:,} of {self.num_pairs:,} pairs, rejected in "
-                f"{self.num_rejected_longer:,}: who only takes the {size} one is right in {self.length_share:.0%}."
+                f"Chosen is the longer answer in {self.num_chosen_longer:,} of {amount(self.num_pairs, 'pair')}, "
+                f"rejected in {self.num_rejected_longer:,}: who only takes the {size} one is right in "
+                f"{self.length_share:.0%}."
             )
             if self.length_tells:
                 text += f" A model may learn just that: add pairs in which the {size} answer is the worse one."

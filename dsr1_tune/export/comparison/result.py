@@ -22,6 +22,7 @@ from dsr1_tune.export.comparison.statistics import (
     ratio,
     resampled,
 )
+from dsr1_tune.text.amount import amount
 from dsr1_tune.text.answer_kind import Kind
 from dsr1_tune.text.words import words
 
@@ -157,7 +158,8 @@ def compared(a: Measured, b: Measured, sizes: tuple[int | None, int | None], row
         )
     for one in (a, b):
         if one.num_lost:
-            remarks.append(f"{one.num_lost:,} rows are too long for {one.name}, or its template refuses them: left out")
+            lost = amount(one.num_lost, "row")
+            remarks.append(f"left out, as too long for {one.name} or refused by its template: {lost}")
     models = [
         Model(one.name, one.num_bytes, stored, one.reads_per_second, one.writes_per_second)
         for one, stored in zip((a, b), sizes, strict=True)
@@ -174,7 +176,7 @@ def compared(a: Measured, b: Measured, sizes: tuple[int | None, int | None], row
     for model, style in zip(models, (answers.style_a, answers.style_b) if answers else (), strict=False):
         if answers and 2 * style.num_cut > len(answers.rows):
             remarks.append(
-                f"{style.num_cut:,} of {len(answers.rows):,} answers of {model.name} were cut: raise "
+                f"{model.name} was cut in {style.num_cut:,} of {amount(len(answers.rows), 'answer')}: raise "
                 "compare.answer_tokens, above all for models that think before they answer"
             )
     return Comparison(models[0], models[1], domain, general, answers, tuple(remarks))

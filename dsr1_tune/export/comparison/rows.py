@@ -15,6 +15,7 @@ from dsr1_tune.export import lineage
 from dsr1_tune.models.ref import local_path
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.kept_rows import kept_records
+from dsr1_tune.text.amount import amount
 
 GENERAL = Path(__file__).with_name("general.jsonl")
 """Facts, everyday questions, small sums and rewriting, in Chinese and English: what no training should lose."""
@@ -103,11 +104,13 @@ def _read(files: Sequence[Path], remarks: list[str]) -> list[Record]:
     records = [row for row in rows if isinstance(row, Record) and row.answer.strip()]
     if not records:
         raise DataError(
-            f"{_names(files)}: holds no question with its answer, of {len(rows):,} rows",
+            f"{_names(files)}: holds no question with its answer, of {amount(len(rows), 'row')}",
             hint=f"dsr1-tune data check {files[0]} says what is wrong with which row",
         )
     if lost := len(rows) - len(records):
-        remarks.append(f"{lost:,} of {len(rows):,} rows of {_names(files)} are no question with its answer: left out")
+        remarks.append(
+            f"left out of {_names(files)}, as no question with its answer: {lost:,} of {amount(len(rows), 'row')}"
+        )
     return records
 
 

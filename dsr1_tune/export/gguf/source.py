@@ -22,9 +22,8 @@ from dsr1_tune.models.weights.index import INDEX, ONE_FILE
 from dsr1_tune.runs.console import Narrator
 
 
-def refuse_unsupported(source: Source) -> None:
-    """Raise ModelError for a model that converts, but that llama.cpp would not run, or would run wrongly."""
-    config: Any = source.meta_model.config
+def unsupported(config: Any) -> list[str]:
+    """What llama.cpp would not run, or would run wrongly, of a model that converts; `config` is transformers'."""
     rope = getattr(config, "rope_parameters", None) or {}
     is_latent = getattr(config, "kv_lora_rank", None) is not None
     wrong = {
@@ -41,7 +40,12 @@ def refuse_unsupported(source: Source) -> None:
         and rope.get("mscale") != rope.get("mscale_all_dim"),
         "rotary positions in halves (rope_interleave: false)": getattr(config, "rope_interleave", True) is False,
     }
-    if found := [what for what, is_so in (wrong | (latent if is_latent else {})).items() if is_so]:
+    return [what for what, is_so in (wrong | (latent if is_latent else {})).items() if is_so]
+
+
+def refuse_unsupported(source: Source) -> None:
+    """Raise ModelError for a model that converts, but that llama.cpp would not run, or would run wrongly."""
+    if found := unsupported(source.meta_model.config):
         raise ModelError(
             f"{source.name}: llama.cpp cannot run it: it has {', '.join(found)}",
             hint="quantize it to nf4 or int8, which run everywhere, or to w4a16 or fp8 for vLLM and SGLang",

@@ -32,6 +32,7 @@ from dsr1_tune.models.llama_cpp import client, ggml
 from dsr1_tune.models.memory import main_memory
 from dsr1_tune.models.tokenizer_files import ends_in
 from dsr1_tune.runs.console import Narrator
+from dsr1_tune.text.amount import amount
 
 
 def write(source: Source, folder: Path, settings: Quantize, narrator: Narrator) -> Quantized:
@@ -134,7 +135,7 @@ def _further_layers(source: Source, file: Path, narrator: Narrator) -> dict[str,
         return {}
     is_kept = any(".nextn." in tensor.name for tensor in GGUFReader(file).tensors)
     what = "kept" if is_kept else "left out, as llama.cpp does not run them for this family"
-    narrator.say(f"The layers that predict further tokens ({len(stored)} tensors) are {what}")
+    narrator.say(f"The layers that predict further tokens ({amount(len(stored), 'tensor')}) are {what}")
     return {"multi_token_prediction": "kept" if is_kept else "left out"}
 
 
@@ -156,8 +157,12 @@ def _prove(source: Source, file: Path, narrator: Narrator) -> dict[str, Any]:
             hint="check that tokenizer.json is the model's own",
         )
     if not all(same):
-        narrator.say(f"llama.cpp splits {same.count(False)} of {len(same)} texts otherwise than the tokenizer does")
-    narrator.say(f"llama.cpp loads it ({description}) and splits {same.count(True)} of {len(same)} texts the same way")
+        narrator.say(
+            f"llama.cpp splits {same.count(False)} of {amount(len(same), 'text')} otherwise than the tokenizer does"
+        )
+    narrator.say(
+        f"llama.cpp loads it ({description}) and splits {same.count(True)} of {amount(len(same), 'text')} the same way"
+    )
     said = f"{same.count(True)} of {len(same)}"
     return {"loaded_by": client.version(), "texts_split_the_same": said, "adds_bos": adds_bos}
 

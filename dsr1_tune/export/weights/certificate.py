@@ -23,6 +23,7 @@ from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.watch.expert_tables import ExpertTables
 
 _REPORT = "do not use it, and please report it with the model's name"
+_TOO_LITTLE = "train longer or with a higher schedule.learning_rate, or serve the base with the adapter"
 _TRAIN_AGAIN = "the adapter is not what the run trained: copy the run's folder again, or train it again"
 
 
@@ -128,6 +129,10 @@ def check_tensors(
             pool.shutdown(cancel_futures=True)
     targets = [name for name in names if name in merged.updates.by_name]
     of = {state: [name for name in targets if found[name] == state] for state in (CHANGED, NEVER, ROUNDED)}
+    if not of[CHANGED] and any(merged.updates.by_name[name].must_change for name in targets):
+        raise NotCertified(
+            f"{written.folder.name}: with what was trained added to it, every tensor is still the base's", _TOO_LITTLE
+        )
     # A weight that is another's is stored twice and was trained once.
     twice = dict(getattr(base.meta_model, "all_tied_weights_keys", None) or {})
     once = [name for name in targets if base.layout.pieces[name].parameter not in twice]
@@ -185,7 +190,7 @@ def _look_at_a_target(
         if is_lost and layout.is_matrix(name):
             raise NotCertified(
                 f"{name}: its whole update is less than {written.spec(name).dtype} can tell, and is lost in the merge",
-                hint="train longer or with a higher learning rate, or serve the base with the adapter",
+                hint=_TOO_LITTLE,
             )
         return ROUNDED if is_lost else CHANGED
     if not update.must_change:
@@ -195,9 +200,10 @@ def _look_at_a_target(
         # Tokens may come to an expert without a gradient: in the last layer those that nothing is learned from.
         if expert is None or not (is_as_saved or (block, expert) in unreached):
             what = name if expert is None or piece.expert is not None else f"{name}, expert {expert}"
-            raise NotCertified(
-                f"{what}: was to be trained, but its update is zero: the merged tensor is the base's", hint=_TRAIN_AGAIN
-            )
+            said = f"{what}: was to be trained, but its update is"
+            if isinstance(update, LowRank) and not update.is_zero(expert):
+                raise NotCertified(f"{said} less than even float32 can tell, and is lost in the merge", _TOO_LITTLE)
+            raise NotCertified(f"{said} zero: the merged tensor is the base's", hint=_TRAIN_AGAIN)
     return NEVER if idle == experts else CHANGED
 
 

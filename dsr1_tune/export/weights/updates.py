@@ -67,11 +67,23 @@ class LowRank:
             return weight
         return weight.mul_((self.magnitude() / torch.linalg.norm(weight, dim=1)).unsqueeze(1))
 
+    def is_zero(self, expert: int | None) -> bool:
+        """Whether the factors for an expert (None: for a linear layer) are zero, and not only too small to tell."""
+        a_ERI, b_EOR = self.factors()
+        number = expert or 0
+        place = self.experts.index(number) if self.experts else number
+        left, right = self._in_order(a_ERI[place], b_EOR[place])
+        return not (self.piece.rows_of(left).any() and right.any())
+
     def _delta(self, a_RI: Tensor, b_OR: Tensor) -> Tensor:
         """The update of the part that is stored, in PEFT's order of operations."""
-        left, right = (a_RI.T, b_OR.T) if self.is_transposed else (b_OR, a_RI)
+        left, right = self._in_order(a_RI, b_OR)
         delta = self.piece.rows_of(left) @ right
         return (delta.T if self.piece.is_transposed else delta) * self.scale
+
+    def _in_order(self, a_RI: Tensor, b_OR: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors whose product is shaped as the model's matrix."""
+        return (a_RI.T, b_OR.T) if self.is_transposed else (b_OR, a_RI)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from dsr1_tune.models.load import Located
 from dsr1_tune.models.meta import layer_stack
 from dsr1_tune.models.tokenizer_files import copy_tokenizer, write_generation_config
 from dsr1_tune.moe.anatomy import Anatomy
+from dsr1_tune.text.amount import amount
 
 
 def enable_full_training(model: nn.Module, only: Sequence[str]) -> None:
@@ -33,7 +34,7 @@ def enable_full_training(model: nn.Module, only: Sequence[str]) -> None:
         if is_trained:
             trained.add(part)
     if absent := sorted(parts - trained):
-        where = f" in its last {len(layers)} layers" if layers else ""
+        where = f" in its last {amount(len(layers), 'layer')}" if layers else ""
         raise ModelError(
             f"train.only: the model has no {', '.join(absent)}{where}",
             hint="leave them out; `dsr1-tune full` shows the model's parts before it trains",
@@ -48,7 +49,9 @@ def _last_layers(model: nn.Module, only: Sequence[str]) -> list[str] | None:
     num_layers = model.config.num_hidden_layers
     stack = layer_stack(model)
     if min(wanted) > num_layers:
-        raise ModelError(f"train.only: last:{min(wanted)}: the model has {num_layers} layers", hint="name fewer")
+        raise ModelError(
+            f"train.only: last:{min(wanted)}: the model has {amount(num_layers, 'layer')}", hint="name fewer"
+        )
     return [f"{stack}.{number}" for number in range(num_layers - min(wanted), num_layers)]
 
 

@@ -7,6 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -149,7 +150,10 @@ class GracefulStop(TrainerCallback):
 
 
 class ProgressBar(TrainerCallback):
-    """A bar with loss (or reward) and tokens per second; where the output is no terminal, at most ten lines in all."""
+    """A bar with loss (or reward) and tokens per second; where the output is no terminal, a line now and then.
+
+    Those are the first step's, which tells how long all will take, and every tenth of the steps.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -166,6 +170,7 @@ class ProgressBar(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Show the bar."""
         self._bar.start()
+        self._first_step, self._begin = state.global_step + 1, time.perf_counter()
         self._task = self._bar.add_task("training", total=state.max_steps, completed=state.global_step, text="")
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -182,9 +187,16 @@ class ProgressBar(TrainerCallback):
         text = f"{name} {float(value):.3f}  {speed:,.0f} tokens/s"
         self._bar.update(self._task, text=text)
         every = math.ceil(state.max_steps / 10)
-        is_due = state.global_step % every == 0 or state.global_step == state.max_steps
+        is_due = state.global_step % every == 0 or state.global_step in (self._first_step, state.max_steps)
         if not self._console.is_terminal and is_due:
-            self._console.print(f"step {state.global_step}/{state.max_steps}  {text}")
+            line = f"step {state.global_step}/{state.max_steps}  {text}{self._left(state)}"
+            self._console.print(line, highlight=False, soft_wrap=True)
+
+    def _left(self, state: TrainerState) -> str:
+        """How long the steps that are left will take, at the pace so far."""
+        pace = (time.perf_counter() - self._begin) / max(1, state.global_step - self._first_step + 1)
+        left = round(pace * (state.max_steps - state.global_step))
+        return f"  about {timedelta(seconds=left)} left" if state.global_step < state.max_steps else ""
 
     def close(self, *args: Any, **kwargs: Any) -> None:
         """Stop drawing, and leave the bar as it stands; also when training ended by an error."""

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from dsr1_tune.config import Watch
+from dsr1_tune.config import TuneRun
 from dsr1_tune.models.memory import GIB
 from dsr1_tune.moe.anatomy import Anatomy, Part
 from dsr1_tune.moe.monitor import Routing, RoutingMonitor, uncounted
@@ -26,7 +26,7 @@ from dsr1_tune.runs.distributed import group as processes
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.trainer.callbacks import read_log
 from dsr1_tune.runs.watch import rollback
-from dsr1_tune.runs.watch.alarms import Alarm, Kind, Numbers
+from dsr1_tune.runs.watch.alarms import Alarm, Kind, Numbers, advise
 from dsr1_tune.runs.watch.detectors import Watchdog, Window
 from dsr1_tune.runs.watch.expert_tables import ExpertTables, note_routing
 
@@ -55,7 +55,7 @@ class Watcher(TrainerCallback):
         self,
         model: nn.Module,
         folder: RunFolder,
-        config: Watch,
+        config: TuneRun,
         say: Callable[[str], None],
         evaluate: Callable[[nn.Module], float],
         watches_loss: bool = True,
@@ -106,7 +106,7 @@ class Watcher(TrainerCallback):
         # Single steps' routing is not in the log.
         self._watchdog.replay([_numbers_of(line, line["step"]) for line in lines], past.reported)
         rollback.change_learning_rate(past.change_of_rate, optimizer, lr_scheduler)
-        if self._config.on_alarm == "rollback" and step == 0 and processes.is_main():
+        if self._config.watch.on_alarm == "rollback" and step == 0 and processes.is_main():
             rollback.keep_start(self._model, self._folder)
         self._monitor.take()
         self._begin = self._step_begin = time.perf_counter()
@@ -122,12 +122,13 @@ class Watcher(TrainerCallback):
             return
         routing = self._monitor.take(of_all_processes=True)
         self._complete(logs, routing)
-        every = self._config.eval_steps
+        every = self._config.watch.eval_steps
         if every and state.global_step % every == 0:
             logs["eval_loss"] = self._held_out_loss()
-        self.new_alarms = self._watchdog.check(
-            _numbers_of(logs, state.global_step, routing if routing.layers else None)
-        )
+        numbers = _numbers_of(logs, state.global_step, routing if routing.layers else None)
+        self.new_alarms = [
+            replace(alarm, advice=advise(alarm.what, self._config)) for alarm in self._watchdog.check(numbers)
+        ]
         if self.new_alarms:
             self._act(self.new_alarms, state, control)
 
@@ -155,7 +156,7 @@ class Watcher(TrainerCallback):
 
     def _act(self, alarms: list[Alarm], state: TrainerState, control: TrainerControl) -> None:
         """Print and record alarms, and stop or roll back as watch.on_alarm says."""
-        answer = self._config.on_alarm
+        answer = self._config.watch.on_alarm
         if answer == "rollback" and self._was_rolled_back:
             answer = "stop"
         for kind in dict.fromkeys(alarm.what for alarm in alarms):

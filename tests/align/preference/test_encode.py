@@ -114,7 +114,7 @@ def test_encode_pairs_truncates_long_answers_unless_they_become_equal(pairs: Wri
         2: "the two answers differ only behind the first 100 tokens",
         5: f"the prompt alone has {len('long? ' * 40) + 19} tokens, 100 are allowed with the answer",
     }
-    assert "1 rows have an answer cut at 100 tokens" in data.remarks[0]
+    assert "1 row has an answer cut at 100 tokens" in data.remarks[0]
     assert not any(record.answer.startswith("so so") for record in data.asked(9))
 
 

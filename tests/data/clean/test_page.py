@@ -173,7 +173,7 @@ def test_findings_name_what_matters():
     assert "3 rows give different short answers" in said
     assert "near_duplicate is the reason for 81.0 %" in said
     counted = {**FACTS, "personal_data": {**FACTS["personal_data"], "action": "count"}}
-    assert "44 pieces of personal data were only counted" in section(render(counted), "findings")
+    assert "44 pieces of personal data, only counted" in section(render(counted), "findings")
     assert "personal data" not in said
     many = {"files": [{"file": f"{n}.json", "is_damaged": True, "num_rows": 1, "num_kept": 1} for n in range(99)]}
     assert section(render(many), "findings").count("breaks off") == MAX_FINDINGS

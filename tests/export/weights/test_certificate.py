@@ -161,3 +161,30 @@ def test_certificate_refuses_an_update_that_rounding_swallows(run_on: Callable[.
         return {name: tensor * 1e-9 if ".lora_B." in name else tensor for name, tensor in tensors.items()}
 
     refuse_merge(run, tmp_path, faint, "is less than BF16 can tell, and is lost in the merge")
+
+
+def test_certificate_says_of_an_update_that_vanishes_that_it_is_too_small(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """The files are not at fault, and copying them again would not help."""
+
+    def vanishing(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor * 1e-30 if ".lora_B." in name else tensor for name, tensor in tensors.items()}
+
+    with pytest.raises(NotCertified, match="is less than even float32 can tell") as caught:
+        merge.run(
+            broken(tiny_run("qwen3_moe"), tmp_path / "run", vanishing).path, tmp_path / "merged", Merge(), quiet()
+        )
+    assert "schedule.learning_rate" in caught.value.hint and not (tmp_path / "merged").exists()
+
+
+def test_certificate_refuses_experts_of_which_none_has_changed(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """Some experts may stay, as no token that is learned comes to them; but not all."""
+    run = tiny_run("qwen3_moe", adapter={"groups": ["routed_experts"]})
+
+    def vanishing(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor * 1e-30 if ".lora_B." in name else tensor for name, tensor in tensors.items()}
+
+    copy = broken(run, tmp_path / "run", vanishing)
+    copy.update(output_sha256=copy.hash_outputs())
+    with pytest.raises(NotCertified, match="every tensor is still the base's") as caught:
+        merge.run(copy.path, tmp_path / "merged", Merge(), quiet())
+    assert "schedule.learning_rate" in caught.value.hint

@@ -35,6 +35,7 @@ def fill(path: Path, status: str = "finished", text: str = "is it?") -> RunFolde
                 "since_step": 41,
                 "detail": f"9.1 {text}",
                 "try": "x",
+                "advice": ["lower_rate", "raise_tomorrow"],
                 "answer": "warn",
             },
             {"what": "kind_of_tomorrow", "where": text, "since_step": 3, "detail": "", "try": "", "answer": "shrug"},

@@ -141,7 +141,7 @@ def test_page_of_an_alarm_names_it_and_says_what_to_try(tmp_path: Path) -> None:
     folder = fill(tmp_path / "run")
     for language in ("en", "zh"):
         said = Page(page_of(folder, language)).section("alarms")
-        assert ALARMS.say("kind_loss_spike", language) in said and ALARMS.say("try_loss_spike", language) in said
+        assert ALARMS.say("kind_loss_spike", language) in said and ALARMS.say("try_lower_rate", language) in said
         assert "kind_of_tomorrow" in said and "try_" not in said
 
 

@@ -6,6 +6,7 @@ from dsr1_tune.config import Count
 from dsr1_tune.data.record import Drop, Row
 from dsr1_tune.data.rules.rule import Meaning, Rule, RuleSettings
 from dsr1_tune.data.rules.text_features import quoted, view, visible
+from dsr1_tune.text.amount import amount
 
 
 class Lengths(RuleSettings):
@@ -25,13 +26,13 @@ def lengths(row: Row, settings: Lengths) -> Row | Drop:
     for text in seen.texts:
         if len(text.content) > settings.max_chars and text.message.role in ("user", "assistant"):
             name = "question" if text.message.role == "user" else "answer"
-            detail = f"{len(text.content)} characters, more than {settings.max_chars}: {quoted(text.content)}"
+            detail = f"{amount(len(text.content), 'character')}, more than {settings.max_chars}: {quoted(text.content)}"
             fix = "cut it into several rows, or raise lengths.max_chars"
             return Drop(f"{name}_too_long", detail, fix, text.message.path)
     parts = ("question", seen.question, settings.min_question_chars), ("answer", seen.answer, settings.min_answer_chars)
     for name, part, least in parts:
         if part and len(part.content) < least + 16 and (length := len(visible(part.content))) < least:
-            detail = f"{length} characters, fewer than {least}: {part.content.strip()!r}"
+            detail = f"{amount(length, 'character')}, fewer than {least}: {part.content.strip()!r}"
             fix = f"write more, or lower lengths.min_{name}_chars"
             return Drop(f"{name}_too_short", detail, fix, part.message.path)
     return row

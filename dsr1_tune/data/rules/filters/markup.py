@@ -10,6 +10,7 @@ from dsr1_tune.data.phrase_table import PhraseTable
 from dsr1_tune.data.record import Drop, Row
 from dsr1_tune.data.rules.rule import Action, Meaning, Rule, RuleSettings
 from dsr1_tune.data.rules.text_features import ends, quoted, view
+from dsr1_tune.text.amount import amount
 
 _TABLE = PhraseTable(__file__)
 
@@ -38,7 +39,7 @@ def html_markup(row: Row, settings: HtmlMarkup) -> Row | Drop:
         if len(found) > settings.max_tags and not _TABLE.about_markup.search(seen.asked):
             shown = ", ".join(dict.fromkeys(found))
             fix = "take the text out of its markup, or raise html_markup.max_tags"
-            detail = f"{len(found)} tags of a web page: {quoted(shown)}"
+            detail = f"{amount(len(found), 'tag')} of a web page: {quoted(shown)}"
             return Drop("html_markup", detail, fix, text.message.path)
     return row
 
