@@ -9,13 +9,13 @@ from typing import Any
 
 from datasets import Dataset
 
-from dsr1_tune.config import TuneRun
+from dsr1_tune.config import Template, TuneRun
 from dsr1_tune.data.encode import thinking
 from dsr1_tune.data.encode.chat import thinks
 from dsr1_tune.data.encode.end_tokens import end_tokens
 from dsr1_tune.data.encode.example import IGNORED, Encoded, Example, encode_all
 from dsr1_tune.data.encode.packing import pack
-from dsr1_tune.data.encode.template import arguments, thinking_switch
+from dsr1_tune.data.encode.template import arguments, needless_mode, thinking_switch, thinks_unasked
 from dsr1_tune.data.prepare import repeat
 from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Drop, Record, Row
@@ -66,8 +66,9 @@ def encode_and_split(prepared: Prepared, tokenizer: Any, config: TuneRun) -> Run
     """What is to be trained on, and what is held out. Raises DataError if nothing is left."""
     encoded = encode_all(prepared.records, tokenizer, config.schedule.max_tokens, config.encoding)
     check_ends(encoded.examples, tokenizer, config)
-    data = divide(prepared, encoded.examples, encoded.drops, config, _remarks(encoded, tokenizer, config))
-    return replace(data, template_kwargs=most_asked(encoded.examples, tokenizer, config))
+    remarks = (*_remarks_on_length(encoded, config), *_remarks_on_tokens(encoded.examples, config))
+    data = divide(prepared, encoded.examples, encoded.drops, config, remarks)
+    return as_asked(data, encoded.examples, tokenizer, config)
 
 
 def check_ends(examples: Sequence[Example], tokenizer: Any, config: TuneRun) -> None:
@@ -91,10 +92,40 @@ def check_ends(examples: Sequence[Example], tokenizer: Any, config: TuneRun) -> 
             )
 
 
-def most_asked(examples: Sequence[Any], tokenizer: Any, config: TuneRun) -> dict[str, Any]:
-    """The chat template's arguments with which most of the examples' records are asked."""
+def as_asked(data: RunData, examples: Sequence[Any], tokenizer: Any, config: TuneRun) -> RunData:
+    """The data with the arguments by which most of the examples are asked, and what the template does to them."""
+    template, remarks = config.template, []
     num_thinking = sum(thinks(example.record.messages) for example in examples)
-    return arguments(tokenizer, config.template, num_thinking * 2 > len(examples))
+    mostly = num_thinking * 2 > len(examples) if config.encoding.by_thought else None
+    asked = arguments(tokenizer, template, mostly)
+    if moved := sum(example.moves_system for example in examples):
+        remarks.append(
+            f"{moved:,} records have system turns that the chat template cannot show in their places: they stand in "
+            "the first, or before the user's next words"
+        )
+    if needless := needless_mode(tokenizer, template):
+        remarks.append(needless)
+    elif config.encoding.by_thought:
+        remarks += _remarks_on_modes(num_thinking, len(examples) - num_thinking, asked, tokenizer, template)
+    return replace(data, template_kwargs=asked, remarks=(*data.remarks, *remarks))
+
+
+def _remarks_on_modes(
+    num_thinking: int, num_others: int, asked: Mapping[str, Any], tokenizer: Any, template: Template
+) -> list[str]:
+    """In which modes the rows are shown, unless all are in the one in which the template asks by itself."""
+    switch = thinking_switch(tokenizer, template.kwargs)
+    if not switch or (template.thinking == "auto" and switch in template.kwargs):
+        return []
+    have, lack = f"{num_thinking:,} records have a thought", f"{num_others:,} have none"
+    if template.thinking == "on":
+        return [f"{have}, {lack} and close it at once: all are shown with {switch}=true"]
+    if template.thinking == "off":
+        return [f"{have}, which is left out, {lack}: all are shown with {switch}=false"]
+    is_mixed = num_thinking > 0 < num_others
+    if not is_mixed and asked[switch] == thinks_unasked(tokenizer, template.kwargs, switch):
+        return []
+    return [f"{have} and are shown with {switch}=true, {lack} and are shown with {switch}=false: ask in the same mode"]
 
 
 def divide(
@@ -141,12 +172,8 @@ def _must_have_both(is_held_out: Sequence[bool], prepared: Prepared) -> None:
             raise DataError(message, hint=drop.fix)
 
 
-def _remarks(encoded: Encoded, tokenizer: Any, config: TuneRun) -> tuple[str, ...]:
-    """A line for each thing that was done to records so that they could be learned."""
-    return (*_remarks_on_length(encoded, config), *_remarks_on_template(encoded.examples, tokenizer, config))
-
-
-def _remarks_on_template(examples: Sequence[Example], tokenizer: Any, config: TuneRun) -> list[str]:
+def _remarks_on_tokens(examples: Sequence[Example], config: TuneRun) -> list[str]:
+    """What is tokenised, or learned, otherwise than it stands in the rows."""
     remarks = []
     if config.data.special_tokens == "text" and (num_rows := sum(example.num_control > 0 for example in examples)):
         total = sum(example.num_control for example in examples)
@@ -154,22 +181,10 @@ def _remarks_on_template(examples: Sequence[Example], tokenizer: Any, config: Tu
             f"{num_rows:,} records hold control tokens of the base in their texts, {total:,} in all: they are learned "
             "as text; data.special_tokens=keep makes them end and begin turns"
         )
-    if moved := sum(example.moves_system for example in examples):
-        remarks.append(
-            f"{moved:,} records have system turns that the chat template cannot show in their places: they stand in "
-            "the first, or before the user's next words"
-        )
     if apart := sum(len(example.apart) for example in examples):
         remarks.append(
             f"{apart:,} calls are shown otherwise once their results are known; each is learned as the end of a "
             "conversation of its own"
-        )
-    switch = thinking_switch(tokenizer, config.template.kwargs)
-    if switch and config.template.thinking == "auto" and switch not in config.template.kwargs:
-        num_thinking = sum(thinks(example.record.messages) for example in examples)
-        remarks.append(
-            f"{num_thinking:,} records have a thought and are shown with {switch}=true, "
-            f"{len(examples) - num_thinking:,} have none and are shown with {switch}=false: ask in the same mode"
         )
     return remarks
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from dsr1_tune.atomic import is_disk_full
 from dsr1_tune.config import AlignRun, TuneRun
+from dsr1_tune.data.encode.template import check_arguments
 from dsr1_tune.data.prepare import prepare
 from dsr1_tune.errors import ModelError, RunError, TuneError
 from dsr1_tune.models import embedded
@@ -116,6 +117,8 @@ def _prepare(
     base = _locate_base(config, command, quantized, narrator)
     if is_resumed:
         group.from_main(lambda: folder.check_base(base.name, base.revision))
+    else:
+        check_arguments(base.tokenizer, config.template.kwargs)
     data = group.from_main(lambda: kind.encode(prepared, base.tokenizer, config))
     check_length(base.config, data.longest + kind.num_further(config), base.name)
     return kind(config, command, folder, narrator, base, data, quantized)
