@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -55,6 +57,16 @@ class RunData:
     def asked(self, number: int) -> list[Record]:
         """So many of the probe's records to be answered; of one that was cut the last question may be out of reach."""
         return [example.record for example in self.eval_subset if not example.num_cut][:number]
+
+    @property
+    def sha256(self) -> str:
+        """Of the tokens and labels to train on: whether a run that goes on learns what it learned before."""
+        digest = hashlib.sha256()
+        for example in self.train:
+            for name in ("input_ids", "labels", "prompt_ids", "chosen_ids", "rejected_ids"):
+                ids = array("q", getattr(example, name, ()))
+                digest.update(len(ids).to_bytes(8) + ids.tobytes())
+        return digest.hexdigest()
 
     @property
     def longest(self) -> int:

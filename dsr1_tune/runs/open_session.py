@@ -120,6 +120,11 @@ def _prepare(
     else:
         check_arguments(base.tokenizer, config.template.kwargs)
     data = group.from_main(lambda: kind.encode(prepared, base.tokenizer, config))
+    if is_resumed and folder.encodes_otherwise(data.sha256):
+        narrator.say(
+            f"warning: {folder.path}: the rows are other tokens or labels now than when the run began, in another "
+            "version or with another chat template: from here on it learns otherwise than before"
+        )
     check_length(base.config, data.longest + kind.num_further(config), base.name)
     return kind(config, command, folder, narrator, base, data, quantized)
 
