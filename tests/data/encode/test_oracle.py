@@ -517,3 +517,12 @@ def test_feedback_on_a_call_has_its_end(name: str) -> None:
     assert list(encoded.prompt_ids) in [
         prompt_ids(record, base(name).tokenizer, usual=usual) for usual in (False, True)
     ]
+
+
+def test_pair_with_a_system_prompt_that_the_template_refuses_and_one_that_closes_a_thought_twice() -> None:
+    config = DpoRun.model_validate({"schedule": {"max_tokens": 10_000}})
+    pair = encode_pair(Preference(ASKED, says("Yes."), says("No."), PLACE), base("gemma").tokenizer, config)
+    assert isinstance(pair, PairExample) and pair.moves_system
+    assert "Rule1\n\nAsk1" in base("gemma").tokenizer.decode(pair.prompt_ids)
+    drop = pair_of("qwen3", says("Yes."), says("<think>a</think>b</think>No."))
+    assert isinstance(drop, Drop) and drop.code == "thought_closed_twice"
