@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dsr1_tune.align.online.generate import generate
 from dsr1_tune.config import Base, Data, FullRun, Merge, Rollout, Schedule, Template
 from dsr1_tune.config.export import Quantize
-from dsr1_tune.data.encode.chat_template import prompt_text
+from dsr1_tune.data.encode.chat_template import render_prompt
 from dsr1_tune.data.encode.end_tokens import end_tokens
 from dsr1_tune.data.prepare import prepare
 from dsr1_tune.data.record import Record
@@ -215,7 +215,7 @@ def check_plain(folder: Path, learned: Learned) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
     with counted(model) as answers:
         for record in learned.records[:3]:
-            asked = tokenizer(prompt_text(record, tokenizer), add_special_tokens=False, return_tensors="pt")
+            asked = tokenizer(render_prompt(record, tokenizer).text, add_special_tokens=False, return_tensors="pt")
             model.generate(**asked, max_new_tokens=ROOM, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     assert [tokenizer.decode(ids) for ids in answers] == ["Yes.<|im_end|>"] * 3
 
@@ -228,7 +228,9 @@ def test_saved_model_stops_for_everybody(qwen: Learned) -> None:
 
 def test_rollouts_stop(qwen: Learned) -> None:
     loaded = load_with_adapter(qwen.path)
-    prompts = [loaded.tokenizer(prompt_text(record, loaded.tokenizer))["input_ids"] for record in qwen.records[:3]]
+    prompts = [
+        loaded.tokenizer(render_prompt(record, loaded.tokenizer).text)["input_ids"] for record in qwen.records[:3]
+    ]
     answers = generate(loaded.model, prompts, loaded.tokenizer, Rollout(max_new_tokens=ROOM), is_greedy=True)
     assert answers.have_ended == (True, True, True)
     assert loaded.tokenizer.batch_decode(answers.ids) == ["Yes.<|im_end|>"] * 3

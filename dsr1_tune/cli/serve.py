@@ -32,7 +32,8 @@ def chat(
         str, typer.Option(help="on or off, where the chat template has both; auto as most training rows had it")
     ] = "auto",
     template_kwargs: Annotated[
-        str, typer.Option(metavar="NAME=VALUE,...", help="Further arguments of the chat template")
+        str,
+        typer.Option(metavar="NAME=VALUE,...", help="Further arguments of the chat template, or as JSON"),
     ] = "",
     as_json: Annotated[
         bool, typer.Option("--json", help="In a pipe or with --prompt: a line of JSON for each answer")
@@ -52,7 +53,7 @@ def chat(
         raise ConfigError("--json: is not for a talk in the terminal", hint="pipe questions in, or give --prompt")
     if model is None:
         _note(f"Using {embedded.WHAT}.")
-    template = _template(model, thinking, template_kwargs)
+    template = _template(thinking, template_kwargs)
     conversation = _begin(model, max_new_tokens, temperature, template)
     answer, say = (chatting.as_json, streams.say_json) if as_json else (chatting.plainly, _say)
     if prompt is not None:
@@ -68,28 +69,42 @@ def chat(
         chatting.talk(conversation, sys.stdin, say, _note, is_interactive=False, answer=answer)
 
 
-def _template(model: str | None, thinking: str, kwargs: str) -> Template:
-    """How the chat template is asked: as the model was trained to be, unless something else is said."""
+def _template(thinking: str, kwargs: str) -> Template:
+    """How the chat template is to be asked. Raises ConfigError that names the options."""
     from dsr1_tune.config import Template
     from dsr1_tune.config.load import load_config
-    from dsr1_tune.models.ref import local_path, template_kwargs_of
+    from dsr1_tune.errors import ConfigError
 
-    said = load_config(Template, flags={"thinking": thinking, "kwargs": kwargs or None})
-    trained = template_kwargs_of(local_path(model)) if model else {}
-    return said.model_copy(update={"kwargs": {**trained, **said.kwargs}})
+    try:
+        return load_config(Template, flags={"thinking": thinking, "kwargs": kwargs or None})
+    except ConfigError as error:
+        name, colon, problem = error.message.partition(": ")
+        option = {"kwargs": "--template-kwargs", "thinking": "--thinking"}.get(name, name)
+        raise ConfigError(option + colon + problem, hint="dsr1-tune chat --help") from None
 
 
-def _begin(model: str | None, max_new_tokens: int, temperature: float, template: Template) -> Conversation:
+def _begin(model: str | None, max_new_tokens: int, temperature: float, said: Template) -> Conversation:
+    """A conversation in which the template is asked as the model was trained to be, unless something else is said."""
+    from dsr1_tune.data.encode.template import check_arguments, needless_mode
     from dsr1_tune.models.llama_cpp.client import LlamaCpp
-    from dsr1_tune.models.ref import Gguf, ModelRef
+    from dsr1_tune.models.ref import Gguf, ModelRef, local_path, template_kwargs_of
     from dsr1_tune.models.trained.attach import load_with_adapter
     from dsr1_tune.runs.console import quiet_libraries
     from dsr1_tune.serve.chat import Conversation, GgufConversation
 
     quiet_libraries()
+    trained = template_kwargs_of(local_path(model)) if model else {}
+    template = said.model_copy(update={"kwargs": {**trained, **said.kwargs}})
+    conversation: Conversation
     if isinstance(ref := ModelRef.resolve(model), Gguf):
-        return GgufConversation(LlamaCpp(ref.file), max_new_tokens, temperature, template)
-    return Conversation(load_with_adapter(model, progress=_note), max_new_tokens, temperature, template)
+        conversation = GgufConversation(LlamaCpp(ref.file), max_new_tokens, temperature, template)
+    else:
+        loaded = load_with_adapter(model, progress=_note)
+        conversation = Conversation(loaded, max_new_tokens, temperature, template)
+    check_arguments(conversation.tokenizer, said.kwargs, "--template-kwargs")
+    if needless := needless_mode(conversation.tokenizer, said):
+        _note(f"note: {needless}")
+    return conversation
 
 
 def _say(text: str) -> None:

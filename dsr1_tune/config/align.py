@@ -200,6 +200,11 @@ class RolloutRun(AlignRun):
     rollout: Rollout = Rollout()
     schedule: RolloutSchedule = RolloutSchedule()
 
+    @property
+    def encoding(self) -> Encoding:
+        """How rows become tokens: what an expected answer thought says nothing of how it is asked for."""
+        return replace(super().encoding, by_thought=False)
+
     @model_validator(mode="before")
     @classmethod
     def _absolute(cls, value: Any) -> Any:

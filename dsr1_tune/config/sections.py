@@ -169,7 +169,9 @@ def _read_lists(kind: type[ConfigSection], value: Any) -> Any:
         return value
     for name, field in kind.model_fields.items():
         said, shape = value.get(name), get_origin(field.annotation)
-        if isinstance(said, str) and shape is dict and "=" in said:
+        if isinstance(said, str) and shape is dict and said.lstrip().startswith("{"):
+            value = {**value, name: _json_or_text(said)}
+        elif isinstance(said, str) and shape is dict and "=" in said:
             pairs = (part.rpartition("=") for part in said.split(","))
             value = {**value, name: {key.strip(): number.strip() for key, _, number in pairs}}
         elif isinstance(said, str) and shape is tuple and get_args(field.annotation)[0] is not Path:
@@ -212,6 +214,9 @@ class Sequences(ConfigSection):
 class Template(ConfigSection):
     """How the base's chat template is asked: for training, evaluation, rollouts, chat and serve alike."""
 
+    switches: ClassVar[tuple[str, ...]] = ("enable_thinking", "thinking")
+    """Arguments by which templates turn thinking on and off."""
+
     thinking: Literal["auto", "on", "off"] = "auto"
     """The mode of templates that can think or not (Qwen3, DeepSeek-V3.1, GLM-4.5): on, off, or auto, where a row with
     a thought is rendered in the one and a row without in the other; off takes thoughts out."""
@@ -231,11 +236,20 @@ class Template(ConfigSection):
     @classmethod
     def _typed(cls, value: Any) -> Any:
         """`{"low": "true"}`, as `kwargs=low=true` is read, is `{"low": True}`."""
+        wrong = [name for name in value if not str(name).isidentifier()] if isinstance(value, dict) else [value]
+        if wrong and value is not None:
+            example = 'reasoning_effort=low, or as JSON {"reasoning_effort": "low"}'
+            raise ValueError(f"{wrong[0]!r} gives no argument a value; write NAME=VALUE,... such as {example}")
         return {name: _json_or_text(given) for name, given in value.items()} if isinstance(value, dict) else value
 
     def _check(self) -> None:
         if taken := {"messages", "tools", "documents", "add_generation_prompt", "chat_template"} & self.kwargs.keys():
             raise ValueError(f"template.kwargs: {', '.join(sorted(taken))} is not for you to set")
+        given = {name: self.kwargs[name] for name in self.switches if name in self.kwargs}
+        for name, value in given.items() if self.thinking != "auto" else ():
+            if bool(value) != (self.thinking == "on"):
+                said = f"template.thinking={self.thinking} and template.kwargs.{name}={json.dumps(value)}"
+                raise ValueError(f"{said} contradict each other; give one of them")
 
 
 def _json_or_text(given: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,19 +11,20 @@ from typing import Any
 
 from datasets import Dataset
 
-from dsr1_tune.config import TuneRun
+from dsr1_tune.config import Template, TuneRun
 from dsr1_tune.data.encode import thinking
 from dsr1_tune.data.encode.chat import thinks
 from dsr1_tune.data.encode.end_tokens import end_tokens
 from dsr1_tune.data.encode.example import IGNORED, Encoded, Example, encode_all
 from dsr1_tune.data.encode.packing import pack
-from dsr1_tune.data.encode.template import arguments, thinking_switch
+from dsr1_tune.data.encode.template import arguments, needless_mode, thinking_switch, thinks_unasked
 from dsr1_tune.data.prepare import repeat
 from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Drop, Record, Row
 from dsr1_tune.data.split import split_rows
 from dsr1_tune.errors import DataError, ModelError
 from dsr1_tune.runs.trainer.collate import as_dataset
+from dsr1_tune.text.amount import amount
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,22 @@ class RunData:
     def probe_name(self) -> str:
         """What the probe is, for people."""
         if self.held_out:
-            return f"{len(self.held_out_records):,} held-out records"
+            return amount(len(self.held_out_records), "held-out record")
         return f"{len(self.eval_subset):,} of the training records, as none are held out"
 
     def asked(self, number: int) -> list[Record]:
         """So many of the probe's records to be answered; of one that was cut the last question may be out of reach."""
         return [example.record for example in self.eval_subset if not example.num_cut][:number]
+
+    @property
+    def sha256(self) -> str:
+        """Of the tokens and labels to train on: whether a run that goes on learns what it learned before."""
+        digest = hashlib.sha256()
+        for example in self.train:
+            for name in ("input_ids", "labels", "prompt_ids", "chosen_ids", "rejected_ids"):
+                ids = array("q", getattr(example, name, ()))
+                digest.update(len(ids).to_bytes(8) + ids.tobytes())
+        return digest.hexdigest()
 
     @property
     def longest(self) -> int:
@@ -66,8 +79,9 @@ def encode_and_split(prepared: Prepared, tokenizer: Any, config: TuneRun) -> Run
     """What is to be trained on, and what is held out. Raises DataError if nothing is left."""
     encoded = encode_all(prepared.records, tokenizer, config.schedule.max_tokens, config.encoding)
     check_ends(encoded.examples, tokenizer, config)
-    data = divide(prepared, encoded.examples, encoded.drops, config, _remarks(encoded, tokenizer, config))
-    return replace(data, template_kwargs=most_asked(encoded.examples, tokenizer, config))
+    remarks = (*_remarks_on_length(encoded, config), *_remarks_on_tokens(encoded.examples, config))
+    data = divide(prepared, encoded.examples, encoded.drops, config, remarks)
+    return as_asked(data, encoded.examples, tokenizer, config)
 
 
 def check_ends(examples: Sequence[Example], tokenizer: Any, config: TuneRun) -> None:
@@ -91,10 +105,43 @@ def check_ends(examples: Sequence[Example], tokenizer: Any, config: TuneRun) -> 
             )
 
 
-def most_asked(examples: Sequence[Any], tokenizer: Any, config: TuneRun) -> dict[str, Any]:
-    """The chat template's arguments with which most of the examples' records are asked."""
+def as_asked(data: RunData, examples: Sequence[Any], tokenizer: Any, config: TuneRun) -> RunData:
+    """The data with the arguments by which most of the examples are asked, and what the template does to them."""
+    template, remarks = config.template, []
     num_thinking = sum(thinks(example.record.messages) for example in examples)
-    return arguments(tokenizer, config.template, num_thinking * 2 > len(examples))
+    mostly = num_thinking * 2 > len(examples) if config.encoding.by_thought else None
+    asked = arguments(tokenizer, template, mostly)
+    if moved := sum(example.moves_system for example in examples):
+        remarks.append(
+            f"{amount(moved, 'record has', 'records have')} system turns that the chat template cannot show in their places: they stand in "
+            "the first, or before the user's next words"
+        )
+    if needless := needless_mode(tokenizer, template):
+        remarks.append(needless)
+    elif config.encoding.by_thought:
+        remarks += _remarks_on_modes(num_thinking, len(examples) - num_thinking, asked, tokenizer, template)
+    return replace(data, template_kwargs=asked, remarks=(*data.remarks, *remarks))
+
+
+def _remarks_on_modes(
+    num_thinking: int, num_others: int, asked: Mapping[str, Any], tokenizer: Any, template: Template
+) -> list[str]:
+    """In which modes the rows are shown, unless all are in the one in which the template asks by itself."""
+    switch = thinking_switch(tokenizer, template.kwargs)
+    if not switch or (template.thinking == "auto" and switch in template.kwargs):
+        return []
+    have = f"{amount(num_thinking, 'record has', 'records have')} a thought"
+    lack = f"{amount(num_others, 'has', 'have')} none"
+    if template.thinking == "on":
+        return [
+            f"{have}, {lack}: all are shown with {switch}=true, which closes the thought at once where there is none"
+        ]
+    if template.thinking == "off":
+        return [f"{have}, {lack}: all are shown with {switch}=false, and thoughts are left out"]
+    is_mixed = num_thinking > 0 < num_others
+    if not is_mixed and asked[switch] == thinks_unasked(tokenizer, template.kwargs, switch):
+        return []
+    return [f"{have}, shown with {switch}=true; {lack}, shown with {switch}=false: ask in the same mode"]
 
 
 def divide(
@@ -141,35 +188,19 @@ def _must_have_both(is_held_out: Sequence[bool], prepared: Prepared) -> None:
             raise DataError(message, hint=drop.fix)
 
 
-def _remarks(encoded: Encoded, tokenizer: Any, config: TuneRun) -> tuple[str, ...]:
-    """A line for each thing that was done to records so that they could be learned."""
-    return (*_remarks_on_length(encoded, config), *_remarks_on_template(encoded.examples, tokenizer, config))
-
-
-def _remarks_on_template(examples: Sequence[Example], tokenizer: Any, config: TuneRun) -> list[str]:
+def _remarks_on_tokens(examples: Sequence[Example], config: TuneRun) -> list[str]:
+    """What is tokenised, or learned, otherwise than it stands in the rows."""
     remarks = []
     if config.data.special_tokens == "text" and (num_rows := sum(example.num_control > 0 for example in examples)):
         total = sum(example.num_control for example in examples)
         remarks.append(
-            f"{num_rows:,} records hold control tokens of the base in their texts, {total:,} in all: they are learned "
-            "as text; data.special_tokens=keep makes them end and begin turns"
-        )
-    if moved := sum(example.moves_system for example in examples):
-        remarks.append(
-            f"{moved:,} records have system turns that the chat template cannot show in their places: they stand in "
-            "the first, or before the user's next words"
+            f"{amount(num_rows, 'record holds', 'records hold')} control tokens of the base in the text, {total:,} in all: "
+            "these are learned as text; data.special_tokens=keep makes them end and begin turns"
         )
     if apart := sum(len(example.apart) for example in examples):
         remarks.append(
-            f"{apart:,} calls are shown otherwise once their results are known; each is learned as the end of a "
-            "conversation of its own"
-        )
-    switch = thinking_switch(tokenizer, config.template.kwargs)
-    if switch and config.template.thinking == "auto" and switch not in config.template.kwargs:
-        num_thinking = sum(thinks(example.record.messages) for example in examples)
-        remarks.append(
-            f"{num_thinking:,} records have a thought and are shown with {switch}=true, "
-            f"{len(examples) - num_thinking:,} have none and are shown with {switch}=false: ask in the same mode"
+            f"{amount(apart, 'call is', 'calls are')} shown otherwise once the result is known, and learned as the end "
+            "of a conversation apart"
         )
     return remarks
 
@@ -180,14 +211,17 @@ def _remarks_on_length(encoded: Encoded, config: TuneRun) -> list[str]:
     remarks = []
     if encoded.num_truncated:
         num_cut = sum(example.num_cut for example in encoded.examples)
-        remarks.append(f"{encoded.num_truncated:,} records were cut at {limit}; {num_cut:,} tokens are left out")
+        remarks.append(
+            f"{amount(encoded.num_truncated, 'record was', 'records were')} cut at {limit}; left out: {amount(num_cut, 'token')}"
+        )
     if encoded.num_split:
         remarks.append(
-            f"{encoded.num_split:,} records of more than {limit} were split between turns; each part counts as one here"
+            f"{amount(encoded.num_split, 'record was', 'records were')} split between turns, being of more than {limit}; each "
+            "part counts as one here"
         )
     if lost := encoded.lost_parts:
         remarks.append(
-            f"{len(lost):,} parts of records are left out by themselves; the first: {lost[0].place}: "
+            f"{amount(len(lost), 'part of a record', 'parts of records')} left out; the first: {lost[0].place}: "
             f"{lost[0].path}: {lost[0].detail}"
         )
     return remarks
@@ -200,5 +234,5 @@ def training_set(data: RunData, config: TuneRun) -> tuple[Dataset, str]:
         return Dataset.from_dict(columns), ""
     sequences = pack(data.train, config.schedule.max_tokens, config.schedule.seed)
     filled = sum(len(one.input_ids) for one in sequences) / (len(sequences) * config.schedule.max_tokens)
-    remark = f"{len(data.train):,} records packed into {len(sequences):,} sequences, {filled:.0%} full"
+    remark = f"{amount(len(data.train), 'record')} packed into {amount(len(sequences), 'sequence')}, {filled:.0%} full"
     return as_dataset(sequences), remark

@@ -248,6 +248,15 @@ class RunFolder:
                 hint="restore that base, or start a new run",
             )
 
+    def encodes_otherwise(self, digest: str) -> bool:
+        """Whether rows are other tokens and labels now than when the run began: those have this SHA-256.
+
+        A run that kept none and has no `template` settings is of a version that showed calls and thoughts otherwise.
+        """
+        manifest = self.manifest()
+        known = manifest.get("encoded_sha256")
+        return bool(known != digest if known else "template" not in manifest.get("config", {}))
+
 
 def step_of(checkpoint: Path) -> int:
     """The optimizer step after which a checkpoint was written, from its name."""

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from dsr1_tune.atomic import is_disk_full
 from dsr1_tune.config import AlignRun, TuneRun
+from dsr1_tune.data.encode.template import check_arguments
 from dsr1_tune.data.prepare import prepare
 from dsr1_tune.errors import ModelError, RunError, TuneError
 from dsr1_tune.models import embedded
@@ -116,7 +117,14 @@ def _prepare(
     base = _locate_base(config, command, quantized, narrator)
     if is_resumed:
         group.from_main(lambda: folder.check_base(base.name, base.revision))
+    else:
+        check_arguments(base.tokenizer, config.template.kwargs)
     data = group.from_main(lambda: kind.encode(prepared, base.tokenizer, config))
+    if is_resumed and folder.encodes_otherwise(data.sha256):
+        narrator.say(
+            f"warning: {folder.path}: the rows are other tokens or labels now than when the run began, in another "
+            "version or with another chat template: from here on it learns otherwise than before"
+        )
     check_length(base.config, data.longest + kind.num_further(config), base.name)
     return kind(config, command, folder, narrator, base, data, quantized)
 

@@ -104,6 +104,7 @@ class Session(Generic[Run]):
             processes=group.world_size(),
             global_batch=group.global_batch(self.config),
             template_kwargs=dict(self.data.template_kwargs) or None,
+            encoded_sha256=self.folder.manifest().get("encoded_sha256") or self.data.sha256,
         )
         self.narrator.stage("Data")
         self.narrator.data(self.data.prepared, len(self.data.train), len(self.data.held_out))

@@ -14,10 +14,11 @@ from transformers import TextStreamer
 
 from dsr1_tune.config import Encoding, Template
 from dsr1_tune.data.encode import thinking
-from dsr1_tune.data.encode.control_tokens import hide
+from dsr1_tune.data.encode.chat_template import render_prompt
+from dsr1_tune.data.encode.control_tokens import hide, pieces
 from dsr1_tune.data.encode.end_tokens import end_tokens
 from dsr1_tune.data.encode.example import prompt_ids
-from dsr1_tune.data.encode.template import TEMPLATE_ERRORS, any_of, arguments, show
+from dsr1_tune.data.encode.template import TEMPLATE_ERRORS, any_of
 from dsr1_tune.data.record import Message, Place, Record
 from dsr1_tune.errors import ModelError, TuneError
 from dsr1_tune.models.llama_cpp.client import LlamaCpp
@@ -40,7 +41,7 @@ class Conversation:
         temperature: float = 0.0,
         template: Template = Template(),  # noqa: B008 - it is frozen
     ) -> None:
-        self.loaded = loaded
+        self.loaded, self.tokenizer = loaded, loaded.tokenizer
         self.name = loaded.name
         self.context: int = loaded.model.config.max_position_embeddings
         self._start(max_new_tokens, temperature, template)
@@ -122,7 +123,7 @@ class Conversation:
             ) from error
 
     def _apply_template(self, record: Record) -> Any:
-        ids = prompt_ids(record, self.loaded.tokenizer, Encoding(template=self.template), usual=True)
+        ids = prompt_ids(record, self.tokenizer, Encoding(template=self.template), usual=True)
         ids_BT = torch.tensor([ids], device=self.loaded.model.device)
         return {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
 
@@ -160,7 +161,7 @@ class _Pieces(TextStreamer):
 
 @dataclass(frozen=True)
 class _Template:
-    """What `show` asks of a tokenizer, as a .gguf file says it."""
+    """What a chat template asks of a tokenizer, as a .gguf file says it."""
 
     engine: LlamaCpp
 
@@ -195,25 +196,18 @@ class GgufConversation(Conversation):
                 f"{engine.file}: has no chat template, so questions and answers cannot be told apart",
                 hint="convert the model's chat or instruct variant",
             )
-        self.engine = engine
+        self.engine, self.tokenizer = engine, _Template(engine)
         self.name = f"{engine.file}, {engine.description}"
         self.context = engine.context
         self._start(max_new_tokens, temperature, template)
 
     def _apply_template(self, record: Record) -> list[int]:
         hidden = hide(record, self._control_tokens(record))
-        asked = show(
-            _Template(self.engine),
-            [{"role": message.role, "content": message.content} for message in hidden.record.messages[:-1]],
-            prompt=True,
-            settings=arguments(_Template(self.engine), self.template),
-        )
-        text, places = hidden.shown(asked)
-        ids, at = [], 0
-        for first, end in [*places, (len(text), len(text))]:
-            ids += self.engine.tokenize(text[at:first]) if at < first else []
-            ids += self.engine.tokenize(text[first:end], special=False) if first < end else []
-            at = end
+        rendered = render_prompt(hidden.record, self.tokenizer, Encoding(template=self.template), usual=True)
+        text, places = hidden.shown(rendered.text)
+        ids: list[int] = []
+        for (first, end), is_text in pieces(text, places):
+            ids += self.engine.tokenize(text[first:end], special=not is_text)
         return ids
 
     def _control_tokens(self, record: Record) -> re.Pattern[str]:

@@ -21,6 +21,7 @@ from dsr1_tune.config import (
     PpoRun,
     RewardRun,
     Schedule,
+    Template,
 )
 from dsr1_tune.config.load import describe, load_config
 from dsr1_tune.errors import ConfigError
@@ -296,3 +297,37 @@ def test_old_name_in_a_file_and_new_name_in_set_go_together(yaml: Any) -> None:
     assert load_config(LoraRun, old, sets=["schedule.gradient_accumulation_steps=5"]) == LoraRun(
         schedule=Schedule(gradient_accumulation_steps=5)
     )
+
+
+# --- arguments of the chat template ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("low=true,effort=high", {"low": True, "effort": "high"}),
+        ('{"parts": {"a": [1, 2]}, "text": "x=1,y=2"}', {"parts": {"a": [1, 2]}, "text": "x=1,y=2"}),
+        ({"parts": {"a": 1}}, {"parts": {"a": 1}}),
+    ],
+)
+def test_template_arguments_are_pairs_or_json(said: Any, wanted: dict[str, Any]) -> None:
+    assert load_config(Template, flags={"kwargs": said}).kwargs == wanted
+
+
+@pytest.mark.parametrize("said", ["x", "a=1,b=[1,2]", '{"a": ', "[1, 2]", '{"a b": 1}', "=1"])
+def test_template_arguments_that_are_neither_are_refused_with_an_example(said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(Template, flags={"kwargs": said})
+    assert 'write NAME=VALUE,... such as reasoning_effort=low, or as JSON {"reasoning_effort": "low"}' in str(
+        caught.value
+    )
+
+
+@pytest.mark.parametrize(("thinking", "value"), [("on", False), ("off", True)])
+@pytest.mark.parametrize("name", Template.switches)
+def test_template_argument_that_contradicts_the_mode_is_refused(thinking: str, value: bool, name: str) -> None:
+    sets = [f"template.thinking={thinking}", f"template.kwargs.{name}={str(value).lower()}"]
+    with pytest.raises(ConfigError, match=f"template.thinking={thinking} and template.kwargs.{name}=.* contradict"):
+        load_config(LoraRun, sets=sets)
+    assert load_config(LoraRun, sets=[sets[0], f"template.kwargs.{name}={str(not value).lower()}"])
+    assert load_config(LoraRun, sets=sets[1:])

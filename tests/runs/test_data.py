@@ -209,21 +209,59 @@ def test_remarks_say_what_the_template_does(tmp_path: Path) -> None:
         tmp_path,
         "qwen3_5_think",
     )  # fmt: skip
-    control, moved, apart, modes = data.remarks
-    assert control.startswith("1 records hold control tokens of the base in their texts, 1 in all")
-    assert moved.startswith("1 records have system turns that the chat template cannot show in their places")
-    assert apart.startswith("1 calls are shown otherwise")
-    assert "2 records have a thought and are shown with enable_thinking=true, 2 have none" in modes
+    control, apart, moved, modes = data.remarks
+    assert control.startswith("1 record holds control tokens of the base in the text, 1 in all")
+    assert moved.startswith("1 record has system turns that the chat template cannot show in their places")
+    assert apart.startswith("1 call is shown otherwise")
+    assert "2 records have a thought, shown with enable_thinking=true; 2 have none" in modes
     assert len(data.train) == 4
     assert data.template_kwargs == {"enable_thinking": False}
 
 
-@pytest.mark.parametrize(("thinking", "wanted"), [("on", True), ("off", False)])
-def test_remarks_say_no_mode_where_one_is_chosen(tmp_path: Path, thinking: Any, wanted: bool) -> None:
-    talk = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "<think>hm</think>A"}]
-    data = of_rows([{"messages": talk}], tmp_path, "qwen3", template=Template(thinking=thinking))
-    assert data.remarks == ()
-    assert data.template_kwargs == {"enable_thinking": wanted}
+TALKS = [
+    {"messages": [{"role": "user", "content": f"Q{number}"}, {"role": "assistant", "content": answer}]}
+    for number, answer in enumerate(["<think>hm</think>A", "B", "C"])
+]
+
+
+@pytest.mark.parametrize(
+    ("thinking", "said"),
+    [
+        ("on", "1 record has a thought, 2 have none: all are shown with enable_thinking=true"),
+        ("off", "1 record has a thought, 2 have none: all are shown with enable_thinking=false"),
+    ],
+)
+def test_remarks_say_how_many_rows_a_chosen_mode_changes(tmp_path: Path, thinking: Any, said: str) -> None:
+    data = of_rows(TALKS, tmp_path, "qwen3", template=Template(thinking=thinking))
+    assert data.remarks == (said,)
+    assert data.template_kwargs == {"enable_thinking": thinking == "on"}
+
+
+@pytest.mark.parametrize("thinking", ["auto", "on", "off"])
+def test_remarks_say_that_a_template_has_no_modes(tmp_path: Path, thinking: Any) -> None:
+    data = of_rows(TALKS, tmp_path, "qwen2_5", template=Template(thinking=thinking))
+    rest = {"on": "changes nothing", "off": "only leaves thoughts out"}.get(thinking)
+    assert data.remarks == (
+        (f"the base's chat template has no thinking mode: template.thinking={thinking} {rest}",) if rest else ()
+    )
+    assert data.template_kwargs == {}
+
+
+def test_remarks_say_modes_only_where_they_tell_something(tmp_path: Path) -> None:
+    """Qwen3 thinks where nothing is said of it."""
+    assert of_rows(TALKS[:1], tmp_path, "qwen3").remarks == ()
+    (said,) = of_rows(TALKS[1:], tmp_path, "qwen3").remarks
+    assert "0 records have a thought" in said and "2 have none, shown with enable_thinking=false" in said
+    assert of_rows(TALKS[1:], tmp_path, "qwen3_5_nothink").remarks == ()
+    assert len(of_rows(TALKS, tmp_path, "qwen3").remarks) == 1
+    chosen = Template(kwargs={"enable_thinking": True})
+    assert of_rows(TALKS, tmp_path, "qwen3", template=chosen).remarks == ()
+
+
+def test_remarks_count_first_system_prompts_that_stand_before_the_question(tmp_path: Path) -> None:
+    rules = [{"role": "system", "content": "Be brief."}, *TALKS[1]["messages"]]
+    (moved,) = of_rows([{"messages": rules}, TALKS[2]], tmp_path, "gemma").remarks
+    assert moved.startswith("1 record has system turns that the chat template cannot show in their places")
 
 
 def test_the_end_of_what_is_learned_must_end_an_answer(tmp_path: Path) -> None:

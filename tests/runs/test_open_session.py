@@ -18,8 +18,8 @@ import pytest
 from peft import PeftModel
 from safetensors import SafetensorError
 
-from dsr1_tune.config import Base, Data, LoraRun
-from dsr1_tune.errors import ModelError, RunError, TuneError
+from dsr1_tune.config import Base, Data, LoraRun, Template
+from dsr1_tune.errors import ConfigError, ModelError, RunError, TuneError
 from dsr1_tune.runs import open_session, session
 from dsr1_tune.runs.folder import RunFolder
 from tests.lora_runs import (
@@ -29,6 +29,7 @@ from tests.lora_runs import (
     ROWS,
     ConfigureLora,
     FinishedRun,
+    Told,
     curve_of,
     go,
     go_on,
@@ -158,9 +159,37 @@ def test_failed_run_is_recorded_and_can_be_resumed(
     with pytest.raises(ModelError):
         go(configure_lora(tmp_path / "run", save_steps=2))
     assert "something is wrong" in RunFolder(tmp_path / "run").manifest()["error"]
-    manifest = go_on(tmp_path / "run").manifest()
+    told = Told()
+    manifest = go_on(tmp_path / "run", told).manifest()
     assert manifest["status"] == "finished" and "error" not in manifest
+    assert "other tokens or labels" not in told.text
     assert curve_of(tmp_path / "run") == pytest.approx(curve_of(lora_run.path), abs=1e-6)
+
+
+@pytest.mark.parametrize("began", ["before there were template settings", "with other labels"])
+def test_resumed_run_says_that_its_rows_are_encoded_otherwise_than_before(
+    configure_lora: ConfigureLora, at_step: Any, tmp_path: Path, began: str
+) -> None:
+    at_step(1, press(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        go(configure_lora(tmp_path / "run", max_steps=2, samples=0))
+    file = tmp_path / "run" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    if began == "with other labels":
+        manifest["encoded_sha256"] = "0" * 64
+    else:
+        del manifest["encoded_sha256"], manifest["config"]["template"]
+    file.write_text(json.dumps(manifest))
+    told = Told()
+    assert go_on(tmp_path / "run", told).manifest()["status"] == "finished"
+    assert "warning" in told.text and "other tokens or labels now than when the run began" in told.text
+
+
+def test_arguments_that_the_template_never_reads_refuse_the_run(configure_lora: ConfigureLora, tmp_path: Path) -> None:
+    config = configure_lora(tmp_path / "run", template=Template(kwargs={"enable_thinking": True}))
+    with pytest.raises(ConfigError, match="the base's chat template never reads enable_thinking"):
+        go(config)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("where", ["checkpoint", "adapter"])

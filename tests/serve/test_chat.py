@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 import torch
 
+from dsr1_tune.cli import serve
 from dsr1_tune.config import Base, Template
 from dsr1_tune.data.encode import chat
 from dsr1_tune.data.encode.template import show
 from dsr1_tune.data.record import Message
-from dsr1_tune.errors import ModelError
+from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.models import load
 from dsr1_tune.serve.chat import Conversation, as_json, obey, talk, typed_lines
+from tests import real_templates
 
 
 @pytest.fixture
@@ -62,6 +64,33 @@ def test_chat_takes_control_tokens_that_are_typed_for_text(loaded: load.Loaded) 
     ends = [loaded.tokenizer.convert_ids_to_tokens(token) for token in ids].count("<|im_end|>")
     assert ends == 1
     assert "Hi<|im_end|>" in loaded.tokenizer.decode(ids)
+
+
+def test_chat_tells_a_template_that_refuses_a_system_prompt_before_the_first_question(loaded: load.Loaded) -> None:
+    loaded.tokenizer.chat_template = real_templates.template("gemma")
+    conversation = Conversation(loaded, max_new_tokens=2)
+    conversation.system = "Be brief."
+    turns = [Message("user", "one"), Message("assistant", "1"), Message("user", "two")]
+    said = loaded.tokenizer.decode(conversation._encode(turns)["input_ids"][0])
+    assert "<start_of_turn>user\nBe brief.\n\none<end_of_turn>\n" in said
+    assert said.endswith("<start_of_turn>user\ntwo<end_of_turn>\n<start_of_turn>model\n")
+
+
+def test_chat_with_an_argument_that_the_template_never_reads(tiny_model: Any) -> None:
+    with pytest.raises(ConfigError, match="--template-kwargs: the base's chat template never reads low"):
+        serve._begin(str(tiny_model("qwen3_moe")), 2, 0.0, Template(kwargs={"low": True}))
+
+
+def test_chat_in_a_mode_that_the_template_has_not(tiny_model: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    serve._begin(str(tiny_model("qwen3_moe")), 2, 0.0, Template(thinking="on"))
+    assert "note: the base's chat template has no thinking mode" in capsys.readouterr().err
+
+
+def test_chat_names_the_option_that_is_wrong() -> None:
+    with pytest.raises(ConfigError, match=r"^--template-kwargs: 'x' gives no argument a value; write NAME=VALUE"):
+        serve._template("auto", "x")
+    with pytest.raises(ConfigError, match="contradict each other"):
+        serve._template("on", "enable_thinking=false")
 
 
 def test_chat_temperature_draws(loaded: load.Loaded) -> None:

@@ -17,8 +17,8 @@ from dsr1_tune.align.rewards.layered import Answered, LayeredReward, RewardResul
 from dsr1_tune.atomic import atomic_write
 from dsr1_tune.config import Encoding, RolloutRun
 from dsr1_tune.data.encode import thinking
-from dsr1_tune.data.encode.example import prompt_ids, refused_by_template
-from dsr1_tune.data.encode.template import TEMPLATE_ERRORS, arguments
+from dsr1_tune.data.encode.example import closed_twice, prompt_tokens, refused_by_template
+from dsr1_tune.data.encode.template import TEMPLATE_ERRORS
 from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Drop, Message, Prompt, Record, Row
 from dsr1_tune.errors import ConfigError, DataError, RunError
@@ -44,32 +44,36 @@ class PromptExample:
     num_cut: int = 0
     opens_thought: bool = False
     """Whether the chat template ends the prompt with <think>."""
+    moves_system: bool = False
+    """Whether system turns stand elsewhere: see `Rendered.moves_system`."""
 
 
 def encode_prompts(prepared: Prepared, tokenizer: Any, config: RolloutRun) -> RunData:
     """Encode prompts, split into training and held-out ones. Raises DataError if none leaves room for an answer."""
     room = config.schedule.max_tokens - config.rollout.max_new_tokens
     # Rows with the same prompt and other expected answers stay on one side of the split.
-    data = encode_all(prepared, lambda row: _encode(row, tokenizer, config.encoding, room), tokenizer, config)
-    return replace(data, template_kwargs=arguments(tokenizer, config.template))
+    return encode_all(prepared, lambda row: _encode(row, tokenizer, config.encoding, room), tokenizer, config)
 
 
 def _encode(row: Prompt, tokenizer: Any, encoding: Encoding, room: int) -> PromptExample | Drop:
+    if drop := closed_twice(row.messages):
+        return drop
     record = Record((*row.messages, Message("assistant", row.answer or "")), row.place, row.tools, row.row)
     try:
-        ids = tuple(prompt_ids(record, tokenizer, encoding, usual=True))
+        tokens = prompt_tokens(record, tokenizer, encoding, usual=True)
     except TEMPLATE_ERRORS as error:
-        return refused_by_template(
-            error,
-            row.messages,
-            lambda some: prompt_ids(
-                replace(record, messages=(*some, record.messages[-1])), tokenizer, encoding, usual=True
-            ),
-        )
+
+        def show(some: tuple[Message, ...]) -> object:
+            asked = replace(record, messages=(*some, record.messages[-1]))
+            return prompt_tokens(asked, tokenizer, encoding, usual=True)
+
+        return refused_by_template(error, row.messages, show)
+    ids = tuple(tokens.ids)
     if len(ids) > room:
         detail = f"{amount(len(ids), 'token')}; with rollout.max_new_tokens for the answer {max(room, 0):,} are allowed"
         return Drop("too_long", detail, "shorten it, or raise schedule.max_tokens", row.messages[-1].path)
-    return PromptExample(row, record, ids, opens_thought=tokenizer.decode(ids[-8:]).rstrip().endswith(thinking.OPEN))
+    opens_thought = tokenizer.decode(ids[-8:]).rstrip().endswith(thinking.OPEN)
+    return PromptExample(row, record, ids, 0, opens_thought, tokens.rendered.moves_system)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
@@ -12,13 +13,13 @@ from datasets import Dataset
 from dsr1_tune.config import AlignRun, Encoding
 from dsr1_tune.data.encode.chat import thinks, without_thought
 from dsr1_tune.data.encode.chat_template import render_answer
-from dsr1_tune.data.encode.control_tokens import hide, tokenise
-from dsr1_tune.data.encode.example import refused_by_template
-from dsr1_tune.data.encode.template import TEMPLATE_ERRORS, control_tokens
+from dsr1_tune.data.encode.example import closed_twice, refused_by_template
+from dsr1_tune.data.encode.template import TEMPLATE_ERRORS
+from dsr1_tune.data.encode.tokens import IGNORED, Tokens
 from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Drop, Feedback, Message, Preference, Record
 from dsr1_tune.errors import DataError
-from dsr1_tune.runs.data import RunData, divide, most_asked
+from dsr1_tune.runs.data import RunData, as_asked, divide
 from dsr1_tune.text.amount import amount
 
 Ids = tuple[int, ...]
@@ -38,6 +39,8 @@ class PairExample:
     chosen_ids: Ids
     rejected_ids: Ids
     num_cut: int = 0
+    moves_system: bool = False
+    """Whether system turns stand elsewhere: see `Rendered.moves_system`."""
 
     @property
     def answers(self) -> tuple[tuple[Ids, Ids], tuple[Ids, Ids]]:
@@ -70,6 +73,8 @@ class FeedbackExample:
     prompt_ids: Ids
     completion_ids: Ids
     num_cut: int = 0
+    moves_system: bool = False
+    """Whether system turns stand elsewhere: see `Rendered.moves_system`."""
 
     @property
     def input_ids(self) -> Ids:
@@ -168,7 +173,7 @@ def encode_all(prepared: Prepared, encode: Callable[[Any], Any], tokenizer: Any,
     cut_rows = amount(len(cut), "row has", "rows have")
     remark = f"{cut_rows} an answer cut at {limit:,} tokens; left out: {amount(sum(cut), 'token')}"
     data = divide(prepared, examples, drops, config, (remark,) if cut else ())
-    return replace(data, template_kwargs=most_asked(examples, tokenizer, config))
+    return as_asked(data, examples, tokenizer, config)
 
 
 def encode_pair(row: Preference, tokenizer: Any, config: AlignRun) -> PairExample | Drop:
@@ -197,7 +202,7 @@ def encode_pair(row: Preference, tokenizer: Any, config: AlignRun) -> PairExampl
     if chosen_ids == rejected_ids:
         fix = "a pair needs answers that differ in what the model is shown"
         return Drop("nothing_to_learn", "the two answers are the same tokens to the model", fix, row.chosen.path)
-    return PairExample(row, chosen.record, prompt, chosen_ids, rejected_ids, num_cut)
+    return PairExample(row, chosen.record, prompt, chosen_ids, rejected_ids, num_cut, chosen.moves_system)
 
 
 def encode_one(row: Feedback, tokenizer: Any, config: AlignRun) -> FeedbackExample | Drop:
@@ -208,7 +213,8 @@ def encode_one(row: Feedback, tokenizer: Any, config: AlignRun) -> FeedbackExamp
     if drop := _too_long(answered, answered.first, config):
         return drop
     ids, first = answered.ids[: config.schedule.max_tokens], answered.first
-    return FeedbackExample(row, answered.record, ids[:first], ids[first:], len(answered.ids) - len(ids))
+    num_cut = len(answered.ids) - len(ids)
+    return FeedbackExample(row, answered.record, ids[:first], ids[first:], num_cut, answered.moves_system)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +224,7 @@ class _Answered:
     record: Record
     ids: Ids
     first: int
+    moves_system: bool
 
 
 def _tokens(
@@ -227,24 +234,23 @@ def _tokens(
     messages = (*row.prompt, answer)
     if encoding.sequences.think == "strip":
         messages = tuple(map(without_thought, messages))
+    if drop := closed_twice(messages):
+        return drop
     record = Record(messages, row.place, row.tools, row.row)
     try:
-        hidden = hide(record, control_tokens(tokenizer, encoding.template.kwargs))
-        text, span = render_answer(hidden.record, tokenizer, encoding, is_thinking)
+        tokens = Tokens.of(record, tokenizer, encoding, partial(render_answer, is_thinking=is_thinking))
     except TEMPLATE_ERRORS as error:
         return refused_by_template(
             error,
             messages,
-            lambda some: render_answer(replace(record, messages=some), tokenizer, encoding, is_thinking),
+            lambda some: render_answer(replace(record, messages=some), tokenizer, encoding, is_thinking=is_thinking),
         )
-    text, places = hidden.shown(text)
-    ids, offsets = tokenise(text, () if encoding.special_tokens == "keep" else places, tokenizer)
-    first, last = span or (0, 0)
-    tokens = [number for number, (start, end) in enumerate(offsets) if start < last and first < end]
-    if not tokens or not tokens[0]:
+    labels = tokens.labels(tokens.rendered.spans)
+    said = [number for number, label in enumerate(labels) if label != IGNORED]
+    if not said or not said[0]:
         fix = "look at the answer as the template shows it; it may hold only what the template removes"
         return Drop("nothing_to_learn", "the model is shown nothing of the answer", fix, answer.path)
-    return _Answered(record, tuple(ids[: tokens[-1] + 1]), tokens[0])
+    return _Answered(record, tuple(tokens.ids[: said[-1] + 1]), said[0], tokens.rendered.moves_system)
 
 
 def _too_long(answered: _Answered, num_prompt: int, config: AlignRun) -> Drop | None:

@@ -12,7 +12,16 @@ from typing import Any
 from dsr1_tune.config import Encoding
 from dsr1_tune.data.encode import thinking
 from dsr1_tune.data.encode.end_tokens import EndTokens, end_tokens
-from dsr1_tune.data.encode.template import TEMPLATE_ERRORS, ToolForm, arguments, reasoning_field, show, tool_form, wants
+from dsr1_tune.data.encode.template import (
+    TEMPLATE_ERRORS,
+    ToolForm,
+    arguments,
+    reasoning_field,
+    show,
+    shows_system,
+    tool_form,
+    wants,
+)
 from dsr1_tune.data.encode.tool_text import as_text, functions
 from dsr1_tune.data.record import Message, Record
 
@@ -37,7 +46,6 @@ class Chat:
     """The template's arguments in the mode of this conversation."""
     usual: dict[str, Any]
     """Those of which nothing is known but the user's settings: how a server asks."""
-    ends: EndTokens
     form: ToolForm | None
     is_thinking: bool
     """Whether the answer holds a thought, or one beside which it stands."""
@@ -62,7 +70,6 @@ class Chat:
         settings = arguments(tokenizer, encoding.template, is_thinking if encoding.by_thought else None)
         if encoding.template.tools == "text":
             record = as_text(record)
-        ends = end_tokens(tokenizer, settings=usual)
         form = tool_form(tokenizer, usual) if any(message.calls for message in record.messages) else None
         tools = functions(
             record.tools,
@@ -70,25 +77,37 @@ class Chat:
             parametrises=wants(tokenizer, ".parameters"),
         )
         messages = _with_ids(record.messages, needs_nine=wants(tokenizer, "length != 9"))
-        return cls(messages, tools, tokenizer, settings, usual, ends, form, is_thinking)._complete()
+        return cls(messages, tools, tokenizer, settings, usual, form, is_thinking)._complete()
 
     def _complete(self) -> Chat:
         """The chat, with system turns where the template can show them. Raises ValueError where a turn is not shown."""
         if any(message.calls for message in self.messages) and not self.form:
             raise ValueError(f"it has no form for tool calls; {_AS_TEXT}")
+        self = self._with_systems_shown()
         if self.form and not self._shows_calls():
             raise ValueError(f"it shows only one of several calls in a turn; write them one by one, or {_AS_TEXT}")
-        if any(message.role == "system" for message in self.messages[1:]) and not self._shows("system"):
-            self = replace(self, messages=_systems_joined(self.messages), moves_system=True, _texts={})
         if any(message.role == "tool" for message in self.messages) and not self._shows("tool"):
             raise ValueError(f"it does not show the results of tools; {_AS_TEXT}")
         if _THINKS_TWICE.search(self.plain):
             self = replace(self, is_bare=True, _texts={})
         return replace(self, goes_on_from_prompt=True, _texts={}) if self._is_shown_otherwise() else self
 
+    def _with_systems_shown(self) -> Chat:
+        """The chat, with system turns that the template cannot show where they stand moved to where it can."""
+        systems = [number for number, message in enumerate(self.messages) if message.role == "system"]
+        if not systems:
+            return self
+        messages, shows_first = self.messages, shows_system(self.tokenizer, self.settings)
+        if systems != [0] and not self._shows("system"):
+            messages = _systems_joined(messages)
+        if not shows_first:
+            messages = _first_system_moved(messages)
+        moves = messages != self.messages
+        return replace(self, messages=messages, moves_system=True, _texts={}) if moves else self
+
     def _is_shown_otherwise(self) -> bool:
         """Whether the turns before the last answer are shown otherwise once it is given than when it is asked for."""
-        last = len(self.messages) - 1
+        last = self.last
         if last < 2 or self.messages[last].role != "assistant":
             return False
         asked = self.asked(last)
@@ -127,6 +146,11 @@ class Chat:
         return all(f"{self.mark}{number}q" in text for number in range(count))
 
     @cached_property
+    def ends(self) -> EndTokens:
+        """What ends an answer."""
+        return end_tokens(self.tokenizer, settings=self.usual)
+
+    @cached_property
     def mark(self) -> str:
         """A word that stands in none of the texts."""
         said = json.dumps(self.tools, ensure_ascii=False) + "".join(message.said for message in self.messages)
@@ -163,6 +187,16 @@ class Chat:
             if not turn["content"].strip() or not form.keeps_words:
                 turn["content"] = form.empty
         return turn
+
+    @property
+    def last(self) -> int:
+        """The place of the last message."""
+        return len(self.messages) - 1
+
+    def is_asked(self, position: int) -> bool:
+        """Whether an answer there is one: a greeting before the first question is none, unless it is all there is."""
+        before = self.messages[:position]
+        return any(message.role == "user" for message in before) or (bool(before) and position == self.last)
 
     def text(self, turns: list[dict[str, Any]], prompt: bool = False, settings: Mapping[str, Any] | None = None) -> str:
         """The turns as text, with or without the generation prompt."""
@@ -299,6 +333,16 @@ def _systems_joined(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     if waiting and last is not None:
         found[last] = replace(found[last], content="\n\n".join([found[last].content, *waiting]))
     return tuple(found)
+
+
+def _first_system_moved(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """A system turn at the start, before the words of the first user's turn; where no user speaks it stays."""
+    first, *others = messages
+    asked = next((number for number, message in enumerate(others) if message.role == "user"), None)
+    if first.role != "system" or asked is None:
+        return messages
+    others[asked] = replace(others[asked], content=f"{first.content}\n\n{others[asked].content}")
+    return tuple(others)
 
 
 def common(one: str, other: str) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dsr1_tune.config import Encoding
+from dsr1_tune.config import Encoding, Template
 from dsr1_tune.data.encode import thinking
 from dsr1_tune.data.encode.chat import USUAL, Chat, common, thinks
 from dsr1_tune.data.encode.control_tokens import Span
-from dsr1_tune.data.encode.template import SWITCHES, TEMPLATE_ERRORS, any_of, reasoning_field
+from dsr1_tune.data.encode.template import TEMPLATE_ERRORS, any_of, reasoning_field
 from dsr1_tune.data.record import Message, Record
 
 
@@ -46,7 +46,7 @@ def render(record: Record, tokenizer: Any, encoding: Encoding = USUAL) -> Render
     wanted = [
         number
         for number, message in enumerate(chat.messages)
-        if number and message.role == "assistant" and (message.is_learned or number == len(chat.messages) - 1)
+        if message.role == "assistant" and chat.is_asked(number) and (message.is_learned or number == chat.last)
     ]
     text = _Text(chat, wanted)
     spans: list[Span] = []
@@ -60,7 +60,7 @@ def render(record: Record, tokenizer: Any, encoding: Encoding = USUAL) -> Render
                 spans.append(text.moved(span))
             continue
         said = thinking.strip(message.content) if mask else message.content
-        if position == 0 or not (said.strip() or message.calls):
+        if not chat.is_asked(position) or not (said.strip() or message.calls):
             continue  # nobody asked for it, or there is nothing but reasoning
         span = text.answer(position)
         if span is None and message.calls:
@@ -73,22 +73,23 @@ def render(record: Record, tokenizer: Any, encoding: Encoding = USUAL) -> Render
 
 def render_answer(
     record: Record, tokenizer: Any, encoding: Encoding = USUAL, is_thinking: bool | None = None
-) -> tuple[str, Span | None]:
-    """The conversation as `render` shows it, and where its last answer stands; None where nothing of it is shown.
+) -> Rendered:
+    """The conversation as `render` shows it, of which the last answer is the only span, if anything of it is shown.
 
     `is_thinking` is the mode, where it is not for the answer's own thought to say.
     """
     chat = Chat.of(record, tokenizer, encoding, is_thinking)
-    last = len(chat.messages) - 1
+    last = chat.last
     text = _Text(chat, [last] if last else [])
-    return text.whole, text.answer(last) if last and chat.messages[last].said.strip() else None
+    span = text.answer(last) if last and chat.messages[last].said.strip() else None
+    return Rendered(text.whole, [span] if span else [], moves_system=chat.moves_system)
 
 
-def prompt_text(record: Record, tokenizer: Any, encoding: Encoding = USUAL, usual: bool = False) -> str:
+def render_prompt(record: Record, tokenizer: Any, encoding: Encoding = USUAL, usual: bool = False) -> Rendered:
     """The conversation up to the last answer, as the model is asked for it: in that answer's mode, or as is `usual`."""
     before = replace(record, messages=record.messages[:-1])
     chat = Chat.of(before, tokenizer, encoding, thinks(record.messages))
-    return chat.asked(len(chat.messages), usual)
+    return Rendered(chat.asked(len(chat.messages), usual), [], moves_system=chat.moves_system)
 
 
 class _Text:
@@ -101,7 +102,7 @@ class _Text:
     def __init__(self, chat: Chat, wanted: list[int]) -> None:
         self.chat = chat
         self._added: list[tuple[int, str]] = []
-        self._last = len(chat.messages) - 1
+        self._last = chat.last
         is_answer = chat.messages[self._last].role == "assistant"
         self._text = _going_on(chat) if is_answer else chat.plain
         self._starts: dict[int, int | None] = {}
@@ -181,7 +182,7 @@ class _Text:
 
 def _going_on(chat: Chat) -> str:
     """The template's text, with the last answer as the model has to say it when it is asked."""
-    last = len(chat.messages) - 1
+    last = chat.last
     message, plain, asked = chat.messages[last], chat.plain, chat.asked(last)
     parts = thinking.part(message.content)
     is_opened = asked.rstrip().endswith(thinking.OPEN)
@@ -201,7 +202,7 @@ def _going_on(chat: Chat) -> str:
         before, mark, behind = chat.marked(last)
         if not mark:
             return plain
-    is_in_mode = any(chat.settings.get(switch) is True for switch in SWITCHES)
+    is_in_mode = any(chat.settings.get(switch) is True for switch in Template.switches)
     may_go_on = asked.startswith(before) or (is_opened and (parts or is_in_mode))
     if not may_go_on or not (answer.strip() or message.calls):
         return plain

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,17 +86,26 @@ def tokenise(text: str, as_text: Sequence[Span], tokenizer: Any) -> tuple[list[i
     """Token ids and the characters (first, end) of each; at `as_text` stand control tokens that are text."""
     ids: list[int] = []
     offsets: list[Span] = []
+    for (first, end), is_text in pieces(text, as_text):
+        if is_text:
+            found = _without_added_tokens(text[first:end], tokenizer)
+            offsets += [(first, end)] * len(found)
+        else:
+            found, places = _piece(text[first:end], first > 0, tokenizer)
+            offsets += [(first + one, first + other) for one, other in places]
+        ids += found
+    return ids, offsets
+
+
+def pieces(text: str, as_text: Sequence[Span]) -> Iterator[tuple[Span, bool]]:
+    """The text cut at the control tokens in it that are text: where each piece is, and whether it is one of them."""
     at = 0
     for first, end in [*as_text, (len(text), len(text))]:
         if at < first:
-            found, places = _piece(text[at:first], at > 0, tokenizer)
-            ids += found
-            offsets += [(at + one, at + other) for one, other in places]
-        written = _without_added_tokens(text[first:end], tokenizer) if first < end else []
-        ids += written
-        offsets += [(first, end)] * len(written)
+            yield (at, first), False
+        if first < end:
+            yield (first, end), True
         at = end
-    return ids, offsets
 
 
 def _piece(text: str, is_within: bool, tokenizer: Any) -> tuple[list[int], list[Span]]:
@@ -107,8 +116,8 @@ def _piece(text: str, is_within: bool, tokenizer: Any) -> tuple[list[int], list[
         places = behind["offset_mapping"][broken:]
         if places and places[0][0] == 1:
             return behind["input_ids"][broken:], [(first - 1, end - 1) for first, end in places]
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return encoded["input_ids"], encoded["offset_mapping"]
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast)
+    return encoded["input_ids"], encoded.get("offset_mapping", [])
 
 
 def _without_added_tokens(text: str, tokenizer: Any) -> list[int]:

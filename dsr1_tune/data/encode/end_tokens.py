@@ -11,11 +11,10 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import takewhile
 from typing import Any
 
-from dsr1_tune.data.encode.template import ToolForm, any_of, show, tool_form
+from dsr1_tune.data.encode.template import ToolForm, any_of, once, show, tool_form
 from dsr1_tune.errors import ModelError
 
 # Words that stay as they are under trimming, escaping, and as JSON.
@@ -56,21 +55,15 @@ def end_tokens(
     `configured` is what the model's generation config names as eos_token_id; generation stops there as well, and at
     the tokenizer's own end of text. Raises ModelError where nothing at all ends an answer.
     """
-    template = tokenizer.chat_template
-    key = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
     own = [configured] if isinstance(configured, int) else configured or ()
-    stops = frozenset(int(number) for number in own)
-    return _found(tokenizer, key, tokenizer.eos_token, len(tokenizer), stops, json.dumps(dict(settings or {})))
+    return once(_found, tokenizer, settings or {}, tokenizer.eos_token, frozenset(map(int, own)))
 
 
-@lru_cache(maxsize=8)
-def _found(
-    tokenizer: Any, template: str, eos: str | None, num_tokens: int, configured: frozenset[int], settings: str
-) -> EndTokens:
-    """`end_tokens`; template, eos and number of tokens are what may change of a tokenizer."""
+def _found(tokenizer: Any, settings: Mapping[str, Any], eos: str | None, configured: frozenset[int]) -> EndTokens:
+    """`end_tokens`, of a tokenizer whose end of text is `eos`."""
     known = _Known.of(tokenizer)
     stops = {token for token in (eos, *map(tokenizer.convert_ids_to_tokens, configured)) if token}
-    probe = _Probe(tokenizer, json.loads(settings), known)
+    probe = _Probe(tokenizer, settings, known)
     answer = probe.answer(stops)
     remark = ""
     if answer is None:
@@ -127,7 +120,7 @@ class _Probe:
     """Conversations rendered to see what stands around an answer."""
 
     tokenizer: Any
-    settings: dict[str, Any]
+    settings: Mapping[str, Any]
     known: _Known
 
     def answer(self, stops: set[str]) -> _End | None:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
 from jinja2 import TemplateError
 
 from dsr1_tune.config import Encoding
+from dsr1_tune.data.encode import thinking
 from dsr1_tune.data.encode.chat import USUAL, without_thought
-from dsr1_tune.data.encode.chat_template import prompt_text, render
-from dsr1_tune.data.encode.control_tokens import Span, hide, tokenise
-from dsr1_tune.data.encode.template import TEMPLATE_ERRORS, control_tokens
+from dsr1_tune.data.encode.chat_template import render, render_prompt
+from dsr1_tune.data.encode.template import TEMPLATE_ERRORS
+from dsr1_tune.data.encode.tokens import IGNORED, Tokens
 from dsr1_tune.data.record import Drop, Message, Record
 
-__all__ = ["IGNORED", "Encoded", "Example", "encode", "encode_all", "prompt_ids"]
+__all__ = ["IGNORED", "Encoded", "Example", "encode", "encode_all", "prompt_ids", "prompt_tokens"]
 
-IGNORED = -100
-"""The label of a token that is not learned; the loss skips it."""
 _SHORTEN = "shorten it, raise schedule.max_tokens, or cut it with sequences.longer=truncate"
 
 
@@ -90,24 +90,23 @@ def encode(record: Record, tokenizer: Any, max_tokens: int, encoding: Encoding =
     """One record → token ids and labels, or why it cannot be; with sequences.longer=truncate its end may be cut."""
     if encoding.sequences.think == "strip":
         record = replace(record, messages=tuple(map(without_thought, record.messages)))
+    if drop := closed_twice(record.messages):
+        return drop
     try:
-        hidden = hide(record, control_tokens(tokenizer, encoding.template.kwargs))
-        rendered = render(hidden.record, tokenizer, encoding)
+        tokens = Tokens.of(record, tokenizer, encoding, render)
     except TEMPLATE_ERRORS as error:
         return refused_by_template(
             error, record.messages, lambda messages: render(replace(record, messages=messages), tokenizer, encoding)
         )
-    text, places = hidden.shown(rendered.text)
-    keeps = encoding.special_tokens == "keep"
-    ids, offsets = tokenise(text, () if keeps else places, tokenizer)
-    labels = _labels(ids, offsets, rendered.spans)
+    ids, rendered = tokens.ids, tokens.rendered
+    labels = tokens.labels(rendered.spans)
     num_cut = max(0, len(ids) - max_tokens)
     if num_cut and encoding.sequences.longer != "truncate":
         return _too_long(record, len(ids), max_tokens, _SHORTEN)
     # The first token's label is never predicted: nothing stands before it.
     if not _is_learned(labels):
         return _nothing_to_learn(record, encoding)
-    own = _labels(ids, offsets, rendered.own) if num_cut and rendered.own else labels
+    own = tokens.labels(sorted(rendered.own)) if num_cut and rendered.own else labels
     if not _is_learned(own[:max_tokens]):
         fix = "raise schedule.max_tokens: what is learned stands behind the cut"
         return _too_long(record, len(ids), max_tokens, fix)
@@ -116,7 +115,7 @@ def encode(record: Record, tokenizer: Any, max_tokens: int, encoding: Encoding =
         tuple(ids[:max_tokens]),
         tuple(labels[:max_tokens]),
         num_cut,
-        num_control=len(places),
+        num_control=tokens.num_control,
         apart=rendered.apart,
         moves_system=rendered.moves_system,
     )
@@ -160,24 +159,26 @@ def _refused_at(error: Exception, messages: tuple[Message, ...], show: Callable[
     return messages[shown].path if shown < len(messages) else "$"
 
 
+def closed_twice(messages: Sequence[Message]) -> Drop | None:
+    """Why turns cannot be shown in which </think> stands behind a thought that is closed: templates cut at either."""
+    for message in messages:
+        if message.role == "assistant" and thinking.CLOSE in thinking.strip(message.content):
+            fix = "let one </think> stand between the thought and the answer"
+            return Drop("thought_closed_twice", "a </think> closes a thought that is closed already", fix, message.path)
+    return None
+
+
 def prompt_ids(record: Record, tokenizer: Any, encoding: Encoding = USUAL, usual: bool = False) -> list[int]:
-    """The conversation up to the last answer, as the model is asked for it, in tokens; see `prompt_text`.
+    """The conversation up to the last answer, as the model is asked for it, in tokens; see `render_prompt`.
 
     Raises what the template raises, one of TEMPLATE_ERRORS.
     """
-    hidden = hide(record, control_tokens(tokenizer, encoding.template.kwargs))
-    text, places = hidden.shown(prompt_text(hidden.record, tokenizer, encoding, usual))
-    if not places or not tokenizer.is_fast:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return tokenise(text, () if encoding.special_tokens == "keep" else places, tokenizer)[0]
+    return prompt_tokens(record, tokenizer, encoding, usual).ids
 
 
-def _labels(ids: Sequence[int], offsets: Sequence[Span], spans: Sequence[Span]) -> list[int]:
-    """The ids of tokens that share a character with a span, IGNORED for the others."""
-    return [
-        token if any(start < last and first < end for first, last in spans) else IGNORED
-        for token, (start, end) in zip(ids, offsets, strict=True)
-    ]
+def prompt_tokens(record: Record, tokenizer: Any, encoding: Encoding = USUAL, usual: bool = False) -> Tokens:
+    """The same with what was done to it."""
+    return Tokens.of(record, tokenizer, encoding, partial(render_prompt, usual=usual))
 
 
 def _is_learned(labels: Sequence[int]) -> bool:

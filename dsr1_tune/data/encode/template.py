@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta, nodes
 
 from dsr1_tune.config import Template
 from dsr1_tune.data.encode import thinking
+from dsr1_tune.errors import ConfigError
 
 TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, KeyError, AttributeError)
 """What a chat template raises for turns that it was not made for."""
@@ -29,8 +30,6 @@ _ASK, _SAY, _NAME, _KEY, _VALUE, _RESULT = "qzaskqz", "qzsayqz", "qznameqz", "qz
 _THOUGHT = "qzthoughtqz"
 _NONE = {"type": "object", "properties": {}}
 _TOOLS = [{"type": "function", "function": {"name": "qzotherqz", "description": "None.", "parameters": _NONE}}]
-SWITCHES = ("enable_thinking", "thinking")
-"""Arguments by which templates turn thinking on and off."""
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 """Where templates that do not look for <think> themselves want an answer's reasoning."""
 
@@ -76,7 +75,7 @@ class ToolForm:
 
 def tool_form(tokenizer: Any, settings: Settings) -> ToolForm | None:
     """How the template writes calls; None where it writes none, or not their arguments."""
-    return _once(_tool_form, tokenizer, settings)
+    return once(_tool_form, tokenizer, settings)
 
 
 def _tool_form(tokenizer: Any, settings: Settings) -> ToolForm | None:
@@ -106,6 +105,18 @@ def _tool_form(tokenizer: Any, settings: Settings) -> ToolForm | None:
     return None
 
 
+def shows_system(tokenizer: Any, settings: Settings) -> bool:
+    """Whether the template shows a system prompt before the first question; Gemma's refuses one."""
+    return once(_shows_system, tokenizer, settings)
+
+
+def _shows_system(tokenizer: Any, settings: Settings) -> bool:
+    try:
+        return _RESULT in show(tokenizer, [{"role": "system", "content": _RESULT}, _user()], settings=settings)
+    except TEMPLATE_ERRORS:
+        return False
+
+
 def wants(tokenizer: Any, text: str) -> bool:
     """Whether the template's source names something."""
     return text in _source(tokenizer)
@@ -121,7 +132,7 @@ def reasoning_field(tokenizer: Any) -> str | None:
 
 def thinking_switch(tokenizer: Any, settings: Settings) -> str | None:
     """The template's argument that turns thinking on and off; None where it has no such modes."""
-    return _once(_thinking_switch, tokenizer, settings)
+    return once(_thinking_switch, tokenizer, settings)
 
 
 def arguments(tokenizer: Any, template: Template, is_thinking: bool | None = None) -> dict[str, Any]:
@@ -136,7 +147,7 @@ def arguments(tokenizer: Any, template: Template, is_thinking: bool | None = Non
 
 
 def _thinking_switch(tokenizer: Any, settings: Settings) -> str | None:
-    for name in SWITCHES:
+    for name in Template.switches:
         if name in _source(tokenizer):
             on, off = (_prompt(tokenizer, {**settings, name: value}) for value in (True, False))
             if on and off and on != off:
@@ -151,12 +162,53 @@ def _prompt(tokenizer: Any, settings: Settings) -> str:
         return ""
 
 
+def thinks_unasked(tokenizer: Any, settings: Settings, switch: str) -> bool:
+    """Whether a template with modes asks for a thought where nothing is said of it."""
+    return _prompt(tokenizer, settings) == _prompt(tokenizer, {**settings, switch: True})
+
+
+def needless_mode(tokenizer: Any, template: Template) -> str:
+    """What to say of template.thinking where the template has no modes to choose from; mostly nothing."""
+    if template.thinking == "auto" or thinking_switch(tokenizer, template.kwargs):
+        return ""
+    rest = "only leaves thoughts out" if template.thinking == "off" else "changes nothing"
+    return f"the base's chat template has no thinking mode: template.thinking={template.thinking} {rest}"
+
+
+def check_arguments(tokenizer: Any, given: Settings, setting: str = "template.kwargs") -> None:
+    """Raise ConfigError for arguments that the template never reads, by the name of the setting that gives them."""
+    found = [_variables(source) for source in _sources(tokenizer)] if given else []
+    read = set().union(*(names for names, _ in found))
+    unread = [name for name in given if name not in read]
+    if found and unread:
+        listed = sorted(set().union(*(asked for _, asked in found)))
+        known = f"it reads {', '.join(listed)}" if listed else "it reads none; take them out"
+        raise ConfigError(f"{setting}: the base's chat template never reads {', '.join(unread)}", hint=known)
+
+
+def _variables(source: str) -> tuple[set[str], set[str]]:
+    """The names that a template may read without having set them, and those of them that are meant to be given."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    environment = _compile_jinja_template(source).environment
+    tree = environment.parse(source)
+    read = meta.find_undeclared_variables(tree)
+    stored = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "store"}
+    tests = [*tree.find_all(nodes.Test), *tree.find_all(nodes.Filter)]
+    asked_for = {
+        test.node.name for test in tests if test.name in ("defined", "default") and isinstance(test.node, nodes.Name)
+    }
+    given_anyway = {*environment.globals, "messages", "tools", "documents", "add_generation_prompt"}
+    named = {name for name in read - given_anyway if not name.endswith("_token")}
+    return read, {name for name in named if name not in stored or name in asked_for}
+
+
 def control_tokens(tokenizer: Any, settings: Settings) -> re.Pattern[str]:
     """The tokens that begin and end turns: special ones, and what the template writes around plain turns.
 
     Not the tags of thoughts, which an answer may hold, nor those of calls, which authors write into answers as text.
     """
-    return _once(_control_tokens, tokenizer, settings)
+    return once(_control_tokens, tokenizer, settings)
 
 
 def _control_tokens(tokenizer: Any, settings: Settings) -> re.Pattern[str]:
@@ -186,18 +238,24 @@ def _user() -> dict[str, str]:
 
 def _source(tokenizer: Any) -> str:
     """The template's text; of several named ones all."""
-    template = tokenizer.chat_template
-    return "\n".join(map(str, template.values())) if isinstance(template, dict) else str(template)
+    return "\n".join(_sources(tokenizer))
 
 
-def _once(find: Callable[[Any, Settings], Found], tokenizer: Any, settings: Settings) -> Found:
+def _sources(tokenizer: Any) -> list[str]:
     template = tokenizer.chat_template
-    key = template if isinstance(template, str) else json.dumps(template, default=str)
-    found: Found = _remembered(find, tokenizer, key, len(tokenizer), json.dumps(dict(settings), default=str))
+    return list(map(str, template.values())) if isinstance(template, dict) else [str(template)]
+
+
+def once(find: Callable[..., Found], tokenizer: Any, settings: Settings, *also: Hashable) -> Found:
+    """`find(tokenizer, settings, *also)`, found once for a template and remembered as long as the tokenizer is."""
+    template = tokenizer.chat_template
+    source = template if isinstance(template, str) else json.dumps(template, default=str)
+    key = (find, source, len(tokenizer), json.dumps(dict(settings), default=str), *also)
+    known = _KNOWN.setdefault(tokenizer, {})
+    if key not in known:
+        known[key] = find(tokenizer, settings, *also)
+    found: Found = known[key]
     return found
 
 
-@lru_cache(maxsize=64)
-def _remembered(find: Callable[[Any, Settings], Any], tokenizer: Any, template: str, size: int, settings: str) -> Any:
-    """What was found; template and size are what may change of a tokenizer."""
-    return find(tokenizer, json.loads(settings))
+_KNOWN: WeakKeyDictionary[Any, dict[Any, Any]] = WeakKeyDictionary()

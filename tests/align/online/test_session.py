@@ -16,6 +16,7 @@ from dsr1_tune.data.record import Message, Prompt
 from dsr1_tune.errors import RunError
 from tests.align.online.conftest import PpoConfig
 from tests.conftest import CHATML, TinyModel
+from tests.real_templates import template, tokenizer_of
 
 
 def test_encode_prompts_keeps_rows_of_one_prompt_on_one_side(
@@ -50,6 +51,21 @@ def test_encode_prompts_names_the_turn_that_the_template_refuses(
     )
     (drop,) = encode_prompts(prepare(config.data, Prompt), tokenizer, config).prepared.drops
     assert (drop.code, drop.path) == ("template_refused", "$.messages[3].content")
+
+
+def test_encode_prompts_with_a_system_prompt_that_the_template_refuses(
+    tiny_model: TinyModel, ppo_run: PpoConfig, tmp_path: Path
+) -> None:
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Q"}]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in (turns, "R", "S", "T")))
+    config = ppo_run(tiny_model("qwen3_moe"), data={"files": [str(file)]}, schedule={"max_tokens": 1000})
+    tokenizer = tokenizer_of(template("gemma"))
+    data = encode_prompts(prepare(config.data, Prompt), tokenizer, config)
+    asked = [tokenizer.decode(example.input_ids) for example in (*data.train, *data.held_out)]
+    assert any("<start_of_turn>user\nBe brief.\n\nQ<end_of_turn>" in text for text in asked)
+    (moved,) = data.remarks
+    assert moved.startswith("1 record has system turns")
 
 
 def failing(number: int) -> tuple[list[Answered], list[RewardResult]]:

@@ -13,7 +13,7 @@ import pytest
 
 from dsr1_tune.align.preference.encode import as_feedback_rows, as_rows, encode_feedback, encode_pair, encode_pairs
 from dsr1_tune.config import AlignRun, Data, DpoRun, KtoRun
-from dsr1_tune.data.encode.chat_template import prompt_text
+from dsr1_tune.data.encode.chat_template import render_prompt
 from dsr1_tune.data.encode.example import IGNORED
 from dsr1_tune.data.prepare import prepare, write
 from dsr1_tune.data.prepared import FileSummary, Prepared
@@ -63,7 +63,7 @@ def test_encoded_pair_has_two_answers_to_one_prompt_that_end_their_turn(pairs: W
     data = encode_pairs(pairs(*TWO), tiny_tokenizer, configured())
     for one in (*data.train, *data.held_out):
         asked, chosen, rejected = next(row for row in TWO if row[0] == one.preference.prompt[0].content)
-        assert said(tiny_tokenizer, one.prompt_ids) == prompt_text(one.record, tiny_tokenizer)
+        assert said(tiny_tokenizer, one.prompt_ids) == render_prompt(one.record, tiny_tokenizer).text
         assert said(tiny_tokenizer, one.prompt_ids).endswith("<|im_start|>assistant\n")
         assert said(tiny_tokenizer, one.chosen_ids) == f"{chosen}<|im_end|>"
         assert said(tiny_tokenizer, one.rejected_ids) == f"{rejected}<|im_end|>"

@@ -55,6 +55,7 @@ STOPS: dict[str, tuple[str, str]] = {
     "phi3": ("<|end|>", "<|end|>"),
     "llama3": (EOT, EOT),
     "llama3_1": (EOT, EOT),
+    "gemma": ("<end_of_turn>", "<end_of_turn>"),
     "gemma3": ("<end_of_turn>", "<end_of_turn>"),
     "cohere": (TURN, TURN),
     "cohere2": (TURN, TURN),
@@ -72,6 +73,14 @@ HEADERS = {"glm4moe": ("<|user|>", "<|assistant|>", "<|system|>", "<|observation
 JSON_TEXT = {"deepseekv3", "deepseek_r1_distill", "deepseek_v3_1"}
 """Templates that join arguments to other text, so that they must be text."""
 THOUGHT_FIELD = {"gptoss": "thinking"}
+
+HERMES = (
+    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n{}\n</tools>\n\n"
+    "For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML "
+    'tags:\n<tool_call>\n{{"name": <function-name>, "arguments": <args-json-object>}}\n</tool_call>'
+)
+"""How Hermes and Qwen tell a model of its tools."""
 
 Canonical = str
 """A sequence to read and to compare: markers as «<|im_end|>», what is learned between ⟦ and ⟧, its end cut off."""
@@ -268,22 +277,26 @@ Forms = dict[Canonical, tuple[int, ...]]
 """Right forms of one example, each with the turns whose calls must then be learned in examples of their own."""
 
 
-def expected(record: Record, base: Base, thinking: str = "auto") -> list[tuple[Canonical, ...]]:
+def expected(
+    record: Record, base: Base, thinking: str = "auto", tools: str = "template"
+) -> list[tuple[Canonical, ...]]:
     """All the lists of examples that are right for the record. Raises Refused."""
+    if tools == "text":
+        record = written_out(record)
     messages = list(record.messages)
     if thinking == "off":
         messages = list(map(without, messages))
     messages, controls = with_stand_ins(messages, base)
     if is_folded(messages, record, controls, base):
-        messages = fold(messages)
-    tools = json.loads(record.tools) if record.tools else None
+        messages = fold(messages, base)
+    listed = json.loads(record.tools) if record.tools else None
     right = []
-    for whole, apart in _conversation(messages, tools, controls, base, thinking).items():
+    for whole, apart in _conversation(messages, listed, controls, base, thinking).items():
         examples: list[Forms] = []
         for position in apart:
             *before, call = messages[: position + 1]
             alone = [*(replace(message, is_learned=False) for message in before), call]
-            examples.append(_conversation(alone, tools, controls, base, thinking))
+            examples.append(_conversation(alone, listed, controls, base, thinking))
         right += [(whole, *rest) for rest in product(*examples)]
     return right
 
@@ -291,7 +304,7 @@ def expected(record: Record, base: Base, thinking: str = "auto") -> list[tuple[C
 def is_folded(messages: list[Message], record: Record, controls: list[str], base: Base) -> bool:
     """Whether the template cannot show the rules where they stand: it refuses, loses or moves them."""
     rules = [n for n, message in enumerate(messages) if message.role == "system"]
-    if rules in ([], [0]):
+    if not rules:
         return False
     marked = [replace(m, content=f"Mk{n:02d}") if m.role in ("system", "user") else m for n, m in enumerate(messages)]
     try:
@@ -302,8 +315,8 @@ def is_folded(messages: list[Message], record: Record, controls: list[str], base
     return -1 in places or places != sorted(places)
 
 
-def fold(messages: list[Message]) -> list[Message]:
-    """Rules at the start as one, later ones at the head of the user's next turn."""
+def fold(messages: list[Message], base: Base) -> list[Message]:
+    """Rules at the start as one, later ones at the head of the user's next turn; the first there too if it must."""
     folded: list[Message] = []
     for message in messages:
         before = folded[-1] if folded else None
@@ -311,7 +324,39 @@ def fold(messages: list[Message]) -> list[Message]:
             folded[-1] = replace(message, content=f"{before.content}\n\n{message.content}")
         else:
             folded.append(message)
+    if folded[0].role == "system" and not shows_rules(base):
+        rules, *folded = folded
+        place = [message.role for message in folded].index("user")
+        folded[place] = replace(folded[place], content=f"{rules.content}\n\n{folded[place].content}")
     return folded
+
+
+def shows_rules(base: Base) -> bool:
+    try:
+        return "Mk00" in Renderer(base, None, None, []).text([Message("system", "Mk00"), Message("user", "Mk01")])
+    except Refused:
+        return False
+
+
+def written_out(record: Record) -> Record:
+    """The record in Hermes' words: tools among the rules, calls said by the assistant, results by the user."""
+    messages: list[Message] = []
+    for message in record.messages:
+        text = message.content
+        if message.role == "tool":
+            text = f"<tool_response>\n{text}\n</tool_response>"
+            if messages[-1].role == "user" and messages[-1].content.endswith("</tool_response>"):
+                text = f"{messages.pop().content}\n{text}"
+        for call in message.calls:
+            said = f'{{"name": "{call.name}", "arguments": {call.arguments}}}'
+            text += ("\n" if text else "") + f"<tool_call>\n{said}\n</tool_call>"
+        role = "user" if message.role == "tool" else message.role
+        messages.append(Message(role, text, is_learned=message.is_learned))
+    if record.tools:
+        head = messages.pop(0).content + "\n\n" if messages[0].role == "system" else ""
+        tools = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in json.loads(record.tools))
+        messages.insert(0, Message("system", head + HERMES.format(tools)))
+    return replace(record, messages=tuple(messages), tools="")
 
 
 def _conversation(messages: list[Message], tools: Any, controls: list[str], base: Base, thinking: str) -> Forms:

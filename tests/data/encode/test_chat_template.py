@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dsr1_tune.config import Encoding, Sequences
-from dsr1_tune.data.encode.chat_template import prompt_text, render
+from dsr1_tune.data.encode.chat_template import render, render_prompt
 from dsr1_tune.data.encode.example import IGNORED, Encoded, Example, encode, encode_all
 from dsr1_tune.data.record import Drop, Message, Place, Record
 from tests.real_templates import template, tokenizer_of
@@ -72,7 +72,7 @@ def test_chat_template_r1_is_what_these_tests_take_it_for(real: Any, name: str) 
     shown = tokenizer.apply_chat_template(turns, tokenize=False)
     assert "think" not in shown
     assert shown.endswith(f"{USER}Two?{ASSISTANT}\n\n2{END}")
-    assert prompt_text(record(*THINKS), tokenizer).endswith(f"{USER}Two?{ASSISTANT}<think>\n")
+    assert render_prompt(record(*THINKS), tokenizer).text.endswith(f"{USER}Two?{ASSISTANT}<think>\n")
 
 
 @R1
@@ -80,7 +80,7 @@ def test_chat_template_r1_learns_the_thoughts_that_its_template_would_remove(rea
     tokenizer = real(name)
     assert learned(record(*THINKS), tokenizer) == [f"so\n</think>\n\n2{END}"]
     text = text_of(record(*THINKS), tokenizer)
-    assert text == prompt_text(record(*THINKS), tokenizer) + f"so\n</think>\n\n2{END}"
+    assert text == render_prompt(record(*THINKS), tokenizer).text + f"so\n</think>\n\n2{END}"
     # Earlier thoughts stay removed, as when the model is used.
     assert text.startswith(f"{BEGIN}{USER}One?{ASSISTANT}\n\n1{END}{USER}Two?")
 

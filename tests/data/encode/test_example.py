@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from dsr1_tune.data.encode.chat_template import prompt_text, render
+from dsr1_tune.data.encode.chat_template import render, render_prompt
 from dsr1_tune.data.encode.example import IGNORED, Example, encode, encode_all
 from dsr1_tune.data.record import Drop, Message, Place, Record, ToolCall
 from dsr1_tune.data.rules.codes import MEANINGS
@@ -35,9 +35,10 @@ OPENED = (
 # The thought that is opened for the model stays in the finished turn.
 KEPT = OPENED.replace(".split('</think>')[-1]", "")
 STRICT = (
-    "{% for message in messages %}{% if message['role'] == 'system' %}"
-    "{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}{% if message['role'] != ('assistant' if loop.index0 % 2 else 'user') %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
     "<|im_start|>{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>{% endif %}"
 )
 
 
@@ -117,6 +118,28 @@ def test_encode_what_tools_return_is_not_learned(tiny_tokenizer: Any) -> None:
 def test_encode_a_greeting_before_any_question_is_not_learned(tiny_tokenizer: Any) -> None:
     talk = record(("assistant", "Hello!"), ("user", "Q"), ("assistant", "A"))
     assert learned(talk, tiny_tokenizer) == ["A<|im_end|>"]
+
+
+def test_encode_a_greeting_behind_the_system_prompt_is_not_learned_either(tiny_tokenizer: Any) -> None:
+    talk = record(("system", "S"), ("assistant", "Hello!"), ("user", "Q"), ("assistant", "A"))
+    assert learned(talk, tiny_tokenizer) == ["A<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["<think>hm</think>so</think>42", "hm</think>so</think>42", "<think>a</think>b<think>c</think>d</think>"],
+)
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_encode_a_thought_that_is_closed_twice_is_dropped(tiny_tokenizer: Any, answer: str, place: str) -> None:
+    answers = (answer, "42") if place == "first" else ("42", answer)
+    talk = record(("user", "Q"), ("assistant", answers[0]), ("user", "R"), ("assistant", answers[1]))
+    drop = refusal(talk, tiny_tokenizer)
+    assert (drop.code, drop.path) == ("thought_closed_twice", f"$.messages[{1 if place == 'first' else 3}].content")
+
+
+def test_encode_thoughts_between_words_and_tags_that_users_type_are_learned(tiny_tokenizer: Any) -> None:
+    assert learned(asked("<think>a</think>1 and <think>b</think>2"), tiny_tokenizer)
+    assert learned(asked("42", question="</think> and </think>?"), tiny_tokenizer)
 
 
 def test_encode_the_same_words_said_by_the_user_are_not_learned(tiny_tokenizer: Any) -> None:
@@ -220,7 +243,7 @@ def test_encode_an_answer_goes_on_where_the_prompt_has_opened_a_thought(
 ) -> None:
     tokenizer = with_template(OPENED if template == "opened" else KEPT)
     text = render(asked(answer), tokenizer).text
-    assert text == prompt_text(asked(answer), tokenizer) + continued + "<|im_end|>\n"
+    assert text == render_prompt(asked(answer), tokenizer).text + continued + "<|im_end|>\n"
     assert learned(asked(answer), tokenizer) == [f"{continued}<|im_end|>"]
 
 
@@ -243,10 +266,19 @@ def test_encode_a_template_without_end_of_turn(with_template: Any) -> None:
 
 
 def test_encode_what_the_template_refuses_is_dropped_with_its_words(with_template: Any) -> None:
-    drop = refusal(record(("system", "Be kind."), ("user", "Q"), ("assistant", "A")), with_template(STRICT))
+    drop = refusal(record(("user", "Q"), ("user", "R"), ("assistant", "A")), with_template(STRICT))
     assert drop.code == "template_refused"
-    assert "System role not supported" in drop.detail
+    assert "roles must alternate" in drop.detail
     assert drop.path == "$.messages[0].content"
+
+
+def test_encode_a_system_prompt_that_the_template_refuses_stands_before_the_first_question(with_template: Any) -> None:
+    talk = record(("system", "Be kind."), ("user", "Q"), ("assistant", "A"))
+    assert render(talk, with_template(STRICT)).text == "<|im_start|>Be kind.\n\nQ<|im_end|>\n<|im_start|>A<|im_end|>\n"
+    assert render_prompt(talk, with_template(STRICT)).text == "<|im_start|>Be kind.\n\nQ<|im_end|>\n<|im_start|>"
+    assert encoded(talk, with_template(STRICT)).moves_system
+    lost = with_template(STRICT.replace("{{ raise", "{{ '' if message['role'] == 'system' else raise"))
+    assert not encoded(asked("A"), lost).moves_system
 
 
 @pytest.mark.parametrize("template", ["{{ messages[9]['content'] + 1 }}", "{{ messages | nofilter }}", "{% if %}"])
@@ -329,7 +361,7 @@ def test_encode_tools_reach_the_template(with_template: Any) -> None:
     )
     talk = record(("user", "Q"), ("assistant", "A"), tools=json.dumps(tools))
     assert render(talk, tokenizer).text == "[look]Q<|im_end|>A<|im_end|>"
-    assert prompt_text(talk, tokenizer) == "[look]Q<|im_end|>"
+    assert render_prompt(talk, tokenizer).text == "[look]Q<|im_end|>"
     assert learned(talk, tokenizer) == ["A<|im_end|>"]
     assert render(asked("A"), tokenizer).text == "Q<|im_end|>A<|im_end|>"
 
@@ -338,14 +370,14 @@ def test_encode_the_prompt_is_the_text_up_to_the_last_answer(tiny_tokenizer: Any
     talk = record(("system", "S"), ("user", "Q"), ("assistant", "A"), ("user", "R"), ("assistant", "B"))
     rendered = render(talk, tiny_tokenizer)
     text, spans = rendered.text, rendered.spans
-    prompt = prompt_text(talk, tiny_tokenizer)
+    prompt = render_prompt(talk, tiny_tokenizer).text
     assert text == prompt + "B<|im_end|>\n"
     assert [text[first:end] for first, end in spans] == ["A<|im_end|>", "B<|im_end|>"]
     assert spans[-1][0] == len(prompt)
 
 
 def test_encode_the_prompt_opens_what_the_template_opens(with_template: Any) -> None:
-    prompt = prompt_text(asked("<think>\nhm</think>42"), with_template(KEPT))
+    prompt = render_prompt(asked("<think>\nhm</think>42"), with_template(KEPT)).text
     assert prompt.endswith("assistant\n<think>\n")
     assert render(asked("<think>\nhm</think>42"), with_template(KEPT)).text.startswith(prompt)
 

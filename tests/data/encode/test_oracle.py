@@ -138,9 +138,9 @@ def learned_by(record: Record, of: Base, encoding: Encoding | None = None) -> li
     return [canonical(example.input_ids, [label != IGNORED for label in example.labels], of) for example in examples]
 
 
-def wanted_of(record: Record, of: Base, thinking: str = "auto") -> list[tuple[str, ...]] | str:
+def wanted_of(record: Record, of: Base, thinking: str = "auto", tools: str = "template") -> list[tuple[str, ...]] | str:
     try:
-        return expected(record, of, thinking)
+        return expected(record, of, thinking, tools)
     except Refused:
         return "template_refused"
 
@@ -166,6 +166,7 @@ CASES = [one for one in CASES if one[0] != "deepseek_r1_distill" or not any(m.ca
 
 
 QUICK = ("qwen3", "qwen3_5_think", "deepseekv3", "deepseek_v3_1", "glm4moe", "gptoss", "llama3_1", "nemotron_3_nano")
+QUICK += ("gemma",)
 
 
 def marked(name: str, *others: Any) -> Any:
@@ -178,6 +179,18 @@ def test_labels_are_what_a_slow_account_finds(name: str, shape: str, tools: bool
     record = record_of(shape, tools)
     learned, wanted = learned_by(record, base(name)), wanted_of(record, base(name))
     assert same(learned, wanted), unlike(learned, wanted)
+
+
+@pytest.mark.parametrize("name", ["gemma", "gemma3", "phi3", "llama3"])
+def test_tools_as_text_are_what_a_slow_account_finds(name: str) -> None:
+    """Also where the system prompt, which they stand in, is no turn of the template's: Gemma refuses one."""
+    wrong, encoding = [], Encoding(template=Template(tools="text"))
+    for shape in set(SHAPES) - {"greeting"} if name == "gemma" else SHAPES:
+        record = record_of(shape, tools=True)
+        learned, wanted = learned_by(record, base(name), encoding), wanted_of(record, base(name), tools="text")
+        if not same(learned, wanted) or (isinstance(learned, str) and shape != "greeting"):
+            wrong.append(shape + unlike(learned, wanted))
+    assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in STOPS])
@@ -362,6 +375,7 @@ TEXTED = (
     "gptoss",
     "llama3_1",
     "phi3",
+    "gemma",
     "gemma3",
     "lfm2_v2",
     "nemotron_3_nano",
@@ -503,3 +517,12 @@ def test_feedback_on_a_call_has_its_end(name: str) -> None:
     assert list(encoded.prompt_ids) in [
         prompt_ids(record, base(name).tokenizer, usual=usual) for usual in (False, True)
     ]
+
+
+def test_pair_with_a_system_prompt_that_the_template_refuses_and_one_that_closes_a_thought_twice() -> None:
+    config = DpoRun.model_validate({"schedule": {"max_tokens": 10_000}})
+    pair = encode_pair(Preference(ASKED, says("Yes."), says("No."), PLACE), base("gemma").tokenizer, config)
+    assert isinstance(pair, PairExample) and pair.moves_system
+    assert "Rule1\n\nAsk1" in base("gemma").tokenizer.decode(pair.prompt_ids)
+    drop = pair_of("qwen3", says("Yes."), says("<think>a</think>b</think>No."))
+    assert isinstance(drop, Drop) and drop.code == "thought_closed_twice"

@@ -10,12 +10,14 @@ import torch
 from typer.testing import CliRunner
 
 from dsr1_tune.config import Base
+from dsr1_tune.data.record import Message
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.llama_cpp.client import LlamaCpp
 from dsr1_tune.models.load import load
 from dsr1_tune.models.ref import Gguf, ModelRef
 from dsr1_tune.serve.chat import GgufConversation
 from tests.export.gguf.conftest import quantized
+from tests.real_templates import template
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +118,17 @@ def test_gguf_chat_gives_the_answer_to_the_very_prompt(engine: LlamaCpp, folder:
     ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
     assert tokenizer.decode(engine.generate(ids, 12)).strip() == first
     assert [turn.role for turn in conversation.turns] == ["user", "assistant"] * 2
+
+
+def test_gguf_chat_tells_a_template_that_refuses_a_system_prompt_before_the_question(
+    engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = GgufConversation(engine, max_new_tokens=4)
+    plain = conversation._encode([Message("user", "be brief\n\nhello")])
+    monkeypatch.setattr(engine, "chat_template", template("gemma"))
+    asked = conversation._encode([Message("user", "be brief\n\nhello")])
+    conversation.system = "be brief"
+    assert conversation._encode([Message("user", "hello")]) == asked != plain
 
 
 def test_gguf_chat_forgets_the_oldest_where_the_context_ends(engine: LlamaCpp) -> None:
