@@ -81,8 +81,9 @@ def main() -> None:
         _interrupted(stopped)
     except SystemExit as left:
         # Inside a command typer makes of it an exit that says nothing.
-        if isinstance(stopped := getattr(left.__context__, "__cause__", None), KeyboardInterrupt):
-            _interrupted(stopped)
+        cause = getattr(left.__context__, "__cause__", None)
+        if isinstance(cause, KeyboardInterrupt):
+            _interrupted(cause)
         raise
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; there is nobody left to tell.
