@@ -74,6 +74,9 @@ def test_catalogue_says_a_text_with_its_values(tmp_path: Path) -> None:
     texts = Catalogue.beside(str(tmp_path / "page.py"))
     assert texts == Catalogue(file)
     assert texts.say("rows", "en", rows=3) == "3 rows" and texts.say("rows", "zh", rows=3) == "3 行"
+    assert texts.text("rows", "en") == "{rows} rows"
+    with pytest.raises(KeyError, match="rows"):
+        texts.say("rows", "en")
 
 
 def test_catalogue_lets_words_agree_with_their_number(tmp_path: Path) -> None:
@@ -84,9 +87,6 @@ def test_catalogue_lets_words_agree_with_their_number(tmp_path: Path) -> None:
     assert texts.say("rows", "en", all="1,001", bad=0) == "of 1,001 rows 0 are bad"
     assert texts.say("rows", "zh", all=1, bad=1) == "1 行中 1 行"
     assert str(html.text(texts, "en", "rows", all="1", bad="<b>")) == "of 1 row &lt;b&gt; are bad"
-    assert texts.text("rows", "en") == "{rows} rows"
-    with pytest.raises(KeyError, match="rows"):
-        texts.say("rows", "en")
 
 
 def test_catalogue_names_the_file_and_the_key_that_it_does_not_have(tmp_path: Path) -> None:
