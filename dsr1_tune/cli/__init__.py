@@ -81,12 +81,7 @@ def main() -> None:
         _interrupted(stopped)
     except SystemExit as left:
         # Inside a command typer makes of it an exit that says nothing.
-<<<<<<< HEAD
         if isinstance(cause := getattr(left.__context__, "__cause__", None), KeyboardInterrupt):
-=======
-        cause = getattr(left.__context__, "__cause__", None)
-        if isinstance(cause, KeyboardInterrupt):
->>>>>>> cli
             _interrupted(cause)
         raise
     except BrokenPipeError:

@@ -113,8 +113,8 @@ def as_asked(data: RunData, examples: Sequence[Any], tokenizer: Any, config: Tun
     asked = arguments(tokenizer, template, mostly)
     if moved := sum(example.moves_system for example in examples):
         remarks.append(
-            f"{amount(moved, 'record has', 'records have')} system turns that the chat template cannot show in their places: "
-            "they stand in the first, or before the user's next words"
+            f"{amount(moved, 'record has', 'records have')} system turns that the chat template cannot show in their "
+            "places: they stand in the first, or before the user's next words"
         )
     if needless := needless_mode(tokenizer, template):
         remarks.append(needless)
@@ -192,8 +192,8 @@ def _remarks_on_tokens(examples: Sequence[Example], config: TuneRun) -> list[str
     if config.data.special_tokens == "text" and (num_rows := sum(example.num_control > 0 for example in examples)):
         total = sum(example.num_control for example in examples)
         remarks.append(
-            f"{amount(num_rows, 'record holds', 'records hold')} control tokens of the base in the text, {total:,} in all, "
-            "learned as text; data.special_tokens=keep makes them end and begin turns"
+            f"{amount(num_rows, 'record holds', 'records hold')} control tokens of the base in the text, {total:,} in "
+            "all, learned as text; data.special_tokens=keep makes them end and begin turns"
         )
     if apart := sum(len(example.apart) for example in examples):
         remarks.append(
@@ -213,8 +213,8 @@ def _remarks_on_length(encoded: Encoded, config: TuneRun) -> list[str]:
         remarks.append(f"{cut} cut at {limit}; left out: {amount(num_cut, 'token')}")
     if encoded.num_split:
         remarks.append(
-            f"{amount(encoded.num_split, 'record was', 'records were')} split between turns, being of more than {limit}; "
-            "each part counts as one here"
+            f"{amount(encoded.num_split, 'record was', 'records were')} split between turns, being of more than "
+            f"{limit}; each part counts as one here"
         )
     if lost := encoded.lost_parts:
         remarks.append(
