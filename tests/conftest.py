@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from psutil import Process
 
 from tests.lora_runs import (  # noqa: F401
     at_step,
@@ -26,12 +27,21 @@ CHATML = (
 TinyModel = Callable[..., Path]
 
 
+_GROWN = 2**30
+_held = 0
+
+
 @pytest.fixture(autouse=True)
 def short_collections() -> Iterator[None]:
-    """A run collects garbage three times; what the imported libraries hold need not be looked at each time."""
+    """A run collects garbage three times; what others hold is looked at only where much has come together."""
+    global _held
     gc.freeze()
     yield
+    gc.collect()
     gc.unfreeze()
+    if (held := Process().memory_info().rss) > _held + _GROWN:
+        gc.collect()
+        _held = held
 
 
 @pytest.fixture(scope="session")
