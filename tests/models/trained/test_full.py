@@ -41,7 +41,7 @@ def test_full_training_of_parts_and_of_the_last_layers() -> None:
 def test_full_training_refuses_parts_and_layers_that_are_not_there() -> None:
     with pytest.raises(ModelError, match=r"train\.only: the model has no shared_experts\n"):
         trained_names("qwen3_moe", "shared_experts")
-    with pytest.raises(ModelError, match=r"has no dense_ffn in its last 1 layers"):
+    with pytest.raises(ModelError, match=r"has no dense_ffn in its last 1 layer"):
         trained_names("deepseek_v3", "dense_ffn", "last:1")
     with pytest.raises(ModelError, match=r"train\.only: last:9: the model has 3 layers"):
         trained_names("qwen3_moe", "last:9")
