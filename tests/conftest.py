@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from psutil import Process
 
 from tests.lora_runs import (  # noqa: F401
@@ -25,6 +26,9 @@ CHATML = (
 )
 
 TinyModel = Callable[..., Path]
+
+settings.register_profile("patient", deadline=None)  # the machine may have other work
+settings.load_profile("patient")
 
 
 _GROWN = 2**30

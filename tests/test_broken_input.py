@@ -189,7 +189,7 @@ DATA = [
     Case(
         "no usable row",
         f"{ON} a.json",
-        "none of the 1 rows",
+        "of 1 row none can be used",
         "data check",
         {"a.json": '[{"input": "Q", "output": null}]'},
     ),
@@ -217,7 +217,7 @@ DATA = [
     Case(
         "records that are all too long",
         f"{ON} good.json --set schedule.max_tokens=16",
-        "none of the 20 records",
+        "of 20 records none",
         "raise schedule.max_tokens",
     ),
 ]

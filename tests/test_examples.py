@@ -37,7 +37,7 @@ BAD = Counter(
         ("wrong_type", "$.history[0]", "not a pair"): 1,
         ("empty_question", "$.instruction", "is blank"): 1,
         ("empty_answer", "$.output", "is blank"): 2,
-        ("answer_too_short", "$.output", "1 characters"): 1,
+        ("answer_too_short", "$.output", "1 character"): 1,
         ("exact_duplicate", "$", "the same as line"): 3,
     }
 )

@@ -74,7 +74,7 @@ def _read(file: Path, mapping: Mapping[str, str] | None) -> list[Row | Drop]:
             hint="give rows with an answer, or name its column: --map answer=COLUMN",
         )
     first = next(row for row in rows if isinstance(row, Drop))
-    what = f"none of the {amount(len(rows), 'row')} can be read; the first: {first.place}: {first.detail}"
+    what = f"of {amount(len(rows), 'row')} none can be read; the first: {first.place}: {first.detail}"
     raise DataError(f"{file}: {what}", hint=first.fix)
 
 

@@ -157,7 +157,7 @@ def prepare(data: Data, kind: type[Row] = Record) -> Prepared:
         reasons = _listed(Counter(drop.code for drop in prepared.drops))
         first = prepared.drops[0]
         message = (
-            f"{_names(prepared)}: none of the {amount(len(prepared.drops), 'row')} can be used ({reasons}); the first: "
+            f"{_names(prepared)}: of {amount(len(prepared.drops), 'row')} none can be used ({reasons}); the first: "
         )
         hint = f"{first.fix}; see every row with: dsr1-tune data check {shlex.join(f.file for f in prepared.files)}"
         raise DataError(f"{message}{first.place}: {first.detail}", hint=hint)

@@ -153,7 +153,7 @@ def divide(
     if not examples:
         drop = drops[0]
         raise DataError(
-            f"none of the {len(drops)} records can be trained on; the first: {drop.place}: {drop.detail}",
+            f"of {amount(len(drops), 'record')} none can be trained on; the first: {drop.place}: {drop.detail}",
             hint=drop.fix,
         )
     prepared = prepared.with_drops(drops)

@@ -151,7 +151,7 @@ def test_dpo_resumed_run_is_an_unbroken_one(
         (
             "\n".join(map(json.dumps, PAIRS[:4])),
             {"schedule": {"max_tokens": 16}},
-            "none of the 4 records .* 16 are allowed",
+            "of 4 records none .* 16 are allowed",
         ),
         (json.dumps(PAIRS[0]), {}, "only this one pair"),
     ],

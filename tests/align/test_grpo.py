@@ -274,7 +274,7 @@ def test_grpo_ends_where_no_answer_can_be_scored_and_goes_on_when_it_can(
     mended = material / "mended.yaml"
     mended.write_text(REWARDS.replace("own.py:letters", "own.py:broken"))
     config = asked("mended", rewards=str(mended), on_reward_error="zero", schedule={"max_steps": 1}, samples=0)
-    with pytest.raises(RunError, match="none of the 8 answers of update 1 could be scored; reward task/letters") as end:
+    with pytest.raises(RunError, match="of the 8 answers of update 1 none could be scored; reward task/letters") as end:
         begin(config)
     assert end.value.exit_code == 2 and "--resume" in end.value.hint
     folder = RunFolder(config.out)

@@ -88,7 +88,7 @@ def test_ppo_resumed_run_ends_as_an_unbroken_one(
     ("changes", "said"),
     [
         ({"rewards": "nowhere.yaml"}, "nowhere.yaml"),
-        ({"rollout": {"max_new_tokens": 128}}, "none of the 20 records can be trained on"),
+        ({"rollout": {"max_new_tokens": 128}}, "of 20 records none can be trained on"),
         ({"schedule": {"max_tokens": 600}, "rollout": {"max_new_tokens": 500}}, "longer than its context of 512"),
         ({"ppo": {"routing_replay": True}}, "routing_replay"),
         ({"schedule": {"gradient_accumulation_steps": 2}}, "schedule.gradient_accumulation_steps"),

@@ -97,8 +97,8 @@ def test_prepare_drops_rows_of_other_kinds_from_supervised_training(write):
     [
         ([{"prompt": "Q", "chosen": "A", "rejected": "B"}], "no row has an answer to learn (1 preference rows)"),
         ([{"prompt": "Q"}, {"prompt": "R"}], "no row has an answer to learn (2 prompt rows)"),
-        ([{"input": "", "output": "A"}, {"input": "Q", "output": ""}], "none of the 2 rows can be used"),
-        ([1, 2, 3], "none of the 3 rows can be used (3 not_an_object); the first"),
+        ([{"input": "", "output": "A"}, {"input": "Q", "output": ""}], "of 2 rows none can be used"),
+        ([1, 2, 3], "of 3 rows none can be used (3 not_an_object); the first"),
     ],
 )
 def test_prepare_says_why_nothing_can_be_learned(write, rows, said):

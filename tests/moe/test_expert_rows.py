@@ -21,7 +21,7 @@ def routing(tokens: int, experts: int, chosen: int, seed: int) -> Tensor:
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 6), st.integers(1, 3)).filter(lambda sizes: sizes[2] <= sizes[1])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(SIZES, st.integers(0, 2**31))
 def test_rows_stand_by_expert_and_find_back_to_their_tokens(sizes: tuple[int, int, int], seed: int) -> None:
     tokens, experts, chosen = sizes
@@ -35,7 +35,7 @@ def test_rows_stand_by_expert_and_find_back_to_their_tokens(sizes: tuple[int, in
         assert start % rows.tile == 0 and count == int((index_TK == expert).sum())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SIZES, st.integers(1, 5), st.integers(0, 2**31))
 def test_rows_linear_and_its_gradients_are_the_formulas(sizes: tuple[int, int, int], rank: int, seed: int) -> None:
     (tokens, experts, chosen), (width, out) = sizes, (6, 10)

@@ -39,7 +39,7 @@ def test_fp8_blocks_come_back(dtype: torch.dtype, block: int) -> None:
     assert torch.equal(fp8.dequantize(*again, (block, block)), back)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**31), st.data())
 def test_fp8_error_is_within_its_precision_and_a_flipped_bit_shows(
     rows: int, cols: int, high: int, wide: int, seed: int, data: st.DataObject

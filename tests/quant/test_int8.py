@@ -75,7 +75,7 @@ def test_int8_linear_computes_with_it_and_its_scales_survive_a_cast() -> None:
     assert held.num_bytes == 20 * 48 + 20 * 4
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 40), st.integers(0, 2**31), st.floats(1e-6, 1e6))
 def test_int8_error_is_within_half_a_step_and_one_step_off_is_not(
     num: int, rows: int, cols: int, seed: int, size: float

@@ -140,7 +140,7 @@ def test_nf4_in_parts_is_each_part_by_itself() -> None:
     assert as_buffers("weight", apart)["weight_packed"].shape == (6, 960)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(1, 3), st.integers(1, 4), st.sampled_from([64, 128, 192]), st.integers(0, 2**31), st.floats(1e-3, 1e2)
 )

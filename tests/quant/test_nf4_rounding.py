@@ -27,7 +27,7 @@ def test_nf4_rounding_is_bitsandbytes_own_to_the_last_bit() -> None:
         assert torch.equal(codes, packed.view(-1)) and torch.equal(scales, state.absmax)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 6), st.sampled_from([32, 64, 128]), st.integers(0, 2**31), st.floats(1e-6, 1e6))
 def test_nf4_rounding_takes_the_nearest_of_the_16_numbers(blocks: int, block: int, seed: int, size: float) -> None:
     matrix = torch.randn(blocks, block, generator=torch.Generator().manual_seed(seed)) * size

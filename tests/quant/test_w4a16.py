@@ -21,7 +21,7 @@ def integers(rows: int, columns: int, seed: int) -> Tensor:
     return torch.randint(LOWEST, HIGHEST + 1, (rows, columns), generator=draw, dtype=torch.int8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SHAPES, st.integers(0, 2**31))
 def test_w4a16_packing_is_undone_by_unpacking(shape: tuple[int, int, int], seed: int) -> None:
     rows, group, groups = shape
@@ -31,7 +31,7 @@ def test_w4a16_packing_is_undone_by_unpacking(shape: tuple[int, int, int], seed:
     assert torch.equal(unpack(packed), q_NK)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SHAPES, st.integers(0, 2**31), st.data())
 def test_w4a16_packing_changes_one_nibble_for_one_weight(
     shape: tuple[int, int, int], seed: int, data: st.DataObject
@@ -46,7 +46,7 @@ def test_w4a16_packing_changes_one_nibble_for_one_weight(
     assert int((differs != 0).sum()) == 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SHAPES, st.integers(0, 2**31))
 def test_w4a16_packing_is_compressed_tensors_own(shape: tuple[int, int, int], seed: int) -> None:
     own: Any = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
@@ -57,7 +57,7 @@ def test_w4a16_packing_is_compressed_tensors_own(shape: tuple[int, int, int], se
     assert torch.equal(own.unpack_from_int32(packed, 4, q_NK.shape), q_NK)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SHAPES, st.integers(0, 2**31), st.sampled_from([torch.float32, torch.bfloat16]))
 def test_w4a16_dequantized_is_within_half_a_step_and_one_code_off_is_not(
     shape: tuple[int, int, int], seed: int, dtype: torch.dtype

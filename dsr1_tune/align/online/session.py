@@ -289,7 +289,7 @@ class RewardErrors:
             hint = f"every answer is in {self.file}; mend the reward and go on with --resume"
             detail = f"reward {lines[0]['component']} failed: {_what(lines[0])}"
             raise RunError(
-                f"none of the {amount(len(scored), 'answer')} of update {step} could be scored; {detail}", hint=hint
+                f"of the {amount(len(scored), 'answer')} of update {step} none could be scored; {detail}", hint=hint
             )
         for line in lines:
             component = line["component"]

@@ -99,7 +99,7 @@ def test_reward_errors_of_every_answer_of_a_step_end_the_run(tmp_path: Path) -> 
     fine = RewardResult(0.0)
     assert errors.note(answers, [*results[:2], fine], 1) == 2
     assert errors.note(answers, results) == 3, "outside of steps nothing is learned"
-    with pytest.raises(RunError, match="none of the 3 answers of update 2 could be scored; reward task/own") as end:
+    with pytest.raises(RunError, match="of the 3 answers of update 2 none could be scored; reward task/own") as end:
         errors.note(answers, results, 2)
     assert end.value.exit_code == 2 and "--resume" in end.value.hint and str(errors.file) in end.value.hint
     assert len(errors.file.read_text().splitlines()) == 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from opencc import OpenCC
 
@@ -129,7 +129,6 @@ def key(question: str, answer: str = "A") -> list[int]:
     return [int(column[0]) for column in exact_key(prints, np.array([kind_of(row)], np.uint8))]
 
 
-@settings(deadline=None)
 @given(
     st.text("abcdefghijklmnopqrstuvwxyz0123456789 ", max_size=40), st.sampled_from(["。", " ", "\u3000", "!", "\u200b"])
 )
@@ -138,7 +137,6 @@ def test_exact_key_ignores_case_width_and_punctuation(text: str, sign: str) -> N
     assert key(text) == key(text.upper()) == key(wide) == key(text + sign) == key(sign + text)
 
 
-@settings(deadline=None)
 @given(HAN)
 def test_exact_key_ignores_traditional_characters(text: str) -> None:
     simple = OpenCC("t2s").convert
@@ -147,7 +145,6 @@ def test_exact_key_ignores_traditional_characters(text: str) -> None:
     assert key(text) == key(simplified)
 
 
-@settings(deadline=None)
 @given(TEXTS, TEXTS)
 def test_exact_key_is_the_same_for_the_same_normal_form_alone(one: str, other: str) -> None:
     def plain(text: str) -> list[int]:

@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dsr1_tune.data.dedup.ngrams import TURN, bands, grams, long_grams, normalise, signatures, tokens
@@ -106,7 +106,6 @@ def turns(texts: list[str]) -> list[tuple[str, str]]:
     return [("assistant" if number % 2 else "user", text) for number, text in enumerate(texts)]
 
 
-@settings(deadline=None)
 @given(ROWS)
 def test_any_row_is_hashed_by_its_own_text_alone(rows: list[list[str]]) -> None:
     """What stands before or behind a row in the block changes none of its tokens and n-grams."""
@@ -120,7 +119,6 @@ def test_any_row_is_hashed_by_its_own_text_alone(rows: list[list[str]]) -> None:
         assert of_row(pieces, number) == grams(alone).hashes.tolist()
 
 
-@settings(deadline=None)
 @given(TEXTS)
 def test_normalising_a_normalised_text_changes_nothing(text: str) -> None:
     once = said(text).codes
@@ -129,7 +127,6 @@ def test_normalising_a_normalised_text_changes_nothing(text: str) -> None:
     assert again[again != 0].tolist() == once[once != 0].tolist()
 
 
-@settings(deadline=None)
 @given(st.text("患者医生药物血糖饮食", max_size=30), st.lists(st.text("abcdefg", min_size=1), max_size=20))
 def test_rows_have_as_many_ngrams_as_their_windows(han: str, words: list[str]) -> None:
     pieces = grams(tokens(said(han, " ".join(words))))

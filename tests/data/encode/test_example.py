@@ -166,7 +166,7 @@ def test_encode_answers_are_learned_to_the_letter(tiny_tokenizer: Any, answer: s
     assert learned(asked(answer, question="怎么样？😀"), tiny_tokenizer) == [f"{answer}<|im_end|>"]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(turns=st.lists(st.tuples(_SAID, _SAID.filter(lambda text: text.strip() == text)), min_size=1, max_size=3))
 def test_encode_learns_the_answers_of_any_conversation_to_the_letter(tiny_tokenizer: Any, turns: Any) -> None:
     said = [turn for question, answer in turns for turn in (("user", question), ("assistant", answer))]
@@ -269,7 +269,7 @@ def test_encode_what_the_template_refuses_is_dropped_with_its_words(with_templat
     drop = refusal(record(("user", "Q"), ("user", "R"), ("assistant", "A")), with_template(STRICT))
     assert drop.code == "template_refused"
     assert "roles must alternate" in drop.detail
-    assert drop.path == "$.messages[0].content"
+    assert drop.path == "$.messages[1].content"
 
 
 def test_encode_a_system_prompt_that_the_template_refuses_stands_before_the_first_question(with_template: Any) -> None:

@@ -395,7 +395,7 @@ def plain_tags(forms: set[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in TEXTED])
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=10, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(data=st.data())
 def test_any_text_is_learned_as_a_slow_account_finds(name: str, data: st.DataObject) -> None:
     of = base(name)
@@ -414,7 +414,7 @@ def test_any_text_is_learned_as_a_slow_account_finds(name: str, data: st.DataObj
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in TEXTED])
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=10, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(data=st.data())
 def test_whatever_is_said_each_span_ends_once_and_nothing_of_the_user_is_learned(
     name: str, data: st.DataObject

@@ -155,7 +155,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(pairs=_PAIRS, ending=st.sampled_from([".json", ".jsonl", ".txt", ".csv", ""]), packed=st.booleans())
 def test_identify_tells_the_layout_by_content_whatever_the_name(tmp_path, layout, pairs, ending, packed):
     if ending == ".csv" and not layout.startswith("CSV"):

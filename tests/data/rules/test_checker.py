@@ -46,7 +46,7 @@ def test_not_empty_looks_at_every_turn():
 def test_long_enough_counts_characters(record):
     assert long_enough(record("ab", "cd"), 2, 2) == record("ab", "cd")
     drop = long_enough(record("ab", " c "), 2, 2)
-    assert (drop.code, drop.detail, drop.path) == ("answer_too_short", "1 characters, fewer than 2: 'c'", "$.output")
+    assert (drop.code, drop.detail, drop.path) == ("answer_too_short", "1 character, fewer than 2: 'c'", "$.output")
     assert long_enough(record("a", "cd"), 2, 2).code == "question_too_short"
 
 

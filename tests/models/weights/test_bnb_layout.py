@@ -17,7 +17,7 @@ KINDS: list[Kind] = ["nf4", "int8"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 6), st.sampled_from([64, 128, 320]), st.sampled_from([0, 1, 3]), st.integers(0, 2**31))
 def test_bnb_tensors_are_those_that_were_announced(kind: Kind, rows: int, cols: int, experts: int, seed: int) -> None:
     shape = (experts, rows, cols) if experts else (rows, cols)

@@ -51,7 +51,7 @@ def test_layout_names_a_weight_that_is_not_stored(tiny_model: TinyModel) -> None
         Layout.of(meta_model(AutoConfig.from_pretrained(folder)), names)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     st.sampled_from(["qwen3_moe", "mixtral", "deepseek_v3", "gpt_oss"]),
     st.integers(2, 6),
