@@ -114,7 +114,7 @@ def as_asked(data: RunData, examples: Sequence[Any], tokenizer: Any, config: Tun
     if moved := sum(example.moves_system for example in examples):
         remarks.append(
             f"{amount(moved, 'record has', 'records have')} system turns that the chat template cannot show in their "
-            "places: they stand in the first, or before the user's next words"
+            "places: they stand in the first, or before the user's next words, and are learned as these are"
         )
     if needless := needless_mode(tokenizer, template):
         remarks.append(needless)

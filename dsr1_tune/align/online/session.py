@@ -17,7 +17,7 @@ from dsr1_tune.align.rewards.layered import Answered, LayeredReward, RewardResul
 from dsr1_tune.atomic import atomic_write
 from dsr1_tune.config import Encoding, RolloutRun
 from dsr1_tune.data.encode import thinking
-from dsr1_tune.data.encode.example import closed_twice, prompt_tokens, refused_by_template
+from dsr1_tune.data.encode.example import prompt_tokens, refused_by_template
 from dsr1_tune.data.encode.template import TEMPLATE_ERRORS
 from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Drop, Message, Prompt, Record, Row
@@ -56,8 +56,6 @@ def encode_prompts(prepared: Prepared, tokenizer: Any, config: RolloutRun) -> Ru
 
 
 def _encode(row: Prompt, tokenizer: Any, encoding: Encoding, room: int) -> PromptExample | Drop:
-    if drop := closed_twice(row.messages):
-        return drop
     record = Record((*row.messages, Message("assistant", row.answer or "")), row.place, row.tools, row.row)
     try:
         tokens = prompt_tokens(record, tokenizer, encoding, usual=True)

@@ -13,7 +13,7 @@ from datasets import Dataset
 from dsr1_tune.config import AlignRun, Encoding
 from dsr1_tune.data.encode.chat import thinks, without_thought
 from dsr1_tune.data.encode.chat_template import render_answer
-from dsr1_tune.data.encode.example import closed_twice, refused_by_template
+from dsr1_tune.data.encode.example import cut_by_template, refused_by_template
 from dsr1_tune.data.encode.template import TEMPLATE_ERRORS
 from dsr1_tune.data.encode.tokens import IGNORED, Tokens
 from dsr1_tune.data.prepared import Prepared
@@ -234,7 +234,7 @@ def _tokens(
     messages = (*row.prompt, answer)
     if encoding.sequences.think == "strip":
         messages = tuple(map(without_thought, messages))
-    if drop := closed_twice(messages):
+    if drop := cut_by_template(messages, tokenizer, encoding):
         return drop
     record = Record(messages, row.place, row.tools, row.row)
     try:

@@ -97,13 +97,13 @@ class Chat:
         systems = [number for number, message in enumerate(self.messages) if message.role == "system"]
         if not systems:
             return self
-        messages, shows_first = self.messages, shows_system(self.tokenizer, self.settings)
-        if systems != [0] and not self._shows("system"):
-            messages = _systems_joined(messages)
-        if not shows_first:
-            messages = _first_system_moved(messages)
-        moves = messages != self.messages
-        return replace(self, messages=messages, moves_system=True, _texts={}) if moves else self
+        joins, shows_first = systems != [0] and not self._shows("system"), shows_system(self.tokenizer, self.settings)
+        if not joins and shows_first:
+            return self
+        said = tuple(message for message in self.messages if message.role != "system" or message.content.strip())
+        messages = _systems_joined(said) if joins else said
+        messages = messages if shows_first else _first_system_moved(messages)
+        return replace(self, messages=messages, moves_system=messages != said, _texts={})
 
     def _is_shown_otherwise(self) -> bool:
         """Whether the turns before the last answer are shown otherwise once it is given than when it is asked for."""

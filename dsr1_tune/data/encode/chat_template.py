@@ -17,8 +17,8 @@ from dsr1_tune.data.record import Message, Record
 class Rendered:
     """A conversation as text, and the spans of it that are learned.
 
-    `apart` are the places of calls that are shown otherwise here than they are asked for: each has to be learned as the
-    last turn of a conversation of its own.
+    `apart` are the answers, counted from 0 as system turns may move, whose calls are shown otherwise here than they are
+    asked for: each has to be learned as the last turn of a conversation of its own.
     """
 
     text: str
@@ -26,7 +26,7 @@ class Rendered:
     apart: tuple[int, ...] = ()
 
     moves_system: bool = False
-    """Whether system turns behind the first stand elsewhere, as the template cannot show them in their places."""
+    """Whether system turns stand elsewhere, as the template cannot show them in their places."""
     own: tuple[Span, ...] = ()
     """What of the answers' spans their authors said, without the frame that a template puts before it (</think>)."""
 
@@ -64,7 +64,7 @@ def render(record: Record, tokenizer: Any, encoding: Encoding = USUAL) -> Render
             continue  # nobody asked for it, or there is nothing but reasoning
         span = text.answer(position)
         if span is None and message.calls:
-            apart.append(position)
+            apart.append(sum(one.role == "assistant" for one in chat.messages[:position]))
         elif span:
             own.append((_first_said(message, text.whole, span), span[1]))
             spans += _without_reasoning(chat, position, text.whole, span) if mask else [span]

@@ -14,7 +14,7 @@ from dsr1_tune.config import Encoding
 from dsr1_tune.data.encode import thinking
 from dsr1_tune.data.encode.chat import USUAL, without_thought
 from dsr1_tune.data.encode.chat_template import render, render_prompt
-from dsr1_tune.data.encode.template import TEMPLATE_ERRORS
+from dsr1_tune.data.encode.template import TEMPLATE_ERRORS, cuts_at_closing
 from dsr1_tune.data.encode.tokens import IGNORED, Tokens
 from dsr1_tune.data.record import Drop, Message, Record
 
@@ -37,7 +37,7 @@ class Example:
     num_control: int = 0
     """Control tokens that its texts hold, as text."""
     apart: tuple[int, ...] = ()
-    """The places of calls that are not learned here: see `Rendered.apart`."""
+    """The calls that are not learned here: see `Rendered.apart`."""
     moves_system: bool = False
     """Whether system turns stand elsewhere: see `Rendered.moves_system`."""
 
@@ -90,7 +90,7 @@ def encode(record: Record, tokenizer: Any, max_tokens: int, encoding: Encoding =
     """One record → token ids and labels, or why it cannot be; with sequences.longer=truncate its end may be cut."""
     if encoding.sequences.think == "strip":
         record = replace(record, messages=tuple(map(without_thought, record.messages)))
-    if drop := closed_twice(record.messages):
+    if drop := cut_by_template(record.messages, tokenizer, encoding):
         return drop
     try:
         tokens = Tokens.of(record, tokenizer, encoding, render)
@@ -159,12 +159,16 @@ def _refused_at(error: Exception, messages: tuple[Message, ...], show: Callable[
     return messages[shown].path if shown < len(messages) else "$"
 
 
-def closed_twice(messages: Sequence[Message]) -> Drop | None:
-    """Why turns cannot be shown in which </think> stands behind a thought that is closed: templates cut at either."""
+def cut_by_template(messages: Sequence[Message], tokenizer: Any, encoding: Encoding) -> Drop | None:
+    """Why an answer cannot be learned that holds </think> again behind its thought, where the template cuts at it."""
+    if not cuts_at_closing(tokenizer, encoding.template.kwargs):
+        return None
     for message in messages:
-        if message.role == "assistant" and thinking.CLOSE in thinking.strip(message.content):
-            fix = "let one </think> stand between the thought and the answer"
-            return Drop("thought_closed_twice", "a </think> closes a thought that is closed already", fix, message.path)
+        is_answer = message.role == "assistant" and message.is_learned
+        if is_answer and thinking.CLOSE in thinking.strip(message.content):
+            detail = "the model's chat template cuts an answer at </think>, and more than one stands in it"
+            fix = "let one </think> stand between the thought and the answer, or choose another base"
+            return Drop("thought_closed_twice", detail, fix, message.path)
     return None
 
 
@@ -231,10 +235,12 @@ def _calls_apart(
 ) -> Iterator[Example | Drop]:
     """The calls that a conversation shows otherwise than they are asked for, each as the last turn of one."""
     for example in (outcome for outcome in outcomes if isinstance(outcome, Example)):
-        for position in example.apart:
-            *before, call = example.record.messages[: position + 1]
-            messages = (*(replace(message, is_learned=False) for message in before), call)
-            yield encode(replace(example.record, messages=messages), tokenizer, max_tokens, encoding)
+        messages = example.record.messages
+        answers = [number for number, message in enumerate(messages) if message.role == "assistant"]
+        for number in example.apart:
+            *before, call = messages[: answers[number] + 1]
+            alone = (*(replace(message, is_learned=False) for message in before), call)
+            yield encode(replace(example.record, messages=alone), tokenizer, max_tokens, encoding)
 
 
 def _exchanges(messages: Sequence[Message]) -> tuple[tuple[Message, ...], list[tuple[Message, ...]]]:

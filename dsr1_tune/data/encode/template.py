@@ -117,6 +117,19 @@ def _shows_system(tokenizer: Any, settings: Settings) -> bool:
         return False
 
 
+def cuts_at_closing(tokenizer: Any, settings: Settings) -> bool:
+    """Whether the template takes an answer for what stands behind its last </think>; Qwen3's does."""
+    return once(_cuts_at_closing, tokenizer, settings)
+
+
+def _cuts_at_closing(tokenizer: Any, settings: Settings) -> bool:
+    answer = f"{_THOUGHT}{thinking.CLOSE}{_SAY}{thinking.CLOSE}{_RESULT}"
+    try:
+        return _SAY not in show(tokenizer, [_user(), {"role": "assistant", "content": answer}], settings=settings)
+    except TEMPLATE_ERRORS:
+        return False
+
+
 def wants(tokenizer: Any, text: str) -> bool:
     """Whether the template's source names something."""
     return text in _source(tokenizer)

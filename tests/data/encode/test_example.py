@@ -18,6 +18,7 @@ from dsr1_tune.data.encode.chat_template import render, render_prompt
 from dsr1_tune.data.encode.example import IGNORED, Example, encode, encode_all
 from dsr1_tune.data.record import Drop, Message, Place, Record, ToolCall
 from dsr1_tune.data.rules.codes import MEANINGS
+from tests.conftest import CHATML
 
 # As reasoning models do: only the last answer keeps its thoughts.
 THOUGHTS = (
@@ -130,11 +131,17 @@ def test_encode_a_greeting_behind_the_system_prompt_is_not_learned_either(tiny_t
     ["<think>hm</think>so</think>42", "hm</think>so</think>42", "<think>a</think>b<think>c</think>d</think>"],
 )
 @pytest.mark.parametrize("place", ["first", "last"])
-def test_encode_a_thought_that_is_closed_twice_is_dropped(tiny_tokenizer: Any, answer: str, place: str) -> None:
+def test_encode_a_thought_that_is_closed_twice_is_dropped_where_the_template_cuts_there(
+    with_template: Any, tiny_tokenizer: Any, answer: str, place: str
+) -> None:
     answers = (answer, "42") if place == "first" else ("42", answer)
     talk = record(("user", "Q"), ("assistant", answers[0]), ("user", "R"), ("assistant", answers[1]))
-    drop = refusal(talk, tiny_tokenizer)
+    cuts = with_template(CHATML.replace("message['content']", "message['content'].split('</think>')[-1]"))
+    drop = refusal(talk, cuts)
     assert (drop.code, drop.path) == ("thought_closed_twice", f"$.messages[{1 if place == 'first' else 3}].content")
+    assert learned(talk, tiny_tokenizer) == [f"{said}<|im_end|>" for said in answers]
+    shown_only = tuple(replace(message, is_learned=message.content != answer) for message in talk.messages)
+    assert learned(replace(talk, messages=shown_only), cuts)[-1] == "42<|im_end|>"
 
 
 def test_encode_thoughts_between_words_and_tags_that_users_type_are_learned(tiny_tokenizer: Any) -> None:
@@ -277,6 +284,9 @@ def test_encode_a_system_prompt_that_the_template_refuses_stands_before_the_firs
     assert render(talk, with_template(STRICT)).text == "<|im_start|>Be kind.\n\nQ<|im_end|>\n<|im_start|>A<|im_end|>\n"
     assert render_prompt(talk, with_template(STRICT)).text == "<|im_start|>Be kind.\n\nQ<|im_end|>\n<|im_start|>"
     assert encoded(talk, with_template(STRICT)).moves_system
+    blank = record(("system", " "), ("user", "Q"), ("assistant", "A"))
+    assert render(blank, with_template(STRICT)).text == "<|im_start|>Q<|im_end|>\n<|im_start|>A<|im_end|>\n"
+    assert not encoded(blank, with_template(STRICT)).moves_system
     lost = with_template(STRICT.replace("{{ raise", "{{ '' if message['role'] == 'system' else raise"))
     assert not encoded(asked("A"), lost).moves_system
 

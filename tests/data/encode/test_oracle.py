@@ -211,6 +211,23 @@ HYBRIDS = ("qwen3", "qwen3_5_think", "qwen3_5_nothink", "qwen3_6", "glm4moe", "n
 MODED = ("plain", "turns", "thought last", "thought early", "thoughts", "call", "thought call", "thought call last")
 
 
+@pytest.mark.parametrize("systems", [1, 2])
+def test_calls_are_learned_apart_where_system_turns_move(systems: int) -> None:
+    """Qwen3 shows no thought before a call once the user has asked again; the system turns go to the first question."""
+    refuses = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('none') }}{% endif %}{% endfor %}"
+    tokenizer = tokenizer_of(refuses + template("qwen3"))
+    called = (user("Ask1"), says("", call("Oslo"), thought="Muse1"), result("rain"), says("Say1"))
+    talk = (*called, user("Ask2"), says("Say2"))
+    rules = tuple(system(f"Rule{number}") for number in range(systems))
+
+    def learned_of(messages: tuple[Message, ...]) -> list[str]:
+        examples = encode_all([Record(messages, PLACE, TOOLS)], tokenizer, 10_000).examples
+        return [tokenizer.decode([label for label in one.labels if label != IGNORED]) for one in examples]
+
+    learned = learned_of((*rules, *talk))
+    assert learned == learned_of(talk) and "Muse1" in learned[1] and "Oslo" in learned[1]
+
+
 @pytest.mark.parametrize("thinking", ["on", "off"])
 @pytest.mark.parametrize("name", [marked(name) for name in HYBRIDS])
 def test_explicit_modes_are_those_in_which_rows_are_learned(name: str, thinking: Any) -> None:
