@@ -12,7 +12,7 @@ from dsr1_tune.cli import streams
 from dsr1_tune.cli.options import ConfigFile, Map, compose, mapping
 
 if TYPE_CHECKING:
-    from dsr1_tune.config import LoraRun
+    from dsr1_tune.config import TuneRun
     from dsr1_tune.data.record import Drop
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -275,10 +275,12 @@ def show(
         show_rows(picked, Console(), full)
         return
 
+    from dsr1_tune.data.encode.template import check_arguments
     from dsr1_tune.data.inspect.learned import learned_as_json, show_learned
     from dsr1_tune.models.load import locate
 
     tokenizer = locate(settings.base).tokenizer
+    check_arguments(tokenizer, settings.template.kwargs)
     if as_json:
         _print_json(learned_as_json(picked, tokenizer, settings))
     else:
@@ -287,13 +289,15 @@ def show(
 
 def _settings_of_run(
     base: str | None, config: Path | None, sets: list[str] | None, columns: list[str] | None
-) -> LoraRun:
-    """What a run would be told; it must name a base."""
-    from dsr1_tune.config import LoraRun
+) -> TuneRun:
+    """What a run of lora, full or esft would be told, whichever the file is for; it must name a base."""
+    from dsr1_tune.config import EsftRun, FullRun, LoraRun
+    from dsr1_tune.config.load import kind_of
     from dsr1_tune.errors import ConfigError
     from dsr1_tune.models import embedded
 
-    settings = compose(LoraRun, config, sets, {"base.model": base}, columns)
+    kind = kind_of(config, (LoraRun, FullRun, EsftRun)) if config else LoraRun
+    settings = compose(kind, config, sets, {"base.model": base}, columns)
     if settings.base.model is None:
         raise ConfigError(
             "without a base there is no chat template to show rows by",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -95,16 +95,17 @@ def _begin(model: str | None, max_new_tokens: int, temperature: float, said: Tem
     quiet_libraries()
     trained = template_kwargs_of(local_path(model)) if model else {}
     template = said.model_copy(update={"kwargs": {**trained, **said.kwargs}})
-    conversation: Conversation
+
+    def check(tokenizer: Any) -> None:
+        check_arguments(tokenizer, said.kwargs, "--template-kwargs")
+        if needless := needless_mode(tokenizer, said):
+            _note(f"note: {needless}")
+
     if isinstance(ref := ModelRef.resolve(model), Gguf):
         conversation = GgufConversation(LlamaCpp(ref.file), max_new_tokens, temperature, template)
-    else:
-        loaded = load_with_adapter(model, progress=_note)
-        conversation = Conversation(loaded, max_new_tokens, temperature, template)
-    check_arguments(conversation.tokenizer, said.kwargs, "--template-kwargs")
-    if needless := needless_mode(conversation.tokenizer, said):
-        _note(f"note: {needless}")
-    return conversation
+        check(conversation.tokenizer)
+        return conversation
+    return Conversation(load_with_adapter(model, _note, check), max_new_tokens, temperature, template)
 
 
 def _say(text: str) -> None:

@@ -39,6 +39,12 @@ def load_config(
         raise ConfigError(_all_problems(error, file), hint=_known_names(kind, error)) from None
 
 
+def kind_of(file: Path, kinds: Sequence[type[Config]]) -> type[Config]:
+    """That of `kinds` which knows the most sections of a YAML file; of several the first."""
+    names = _read_yaml(file).keys()
+    return max(kinds, key=lambda kind: len(names & (kind.model_fields.keys() | kind.renamed.keys())))
+
+
 def _present_names(kind: type[ConfigSection], tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """`tree` with every setting under its present name; one line says so of each that had an old one."""
     renamed: dict[str, Any] = {}

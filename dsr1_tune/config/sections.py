@@ -238,8 +238,7 @@ class Template(ConfigSection):
         """`{"low": "true"}`, as `kwargs=low=true` is read, is `{"low": True}`."""
         wrong = [name for name in value if not str(name).isidentifier()] if isinstance(value, dict) else [value]
         if wrong and value is not None:
-            example = 'reasoning_effort=low, or as JSON {"reasoning_effort": "low"}'
-            raise ValueError(f"{wrong[0]!r} gives no argument a value; write NAME=VALUE,... such as {example}")
+            raise ValueError(_no_argument(value, wrong[0]))
         return {name: _json_or_text(given) for name, given in value.items()} if isinstance(value, dict) else value
 
     def _check(self) -> None:
@@ -250,6 +249,17 @@ class Template(ConfigSection):
             if bool(value) != (self.thinking == "on"):
                 said = f"template.thinking={self.thinking} and template.kwargs.{name}={json.dumps(value)}"
                 raise ValueError(f"{said} contradict each other; give one of them")
+
+
+def _no_argument(value: Any, wrong: Any) -> str:
+    """What to say where `wrong` is no argument's name; `a={"x": 1, "y": 2}` was parted at its comma by then."""
+    words = [str(word) for pair in value.items() for word in pair] if isinstance(value, dict) else []
+    if any(mark in word for word in words for mark in "{["):
+        example = '{"reasoning": {"effort": "low", "steps": [1, 2]}}'
+        return f"a value that has parts cannot be written as NAME=VALUE; write all arguments as JSON, such as {example}"
+    said = wrong or value[wrong]
+    example = 'reasoning_effort=low, or as JSON {"reasoning_effort": "low"}'
+    return f"{said!r} gives no argument a value; write NAME=VALUE,... such as {example}"
 
 
 def _json_or_text(given: Any) -> Any:

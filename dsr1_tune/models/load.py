@@ -62,9 +62,20 @@ class Loaded:
     revision: str | None
 
 
-def load(base: Base, progress: Callable[[str], None] | None = None, quantized: bool = False) -> Loaded:
-    """Locate and load `base`; see `locate` and `load_located` for what can go wrong."""
-    return load_located(locate(base, progress, quantized), base.dtype, quantized=quantized)
+def load(
+    base: Base,
+    progress: Callable[[str], None] | None = None,
+    quantized: bool = False,
+    check: Callable[[Any], None] | None = None,
+) -> Loaded:
+    """Locate and load `base`; see `locate` and `load_located` for what can go wrong.
+
+    `check` is given the tokenizer in between.
+    """
+    located = locate(base, progress, quantized)
+    if check:
+        check(located.tokenizer)
+    return load_located(located, base.dtype, quantized=quantized)
 
 
 def locate(

@@ -88,6 +88,13 @@ class Conversation:
         except torch.OutOfMemoryError as error:
             raise ModelError("the memory is full", hint="start again with /new, or lower --max-new-tokens") from error
 
+    def opens_thought(self) -> bool:
+        """Whether the prompt for the last answer ended with an opened thought, with which the answer then goes on."""
+        prompt = render_prompt(
+            self._unanswered(self.turns[:-1]), self.tokenizer, Encoding(template=self.template), usual=True
+        )
+        return prompt.text.rstrip().endswith(thinking.OPEN)
+
     def _remember(self, asked: Message, answer: str) -> None:
         self.turns += [asked, Message("assistant", answer)]
 
@@ -111,12 +118,14 @@ class Conversation:
         self.turns = turns[:-1]
         return prompt
 
-    def _encode(self, turns: list[Message]) -> Any:
+    def _unanswered(self, turns: list[Message]) -> Record:
+        """The record at whose end stands what it has not answered yet."""
         system = [Message("system", self.system)] if self.system else []
-        # What it has not answered yet stands at the end of a record.
-        record = Record((*system, *turns, Message("assistant", "")), Place("", 0, 0))
+        return Record((*system, *turns, Message("assistant", "")), Place("", 0, 0))
+
+    def _encode(self, turns: list[Message]) -> Any:
         try:
-            return self._apply_template(record)
+            return self._apply_template(self._unanswered(turns))
         except TEMPLATE_ERRORS as error:
             raise ModelError(
                 f"the model's chat template refuses this: {error}", hint="try without /system, or start again with /new"
@@ -164,6 +173,10 @@ class _Template:
     """What a chat template asks of a tokenizer, as a .gguf file says it."""
 
     engine: LlamaCpp
+
+    @property
+    def name_or_path(self) -> str:
+        return str(self.engine.file)
 
     @property
     def chat_template(self) -> str:
@@ -241,11 +254,23 @@ def plainly(conversation: Conversation, question: str, say: Callable[[str], None
 
 
 def as_json(conversation: Conversation, question: str, say: Callable[[str], None]) -> None:
-    """One line of JSON with question, answer and thinking, which is null where the answer begins with no thought."""
+    """One line of JSON with question, answer and thinking, which is null where the answer begins with no thought.
+
+    The answer is empty where the thought was not closed.
+    """
     said = conversation.ask(question, lambda piece: None)
-    parts = thinking.part(said) or thinking.Reasoned("", said)
+    parts = _parted(said, conversation.opens_thought())
     told = {"question": question, "answer": parts.answer.strip(), "thinking": parts.reasoning.strip() or None}
     say(json.dumps(told, ensure_ascii=False) + "\n")
+
+
+def _parted(said: str, is_opened: bool) -> thinking.Reasoned:
+    """Thought and answer; a thought begins behind a prompt that opened it, or with <think>, and may never end."""
+    if is_opened and not said.startswith(thinking.OPEN):
+        said = thinking.OPEN + said
+    if not said.startswith(thinking.OPEN):
+        return thinking.Reasoned("", said)
+    return thinking.part(said) or thinking.Reasoned(said.removeprefix(thinking.OPEN), "")
 
 
 def talk(

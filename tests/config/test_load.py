@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -314,13 +315,21 @@ def test_template_arguments_are_pairs_or_json(said: Any, wanted: dict[str, Any])
     assert load_config(Template, flags={"kwargs": said}).kwargs == wanted
 
 
-@pytest.mark.parametrize("said", ["x", "a=1,b=[1,2]", '{"a": ', "[1, 2]", '{"a b": 1}', "=1"])
+@pytest.mark.parametrize("said", ["x", '{"a": ', "[1, 2]", '{"a b": 1}', "=1", "a=b,c"])
 def test_template_arguments_that_are_neither_are_refused_with_an_example(said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(Template, flags={"kwargs": said})
     assert 'write NAME=VALUE,... such as reasoning_effort=low, or as JSON {"reasoning_effort": "low"}' in str(
         caught.value
     )
+
+
+@pytest.mark.parametrize("said", ['a={"x": 1, "y": 2}', 'a={"x": 1}', "b=1,a=[1,2]"])
+def test_template_arguments_with_parts_are_shown_the_form_in_json(said: str) -> None:
+    with pytest.raises(ConfigError, match=r"write all arguments as JSON, such as (\{.*\})") as caught:
+        load_config(LoraRun, sets=[f"template.kwargs={said}"])
+    example = str(caught.value).partition("such as ")[2].partition("\n")[0]
+    assert load_config(LoraRun, sets=[f"template.kwargs={example}"]).template.kwargs == json.loads(example)
 
 
 @pytest.mark.parametrize(("thinking", "value"), [("on", False), ("off", True)])

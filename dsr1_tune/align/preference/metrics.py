@@ -249,7 +249,7 @@ def as_table(before: Any, after: Any, beta: float, are_held_out: bool) -> Table:
     """Before and after, for the terminal."""
     is_paired = isinstance(after, HeldOutPairs)
     good, bad = ("chosen", "rejected") if is_paired else ("good", "bad")
-    count = f"{amount(after.num_pairs, 'pair')}" if is_paired else f"{amount(len(after.answers), 'answer')}"
+    count = amount(after.num_pairs, "pair") if is_paired else amount(len(after.answers), "answer")
     title = f"{'Held-out' if are_held_out else 'Training'} preferences ({count}, {amount(after.num_tokens, 'token')})"
     table = plain_table(title, "", "before", "after", "change")
 

@@ -13,11 +13,11 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
-from jinja2 import TemplateError, meta, nodes
+from jinja2 import TemplateError, TemplateSyntaxError, meta, nodes
 
 from dsr1_tune.config import Template
 from dsr1_tune.data.encode import thinking
-from dsr1_tune.errors import ConfigError
+from dsr1_tune.errors import ConfigError, ModelError
 
 TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, KeyError, AttributeError)
 """What a chat template raises for turns that it was not made for."""
@@ -189,8 +189,18 @@ def needless_mode(tokenizer: Any, template: Template) -> str:
 
 
 def check_arguments(tokenizer: Any, given: Settings, setting: str = "template.kwargs") -> None:
-    """Raise ConfigError for arguments that the template never reads, by the name of the setting that gives them."""
-    found = [_variables(source) for source in _sources(tokenizer)] if given else []
+    """Raise ConfigError for arguments that the template never reads, by the name of the setting that gives them.
+
+    Raises ModelError for a template that cannot be read itself.
+    """
+    try:
+        found = [_variables(source) for source in _sources(tokenizer)] if given else []
+    except TemplateSyntaxError as error:
+        base = getattr(tokenizer, "name_or_path", "") or "the base"
+        raise ModelError(
+            f"{base}: its chat template cannot be read: line {error.lineno}: {error.message}",
+            hint="correct it, in chat_template.jinja or tokenizer_config.json, or copy these files again",
+        ) from error
     read = set().union(*(names for names, _ in found))
     unread = [name for name in given if name not in read]
     if found and unread:

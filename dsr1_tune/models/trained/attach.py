@@ -22,20 +22,26 @@ from dsr1_tune.moe.expert_lora import use_grouped_products
 _RIGHT_BASE = "give an adapter together with the base that it was trained on"
 
 
-def load_with_adapter(path: str | Path | None, progress: Callable[[str], None] | None = None) -> Loaded:
+def load_with_adapter(
+    path: str | Path | None,
+    progress: Callable[[str], None] | None = None,
+    check: Callable[[Any], None] | None = None,
+) -> Loaded:
     """For using a model: a run folder, a PEFT adapter folder, a folder of trained experts, or any base.
 
-    Raises ModelError as `locate` and `load_located` do, and for an adapter or experts that do not fit their base.
+    `check` is given the tokenizer before any weights are read. Raises ModelError as `locate` and `load_located` do, and
+    for an adapter or experts that do not fit their base.
     """
     ref = ModelRef.resolve(path)
     if isinstance(ref, RewardModel):
         ref.refuse()
     if isinstance(ref, (Adapter, Experts)):
-        loaded = load(ref.base, progress, quantized=isinstance(ref, Adapter) and was_quantized(ref.path))
+        quantized = isinstance(ref, Adapter) and was_quantized(ref.path)
+        loaded = load(ref.base, progress, quantized, check)
         attach = attach_adapter if isinstance(ref, Adapter) else attach_experts
         return replace(loaded, model=attach(loaded, ref.path), name=f"{path} over {loaded.name}")
     model = ref.model if isinstance(ref, Run) and ref.model else path
-    return load(Base(model=None if model is None else str(model)), progress=progress)
+    return load(Base(model=None if model is None else str(model)), progress, check=check)
 
 
 def attach_adapter(loaded: Loaded, adapter: Path) -> Any:

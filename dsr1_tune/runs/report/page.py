@@ -24,7 +24,7 @@ from dsr1_tune.runs.report.align_sections import CURVES, LOSS_OF_ITS_OWN, TEXTS,
 from dsr1_tune.runs.report.expert_map import before_and_after
 from dsr1_tune.runs.trainer.callbacks import read_log
 from dsr1_tune.runs.watch.alarms import TEXTS as ALARM_TEXTS
-from dsr1_tune.runs.watch.alarms import in_words
+from dsr1_tune.runs.watch.alarms import advice_in, in_words
 from dsr1_tune.runs.watch.expert_tables import ExpertTables
 
 FILE_NAME = "report.html"
@@ -103,7 +103,7 @@ def render(run: _RunFacts, language: Language = "en") -> str:
         language,
         meaning=partial(meaning, language=language),
         alarm_kind=lambda what: ALARM_TEXTS.named("kind", what, language),
-        advice=lambda alarm: in_words(map(str, alarm.get("advice") or ()), language),
+        advice=lambda alarm: in_words(advice_in(alarm), language),
         canvas=(WIDTH, HEIGHT),
         max_answer_chars=MAX_ANSWER_CHARS,
         **_view(run, language),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from dsr1_tune.config import AlignRun, EsftRun, LoraRun, TuneRun
 from dsr1_tune.moe.monitor import Routing
@@ -45,7 +45,8 @@ class Alarm:
 
     def __str__(self) -> str:
         kind = TEXTS.text(f"kind_{self.what}", "en")
-        return f"{kind} ({self.where}, since step {self.since_step}): {self.detail}. Try: {self.try_}"
+        said = f"{kind} ({self.where}, since step {self.since_step}): {self.detail}"
+        return f"{said}. Try: {self.try_}" if self.try_ else said
 
 
 Changes = Callable[[TuneRun], bool]
@@ -102,6 +103,12 @@ _ADVICE: dict[Kind, dict[str, Changes]] = {
 def advise(what: Kind, run: TuneRun) -> tuple[str, ...]:
     """What may help against a kind of alarm in this run: nothing that is so already, or that it cannot have."""
     return tuple(name for name, is_change in _ADVICE[what].items() if is_change(run))
+
+
+def advice_in(alarm: Mapping[str, Any]) -> tuple[str, ...]:
+    """The advice of an alarm that a run has written; all of its kind, where an earlier release named none."""
+    told = alarm.get("advice")
+    return tuple(map(str, told if isinstance(told, list) else _ADVICE.get(cast(Kind, str(alarm.get("what"))), ())))
 
 
 def in_words(advice: Iterable[str], language: Language) -> str:

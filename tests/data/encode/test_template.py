@@ -18,7 +18,7 @@ from dsr1_tune.data.encode.template import (
     thinking_switch,
     thinks_unasked,
 )
-from dsr1_tune.errors import ConfigError
+from dsr1_tune.errors import ConfigError, ModelError
 from tests.data.encode.slow_labels import DEEPSEEK_V3_1
 from tests.real_templates import template, tokenizer_of
 
@@ -64,6 +64,14 @@ def test_template_arguments_that_it_never_reads_are_refused(
         check_arguments(tokenizer, given)
     assert caught.value.message.startswith("template.kwargs: the base's chat template") and said in caught.value.message
     assert caught.value.hint == hint
+
+
+def test_template_that_cannot_be_read_is_told_with_its_base() -> None:
+    tokenizer = tokenizer_of(template("qwen3"))
+    tokenizer.chat_template, tokenizer.name_or_path = "{% if x %}\n{{ messages }", "some/base"
+    with pytest.raises(ModelError, match=r"^some/base: its chat template cannot be read: line 2: ") as caught:
+        check_arguments(tokenizer, {"x": 1})
+    assert "chat_template.jinja" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from dsr1_tune.config import Schedule, Sequences, TuneRun
 from dsr1_tune.data.encode.example import IGNORED, encode
 from dsr1_tune.data.inspect.learned import parts_of, show_learned
 from dsr1_tune.data.read.read import read
+from dsr1_tune.errors import ConfigError
 
 TURNS = [
     {"role": "user", "content": "a 感冒?"},
@@ -75,3 +76,29 @@ def test_data_show_with_a_base_takes_the_settings_of_a_run(file: Path, tiny_base
     assert len(one["input_ids"]) == len(one["labels"]) and one["index"] == 0 and one["num_cut"] == 0
     refused = show("--json")
     assert refused.exit_code != 0 and "no chat template" in str(refused.exception)
+
+
+def test_data_show_refuses_template_arguments_that_a_run_refuses(file: Path, tiny_base: Path) -> None:
+    words = ["data", "show", str(file), "--base", str(tiny_base), "--set", "template.kwargs.effort=low"]
+    refused = CliRunner().invoke(cli.app, words)
+    assert isinstance(refused.exception, ConfigError) and "never reads effort" in refused.exception.message
+    assert refused.stdout == ""
+
+
+@pytest.mark.parametrize("section", ["esft: {share: 0.5}", "train: {only: [attention]}", "adapter: {rank: 2}"])
+def test_data_show_takes_the_config_of_any_training_command(
+    file: Path, tiny_base: Path, tmp_path: Path, section: str
+) -> None:
+    (tmp_path / "run.yaml").write_text(f"{section}\nsequences: {{learn: [user]}}\n")
+    words = ["data", "show", str(file), "--base", str(tiny_base), "--config", str(tmp_path / "run.yaml"), "--json"]
+    told = CliRunner().invoke(cli.app, [*words, "--row", "0"])
+    assert told.exit_code == 0, told.exception
+    [one] = json.loads(told.stdout)
+    assert [part["text"] for part in one["parts"] if part["learned"]] == ["a 感冒?<|im_end|>", "c?<|im_end|>"]
+
+
+def test_data_show_names_a_section_that_no_training_command_has(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("esft: {share: 0.5}\ntrian: {only: [attention]}\n")
+    refused = CliRunner().invoke(cli.app, ["data", "show", str(file), "--config", str(tmp_path / "run.yaml")])
+    assert isinstance(refused.exception, ConfigError)
+    assert refused.exception.message == f"{tmp_path / 'run.yaml'}: trian: there is no such setting"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from dsr1_tune.errors import ModelError
 from dsr1_tune.models.llama_cpp.client import LlamaCpp
 from dsr1_tune.models.load import load
 from dsr1_tune.models.ref import Gguf, ModelRef
-from dsr1_tune.serve.chat import GgufConversation
+from dsr1_tune.serve.chat import GgufConversation, as_json
 from tests.export.gguf.conftest import quantized
 from tests.real_templates import template
 
@@ -129,6 +130,18 @@ def test_gguf_chat_tells_a_template_that_refuses_a_system_prompt_before_the_ques
     asked = conversation._encode([Message("user", "be brief\n\nhello")])
     conversation.system = "be brief"
     assert conversation._encode([Message("user", "hello")]) == asked != plain
+
+
+@pytest.mark.parametrize("opened", ["<think>\n", ""])
+def test_gguf_chat_as_json_asks_the_prompt_whether_a_thought_was_opened(
+    engine: LlamaCpp, monkeypatch: pytest.MonkeyPatch, opened: str
+) -> None:
+    source = engine.chat_template or ""
+    monkeypatch.setattr(engine, "chat_template", source + "{% if add_generation_prompt %}" + opened + "{% endif %}")
+    conversation, lines = GgufConversation(engine, max_new_tokens=4), list[str]()
+    as_json(conversation, "hello", lines.append)
+    told, said = json.loads("".join(lines)), conversation.turns[-1].content
+    assert said and (told["answer"], told["thinking"]) == (("", said) if opened else (said, None))
 
 
 def test_gguf_chat_forgets_the_oldest_where_the_context_ends(engine: LlamaCpp) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -143,6 +144,16 @@ def test_page_of_an_alarm_names_it_and_says_what_to_try(tmp_path: Path) -> None:
         said = Page(page_of(folder, language)).section("alarms")
         assert ALARMS.say("kind_loss_spike", language) in said and ALARMS.say("try_lower_rate", language) in said
         assert "kind_of_tomorrow" in said and "try_" not in said
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_page_of_an_alarm_of_an_earlier_release_says_what_to_try(tmp_path: Path, language: Any) -> None:
+    folder = fill(tmp_path / "run")
+    alarms = folder.manifest()["alarms"]
+    del alarms[0]["advice"]
+    folder.update(alarms=alarms)
+    said = Page(page_of(folder, language)).section("alarms")
+    assert all(ALARMS.say(f"try_{name}", language) in said for name in ("lower_rate", "raise_warmup"))
 
 
 def test_page_leaves_the_folder_of_the_data_out(tmp_path: Path) -> None:

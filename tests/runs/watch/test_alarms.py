@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from dsr1_tune.config import Base, DpoRun, Esft, EsftRun, FullRun, LoraRun, Router, TuneRun
-from dsr1_tune.runs.watch.alarms import TEXTS, Alarm, Kind, advise
+from dsr1_tune.runs.watch.alarms import TEXTS, Alarm, Kind, advice_in, advise
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -28,6 +28,24 @@ def test_alarm_of_every_kind_says_what_it_is_and_what_to_try() -> None:
         "advice": ("lower_rate", "raise_warmup", "look_at_records"),
         "try": "lower schedule.learning_rate; raise schedule.warmup_share; look at the records of these steps",
     }
+
+
+def test_alarm_without_advice_says_nothing_of_trying() -> None:
+    assert str(Alarm("nan_loss", "loss", 3, "nan")).endswith("(loss, since step 3): nan")
+
+
+@pytest.mark.parametrize(
+    ("told", "advice"),
+    [
+        ({"what": "loss_spike", "try": "x"}, ("lower_rate", "raise_warmup", "look_at_records")),
+        ({"what": "loss_spike", "advice": ["lower_rate"]}, ("lower_rate",)),
+        ({"what": "loss_spike", "advice": []}, ()),
+        ({"what": "of tomorrow", "try": "x"}, ()),
+        ({"what": ["loss_spike"]}, ()),
+    ],
+)
+def test_advice_of_an_alarm_in_a_file(told: dict[str, Any], advice: tuple[str, ...]) -> None:
+    assert advice_in(told) == advice
 
 
 @pytest.mark.parametrize(
