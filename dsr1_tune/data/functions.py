@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-SCHEMAS = ("parameters", "input_schema")
-"""Where a function's schema stands: OpenAI's name, Anthropic's."""
+SCHEMAS = ("parameters", "input_schema", "inputSchema")
+"""Where a function's schema stands: OpenAI's name, Anthropic's, MCP's."""
 _SAID_ELSEWHERE = ("patternProperties", "$ref", "allOf", "anyOf", "oneOf", "if")
 
 
@@ -42,7 +42,17 @@ def described_in(tool: Any) -> dict[str, Any]:
 
 def _function(described: Mapping[str, Any]) -> Function:
     schema: Any = next((described[name] for name in SCHEMAS if isinstance(described.get(name), dict)), {})
+    if not _is_schema(schema):
+        return Function()
     properties, required = schema.get("properties"), schema.get("required")
     is_open = schema.get("additionalProperties") not in (None, False) or any(name in schema for name in _SAID_ELSEWHERE)
     takes = frozenset(map(str, properties)) if isinstance(properties, dict) and not is_open else None
     return Function(takes, frozenset(map(str, required)) if isinstance(required, list) else frozenset())
+
+
+def _is_schema(schema: Mapping[str, Any]) -> bool:
+    """Whether this is a schema, and not a bare map of arguments of which one is called `properties`."""
+    kind, properties = schema.get("type"), schema.get("properties")
+    if isinstance(kind, str) and kind.lower() == "object":
+        return True
+    return not isinstance(properties, dict) or all(isinstance(one, (dict, bool)) for one in properties.values())

@@ -10,7 +10,7 @@ from dsr1_tune.data.record import Checked, Drop, Row
 from dsr1_tune.data.rules.checker import Checker, long_enough, not_empty
 from dsr1_tune.data.rules.packs import Pack, load_pack
 from dsr1_tune.data.rules.pairs import answers_differ, remarks_on_pair
-from dsr1_tune.data.rules.remarks import remarks_on_calls, remarks_on_masks
+from dsr1_tune.data.rules.remarks import remarks_on_calls, remarks_on_masks, remarks_on_unread_calls
 
 MIN_UNENDED_ROWS = 20
 MIN_UNENDED_SHARE = 0.01
@@ -39,7 +39,12 @@ class RowCheck:
         checked = self._ruled(row)
         if isinstance(checked.row, Drop):
             return checked
-        remarks = (*remarks_on_pair(row), *remarks_on_calls(row), *remarks_on_masks(row))
+        remarks = (
+            *remarks_on_pair(row),
+            *remarks_on_unread_calls(row),
+            *remarks_on_calls(row),
+            *remarks_on_masks(row),
+        )
         return replace(checked, notes=remarks + checked.notes) if remarks else checked
 
     def _ruled(self, row: Row) -> Checked:

@@ -25,6 +25,8 @@ OPEN = Function(None, frozenset({"city"}))
         ({**CITY, "anyOf": [{}]}, OPEN),
         ({"type": "object"}, Function()),
         ({"type": "object", "properties": {}}, Function(frozenset())),
+        ({"type": "OBJECT", "properties": {"properties": {"type": "object"}}}, Function(frozenset({"properties"}))),
+        ({"city": {"type": "string"}, "properties": {"type": "string", "description": "P"}}, Function()),
         (None, Function()),
         ([], Function()),
     ],
@@ -33,6 +35,7 @@ OPEN = Function(None, frozenset({"city"}))
 def test_functions_of_say_what_may_be_given(schema: Any, function: Function) -> None:
     forms = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
     forms += [{"name": "f", "parameters": schema}, {"name": "f", "input_schema": schema}]
+    forms += [{"name": "f", "inputSchema": schema}]
     for form in forms:
         assert functions_of(json.dumps([form])) == functions_of(json.dumps(form)) == {"f": function}
 

@@ -448,13 +448,29 @@ def test_turn_that_its_author_excludes_is_not_learned(tmp_path: Path, said: dict
 ANY_MASK = ("weight", "loss", "loss_weight", "loss_mask", "train", "training", "trainable", "masked")
 
 
-@pytest.mark.parametrize("name", ANY_MASK)
-@pytest.mark.parametrize("value", [0.5, 2, -1, "0.5", "half", [0, 1], {"a": 0}], ids=str)
-def test_weight_between_or_beyond_is_refused(tmp_path: Path, name: str, value: Any) -> None:
+@pytest.mark.parametrize("name", ["weight", "loss_weight"])
+@pytest.mark.parametrize("value", [0.5, "0.5", 0.001], ids=repr)
+def test_weight_between_is_refused_on_an_answer(tmp_path: Path, name: str, value: Any) -> None:
     drop = row_of(tmp_path, ASK, {**ANSWER, name: value})
     assert isinstance(drop, Drop), drop
     assert (drop.code, drop.path) == ("wrong_type", f"$.messages[1].{name}")
     assert str(value) in drop.detail and drop.fix
+    row = row_of(tmp_path, {**ASK, name: value}, ANSWER)
+    assert isinstance(row, Record) and row.messages[1].is_learned
+
+
+@pytest.mark.parametrize("name", ANY_MASK)
+@pytest.mark.parametrize("value", [2, 1.23, "half", "1e999", [0, 1], [], {"a": 0}], ids=repr)
+def test_what_is_no_mask_leaves_a_turn_to_be_learned(tmp_path: Path, name: str, value: Any) -> None:
+    row = row_of(tmp_path, ASK, {**ANSWER, name: value})
+    assert isinstance(row, Record), row
+    assert row.messages[1].is_learned
+
+
+def test_loss_that_was_measured_is_no_mask_and_a_weight_below_zero_is_no_yes(tmp_path: Path) -> None:
+    said = [{"loss": 0.5}, {"loss_mask": 0.3}, {"train": 0.5}, {"masked": 0.5}, {"weight": -1}, {"loss_weight": "-2"}]
+    rows = [row_of(tmp_path, ASK, {**ANSWER, **one}) for one in said]
+    assert [row.messages[1].is_learned for row in rows] == [True, True, True, True, False, False]
 
 
 @pytest.mark.parametrize("name", ANY_MASK)

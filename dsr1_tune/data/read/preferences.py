@@ -21,7 +21,7 @@ def preference(row: dict[str, Any], shape: Shape, tools: Tools, place: Place, no
     (good, good_path), (bad, bad_path) = _two_answers(row, shape)
     has_prompt = bool(shape.turns or shape.question)
     chosen = _answered(good, good_path, has_prompt, tools)
-    rejected = _answered(bad, bad_path, has_prompt, tools)
+    rejected = _answered(bad, bad_path, has_prompt, replace(tools, is_worse=True))
     told = _shared(chosen[:-1], rejected[:-1], has_prompt)
     asked = conversation(row, replace(shape, answer=""), tools, notes) if has_prompt else ()
     if (
@@ -114,6 +114,8 @@ def _scored(row: dict[str, Any], shape: Shape) -> list[Drop]:
 
 def feedback(row: dict[str, Any], shape: Shape, tools: Tools, place: Place, rated: str, notes: list[Drop]) -> Feedback:
     """A prompt with an answer and what people think of it; `rated` is a label that shows them to be ratings."""
+    is_good = parse_label(row[shape.label], path_to(shape.label), rated)
+    tools = replace(tools, is_worse=not is_good)
     messages = conversation(row, shape, tools, notes)
     if shape.turns and shape.answer and messages[-1].role != "assistant":
         messages += spoken(row[shape.answer], "assistant", path_to(shape.answer), tools)
@@ -121,5 +123,4 @@ def feedback(row: dict[str, Any], shape: Shape, tools: Tools, place: Place, rate
     if messages[-1].role != "assistant":
         detail = f"it ends with the {messages[-1].role}'s turn, so that there is no answer to label"
         raise Unusable("no_assistant", detail, "add the answer", messages[-1].path)
-    is_good = parse_label(row[shape.label], path_to(shape.label), rated)
     return Feedback(messages[:-1], messages[-1], is_good, place, tools.text, row)

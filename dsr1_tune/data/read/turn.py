@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dsr1_tune.data.encode import thinking
-from dsr1_tune.data.read.calling.calls import IDS, call_of, calls_beside, calls_said, must_hold_whole_calls, named
+from dsr1_tune.data.read.calling.calls import IDS, call_of, calls_beside, calls_in_answer, calls_said, named
 from dsr1_tune.data.read.calling.tools import Tools
 from dsr1_tune.data.read.values import Unusable, as_json, is_null, is_sound, key_of, kind_of, short, text_of
 from dsr1_tune.data.record import Message, Role, ToolCall
@@ -25,6 +25,7 @@ _CALL_PARTS = ("tool_call", "tool_use", "function_call", "function")
 _RESULT_PARTS = ("tool_result", "tool_response", "function_call_output")
 # What authors write on a turn that is shown but not learned: with no, or, of the last, with yes.
 _MASKS = ("weight", "loss", "loss_weight", "loss_mask", "train", "training", "trainable", "masked")
+_WEIGHTS = ("weight", "loss_weight")
 _ANSWERS = {**dict.fromkeys(("0", "0.0", "false", "no"), False), **dict.fromkeys(("1", "1.0", "true", "yes"), True)}
 
 
@@ -52,6 +53,8 @@ def read_turn(turn: dict[str, Any], path: str, tools: Tools) -> tuple[Message, .
         raise Unusable("unknown_role", f"the role {short(said_by)} is not known", fix, f"{path}.{role_key}")
     value: Any = turn.get(text_key)
     where = f"{path}.{text_key}"
+    is_shown_only = not is_learned(turn, path, role)
+    may_be_text = is_shown_only or tools.is_worse
     parts = _Parts()
     if role == "assistant":
         parts.calls += calls_beside(turn, path, tools)
@@ -63,27 +66,35 @@ def read_turn(turn: dict[str, Any], path: str, tools: Tools) -> tuple[Message, .
     elif role == "tool" and isinstance(value, (dict, list)) and not _is_one_text(value):
         parts.texts.append(as_json(tools.result(value), where))
     elif word in _CALLING and isinstance(value, (dict, list)) and not _is_one_text(value):
-        parts.calls += calls_said(value, where, tools)[0]
+        _take_call(value, parts, where, tools, may_be_text)
     elif not text_key and not parts.calls:
         raise Unusable("missing_field", f"a turn of the {role} without content", "add its content", path)
     elif not (is_null(value) and parts.calls):
         parts.texts.append(text_of(value, where))
-    if role == "assistant":
-        _take_calls_from_text(parts, word in _CALLING and not parts.calls, where, tools)
-    messages = _messages(turn, role, parts, where if text_key and not is_null(value) else path)
-    return messages if is_learned(turn, path) else tuple(replace(message, is_learned=False) for message in messages)
-
-
-def _take_calls_from_text(parts: _Parts, is_call: bool, path: str, tools: Tools) -> None:
-    """Of a turn that `is_call` the text is one, perhaps behind a thought; any other that begins with one stays text."""
     text = "".join(parts.texts)
-    if not is_call:
-        must_hold_whole_calls(text, path)
-    elif text.strip():
-        thought = thinking.part(text)
-        parts.calls, words = calls_said(thought.answer if thought else text, path, tools)
-        parts.texts = [words]
-        parts.thoughts += [thought.reasoning] if thought else []
+    if role == "assistant" and not parts.calls:
+        if word not in _CALLING:
+            parts.calls, words = calls_in_answer(text, where)
+            parts.texts = [words]
+        elif text.strip():
+            parts.texts = []
+            _take_call(text, parts, where, tools, may_be_text)
+    messages = _messages(turn, role, parts, where if text_key and not is_null(value) else path)
+    return tuple(replace(message, is_learned=False) for message in messages) if is_shown_only else messages
+
+
+def _take_call(value: Any, parts: _Parts, path: str, tools: Tools, may_be_text: bool) -> None:
+    """Put what a turn says that should be a call where it belongs; what cannot be read, if it may, to the texts."""
+    try:
+        calls, words, thought = calls_said(value, path, tools)
+    except Unusable:
+        if not may_be_text:
+            raise
+        parts.texts.append(value if isinstance(value, str) else as_json(value, path))
+        return
+    parts.calls += calls
+    parts.texts.append(words)
+    parts.thoughts += [thought] if thought else []
 
 
 def _messages(turn: dict[str, Any], role: Role, parts: _Parts, path: str) -> tuple[Message, ...]:
@@ -111,23 +122,37 @@ def _with_thought(turn: dict[str, Any], content: str, parts: _Parts) -> str:
     return f"{thinking.OPEN}\n{thought}\n{thinking.CLOSE}\n\n{content}"
 
 
-def is_learned(turn: Mapping[str, Any], path: str) -> bool:
+def is_learned(turn: Mapping[str, Any], path: str, role: Role = "assistant") -> bool:
     """Whether the author lets the turn be learned: not `weight: 0`, `loss: false`, `train: false`, `masked: true`.
 
-    Raises Unusable where it says neither yes nor no: a token is learned or not, with no weights between.
+    Raises Unusable where an answer has a weight between 0 and 1: a token is learned or not.
     """
-    allowed = [_allows(name, turn[name], f"{path}.{name}") for name in _MASKS if name in turn]
+    allowed = [_allows(name, turn[name], f"{path}.{name}", role) for name in _MASKS if name in turn]
     return all(allowed)
 
 
-def _allows(name: str, value: Any, path: str) -> bool:
-    if is_null(value) or value == "":
+def _allows(name: str, value: Any, path: str, role: Role) -> bool:
+    """What one of the masks says; what is none, such as a loss that was measured, says nothing."""
+    if not isinstance(value, (bool, int, float, str)):
         return True
-    said = None if isinstance(value, (dict, list)) else _ANSWERS.get(str(value).strip().lower())
-    if said is None:
-        fix = "write 1 to learn the turn, 0 to show it only" if name != "masked" else "write true or false"
-        raise Unusable("wrong_type", f"{kind_of(value)}, neither 0 nor 1", fix, path)
-    return said != (name == "masked")
+    said = _ANSWERS.get(str(value).strip().lower())
+    if said is not None:
+        return said != (name == "masked")
+    weight = _number(value) if name in _WEIGHTS else 1.0
+    if role == "assistant" and 0 < weight < 1:
+        raise Unusable(
+            "wrong_type", f"{kind_of(value)}, neither 0 nor 1", "write 1 to learn the turn, 0 to show it only", path
+        )
+    return weight > 0
+
+
+def _number(value: float | str) -> float:
+    """The weight that this says; 1 where it says none."""
+    try:
+        weight = float(value)
+    except (ValueError, OverflowError):
+        return 1.0
+    return 1.0 if is_null(weight) else weight
 
 
 def together(messages: Iterable[Message]) -> tuple[Message, ...]:

@@ -1,13 +1,14 @@
-"""Remarks on single rows that are kept: calls that do not fit the row's tools, and rows of which nothing is learned."""
+"""Remarks on single rows that are kept: calls that cannot be read or do not fit the tools, and nothing to learn."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
 
+from dsr1_tune.data.call_text import begins_with_broken_call
 from dsr1_tune.data.functions import Function, functions_of
 from dsr1_tune.data.record import Drop, Record, Row, ToolCall
-from dsr1_tune.data.rules.text_features import exemplary
+from dsr1_tune.data.rules.text_features import exemplary, quoted
 
 MAX_NAMED = 5
 
@@ -48,6 +49,15 @@ def _misfits(call: ToolCall, function: Function) -> Iterator[str]:
 def _listed(names: Iterable[str]) -> str:
     some = sorted(names)
     return ", ".join(map(repr, some[:MAX_NAMED])) + (", ..." if len(some) > MAX_NAMED else "")
+
+
+def remarks_on_unread_calls(row: Row) -> tuple[Drop, ...]:
+    """The first answer to be learned that begins with a call in tags that cannot be read, and so is learned as text."""
+    for message in exemplary(row):
+        if message.role == "assistant" and message.is_learned and begins_with_broken_call(message.content):
+            detail = f"{quoted(message.content)} begins with a call that cannot be read, and is learned as text"
+            return (Drop("unread_call", detail, "mend the call, if it should be one", message.path),)
+    return ()
 
 
 def remarks_on_masks(row: Row) -> tuple[Drop, ...]:

@@ -9,7 +9,7 @@ import pytest
 
 from dsr1_tune.data.record import Feedback, Message, Place, Preference, Prompt, Record, ToolCall
 from dsr1_tune.data.row_check import RowCheck
-from dsr1_tune.data.rules.remarks import remarks_on_calls, remarks_on_masks
+from dsr1_tune.data.rules.remarks import remarks_on_calls, remarks_on_masks, remarks_on_unread_calls
 
 PLACE, ASK = Place("a", 1, 0), Message("user", "Q", "$.messages[0].content")
 SCHEMA = {"type": "object", "properties": {"city": {}, "n": {}}, "required": ["city"]}
@@ -68,6 +68,19 @@ def test_record_of_which_its_author_lets_nothing_be_learned_is_remarked_on() -> 
     assert remarks_on_masks(Record((ASK, shown, ASK, learned), PLACE)) == ()
     assert remarks_on_masks(Record((ASK, learned, ASK, shown), PLACE)) == ()
     assert remarks_on_masks(Preference((ASK,), shown, learned, PLACE)) == ()
+
+
+def test_broken_call_in_tags_is_remarked_on_once_where_it_is_learned_and_should_be_good() -> None:
+    text = '<tool_call>\n{"name": "seek", "argu'
+    broken, fine = Message("assistant", text, "$.b"), Message("assistant", "A")
+    (note,) = remarks_on_unread_calls(Record((ASK, broken, ASK, broken), PLACE))
+    assert (note.code, note.path) == ("unread_call", "$.b") and "argu" in note.detail and note.fix
+    learned = [Preference((ASK,), broken, fine, PLACE), Feedback((ASK,), broken, True, PLACE)]
+    assert all(map(remarks_on_unread_calls, learned))
+    shown = Message("assistant", text, is_learned=False)
+    others = [Preference((ASK,), fine, broken, PLACE), Feedback((ASK,), broken, False, PLACE)]
+    others += [Record((ASK, shown, ASK, fine), PLACE), Record((Message("user", text), fine), PLACE)]
+    assert not any(map(remarks_on_unread_calls, others))
 
 
 def test_every_way_of_reading_rows_brings_the_remarks() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
+import math
 from collections.abc import Mapping
 from typing import Any
 
+from dsr1_tune.data.call_text import OPEN, calls_in, calls_in_tags, is_call, value_of, without_thought
 from dsr1_tune.data.encode import thinking
 from dsr1_tune.data.read.calling.tools import Tools
 from dsr1_tune.data.read.values import Unusable, is_null, is_sound, kind_of, short, sound_text
@@ -14,11 +15,9 @@ from dsr1_tune.data.record import ToolCall
 
 IDS = ("id", "tool_call_id", "call_id", "tool_use_id")
 _ARGUMENTS = ("arguments", "parameters", "input", "args")
-_OPEN = "<tool_call>"
-_TAGGED = re.compile(rf"{_OPEN}\s*(.*?)\s*</tool_call>", re.DOTALL)
-_TAGGED_JSON = re.compile(rf"{_OPEN}\s*([{{\[].*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
-_PYTHON = re.compile(r"\s*\[?\s*\{\s*'")
+_BEGINS = ("{", "[", "```", "<tool", "<function")
 _WRITE_CALL = 'write {"name": "the function", "arguments": {...}}'
+_WRITE_TURN = f"{_WRITE_CALL}; or give the turn the role assistant (gpt) to keep it as text"
 _WRITE_CALLS = 'write a list of calls: [{"type": "function", "function": {"name": ..., "arguments": {...}}}]'
 _WRITE_ARGUMENTS = 'write the arguments by name, as an object or the text of one: {"city": "Paris"}'
 
@@ -41,8 +40,8 @@ def calls_beside(turn: Mapping[str, Any], path: str, tools: Tools) -> list[ToolC
 def _is_absent(value: Any) -> bool:
     """Whether no call is there: a table writes one that is absent as a struct or a list of nulls."""
     if isinstance(value, str):
-        return value.strip() in ("", "null", "[]", "{}")
-    return value in ([], {}) or _is_null_throughout(value)
+        return value.strip().lower() in ("", "null", "none", "nan", "false", "0", "[]", "{}")
+    return value in ({}, 0) or _is_null_throughout(value) or (isinstance(value, list) and all(map(_is_absent, value)))
 
 
 def _is_null_throughout(value: Any) -> bool:
@@ -50,28 +49,43 @@ def _is_null_throughout(value: Any) -> bool:
     return is_null(value) or (bool(inside) and all(map(_is_null_throughout, inside)))
 
 
-def calls_said(value: Any, path: str, tools: Tools) -> tuple[list[ToolCall], str]:
-    """What a ShareGPT `function_call` turn says, and the words around it: one call or a list, as JSON or as its text.
+def calls_said(value: Any, path: str, tools: Tools) -> tuple[list[ToolCall], str, str]:
+    """What a ShareGPT `function_call` turn says, the words around it, and the thought before it.
 
-    Raises Unusable where it is anything else.
+    That is one call or a list, as JSON or as its text. Raises Unusable where it is anything else.
     """
-    words = ""
-    if isinstance(value, str):
-        text = value
-        tagged = [_parsed(inner, path) for inner in _TAGGED.findall(text)]
-        words = _TAGGED.sub("", text).strip() if tagged else ""
-        if _OPEN in words:
-            raise Unusable(
-                "bad_tool_call", f"{short(words)}: a call that is not closed", "end it with </tool_call>", path
-            )
-        value = tagged or _parsed(text, path)
-        # What is written as text no table has filled up.
-        calls = [call_of(call, at, None) for call, at in _listed(value, path)]
-    else:
-        calls = [call_of(call, at, tools) for call, at in _listed(value, path)]
+    words = thought = ""
+    try:
+        if isinstance(value, str):
+            value, words, thought = _read(value, path)
+            # What is written as text no table has filled up.
+            calls = [call_of(call, at, None) for call, at in _listed(value, path)]
+        else:
+            calls = [call_of(call, at, tools) for call, at in _listed(value, path)]
+    except Unusable as bad:
+        drop = bad.drop
+        raise Unusable(drop.code, drop.detail, drop.fix.replace(_WRITE_CALL, _WRITE_TURN), drop.path) from None
     if not calls:
-        raise Unusable("bad_tool_call", f"{kind_of(value)}, which holds no call", _WRITE_CALL, path)
-    return calls, words
+        raise Unusable("bad_tool_call", f"{kind_of(value)}, which holds no call", _WRITE_TURN, path)
+    return calls, words, thought
+
+
+def _read(text: str, path: str) -> tuple[Any, str, str]:
+    """The value of a text that is a call, the words around it and the thought before it."""
+    # Where a text begins as a call, </think> stands in one of its arguments; and so it may behind other words.
+    thought = None if text.lstrip().startswith(_BEGINS) else thinking.part(text)
+    readings = [(thought.answer, thought.reasoning)] if thought else []
+    if not text.lstrip().startswith(thinking.OPEN):
+        readings.append((text, ""))
+    fault = "a thought alone"
+    for answer, reasoning in readings:
+        try:
+            said = calls_in(answer)
+        except ValueError as error:
+            fault = str(error)
+        else:
+            return said.value, said.words, reasoning
+    raise Unusable("bad_tool_call", f"{short(text)} is no call: {fault}", _WRITE_CALL, path)
 
 
 def _listed(value: Any, path: str) -> list[tuple[Any, str]]:
@@ -80,12 +94,21 @@ def _listed(value: Any, path: str) -> list[tuple[Any, str]]:
     return [(call, f"{path}[{number}]") for number, call in enumerate(value)]
 
 
-def must_hold_whole_calls(text: str, path: str) -> None:
-    """Raise Unusable where an answer begins with a call in tags that is broken: it stays text, and would be learned."""
-    if _OPEN in text and (said := thinking.strip(text).lstrip()).startswith(_OPEN):
-        for inner in _TAGGED_JSON.findall(said):
-            for call, at in _listed(_parsed(inner, path), path):
-                call_of(call, at, None)
+def calls_in_answer(text: str, path: str) -> tuple[list[ToolCall], str]:
+    """The calls of an answer that is nothing but calls in tags, and the thought before them; else none, and its text.
+
+    One JSON object in each pair of tags is what servers look for, and stays text.
+    """
+    said = without_thought(text) if OPEN in text else ""
+    if said.startswith(OPEN):
+        try:
+            found = calls_in_tags(said)
+            if not found.words and not found.is_plain and all(map(is_call, found.value)):
+                calls = [call_of(call, path, None) for call in found.value]
+                return calls, text[: len(text) - len(said)]
+        except (ValueError, Unusable):
+            pass
+    return [], text
 
 
 def call_of(call: Any, path: str, tools: Tools | None, outer: Mapping[str, Any] | None = None) -> ToolCall:
@@ -129,20 +152,18 @@ def _arguments(value: Any, path: str, name: str, tools: Tools | None) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The value with null where it holds NaN, which JSON has not."""
+    """The value with null where it holds NaN or an infinite number (1e999), which JSON has not."""
     if isinstance(value, dict):
         return {name: _plain(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
         return list(map(_plain, value))
-    return None if is_null(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parsed(text: str, path: str, fix: str = _WRITE_CALL) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        if _PYTHON.match(text):
-            fix = "this is Python's notation, not JSON: write it with json.dumps"
+        return value_of(text)
+    except ValueError as error:
         raise Unusable("bad_tool_call", f"{short(text)} is no JSON: {error}", fix, path) from None
 
 

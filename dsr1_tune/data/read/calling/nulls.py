@@ -96,20 +96,14 @@ def without_nulls(value: Any) -> Any:
 
 
 def tools_without_nulls(tools: Sequence[dict[str, Any]], is_filled: bool) -> list[dict[str, Any]]:
-    """Tools without the nulls that say nothing; `default`, `const` and members of lists may be null by intent.
+    """Tools without the nulls that say nothing; `default`, `const` and members of lists may be null by intent."""
+    return [without_nulls(tool) if is_filled else _meant(tool) for tool in tools]
 
-    A null where no schema can have one, such as in the place of a property, shows that a table has filled them up.
-    """
-    schemas = [
-        described[name]
-        for tool in tools
-        for described in (described_in(tool),)
-        for name in SCHEMAS
-        if name in described
-    ]
-    if is_filled or any(map(_has_stray_null, schemas)):
-        return [without_nulls(tool) for tool in tools]
-    return [_meant(tool) for tool in tools]
+
+def have_stray_nulls(tools: Iterable[dict[str, Any]]) -> bool:
+    """Whether nulls stand where no schema has one, as in the place of a property: a table has filled these tools up."""
+    described = map(described_in, tools)
+    return any(_has_stray_null(one[name]) for one in described for name in SCHEMAS if name in one)
 
 
 def _has_stray_null(value: Any, are_names: bool = False) -> bool:

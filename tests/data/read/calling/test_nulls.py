@@ -10,6 +10,7 @@ import pytest
 
 from dsr1_tune.data.read.read import read
 from dsr1_tune.data.record import Record
+from dsr1_tune.data.row_check import RowCheck
 
 ASK, ANSWER = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
 
@@ -88,9 +89,13 @@ def test_nulls_written_by_hand_stay_in_schemas_where_a_schema_has_some(write: An
     assert json.loads(row.tools) == [meant]
 
 
-def test_null_for_an_argument_that_the_function_has_not_is_none(write: Any) -> None:
+def test_null_for_an_argument_that_the_function_has_not_is_none_where_a_table_has_filled_the_tools(write: Any) -> None:
+    said = {"city": "Oslo", "until": None, "zone": None, "n": 1}
     tools = [tool(city={"type": "string"}, until={"type": "string"})]
-    (row,) = records(write, calling({"city": "Oslo", "until": None, "zone": None, "n": 1}, tools=tools))
+    (row,) = records(write, calling(said, tools=tools))
+    assert arguments_of(row) == [said]
+    assert [note.code for note in RowCheck(None).check(row).notes] == ["unfit_arguments"]
+    (row,) = records(write, calling(said, tools=[*tools, tool("g", city=None, zone={"type": "string"})]))
     assert arguments_of(row) == [{"city": "Oslo", "until": None, "n": 1}]
 
 
