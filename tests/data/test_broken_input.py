@@ -47,7 +47,7 @@ BROKEN = [
         "split",
     ),
     ("deep nesting", "a.json", "[" * 100_000 + "]" * 100_000, "more than 200 levels deep", "flatten"),
-    ("deep objects", "a.jsonl", '{"a":' * 9000 + "1" + "}" * 9000 + "\n{}", "2 rows can be used", "flatten"),
+    ("deep objects", "a.jsonl", '{"a":' * 9000 + "1" + "}" * 9000 + "\n{}", "of 2 rows none can be used", "flatten"),
     ("lone surrogates", "a.jsonl", '{"input": "Q", "output": "\\ud800"}', "half a character", "UTF-8"),
     ("NUL characters", "a.jsonl", '{"input": "Q", "output": "a\\u0000"}', "a NUL", "remove it"),
     ("an image", "a.json", PNG, "is binary", "UTF-8"),
