@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from dsr1_tune.config.pairs import json_or_text, no_argument
 from dsr1_tune.errors import ConfigError
 
 Group = Literal["attention", "dense_ffn", "shared_experts", "routed_experts"]
@@ -170,7 +171,7 @@ def _read_lists(kind: type[ConfigSection], value: Any) -> Any:
     for name, field in kind.model_fields.items():
         said, shape = value.get(name), get_origin(field.annotation)
         if isinstance(said, str) and shape is dict and said.lstrip().startswith("{"):
-            value = {**value, name: _json_or_text(said)}
+            value = {**value, name: json_or_text(said)}
         elif isinstance(said, str) and shape is dict and "=" in said:
             pairs = (part.rpartition("=") for part in said.split(","))
             value = {**value, name: {key.strip(): number.strip() for key, _, number in pairs}}
@@ -238,8 +239,8 @@ class Template(ConfigSection):
         """`{"low": "true"}`, as `kwargs=low=true` is read, is `{"low": True}`."""
         wrong = [name for name in value if not str(name).isidentifier()] if isinstance(value, dict) else [value]
         if wrong and value is not None:
-            raise ValueError(_no_argument(value, wrong[0]))
-        return {name: _json_or_text(given) for name, given in value.items()} if isinstance(value, dict) else value
+            raise ValueError(no_argument(value, wrong[0]))
+        return {name: json_or_text(given) for name, given in value.items()} if isinstance(value, dict) else value
 
     def _check(self) -> None:
         if taken := {"messages", "tools", "documents", "add_generation_prompt", "chat_template"} & self.kwargs.keys():
@@ -249,24 +250,6 @@ class Template(ConfigSection):
             if bool(value) != (self.thinking == "on"):
                 said = f"template.thinking={self.thinking} and template.kwargs.{name}={json.dumps(value)}"
                 raise ValueError(f"{said} contradict each other; give one of them")
-
-
-def _no_argument(value: Any, wrong: Any) -> str:
-    """What to say where `wrong` is no argument's name; `a={"x": 1, "y": 2}` was parted at its comma by then."""
-    words = [str(word) for pair in value.items() for word in pair] if isinstance(value, dict) else []
-    if any(mark in word for word in words for mark in "{["):
-        example = '{"reasoning": {"effort": "low", "steps": [1, 2]}}'
-        return f"a value that has parts cannot be written as NAME=VALUE; write all arguments as JSON, such as {example}"
-    said = wrong or value[wrong]
-    example = 'reasoning_effort=low, or as JSON {"reasoning_effort": "low"}'
-    return f"{said!r} gives no argument a value; write NAME=VALUE,... such as {example}"
-
-
-def _json_or_text(given: Any) -> Any:
-    try:
-        return json.loads(given) if isinstance(given, str) else given
-    except ValueError:
-        return given
 
 
 @dataclasses.dataclass(frozen=True)
