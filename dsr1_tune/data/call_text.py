@@ -125,15 +125,18 @@ def is_call(value: Any) -> bool:
     return isinstance(name, str) and bool(name.strip())
 
 
-def without_thought(text: str) -> str:
-    """What follows the thought with which a text begins, if it does."""
+def from_first_tag(text: str) -> str:
+    """An answer that begins with a call in <tool_call>, without the thought before it; "" for any other."""
+    if OPEN not in text:
+        return ""
     thought = _THOUGHT.match(text)
-    return text[thought.end() :] if thought else text.lstrip()
+    said = text[thought.end() :] if thought else text.lstrip()
+    return said if said.startswith(OPEN) else ""
 
 
 def begins_with_broken_call(text: str) -> bool:
     """Whether an answer, perhaps behind a thought, begins with a call in tags and what is in them cannot be read."""
-    said = without_thought(text) if OPEN in text else ""
+    said = from_first_tag(text)
     if not _BROKEN.match(said):
         return False
     try:

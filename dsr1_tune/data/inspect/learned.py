@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -89,8 +89,7 @@ def learned_as_json(rows: Iterable[Row | Drop], tokenizer: Any, config: TuneRun)
     """The same for programs: an entry for every example, and for every row of which there is none."""
     found = []
     for row, outcomes in encoded(rows, tokenizer, config):
-        place = row.place
-        where = {"file": place.file, "line": place.line, "index": place.index} if place else {}
+        where = asdict(row.place) if row.place else {}
         for outcome in outcomes:
             if isinstance(outcome, Drop):
                 found.append(where | {"code": outcome.code, "detail": outcome.detail, "fix": outcome.fix})

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dsr1_tune.data.call_text import OPEN, calls_in, calls_in_tags, is_call, value_of, without_thought
+from dsr1_tune.data.call_text import calls_in, calls_in_tags, from_first_tag, is_call, value_of
 from dsr1_tune.data.encode import thinking
 from dsr1_tune.data.read.calling.tools import Tools
 from dsr1_tune.data.read.values import Unusable, is_null, is_sound, kind_of, short, sound_text
@@ -99,8 +99,7 @@ def calls_in_answer(text: str, path: str) -> tuple[list[ToolCall], str]:
 
     One JSON object in each pair of tags is what servers look for, and stays text.
     """
-    said = without_thought(text) if OPEN in text else ""
-    if said.startswith(OPEN):
+    if said := from_first_tag(text):
         try:
             found = calls_in_tags(said)
             if not found.words and not found.is_plain and all(map(is_call, found.value)):
