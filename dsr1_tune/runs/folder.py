@@ -248,14 +248,18 @@ class RunFolder:
                 hint="restore that base, or start a new run",
             )
 
+    def encoded_sha256(self) -> str | None:
+        """SHA-256 of the token ids and labels that the run began with; None for a run that kept none."""
+        return self.manifest().get("encoded_sha256")
+
     def encodes_otherwise(self, digest: str) -> bool:
         """Whether rows are other tokens and labels now than when the run began: those have this SHA-256.
 
         A run that kept none and has no `template` settings is of a version that showed calls and thoughts otherwise.
         """
-        manifest = self.manifest()
-        known = manifest.get("encoded_sha256")
-        return bool(known != digest if known else "template" not in manifest.get("config", {}))
+        if known := self.encoded_sha256():
+            return known != digest
+        return "template" not in self.manifest().get("config", {})
 
 
 def step_of(checkpoint: Path) -> int:

@@ -92,6 +92,7 @@ class Session(Generic[Run]):
     def begin(self, **inputs: Any) -> None:
         """Record in the manifest what the run starts from (`inputs` and more), show its data and write it there."""
         base = self.base
+        first_encoded = group.from_main(self.folder.encoded_sha256)  # of a run that goes on: what it began with
         self.folder.update(
             status=RUNNING,
             ended=None,
@@ -104,7 +105,7 @@ class Session(Generic[Run]):
             processes=group.world_size(),
             global_batch=group.global_batch(self.config),
             template_kwargs=dict(self.data.template_kwargs) or None,
-            encoded_sha256=self.folder.manifest().get("encoded_sha256") or self.data.sha256,
+            encoded_sha256=first_encoded or self.data.sha256,
         )
         self.narrator.stage("Data")
         self.narrator.data(self.data.prepared, len(self.data.train), len(self.data.held_out))
