@@ -59,8 +59,8 @@ _SIZES: dict[str, Any] = {
     "num_expert_group": 1,
     "first_k_dense_replace": 1,
     "num_dense_layers": 1,
-    "mlp_only_layers": [0],
     "num_nextn_predict_layers": 0,
+    "norm_topk_prob": True,
 }
 _KINDS_OF_LAYERS = ("layer_types", "mlp_layer_types", "layers_block_type")
 # What one family says otherwise.
@@ -89,6 +89,7 @@ _OWN: dict[str, dict[str, Any]] = {
         },
         "per_layer_config": {1: {"qk_nope_head_dim": 32, "head_dim": 48}},
     },
+    "flint": {"mlp_only_layers": [0]},
     "gemma4_text": {
         "enable_moe_block": True,
         "vocab_size_per_layer_input": 258,
