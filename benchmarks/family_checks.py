@@ -14,7 +14,6 @@ Prints one JSON object, a line for each thing that was there: {"lora-merged": {"
 from __future__ import annotations
 
 import json
-import re
 import sys
 import tempfile
 import warnings
@@ -54,15 +53,22 @@ def main() -> None:
 def _checks(folder: Path, ids: Tensor) -> dict[str, Check]:
     """What there is to look at, by name."""
     checks: dict[str, Check] = {}
+
+    def merge_of(run: str) -> Check:
+        return lambda merged: _merged(folder, folder / run, merged, ids)
+
+    def format_of(kind: str) -> Check:
+        return lambda quantized: _quantized(folder / "lora-merged", quantized, kind, ids)
+
     for method in ("lora", "qlora", "dpo", "ppo", "grpo"):
         if (folder / method / "adapter").is_dir():
             checks[method] = _adapter
     for run in ("lora", "qlora", "dpo", "full", "esft"):
         if (folder / f"{run}-merged").is_dir():
-            checks[f"{run}-merged"] = lambda merged, run=run: _merged(folder, folder / run, merged, ids)
+            checks[f"{run}-merged"] = merge_of(run)
     for kind in ERRORS:
         if (folder / kind).is_dir():
-            checks[kind] = lambda quantized, kind=kind: _quantized(folder / "lora-merged", quantized, kind, ids)
+            checks[kind] = format_of(kind)
     return checks
 
 
@@ -140,7 +146,7 @@ def _with_experts(base: Any, folder: Path) -> Any:
     """The base with the trained experts in place of its own: each is named block.NUMBER.weight."""
     own = dict(base.named_parameters())
     for name, weight in load_file(folder / "experts.safetensors").items():
-        block, number, parameter = re.fullmatch(r"(.*)\.(\d+)\.(\w+)", name).groups()
+        block, number, parameter = name.rsplit(".", 2)
         own[f"{block}.{parameter}"].data[int(number)] = weight.float()
     return base
 
