@@ -54,7 +54,8 @@ def specs(kind: Kind, name: str, spec: Spec) -> dict[str, Spec]:
 
 def quantize(kind: Kind, name: str, weight: Tensor) -> tuple[dict[str, Tensor], float]:
     """(the tensors that `specs` names, |W - W'| / |W| by Frobenius norms) of a matrix, or of E in one tensor."""
-    held = (nf4 if kind == "nf4" else int8).quantize(weight if weight.dim() == 3 else weight.unsqueeze(0))
+    matrices = weight if weight.dim() == 3 else weight.unsqueeze(0)
+    held = nf4.quantize(matrices, name) if kind == "nf4" else int8.quantize(matrices)
     # Of several, the root of the mean of squares: as of one, if they are of about the same size.
     error = float(held["error"].square().mean().sqrt())
     if weight.dim() == 3:
