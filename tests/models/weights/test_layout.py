@@ -38,7 +38,15 @@ def test_layout_names_the_piece_that_each_stored_tensor_is(tiny_model: TinyModel
 
 @pytest.mark.parametrize(
     "family",
-    ["inkling2_text", "kimi_linear", "bailing_hybrid", "longcat_flash", "qwen4_exp_text", "zaya", "nemotron_h", "jamba"],
+    [
+        "inkling2_text",
+        "kimi_linear",
+        "bailing_hybrid",
+        "longcat_flash",
+        "qwen4_exp_text",
+        "zaya",
+        "nemotron_h",
+    ],
 )
 def test_layout_learns_what_is_computed_of_stored_tensors_from_their_numbers(tmp_path: Path, family: str) -> None:
     """Gate and up that alternate, three tensors that make one convolution, tables in shards: there and back."""
