@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from dsr1_tune.models.memory import GIB, main_memory
 from dsr1_tune.models.ref import Hub, Missing, ModelRef, local_path
 from dsr1_tune.models.tokenizer_files import ends_in
 from dsr1_tune.models.weights.checkpoint import Checkpoint
-from dsr1_tune.models.weights.converted import open_fp8, open_w4a16
+from dsr1_tune.models.weights.converted import LazyTensor, open_fp8, open_w4a16
 from dsr1_tune.models.weights.index import COPY_AGAIN, gist, weight_files
 from dsr1_tune.models.weights.stored_format import NF4_BYTES, StoredFormat
 
@@ -185,6 +185,16 @@ def _from_tensors(folder: Path, weights: Any, settings: dict[str, Any]) -> tuple
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model, report
+
+
+def load_tensors(located: Located, weights: Mapping[str, LazyTensor]) -> Any:
+    """The model of a quantized folder in float32, of other tensors than its own, by transformers' own conversion."""
+    settings: dict[str, Any] = {"config": deepcopy(located.config), "dtype": torch.float32, "output_loading_info": True}
+    settings |= {"device_map": {"": pick_device()}}
+    with _quiet():
+        model, report = _from_tensors(located.folder, weights, settings)
+    _check_report(report, located.name)
+    return model.eval()
 
 
 @contextmanager

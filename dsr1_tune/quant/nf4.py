@@ -20,6 +20,7 @@ from bitsandbytes import functional as bnb
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dsr1_tune.errors import ModelError
 from dsr1_tune.quant.int8 import Int8
 from dsr1_tune.quant.nf4_rounding import round_to_codes
 
@@ -27,6 +28,11 @@ BLOCK = 64
 """Weights that share a scale."""
 SCALES_BLOCK = 256
 """Scales that share a scale."""
+_TINY = torch.finfo(torch.float32).tiny
+_CHECKED = 4096
+"""Blocks of a matrix that are rounded a second time, to hold its error against."""
+_ALLOWED, _ALLOWED_AT_LEAST = 1.5, 0.01
+"""How far off a matrix may come back: as a multiple of what it has to be, and where that is next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Nf4:
             absmax.reshape(-1),
             BLOCK,
             "nf4",
-            (packed.numel() * 2 // self.cols, self.cols),
+            (absmax.numel(), BLOCK),  # on a CPU a block must lie in one row of what is asked for
             self.dtype,
         )
         matrices = flat.view(-1, self.rows, self.cols)
@@ -126,8 +132,11 @@ def sizes(num_matrices: int, rows: int, cols: int) -> dict[str, tuple[tuple[int,
     }
 
 
-def quantize(weight: Tensor) -> dict[str, Tensor]:
-    """(E, rows, cols) → the tensors that `sizes` names; `error` is |W - W'| / |W| of each matrix (Frobenius norms)."""
+def quantize(weight: Tensor, name: str = "a weight") -> dict[str, Tensor]:
+    """(E, rows, cols) → the tensors that `sizes` names; `error` is |W - W'| / |W| of each matrix (Frobenius norms).
+
+    Raises ModelError, calling it by `name`, if a matrix comes back further off than NF4 has to be.
+    """
     num, rows, cols = weight.shape
     out = {name: torch.empty(shape, dtype=dtype, device=weight.device) for name, (shape, dtype) in
            sizes(num, rows, cols).items()}  # fmt: skip
@@ -138,9 +147,46 @@ def quantize(weight: Tensor) -> dict[str, Tensor]:
         out["scale"][index] = scales.absmax
     held = Nf4(out["packed"], out["absmax"], out["scale"], out["offset"], rows, cols, torch.float32)
     for index, matrix in enumerate(weight):
-        exact = matrix.float()
-        out["error"][index] = (held[index] - exact).norm() / exact.norm().clamp(min=torch.finfo(torch.float32).tiny)
+        exact, back = matrix.float(), held[index]
+        out["error"][index] = (back - exact).norm() / exact.norm().clamp(min=_TINY)
+        check_error(exact, back, name)
     return out
+
+
+def check_error(exact: Tensor, back: Tensor, name: str) -> None:
+    """Raise ModelError if a matrix comes back from NF4 further off than its own numbers have to. NaN is let through.
+
+    Held against blocks drawn at random, which plain torch rounds as NF4 is defined, scales included.
+    """
+    blocks, back = exact.reshape(-1, BLOCK), back.reshape(-1, BLOCK)
+    largest = blocks.abs().amax(1)
+    scales = _rounded_scales(largest)
+    if len(blocks) > _CHECKED:
+        drawn = torch.randint(len(blocks), (_CHECKED,), generator=torch.Generator().manual_seed(0)).to(blocks.device)
+        blocks, back, largest, scales = blocks[drawn], back[drawn], largest[drawn], scales[drawn]
+    numbers = _nearest(blocks / largest.clamp(min=_TINY)[:, None], bnb.get_4bit_type("nf4", device=blocks.device))
+    size = blocks.norm().clamp(min=_TINY)
+    must, found = (float((one - blocks).norm() / size) for one in (numbers * scales[:, None], back))
+    if found > max(_ALLOWED * must, _ALLOWED_AT_LEAST):
+        rows, cols = exact.shape
+        raise ModelError(
+            f"{name} ({rows} × {cols}): comes back {found:.1%} off from NF4, where its numbers must be {must:.1%} off: "
+            "bitsandbytes does not give back here what it was given",
+            hint="do without 4 bits, and please report it with the model's name and `dsr1-tune doctor`",
+        )
+
+
+def _rounded_scales(largest: Tensor) -> Tensor:
+    """The scales of all blocks, in 8 bits: their mean, and what each differs from it, in blocks of 256."""
+    offset = largest.mean()
+    padded = functional.pad(largest - offset, (0, -len(largest) % SCALES_BLOCK)).view(-1, SCALES_BLOCK)
+    widest = padded.abs().amax(1, keepdim=True).clamp(min=_TINY)
+    return (_nearest(padded / widest, scale_map(largest.device)) * widest).view(-1)[: len(largest)] + offset
+
+
+def _nearest(wanted: Tensor, numbers: Tensor) -> Tensor:
+    """For each the nearest of some numbers in ascending order."""
+    return numbers[torch.bucketize(wanted, (numbers[1:] + numbers[:-1]) / 2)]
 
 
 def _rounded(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,9 +211,10 @@ def reserve_as(module: nn.Module, name: str, wanted: Mapping[str, tuple[tuple[in
         module.register_buffer(f"{name}_{part}", torch.empty(shape, dtype=dtype, device="meta"))
 
 
-def as_buffers(name: str, weight: Tensor) -> dict[str, Tensor]:
-    """`weight` quantized, by the names that its module holds it under, and the placeholder that stands for it."""
-    parts = {f"{name}_{part}": tensor for part, tensor in quantize(_as_matrices(weight)).items()}
+def as_buffers(name: str, weight: Tensor, owner: str = "") -> dict[str, Tensor]:
+    """`weight` quantized, by the names that `owner`, its module, holds it under, and the placeholder for it."""
+    full_name = f"{owner}.{name}" if owner else name
+    parts = {f"{name}_{part}": tensor for part, tensor in quantize(_as_matrices(weight), full_name).items()}
     return parts | {name: placeholder(weight.shape, weight.dtype, weight.device)}
 
 

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
+from dsr1_tune.errors import ModelError
 from dsr1_tune.quant.nf4 import (
     Nf4,
     Nf4Linear,
     as_buffers,
+    check_error,
     fits,
     is_held,
     keep_placeholder_out,
@@ -71,6 +73,62 @@ def test_nf4_error_is_that_of_each_matrix(weight: torch.Tensor) -> None:
     assert float(quantize(torch.zeros(1, 64, 64))["error"]) == 0.0
     weight[2, 0, 0] = float("nan")
     assert not float(quantize(weight)["error"][2]) < 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rows", "cols"), [(128, 96), (96, 32), (64, 100), (192, 33), (64, 1), (2, 32), (1, 64)])
+def test_nf4_blocks_that_cross_rows_come_back_as_definition_says(rows: int, cols: int, dtype: torch.dtype) -> None:
+    """The same numbers in rows of 64 are the same blocks, and so the same codes and the same matrix."""
+    weight = torch.randn(2, rows, cols, generator=torch.Generator().manual_seed(0)).to(dtype)
+    held, in_rows_of_64 = as_nf4(weight), as_nf4(weight.view(2, -1, 64))
+    assert torch.equal(held.packed, in_rows_of_64.packed)
+    assert torch.equal(held.matrices(slice(None)), in_rows_of_64.matrices(slice(None)).view(weight.shape))
+    numbers = bnb.get_4bit_type("nf4", device="cpu")
+    blocks = weight.float().view(-1, 64)
+    scale = blocks.abs().amax(1, keepdim=True)
+    nearest = numbers[((blocks / scale).unsqueeze(-1) - numbers).abs().argmin(-1)] * scale
+    assert float((held.matrices(slice(None)).float() - nearest.view(weight.shape)).abs().max() / scale.max()) < 0.03
+
+
+def test_nf4_products_over_blocks_that_cross_rows_have_their_gradients() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(96, 128)
+    weight = linear.weight.detach().clone()
+    held, x = hold(linear), torch.randn(5, 96, requires_grad=True)
+    y = held(x)
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert float((y - functional.linear(x, weight, held.bias)).norm() / y.norm()) < 0.13
+    assert float((dx - torch.ones_like(y) @ weight).norm() / dx.norm()) < 0.13
+
+
+def outliers(num: int, size: float) -> torch.Tensor:
+    """A matrix of many small numbers and a few large ones, whose blocks spoil the scales of their neighbours."""
+    matrix = torch.randn(num, 96, generator=torch.Generator().manual_seed(0)) * 0.02
+    matrix.view(-1)[:: num * 24] = size
+    return matrix
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        torch.randn(4096, 96, generator=torch.Generator().manual_seed(0)),
+        torch.rand(64, 96, generator=torch.Generator().manual_seed(0)) ** 9,
+        torch.randint(-1, 2, (128, 96), generator=torch.Generator().manual_seed(0)).float(),
+        torch.zeros(64, 64),
+        outliers(128, 5.0),
+        outliers(8192, 300.0),
+        1e-30 * torch.randn(64, 96, generator=torch.Generator().manual_seed(0)),
+    ],
+)
+def test_nf4_alarm_is_silent_for_any_numbers_and_heard_where_blocks_get_the_scales_of_others(
+    matrix: torch.Tensor,
+) -> None:
+    held = as_nf4(matrix[None])
+    check_error(matrix, held[0], "w")
+    if matrix.any() and matrix.abs().max() > 1e-3 and set(matrix.unique().tolist()) != {-1, 0, 1}:
+        order = torch.arange(held.absmax.shape[1]).roll(1)
+        with pytest.raises(ModelError, match=r"^w \(\d+ × 96\): comes back"):
+            check_error(matrix, replace(held, absmax=held.absmax[:, order])[0], "w")
 
 
 def test_nf4_sizes_are_those_of_what_is_made(weight: torch.Tensor) -> None:

@@ -17,11 +17,13 @@ from dsr1_tune.errors import ModelError
 from dsr1_tune.export.formats.encoding import Encoding, write_encoded
 from dsr1_tune.export.formats.format import Format
 from dsr1_tune.export.weights.accounting import Group, Quantized, chosen
+from dsr1_tune.models.weights.checkpoint import Spec
 from dsr1_tune.models.weights.stored_format import StoredFormat
 
 if TYPE_CHECKING:
     from dsr1_tune.export.weights.source import Source
     from dsr1_tune.models.weights.bnb_layout import Kind
+    from dsr1_tune.models.weights.layout import Piece
     from dsr1_tune.runs.console import Narrator
 
 
@@ -29,8 +31,11 @@ def write(kind: Kind, source: Source, folder: Path, settings: Quantize, narrator
     """Write the source's weights, config and tokenizer to `folder`: its matrices in NF4 with doubly quantized scales,
     or in int8 with a scale for each row.
 
+    Experts whose rows are stored in another order than the model has them are written in the model's, under its name.
+
     Raises ModelError for experts that cannot be held so, as those that do not divide into NF4's blocks of 64 weights.
     """
+    from dsr1_tune.export.weights.as_loaded import check_as_loaded
     from dsr1_tune.models.weights import bnb_layout
     from dsr1_tune.models.weights.load_bnb import OURS
 
@@ -44,7 +49,18 @@ def write(kind: Kind, source: Source, folder: Path, settings: Quantize, narrator
             hint="choose another format: --to w4a16, fp8 or gguf",
         )
 
+    def specs(name: str, spec: Spec) -> dict[str, Spec]:
+        piece = source.layout.pieces[name]
+        if _is_rearranged(piece):
+            return bnb_layout.specs(kind, piece.parameter, Spec(spec.dtype, source.layout.shapes[piece.parameter]))
+        return bnb_layout.specs(kind, name, spec)
+
     def encode(name: str, weight: Tensor) -> tuple[dict[str, Tensor], float]:
+        piece = source.layout.pieces[name]
+        if _is_rearranged(piece):
+            stored, weight = weight, weight.new_empty(source.layout.shapes[piece.parameter])
+            piece.put(stored, weight)
+            name = piece.parameter
         parts, relative = bnb_layout.quantize(kind, name, weight)
         return parts, relative * float(weight.float().norm())
 
@@ -54,8 +70,16 @@ def write(kind: Kind, source: Source, folder: Path, settings: Quantize, narrator
         return {"quant_method": "bitsandbytes", **_CONFIGS[kind], **common}
 
     facts = {"left": sorted(wanted - names)[:20]} if wanted - names else {}
-    specs = partial(bnb_layout.specs, kind)
-    return write_encoded(Encoding(names, specs, encode, config, facts=facts), source, folder, narrator)
+    written = write_encoded(Encoding(names, specs, encode, config), source, folder, narrator)
+    narrator.stage("Compare what is loaded with what was written")
+    found = check_as_loaded(source, folder, kind)
+    narrator.say(
+        "It is too large in float32 for this memory: logits were not compared."
+        if found["max_difference"] is None
+        else f"On {found['num_tokens']} tokens the logits are those of its weights multiplied out, to "
+        f"{found['max_difference']:.1e} (bound {found['bound']:.1e})."
+    )
+    return Quantized(written.groups, {**facts, "as_loaded": found})
 
 
 _CONFIGS: dict[Kind, dict[str, Any]] = {
@@ -86,13 +110,20 @@ def _can_be_held(kind: Kind, source: Source, name: str) -> bool:
     piece = layout.pieces[name]
     owner, _, leaf = piece.parameter.rpartition(".")
     module = source.meta_model.get_submodule(owner)
-    shape = source.weights.spec(name).shape
-    if not is_plain(piece) or (kind == "nf4" and not nf4.fits(*shape[-2:])):
+    shape = source.layout.shapes[piece.parameter] if _is_rearranged(piece) else source.weights.spec(name).shape
+    if not (is_plain(piece) or _is_rearranged(piece)) or (kind == "nf4" and not nf4.fits(*shape[-2:])):
         return False
     if layout.part(name) == "routed_experts":
         return is_known_layout(module)
     # Subclasses of nn.Linear have a forward of their own.
     return type(module) is nn.Linear and leaf == "weight" and tuple(shape) == layout.shapes[piece.parameter]
+
+
+def _is_rearranged(piece: Piece) -> bool:
+    """Whether a stored tensor is all of a parameter, but its rows or columns are in another order there."""
+    from dsr1_tune.models.weights.load_bnb import is_plain
+
+    return piece.expert is None and piece.rows is None and piece.span is None and not is_plain(piece)
 
 
 _REFUSED = {

@@ -104,7 +104,7 @@ def _hooks(
         for place in places:
             tensor = torch.empty(place.shape)
             for piece in layout.pieces_of(place.stored_as):
-                piece.of(tensor).copy_(read(piece.stored))
+                piece.put(read(piece.stored), tensor)
             place.put(tensor.to(device))
 
     def clear(module: nn.Module, arguments: Any, output: Any) -> None:

@@ -65,7 +65,8 @@ class LowRank:
         weight.add_(self._delta(a_ERI[0], b_EOR[0]))
         if self.magnitude is None:
             return weight
-        return weight.mul_((self.magnitude() / torch.linalg.norm(weight, dim=1)).unsqueeze(1))
+        magnitude = self.piece.rows_of(self.magnitude())
+        return weight.mul_((magnitude / torch.linalg.norm(weight, dim=1)).unsqueeze(1))
 
     def is_zero(self, expert: int | None) -> bool:
         """Whether the factors for an expert (None: for a linear layer) are zero, and not only too small to tell."""
@@ -320,9 +321,14 @@ def _of_chosen(
         factors = _one_at_a_time(partial(_pair, file, keys[0], keys[1]))
         return LowRank(piece, factors, config.scale, experts=chosen, is_transposed=is_transposed)
     if piece.expert is None:
-        return SomeExperts({number: partial(file.read, key) for number, key in zip(chosen, keys, strict=True)})
-    key = keys[chosen.index(piece.expert)]
-    return Replaced(lambda: piece.of_expert(file.read(key)))
+        return SomeExperts(
+            {number: partial(_expert, file, key, piece) for number, key in zip(chosen, keys, strict=True)}
+        )
+    return Replaced(partial(_expert, file, keys[chosen.index(piece.expert)], piece))
+
+
+def _expert(file: _File, key: str, piece: Piece) -> Tensor:
+    return piece.of_expert(file.read(key))
 
 
 @lru_cache(maxsize=2)

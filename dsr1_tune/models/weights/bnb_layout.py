@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,7 @@ from bitsandbytes import functional as bnb
 from torch import Tensor
 
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models.weights.checkpoint import DTYPES, NAMES, Spec
+from dsr1_tune.models.weights.checkpoint import DTYPES, NAMES, Checkpoint, Spec
 from dsr1_tune.models.weights.index import COPY_AGAIN
 from dsr1_tune.quant import int8, nf4
 
@@ -26,6 +26,7 @@ Kind = Literal["nf4", "int8"]
 STATE = ".quant_state.bitsandbytes__nf4"
 _FUSED = ".error"
 _NF4_PARTS = ("absmax", "nested_absmax", "quant_map", "nested_quant_map")
+_FUSED_PARTS: dict[Kind, tuple[str, ...]] = {"nf4": ("absmax", "scale", "offset"), "int8": ("scale",)}
 _LONGEST_FLOAT = 24
 
 
@@ -54,7 +55,8 @@ def specs(kind: Kind, name: str, spec: Spec) -> dict[str, Spec]:
 
 def quantize(kind: Kind, name: str, weight: Tensor) -> tuple[dict[str, Tensor], float]:
     """(the tensors that `specs` names, |W - W'| / |W| by Frobenius norms) of a matrix, or of E in one tensor."""
-    held = (nf4 if kind == "nf4" else int8).quantize(weight if weight.dim() == 3 else weight.unsqueeze(0))
+    matrices = weight if weight.dim() == 3 else weight.unsqueeze(0)
+    held = nf4.quantize(matrices, name) if kind == "nf4" else int8.quantize(matrices)
     # Of several, the root of the mean of squares: as of one, if they are of about the same size.
     error = float(held["error"].square().mean().sqrt())
     if weight.dim() == 3:
@@ -101,6 +103,31 @@ def find(kind: Kind, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
                 hint=COPY_AGAIN,
             )
     return found
+
+
+def shape_of(kind: Kind, name: str, stored: Checkpoint) -> tuple[int, ...] | None:
+    """The shape of a quantized weight among stored tensors; None for one that holds all experts of a layer."""
+    if name + _FUSED in stored:
+        return None
+    if kind == "int8":
+        return stored.spec(name).shape
+    shape: tuple[int, ...] = read_state(stored.read(name + STATE))["shape"]
+    return shape
+
+
+def dequantize(kind: Kind, name: str, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+    """A weight in float32 from the tensors that make it up, a matrix as bitsandbytes itself reads it."""
+    if name + _FUSED in parts:
+        held = {part: parts[_fused_part(name, part)] for part in ("packed", *_FUSED_PARTS[kind])}
+        if kind == "int8":
+            return int8.Int8(held["packed"].view(shape), held["scale"], torch.float32).matrices(slice(None))
+        return nf4.Nf4(**held, rows=shape[1], cols=shape[2], dtype=torch.float32).matrices(slice(None))
+    if kind == "int8":
+        return bnb.int8_vectorwise_dequant(parts[name], parts[f"{name.removesuffix('weight')}SCB"])
+    own = {part.removeprefix(f"{name}."): tensor for part, tensor in parts.items() if part != name}
+    state = bnb.QuantState.from_dict(own, torch.device("cpu"))
+    state.shape, state.dtype = torch.Size((math.prod(shape) // nf4.BLOCK, nf4.BLOCK)), torch.float32
+    return bnb.dequantize_4bit(parts[name], state).view(shape)
 
 
 def part_name(kind: Kind, weight: str, part: str, is_fused: bool) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dsr1_tune.models.weights import bnb_layout
 from dsr1_tune.models.weights.checkpoint import DTYPES, Checkpoint, Spec, Stored, Weights
 from dsr1_tune.quant import fp8, w4a16
 
@@ -133,3 +134,25 @@ def open_w4a16(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
     parts = {name + part for name in whole for part in (w4a16.PACKED, w4a16.SCALE, w4a16.SHAPE)}
     weights = {name: LazyTensor.as_stored(checkpoint, name) for name in checkpoint.names if name not in parts}
     return weights | {name: unpacked(name) for name in whole if name + w4a16.SCALE in checkpoint}
+
+
+def open_bitsandbytes(
+    checkpoint: Checkpoint, kind: bnb_layout.Kind, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, LazyTensor]:
+    """Every weight of a checkpoint in bitsandbytes' layout by its name, in float32 where it is quantized.
+
+    `shapes` are those of the model's parameters, for experts of which one tensor holds all.
+    """
+    quantized = bnb_layout.find(kind, checkpoint.names)
+    inside = {part for parts in quantized.values() for part in parts}
+    weights = {name: LazyTensor.as_stored(checkpoint, name) for name in checkpoint.names if name not in inside}
+
+    def multiplied(name: str, parts: tuple[str, ...]) -> LazyTensor:
+        shape = bnb_layout.shape_of(kind, name, checkpoint) or shapes[name]
+
+        def make() -> Tensor:
+            return bnb_layout.dequantize(kind, name, {part: checkpoint.read(part) for part in parts}, shape)
+
+        return LazyTensor(Spec("F32", shape), make)
+
+    return weights | {name: multiplied(name, parts) for name, parts in quantized.items()}

@@ -7,8 +7,9 @@ are written down here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,16 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from dsr1_tune.errors import ModelError
-from dsr1_tune.moe.anatomy import Anatomy, Part, find_experts
+from dsr1_tune.moe.anatomy import Anatomy, Part
 
-_ROWS, _COLS = 4, 2
-_KNOWN_ROWS: dict[tuple[int, ...], tuple[int, int, int] | None] = {
-    (0, 1, 2, 3): None,
-    (0, 1): (0, 1, 2),
-    (2, 3): (1, 1, 2),
-    (0, 2): (0, 2, 2),
-    (1, 3): (1, 2, 2),
-}
+_ROWS, _COLS = 6, 2  # that two parts, or three, divide, and in which no part looks like another
+_NUMBER = 32  # bits
 
 
 @dataclass(frozen=True)
@@ -37,18 +32,42 @@ class Piece:
     parameter: str
     """The parameter that it is, or is a part of."""
     expert: int | None = None
-    """Which expert's; None where it is all of the parameter."""
+    """Which expert's; None where it is all experts', or of a parameter without any."""
     rows: tuple[int, int, int] | None = None
     """Which of an expert's rows, (first, step, how many parts the rows make): (1, 1, 2) the second half, (0, 2, 2)
     every other one; None for all."""
     is_transposed: bool = False
     """Whether it is stored with rows and columns swapped."""
+    is_alternating: bool = False
+    """Whether the rows of the two halves of each expert, which the model holds one below the other, alternate in it."""
+    span: tuple[int, int] | None = None
+    """The first row, and the one behind the last, of a parameter without experts; None for all."""
+
+    @property
+    def is_itself(self) -> bool:
+        """Whether it is stored as the model holds it, whole."""
+        return self == Piece(self.stored, self.parameter)
 
     def of(self, parameter: Tensor) -> Tensor:
-        """The view of the model's parameter (or an update of its shape) that is this tensor, as it is stored."""
-        if self.expert is None:
-            return parameter
-        return self.of_expert(parameter[self.expert])
+        """What of the model's parameter (or of an update of its shape) is stored as this tensor; a view if it can."""
+        if self.expert is not None:
+            return self.of_expert(parameter[self.expert])
+        if self.span is not None or parameter.dim() < 3:
+            rows = self.rows_of(parameter)
+            return rows.T if self.is_transposed else rows
+        if self.rows is None and not self.is_alternating:
+            return parameter.transpose(1, 2) if self.is_transposed else parameter
+        rows = self.rows_of(parameter.transpose(0, 1)).transpose(0, 1)
+        return rows.transpose(1, 2) if self.is_transposed else rows
+
+    def put(self, stored: Tensor, parameter: Tensor) -> None:
+        """The other way round: write what is stored to its place in the model's parameter."""
+        if not self.is_alternating:
+            self.of(parameter).copy_(stored)
+            return
+        rows = stored.dim() - (1 if self.is_transposed else 2)
+        in_order = stored.transpose(0, rows).unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1).transpose(0, rows)
+        replace(self, is_alternating=False).of(parameter).copy_(in_order)
 
     def of_expert(self, matrix: Tensor) -> Tensor:
         """The same from the expert's own matrix."""
@@ -57,6 +76,10 @@ class Piece:
 
     def rows_of(self, matrix: Tensor) -> Tensor:
         """Those rows of an expert's matrix, or of a LoRA B whose rows are the matrix's, that are stored here."""
+        if self.is_alternating:
+            return matrix.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
+        if self.span is not None:
+            return matrix[slice(*self.span)]
         if self.rows is None:
             return matrix
         first, step, parts = self.rows
@@ -73,6 +96,8 @@ class Layout:
     shapes: Mapping[str, tuple[int, ...]]
     """Of the model's parameters and buffers."""
     _parts: Mapping[str, Part] = field(repr=False)
+    _linears: frozenset[str] = field(repr=False)
+    """The weights of linear layers."""
 
     @classmethod
     def of(cls, model: nn.Module, stored: Iterable[str]) -> Layout:
@@ -83,18 +108,24 @@ class Layout:
         stored = set(stored)
         state = dict(model.state_dict())
         part_of = Anatomy(model)
+        converted = _converted_names(model, state)
+        # What is stored under the model's own name is the parameter itself, unless a conversion gives it that name.
         pieces = {name: Piece(name, name) for name in state if name in stored}
-        if rest := [name for name in state if name not in pieces]:
-            pieces |= {name: piece for name, piece in _converted(model, state, rest).items() if name in stored}
+        if converted or len(pieces) < len(state):
+            found = _converted(model, state, converted)
+            taken = {piece.parameter for name, piece in found.items() if name in stored}
+            pieces = {name: piece for name, piece in pieces.items() if name not in taken}
+            pieces |= {name: piece for name, piece in found.items() if name in stored}
         tied: Any = getattr(model, "all_tied_weights_keys", None) or ()  # another's, and so perhaps not stored
-        found = {piece.parameter for piece in pieces.values()}
-        if absent := [name for name in state if name not in found and name not in tied]:
+        whole = {piece.parameter for piece in pieces.values()}
+        if absent := [name for name in state if name not in whole and name not in tied]:
             raise ModelError(
                 f"{len(absent)} of the model's weights are not stored under names that are known, such as {absent[0]}",
                 hint="save the base with transformers' save_pretrained, and use that copy",
             )
         parts = {name: part_of(piece.parameter) for name, piece in pieces.items()}
-        return cls(pieces, {name: tuple(tensor.shape) for name, tensor in state.items()}, parts)
+        linears = frozenset(f"{name}.weight" for name, one in model.named_modules() if isinstance(one, nn.Linear))
+        return cls(pieces, {name: tuple(tensor.shape) for name, tensor in state.items()}, parts, linears)
 
     def part(self, stored: str) -> Part:
         """The part of the model that a stored tensor belongs to; "other" for one that the model has no place for."""
@@ -105,8 +136,10 @@ class Layout:
         piece = self.pieces.get(stored)
         if piece is None or self.part(stored) in ("embeddings", "norms", "router", "other"):
             return False
-        num_dims = len(self.shapes[piece.parameter]) - (piece.expert is not None)
-        return num_dims >= 2 and not piece.parameter.endswith("bias")
+        if self.part(stored) == "routed_experts":
+            num_dims = len(self.shapes[piece.parameter]) - (piece.expert is not None)
+            return num_dims >= 2 and not piece.parameter.endswith("bias")
+        return piece.parameter in self._linears
 
     def pieces_of(self, parameter: str) -> tuple[Piece, ...]:
         """The stored tensors that make up a parameter."""
@@ -120,34 +153,71 @@ class Layout:
         return grouped
 
 
-def _converted(model: nn.Module, state: Mapping[str, Tensor], names: list[str]) -> dict[str, Piece]:
+def _converted_names(model: nn.Module, names: Iterable[str]) -> set[str]:
+    """The parameters that transformers computes from what is stored, rather than only giving them another name."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, apply_converters
+
+    known: Any = getattr(model, "_weight_conversions", None)
+    conversions: Any = get_model_conversion_mapping(model, add_legacy=False) if known is None else known
+    back = [one.reverse_transform() for one in conversions if isinstance(one, WeightConverter)]
+    return {name for name in names if apply_converters(name, back)[1] is not None}
+
+
+def _converted(model: nn.Module, state: Mapping[str, Tensor], converted: set[str]) -> dict[str, Piece]:
     """Send numbered tensors through transformers' conversion and see where the numbers arrive."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    blocks = {f"{block.name}.{parameter}" for block in find_experts(model) for parameter in block.parameters}
-    per_expert, probes = _ROWS * _COLS, {}
-    for number, name in enumerate(names):
-        if name in blocks:
-            size = state[name].shape[0] * per_expert
-            probes[name] = torch.arange(size).view(-1, _ROWS, _COLS) + (number << 32)
-        else:
-            probes[name] = torch.full((1,) * max(state[name].dim(), 1), number << 32)
-    pieces = {}
+    names = list(state)
+    probes = {
+        name: _numbered(state[name].shape if name in converted else [1] * max(state[name].dim(), 1), number)
+        for number, name in enumerate(names)
+    }
     with torch.no_grad():
-        for stored, probe in revert_weight_conversion(model, probes).items():
-            numbers = probe & 0xFFFFFFFF
-            name = names[int(probe.flatten()[0]) >> 32]
-            if name not in blocks or probe.dim() != 2:
-                pieces[stored] = Piece(stored, name)
-                continue
-            expert = int(numbers.flatten()[0]) // per_expert
-            inside = numbers - expert * per_expert
-            is_transposed = int(inside[0, 1] - inside[0, 0]) != 1
-            rows = tuple((inside.T if is_transposed else inside)[:, 0].div(_COLS, rounding_mode="floor").tolist())
-            if rows not in _KNOWN_ROWS or numbers.min() < 0:
-                raise ModelError(
-                    f"{stored}: transformers makes it of {name} in a way that is not known here",
-                    hint="please report it with the model's name",
-                )
-            pieces[stored] = Piece(stored, name, expert, _KNOWN_ROWS[rows], is_transposed)
+        arrived = revert_weight_conversion(model, dict(probes))
+    pieces = {}
+    for stored, probe in arrived.items():
+        name = names[int(probe.flatten()[0]) >> _NUMBER]
+        pieces[stored] = _recognised(stored, name, probe, probes[name]) if name in converted else Piece(stored, name)
     return pieces
+
+
+def _numbered(shape: Sequence[int], number: int) -> Tensor:
+    """A tensor whose numbers say which parameter and which place in it they are of.
+
+    As many rows, or experts, as the parameter has; of the rest few. All numbers of one parameter differ.
+    """
+    few = (_ROWS, _COLS) if len(shape) == 3 else (_COLS,) * (len(shape) - 1)
+    sizes = [*shape[:1], *(min(size, most) for size, most in zip(shape[1:], few, strict=True))]
+    return torch.arange(math.prod(sizes)).view(sizes) + (number << _NUMBER)
+
+
+def _recognised(stored: str, name: str, probe: Tensor, whole: Tensor) -> Piece:
+    """Which part of the numbered parameter `whole` has arrived as `probe`. Raises ModelError for an unknown one."""
+    first = int(probe.flatten()[0]) - int(whole.flatten()[0])
+    own = whole[0].numel()
+    if whole.dim() == 3 and probe.dim() == 2:
+        candidates = [replace(piece, stored=stored, parameter=name, expert=first // own) for piece in _PARTS]
+    elif whole.dim() == 3 and probe.shape[0] == whole.shape[0]:
+        candidates = [replace(piece, stored=stored, parameter=name) for piece in _PARTS]
+    else:
+        begin = first // own
+        span = (begin, begin + len(probe)) if len(probe) < len(whole) else None
+        candidates = [Piece(stored, name, span=span), Piece(stored, name, is_transposed=True)]
+    for piece in candidates:
+        if (part := piece.of(whole)).shape == probe.shape and torch.equal(part, probe):
+            return piece
+    raise ModelError(
+        f"{stored}: transformers makes it of {name} in a way that is not known here",
+        hint="please report it with the model's name",
+    )
+
+
+_PARTS = [
+    Piece("", "", rows=rows, is_transposed=is_transposed, is_alternating=is_alternating)
+    for is_transposed in (False, True)
+    for rows, is_alternating in (
+        *((rows, False) for rows in (None, (0, 1, 2), (1, 1, 2), (0, 2, 2), (1, 2, 2))),
+        (None, True),
+    )
+]

@@ -137,7 +137,7 @@ def _num_parts(
 
 def is_plain(piece: Piece) -> bool:
     """Whether a stored tensor is a run of whole rows of its parameter, so that its blocks stay blocks there."""
-    return not piece.is_transposed and (piece.rows is None or piece.rows[1] == 1)
+    return not (piece.is_transposed or piece.is_alternating) and (piece.rows is None or piece.rows[1] == 1)
 
 
 def _buffer(

@@ -82,6 +82,6 @@ class _ToNf4(ConversionOps):
         for name, value in input_dict.items():
             weight = value[0] if isinstance(value, list) else value
             owner, _, leaf = name.rpartition(".")
-            held |= {f"{owner}.{part}": tensor for part, tensor in as_buffers(leaf, weight).items()}
+            held |= {f"{owner}.{part}": tensor for part, tensor in as_buffers(leaf, weight, owner).items()}
             give_back()
         return held

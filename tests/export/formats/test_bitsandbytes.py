@@ -15,12 +15,16 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from dsr1_tune.errors import ModelError
+from dsr1_tune.export import lineage
+from dsr1_tune.export.weights.as_loaded import check_logits
 from dsr1_tune.models.trained.attach import load_with_adapter
+from dsr1_tune.models.weights import load_bnb
 from dsr1_tune.moe import expert_lora, expert_rows
 from dsr1_tune.moe.anatomy import find_experts
 from dsr1_tune.moe.expert_rows import RoutedRows
 from dsr1_tune.moe.quantized_experts import audit_bits, memory_of
 from tests.export.conftest import IDS, WORST, loaded, logits, quantized
+from tests.families import save_family
 
 
 def held_matrices(module: Any, name: str) -> Tensor:
@@ -161,3 +165,54 @@ def test_nf4_folder_that_is_damaged_is_refused_by_name(tiny_base: Path, tmp_path
     with pytest.raises(ModelError, match=said) as refused:
         loaded(folder)
     assert name in refused.value.message
+
+
+@pytest.fixture(scope="module")
+def alternating(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    """Inkling 2 stores one tensor for all experts, in which the rows of gate and up alternate."""
+    return save_family(tmp_path_factory.mktemp("inkling2") / "base", tiny_tokenizer, "inkling2_text")
+
+
+@pytest.mark.parametrize("to", ["nf4", "int8"])
+def test_bitsandbytes_holds_alternating_rows_of_gate_and_up_as_the_model_does(
+    alternating: Path, tmp_path: Path, to: str
+) -> None:
+    folder, said = quantized(alternating, tmp_path / "out", to)
+    assert "64 tokens the logits are those of its weights multiplied out" in said
+    plain, model = loaded(alternating), loaded(folder)
+    for block, held in zip(find_experts(plain), find_experts(model), strict=True):
+        for name in block.parameters:
+            weight = getattr(block.module, name)
+            assert (held_matrices(held.module, name) - weight).norm() / weight.norm() < WORST[to]
+    assert (logits(model) - logits(plain)).norm() / logits(plain).norm() < {"nf4": 0.7, "int8": 0.1}[to]
+
+
+@pytest.mark.parametrize("to", ["nf4", "int8"])
+def test_bitsandbytes_is_refused_where_its_rows_would_be_loaded_to_other_places(
+    alternating: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    """As if the loader took every tensor for the parameter itself: each matrix is as near as before, none is right."""
+    monkeypatch.setattr(load_bnb, "is_plain", lambda piece: True)
+    with pytest.raises(ModelError, match="as it is loaded the quantized model is another than its weights"):
+        quantized(alternating, tmp_path / "out", to)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bitsandbytes_of_experts_whose_blocks_cross_rows_is_proved_too(tiny_model: Any, tmp_path: Path) -> None:
+    folder, said = quantized(tiny_model("qwen3_moe", moe_intermediate_size=96), tmp_path / "out", "nf4")
+    assert "logits are those of its weights multiplied out" in said
+    stage = lineage.read(folder).stage("quantize")  # type: ignore[union-attr]
+    assert stage is not None and stage.facts["as_loaded"]["max_difference"] < 1e-3
+    assert all(group["worst_error"] < WORST["nf4"] for group in stage.facts["groups"])
+
+
+def test_logits_that_are_close_pass_and_others_do_not() -> None:
+    want = torch.randn(40, 300, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(40, 300, generator=torch.Generator().manual_seed(1))
+    check_logits(want, want + 1e-3 * noise, "m")
+    one_token = want.clone()
+    one_token[3] = noise[3]  # went to another expert
+    check_logits(want, one_token, "m")
+    for other in (noise, want + 0.1 * noise, torch.full_like(want, float("nan"))):
+        with pytest.raises(ModelError, match=r"^m: as it is loaded"):
+            check_logits(want, other, "m")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,8 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.weights.checkpoint import Checkpoint
-from dsr1_tune.models.weights.layout import Layout
+from dsr1_tune.models.weights.layout import Layout, Piece
 from tests.conftest import TinyModel, tiny_config
+from tests.families import config_of
 
 FAMILIES = ["deepseek_v3", "deepseek_v2", "glm4_moe", "qwen3_moe", "mixtral", "gpt_oss", "llama"]
 
@@ -31,6 +34,56 @@ def test_layout_names_the_piece_that_each_stored_tensor_is(tiny_model: TinyModel
             assert sum(piece.of(state[parameter]).numel() for piece in layout.pieces_of(parameter)) == (
                 state[parameter].numel()
             )
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        "inkling2_text",
+        "kimi_linear",
+        "bailing_hybrid",
+        "longcat_flash",
+        "qwen4_exp_text",
+        "zaya",
+        "nemotron_h",
+    ],
+)
+def test_layout_learns_what_is_computed_of_stored_tensors_from_their_numbers(tmp_path: Path, family: str) -> None:
+    """Gate and up that alternate, three tensors that make one convolution, tables in shards: there and back."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config_of(family))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)  # no two numbers the same
+    model.save_pretrained(tmp_path)
+    stored, state = Checkpoint(tmp_path), model.state_dict()
+    layout = Layout.of(meta_model(model.config), stored.names)
+    assert set(layout.pieces) == set(stored.names)
+    made = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    for name, piece in layout.pieces.items():
+        assert torch.equal(piece.of(state[piece.parameter]), stored.read(name)), name
+        piece.put(stored.read(name), made[piece.parameter])
+    tied = dict(model.all_tied_weights_keys or {})
+    assert all(torch.equal(made[name], tensor) for name, tensor in state.items() if name not in tied)
+    if family == "inkling2_text":
+        assert any(piece.is_alternating for piece in layout.pieces.values())
+    assert not any(layout.is_matrix(name) for name in layout.pieces if "conv1d" in name or "A_log" in name)
+
+
+def test_layout_reads_alternating_rows_however_they_are_stored() -> None:
+    fused, matrix = torch.randn(3, 8, 5), torch.randn(8, 5)
+    order = [0, 4, 1, 5, 2, 6, 3, 7]
+    assert torch.equal(Piece("a", "a", is_alternating=True).of(fused), fused[:, order])
+    assert torch.equal(Piece("a", "a", is_alternating=True, is_transposed=True).of(fused), fused[:, order].mT)
+    assert torch.equal(Piece("a", "a", 1, is_alternating=True).of(fused), fused[1, order])
+    for piece, whole in (
+        (Piece("a", "a", is_alternating=True, is_transposed=True), fused),
+        (Piece("a", "a", is_alternating=True), fused),
+        (Piece("a", "a", is_transposed=True), matrix),
+        (Piece("a", "a", span=(0, 8)), matrix),
+    ):
+        back = torch.zeros_like(whole)
+        piece.put(piece.of(whole).clone(), back)
+        assert torch.equal(back, whole), piece
 
 
 def test_layout_tells_the_part_of_stored_names(tiny_model: TinyModel) -> None:
