@@ -62,8 +62,7 @@ def weights_to_hold(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
                 )
             yield block.module, name
     for _, linear, part in find_linears(model):
-        # A subclass has a forward of its own.
-        if part not in _IN_16_BIT and type(linear) is nn.Linear and fits(*linear.weight.shape):
+        if part not in _IN_16_BIT and fits(*linear.weight.shape):
             yield linear, "weight"
 
 
