@@ -8,13 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsr1_tune.moe.known import check_known
+
 
 def meta_model(config: Any) -> Any:
-    """The model of a transformers config without its weights, to see what it is made of before any are loaded."""
+    """The model of a transformers config without its weights, to see what it is made of before any are loaded.
+
+    Raises ModelError for a mixture whose experts are not known.
+    """
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(deepcopy(config))
+        model = AutoModelForCausalLM.from_config(deepcopy(config))
+    check_known(model)
+    return model
 
 
 def layer_stack(model: Any) -> str:
