@@ -8,16 +8,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from torch import Tensor, nn
+
+from dsr1_tune.quant.nf4 import Nf4Linear
 
 Part = Literal["attention", "dense_ffn", "shared_experts", "routed_experts", "router", "embeddings", "norms", "other"]
 PARTS: tuple[Part, ...] = (
     "attention", "dense_ffn", "shared_experts", "routed_experts", "router", "embeddings", "norms", "other"
 )  # fmt: skip
 
-_ATTENTION = {"self_attn", "attention", "attn", "linear_attn", "self_attention", "mamba", "mixer"}
+_ATTENTION = {"self_attn", "attention", "attn", "linear_attn", "self_attention", "mamba", "mixer", "conv"}
 _FEED_FORWARD = {"mlp", "feed_forward", "ffn", "block_sparse_moe", "shared_mlp"}
 _SHARED = re.compile(r"shared_(expert|experts|mlp)$")
 # What PEFT inserts into the names of the model that it wraps, and a reward model before those of its trunk.
@@ -114,11 +116,16 @@ def router_words(config: Any) -> dict[str, str]:
 
 
 def find_linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear, Part]]:
-    """Every nn.Linear with its full name and the part it belongs to."""
+    """Every plain linear layer with its full name and the part it belongs to."""
     part_of = Anatomy(model)
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
+        if is_plain_linear(module):
             yield name, module, part_of(f"{name}.weight")
+
+
+def is_plain_linear(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a module is `x Wᵀ + b` and nothing else, in 16 bits or fewer: subclasses have a forward of their own."""
+    return type(module) is nn.Linear or isinstance(module, Nf4Linear)
 
 
 class Anatomy:

@@ -16,6 +16,8 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from dsr1_tune.errors import ModelError
 from dsr1_tune.moe.anatomy import PARTS, Anatomy, Part, find_experts, find_linears
 from dsr1_tune.moe.expert_lora import apply_experts, is_known_layout
+from dsr1_tune.moe.known import check_known
+from dsr1_tune.moe.past import read_past
 from dsr1_tune.quant.nf4 import (
     Nf4,
     Nf4Linear,
@@ -29,7 +31,7 @@ from dsr1_tune.quant.nf4 import (
 )
 
 EXPERTS_IMPLEMENTATION = "nf4"
-_IN_16_BIT: set[Part] = {"router", "embeddings", "norms"}
+HELD_WHOLE: set[Part] = {"router", "embeddings", "norms"}
 _MAX_ERROR = 0.5
 
 
@@ -45,13 +47,19 @@ ALL_EXPERTS_FUNCTIONS.register("int8", _experts_in_nf4)  # held the same way
 def weights_to_hold(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     """Every module with the name of its weight that goes into NF4.
 
-    All but router, norms, embeddings and output head; linear layers of another kind, or that do not divide into blocks
-    of 64, stay as well.
+    All but router, norms, embeddings and output head; what is no plain linear layer (convolutions, weights that are
+    read past their layer) or does not divide into blocks of 64 stays as well.
     Raises ModelError for experts that cannot be held.
     """
     blocks = find_experts(model)
-    _refuse_unknown_experts(model, {block.name for block in blocks})
+    check_known(model)
     for block in blocks:
+        if not is_known_layout(block.module):
+            raise ModelError(
+                f"{type(model).__name__}: its experts ({block.name}, {type(block.module).__name__}) compute in a way "
+                "that cannot be held in 4 bits",
+                hint="train it with lora, in 16 bits",
+            )
         for name in block.parameters:
             shape = getattr(block.module, name).shape
             if not fits(shape[1], shape[2]):
@@ -61,31 +69,10 @@ def weights_to_hold(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
                     hint="train it with lora, in 16 bits",
                 )
             yield block.module, name
-    for _, linear, part in find_linears(model):
-        # A subclass has a forward of its own.
-        if part not in _IN_16_BIT and type(linear) is nn.Linear and fits(*linear.weight.shape):
+    past = read_past(model)
+    for name, linear, part in find_linears(model):
+        if name not in past and part not in HELD_WHOLE and fits(*linear.weight.shape):
             yield linear, "weight"
-
-
-def _refuse_unknown_experts(model: nn.Module, known: set[str]) -> None:
-    """Raise ModelError, naming the family, where routed experts stand in a layout that is not known."""
-    for name, module in model.named_modules():
-        is_fused = any(weight.dim() == 3 for weight in module.parameters(recurse=False))
-        is_list = isinstance(module, nn.ModuleList) and name.endswith("experts")
-        if isinstance(module, nn.Conv1d):
-            raise ModelError(
-                f"{type(model).__name__}: {name.rpartition('.')[0]} is a state-space or linear-attention layer; "
-                "some of them read their weights past the modules that hold them, so 4 bits would not be seen",
-                hint="train it with lora, in 16 bits",
-            )
-        is_unknown = (is_fused or is_list) and name not in known
-        if is_unknown or (name in known and not is_known_layout(module)):
-            raise ModelError(
-                f"{type(model).__name__}: its experts ({name}, {type(module).__name__}) are laid out in a way that "
-                "cannot be held in 4 bits",
-                hint="train it with lora, in 16 bits; families that can: DeepSeek-V3/R1/V2, Qwen3-MoE, Mixtral, "
-                "GLM-4-MoE, gpt-oss and others whose experts transformers fuses",
-            )
 
 
 def reserve_nf4(model: nn.Module) -> set[str]:

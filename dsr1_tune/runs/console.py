@@ -18,7 +18,7 @@ from dsr1_tune.data.inspect import tables
 from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.models.trained.lora import PartCoverage
 from dsr1_tune.moe.anatomy import Part
-from dsr1_tune.moe.quantized_experts import PartBits
+from dsr1_tune.moe.quantized_experts import HELD_WHOLE, PartBits
 from dsr1_tune.runs.evaluate import HeldOut, Sample
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.text.amount import amount
@@ -100,7 +100,11 @@ class Narrator:
         table.add_section()
         table.add_row("together", f"{num:,}", f"{share:.0%}", "", f"{num_bytes / 2**20:,.1f}", "")
         self.console.print(table)
-        self.say(f"the weights take {num_bytes / in_16:.0%} of what they would in 16 bits")
+        left = sum(line.num_weights - line.num_in_4bit for line in lines if line.part not in HELD_WHOLE) / num
+        self.say(
+            f"the weights take {num_bytes / in_16:.0%} of what they would in 16 bits; {1 - share:.0%} of them stay in "
+            f"16, {left:.1%} beside routers, norms and embeddings"
+        )
 
     @contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:

@@ -18,13 +18,16 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 from transformers import TrainerCallback, set_seed
 
-from dsr1_tune.config import Base, TuneRun
+from dsr1_tune.config import AlignRun, Base, Group, LoraRun, TuneRun
 from dsr1_tune.data.prepare import write
 from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Record, Row
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.load import Loaded, Located, load_located, locate
-from dsr1_tune.models.trained.lora import audit
+from dsr1_tune.models.trained.lora import audit, not_adapted, not_reached
+from dsr1_tune.models.trained.reach import as_lines
+from dsr1_tune.models.trained.untrained import take_out
+from dsr1_tune.moe.anatomy import plain_name
 from dsr1_tune.moe.quantized_experts import audit_bits, memory_of
 from dsr1_tune.runs.console import Narrator
 from dsr1_tune.runs.data import RunData, encode_and_split, training_set
@@ -132,14 +135,30 @@ class Session(Generic[Run]):
         beginning = Beginning.of(model)
         self.train(model)
         check_changed(model, beginning, self.folder)
+        self.take_untrained_out(model, beginning)
         group.from_main(save)
         self.evaluate_after(model)
 
     def audit(self, model: Any) -> None:
-        """Show which parameters are trained and which are frozen."""
+        """Show which parameters are trained and which are frozen, and which layers get no update though asked for."""
         coverage = audit(model)
         self.narrator.coverage(coverage)
         self.facts["coverage"] = [asdict(line) for line in coverage]
+        groups = _new_adapter_groups(self.config)
+        without = as_lines(not_adapted(model, groups))
+        for line in [*without, *not_reached(coverage, groups)]:
+            self.narrator.say(line)
+        self.facts["left_out"] = without
+
+    def take_untrained_out(self, model: Any, beginning: Beginning) -> None:
+        """Take the layers of an adapter out of it that no gradient has come to, and name them."""
+        if names := beginning.untrained(model):
+            take_out(model, names)
+            lines = as_lines(dict.fromkeys(map(plain_name, names), "no gradient came to it in all of the training"))
+            for line in lines:
+                self.narrator.say(line)
+            self.facts["left_out"] += lines
+            self.facts["coverage"] = [asdict(line) for line in audit(model)]
 
     def audit_bits(self, model: Any) -> None:
         """Show which weights are stored in 4 bits. Raises ModelError if the experts are not."""
@@ -300,3 +319,12 @@ class Session(Generic[Run]):
                 seconds = self.folder.manifest().get("seconds", {})
                 seconds = {**seconds, stage: round(seconds.get(stage, 0) + time.perf_counter() - start, 3)}
                 self.folder.update(seconds=seconds)
+
+
+def _new_adapter_groups(config: TuneRun) -> tuple[Group, ...]:
+    """The groups that a new adapter is to reach; none where there is no adapter, or another run's is trained on."""
+    if isinstance(config, LoraRun):
+        return config.adapter.groups
+    if isinstance(config, AlignRun) and config.method != "full" and config.start.run is None:
+        return config.adapter.groups
+    return ()

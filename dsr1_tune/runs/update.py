@@ -42,6 +42,12 @@ class Beginning:
     factors: tuple[tuple[Tensor, Tensor] | None, ...]
     """A and B of every low-rank update, of one that is zero as long as B is, None."""
 
+    def untrained(self, model: nn.Module) -> list[str]:
+        """The linear layers of an adapter that have learned nothing, as no gradient has come to them."""
+        updates = low_rank_updates(model)
+        both = zip(updates, self.factors, strict=True)
+        return [one.name for one, begun in both if one.is_linear and one.is_zero(begun)]
+
     @classmethod
     def of(cls, model: nn.Module) -> Beginning:
         """That of a model which is not trained yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from transformers import AutoModelForCausalLM
 
 from dsr1_tune.config import Adapter
 from dsr1_tune.errors import ModelError
+from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.trained.lora import add_lora
 from dsr1_tune.models.weights.load_nf4 import Nf4Config
 from dsr1_tune.moe import expert_lora, expert_rows
-from dsr1_tune.moe.anatomy import find_experts
+from dsr1_tune.moe.anatomy import Anatomy, find_experts
 from dsr1_tune.moe.expert_rows import RoutedRows
 from dsr1_tune.moe.quantized_experts import audit_bits, is_in_nf4, memory_of, reserve_nf4
 from dsr1_tune.quant.nf4 import Nf4, stored_weight
+from tests.families import config_of, save_family
 
 FAMILIES = ["deepseek_v3", "deepseek_v2", "qwen3_moe", "mixtral", "glm4_moe", "gpt_oss"]
 IDS = torch.randint(0, 258, (2, 24), generator=torch.Generator().manual_seed(1))
@@ -241,9 +244,10 @@ def test_experts_of_an_unknown_layout_are_refused_by_name(tiny_model: Any) -> No
     unknown, listed = copy.deepcopy(model), copy.deepcopy(model)
     unknown.model.layers[0].mlp.experts.has_post_expert_norm = True
     listed.model.layers[0].mlp.experts = nn.ModuleList([nn.Linear(64, 64, device="meta") for _ in range(4)])
-    for wrong in (unknown, listed):
-        with pytest.raises(ModelError, match=r"Qwen3MoeForCausalLM: its experts \(model.layers.0.mlp.experts, "):
-            reserve_nf4(wrong)
+    with pytest.raises(ModelError, match=r"Qwen3MoeForCausalLM: its experts \(model.layers.0.mlp.experts, "):
+        reserve_nf4(unknown)
+    with pytest.raises(ModelError, match=r"qwen3_moe: is a mixture whose experts \(model.layers.0.mlp.experts, "):
+        reserve_nf4(listed)
 
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "llama"])
@@ -271,10 +275,30 @@ def test_linear_layers_with_a_forward_of_their_own_stay_in_16_bits(tiny_model: A
     assert type(model.model.layers[0].self_attn.q_proj) is Doubled
 
 
-def test_state_space_layers_are_refused_by_name(tiny_model: Any) -> None:
-    config = load(tiny_model("qwen3_moe")).config
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-        model.model.layers[0].self_attn.conv1d = nn.Conv1d(4, 4, 3)
-    with pytest.raises(ModelError, match=r"Qwen3MoeForCausalLM: model.layers.0.self_attn is a state-space"):
-        reserve_nf4(model)
+@pytest.mark.parametrize(
+    ("family", "stays"),
+    [
+        ("qwen3_next", {"linear_attn.conv1d"}),
+        ("granitemoehybrid", {"mamba.conv1d", "mamba.out_proj"}),
+        ("lfm2_moe", {"conv.conv"}),
+        ("jamba", {"mamba.conv1d", "mamba.dt_proj"}),
+    ],
+)
+def test_what_cannot_be_held_in_4_bits_stays_and_all_else_is_held(family: str, stays: set[str]) -> None:
+    model = meta_model(config_of(family))
+    held = {name.removesuffix(".weight") for name in reserve_nf4(model)}
+    part_of = Anatomy(model)
+    matrices = {name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv1d)}
+    left = {name for name in matrices - held if part_of(f"{name}.weight") not in ("router", "embeddings")}
+    assert {re.sub(r"^model\.layers\.\d+\.", "", name) for name in left} == stays
+    assert {f"{one.name}.{weight}" for one in find_experts(model) for weight in one.parameters} <= held
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "jamba"])
+def test_a_model_held_so_computes_what_its_dequantized_weights_do(
+    tmp_path: Path, tiny_tokenizer: Any, family: str
+) -> None:
+    folder = save_family(tmp_path / family, tiny_tokenizer, family)
+    model = load_nf4(folder).eval()
+    plain = dequantized(folder, model, torch.float32).eval()
+    assert relative(model(IDS).logits, plain(IDS).logits) < 1e-4

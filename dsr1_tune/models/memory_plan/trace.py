@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dsr1_tune.models.meta import meta_model
+from dsr1_tune.models.meta import imagine, meta_model
 
 Step = Literal["sft", "dpo", "evaluation"]
 Prepare = Callable[[Any], Any]
@@ -104,7 +104,7 @@ def _trace(
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
     add_fused_lm_head(bare, outputs=_OUTPUTS[step])
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _imagine(model)
+        imagine(model)
         ids_BT = torch.zeros(rows * (2 if step == "dpo" else 1), tokens, dtype=torch.long)
         with (
             _Alive(model, config.get_text_config().vocab_size) as alive,
@@ -135,25 +135,6 @@ def _evaluated(model: Any, ids_BT: Tensor) -> None:
 
 
 _STEPS: dict[Step, Callable[[Any, Tensor], None]] = {"sft": _supervised, "dpo": _preferences, "evaluation": _evaluated}
-
-
-def _imagine(model: nn.Module) -> None:
-    """Put imagined tensors on the CPU in the places of those on meta; call it in FakeTensorMode."""
-    made: dict[int, tuple[Tensor, Tensor]] = {}  # the old ones are kept, so that their numbers stay theirs
-    for tensors in (part for module in model.modules() for part in (module._parameters, module._buffers)):
-        for name, old in tensors.items():
-            if old is not None:
-                if id(old) not in made:
-                    made[id(old)] = old, _imagined(old)
-                tensors[name] = made[id(old)][1]
-
-
-def _imagined(old: Tensor) -> Tensor:
-    is_placeholder = old.numel() > 1 and all(stride == 0 for stride in old.stride())
-    new = torch.empty(1 if is_placeholder else old.shape, dtype=old.dtype, device="cpu")
-    if is_placeholder:
-        new = new.expand(old.shape)
-    return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
 class _Alive(TorchDispatchMode):

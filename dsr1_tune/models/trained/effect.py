@@ -12,6 +12,7 @@ import torch
 from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from torch import Tensor, nn
 
+from dsr1_tune.models.trained.lora_init import has_beginning
 from dsr1_tune.moe.anatomy import find_experts
 from dsr1_tune.moe.expert_rows import as_out_in
 from dsr1_tune.moe.selected_experts import ChosenLora
@@ -25,6 +26,8 @@ _NOTHING = torch.finfo(torch.float32).eps / 2
 class LowRank:
     """The update s·B·A of one layer, and the weights W that it goes onto."""
 
+    name: str
+    """The full name of the layer, of single experts that of all."""
     lora_a: nn.Parameter
     lora_b: nn.Parameter
     weight_EOI: Tensor | QuantizedWeight
@@ -32,6 +35,19 @@ class LowRank:
     scale: float
     experts: tuple[int, ...]
     """Which matrices of W the factors are for."""
+    is_linear: bool
+    """Whether it is on a linear layer, and not on routed experts."""
+    is_relative: bool = False
+    """Whether the update is s·(B·A - B0·A0), with A0 and B0 as they began."""
+
+    def is_zero(self, begun: tuple[Tensor, Tensor] | None) -> bool:
+        """Whether nothing is added to the weight: not in this number format, but at all."""
+        if begun is None:
+            return not self.lora_b.any()
+        is_same = all(
+            torch.equal(one.detach().to("cpu"), was) for one, was in zip((self.lora_a, self.lora_b), begun, strict=True)
+        )
+        return is_same and (self.is_relative or not self.shows(None))
 
     def factors(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
         """A (E, R, in) and B (E, out, R) from how they are packed."""
@@ -71,7 +87,7 @@ def _changes(weight: Tensor, delta: Tensor) -> bool:
 
 def low_rank_updates(model: nn.Module) -> Iterator[LowRank]:
     """Every low-rank update on a model's weights, of PEFT's layers and of single experts."""
-    for layer in model.modules():
+    for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer) or "default" not in layer.lora_A:
             continue
         base, is_parameter = layer.get_base_layer(), isinstance(layer, ParamWrapper)
@@ -82,11 +98,14 @@ def low_rank_updates(model: nn.Module) -> Iterator[LowRank]:
             weight = weight.unsqueeze(0)
         is_transposed = is_parameter and layer.num_experts > 1 and not layer._did_swap_in_out_features
         yield LowRank(
+            name,
             layer.lora_A["default"].weight,
             layer.lora_B["default"].weight,
             as_out_in(weight, is_transposed),
             layer.scaling["default"],
             tuple(range(layer.num_experts if is_parameter else 1)),
+            isinstance(base, nn.Linear),
+            has_beginning(layer),
         )
     for block in find_experts(model):
         chosen = getattr(block.module, "chosen", None)
@@ -94,4 +113,5 @@ def low_rank_updates(model: nn.Module) -> Iterator[LowRank]:
             continue
         for name in chosen.lora_A:
             weight_EOI = as_out_in(getattr(block.module, name), block.module.is_transposed)
-            yield LowRank(chosen.lora_A[name], chosen.lora_B[name], weight_EOI, chosen.scale, chosen.numbers)
+            factors = chosen.lora_A[name], chosen.lora_B[name]
+            yield LowRank(block.name, *factors, weight_EOI, chosen.scale, chosen.numbers, is_linear=False)

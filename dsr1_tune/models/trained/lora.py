@@ -9,7 +9,7 @@ import copy
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from dsr1_tune.errors import ModelError
 from dsr1_tune.models.load import Located
 from dsr1_tune.models.tokenizer_files import copy_tokenizer, write_generation_config
 from dsr1_tune.models.trained import lora_init
+from dsr1_tune.models.trained.reach import left_out
 from dsr1_tune.moe.anatomy import PARTS, Anatomy, Part, find_experts, find_linears, find_routers, plain_name
 from dsr1_tune.moe.expert_lora import use_grouped_products
 from dsr1_tune.moe.routing import check_routers, open_routers
@@ -35,6 +36,7 @@ from dsr1_tune.moe.selected_experts import ChosenLora, are_chosen_rows
 # regular expressions too; a linear layer of such a name is reached through its weight, which PEFT takes as it is.
 REWRITTEN = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 _FROZEN = Router()
+_SMALL_PART = 0.01
 
 
 def add_lora(model: nn.Module, adapter: Adapter, router: Router = _FROZEN) -> PeftModel:
@@ -97,7 +99,7 @@ def check_adapter(model: nn.Module, adapter: Adapter, router: Router = _FROZEN) 
         )
     if adapter.init not in ("orthogonal", "pissa", "olora"):
         return
-    for name, linear, part in find_linears(model):
+    for name, linear, part in _reached(model):
         if part not in adapter.groups:
             continue
         rank = adapter.ranks.get(part, adapter.rank)
@@ -131,12 +133,13 @@ class _Targets:
 def _targets(model: nn.Module, groups: Iterable[Group]) -> list[_Targets]:
     """For each group names that hit all of it and, so that ranks may differ, nothing of any other."""
     blocks = find_experts(model)
-    linears = list(find_linears(model))
+    linears = _reached(model)
+    names = [name for name, _ in model.named_modules()]
     targets = []
     for group in groups:
-        others = [name for name, _, part in linears if part != group]
-        dotted = [f".{other}" for other in others]
-        suffixes = {_shortest_ending(name, dotted, ".") for name, _, part in linears if part == group}
+        own = {name for name, _, part in linears if part == group}
+        others = {ending for name in names if name not in own for ending in _endings(name)}
+        suffixes = {next((one for one in _endings(name) if one not in others), name) for name in own}
         bare = {suffix for suffix in suffixes if blocks and suffix.rpartition(".")[2] in REWRITTEN}
         parameters = {f"{suffix}.weight" for suffix in bare}
         if group == "routed_experts":
@@ -146,11 +149,21 @@ def _targets(model: nn.Module, groups: Iterable[Group]) -> list[_Targets]:
     return targets
 
 
-def _shortest_ending(name: str, others: list[str], before: str = "") -> str:
-    """The shortest dotted end of `name` that, with `before` in front, no name in `others` ends with."""
+def _reached(model: nn.Module) -> list[tuple[str, nn.Linear, Part]]:
+    """Every linear layer from which an update would reach the output, with its name and part."""
+    without = left_out(model)
+    return [one for one in find_linears(model) if one[0] not in without]
+
+
+def _endings(name: str) -> list[str]:
+    """The dotted ends of a name, the shortest first, without the whole of it."""
     pieces = name.split(".")
-    endings = (".".join(pieces[-length:]) for length in range(1, len(pieces)))
-    return next((one for one in endings if not any(other.endswith(before + one) for other in others)), name)
+    return [".".join(pieces[-length:]) for length in range(1, len(pieces))]
+
+
+def _shortest_ending(name: str, others: list[str]) -> str:
+    """The shortest dotted end of `name` that no name in `others` ends with."""
+    return next((one for one in _endings(name) if not any(other.endswith(one) for other in others)), name)
 
 
 def _patterns(targets: Iterable[_Targets], given: dict[Group, Any]) -> dict[str, Any]:
@@ -209,6 +222,23 @@ def audit(model: nn.Module) -> list[PartCoverage]:
         elif isinstance(layer, ChosenLora):
             found[part_of(f"{name}.lora_A")].num_adapted += layer.num_reached
     return [line for line in found.values() if line.num_base]
+
+
+def not_adapted(model: nn.Module, groups: Collection[Part]) -> dict[str, str]:
+    """The linear layers of `groups` that can have no update, by their full names, with the reasons."""
+    part_of = Anatomy(model)
+    return {name: reason for name, reason in left_out(model).items() if part_of(f"{name}.weight") in groups}
+
+
+def not_reached(coverage: Collection[PartCoverage], groups: Collection[Group]) -> list[str]:
+    """Warnings of whole parts of which nothing is adapted though all was asked for, but for very small ones."""
+    num_base = sum(line.num_base for line in coverage)
+    asked = {*groups, "other"} if set(groups) == set(GROUPS) else set(groups)
+    return [
+        f"warning: nothing of {line.part.replace('_', ' ')}, {line.num_base / num_base:.0%} of the base, is trained"
+        for line in coverage
+        if line.part in asked and not line.num_adapted and line.num_base >= _SMALL_PART * num_base
+    ]
 
 
 def check_gradients(model: nn.Module, may_overflow: bool = False) -> bool:
