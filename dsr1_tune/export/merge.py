@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import gc
-import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import torch
 from rich.console import Console
@@ -23,19 +21,11 @@ from dsr1_tune.data.encode.example import Example
 from dsr1_tune.errors import RunError
 from dsr1_tune.export import lineage
 from dsr1_tune.export.lineage import Stage
-from dsr1_tune.export.weights.certificate import TOO_COARSE, Certificate, check_tensors, kept_by_part
+from dsr1_tune.export.weights.certificate import Certificate, check_tensors, kept_by_part, too_coarse_for
 from dsr1_tune.export.weights.load_streamed import load_streamed
+from dsr1_tune.export.weights.loss import LossCheck, Losses, Recorded, check_loss, with_other_digits
 from dsr1_tune.export.weights.merged import Merged, MergedFp8, MergedWeights, kept_of
-from dsr1_tune.export.weights.outputs import (
-    TRAIN_AGAIN,
-    LossCheck,
-    OutputCheck,
-    allowed_loss,
-    check_loss,
-    check_outputs,
-    compare_outputs,
-    logits_of,
-)
+from dsr1_tune.export.weights.outputs import OutputCheck, check_outputs, compare_outputs, logits_of
 from dsr1_tune.export.weights.progress import counted
 from dsr1_tune.export.weights.sidecars import copy_sidecars
 from dsr1_tune.export.weights.source import OpenBase, Trained, find_trained, open_base, open_trained, stages_of
@@ -48,7 +38,6 @@ from dsr1_tune.quant.fp8 import SCALE
 from dsr1_tune.runs.console import Narrator, quiet_libraries
 from dsr1_tune.runs.evaluate import held_out_loss
 from dsr1_tune.runs.kept_rows import eval_subset_examples
-from dsr1_tune.runs.noise import NOISE_DEVIATIONS, SAMPLES, nudged
 from dsr1_tune.text.amount import amount
 
 USUAL = Merge()
@@ -173,7 +162,7 @@ def _compare(
     adapted = list(logits(_adapted(found, base, merged, streamed)))
     _let_go()
     added_up = list(logits(load_streamed(base.located, merged.exact, base.layout).model, together=True))
-    noisy = load_streamed(base.located, _nudged(merged.exact, torch.float32), base.layout).model
+    noisy = load_streamed(base.located, with_other_digits(merged.exact, torch.float32), base.layout).model
     noise = list(logits(noisy, together=True))
     _let_go()
     model = _load(part, streamed).model
@@ -188,51 +177,20 @@ def _compare(
         loss = held_out_loss(model, examples, pad_token, advance).loss
     del model
     _let_go()
-    held = _hold_loss(found, base, evaluation, loss, part, examples, dtype)
-    check_loss(held, TOO_COARSE if isinstance(weights, MergedFp8) else TRAIN_AGAIN)
-    return outputs, held
-
-
-def _hold_loss(
-    found: Trained,
-    base: OpenBase,
-    evaluation: dict[str, Any],
-    merged: float,
-    part: Path,
-    examples: list[Example],
-    dtype: str,
-) -> LossCheck:
-    """The merged model's loss beside the run's; what it may be above that is measured where it has to be."""
     before, after = (float(evaluation[when]["loss"]) for when in ("before", "after"))
-    check = LossCheck(merged, after, allowed_loss(before, after, found.is_qlora), before)
-    if merged - after <= check.tolerance:
-        return check
-    pad_token = base.located.tokenizer.pad_token_id
-    written = open_base(locate(Base(model=str(part), dtype="float32"), is_loaded=False))
+    recorded = Recorded(before, after, _computed_in(found), found.is_qlora)
 
     def loss_of(read: Callable[[str], Tensor]) -> float:
-        return held_out_loss(load_streamed(written.located, read, written.layout).model, examples, pad_token).loss
+        return held_out_loss(load_streamed(base.located, read, base.layout).model, examples, pad_token).loss
 
-    def exact(name: str) -> Tensor:
-        return written.plain.exact(name)
-
-    # The run may have computed in 16 bits; earlier versions did not say.
-    computed = found.run.manifest().get("metrics", {}).get("dtype", "bfloat16") if found.run else "float32"
-    is_wide = computed == "float32" and dtype == "F32"
-    digits = torch.float32 if is_wide else torch.bfloat16
-    off = [loss_of(_nudged(exact, digits, seed)) - merged for seed in range(SAMPLES)]
-    noise = math.sqrt(sum(one**2 for one in off) / SAMPLES)
-    return replace(check, tolerance=max(check.tolerance, NOISE_DEVIATIONS * noise))
+    losses = Losses(loss_of, base.plain.exact, merged.exact, is_rounded=dtype != "F32")
+    return outputs, check_loss(recorded, loss, losses, too_coarse_for(weights))
 
 
-def _nudged(read: Callable[[str], Tensor], dtype: torch.dtype, seed: int = 0) -> Callable[[str], Tensor]:
-    """The same tensors with other last digits of `dtype`."""
-
-    def moved(name: str) -> Tensor:
-        generator = torch.Generator().manual_seed(crc32(name.encode()) + seed)
-        return nudged(read(name).float(), dtype, generator)
-
-    return moved
+def _computed_in(found: Trained) -> torch.dtype:
+    """What the run computed in; earlier versions did not say."""
+    told = found.run.manifest().get("metrics", {}).get("dtype") if found.run else None
+    return torch.float32 if told == "float32" else torch.bfloat16
 
 
 def _room() -> int:

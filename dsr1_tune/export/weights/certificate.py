@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from dsr1_tune.export.weights.loss import LossCheck
 from dsr1_tune.export.weights.merged import Kept, Merged, MergedFp8, MergedWeights, Plain, is_changed, owner_of
-from dsr1_tune.export.weights.outputs import REPORT, TRAIN_AGAIN, LossCheck, NotCertified, OutputCheck
+from dsr1_tune.export.weights.outputs import REPORT, TRAIN_AGAIN, NotCertified, OutputCheck
 from dsr1_tune.export.weights.progress import names_of
 from dsr1_tune.export.weights.source import OpenBase
 from dsr1_tune.export.weights.updates import LowRank, SomeExperts, Update
@@ -22,7 +23,7 @@ from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.watch.expert_tables import ExpertTables
 
 _TOO_LITTLE = "train longer or with a higher schedule.learning_rate, or serve the base with the adapter"
-TOO_COARSE = "float8 is too coarse for what was learned: --set merge.fp8=bfloat16 keeps it"
+_TOO_COARSE = "float8 is too coarse for what was learned: --set merge.fp8=bfloat16 keeps it"
 
 _CHANGED_FROM = 0.5
 """A tensor counts as changed where at least this share of its update is still there once the sum was rounded."""
@@ -112,7 +113,7 @@ def check_tensors(
     if not of[CHANGED] and (of[ROUNDED] or any(merged.updates.by_name[name].must_change for name in targets)):
         lost = "has lost most of that in rounding" if of[ROUNDED] else "is still the base's"
         raise NotCertified(
-            f"{written.folder.name}: with what was trained added to it, every tensor {lost}", _hint_for(weights)
+            f"{written.folder.name}: with what was trained added to it, every tensor {lost}", too_coarse_for(weights)
         )
     # A weight that is another's is stored twice and was trained once.
     twice = dict(getattr(base.meta_model, "all_tied_weights_keys", None) or {})
@@ -144,8 +145,9 @@ def kept_by_part(kept: Mapping[str, Kept], layout: Layout) -> dict[str, Kept]:
     return dict(sorted(parts.items()))
 
 
-def _hint_for(weights: MergedWeights) -> str:
-    return TOO_COARSE if isinstance(weights, MergedFp8) else _TOO_LITTLE
+def too_coarse_for(weights: MergedWeights) -> str:
+    """What to do where these lose in rounding what was learned."""
+    return _TOO_COARSE if isinstance(weights, MergedFp8) else _TOO_LITTLE
 
 
 def _look_at_the_rest(name: str, merged: Merged, weights: MergedWeights, written: Checkpoint) -> _Look:
@@ -190,7 +192,8 @@ def _look_at_a_target(
     if not idle:
         if is_equal and layout.is_matrix(name):
             raise NotCertified(
-                f"{name}: its whole update is less than {dtype} can tell, and is lost in the merge", _hint_for(weights)
+                f"{name}: its whole update is less than {dtype} can tell, and is lost in the merge",
+                too_coarse_for(weights),
             )
         return _Look(state, is_equal, kept)
     if not update.must_change:

@@ -1,4 +1,4 @@
-"""The other half of a merge's proof: both sides' logits, and the loss, each held to what noise explains."""
+"""The other half of a merge's proof: what both sides compute, held to what their numbers' last digits explain."""
 
 from __future__ import annotations
 
@@ -18,9 +18,6 @@ NOISE_TIMES = 8.0
 """How many times the measured noise logits may differ by."""
 FEW_DIGITS = 16
 """Steps of the largest logit, below which no noise is looked for."""
-LOST_SHARE, LOST_SHARE_4BIT = 0.25, 0.4
-SURELY_NOISE = 1e-4
-"""Nats a token."""
 
 
 class NotCertified(ModelError):
@@ -45,17 +42,6 @@ class OutputCheck:
     top1_agreement: float
     """Of what was stored."""
     streamed: bool
-
-
-@dataclass(frozen=True)
-class LossCheck:
-    """The merged model's loss on the run's held-out records against what the run measured at its beginning and end."""
-
-    merged: float
-    run: float
-    tolerance: float
-    before: float | None = None
-    """What the run measured before it trained; None in certificates of earlier versions."""
 
 
 def logits_of(model: Any, rows: list[list[int]], pad_token: int, together: bool) -> Iterator[Tensor]:
@@ -127,24 +113,4 @@ def check_outputs(found: OutputCheck) -> None:
             f"{found.max_difference:.3g}, in {found.num_beyond} of {found.num_tokens} tokens by more than "
             f"{found.bound:.3g}",
             hint=REPORT,
-        )
-
-
-def allowed_loss(before: float, after: float, is_qlora: bool) -> float:
-    """How far above the trained model's loss the merged one's may be, before any noise is measured.
-
-    A share of what training changed: a merge that lost half of it must not pass. What was trained over 4 bits made good
-    for their error, too, of which nothing is left to make good in 16 bits.
-    """
-    return max((LOST_SHARE_4BIT if is_qlora else LOST_SHARE) * abs(before - after), SURELY_NOISE)
-
-
-def check_loss(found: LossCheck, hint: str) -> None:
-    """Raise NotCertified if the merged model is not as good as the run's own was."""
-    if not found.merged - found.run <= found.tolerance:
-        before = f", {found.before:.4f} before training" if found.before is not None else ""
-        raise NotCertified(
-            f"the merged model's held-out loss is {found.merged:.4f}, the trained model had {found.run:.4f}{before} "
-            f"(tolerance {found.tolerance:.4f})",
-            hint=hint,
         )
