@@ -213,6 +213,10 @@ def _merge(known: Lineage, language: Language) -> Iterator[str]:
     tensors, outputs, loss = certificate["tensors"], certificate["outputs"], certificate["loss"]
     counts = {"total": "num_tensors", "changed": "num_changed", "equal": "num_equal"}
     yield TEXTS.say("merge_tensors", language, **{name: f"{tensors[key]:,}" for name, key in counts.items()})
+    # Nothing is rounded in float32; earlier versions did not say.
+    if (kept := tensors.get("kept_by_part")) and certificate.get("dtype") != "F32":
+        shares = ", ".join(f"{TEXTS.named('part', part, language)} {share:.1%}" for part, share in kept.items())
+        yield TEXTS.say("merge_kept", language, dtype=certificate["dtype"], shares=shares)
     yield TEXTS.say(
         "merge_outputs",
         language,
@@ -223,6 +227,9 @@ def _merge(known: Lineage, language: Language) -> Iterator[str]:
     )
     if loss:
         yield TEXTS.say("merge_loss", language, merged=f"{loss['merged']:.4f}", run=f"{loss['run']:.4f}")
+        if (before := loss.get("before")) is not None and before > loss["run"]:
+            kept_gain = (before - loss["merged"]) / (before - loss["run"])
+            yield TEXTS.say("merge_gain", language, before=f"{before:.4f}", share=f"{kept_gain:.1%}")
 
 
 def _quantization(known: Lineage, language: Language) -> Iterator[tuple[str, ...]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,11 @@ from dsr1_tune.data.encode.example import Example
 from dsr1_tune.errors import RunError
 from dsr1_tune.export import lineage
 from dsr1_tune.export.lineage import Stage
-from dsr1_tune.export.weights.certificate import (
-    Certificate,
-    LossCheck,
-    OutputCheck,
-    check_loss,
-    check_outputs,
-    check_tensors,
-    compare_outputs,
-    logits_of,
-)
+from dsr1_tune.export.weights.certificate import Certificate, check_tensors, kept_by_part, too_coarse_for
 from dsr1_tune.export.weights.load_streamed import load_streamed
-from dsr1_tune.export.weights.merged import Merged, MergedFp8, MergedWeights
+from dsr1_tune.export.weights.loss import LossCheck, Losses, Recorded, check_loss, with_other_digits
+from dsr1_tune.export.weights.merged import Merged, MergedFp8, MergedWeights, kept_of
+from dsr1_tune.export.weights.outputs import OutputCheck, check_outputs, compare_outputs, logits_of
 from dsr1_tune.export.weights.progress import counted
 from dsr1_tune.export.weights.sidecars import copy_sidecars
 from dsr1_tune.export.weights.source import OpenBase, Trained, find_trained, open_base, open_trained, stages_of
@@ -41,14 +34,17 @@ from dsr1_tune.models.memory import give_back, main_memory
 from dsr1_tune.models.trained.attach import attach_adapter
 from dsr1_tune.models.trained.experts import attach_experts
 from dsr1_tune.models.weights.checkpoint import Checkpoint, write_weights
+from dsr1_tune.quant.fp8 import SCALE
 from dsr1_tune.runs.console import Narrator, quiet_libraries
-from dsr1_tune.runs.evaluate import HeldOut, held_out_loss
+from dsr1_tune.runs.evaluate import held_out_loss
 from dsr1_tune.runs.kept_rows import eval_subset_examples
 from dsr1_tune.text.amount import amount
 
 USUAL = Merge()
 MAX_TOKENS = 1024
 """Of all rows on which logits are compared."""
+TOLD_TENSORS = 8
+"""Of each part, that are looked at to say what float8 will keep."""
 _ROUNDED_BEFORE = (
     "Trained over a base in 4 bits, merged into the same base in 16 bits: rounding to 4 bits once more "
     "after the merge would lose the update's finer part. Quantize the merged model instead."
@@ -73,6 +69,10 @@ def run(trained: Path, out: Path, merge: Merge = USUAL, console: Console | None 
     merged = Merged(base.plain, updates)
     size = base.plain.block_size
     weights: MergedWeights = MergedFp8(merged, size) if size and merge.fp8 == "keep" else merged
+    if isinstance(weights, MergedFp8):
+        _tell_what_float8_keeps(weights, base, narrator)
+    elif size:
+        narrator.say("The base is in block-FP8, too coarse for most of what is learned; the model becomes bfloat16.")
     with new_folder(out) as part:
         started = time.perf_counter()
         with counted(narrator, weights) as advance:
@@ -86,6 +86,27 @@ def run(trained: Path, out: Path, merge: Merge = USUAL, console: Console | None 
         facts |= {"settings": merge.model_dump(mode="json")} | ({"remark": _ROUNDED_BEFORE} if found.is_qlora else {})
         lineage.write(part, (*stages_of(found), Stage("merge", facts)))
     return out
+
+
+def _tell_what_float8_keeps(weights: MergedFp8, base: OpenBase, narrator: Narrator) -> None:
+    """Say what rounding to block-FP8 will leave of the updates, before anything is written: of some tensors a part."""
+    by_part: defaultdict[str, list[str]] = defaultdict(list)
+    for name in sorted(weights.merged.updates.by_name):
+        if name + SCALE in weights.base:
+            by_part[base.layout.part(name)].append(name)
+    some = [name for names in by_part.values() for name in names[:: -(-len(names) // TOLD_TENSORS)]]
+    if not some:
+        return
+    found = kept_by_part({name: kept_of(weights.merged, weights, name) for name in some}, base.layout)
+    narrator.say(
+        f"Block-FP8 will keep, rounding up or down by chance (of {amount(len(some), 'tensor')} that was looked at):"
+    )
+    for part, kept in found.items():
+        narrator.say(
+            f"  {part}: {kept.share:.1%} of the update, which is {kept.size:.2%} of the weights, with noise of "
+            f"{kept.noise:.2%} of the weights"
+        )
+    narrator.say("Without --set merge.fp8=keep the model becomes bfloat16, which keeps all of it in twice the space.")
 
 
 def _config(base: OpenBase, weights: MergedWeights) -> dict[str, Any]:
@@ -112,12 +133,19 @@ def _certify(
     for name in written.names:
         dtypes[written.spec(name).dtype] += written.spec(name).num_elements
     dtype = dtypes.most_common(1)[0][0]
-    outputs, loss = _compare(found, base, merged, part, merge, dtype, narrator)
+    outputs, loss = _compare(found, base, merged, weights, part, merge, dtype, narrator)
     return Certificate(tensors, outputs, loss, dtype)
 
 
 def _compare(
-    found: Trained, base: OpenBase, merged: Merged, part: Path, merge: Merge, dtype: str, narrator: Narrator
+    found: Trained,
+    base: OpenBase,
+    merged: Merged,
+    weights: MergedWeights,
+    part: Path,
+    merge: Merge,
+    dtype: str,
+    narrator: Narrator,
 ) -> tuple[OutputCheck, LossCheck | None]:
     """Base with update, their sum, and the merged model on the same rows, one after the other, all in float32."""
     num_bytes = 4 * sum(spec.num_elements for spec in map(base.plain.spec, base.layout.pieces))
@@ -133,28 +161,36 @@ def _compare(
 
     adapted = list(logits(_adapted(found, base, merged, streamed)))
     _let_go()
-    if dtype == "F32":
-        model = _load(part, streamed).model
-        outputs = compare_outputs(adapted, logits(model), None)
-    else:
-        exact = list(logits(load_streamed(base.located, merged.exact, base.layout).model, together=True))
-        _let_go()
-        model = _load(part, streamed).model
-        outputs = compare_outputs(adapted, iter(exact), logits(model))
+    added_up = list(logits(load_streamed(base.located, merged.exact, base.layout).model, together=True))
+    noisy = load_streamed(base.located, with_other_digits(merged.exact, torch.float32), base.layout).model
+    noise = list(logits(noisy, together=True))
+    _let_go()
+    model = _load(part, streamed).model
+    outputs = compare_outputs(adapted, added_up, noise, None if dtype == "F32" else logits(model))
     check_outputs(outputs)
     outputs = replace(outputs, streamed=streamed)
     del adapted
-    after = found.run.evaluation().get("after", {}) if found.run else {}
-    if not examples or "loss" not in after:  # what learned from its own answers has no loss
+    evaluation = found.run.evaluation() if found.run else {}
+    if not examples or "loss" not in evaluation.get("after", {}):  # what learned from its own answers has no loss
         return outputs, None
-    recorded = HeldOut.from_json(after)
     with narrator.counting("evaluating", len(examples)) as advance:
         loss = held_out_loss(model, examples, pad_token, advance).loss
-    # Its loss is computed in float32, the run's maybe in 16 or 4 bits.
-    tolerance = max(0.02, recorded.loss * (0.05 if found.is_qlora else 0.01))
-    held = LossCheck(loss, recorded.loss, tolerance)
-    check_loss(held)
-    return outputs, held
+    del model
+    _let_go()
+    before, after = (float(evaluation[when]["loss"]) for when in ("before", "after"))
+    recorded = Recorded(before, after, _computed_in(found), found.is_qlora)
+
+    def loss_of(read: Callable[[str], Tensor]) -> float:
+        return held_out_loss(load_streamed(base.located, read, base.layout).model, examples, pad_token).loss
+
+    losses = Losses(loss_of, base.plain.exact, merged.exact, is_rounded=dtype != "F32")
+    return outputs, check_loss(recorded, loss, losses, too_coarse_for(weights))
+
+
+def _computed_in(found: Trained) -> torch.dtype:
+    """What the run computed in; earlier versions did not say."""
+    told = found.run.manifest().get("metrics", {}).get("dtype") if found.run else None
+    return torch.float32 if told == "float32" else torch.bfloat16
 
 
 def _room() -> int:
@@ -215,8 +251,12 @@ def _say(certificate: Certificate, narrator: Narrator) -> None:
         narrator.say(f"Of experts that training never reached: {amount(len(tensors.never_reached), 'tensor')}.")
     if tensors.rounded_away:
         narrator.say(
-            f"Too small an update for {certificate.dtype} to tell: {amount(len(tensors.rounded_away), 'small tensor')}."
+            f"Most of the update is too small for {certificate.dtype} to tell in "
+            f"{amount(len(tensors.rounded_away), 'tensor')}, such as {tensors.rounded_away[0]}."
         )
+    if certificate.dtype != "F32" and tensors.kept_by_part:
+        kept = ", ".join(f"{part} {share:.1%}" for part, share in tensors.kept_by_part.items())
+        narrator.say(f"Of what was trained rounding keeps: {kept}.")
     narrator.say(
         f"On {amount(outputs.num_tokens, 'token')} the logits are those of base and update to "
         f"{outputs.max_difference:.1e} (bound {outputs.bound:.1e})."
@@ -227,4 +267,5 @@ def _say(certificate: Certificate, narrator: Narrator) -> None:
             f"{outputs.top1_agreement:.2%}."
         )
     if certificate.loss:
-        narrator.say(f"Held-out loss {certificate.loss.merged:.4f}; the run measured {certificate.loss.run:.4f}.")
+        loss = certificate.loss
+        narrator.say(f"Held-out loss {loss.merged:.4f}; the run measured {loss.run:.4f}, and {loss.before:.4f} before.")

@@ -91,7 +91,12 @@ def quiet() -> Console:
 def merged(run: Path, out: Path, **settings: Any) -> dict[str, Any]:
     """Merge; what the certificate says."""
     merge.run(run, out, Merge(**settings), quiet())
-    found = lineage.read(out)
+    return certificate_of(out)
+
+
+def certificate_of(folder: Path) -> dict[str, Any]:
+    """What the lineage of a merged model tells."""
+    found = lineage.read(folder)
     assert found is not None
     stage = found.stage("merge")
     assert stage is not None
@@ -119,14 +124,14 @@ def in_bf16(base: Path) -> None:
 
 @pytest.fixture(scope="session")
 def run_on(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any, sums: Path) -> Callable[..., RunFolder]:
-    """run_on(in_bf16) is a run of lora on a base that was changed after it was saved, made once."""
+    """run_on(in_bf16, rate=0.001) is a run of lora on a base that was changed after it was saved, made once."""
     from dsr1_tune.config import LoraRun
     from dsr1_tune.train import lora
 
     made: dict[tuple[Any, ...], RunFolder] = {}
 
-    def run(change: Callable[[Path], None], **sizes: Any) -> RunFolder:
-        key = (change, *sorted(sizes.items()))
+    def run(change: Callable[[Path], None], rate: float = 0.02, **sizes: Any) -> RunFolder:
+        key = (change, rate, *sorted(sizes.items()))
         if key in made:
             return made[key]
         folder = tmp_path_factory.mktemp("run")
@@ -135,7 +140,7 @@ def run_on(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any, sums: 
         tree = {
             "data": {"files": [str(sums)]},
             "base": {"model": str(base)},
-            "schedule": {"max_steps": 3, "learning_rate": 0.02, "max_tokens": 128},
+            "schedule": {"max_steps": 3, "learning_rate": rate, "max_tokens": 128},
             "samples": 0,
             "out": str(folder / "run"),
         }

@@ -61,3 +61,49 @@ def test_fp8_error_is_within_its_precision_and_a_flipped_bit_shows(
     assert bool(is_worse[row, col]) or abs(float(weight[row, col])) < 16 * float(spread[row, col])
     is_worse[row, col] = False
     assert not is_worse.any()
+
+
+def on_the_grid(rows: int, cols: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers that float8 holds, and their scales."""
+    weight = torch.randn(rows, cols, generator=torch.Generator().manual_seed(2)) * 0.02
+    stored, scale = fp8.to_blocks(weight)
+    return fp8.dequantize(stored, scale, (128, 128)), scale
+
+
+def kept(update: torch.Tensor, base: torch.Tensor, **how: object) -> float:
+    stored, scale = fp8.to_blocks(base + update, **how)  # type: ignore[arg-type]
+    return float(((fp8.dequantize(stored, scale, (128, 128)) - base) * update).sum() / update.square().sum())
+
+
+@pytest.mark.parametrize("size", [1e-3, 5e-3, 2e-2])
+def test_fp8_by_chance_keeps_the_update_that_rounding_to_the_nearest_loses(size: float) -> None:
+    base, scale = on_the_grid(512, 512)
+    update = torch.randn(512, 512, generator=torch.Generator().manual_seed(1)) * 0.02 * size
+    assert kept(update, base) < 0.7
+    assert kept(update, base, seed=7) == pytest.approx(1, abs=0.08)
+    assert kept(update, base, seed=7, scales=scale) == pytest.approx(1, abs=0.08)
+    in_16_bits = (base + update).bfloat16().float()
+    assert kept(in_16_bits - base, base, seed=7) == pytest.approx(1, abs=0.08)
+
+
+def test_fp8_by_chance_is_the_same_every_time_and_leaves_what_float8_holds() -> None:
+    base, scale = on_the_grid(300, 200)
+    moved = base + 1e-4
+    one, other, third = (fp8.to_blocks(moved, seed=seed)[0].view(torch.uint8) for seed in (5, 5, 6))
+    assert torch.equal(one, other) and not torch.equal(one, third)
+    for scales in (None, scale):
+        again, same = fp8.to_blocks(base, seed=5, scales=scales)
+        assert torch.equal(fp8.dequantize(again, same, (128, 128)), base)
+
+
+def test_fp8_with_a_seed_rounds_weights_that_never_were_in_float8_to_the_nearest() -> None:
+    weight = torch.randn(300, 200, generator=torch.Generator().manual_seed(0))
+    for seeded, plain in zip(fp8.to_blocks(weight, seed=0), fp8.to_blocks(weight), strict=True):
+        assert torch.equal(seeded.float(), plain.float())
+
+
+def test_fp8_takes_a_new_scale_where_the_earlier_one_is_too_small() -> None:
+    base, scale = on_the_grid(128, 256)
+    base[0, 0] = 2 * base.abs().max()
+    _, after = fp8.to_blocks(base, seed=0, scales=scale)
+    assert after[0, 0] > 1.9 * scale[0, 0] and after[0, 1] == scale[0, 1]

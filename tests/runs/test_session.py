@@ -11,10 +11,11 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from dsr1_tune.config import Data
+from dsr1_tune.config import Base, Data
 from dsr1_tune.errors import ModelError
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.train import lora
+from tests.families import save_family
 from tests.lora_runs import NUM_HELD_OUT, ROWS, ConfigureLora, FinishedRun, Told, go, go_on, log_of, press, texts_in
 
 
@@ -86,6 +87,31 @@ def test_session_check_refuses_an_adapter_that_loads_as_another(
     with pytest.raises(ModelError, match="loaded afresh"):
         go(configure_lora(tmp_path / "run", samples=0))
     assert RunFolder(tmp_path / "run").manifest()["status"] == "failed"
+
+
+def a_tenth_less(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: 0.9 * weight if ".lora_B." in name else weight for name, weight in weights.items()}
+
+
+@pytest.mark.parametrize("family", ["minimax", "minimax_m2"])
+def test_session_check_in_16_bits_allows_what_rounding_explains_and_no_more(
+    configure_lora: ConfigureLora, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_tokenizer: Any, family: str
+) -> None:
+    base = save_family(tmp_path / "base", tiny_tokenizer, family)
+    given = {"base": Base(model=str(base), dtype="bfloat16"), "samples": 0, "max_steps": 6}
+    saved = go(configure_lora(tmp_path / "right", **given))
+    metrics = saved.manifest()["metrics"]
+    assert metrics["dtype"] == "bfloat16" and metrics["loss_before"] - metrics["loss_after"] > 0.5
+    load = lora.load_plain_adapter
+
+    def damaged(base: Any, folder: Path) -> PeftModel:
+        file = folder / "adapter_model.safetensors"
+        save_file(a_tenth_less(load_file(file)), file)
+        return load(base, folder)
+
+    monkeypatch.setattr(lora, "load_plain_adapter", damaged)
+    with pytest.raises(ModelError, match=r"rounding explains a difference of 0\.0"):
+        go(configure_lora(tmp_path / "wrong", **given))
 
 
 def test_a_run_of_one_step_learns(configure_lora: ConfigureLora, tmp_path: Path) -> None:

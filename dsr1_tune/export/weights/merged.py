@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from threading import Lock
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -14,7 +17,7 @@ from dsr1_tune.models.weights.checkpoint import DTYPES, Checkpoint, Spec, Stored
 from dsr1_tune.models.weights.index import COPY_AGAIN
 from dsr1_tune.quant.fp8 import SCALE, dequantize, to_blocks
 
-_PIECE = 4 << 20  # bytes compared at a time
+_PIECE = 4 << 20  # bytes compared, or numbers computed with, at a time
 
 
 class Plain:
@@ -84,7 +87,11 @@ class Merged:
 
 
 class MergedFp8:
-    """A block-FP8 base with updates in it, in block-FP8 again: what no update reaches keeps its bytes and scales."""
+    """A block-FP8 base with updates in it, in block-FP8 again: what no update reaches keeps its bytes and scales.
+
+    An update is mostly less than half a step of float8, and would be lost in rounding to the nearest: it is rounded by
+    chance, the same way every time.
+    """
 
     def __init__(self, merged: Merged, block_size: tuple[int, int]) -> None:
         self.merged, self.block_size = merged, block_size
@@ -110,9 +117,13 @@ class MergedFp8:
         with self._lock:
             if self._encoded is None or self._encoded[0] != owner:
                 self._encoded = None  # before the next is made: there is never more than one
-                self._encoded = (owner, *to_blocks(self.merged.exact(owner), self.block_size))
+                self._encoded = (owner, *self._encode(owner))
             _, weight, scale = self._encoded
         return weight if name == owner else scale.to(DTYPES[self.spec(name).dtype])
+
+    def _encode(self, name: str) -> tuple[Tensor, Tensor]:
+        exact, scales = self.merged.exact(name), self.base.read(name + SCALE)
+        return to_blocks(exact, self.block_size, seed=crc32(name.encode()), scales=scales)
 
 
 MergedWeights = Merged | MergedFp8
@@ -122,6 +133,58 @@ def owner_of(name: str, weights: Checkpoint) -> str:
     """The weight whose FP8 scales a tensor is, or the tensor itself."""
     owner = name.removesuffix(SCALE)
     return owner if owner in weights else name
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How much of an update is still there once the sum was rounded; those of several tensors can be added up."""
+
+    along: float = 0.0
+    """What the stored tensor differs from the base by, times the update, summed over all numbers."""
+    squares: float = 0.0
+    """The update, squared and summed, as are the next two."""
+    rounding: float = 0.0
+    """What the stored tensor is off by."""
+    base: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """1 where all of it was kept (what rounding adds besides counts neither way), 0 where nothing was."""
+        return self.along / self.squares if self.squares else 1.0
+
+    @property
+    def size(self) -> float:
+        """Size of the update against that of the base's weights."""
+        return math.sqrt(self.squares / self.base) if self.base else 0.0
+
+    @property
+    def noise(self) -> float:
+        """Size of what rounding adds against that of the base's weights."""
+        return math.sqrt(self.rounding / self.base) if self.base else 0.0
+
+    def __add__(self, other: Kept) -> Kept:
+        return Kept(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+
+    @classmethod
+    def of(cls, stored: Tensor, exact: Tensor, was: Tensor) -> Kept:
+        """Of one tensor: as it is stored, before it was rounded, and in the base."""
+        kept = cls()
+        # A piece at a time: in float64 the whole of them would be the largest tensors of all.
+        for pieces in zip(*(tensor.reshape(-1).split(_PIECE) for tensor in (stored, exact, was)), strict=True):
+            now, added_up, before = (piece.double() for piece in pieces)
+            update, off = added_up - before, now - added_up
+            kept += cls(
+                *(float(a @ b) for a, b in ((now - before, update), (update, update), (off, off), (before, before)))
+            )
+        return kept
+
+
+def kept_of(merged: Merged, weights: MergedWeights, name: str) -> Kept:
+    """How much of its update a tensor will keep as `weights` round it."""
+    stored = weights.read(name)
+    if isinstance(weights, MergedFp8) and name + SCALE in weights.base:
+        stored = dequantize(stored, weights.read(name + SCALE), weights.block_size)
+    return Kept.of(stored, merged.exact(name), merged.base.exact(name))
 
 
 def is_changed(weights: Weights, name: str, other: Weights) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from dsr1_tune.errors import ModelError
-from tests.export.conftest import loaded, logits, quantized
+from dsr1_tune.export.weights.merged import Kept, Merged, Plain
+from dsr1_tune.export.weights.source import open_source
+from dsr1_tune.models.weights.checkpoint import Checkpoint
+from dsr1_tune.runs.folder import RunFolder
+from tests.export.conftest import loaded, logits, merged, quantized
 
 
 def test_fp8_of_fp8_is_the_same_again(tiny_model: Any, tmp_path: Path) -> None:
@@ -24,6 +30,33 @@ def test_fp8_of_fp8_is_the_same_again(tiny_model: Any, tmp_path: Path) -> None:
             assert torch.equal(got[name].view(torch.uint8), tensor.view(torch.uint8)), name
         else:
             assert torch.allclose(got[name], tensor, rtol=1e-6, atol=0), name
+
+
+@pytest.mark.parametrize("is_merged", [False, True])
+def test_fp8_of_a_run_over_fp8_keeps_what_was_learned(
+    run_on: Callable[..., RunFolder], tmp_path: Path, is_merged: bool
+) -> None:
+    """Its numbers are those of float8 and a little: rounded to the nearest, they are the base's again."""
+    run = run_on(in_fp8_blocks, rate=5e-4)
+    if is_merged:
+        merged(run.path, tmp_path / "merged")
+    folder, _ = quantized(tmp_path / "merged" if is_merged else run.path, tmp_path / "fp8", "fp8", all=True)
+    source, written = open_source(run.path), Plain(Checkpoint(folder), (128, 128))
+    assert isinstance(source.weights, Merged)
+    kept = sum(
+        (
+            Kept.of(written.exact(name), source.weights.exact(name), source.weights.base.exact(name))
+            for name in source.weights.updates.by_name
+        ),
+        Kept(),
+    )
+    assert kept.share == pytest.approx(1, abs=0.1)
+
+
+def in_fp8_blocks(base: Path) -> None:
+    whole, _ = quantized(base, base.with_name("whole"), "fp8", all=True)
+    shutil.rmtree(base)
+    whole.rename(base)
 
 
 def test_fp8_refuses_experts_in_one_tensor(tiny_model: Any, tmp_path: Path) -> None:
