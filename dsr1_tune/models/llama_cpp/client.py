@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from dsr1_tune.errors import ModelError
 INSTALL = "pip install 'dsr1-tune[gguf]'"
 _CHILD = Path(__file__).with_name("process.py")
 _USUAL_CONTEXT = 8192
+_UNKNOWN = "unknown model architecture"
 _TELLING = ("error loading model:", "GGML_ASSERT", "failed to allocate", "llama_init_from_model:", "not supported")
 
 
@@ -44,6 +46,32 @@ def library() -> Path:
 def version() -> str:
     """Of the llama.cpp that is installed, as its wheel says."""
     return f"xllamacpp {metadata.version('xllamacpp')}"
+
+
+@cache
+def knows(architecture: str) -> bool | None:
+    """Whether llama.cpp has code for an architecture, as GGUF files name it; None where it is not installed.
+
+    It is asked: given a file that says its architecture and nothing else, it misses what it would look for next.
+    """
+    from gguf import GGUFWriter
+
+    try:
+        library()
+    except ModelError:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "named.gguf"
+        writer = GGUFWriter(file, architecture)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        try:
+            LlamaCpp(file, context=1, num_threads=1).close()
+        except ModelError as error:
+            return _UNKNOWN not in error.message
+    return True
 
 
 @dataclass(frozen=True)
