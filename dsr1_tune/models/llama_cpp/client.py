@@ -10,6 +10,7 @@ import codecs
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,7 @@ _CHILD = Path(__file__).with_name("process.py")
 _USUAL_CONTEXT = 8192
 _UNKNOWN = "unknown model architecture"
 _TELLING = ("error loading model:", "GGML_ASSERT", "failed to allocate", "llama_init_from_model:", "not supported")
+_ABORTED = re.compile(r"\.(cpp|c|h|cu):\d+: ")
 
 
 def library() -> Path:
@@ -82,6 +84,14 @@ class Spoken:
     text: str
 
 
+class Failed(ModelError):
+    """llama.cpp could not load a file, or came to an end over it; `why` is what it said itself."""
+
+    def __init__(self, message: str, why: str, hint: str) -> None:
+        super().__init__(message, hint)
+        self.why = why
+
+
 class LlamaCpp(AbstractContextManager["LlamaCpp"]):
     """A loaded .gguf file; use it as a context manager, so that its process ends.
 
@@ -100,6 +110,7 @@ class LlamaCpp(AbstractContextManager["LlamaCpp"]):
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
+            env=os.environ | {"GGML_NO_BACKTRACE": "1"},  # a debugger's would hide what it said
             start_new_session=True,  # Ctrl-C stops an answer, not the model
         )
         threads = num_threads or int(os.environ.get("OMP_NUM_THREADS", "0") or 0) or os.cpu_count() or 1
@@ -182,20 +193,24 @@ class LlamaCpp(AbstractContextManager["LlamaCpp"]):
             raise ModelError(f"{self.file}: {facts['refused']}", hint="give fewer tokens, or those of this model")
         return facts, data
 
-    def _ended(self) -> ModelError:
+    def _ended(self) -> Failed:
         """Why the process is gone, from what llama.cpp said last."""
         code = self._process.wait()
         self._said.seek(0)
         said = self._said.read().decode(errors="replace").splitlines()
-        why = next((line for line in reversed(said) if any(word in line for word in _TELLING)), "")
+        tells = (line for line in reversed(said) if any(word in line for word in _TELLING) or _ABORTED.search(line))
+        why = next(tells, "")
         why = why.rpartition("error loading model: ")[2].strip() or (said[-1].strip() if said else "")
         if code in (3, 4, 5):
-            return ModelError(
-                f"{self.file}: llama.cpp cannot load it: {why or f'it does not say why (exit code {code})'}",
+            why = why or f"it does not say why (exit code {code})"
+            return Failed(
+                f"{self.file}: llama.cpp cannot load it: {why}",
+                why,
                 hint="the model may be of a shape that it does not support, or the file is cut off: write it again",
             )
-        return ModelError(
+        return Failed(
             f"{self.file}: llama.cpp ended with code {code}: {why}",
+            f"it ended with code {code}: {why}",
             hint="the machine may be out of memory; else please report it with the model's name",
         )
 
