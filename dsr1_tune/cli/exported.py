@@ -14,6 +14,12 @@ from dsr1_tune.cli.options import ConfigFile, MaxGeneralDrop, MaxLossIncrease, M
 from dsr1_tune.text.amount import amount
 
 _MODEL = "A run folder, an adapter, a model folder, a GGUF file, a Hub id, or embedded."
+_NOT_KNOWN = 3  # the exit code of check-serve; 2 is taken by what cannot be checked
+_SAID = {
+    "loads": "{engine} loads {place}",
+    "does not load": "{engine} does not load {place}",
+    "not known": "it is not known here whether {engine} loads {place}",
+}
 Exported = Annotated[Path, typer.Argument(metavar="DIR", help="What merge, quantize or export wrote.")]
 
 
@@ -131,23 +137,24 @@ def check_serve(
 ) -> None:
     """Tell whether an engine's released version loads this, with which command; and if not, what it does load.
 
-    Exit code 0 if it loads, 1 if it does not.
+    Exit code 0 if it loads, 1 if it does not, 3 if that is not known here.
     """
     from dsr1_tune.export.check_serve import run
 
     verdict = run(place, engine, version)
     if as_json:
-        names = ("engine", "version", "loads", "problems", "remarks", "command", "instead")
+        names = ("engine", "version", "answer", "loads", "problems", "unknown", "remarks", "command", "instead")
         told = {name: getattr(verdict, name) for name in names}
         streams.say_json(json.dumps(told, ensure_ascii=False, indent=1) + "\n")
     else:
-        loads = "loads" if verdict.loads else "does not load"
-        lines = [f"{verdict.title} {verdict.version} {loads} {place}, {verdict.artifact.what}"]
-        lines += [f"  because {line}" for line in verdict.problems]
+        said = _SAID[verdict.answer].format(engine=f"{verdict.title} {verdict.version}", place=place)
+        lines = [f"{said}, {verdict.artifact.what}"]
+        lines += [f"  because {line}" for line in (*verdict.problems, *verdict.unknown)]
         lines += [f"  note: {line}" for line in verdict.remarks]
-        lines += [f"serve it with: {verdict.command}"] if verdict.command else []
+        doing = "serve it with" if verdict.loads else "try it with"
+        lines += [f"{doing}: {verdict.command}"] if verdict.command else []
         lines += [f"it does load what this makes: {line}" for line in verdict.instead[-1:]]
         lines[-1:] = [f"first: {line}" for line in verdict.instead[:-1]] + lines[-1:]
         typer.echo("\n".join(lines))
-    if not verdict.loads:
-        raise typer.Exit(1)
+    if verdict.answer != "loads":
+        raise typer.Exit(_NOT_KNOWN if verdict.answer == "not known" else 1)

@@ -145,7 +145,10 @@ def serve(
     from dsr1_tune.export.check_serve import run as check
 
     verdicts = [check(found, name) for name in engines.fitting(found, engine)]
-    loading = [verdict.engine for verdict in verdicts if verdict.loads]
+    loading = [one.engine for one in verdicts if one.loads]
+    if not loading and (untried := [one for one in verdicts if one.answer == "not known"]):
+        _note(f"note: whether it loads is not known: {'; '.join(untried[0].unknown)}")
+        loading = [one.engine for one in untried]
     if not loading:
         told = "; ".join(f"{one.title} does not load it: {'; '.join(one.problems)}" for one in verdicts)
         told = f"no engine loads it: {told}" if len(verdicts) > 1 else told

@@ -275,12 +275,13 @@ def _engines(folder: Path, language: Language) -> tuple[list[str], list[str]]:
         return commands, refusals
     for engine in check_serve.engines():
         verdict = check_serve.run(found, engine)
-        if verdict.command:
-            own = verdict.command.replace(str(folder), folder.name)
+        if verdict.loads:
+            own = str(verdict.command).replace(str(folder), folder.name)
             commands.append(f"{own}  # {verdict.title} {verdict.version}")
         else:
-            why = {"title": verdict.title, "version": verdict.version, "why": "; ".join(verdict.problems)}
-            refusals.append(TEXTS.say("does_not_load", language, **why))
+            why = "; ".join(verdict.problems or verdict.unknown)
+            said = "does_not_load" if verdict.problems else "not_known"
+            refusals.append(TEXTS.say(said, language, title=verdict.title, version=verdict.version, why=why))
     return commands, refusals
 
 

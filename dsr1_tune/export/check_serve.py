@@ -1,6 +1,7 @@
 """`check-serve`: whether an engine's released version loads a model, an adapter or a GGUF file, and what it does load.
 
-Which formats it loads stands with each format in formats/, the other facts of an engine in check_serve.yaml.
+There are three answers: what is not looked up here may load all the same, and is not said to fail. Which
+formats it loads stands with each format in formats/, the other facts of an engine in check_serve.yaml.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from packaging.version import InvalidVersion, Version
@@ -24,6 +25,7 @@ from dsr1_tune.export.gguf.source import unsupported
 from dsr1_tune.models import artifact as artifacts
 from dsr1_tune.models.artifact import Artifact, command_for
 from dsr1_tune.models.folder import ModelFolder
+from dsr1_tune.models.llama_cpp import client
 from dsr1_tune.models.ref import local_path
 from dsr1_tune.models.tokenizer_files import GENERATION, unnamed_ends
 from dsr1_tune.text.amount import amount
@@ -56,9 +58,17 @@ class Engine:
         """Whether it has its own code for each architecture, and so knows only some."""
         return self.name != "transformers"
 
+    @property
+    def is_llama_cpp(self) -> bool:
+        """Whether it reads GGUF files, and has names of its own for what is in them."""
+        return self.name == "llama.cpp"
+
     def knows(self, architecture: str) -> bool:
-        """Whether it runs models of this architecture."""
-        return not self.is_own or architecture in _table()["architectures"]
+        """Whether it is known to run models of this architecture, as config.json names it."""
+        facts = _table()["architectures"].get(architecture, {})
+        if self.is_llama_cpp:
+            return "gguf" in facts
+        return not self.is_own or self.name in facts.get("engines", ())
 
     def reads(self, artifact: Artifact) -> bool:
         """Whether it loads the format of an artifact's weights."""
@@ -91,17 +101,26 @@ class ServeCheck:
     """The release that the facts are of."""
     artifact: Artifact
     problems: tuple[str, ...]
-    """Why it is not loaded, or would be served wrongly; empty if all is well."""
+    """Why it is not loaded, or would be served wrongly; empty if nothing is known to be wrong."""
+    unknown: tuple[str, ...]
+    """What is not known here, so that it may load or not."""
     remarks: tuple[str, ...]
     command: str | None
-    """What serves it, if it is loaded."""
+    """What serves it, if it is loaded; what tries to, if that is not known."""
     instead: tuple[str, ...] = ()
     """If not, the commands that make something of it that the engine does load."""
 
     @property
     def loads(self) -> bool:
-        """Whether it can be served."""
-        return not self.problems
+        """Whether it is known to be served."""
+        return self.answer == "loads"
+
+    @property
+    def answer(self) -> Literal["loads", "does not load", "not known"]:
+        """What is said of it; what is wrong for sure outweighs what is not known."""
+        if self.problems:
+            return "does not load"
+        return "not known" if self.unknown else "loads"
 
 
 def run(place: Path | str | Artifact, engine: str, version: str | None = None) -> ServeCheck:
@@ -114,10 +133,10 @@ def run(place: Path | str | Artifact, engine: str, version: str | None = None) -
     known = engines()[engine]
     artifact = place if isinstance(place, Artifact) else artifacts.of(place)
     remarks = (*_version_remarks(known, version), *_remarks(artifact, known))
-    problems = tuple(_problems(artifact, known))
+    problems, unknown = tuple(_problems(artifact, known)), tuple(_not_known(artifact, known))
     command = None if problems else shlex.join(command_for(artifact, engine))
     instead = _instead(artifact, known) if problems else ()
-    return ServeCheck(engine, known.title, known.version, artifact, problems, remarks, command, instead)
+    return ServeCheck(engine, known.title, known.version, artifact, problems, unknown, remarks, command, instead)
 
 
 def _version_remarks(engine: Engine, version: str | None) -> Iterator[str]:
@@ -163,14 +182,13 @@ def _problems(artifact: Artifact, engine: Engine) -> Iterator[str]:
     if artifact.kind == "gguf":
         yield from _gguf_problems(artifact, engine)
         return
-    if not engine.knows(artifact.architecture):
-        named = artifact.architecture or "not named in config.json"
-        yield f"its architecture, {named}, is none that {title} is known for"
+    if engine.is_own and not artifact.architecture:
+        yield f"its config.json names no architecture, by which {title} chooses the code that runs it"
     if not engine.is_own:
-        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
         model_type = artifact.config.get("model_type")
-        if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if model_type not in CONFIG_MAPPING_NAMES:
             yield f"transformers does not know its model_type, {model_type}"
     if not artifact.has_tokenizer:
         yield "it has no tokenizer: copy tokenizer.json and tokenizer_config.json of the base into the folder"
@@ -262,8 +280,10 @@ def _gguf_problems(artifact: Artifact, engine: Engine) -> Iterator[str]:
     if not engine.reads(artifact):
         return
     name = artifact.architecture
-    if name not in _table()["architectures"].values():
-        yield f"its architecture, {name or 'not named'}, is none that {engine.title} is known for"
+    if not name:
+        yield "the file does not name its architecture"
+    elif _knows_gguf(artifact) is False:
+        yield f"its architecture, {name}, is unknown to the {engine.title} that is installed here ({client.version()})"
     if name != "deepseek2":
         return
     gating = artifact.config.get("deepseek2.expert_gating_func")
@@ -280,8 +300,6 @@ def _adapter_problems(artifact: Artifact, engine: Engine) -> Iterator[str]:
     facts, title = engine.adapters, engine.title
     if (kind := str(artifact.config.get("peft_type") or "LORA")) != "LORA":
         yield f"it is a PEFT adapter of the kind {kind}, and {title} and `merge` take LoRA alone"
-    if artifact.architecture and not engine.knows(artifact.architecture):
-        yield f"its base's architecture, {artifact.architecture}, is none that {title} is known for"
     yield from _arithmetic(artifact, engine)
     if not facts["forms"]:
         yield _NO_ADAPTERS[engine.name]
@@ -297,6 +315,39 @@ def _adapter_problems(artifact: Artifact, engine: Engine) -> Iterator[str]:
         found = {match[1] for name in artifact.names if (match := re.search(r"\.experts\.\d+\.(\w+)\.lora_A", name))}
         if len(found) < 3:
             yield f"it has factors on {' and '.join(sorted(found))} of the experts only; {title} wants all three"
+
+
+# --- what is not known -----------------------------------------------------------------------------------------------
+
+
+def _not_known(artifact: Artifact, engine: Engine) -> Iterator[str]:
+    """Why it may load or not: an architecture that was not looked up for the engine."""
+    name, title = artifact.architecture, engine.title
+    if artifact.kind == "gguf":
+        if engine.is_llama_cpp and name and _knows_gguf(artifact) is None:
+            yield f"its architecture, {name}, was not looked up; {client.INSTALL} asks {title} itself"
+    elif name and not engine.knows(name):
+        whose = "its base's" if artifact.kind == "adapter" else "its"
+        further = "" if engine.is_llama_cpp else f"; {title} may run it through transformers, or not"
+        yield f"{whose} architecture, {name}, is none of those that were looked up for {title}{further}"
+    elif not engine.is_own and artifact.kind == "model":
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+        model_type = artifact.config.get("model_type")
+        if model_type in CONFIG_MAPPING_NAMES and model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            yield f"its model_type, {model_type}, is more than a language model, and was not tried"
+
+
+def _knows_gguf(artifact: Artifact) -> bool | None:
+    """Whether llama.cpp has code for what is in a GGUF file: looked up, noted when it was written, or asked here."""
+    table = _table()
+    named = {facts.get("gguf") for facts in table["architectures"].values()} | set(table["further_gguf"])
+    known = lineage.read(artifact.path.parent)
+    stage = known.stage("quantize") if known else None
+    if artifact.architecture in named or (stage and stage.facts.get("loaded_by")):
+        return True
+    return client.knows(artifact.architecture)
 
 
 def _remarks(artifact: Artifact, engine: Engine) -> Iterator[str]:

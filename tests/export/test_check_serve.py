@@ -20,6 +20,7 @@ from dsr1_tune.export.formats.registry import formats
 from dsr1_tune.export.gguf.source import refuse_unsupported
 from dsr1_tune.export.lineage import Stage
 from dsr1_tune.export.weights.source import open_source
+from dsr1_tune.models.llama_cpp import client
 from dsr1_tune.models.tokenizer_files import write_generation_config
 from dsr1_tune.serve.engines import ENGINES
 from tests.conftest import CHATML, save_tiny
@@ -87,8 +88,7 @@ def test_check_serve_gives_llama_cpp_a_gguf(folder: Folder) -> None:
         ({"scoring_func": None}, "llama.cpp", "lacks scoring_func"),
         ({"rope_parameters": {"rope_type": "longrope"}}, "vllm", "of type longrope; vLLM computes only default and"),
         ({"q_lora_rank": None}, "llama.cpp", "it has no q_lora_rank"),
-        ({"architectures": ["NewForCausalLM"]}, "sglang", "NewForCausalLM, is none that SGLang is known for"),
-        ({"architectures": None}, "vllm", "not named in config.json"),
+        ({"architectures": None}, "vllm", "its config.json names no architecture, by which vLLM chooses"),
         ({"model_type": "new"}, "transformers", "does not know its model_type, new"),
     ],
 )
@@ -191,10 +191,54 @@ def test_check_serve_of_gguf_files(tmp_path: Path) -> None:
     few = gguf(tmp_path / "few.gguf", "deepseek2", block_count=3)
     assert "with 27 layers, but it has 3" in problems(few, "llama.cpp")
     assert check_serve.run(gguf(tmp_path / "lite.gguf", "deepseek2", "x", block_count=27), "llama.cpp").loads
-    assert "is none that llama.cpp" in problems(gguf(tmp_path / "new.gguf", "new", "x"), "llama.cpp")
     good.write_bytes(good.read_bytes()[:40])
     with pytest.raises(ModelError, match="is damaged"):
         check_serve.run(good, "llama.cpp")
+
+
+def test_check_serve_does_not_take_what_it_does_not_know_for_what_fails(folder: Folder) -> None:
+    """An engine may run it all the same: that is an answer of its own, with an exit code of its own."""
+    new = folder(QWEN | {"architectures": ["NewForCausalLM"]})
+    for engine in ("vllm", "sglang"):
+        verdict = check_serve.run(new, engine)
+        assert verdict.answer == "not known" and not verdict.loads and verdict.problems == ()
+        assert f"NewForCausalLM, is none of those that were looked up for {verdict.title}" in verdict.unknown[0]
+        assert str(new) in str(verdict.command)
+    assert check_serve.run(new, "llama.cpp").answer == "does not load"  # no GGUF, whatever its architecture
+    assert check_serve.run(new, "transformers").loads
+    vision = folder(QWEN | {"model_type": "qwen3_vl_moe", "architectures": ["NewForCausalLM"]})
+    assert "more than a language model" in check_serve.run(vision, "transformers").unknown[0]
+    trained = adapter(new, *APART, base_model_name_or_path=str(new))
+    assert "its base's architecture, NewForCausalLM, is none" in check_serve.run(trained, "vllm").unknown[0]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "engine", "answer"),
+    [
+        ("Qwen3NextForCausalLM", "vllm", "loads"),
+        ("GraniteMoeHybridForCausalLM", "sglang", "loads"),
+        ("JambaForCausalLM", "vllm", "loads"),
+        ("JambaForCausalLM", "sglang", "not known"),
+        ("FlexOlmoForCausalLM", "vllm", "loads"),
+        ("Dots1ForCausalLM", "vllm", "not known"),  # its own code was dropped
+    ],
+)
+def test_check_serve_table_says_which_engine_has_code_for_it(
+    folder: Folder, architecture: str, engine: str, answer: str
+) -> None:
+    assert check_serve.run(folder(QWEN | {"architectures": [architecture]}), engine).answer == answer
+
+
+def test_check_serve_asks_llama_cpp_what_it_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = gguf(tmp_path / "asked.gguf", "plamo2", "x")  # known to llama.cpp, and not in the table
+    new = gguf(tmp_path / "new.gguf", "new", "x")
+    assert check_serve.run(asked, "llama.cpp").loads
+    assert "new, is unknown to the llama.cpp that is installed here (xllamacpp" in problems(new, "llama.cpp")
+    monkeypatch.setattr(client, "knows", lambda architecture: None)  # as where llama.cpp is not installed
+    assert check_serve.run(gguf(tmp_path / "listed.gguf", "granitemoe", "x"), "llama.cpp").loads
+    assert "new, was not looked up" in check_serve.run(new, "llama.cpp").unknown[0]
+    lineage.write(tmp_path, [Stage("quantize", {"loaded_by": "xllamacpp 2026.10.11549"})])
+    assert check_serve.run(new, "llama.cpp").loads  # it has been loaded when it was written
 
 
 def adapter(tmp_path: Path, *names: str, **config: Any) -> Path:
@@ -278,6 +322,11 @@ def test_check_serve_command_exits_1_where_it_does_not_load(folder: Folder, tmp_
     assert code == 1 and "it does load what this makes: dsr1-tune quantize" in said
     code, said = run("--engine", "sglang", "--json")
     assert code == 0 and json.loads(said)["loads"] is True
+    folder(V3 | {"architectures": ["NewForCausalLM"]})
+    code, said = run("--engine", "sglang")
+    assert code == 3 and "it is not known here whether SGLang 0.5.23 loads" in said and "try it with: python" in said
+    code, said = run("--json")
+    assert code == 3 and json.loads(said)["answer"] == "not known" and json.loads(said)["loads"] is False
     with pytest.raises(ModelError, match="there is no such folder"):
         check_serve.run(tmp_path / "nowhere", "vllm")
 

@@ -106,6 +106,13 @@ def test_serve_of_what_no_engine_loads_does_not_blame_missing_engines(programs: 
         assert "pip install" not in str(done.exception.hint)
 
 
+def test_serve_tries_an_engine_of_which_it_is_not_known_whether_it_loads_it(programs: Path, tmp_path: Path) -> None:
+    model = tiny_folder(tmp_path / "model", architectures=["NewForCausalLM"])
+    done = CliRunner().invoke(cli.app, ["serve", str(model), "--engine", "vllm", "--print-command"])
+    assert done.exit_code == 0 and f"vllm serve {model}" in done.output
+    assert "whether it loads is not known: its architecture, NewForCausalLM" in done.stderr
+
+
 def test_serve_says_that_a_port_is_taken_before_anything_is_loaded(programs: Path) -> None:
     put(programs, "vllm", "raise SystemExit('must not start')")
     with socket.socket() as other:

@@ -21,6 +21,14 @@ from dsr1_tune.models.weights.checkpoint import write_weights
 from dsr1_tune.models.weights.index import INDEX, ONE_FILE
 from dsr1_tune.runs.console import Narrator
 
+OTHERS = "quantize it to nf4 or int8, which run everywhere, or to w4a16 or fp8 for vLLM and SGLang"
+"""What to do with a model that llama.cpp is not for."""
+
+
+def architecture_of(source: Source) -> str:
+    """The architecture that the converter looks for, as config.json names it, or transformers where it does not."""
+    return str((source.config.get("architectures") or [type(source.meta_model).__name__])[0])
+
 
 def unsupported(config: Any) -> list[str]:
     """What llama.cpp would not run, or would run wrongly, of a model that converts; `config` is transformers'."""
@@ -48,7 +56,7 @@ def refuse_unsupported(source: Source) -> None:
     if found := unsupported(source.meta_model.config):
         raise ModelError(
             f"{source.name}: llama.cpp cannot run it: it has {', '.join(found)}",
-            hint="quantize it to nf4 or int8, which run everywhere, or to w4a16 or fp8 for vLLM and SGLang",
+            hint=OTHERS,
         )
 
 
@@ -56,7 +64,7 @@ def config_for_llama_cpp(source: Source) -> dict[str, Any]:
     """The source's config.json with everything said that the converter would otherwise assume."""
     config: Any = source.meta_model.config
     tree = {name: value for name, value in source.config.items() if name != "quantization_config"}
-    tree.setdefault("architectures", [type(source.meta_model).__name__])
+    tree["architectures"] = [architecture_of(source)]
     # Older files say rope_scaling and rope_theta, newer ones rope_parameters; the converter takes the one or the other.
     if rope := getattr(config, "rope_parameters", None):
         tree.pop("rope_scaling", None)
@@ -70,10 +78,10 @@ def config_for_llama_cpp(source: Source) -> dict[str, Any]:
 
 
 def further_layers(source: Source) -> tuple[str, ...]:
-    """The stored tensors of multi-token-prediction layers, which come after the model's own."""
+    """The stored tensors of layers that predict further tokens, behind the model's own or under a name apart."""
     num_layers = int(getattr(source.meta_model.config, "num_hidden_layers", 0))
     numbered = ((name, re.match(r"model\.layers\.(\d+)\.", name)) for name in names_of(source.weights))
-    return tuple(name for name, found in numbered if found and int(found[1]) >= num_layers)
+    return tuple(name for name, found in numbered if name.startswith("mtp.") or (found and int(found[1]) >= num_layers))
 
 
 def prepare(source: Source, folder: Path, narrator: Narrator) -> None:

@@ -10,6 +10,8 @@ import json
 import re
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from gguf import GGUFReader, Keys
 
 from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import ModelError
-from dsr1_tune.export.gguf import converter, modelfile
+from dsr1_tune.export.gguf import converter, modelfile, proof
 from dsr1_tune.export.gguf import source as gguf_source
 from dsr1_tune.export.gguf.quantize import Counts, groups_of, quantize, value_of
 from dsr1_tune.export.gguf.types import MIXES, SIXTEEN, part_of
@@ -47,6 +49,8 @@ def write(source: Source, folder: Path, settings: Quantize, narrator: Narrator) 
     kind, work = settings.gguf, folder / ".converting"
     gguf_source.prepare(source, work, narrator)
     converted = convert(source, work, kind if kind in SIXTEEN else "bf16", narrator)
+    with _in_llama_cpp(source):
+        outputs = proof.check(source, converted, kind if kind in SIXTEEN else "bf16", "\n".join(TEXTS), narrator)
     file = folder / f"{_called(source)}-{kind.upper()}.gguf"
     if kind in SIXTEEN:
         converted.replace(file)
@@ -58,9 +62,23 @@ def write(source: Source, folder: Path, settings: Quantize, narrator: Narrator) 
     copy_sidecars(source, folder, gguf_source.config_for_llama_cpp(source), narrator.say)
     types = Counter(tensor.tensor_type.name for tensor in GGUFReader(file).tensors)
     facts = {"file": file.name, "type": kind, "types": dict(types), **_further_layers(source, file, narrator)}
-    facts |= _prove(source, file, narrator)
+    with _in_llama_cpp(source):
+        facts |= outputs | _try(source, file, narrator)
     facts |= modelfile.write(source, file, bool(facts.get("adds_bos")), narrator.say)
     return Quantized(groups, facts)
+
+
+@contextmanager
+def _in_llama_cpp(source: Source) -> Iterator[None]:
+    """Where llama.cpp fails on what was converted, that is said of the architecture, not of a file that is gone."""
+    try:
+        yield
+    except client.Failed as error:
+        raise ModelError(
+            f"{source.name}: converts to GGUF, but llama.cpp ({client.version()}) does not run this "
+            f"{gguf_source.architecture_of(source)}: {error.why}",
+            hint=gguf_source.OTHERS,
+        ) from error
 
 
 def _expected_bytes(source: Source, kind: str) -> int:
@@ -80,7 +98,10 @@ def convert(source: Source, folder: Path, kind: str, narrator: Narrator) -> Path
     narrator.say("Converting")
     file, said = folder / "converted.gguf", list[str]()
     # -P: the script's own folder holds a gguf.py too.
-    command = ["-P", converter.__file__, json.dumps(_ends(source)), str(folder), "--outtype", kind]
+    # Of the layers that predict further tokens, it takes those alone that stand behind the model's own.
+    takes_further = any(name.startswith("model.layers.") for name in gguf_source.further_layers(source))
+    told = {"ends": _ends(source), "takes_further": takes_further}
+    command = ["-P", converter.__file__, json.dumps(told), str(folder), "--outtype", kind]
     command += ["--outfile", str(file)]
     try:
         environment.run([*command, "--model-name", _called(source)], said.append)
@@ -89,8 +110,8 @@ def convert(source: Source, folder: Path, kind: str, narrator: Narrator) -> Path
         if not why:
             raise
         raise ModelError(
-            f"{source.name}: cannot be converted to GGUF: {why}",
-            hint="quantize it to nf4 or int8, which run everywhere, or to w4a16 or fp8 for vLLM and SGLang",
+            f"{source.name}: the converter has no way to make a GGUF of {gguf_source.architecture_of(source)}: {why}",
+            hint=gguf_source.OTHERS,
         ) from error
     return file
 
@@ -139,7 +160,7 @@ def _further_layers(source: Source, file: Path, narrator: Narrator) -> dict[str,
     return {"multi_token_prediction": "kept" if is_kept else "left out"}
 
 
-def _prove(source: Source, file: Path, narrator: Narrator) -> dict[str, Any]:
+def _try(source: Source, file: Path, narrator: Narrator) -> dict[str, Any]:
     """Load the file in llama.cpp, split some texts there, and run a few tokens."""
     if file.stat().st_size > main_memory().free:
         narrator.say("It is larger than the free memory, so llama.cpp was not tried on it here")

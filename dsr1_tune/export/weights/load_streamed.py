@@ -92,6 +92,11 @@ def _units(model: Any) -> list[tuple[nn.Module, str]]:
     return layers + others
 
 
+def largest_unit(model: Any) -> int:
+    """The number of weights that are held at a time at most; of a model without weights, too."""
+    return max(sum(weight.numel() for weight in unit.parameters()) for unit, _ in _units(model))
+
+
 def _hooks(
     places: list[_Place], read: Callable[[str], Tensor], layout: Layout, device: torch.device
 ) -> tuple[Callable[..., None], Callable[..., None]]:

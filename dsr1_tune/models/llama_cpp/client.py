@@ -10,12 +10,14 @@ import codecs
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,9 @@ from dsr1_tune.errors import ModelError
 INSTALL = "pip install 'dsr1-tune[gguf]'"
 _CHILD = Path(__file__).with_name("process.py")
 _USUAL_CONTEXT = 8192
+_UNKNOWN = "unknown model architecture"
 _TELLING = ("error loading model:", "GGML_ASSERT", "failed to allocate", "llama_init_from_model:", "not supported")
+_ABORTED = re.compile(r"\.(cpp|c|h|cu):\d+: ")
 
 
 def library() -> Path:
@@ -46,12 +50,46 @@ def version() -> str:
     return f"xllamacpp {metadata.version('xllamacpp')}"
 
 
+@cache
+def knows(architecture: str) -> bool | None:
+    """Whether llama.cpp has code for an architecture, as GGUF files name it; None where it is not installed.
+
+    It is asked: given a file that says its architecture and nothing else, it misses what it would look for next.
+    """
+    from gguf import GGUFWriter
+
+    try:
+        library()
+    except ModelError:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "named.gguf"
+        writer = GGUFWriter(file, architecture)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        try:
+            LlamaCpp(file, context=1, num_threads=1).close()
+        except ModelError as error:
+            return _UNKNOWN not in error.message
+    return True
+
+
 @dataclass(frozen=True)
 class Spoken:
     """A token of an answer, and the text that it completes."""
 
     token: int
     text: str
+
+
+class Failed(ModelError):
+    """llama.cpp could not load a file, or came to an end over it; `why` is what it said itself."""
+
+    def __init__(self, message: str, why: str, hint: str) -> None:
+        super().__init__(message, hint)
+        self.why = why
 
 
 class LlamaCpp(AbstractContextManager["LlamaCpp"]):
@@ -72,6 +110,7 @@ class LlamaCpp(AbstractContextManager["LlamaCpp"]):
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
+            env=os.environ | {"GGML_NO_BACKTRACE": "1"},  # a debugger's would hide what it said
             start_new_session=True,  # Ctrl-C stops an answer, not the model
         )
         threads = num_threads or int(os.environ.get("OMP_NUM_THREADS", "0") or 0) or os.cpu_count() or 1
@@ -154,20 +193,24 @@ class LlamaCpp(AbstractContextManager["LlamaCpp"]):
             raise ModelError(f"{self.file}: {facts['refused']}", hint="give fewer tokens, or those of this model")
         return facts, data
 
-    def _ended(self) -> ModelError:
+    def _ended(self) -> Failed:
         """Why the process is gone, from what llama.cpp said last."""
         code = self._process.wait()
         self._said.seek(0)
         said = self._said.read().decode(errors="replace").splitlines()
-        why = next((line for line in reversed(said) if any(word in line for word in _TELLING)), "")
+        tells = (line for line in reversed(said) if any(word in line for word in _TELLING) or _ABORTED.search(line))
+        why = next(tells, "")
         why = why.rpartition("error loading model: ")[2].strip() or (said[-1].strip() if said else "")
         if code in (3, 4, 5):
-            return ModelError(
-                f"{self.file}: llama.cpp cannot load it: {why or f'it does not say why (exit code {code})'}",
+            why = why or f"it does not say why (exit code {code})"
+            return Failed(
+                f"{self.file}: llama.cpp cannot load it: {why}",
+                why,
                 hint="the model may be of a shape that it does not support, or the file is cut off: write it again",
             )
-        return ModelError(
+        return Failed(
             f"{self.file}: llama.cpp ended with code {code}: {why}",
+            f"it ended with code {code}: {why}",
             hint="the machine may be out of memory; else please report it with the model's name",
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from dsr1_tune.config import Base
 from dsr1_tune.config.export import Quantize
 from dsr1_tune.export import quantize
+from dsr1_tune.export.gguf import write
 from dsr1_tune.models.llama_cpp.client import LlamaCpp
 from dsr1_tune.models.load import load
 from dsr1_tune.models.ref import Gguf, ModelRef
@@ -54,8 +56,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Pat
 
 
 @pytest.fixture(scope="session")
-def in_q4(folder: Path, converter: None) -> tuple[Path, str]:
-    return quantized(folder, folder.with_name("q4"), "q4_k_m")
+def in_16(folder: Path, converter: None) -> tuple[Path, str]:
+    return quantized(folder, folder.with_name("bf16"), "bf16")
+
+
+@pytest.fixture(scope="session")
+def in_q4(folder: Path, in_16: tuple[Path, str]) -> tuple[Path, str]:
+    """Made of the same 16-bit file, which is not converted again."""
+
+    def converted(source: Any, place: Path, kind: str, narrator: Any) -> Path:
+        return Path(shutil.copyfile(in_16[0], place / "converted.gguf"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "convert", converted)
+        return quantized(folder, folder.with_name("q4"), "q4_k_m")
 
 
 YARN = {

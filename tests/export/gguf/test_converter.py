@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,10 +57,44 @@ def test_converter_always_writes_merges() -> None:
     assert len(written) == 1 and len(written[0].split(" ")) == 2
 
 
-def test_converter_names_tensors_that_gguf_does_not_know() -> None:
-    gguf = SimpleNamespace(MODEL_TENSOR=SimpleNamespace(DSPARK_MARKOV_W1="there"))
-    converter._name_absent_tensors(gguf)
-    assert gguf.MODEL_TENSOR.DSPARK_MARKOV_W1 == "there" and gguf.MODEL_TENSOR.DSPARK_CONF_PROJ is None
+def test_converter_names_what_its_gguf_does_not_know() -> None:
+    """One family that is too new for it must not take the others of its module along."""
+    gguf = SimpleNamespace(MODEL_TENSOR=SimpleNamespace(ATTN_K="there"), MODEL_ARCH=SimpleNamespace())
+    code = "a = gguf.MODEL_TENSOR.ATTN_K\nb = gguf.MODEL_TENSOR.DSPARK\nmodel_arch = gguf.MODEL_ARCH.HY_V3"
+    assert converter._name_what_is_absent(gguf, code) == {"DSPARK", "HY_V3"}
+    assert gguf.MODEL_TENSOR.ATTN_K == "there" and gguf.MODEL_ARCH.HY_V3 == "HY_V3"
+
+
+def test_converter_writes_what_glm_5_calls_for() -> None:
+    class Writer:
+        arch, added = "glm-dsa", dict[str, Any]()
+
+        def add_array(self, key: str, values: list[bool]) -> None:
+            self.added[key] = values
+
+    converter._write_indexer_types(Writer)
+    Writer().add_indexer_types([True, False])  # type: ignore[attr-defined]
+    assert Writer.added == {"glm-dsa.attention.indexer.types": [True, False]}
+
+
+def lacking(num_layers: int = 0) -> None:
+    assert num_layers != 0  # a remark
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: {}["HY_V3"], "it is newer than the gguf library that comes with it, which lacks HY_V3"),
+        (lambda: SimpleNamespace().add_it, "it is newer than the gguf library that comes with it, which lacks add_it"),
+        (lacking, "it takes for granted that num_layers != 0 ("),
+        (lambda: int("Can"), "invalid literal for int() with base 10: 'Can'"),
+        (lambda: {}["hidden_size"], "KeyError: 'hidden_size'"),
+    ],
+)
+def test_converter_reasons_tell_more_than_a_name(call: Callable[[], Any], said: str) -> None:
+    with pytest.raises(Exception) as caught:
+        call()
+    assert converter._why(caught.value, {"HY_V3"}).startswith(said)
 
 
 def test_converter_runs_no_code_of_models() -> None:
@@ -71,10 +106,11 @@ def test_converter_runs_no_code_of_models() -> None:
 def test_converter_says_why_it_cannot_convert(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     def absent(name: str) -> Any:
         if name == "gguf":
-            return SimpleNamespace(MODEL_TENSOR=SimpleNamespace())
+            return SimpleNamespace()
         raise ValueError(" \n the reason \n more")
 
     monkeypatch.setattr(converter, "import_module", absent)
+    monkeypatch.setattr("sys.argv", ["converter.py", '{"ends": {}, "takes_further": false}'])
     with pytest.raises(SystemExit) as left:
         converter.main()
     assert left.value.code == 1 and capsys.readouterr().out == f"{converter.FAILED}the reason\n"
