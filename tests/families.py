@@ -153,16 +153,28 @@ _OWN: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 32},
 }
 
+# What a vision tower's config says of its size.
+_TOWER = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "depth": 1, "num_attention_heads": 4}
+_TOWER |= {"num_heads": 4, "num_key_value_heads": 4, "head_dim": 16, "out_hidden_size": 64, "global_head_dim": 16}
+_TOWER |= {"vision_output_dim": 64, "projector_input_dim": 64, "projector_output_dim": 64}
+WRAPPED = {
+    "gemma4": "gemma4_text",
+    "llama4": "llama4_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+    "qwen4_exp": "qwen4_exp_text",
+}
+"""Families whose checkpoints hold a text model beside a tower for pictures, and the text model's family."""
+
 
 def names() -> list[str]:
-    """The families of mixtures that transformers can load as a causal language model, text models alone."""
+    """The families of mixtures that transformers can load as a causal language model, and those of `WRAPPED`."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return sorted(
         name
         for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-        if name in CONFIG_MAPPING and _is_mixture(CONFIG_MAPPING[name])
+        if name in CONFIG_MAPPING and (name in WRAPPED or _is_mixture(CONFIG_MAPPING[name]))
     )
 
 
@@ -186,38 +198,8 @@ def config_of(name: str, **changes: Any) -> Any:
     return kind(**sizes | own | changes)
 
 
-def save_family(folder: Path, tokenizer: Any, name: str, **changes: Any) -> Path:
-    """A tiny model of a family with random weights, the same every time, and its tokenizer."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config_of(name, **changes))
-    for parameter in model.parameters():
-        if parameter.dim() > 1:  # far enough from zero for differences to show
-            torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-# What a vision tower's config says of its size.
-_TOWER = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "depth": 1, "num_attention_heads": 4}
-_TOWER |= {"num_heads": 4, "num_key_value_heads": 4, "head_dim": 16, "out_hidden_size": 64, "global_head_dim": 16}
-_TOWER |= {"vision_output_dim": 64, "projector_input_dim": 64, "projector_output_dim": 64}
-WRAPPED = {
-    "gemma4": "gemma4_text",
-    "llama4": "llama4_text",
-    "qwen3_5_moe": "qwen3_5_moe_text",
-    "qwen4_exp": "qwen4_exp_text",
-}
-"""Families whose checkpoints hold a text model beside a tower for pictures, and the text model's family."""
-
-
-def save_wrapped(folder: Path, tokenizer: Any, name: str) -> Path:
-    """A tiny model of a family of `WRAPPED`, as such models are published: text and pictures."""
-    import torch
-    from transformers import AutoModelForImageTextToText
+def _wrapped(name: str) -> Any:
+    """A config of text and pictures."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[name]
@@ -225,12 +207,26 @@ def save_wrapped(folder: Path, tokenizer: Any, name: str) -> Path:
     sizes = {field: size for field, size in _TOWER.items() if field in tower().to_dict()}
     if name == "llama4":
         sizes |= {"image_size": 28, "patch_size": 14}
-    torch.manual_seed(0)
     config = kind(text_config=config_of(WRAPPED[name]).to_dict(), vision_config=tower(**sizes).to_dict())
     config.eos_token_id, config.pad_token_id, config.bos_token_id = 1, 1, 0
-    model = AutoModelForImageTextToText.from_config(config)
+    return config
+
+
+def save_family(folder: Path, tokenizer: Any, name: str, **changes: Any) -> Path:
+    """A tiny model of a family with random weights, the same every time, and its tokenizer.
+
+    Those of `WRAPPED` are whole, with a tower for pictures, as they are published.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    torch.manual_seed(0)
+    if name in WRAPPED:
+        model = AutoModelForImageTextToText.from_config(_wrapped(name))
+    else:
+        model = AutoModelForCausalLM.from_config(config_of(name, **changes))
     for parameter in model.parameters():
-        if parameter.dim() > 1:
+        if parameter.dim() > 1:  # far enough from zero for differences to show
             torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -102,7 +102,10 @@ class ModelFolder:
         return (self.path / "chat_template.jinja").is_file() or bool(settings.get("chat_template"))
 
     def read_config(self) -> Any:
-        """The model's config, if transformers itself knows its architecture as a causal language model."""
+        """The model's config, if transformers itself knows its architecture as a causal language model.
+
+        Of a model of text and pictures it is that of the text model, which is what is loaded.
+        """
         from transformers import AutoConfig
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -116,7 +119,8 @@ class ModelFolder:
                 f"{file}: transformers cannot use it: {gist(error)}",
                 hint="correct the file, or choose a model that transformers knows without the code that comes with it",
             ) from error
-        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        text = config.get_text_config(decoder=True)
+        if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise ModelError(
                 f"{self.name}: is a {config.model_type}, which is no causal language model",
                 hint=f"give {EXAMPLE}",
@@ -126,7 +130,9 @@ class ModelFolder:
                 f"{self.name}: its weights are stored quantized ({quant_method(self.config_json)})",
                 hint="give its copy in bfloat16, float16 or float32",
             )
-        return config
+        if text is not config and (quantized := getattr(config, "quantization_config", None)):
+            text.quantization_config = quantized
+        return text
 
     def check_weights(self) -> int:
         """The number of parameters in the safetensors files, from their headers; refuses missing and truncated ones."""

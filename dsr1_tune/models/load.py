@@ -29,6 +29,8 @@ from dsr1_tune.models.weights.index import COPY_AGAIN, gist, weight_files
 from dsr1_tune.models.weights.stored_format import NF4_BYTES, StoredFormat
 
 _log = logging.getLogger(__name__)
+_IN_LARGER = r"^model\.language_model\."
+"""What the names of a text model begin with in a checkpoint that has a tower for pictures beside it."""
 _SMALLER = "try qlora, or --set base.dtype=bfloat16, choose a smaller model, or use a machine with more memory"
 
 
@@ -141,6 +143,7 @@ def load_located(located: Located, dtype: str = "auto", for_training: bool = Fal
         said = "those of some experts are missing or of other shapes" if "conversion" in str(error) else gist(error)
         raise ModelError(f"{located.name}: its weights cannot be loaded: {said}", hint=COPY_AGAIN) from error
     _check_report(report, located.name)
+    _forget_larger(model)
     model.train(for_training)
     model.config.use_cache = not for_training
     model.generation_config.eos_token_id = sorted(located.ends.ids)
@@ -158,6 +161,7 @@ def _read_model(
     config = deepcopy(located.config)
     settings: dict[str, Any] = {"config": config, "dtype": dtype, "device_map": {"": device}}
     settings |= {"trust_remote_code": False, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    settings["key_mapping"] = {_IN_LARGER: "model."}
     stored = StoredFormat.of(config)
     if stored.is_bitsandbytes:
         from dsr1_tune.models.weights.load_bnb import open_prequantized
@@ -190,11 +194,21 @@ def _from_tensors(folder: Path, weights: Any, settings: dict[str, Any]) -> tuple
 def load_tensors(located: Located, weights: Mapping[str, LazyTensor]) -> Any:
     """The model of a quantized folder in float32, of other tensors than its own, by transformers' own conversion."""
     settings: dict[str, Any] = {"config": deepcopy(located.config), "dtype": torch.float32, "output_loading_info": True}
-    settings |= {"device_map": {"": pick_device()}}
+    settings |= {"device_map": {"": pick_device()}, "key_mapping": {_IN_LARGER: "model."}}
     with _quiet():
         model, report = _from_tensors(located.folder, weights, settings)
     _check_report(report, located.name)
     return model.eval()
+
+
+def _forget_larger(model: Any) -> None:
+    """Have a text model that was a part of a larger one saved under its own names, which go with its own config."""
+    from transformers.core_model_loading import PrefixChange
+
+    known = getattr(model, "_weight_conversions", None) or ()
+    model._weight_conversions = [
+        one for one in known if not isinstance(one, PrefixChange) and one.source_patterns != [_IN_LARGER]
+    ]
 
 
 @contextmanager

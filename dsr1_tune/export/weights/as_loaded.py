@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
-from dsr1_tune.export.weights.certificate import logits_of
+from dsr1_tune.export.weights.outputs import logits_of
 from dsr1_tune.export.weights.progress import num_elements
 from dsr1_tune.export.weights.source import Source
 from dsr1_tune.models.load import load_located, load_tensors, locate, pick_device

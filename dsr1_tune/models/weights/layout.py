@@ -8,7 +8,7 @@ are written down here.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -116,6 +116,8 @@ class Layout:
             taken = {piece.parameter for name, piece in found.items() if name in stored}
             pieces = {name: piece for name, piece in pieces.items() if name not in taken}
             pieces |= {name: piece for name, piece in found.items() if name in stored}
+            if len({piece.parameter for piece in pieces.values()}) < len(state):
+                pieces |= _inside(model, found.values(), stored)
         tied: Any = getattr(model, "all_tied_weights_keys", None) or ()  # another's, and so perhaps not stored
         whole = {piece.parameter for piece in pieces.values()}
         if absent := [name for name in state if name not in whole and name not in tied]:
@@ -151,6 +153,17 @@ class Layout:
         for piece in self.pieces.values():
             grouped.setdefault(piece.parameter, []).append(piece)
         return grouped
+
+
+def _inside(model: Any, pieces: Iterable[Piece], stored: Collection[str]) -> dict[str, Piece]:
+    """The pieces that are stored under the names that they have in a larger model, with a tower for pictures say."""
+    found = {}
+    for piece in pieces:
+        rest = piece.stored.removeprefix("model.")
+        for name in (f"model.language_model.{rest}", f"{model.base_model_prefix}.{piece.stored}"):
+            if name in stored:
+                found[name] = replace(piece, stored=name)
+    return found
 
 
 def _converted_names(model: nn.Module, names: Iterable[str]) -> set[str]:
