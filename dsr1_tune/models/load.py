@@ -205,9 +205,10 @@ def _forget_larger(model: Any) -> None:
     """Have a text model that was a part of a larger one saved under its own names, which go with its own config."""
     from transformers.core_model_loading import PrefixChange
 
-    known = getattr(model, "_weight_conversions", None) or ()
     model._weight_conversions = [
-        one for one in known if not isinstance(one, PrefixChange) and one.source_patterns != [_IN_LARGER]
+        one
+        for one in model._weight_conversions
+        if not isinstance(one, PrefixChange) and one.source_patterns != [_IN_LARGER]
     ]
 
 
