@@ -279,8 +279,8 @@ MODEL = [
     Case(
         "an unknown architecture",
         f"{WITH} model",
-        "config.json: transformers cannot use it",
-        "correct the file",
+        "model: is of a family (no_such) that transformers",
+        "a newer transformers may know it",
         model=with_text("config.json", '{"model_type": "no_such"}'),
     ),
     Case(

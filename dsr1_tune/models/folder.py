@@ -14,6 +14,7 @@ from dsr1_tune.data.encode.end_tokens import end_tokens
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models import embedded
 from dsr1_tune.models.ref import Adapter, ModelRef, RewardModel
+from dsr1_tune.models.tokenizer_files import legacy_template
 from dsr1_tune.models.weights.checkpoint import Checkpoint
 from dsr1_tune.models.weights.index import COPY_AGAIN, INDEX, ONE_FILE, gist, read_json, weight_files
 from dsr1_tune.models.weights.stored_format import StoredFormat, quant_method
@@ -24,6 +25,8 @@ EXAMPLE = (
 )
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 CONVERT = "convert it to safetensors: pickled weights can run code when they are opened"
+# GPTQ and AWQ, compressed-tensors, bitsandbytes, FP8: what tensors are called that only quantized weights come with.
+_ONLY_QUANTIZED = (".qweight", ".weight_packed", ".weight.absmax", ".weight_scale", ".weight_scale_inv")
 
 
 @dataclass(frozen=True)
@@ -107,17 +110,20 @@ class ModelFolder:
         Of a model of text and pictures it is that of the text model, which is what is loaded.
         """
         from transformers import AutoConfig
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
         file = self.path / "config.json"
         if "model_type" not in self.config_json:
             raise ModelError(f"{file}: names no model_type", hint="copy the model's config.json again")
+        if str(self.config_json["model_type"]) not in CONFIG_MAPPING:
+            raise self._unknown_family()
         try:
             config = AutoConfig.from_pretrained(self.path, trust_remote_code=False)
         except Exception as error:  # its values reach validators of many kinds
             raise ModelError(
                 f"{file}: transformers cannot use it: {gist(error)}",
-                hint="correct the file, or choose a model that transformers knows without the code that comes with it",
+                hint="correct the file, or copy it again",
             ) from error
         text = config.get_text_config(decoder=True)
         if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
@@ -133,6 +139,18 @@ class ModelFolder:
         if text is not config and (quantized := getattr(config, "quantization_config", None)):
             text.quantization_config = quantized
         return text
+
+    def _unknown_family(self) -> ModelError:
+        """Of a model whose family transformers has no code for."""
+        from transformers import __version__
+
+        family = ", ".join(filter(None, (str(self.config_json["model_type"]), self.architecture)))
+        own = " The Python that came with it is not run." if self.config_json.get("auto_map") else ""
+        return ModelError(
+            f"{self.name}: is of a family ({family}) that transformers {__version__} does not know.{own}",
+            hint="a newer transformers may know it (pip install --upgrade dsr1-tune transformers); "
+            "else choose a model of a family that transformers knows by itself",
+        )
 
     def check_weights(self) -> int:
         """The number of parameters in the safetensors files, from their headers; refuses missing and truncated ones."""
@@ -157,6 +175,12 @@ class ModelFolder:
             try:
                 with safe_open(folder / file, framework="pt") as weights:
                     for key in weights.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                        if key.endswith(_ONLY_QUANTIZED) and self.stored_format is StoredFormat.PLAIN:
+                            raise ModelError(
+                                f"{name}: its weights are stored quantized ({key}), but its config.json has no "
+                                "quantization_config that says how",
+                                hint="give its copy in bfloat16, float16 or float32",
+                            )
                         num_parameters += math.prod(weights.get_slice(key).get_shape()) * w4a16.per_number(key)
             except (SafetensorError, OSError) as error:
                 raise ModelError(f"{folder / file}: is damaged: {gist(error)}", hint=again) from error
@@ -173,6 +197,8 @@ class ModelFolder:
                 f"{self.name}: has no tokenizer that can be read: {gist(error)}",
                 hint="copy tokenizer.json and tokenizer_config.json of the model into the folder",
             ) from error
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = legacy_template(self.path)
         if not tokenizer.chat_template:
             raise ModelError(
                 f"{self.name}: its tokenizer has no chat template, so questions and answers cannot be told apart",

@@ -25,6 +25,21 @@ def copy_tokenizer(folder: Path, out: Path) -> None:
         place = out / file.relative_to(folder)
         place.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, place)
+    template = out / "chat_template.jinja"
+    if not template.is_file() and (legacy := legacy_template(folder)) and "chat_template" not in _settings(folder):
+        template.write_text(legacy, encoding="utf-8")  # where everyone looks for it
+
+
+def legacy_template(folder: Path) -> str | None:
+    """The chat template in a JSON file of its own, where transformers looks for those of processors alone."""
+    file = folder / "chat_template.json"
+    found = read_json(file).get("chat_template") if file.is_file() else None
+    return found if isinstance(found, str) else None
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    file = folder / "tokenizer_config.json"
+    return read_json(file) if file.is_file() else {}
 
 
 def ends_in(folder: Path, tokenizer: Any) -> EndTokens:

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models import load
 from dsr1_tune.models.folder import ModelFolder
+from dsr1_tune.models.tokenizer_files import copy_tokenizer
 from dsr1_tune.models.weights.stored_format import StoredFormat
 
 
@@ -45,6 +47,18 @@ def test_model_folder_without_tokenizer_or_template_says_so(tmp_path: Path) -> N
     assert files.has_template
     with pytest.raises(ModelError, match="bare: has no tokenizer that can be read"):
         files.read_tokenizer()
+
+
+def test_model_folder_reads_a_template_that_lies_in_json(tiny_base: Path, tmp_path: Path) -> None:
+    """As some models are published; what is written for it has the template where everyone looks."""
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "legacy"))
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    assert ModelFolder(folder, "legacy").read_tokenizer().chat_template == template
+    (tmp_path / "out").mkdir()
+    copy_tokenizer(folder, tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == template
 
 
 def test_model_folder_refuses_a_format_that_is_not_read(tiny_base: Path, tmp_path: Path) -> None:

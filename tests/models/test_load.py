@@ -153,6 +153,12 @@ def quantized(folder: Path) -> None:
     edit_json(folder / "config.json", lambda tree: tree.update(quantization_config={"quant_method": "fp8"}))
 
 
+def quantized_unsaid(folder: Path) -> None:
+    name = "model.layers.0.mlp.down_proj"
+    tensors = {f"{name}.{what}": torch.zeros(8, 8, dtype=torch.int32) for what in ("qweight", "qzeros", "g_idx")}
+    save_file(tensors, folder / "model.safetensors")
+
+
 def no_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
@@ -205,8 +211,17 @@ def no_template(folder: Path) -> None:
         (list_config, "holds no JSON object", "copy"),
         (binary_config, r"config\.json: cannot be read", "copy"),
         (no_type, "names no model_type", "copy"),
-        (unknown_type, "transformers cannot use it", "without the code that comes with it"),
-        (wrong_value, "transformers cannot use it", "choose a model"),
+        (
+            unknown_type,
+            r"of a family \(zebra, DeepseekV3ForCausalLM\) that .* not know. The Python .* not run",
+            "a newer",
+        ),
+        (wrong_value, "transformers cannot use it", "correct the file"),
+        (
+            quantized_unsaid,
+            r"stored quantized \(model\.layers\.0\.mlp\.down_proj\.qweight\), but .* says how",
+            "bfloat16",
+        ),
         (not_causal, "is a clip, which is no causal language model", "give a folder"),
         (quantized, r"stored quantized \(fp8\)", "bfloat16"),
         (no_weights, "has no weights", "give a folder"),

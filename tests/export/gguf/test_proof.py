@@ -150,7 +150,9 @@ def test_qwen3_next_converts_without_layers_that_predict_further_tokens(
     tiny_tokenizer: Any, tmp_path: Path, converter: None
 ) -> None:
     """Whether it has them or not: the converter would count them where there are none."""
-    folder = save_family(tmp_path / "next", tiny_tokenizer, "qwen3_next", mlp_only_layers=[])
+    kinds = [*["linear_attention"] * 3, "full_attention"]  # as llama.cpp takes for granted
+    changes = {"mlp_only_layers": [], "num_hidden_layers": 4, "layer_types": kinds}
+    folder = save_family(tmp_path / "next", tiny_tokenizer, "qwen3_next", **changes)
     assert outputs(quantized(folder, tmp_path / "without", "bf16")[0])["proved"]
     weights = load_file(folder / "model.safetensors")
     extra = {"mtp.fc.weight": torch.randn(64, 128), "mtp.norm.weight": torch.ones(64)}
