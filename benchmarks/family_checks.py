@@ -26,7 +26,7 @@ from bitsandbytes.functional import create_dynamic_map
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 # Largest error of a matrix of Gaussian weights, |W - W'| / |W|, as the format must have it, with room for small ones.
 ERRORS = {"nf4": 0.13, "int8": 0.03, "w4a16": 0.16, "fp8": 0.05}
@@ -82,8 +82,15 @@ def _rows(base: Path) -> Tensor:
 
 
 def _load(folder: Path) -> Any:
-    model, told = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+    whole = AutoConfig.from_pretrained(folder)
+    config = whole.get_text_config(decoder=True)  # of text and pictures, the text model
+    settings = {
+        "dtype": torch.float32,
+        "output_loading_info": True,
+        "key_mapping": {r"^model\.language_model\.": "model."},
+    }
+    model, told = AutoModelForCausalLM.from_pretrained(folder, config=config, **settings)
+    for what in ("missing_keys", "mismatched_keys", *(["unexpected_keys"] if config is whole else [])):
         if told[what]:
             raise ValueError(f"{what}: {sorted(map(str, told[what]))[:3]}")
     return model.eval()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
@@ -336,24 +336,33 @@ def _pair(file: _File, a: str, b: str) -> tuple[Tensor, Tensor]:
     return file.read(a), file.read(b)
 
 
+def _places(trained: Checkpoint, base: Checkpoint, layout: Layout, model: Any) -> dict[str, str]:
+    """By the name of each trained tensor that of the base's it takes the place of, which may be in a larger model."""
+    if all(name in base for name in trained.names):
+        return {name: name for name in trained.names}
+    in_base = {replace(piece, stored=""): name for name, piece in layout.pieces.items()}
+    own = Layout.of(model, trained.names).pieces
+    return {name: in_base.get(replace(own[name], stored=""), name) if name in own else name for name in trained.names}
+
+
 def of_model(folder: Path, base: Checkpoint, layout: Layout, model: Any) -> Updates:
     """Those of a whole model that `full` trained. Raises ModelError if it is not of the base's shape."""
     trained = Checkpoint(folder)
     updates: dict[str, Update] = {}
-    for name in trained.names:
-        if name not in base and name not in layout.pieces:
+    for name, place in _places(trained, base, layout, model).items():
+        if place not in base and place not in layout.pieces:
             raise ModelError(f"{folder}: {name} has no place in the base", hint="give a run its own base")
-        if trained.spec(name).shape != base.spec(name).shape:
+        if trained.spec(name).shape != base.spec(place).shape:
             raise ModelError(
-                f"{folder}: {name} is {trained.spec(name).shape}, in the base {base.spec(name).shape}",
+                f"{folder}: {name} is {trained.spec(name).shape}, in the base {base.spec(place).shape}",
                 hint="give a run its own base",
             )
-        updates[name] = Replaced(_whole(trained, name), must_change=False)
+        updates[place] = Replaced(_whole(trained, name), must_change=False)
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
     for name in layout.pieces.keys() - updates.keys():
         other = tied.get(layout.pieces[name].parameter, "")
         for piece in layout.pieces_of(other):  # stored twice in the base, once by the run
-            updates[name] = Replaced(_whole(trained, piece.stored), must_change=False)
+            updates[name] = updates[piece.stored]
     if missing := sorted(layout.pieces.keys() - updates.keys()):
         raise ModelError(f"{folder}: has no {missing[0]}", hint="copy the run's folder again")
     return Updates(updates)
