@@ -14,7 +14,6 @@ Prints one JSON object, a line for each thing that was there: {"lora-merged": {"
 from __future__ import annotations
 
 import json
-import re
 import sys
 import tempfile
 import warnings
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.functional import create_dynamic_map
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -54,15 +54,22 @@ def main() -> None:
 def _checks(folder: Path, ids: Tensor) -> dict[str, Check]:
     """What there is to look at, by name."""
     checks: dict[str, Check] = {}
+
+    def merge_of(run: str) -> Check:
+        return lambda merged: _merged(folder, folder / run, merged, ids)
+
+    def format_of(kind: str) -> Check:
+        return lambda quantized: _quantized(folder / "lora-merged", quantized, kind, ids)
+
     for method in ("lora", "qlora", "dpo", "ppo", "grpo"):
         if (folder / method / "adapter").is_dir():
             checks[method] = _adapter
     for run in ("lora", "qlora", "dpo", "full", "esft"):
         if (folder / f"{run}-merged").is_dir():
-            checks[f"{run}-merged"] = lambda merged, run=run: _merged(folder, folder / run, merged, ids)
+            checks[f"{run}-merged"] = merge_of(run)
     for kind in ERRORS:
         if (folder / kind).is_dir():
-            checks[kind] = lambda quantized, kind=kind: _quantized(folder / "lora-merged", quantized, kind, ids)
+            checks[kind] = format_of(kind)
     return checks
 
 
@@ -138,10 +145,13 @@ def _is_router(name: str) -> bool:
 
 def _with_experts(base: Any, folder: Path) -> Any:
     """The base with the trained experts in place of its own: each is named block.NUMBER.weight."""
-    own = dict(base.named_parameters())
+    own = {**dict(base.named_parameters()), **dict(base.named_buffers())}
     for name, weight in load_file(folder / "experts.safetensors").items():
-        block, number, parameter = re.fullmatch(r"(.*)\.(\d+)\.(\w+)", name).groups()
-        own[f"{block}.{parameter}"].data[int(number)] = weight.float()
+        block, number, parameter = name.rsplit(".", 2)
+        if number.isdigit():
+            own[f"{block}.{parameter}"].data[int(number)] = weight.float()
+        else:
+            own[name].data.copy_(weight)
     return base
 
 
@@ -151,7 +161,7 @@ def _with_experts(base: Any, folder: Path) -> Any:
 def _quantized(merged: Path, folder: Path, kind: str, ids: Tensor) -> dict[str, Any]:
     """Whether the folder's matrices are near to the merged ones, and its logits as near as those make them."""
     original, stored = _tensors(merged), _tensors(folder)
-    dense = {"nf4": _nf4, "int8": _int8, "w4a16": _w4a16, "fp8": _fp8}[kind](stored)
+    dense = {"nf4": _nf4, "int8": _int8, "w4a16": _w4a16, "fp8": _fp8}[kind](stored, original)
     is_quantized = {name for name in dense if name not in stored or stored[name].shape != dense[name].shape
                     or stored[name].dtype != dense[name].dtype}  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
@@ -181,7 +191,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     return {name: one for file in sorted(folder.glob("*.safetensors")) for name, one in load_file(file).items()}
 
 
-def _nf4(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+def _nf4(stored: dict[str, Tensor], original: dict[str, Tensor]) -> dict[str, Tensor]:
     """bitsandbytes' NF4: 64 weights a scale, high half of a byte first; 256 scales a scale, about an offset."""
     dense = {}
     for name, one in stored.items():
@@ -195,31 +205,30 @@ def _nf4(stored: dict[str, Tensor]) -> dict[str, Tensor]:
             shape = told["shape"]
             flat = NF4[codes] * absmax.repeat_interleave(told["blocksize"])[: len(codes)]
             dense[name] = flat[: torch.Size(shape).numel()].reshape(shape)
-        elif not any(f"{owner}.quant_state.bitsandbytes__nf4" in stored for owner in _owners(name)):
+        elif f"{name}.offset" in stored:  # several matrices in one tensor, each with its own scales
+            scale = stored[f"{name}.scale"].repeat_interleave(256, 1)[:, : stored[f"{name}.absmax"].shape[1]]
+            absmax = create_dynamic_map()[stored[f"{name}.absmax"].long()] * scale + stored[f"{name}.offset"][:, None]
+            codes = torch.stack([one >> 4, one & 15], -1).flatten(1).long()
+            dense[name] = (NF4[codes] * absmax.repeat_interleave(64, 1)[:, : codes.shape[1]]).view(original[name].shape)
+        elif name in original:
             dense[name] = one
     return dense
 
 
-def _owners(name: str) -> list[str]:
-    """All that a name may be a part of: a, a.b, a.b.c of a.b.c.d."""
-    pieces = name.split(".")
-    return [".".join(pieces[:end]) for end in range(1, len(pieces))]
-
-
-def _int8(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+def _int8(stored: dict[str, Tensor], original: dict[str, Tensor]) -> dict[str, Tensor]:
     """LLM.int8's rows: a row's largest is 127, and SCB."""
     dense = {}
     for name, one in stored.items():
-        if one.dtype == torch.int8:
-            scales = stored.get(f"{name.removesuffix('weight')}SCB")
-            scales = stored[f"{name}.SCB"] if scales is None else scales
-            dense[name] = one.float() * scales.float()[..., None] / 127
-        elif not name.endswith(("SCB", "weight_format")):
+        if one.dtype == torch.int8 and f"{name}.scale" in stored:  # several matrices in one tensor
+            dense[name] = one.view(original[name].shape).float() * stored[f"{name}.scale"][..., None] / 127
+        elif one.dtype == torch.int8:
+            dense[name] = one.float() * stored[f"{name.removesuffix('weight')}SCB"][:, None] / 127
+        elif name in original:
             dense[name] = one
     return dense
 
 
-def _w4a16(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+def _w4a16(stored: dict[str, Tensor], original: dict[str, Tensor]) -> dict[str, Tensor]:
     """compressed-tensors' pack-quantized: eight numbers in an int32, the first in the lowest bits, less 8."""
     dense = {}
     for name, one in stored.items():
@@ -234,7 +243,7 @@ def _w4a16(stored: dict[str, Tensor]) -> dict[str, Tensor]:
     return dense
 
 
-def _fp8(stored: dict[str, Tensor]) -> dict[str, Tensor]:
+def _fp8(stored: dict[str, Tensor], original: dict[str, Tensor]) -> dict[str, Tensor]:
     """DeepSeek's: float8, and a factor for each block of 128 × 128."""
     dense = {}
     for name, one in stored.items():
