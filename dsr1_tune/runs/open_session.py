@@ -139,6 +139,11 @@ def _locate_base(config: TuneRun, command: str, quantized: bool, narrator: Narra
         raise ModelError(f"{base.name}: is stored in 8 bits, for use only", hint="train its 16-bit original")
     if not quantized and stored.is_4bit:
         raise ModelError(f"{base.name}: is stored in 4 bits", hint=f"train it with qlora instead of {command}")
+    if stored not in (StoredFormat.PLAIN, StoredFormat.BLOCK_FP8):
+        narrator.say(
+            f"{base.name}: is stored in {stored.value}: what is trained over it can be used beside it, but not merged "
+            "into it; train over its 16-bit original where a merged model is wanted."
+        )
     return base
 
 

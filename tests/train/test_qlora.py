@@ -141,7 +141,9 @@ def test_base_stored_in_4_bits_is_for_qlora_alone(data_file: Path, tiny_base: Pa
     for file in [*tiny_base.glob("*token*"), tiny_base / "chat_template.jinja"]:
         shutil.copy(file, tmp_path / "base")
     asked = config(data_file, tmp_path / "base", tmp_path / "run", max_steps=2)
-    assert qlora.run(asked, console=Console(quiet=True)).manifest()["status"] == "finished"
+    said = io.StringIO()
+    assert qlora.run(asked, console=Console(file=said, width=300)).manifest()["status"] == "finished"
+    assert "can be used beside it, but not merged into it" in said.getvalue()
     with pytest.raises(ModelError, match="stored in 4 bits"):
         lora.run(LoraRun(data=asked.data, base=asked.base, out=tmp_path / "lora"), console=Console(quiet=True))
     assert not (tmp_path / "lora").exists()
