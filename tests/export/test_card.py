@@ -49,6 +49,7 @@ def test_card_tells_what_is_known(quantized: Path, tiny_run: TinyRun) -> None:
         "30 rows were read, 30 kept and 0 dropped",
         f"{certificate['tensors']['num_changed']} were changed",
         f"{certificate['outputs']['max_difference']:.1e} in any logit",
+        f"It was {metrics['loss_before']:.4f} before training: the merge keeps 100.0% of what was gained.",
         "| adapter.rank | 8 |",
         "Measured on 3 held-out records of 24 tokens.",
         "| routed experts | 24 | 100% | 4.50 |",

@@ -129,12 +129,12 @@ def check_tensors(
         trained_by_part=_check_coverage(counted, stayed, merged, base.layout, run),
         never_reached=tuple(of[NEVER]),
         rounded_away=tuple(of[ROUNDED]),
-        kept_by_part={
-            part: kept.share
-            for part, kept in kept_by_part({name: found[name].kept for name in once}, base.layout).items()
-            if kept.squares
-        },
+        kept_by_part=_shares({name: found[name].kept for name in once}, base.layout),
     )
+
+
+def _shares(kept: Mapping[str, Kept], layout: Layout) -> dict[str, float]:
+    return {part: one.share for part, one in kept_by_part(kept, layout).items() if one.squares}
 
 
 def kept_by_part(kept: Mapping[str, Kept], layout: Layout) -> dict[str, Kept]:
