@@ -51,6 +51,11 @@ def short_collections() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> Any:
     """Every byte a token, and ChatML's two: 258 tokens in all."""
+    return byte_tokenizer()
+
+
+def byte_tokenizer() -> Any:
+    """Every byte a token, and ChatML's two: 258 tokens in all."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

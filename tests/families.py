@@ -59,8 +59,8 @@ _SIZES: dict[str, Any] = {
     "num_expert_group": 1,
     "first_k_dense_replace": 1,
     "num_dense_layers": 1,
-    "mlp_only_layers": [0],
     "num_nextn_predict_layers": 0,
+    "norm_topk_prob": True,
 }
 _KINDS_OF_LAYERS = ("layer_types", "mlp_layer_types", "layers_block_type")
 # What one family says otherwise.
@@ -89,6 +89,7 @@ _OWN: dict[str, dict[str, Any]] = {
         },
         "per_layer_config": {1: {"qk_nope_head_dim": 32, "head_dim": 48}},
     },
+    "flint": {"mlp_only_layers": [0]},
     "gemma4_text": {
         "enable_moe_block": True,
         "vocab_size_per_layer_input": 258,
@@ -194,6 +195,42 @@ def save_family(folder: Path, tokenizer: Any, name: str, **changes: Any) -> Path
     model = AutoModelForCausalLM.from_config(config_of(name, **changes))
     for parameter in model.parameters():
         if parameter.dim() > 1:  # far enough from zero for differences to show
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+# What a vision tower's config says of its size.
+_TOWER = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "depth": 1, "num_attention_heads": 4}
+_TOWER |= {"num_heads": 4, "num_key_value_heads": 4, "head_dim": 16, "out_hidden_size": 64, "global_head_dim": 16}
+_TOWER |= {"vision_output_dim": 64, "projector_input_dim": 64, "projector_output_dim": 64}
+WRAPPED = {
+    "gemma4": "gemma4_text",
+    "llama4": "llama4_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
+    "qwen4_exp": "qwen4_exp_text",
+}
+"""Families whose checkpoints hold a text model beside a tower for pictures, and the text model's family."""
+
+
+def save_wrapped(folder: Path, tokenizer: Any, name: str) -> Path:
+    """A tiny model of a family of `WRAPPED`, as such models are published: text and pictures."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = CONFIG_MAPPING[name]
+    tower = kind.sub_configs["vision_config"]
+    sizes = {field: size for field, size in _TOWER.items() if field in tower().to_dict()}
+    if name == "llama4":
+        sizes |= {"image_size": 28, "patch_size": 14}
+    torch.manual_seed(0)
+    config = kind(text_config=config_of(WRAPPED[name]).to_dict(), vision_config=tower(**sizes).to_dict())
+    config.eos_token_id, config.pad_token_id, config.bos_token_id = 1, 1, 0
+    model = AutoModelForImageTextToText.from_config(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.2)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
