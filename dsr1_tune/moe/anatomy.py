@@ -146,16 +146,15 @@ class Anatomy:
             return "routed_experts"
         if owners & self._embeddings:
             return "embeddings"
-        if owners & self._norms:
-            return "norms"
         block = next(iter(owners & self._blocks), None)
-        if block is not None:
-            inside = module[len(block) + 1 :].split(".")[0]
-            if _SHARED.match(inside):
-                return "shared_experts"
-            # Where experts stand right in the layer (Gemma 4), attention and the dense part are their neighbours.
-            if inside not in _ATTENTION | _FEED_FORWARD:
-                return "router"
+        inside = module[len(block) + 1 :].split(".")[0] if block is not None else ""
+        is_shared = bool(_SHARED.match(inside))
+        # Where experts stand right in the layer (Gemma 4), attention, the dense part and norms are their neighbours.
+        is_router = block is not None and not is_shared and inside not in _ATTENTION | _FEED_FORWARD
+        if owners & self._norms and (not is_router or f"{block}.{inside}" in self._norms):
+            return "norms"
+        if is_shared or is_router:
+            return "shared_experts" if is_shared else "router"
         pieces = set(module.split("."))
         return "attention" if pieces & _ATTENTION else "dense_ffn" if pieces & _FEED_FORWARD else "other"
 

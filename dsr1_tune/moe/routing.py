@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from dsr1_tune.errors import ModelError
-from dsr1_tune.moe.anatomy import RouterBlock, find_experts, find_routers, is_balancing_bias
+from dsr1_tune.moe.anatomy import (
+    ExpertBlock,
+    RouterBlock,
+    find_experts,
+    find_routers,
+    is_balancing_bias,
+    outermost_name,
+)
 
 Mode = Literal["frozen", "train", "aux_loss", "bias"]
 _LEAVE = "leave router.mode=frozen"
@@ -33,12 +40,25 @@ def check_routers(model: nn.Module, mode: Mode) -> None:
     is_softmax = all(router.is_softmax for router in routers)
     if mode == "aux_loss" and not is_softmax:
         hint = "--set router.mode=bias balances such routers" if has_bias else _LEAVE
-        raise ModelError(f"router.mode=aux_loss needs routers that score by softmax; those of {name} do not", hint=hint)
+        raise ModelError(
+            f"router.mode=aux_loss needs routers known to score by softmax; those of {name} are not among them",
+            hint=hint,
+        )
     if mode == "bias" and not has_bias:
         hint = "--set router.mode=aux_loss balances softmax routers" if is_softmax else _LEAVE
-        raise ModelError(
-            f"router.mode=bias needs a balancing bias in each router; those of {name} have none", hint=hint
+        beside = _bias_beside(model, blocks[0])
+        said = (
+            f"{name} has it beside them ({beside}), where it is not moved" if beside else f"those of {name} have none"
         )
+        raise ModelError(f"router.mode=bias needs a balancing bias in each router; {said}", hint=hint)
+
+
+def _bias_beside(model: nn.Module, block: ExpertBlock) -> str:
+    """The name of a balancing bias that the block of the experts holds by itself; empty where there is none."""
+    parent = outermost_name(block.name).rpartition(".")[0]
+    module = model.get_submodule(parent)
+    tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    return next((f"{parent}.{name}" for name, one in tensors if "bias" in name and len(one) == block.num_experts), "")
 
 
 def open_routers(model: nn.Module, mode: Mode) -> None:

@@ -10,7 +10,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, Gemma4TextConfig, NemotronHConfig, Qwen2MoeConfig
 
+from dsr1_tune.models.meta import meta_model
 from dsr1_tune.moe.anatomy import PARTS, Anatomy, find_experts, find_linears, plain_name
+from tests.families import config_of
 
 # Parameter tensors by part, counted by hand for two layers; DeepSeek's first layer is dense.
 DEEPSEEK = {
@@ -210,3 +212,13 @@ def test_anatomy_of_an_unknown_parameter_is_other(model_of: Any) -> None:
     part_of = Anatomy(model_of("llama"))
     assert part_of("model.vision.patch.weight") == "other"
     assert "other" in PARTS
+
+
+def test_a_norm_inside_a_router_is_the_routers() -> None:
+    model = meta_model(config_of("zaya"))
+    part_of = Anatomy(model)
+    norms = [name for name, _ in model.named_parameters() if "norm" in name]
+    assert {part_of(name) for name in norms if ".gate." in name} == {"router"}
+    assert {part_of(name) for name in norms if ".gate." not in name} <= {"norms", "attention"}
+    gemma = Anatomy(meta_model(config_of("gemma4_text")))
+    assert gemma("model.layers.0.input_layernorm.weight") == "norms"

@@ -20,6 +20,7 @@ from dsr1_tune.models.trained.lora import add_lora, audit, check_gradients, load
 from dsr1_tune.moe.anatomy import find_experts, find_routers
 from dsr1_tune.moe.monitor import RoutingMonitor
 from dsr1_tune.moe.routing import AuxiliaryLoss, check_routers, load_balancing_loss, move_biases, open_routers
+from tests.families import config_of
 
 IDS = torch.randint(2, 258, (4, 33), generator=torch.Generator().manual_seed(0))
 SOFTMAX = ("qwen3_moe", "mixtral", "deepseek_v2", "gpt_oss")
@@ -87,9 +88,18 @@ def test_the_gate_of_a_shared_expert_is_no_router() -> None:
 
 
 @pytest.mark.parametrize(
+    ("family", "where"),
+    [("minimax_m2", "model.layers.0.mlp.e_score_correction_bias"), ("lfm2_moe", "layers.1.feed_forward.expert_bias")],
+)
+def test_a_bias_beside_the_router_is_named(family: str, where: str) -> None:
+    with pytest.raises(ModelError, match=where):
+        check_routers(meta_model(config_of(family)), "bias")
+
+
+@pytest.mark.parametrize(
     ("family", "mode", "said", "hint"),
     [
-        ("deepseek_v3", "aux_loss", "those of deepseek_v3 do not", "router.mode=bias"),
+        ("deepseek_v3", "aux_loss", "those of deepseek_v3 are not among them", "router.mode=bias"),
         *((family, "bias", f"those of {family} have none", "router.mode=aux_loss") for family in SOFTMAX),
         *(("llama", mode, "no routed experts", "frozen") for mode in ("train", "aux_loss", "bias")),
     ],

@@ -15,11 +15,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dsr1_tune.errors import ModelError
 from dsr1_tune.models.meta import imagine, meta_model
 
 Step = Literal["sft", "dpo", "evaluation"]
@@ -110,7 +111,14 @@ def _trace(
             _Alive(model, config.get_text_config().vocab_size) as alive,
             torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
         ):
-            _STEPS[step](model, ids_BT)
+            try:
+                _STEPS[step](model, ids_BT)
+            except (DynamicOutputShapeException, DataDependentOutputException) as error:
+                raise ModelError(
+                    f"{config.model_type}: what it takes cannot be planned: its layers ask for numbers, which are only "
+                    f"imagined here ({type(error).__name__})",
+                    hint="train it without a plan, as with dsr1-tune lora",
+                ) from error
     return Trace(alive.peak, alive.small_peak, alive.largest)
 
 

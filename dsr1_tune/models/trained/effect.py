@@ -20,6 +20,7 @@ from dsr1_tune.quant.nf4 import QuantizedWeight, stored_weight
 
 _PIECE = 2**22
 _NOTHING = torch.finfo(torch.float32).eps / 2
+_ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,17 @@ class LowRank:
     """Whether the update is s·(B·A - B0·A0), with A0 and B0 as they began."""
 
     def is_zero(self, begun: tuple[Tensor, Tensor] | None) -> bool:
-        """Whether nothing is added to the weight: not in this number format, but at all."""
+        """Whether nothing is added to the weight of a linear layer: not in this number format, but at all."""
         if begun is None:
             return not self.lora_b.any()
         is_same = all(
             torch.equal(one.detach().to("cpu"), was) for one, was in zip((self.lora_a, self.lora_b), begun, strict=True)
         )
-        return is_same and (self.is_relative or not self.shows(None))
+        if not is_same or self.is_relative:
+            return is_same
+        # Orthogonal A and B that are not zero, whose product is but for rounding.
+        a, b = self.lora_a.detach(), self.lora_b.detach()
+        return bool((b @ a).norm() < _ROUNDING * b.norm() * a.norm())
 
     def factors(self, lora_a: Tensor, lora_b: Tensor) -> tuple[Tensor, Tensor]:
         """A (E, R, in) and B (E, out, R) from how they are packed."""

@@ -262,10 +262,11 @@ def check_gradients(model: nn.Module, may_overflow: bool = False) -> bool:
                 )
             largest[part] = max(largest.get(part, 0.0), size)
     if idle := sorted(part for part, size in largest.items() if size == 0.0):
+        setting = "adapter.groups" if any(".lora_" in name for name, _ in model.named_parameters()) else "train.only"
         raise ModelError(
             f"after the first step these trained parts have received no gradient: {', '.join(idle)}; "
             "the run would train nothing there",
-            hint="leave them out with --set adapter.groups=[...], and please report the model's architecture",
+            hint=f"leave them out with --set {setting}=[...], and please report the model's architecture",
         )
     return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
@@ -66,8 +67,8 @@ def use_packing(model: nn.Module, pad_token: int = 0) -> None:
     if not largest_difference(model, pad_token) <= tolerance:
         handle.remove()
         raise ModelError(
-            "this model cannot be trained with packing: an example would see those before it in its sequence "
-            f"(its logits change by {difference:.0%})",
+            "this model cannot be trained with packing: an example would see those before it in its sequence"
+            + (f" (its logits change by {difference:.0%})" if math.isfinite(difference) else ""),
             hint="leave sequences.packing out",
         )
 
@@ -90,7 +91,7 @@ def largest_difference(model: Any, pad_token: int = 0) -> float:
             for where in (slice(*ends) for ends in pairwise(accumulate(sequence.lengths, initial=0)))
             for alone_TV in _logits(model, input_ids=batch["input_ids"][row : row + 1, where])
         )
-    except (TypeError, ValueError):  # the model knows no position_ids
+    except (TypeError, ValueError, KeyError):  # the model knows no position_ids, or looks for masks of other kinds
         return float("inf")
     finally:
         model.train(was_training)

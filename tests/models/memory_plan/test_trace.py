@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from dsr1_tune.config import Base
+from dsr1_tune.errors import ModelError
 from dsr1_tune.models.load import load
 from dsr1_tune.models.memory_plan import trace as memory_trace
 from dsr1_tune.models.memory_plan.base import describe
 from dsr1_tune.models.memory_plan.trace import trace
 from tests.conftest import TinyModel, tiny_config
+from tests.families import config_of
 from tests.models.memory_plan.conftest import own, with_lora
 
 
@@ -50,3 +52,8 @@ def test_trace_of_checkpointing_and_smaller_batches_is_less() -> None:
     whole = trace(config, with_lora, torch.float32, 4, 128)
     assert trace(config, with_lora, torch.float32, 4, 128, is_checkpointed=True).peak < 0.7 * whole.peak
     assert trace(config, with_lora, torch.float32, 2, 128).peak == pytest.approx(whole.peak / 2, rel=0.15)
+
+
+def test_a_family_that_cannot_be_imagined_is_named() -> None:
+    with pytest.raises(ModelError, match=r"^qwen4_exp_text: what it takes cannot be planned"):
+        trace(config_of("qwen4_exp_text"), own, torch.float32, 2, 16)
