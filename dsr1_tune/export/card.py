@@ -14,6 +14,7 @@ from dsr1_tune.atomic import atomic_write
 from dsr1_tune.config.export import Quantize
 from dsr1_tune.errors import TuneError
 from dsr1_tune.export import check_serve, lineage
+from dsr1_tune.export.engine_table import engines
 from dsr1_tune.export.formats.registry import formats
 from dsr1_tune.export.lineage import Lineage
 from dsr1_tune.models import artifact, embedded
@@ -273,7 +274,7 @@ def _engines(folder: Path, language: Language) -> tuple[list[str], list[str]]:
         found = artifact.of(folder)
     except TuneError:  # a folder without weights has a card all the same
         return commands, refusals
-    for engine in check_serve.engines():
+    for engine in engines():
         verdict = check_serve.run(found, engine)
         if verdict.loads:
             own = str(verdict.command).replace(str(folder), folder.name)

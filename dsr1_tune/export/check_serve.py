@@ -10,17 +10,15 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from packaging.version import InvalidVersion, Version
 
 from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.export import lineage
-from dsr1_tune.export.formats.format import Format
-from dsr1_tune.export.formats.registry import formats, stored_as
+from dsr1_tune.export.engine_table import Engine, engines, format_of, table
+from dsr1_tune.export.formats.registry import formats
 from dsr1_tune.export.gguf.source import unsupported
 from dsr1_tune.models import artifact as artifacts
 from dsr1_tune.models.artifact import Artifact, command_for
@@ -38,57 +36,6 @@ _NO_ADAPTERS = {
     "llama.cpp": "it is a PEFT adapter, and llama.cpp reads models, merged and as GGUF",
     "transformers": "it is a PEFT adapter, and `transformers serve` reads whole models, merged",
 }
-
-
-@dataclass(frozen=True)
-class Engine:
-    """A serving engine, and what is known of one of its releases."""
-
-    name: str
-    title: str
-    version: str
-    formats: frozenset[str]
-    """What it reads of the formats that are not written here, by `quant_method`; `none` is 16 or 32 bits."""
-    adapters: Mapping[str, Any]
-    wants_topk_method: tuple[str, ...] = ()
-    """Architectures whose router it picks by settings that transformers leaves out."""
-
-    @property
-    def is_own(self) -> bool:
-        """Whether it has its own code for each architecture, and so knows only some."""
-        return self.name != "transformers"
-
-    @property
-    def is_llama_cpp(self) -> bool:
-        """Whether it reads GGUF files, and has names of its own for what is in them."""
-        return self.name == "llama.cpp"
-
-    def knows(self, architecture: str) -> bool:
-        """Whether it is known to run models of this architecture, as config.json names it."""
-        facts = _table()["architectures"].get(architecture, {})
-        if self.is_llama_cpp:
-            return "gguf" in facts
-        return not self.is_own or self.name in facts.get("engines", ())
-
-    def reads(self, artifact: Artifact) -> bool:
-        """Whether it loads the format of an artifact's weights."""
-        form = _format(artifact)
-        return self.name in form.loads_in if form else artifact.format in self.formats
-
-
-@cache
-def _table() -> dict[str, Any]:
-    tree: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("check_serve.yaml").read_text(encoding="utf-8"))
-    return tree
-
-
-@cache
-def engines() -> Mapping[str, Engine]:
-    """The engines by name."""
-    return {
-        name: Engine(name, **{**facts, "formats": frozenset(facts["formats"])})
-        for name, facts in _table()["engines"].items()
-    }
 
 
 @dataclass(frozen=True)
@@ -157,14 +104,6 @@ def _number(version: str) -> Version:
         raise ConfigError(f"--engine-version: {version} is no version", hint="for example 0.33.0 or b11549") from None
 
 
-def _format(artifact: Artifact) -> Format | None:
-    """The format of those written here that its weights are stored in."""
-    if artifact.kind == "gguf":
-        return formats()["gguf"]
-    quantization = artifact.config.get("quantization_config") if artifact.kind == "model" else None
-    return stored_as(quantization) if isinstance(quantization, Mapping) else None
-
-
 # --- what is wrong ---------------------------------------------------------------------------------------------------
 
 
@@ -174,7 +113,7 @@ def _problems(artifact: Artifact, engine: Engine) -> Iterator[str]:
         yield from _adapter_problems(artifact, engine)
         return
     if not engine.reads(artifact):
-        form = _format(artifact)
+        form = format_of(artifact)
         what = "in 16 or 32 bits" if artifact.format == "none" else f"as {form.name if form else artifact.format}"
         read = sorted({*engine.formats, *(one.name for one in formats().values() if engine.name in one.loads_in)})
         why = (form and form.refused_by.get(engine.name)) or f"it reads only {', '.join(read)}"
@@ -341,8 +280,7 @@ def _not_known(artifact: Artifact, engine: Engine) -> Iterator[str]:
 
 def _knows_gguf(artifact: Artifact) -> bool | None:
     """Whether llama.cpp has code for what is in a GGUF file: looked up, noted when it was written, or asked here."""
-    table = _table()
-    named = {facts.get("gguf") for facts in table["architectures"].values()} | set(table["further_gguf"])
+    named = {facts.get("gguf") for facts in table()["architectures"].values()} | set(table()["further_gguf"])
     known = lineage.read(artifact.path.parent)
     stage = known.stage("quantize") if known else None
     if artifact.architecture in named or (stage and stage.facts.get("loaded_by")):

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from dsr1_tune import cli
 from dsr1_tune.errors import ConfigError, ModelError
 from dsr1_tune.export import check_serve, lineage
+from dsr1_tune.export.engine_table import engines
 from dsr1_tune.export.formats.registry import formats
 from dsr1_tune.export.gguf.source import refuse_unsupported
 from dsr1_tune.export.lineage import Stage
@@ -156,7 +157,7 @@ def test_check_serve_refuses_fp8_blocks_that_do_not_divide_experts(folder: Folde
 def test_check_serve_of_nf4_leads_back_to_the_run(folder: Folder) -> None:
     place = folder(QWEN | {"quantization_config": {"quant_method": "bitsandbytes"}})
     lineage.write(place, [Stage("train", {"run": "/runs/medical"})])
-    told = {engine: check_serve.run(place, engine).instead for engine in check_serve.engines()}
+    told = {engine: check_serve.run(place, engine).instead for engine in engines()}
     assert told["vllm"] == ("dsr1-tune quantize /runs/medical --to w4a16 --out /runs/medical-w4a16",)
     assert told["llama.cpp"] == ("dsr1-tune quantize /runs/medical --to gguf --out /runs/medical-gguf",)
     assert told["transformers"] == ("dsr1-tune merge /runs/medical --out /runs/medical-merged",)
@@ -332,10 +333,10 @@ def test_check_serve_command_exits_1_where_it_does_not_load(folder: Folder, tmp_
 
 
 def test_check_serve_table_is_whole() -> None:
-    assert set(check_serve.engines()) == set(ENGINES)
+    assert set(engines()) == set(ENGINES)
     loaded = {name for one in formats().values() for name in (*one.loads_in, *one.refused_by)}
     assert loaded <= set(ENGINES)
-    for engine in check_serve.engines().values():
+    for engine in engines().values():
         assert isinstance(engine.version, str) and engine.title and "forms" in engine.adapters, engine.name
 
 
