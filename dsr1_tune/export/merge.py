@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -156,14 +156,14 @@ def _compare(
     rows = _rows(examples, merge.rows, base.located)
     pad_token = base.located.tokenizer.pad_token_id
 
-    def logits(model: Any, together: bool = streamed) -> Iterator[Tensor]:
-        return logits_of(model, rows, pad_token, together)
+    def logits(model: Any) -> list[Tensor]:
+        return logits_of(model, rows, pad_token)
 
-    adapted = list(logits(_adapted(found, base, merged, streamed)))
+    adapted = logits(_adapted(found, base, merged, streamed))
     _let_go()
-    added_up = list(logits(load_streamed(base.located, merged.exact, base.layout).model, together=True))
+    added_up = logits(load_streamed(base.located, merged.exact, base.layout).model)
     noisy = load_streamed(base.located, with_other_digits(merged.exact, torch.float32), base.layout).model
-    noise = list(logits(noisy, together=True))
+    noise = logits(noisy)
     _let_go()
     model = _load(part, streamed).model
     outputs = compare_outputs(adapted, added_up, noise, None if dtype == "F32" else logits(model))

@@ -51,7 +51,7 @@ def check_as_loaded(source: Source, folder: Path, kind: Kind) -> dict[str, Any]:
     rows = [torch.randint(0, vocabulary, (_TOKENS,), generator=generator).tolist()]
 
     def logits(model: Any) -> Tensor:
-        return next(logits_of(model, rows, 0, together=True))
+        return logits_of(model, rows, 0)[0]
 
     plain = load_tensors(located, _multiplied_out(source, folder, kind))
     if find_experts(plain):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,20 +44,21 @@ class OutputCheck:
     streamed: bool
 
 
-def logits_of(model: Any, rows: list[list[int]], pad_token: int, together: bool) -> Iterator[Tensor]:
-    """The logits (T, V) of each row of token ids, in float32 on the CPU; `together` takes them in one forward pass."""
-    for batch in [rows] if together else [[row] for row in rows]:
-        length = max(map(len, batch))
-        ids = torch.tensor([row + [pad_token] * (length - len(row)) for row in batch], device=model.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in batch], device=model.device)
-        with torch.no_grad():
-            logits_BTV = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        for row, logits_TV in zip(batch, logits_BTV, strict=True):
-            yield logits_TV[: len(row)].float().cpu()
+def logits_of(model: Any, rows: list[list[int]], pad_token: int) -> list[Tensor]:
+    """The logits (T, V) of each row of token ids, in float32 on the CPU, all in one forward pass.
+
+    Sides to be compared must see the same batch: sparse attention breaks ties by the shape of what it is given.
+    """
+    length = max(map(len, rows))
+    ids_BT = torch.tensor([row + [pad_token] * (length - len(row)) for row in rows], device=model.device)
+    mask_BT = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=model.device)
+    with torch.no_grad():
+        logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
+    return [logits_TV[: len(row)].float().cpu() for row, logits_TV in zip(rows, logits_BTV, strict=True)]
 
 
 def compare_outputs(
-    adapted: list[Tensor], exact: list[Tensor], nudged: list[Tensor], stored: Iterator[Tensor] | None
+    adapted: list[Tensor], exact: list[Tensor], nudged: list[Tensor], stored: list[Tensor] | None
 ) -> OutputCheck:
     """Hold the logits of base and update added up in float32 against those of the base with the update beside it.
 

@@ -47,13 +47,13 @@ def comparer(run: RunFolder) -> Callable[[Callable[[Merged], Read]], None]:
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randint(0, 258, (64,), generator=generator).tolist() for _ in range(4)]
 
-    def logits(model: Any, together: bool = True) -> list[Tensor]:
-        return list(logits_of(model, rows, 1, together))
+    def logits(model: Any) -> list[Tensor]:
+        return logits_of(model, rows, 1)
 
     def streamed(read: Read) -> list[Tensor]:
         return logits(load_streamed(base.located, read, base.layout).model)
 
-    adapted = logits(attach_adapter(load_located(base.located, "float32"), trained.folder), together=False)
+    adapted = logits(attach_adapter(load_located(base.located, "float32"), trained.folder))
 
     def compare(change: Callable[[Merged], Read]) -> None:
         read = change(Merged(base.plain, updates))
