@@ -256,7 +256,7 @@ def _run(command: Command, family: str, folder: Path) -> Cell:
         return Cell(FAILED, f"exit code {code}: {said.strip()[-400:]}", seconds)
     if not _is_named(family, told):
         return Cell(FAILED, f"a refusal that does not name the family: {told}", seconds)
-    if "base" in command.words and not _comes_first(command, folder, told):
+    if re.search(r"^Model$", said, re.MULTILINE):  # the heading under which weights are loaded
         return Cell(FAILED, f"refused only after the weights were loaded: {told}", seconds)
     return Cell(REFUSED, told, seconds)
 
@@ -272,19 +272,6 @@ def _is_named(family: str, told: str) -> bool:
         return re.sub(r"[^a-z0-9]", "", text.lower())
 
     return plain(family.removesuffix("_text")) in plain(told)
-
-
-def _comes_first(command: Command, folder: Path, told: str) -> bool:
-    """Whether the same is said where the base has no weights that could be read."""
-    blind = folder / "base-blind"
-    if not blind.exists():
-        shutil.copytree(folder / "base", blind)
-        for file in blind.glob("*.safetensors"):
-            file.write_bytes(file.read_bytes()[: 8 + int.from_bytes(file.read_bytes()[:8], "little")])
-    words = [word if word != "base" else "base-blind" for word in command.argv]
-    words = [f"{word}-blind" if words[at - 1] == "--out" else word for at, word in enumerate(words)]
-    _, said, _ = _in_child(lambda: _command(words), folder, command.stdin)
-    return _error_in(said).replace("base-blind", "base").replace("-blind", "")[:150] == told[:150]
 
 
 def _look(folder: Path, cells: dict[str, Cell]) -> None:

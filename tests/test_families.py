@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parents[1]
-# Of every kind: latent attention, indexers, convolutions, state spaces, fused on disk, flipped, biased, wrapped names.
+# Of every kind: latent attention, indexers, convolutions, state spaces, fused or alternating on disk, beside pictures.
 FAMILIES = ("deepseek_v32", "deepseek_v4", "qwen3_next", "nemotron_h", "granitemoehybrid", "jamba", "kimi_linear",
-            "lfm2_moe", "laguna", "inkling2_text", "gemma4_text", "minimax_m2", "llama4_text")  # fmt: skip
+            "lfm2_moe", "laguna", "inkling2_text", "gemma4_text", "minimax_m2", "qwen3_5_moe")  # fmt: skip
+UNKNOWN = ("dbrx", "doge", "jetmoe", "llama4", "longcat_flash")
 
 
 def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -27,7 +28,7 @@ def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the main commands made of the families, and what was said of it."""
     folder = tmp_path_factory.mktemp("families")
-    done = run("families.py", "--families", *FAMILIES, "--commands", "main", "--keep", str(folder), "--out",
+    done = run("families.py", "--families", *FAMILIES, *UNKNOWN, "--commands", "main", "--keep", str(folder), "--out",
                str(folder / "cells.json"))  # fmt: skip
     assert done.returncode in (0, 1), done.stderr[-3000:]
     (folder / "said.txt").write_text(done.stdout)
@@ -41,6 +42,14 @@ def test_family_goes_through_the_main_commands(kept: Path, family: str) -> None:
     assert {name: cell["said"] for name, cell in cells.items() if cell["state"] == "failed"} == {}
     works = {name for name, cell in cells.items() if cell["state"] == "works"}
     assert works >= {"plan", "lora", "qlora", "full", "esft", "dpo", "lora-merged", "full-merged", "nf4", "int8"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", UNKNOWN)
+def test_family_of_unknown_experts_is_refused_by_name(kept: Path, family: str) -> None:
+    cells: dict[str, dict[str, Any]] = json.loads((kept / "cells.json").read_text())["families"][family]
+    assert {cell["state"] for cell in cells.values()} == {"refused", "not tried"}
+    assert "experts" in cells["lora"]["said"] and "laid out in a way that is not known" in cells["full"]["said"]
 
 
 @pytest.mark.slow
