@@ -42,9 +42,11 @@ class Names:
     """For each module of fused experts its parameters, in the order in which PEFT wraps them."""
     transposed: frozenset[str]
     """Those of the modules that hold (in, out) matrices."""
+    family: str
+    """Its model_type, for messages."""
 
     @classmethod
-    def of(cls, model: nn.Module) -> Names:
+    def of(cls, model: Any) -> Names:
         """Those of a model, which may be one without weights; on disk as transformers writes it."""
         blocks = find_experts(model)
         order = {b.name: tuple(n for n, _ in b.module.named_parameters(recurse=False)) for b in blocks}
@@ -52,6 +54,7 @@ class Names:
             Layout.of(model, _names_on_disk(model)),
             {b.name: tuple(name for name in order[b.name] if name in b.parameters) for b in blocks},
             frozenset(b.name for b in blocks if b.module.is_transposed),
+            model.config.model_type,
         )
 
     def block_of(self, module: str) -> str | None:

@@ -158,7 +158,7 @@ def _unfuse_block(
     for piece in names.layout.pieces_of(parameter):
         if piece.expert is None or piece.is_transposed:
             raise ModelError(
-                f"{parameter}: this family stores its experts fused, so nobody wants their factors one by one",
+                f"{parameter}: {names.family} stores its experts fused, so nobody wants their factors one by one",
                 hint="use the adapter as it is, or merge it: dsr1-tune merge",
             )
         stored = piece.stored.removesuffix(".weight")
@@ -250,7 +250,7 @@ class _Fused:
     def of(cls, adapter: Adapter, names: Names, parameter: str, pieces: Mapping[Piece, str]) -> _Fused:
         block = parameter.rpartition(".")[0]
         if block in names.transposed or any(piece.is_transposed for piece in pieces):
-            raise ModelError(f"{parameter}: this family stores its experts fused", hint="use the adapter as it is")
+            raise ModelError(f"{parameter}: {names.family} stores its experts fused", hint="use the adapter as it is")
         scales, dtype = {}, None
         for piece, module in pieces.items():
             key_a, key_b = adapter.pair(module)

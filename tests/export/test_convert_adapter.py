@@ -228,7 +228,7 @@ def test_adapter_that_cannot_be_converted_is_refused(made: Made, tmp_path: Path,
 
 def test_adapter_of_a_family_with_fused_experts_is_refused(made: Made, tmp_path: Path) -> None:
     adapter = made("gpt_oss")
-    with pytest.raises(ModelError, match="stores its experts fused"):
+    with pytest.raises(ModelError, match="gpt_oss stores its experts fused"):
         convert(adapter, "per-expert", tmp_path / "out")
 
 

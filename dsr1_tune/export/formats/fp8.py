@@ -31,7 +31,8 @@ def write(source: Source, folder: Path, settings: Quantize, narrator: Narrator) 
     names = chosen(source.layout, settings.all)
     if fused := sorted(name for name in names if len(source.weights.spec(name).shape) != 2):
         raise ModelError(
-            f"{source.name}: {fused[0]} holds the matrices of several experts, which block-FP8 has no place for",
+            f"{source.name}: {source.config.get('model_type')} stores the matrices of its experts in one tensor "
+            f"({fused[0]}), which block-FP8 has no place for",
             hint="choose another format: --to nf4, int8 or gguf",
         )
     # A base in block-FP8 is not first rounded to 16 bits: what is not merged into comes out as it was.

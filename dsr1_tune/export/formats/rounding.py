@@ -65,7 +65,8 @@ def pick_group_size(source: Source, names: frozenset[str], wanted: int) -> int:
         shape = source.weights.spec(name).shape
         if len(shape) != 2:
             raise ModelError(
-                f"{source.name}: {name} holds several matrices in one tensor {shape}, which W4A16 has no place for",
+                f"{source.name}: {source.config.get('model_type')} stores the matrices of its experts in one tensor "
+                f"({name}, {shape}), which W4A16 has no place for",
                 hint="choose --to nf4, int8 or gguf",
             )
         columns.setdefault(shape[1], name)
