@@ -18,18 +18,18 @@ TEXTS = {
         "other": "[中文](families.zh.md)",
         "about": """\
 Which family goes through which command. A tiny model with random weights is built of every mixture of experts that
-transformers {transformers} has as a causal language model ({num}), every command is run on it (peft {peft}, trl {trl},
+transformers {transformers} has as a causal language model ({num}), the commands of the table are run on it (peft {peft}, trl {trl},
 torch {torch}, on a CPU), and a program that uses nothing of this package looks at the results:
 
-- a merged model's logits are those of the base with what was trained beside it, in float32, to 1e-4 of the largest or
-  what two orders of summation make; the router is the base's;
+- a merged model's logits are those of the base with what was trained beside it, in float32, to 1e-4, or 4 times
+  what other orders of summation and other last digits make; the router is the base's;
 - an adapter's B have all moved;
 - each matrix of a quantized folder is as near to the merged one as its format must be, and so are the logits.
 
 ✓ works, and was found right · R refused, before any weights are loaded; why stands below · ✗ fails · – needs a step
 that does not work. Tiny random models say nothing of how well a family learns, nor of GPUs.
 
-The table is the output of `python benchmarks/families.py --out families.json` and
+The table is the output of `python benchmarks/families.py --commands main --out families.json` and
 `python benchmarks/families.py --table families.json`.""",
         "family": "family",
         "refused": "Why it is refused",
@@ -41,18 +41,18 @@ The table is the output of `python benchmarks/families.py --out families.json` a
         "other": "[English](families.md)",
         "about": """\
 哪个家族能走通哪条命令。对 transformers {transformers} 中作为因果语言模型的每一个混合专家家族（共 {num} 个），
-都用随机权重造一个极小的模型，把每条命令跑一遍（peft {peft}、trl {trl}、torch {torch}，CPU），
+都用随机权重造一个极小的模型，把表中每条命令跑一遍（peft {peft}、trl {trl}、torch {torch}，CPU），
 再由一个完全不使用本软件包的程序检查结果：
 
-- 合并后模型的 logits 与“基座加训练所得”在 float32 下一致，误差不超过最大值的 1e-4
-  或两种求和次序之差；路由器与基座相同；
+- 合并后模型的 logits 与“基座加训练所得”在 float32 下一致，误差不超过 1e-4，
+  或不同求和次序与末位数字所致差异的 4 倍；路由器与基座相同；
 - 适配器的每个 B 都已改变；
 - 量化文件夹里每个矩阵与合并后矩阵的误差不超过该格式应有的误差，logits 亦然。
 
 ✓ 可用且结果正确 · R 在加载权重之前即被拒绝，原因见下 · ✗ 失败 · – 所需的前一步不可用。
 极小的随机模型不能说明一个家族学得多好，也不代表 GPU 上的情形。
 
-此表由 `python benchmarks/families.py --out families.json` 与
+此表由 `python benchmarks/families.py --commands main --out families.json` 与
 `python benchmarks/families.py --table families.json` 生成。""",
         "family": "家族",
         "refused": "拒绝的原因",

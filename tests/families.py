@@ -141,6 +141,7 @@ _OWN: dict[str, dict[str, Any]] = {
         "chunk_size": 16,
         "use_mamba_kernels": False,
     },
+    "olmoe": {"norm_topk_prob": False},  # as it is published; llama.cpp takes it for granted
     "qwen4_exp_text": {
         "indexer_n_heads": 2,
         "indexer_kv_heads": 1,
