@@ -18,8 +18,8 @@ TEXTS = {
         "other": "[中文](families.zh.md)",
         "about": """\
 Which family goes through which command. A tiny model with random weights is built of every mixture of experts that
-transformers {transformers} has as a causal language model ({num}), the commands of the table are run on it (peft {peft}, trl {trl},
-torch {torch}, on a CPU), and a program that uses nothing of this package looks at the results:
+transformers {transformers} has as a causal language model ({num}), the commands of the table are run on it
+(peft {peft}, trl {trl}, torch {torch}, on a CPU), and a program that uses nothing of this package looks at the results:
 
 - a merged model's logits are those of the base with what was trained beside it, in float32, to 1e-4, or 4 times
   what other orders of summation and other last digits make; the router is the base's;
