@@ -57,15 +57,23 @@ def test_independent_check_sees_what_is_wrong(kept: Path) -> None:
     folder = kept / "minimax_m2"
     right = json.loads(run("family_checks.py", str(folder)).stdout.splitlines()[-1])
     assert all(found["ok"] for found in right.values()) and {"lora", "lora-merged", "nf4", "fp8"} <= set(right)
-    for place in ("lora-merged", "fp8"):
+    for place, change in (("lora-merged", _one_per_cent_more), ("fp8", _upside_down)):
         file = next((folder / place).glob("*.safetensors"))
         weights = load_file(file)
-        name = next(name for name in weights if name.endswith("o_proj.weight"))
-        other = weights[name].flip(0) if weights[name].dtype.itemsize == 1 else weights[name] * 1.01
-        save_file({**weights, name: other.contiguous()}, file, {"format": "pt"})
+        change(weights)
+        save_file(weights, file, {"format": "pt"})
     weights = load_file(folder / "lora" / "adapter" / "adapter_model.safetensors")
     name = next(name for name in weights if "lora_B" in name and "experts" not in name)
     weights[name] = torch.zeros_like(weights[name])
     save_file(weights, folder / "lora" / "adapter" / "adapter_model.safetensors", {"format": "pt"})
     wrong = json.loads(run("family_checks.py", str(folder)).stdout.splitlines()[-1])
     assert {name for name, found in wrong.items() if not found["ok"]} >= {"lora", "lora-merged", "fp8"}
+
+
+def _one_per_cent_more(weights: dict[str, torch.Tensor]) -> None:
+    weights[next(name for name in weights if name.endswith("o_proj.weight"))] *= 1.01
+
+
+def _upside_down(weights: dict[str, torch.Tensor]) -> None:
+    name = next(name for name, weight in weights.items() if weight.dtype == torch.float8_e4m3fn)
+    weights[name] = weights[name].view(torch.uint8).flip(0).contiguous().view(torch.float8_e4m3fn)
