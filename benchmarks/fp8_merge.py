@@ -17,6 +17,7 @@ import json
 import math
 import os
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
 from importlib import import_module
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 RATES = {"lora": 2e-4, "full": 2e-5, "esft": 2e-5}
 WAYS = ("bfloat16", "keep", "nearest")
 STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}
@@ -136,7 +138,7 @@ def write_base(folder: Path, lessons: int) -> Path:
 
     from dsr1_tune.quant.fp8 import to_blocks
 
-    tokenizer = byte_tokenizer()
+    tokenizer = import_module("tests.conftest").byte_tokenizer()
     yarn = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 128}
     config = DeepseekV3Config(
         vocab_size=len(tokenizer), hidden_size=128, intermediate_size=256, moe_intermediate_size=128,
@@ -182,26 +184,6 @@ def teach(model: Any, tokenizer: Any, lessons: int) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-
-
-def byte_tokenizer() -> Any:
-    """Every byte a token, and ChatML's two."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<|im_start|>", "<|im_end|>"]
-    vocab = {token: number for number, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>", additional_special_tokens=special
-    )
-    tokenizer.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    return tokenizer
 
 
 if __name__ == "__main__":

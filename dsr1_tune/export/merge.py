@@ -29,8 +29,8 @@ from dsr1_tune.export.weights.outputs import OutputCheck, check_outputs, compare
 from dsr1_tune.export.weights.progress import counted
 from dsr1_tune.export.weights.sidecars import copy_sidecars
 from dsr1_tune.export.weights.source import OpenBase, Trained, find_trained, open_base, open_trained, stages_of
-from dsr1_tune.models.load import Loaded, Located, load_located, locate, pick_device
-from dsr1_tune.models.memory import give_back, main_memory
+from dsr1_tune.models.load import Loaded, Located, free_room, load_located, locate
+from dsr1_tune.models.memory import give_back
 from dsr1_tune.models.trained.attach import attach_adapter
 from dsr1_tune.models.trained.experts import attach_experts
 from dsr1_tune.models.weights.checkpoint import Checkpoint, write_weights
@@ -149,7 +149,7 @@ def _compare(
 ) -> tuple[OutputCheck, LossCheck | None]:
     """Base with update, their sum, and the merged model on the same rows, one after the other, all in float32."""
     num_bytes = 4 * sum(spec.num_elements for spec in map(base.plain.spec, base.layout.pieces))
-    streamed = merge.streamed == "yes" or (merge.streamed == "auto" and num_bytes * 1.3 > _room())
+    streamed = merge.streamed == "yes" or (merge.streamed == "auto" and num_bytes * 1.3 > free_room())
     if streamed:
         narrator.say("The models are read layer by layer; in float32 one does not fit into the memory.")
     examples = eval_subset_examples(found.run, base.located.tokenizer) if found.run else []
@@ -191,13 +191,6 @@ def _computed_in(found: Trained) -> torch.dtype:
     """What the run computed in; earlier versions did not say."""
     told = found.run.manifest().get("metrics", {}).get("dtype") if found.run else None
     return torch.float32 if told == "float32" else torch.bfloat16
-
-
-def _room() -> int:
-    """Bytes that a model may take where it is loaded."""
-    device = pick_device()
-    free = main_memory().free
-    return min(free, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free
 
 
 def _let_go() -> None:

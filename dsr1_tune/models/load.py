@@ -247,6 +247,12 @@ def pick_device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device())))
 
 
+def free_room() -> int:
+    """Bytes that a model may take where it is loaded: on a GPU, the less of what is free there and here."""
+    device, free = pick_device(), main_memory().free
+    return min(free, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free
+
+
 def pick_dtype(dtype: str, device: torch.device, quantized: bool = False) -> torch.dtype:
     """What `dtype` means on `device`: "auto" is bfloat16 on a GPU that computes in it, else float32.
 

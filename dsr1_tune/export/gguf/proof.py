@@ -23,8 +23,8 @@ from dsr1_tune.export.weights.load_streamed import largest_unit, load_streamed
 from dsr1_tune.export.weights.source import Source
 from dsr1_tune.models.folder import ModelFolder
 from dsr1_tune.models.llama_cpp.client import LlamaCpp
-from dsr1_tune.models.load import Located, pick_device
-from dsr1_tune.models.memory import GIB, give_back, main_memory
+from dsr1_tune.models.load import Located, free_room
+from dsr1_tune.models.memory import GIB, give_back
 from dsr1_tune.models.meta import layer_stack
 from dsr1_tune.runs.console import Narrator
 
@@ -60,7 +60,7 @@ def check(source: Source, file: Path, kind: str, text: str, narrator: Narrator) 
 
     Raises ModelError if it computes another model.
     """
-    need, free = 2 * 4 * largest_unit(source.meta_model), _room()
+    need, free = 2 * 4 * largest_unit(source.meta_model), free_room()
     if need > free:  # llama.cpp needs less: it maps the file
         why = f"a layer in float32 takes {need / GIB:.1f} GiB of memory, {free / GIB:.1f} GiB are free"
         narrator.say(f"That llama.cpp computes what transformers does was not proved: {why}")
@@ -75,12 +75,6 @@ def check(source: Source, file: Path, kind: str, text: str, narrator: Narrator) 
         )
     narrator.say(f"In 16 bits it computes what transformers does (KL {found.kl:.1e}, bound {found.bound:.1e})")
     return {"outputs": {"proved": True, **asdict(found), "bound": found.bound}}
-
-
-def _room() -> int:
-    """Bytes that are free both here and where transformers computes."""
-    device, free = pick_device(), main_memory().free
-    return min(free, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free
 
 
 def compare(source: Source, file: Path, kind: str, text: str) -> Outputs:

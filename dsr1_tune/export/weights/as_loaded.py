@@ -21,8 +21,7 @@ from dsr1_tune.errors import ModelError
 from dsr1_tune.export.weights.outputs import logits_of
 from dsr1_tune.export.weights.progress import num_elements
 from dsr1_tune.export.weights.source import Source
-from dsr1_tune.models.load import load_located, load_tensors, locate, pick_device
-from dsr1_tune.models.memory import main_memory
+from dsr1_tune.models.load import free_room, load_located, load_tensors, locate
 from dsr1_tune.models.weights.bnb_layout import Kind
 from dsr1_tune.models.weights.checkpoint import Checkpoint, Spec
 from dsr1_tune.models.weights.converted import LazyTensor, open_bitsandbytes
@@ -43,7 +42,7 @@ def check_as_loaded(source: Source, folder: Path, kind: Kind) -> dict[str, Any]:
     Of a model that is too large for the memory in float32 no logits are compared, and None stands for the difference.
     Raises ModelError where they are not the same.
     """
-    if num_elements(source.weights) * 4 * 1.5 > _room():
+    if num_elements(source.weights) * 4 * 1.5 > free_room():
         return {"num_tokens": 0, "max_difference": None}
     located = locate(Base(model=str(folder), dtype="float32"), is_loaded=False)
     generator = torch.Generator().manual_seed(0)
@@ -92,9 +91,3 @@ def check_logits(want_TV: Tensor, got_TV: Tensor, name: str) -> dict[str, Any]:
             hint="choose another format, such as --to gguf, and please report it with the model's name",
         )
     return {"num_tokens": len(differences_T), "max_difference": float(differences_T.max()), "bound": bound}
-
-
-def _room() -> int:
-    device = pick_device()
-    free = main_memory().free
-    return min(free, torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free

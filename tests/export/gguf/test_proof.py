@@ -18,7 +18,6 @@ from dsr1_tune.export.gguf import proof
 from dsr1_tune.export.gguf.write import TEXTS
 from dsr1_tune.export.lineage import Stage, read
 from dsr1_tune.export.weights.source import open_source
-from dsr1_tune.models.memory import Memory
 from dsr1_tune.runs.console import Narrator
 from tests.export.gguf.conftest import quantized
 from tests.families import save_family
@@ -72,7 +71,7 @@ def test_proof_bound_follows_what_rounding_does_to_the_model() -> None:
 def test_proof_that_does_not_fit_into_the_memory_is_said_to_be_missing(
     folder: Path, in_16: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(proof, "main_memory", lambda: Memory(2**20, 2**20))
+    monkeypatch.setattr(proof, "free_room", lambda: 2**20)
     said = io.StringIO()
     found = proof.check(open_source(folder), in_16[0], "bf16", TEXT, Narrator(Console(file=said, width=300)))
     assert found["outputs"]["proved"] is False and "GiB are free" in found["outputs"]["why"]
