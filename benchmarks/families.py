@@ -15,6 +15,7 @@ A new version of transformers is one run away: families that it adds are built f
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import re
@@ -178,6 +179,7 @@ def _import() -> None:
         for file in sorted((ROOT / "dsr1_tune" / package).glob("*.py")):
             import_module(f"dsr1_tune.{package}.{file.stem}")
     import_module("torch").set_num_threads(1)
+    gc.freeze()  # no child need look at what was imported, and runs collect garbage several times
 
 
 def _version(package: str) -> str:

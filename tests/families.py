@@ -108,6 +108,11 @@ _OWN: dict[str, dict[str, Any]] = {
     "inkling2_text": {"d_rel": 8, "rel_extent": 64, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4}
     | {"swa_head_dim": 16, "sliding_window_size": 32, "unpadded_vocab_size": 258}
     | {"n_layers_per_attn_res_block": 2, "log_scaling_n_floor": 512},
+    "inkling2_loop_text": {"d_rel": 8, "rel_extent": 64, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4}
+    | {"swa_head_dim": 16, "sliding_window_size": 32, "unpadded_vocab_size": 258}
+    | {"n_layers_per_attn_res_block": 1, "log_scaling_n_floor": 512, "num_hidden_layers": 3, "loop_gate_rank": 16}
+    | {"layer_types": ["hybrid_sliding", "hybrid", "hybrid"], "loop_layer_index_start": 1, "loop_layer_index_end": 2}
+    | {"loop_num_passes": 2},
     "jamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1}
     | {"mamba_d_state": 8, "mamba_dt_rank": 8, "use_mamba_kernels": False},
     "jetmoe": {"kv_channels": 16},
@@ -196,6 +201,8 @@ def config_of(name: str, **changes: Any) -> Any:
         if usual.get(field):
             kinds = list(dict.fromkeys(usual[field]))
             sizes[field] = kinds if len(kinds) > 1 else kinds * 2
+            if len(kinds) > _SIZES["num_hidden_layers"]:
+                sizes["num_hidden_layers"] = len(kinds)
     return kind(**sizes | own | changes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -190,6 +191,7 @@ def _run(name: str, settings: Any, resume: Path | None) -> None:
             from dsr1_tune.align.ppo import run
         case "grpo":
             from dsr1_tune.align.grpo import run
+    gc.freeze()  # what was imported stays: no collection, of which a run makes several, need look at it
     run(settings, resume)
 
 

@@ -93,7 +93,7 @@ def a_tenth_less(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: 0.9 * weight if ".lora_B." in name else weight for name, weight in weights.items()}
 
 
-@pytest.mark.parametrize("family", ["minimax", "minimax_m2"])
+@pytest.mark.parametrize("family", [pytest.param("minimax", marks=pytest.mark.slow), "minimax_m2"])
 def test_session_check_in_16_bits_allows_what_rounding_explains_and_no_more(
     configure_lora: ConfigureLora, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_tokenizer: Any, family: str
 ) -> None:
