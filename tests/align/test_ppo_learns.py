@@ -66,7 +66,7 @@ def _learn(base: Path, folder: Path, console: Console, seed: int, **ppo_settings
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_ppo_reaches_the_known_optimum(base: Path, tmp_path: Path, quiet: Console, seed: int) -> None:
     """From less than a tenth of the possible reward to nearly all of it, of answers drawn and of the likeliest."""
     _is_learned(_learn(base, tmp_path, quiet, seed))

@@ -29,7 +29,7 @@ def fuzz() -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    ("seed", "number"), [(2025, 300), pytest.param(0, 10_000, marks=pytest.mark.slow)], ids=["some", "many"]
+    ("seed", "number"), [(2025, 300), pytest.param(0, 5_000, marks=pytest.mark.slow)], ids=["some", "many"]
 )
 def test_damaged_files(fuzz, tmp_path, seed, number):
     outcomes = []
@@ -70,7 +70,7 @@ def test_the_check_notices_a_lost_row(fuzz, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("seed", "number"), [(7, 60), pytest.param(11, 2000, marks=pytest.mark.slow)], ids=["some", "many"]
+    ("seed", "number"), [(7, 60), pytest.param(11, 1000, marks=pytest.mark.slow)], ids=["some", "many"]
 )
 def test_damaged_files_through_the_whole_pipeline(fuzz, tmp_path, seed, number):
     """`data clean` on them: an error for the user, or every row in exactly one file."""

@@ -19,7 +19,7 @@ from dsr1_tune.export import lineage, merge
 
 
 def main() -> None:
-    """Twenty kills; says how many found nothing written yet, something unfinished, and a whole model."""
+    """Ten kills; says how many found nothing written yet, something unfinished, and a whole model."""
     run, scratch = Path(sys.argv[1]), Path(sys.argv[2])
     quiet = Console(file=io.StringIO())
     start = time.perf_counter()
@@ -28,7 +28,7 @@ def main() -> None:
     drawn = random.Random(0)
     seen = {"nothing": 0, "unfinished": 0, "whole": 0}
     out = scratch / "merged"
-    for _ in range(20):
+    for _ in range(10):
         killed(lambda: merge.run(run, out, console=quiet), drawn.random() * usual)
         seen[state_of(out)] += 1
         if out.exists():

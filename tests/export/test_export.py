@@ -176,7 +176,7 @@ def test_export_killed_at_any_moment_keeps_current_whole(run: RunFolder, out: Pa
     subprocess.run(command, check=True, capture_output=True)
     seconds = time.monotonic() - began
     draw = random.Random(0)
-    for _ in range(5):
+    for _ in range(3):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(draw.uniform(0.3, 1.0) * seconds)
         process.send_signal(signal.SIGKILL)

@@ -23,7 +23,7 @@ from .conftest import TinyRun
 
 
 @pytest.mark.slow
-def test_merge_killed_twenty_times_leaves_all_or_nothing(tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_merge_killed_ten_times_leaves_all_or_nothing(tiny_run: TinyRun, tmp_path: Path) -> None:
     script = Path(__file__).with_name("merge_killed.py")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -22,7 +22,7 @@ from dsr1_tune.export import lineage, quantize
 from dsr1_tune.models.weights import checkpoint
 
 # Forks before any arithmetic, so that a try costs no imports; killed at any moment of what one run takes.
-TWENTY = """
+TEN = """
 import io, os, random, signal, sys, time
 from pathlib import Path
 from rich.console import Console
@@ -47,7 +47,7 @@ assert os.waitpid(start(folder / "whole"), 0)[1] == 0
 took = time.perf_counter() - begin
 random.seed(0)
 killed = 0
-for number in range(20):
+for number in range(10):
     out = folder / f"out{number}"
     child = start(out)
     time.sleep(took * random.uniform(0.05, 1.0))
@@ -64,19 +64,19 @@ print(killed)
 
 
 @pytest.mark.slow
-def test_quantize_killed_twenty_times_leaves_all_or_nothing(tiny_model: Any, tmp_path: Path) -> None:
+def test_quantize_killed_ten_times_leaves_all_or_nothing(tiny_model: Any, tmp_path: Path) -> None:
     source = tiny_model("qwen3_moe", moe_intermediate_size=256, num_experts=16)
     place = tmp_path / "outs"
     place.mkdir()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", TWENTY, str(source), str(place)],
+        [sys.executable, "-c", TEN, str(source), str(place)],
         env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert int(done.stdout.split()[-1]) >= 12
+    assert int(done.stdout.split()[-1]) >= 6
     want = load_file(place / "whole" / "model.safetensors")
-    for number in range(20):
+    for number in range(10):
         got = load_file(place / f"out{number}" / "model.safetensors")
         assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
         assert lineage.read(place / f"out{number}").stage("quantize")  # type: ignore[union-attr]
