@@ -36,10 +36,6 @@ SIZES: dict[str, Any] = {
     "pad_token_id": 1,
     "bos_token_id": 0,
 }
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def main() -> None:
@@ -71,16 +67,17 @@ def main() -> None:
 
 def write_base(folder: Path, family: str) -> str:
     """A model with random weights and a tokenizer whose tokens are bytes; written by a process that then ends."""
-    place = str(Path(__file__).parent)
-    code = f"import sys; sys.path.insert(0, {place!r}); import plan; plan._write_base({str(folder)!r}, {family!r})"
-    subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
+    root = str(Path(__file__).resolve().parents[1])
+    code = f"from benchmarks import plan; plan._write_base({str(folder)!r}, {family!r})"
+    subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL, cwd=root)
     return str(folder)
 
 
 def _write_base(folder: str, family: str) -> None:
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import AutoModelForCausalLM, DeepseekV3Config, PreTrainedTokenizerFast, Qwen3MoeConfig
+    from transformers import AutoModelForCausalLM, DeepseekV3Config, Qwen3MoeConfig
+
+    from tests.conftest import byte_tokenizer
 
     if family == "qwen3_moe":
         config: Any = Qwen3MoeConfig(**SIZES, num_experts=16, head_dim=64)
@@ -91,16 +88,7 @@ def _write_base(folder: str, family: str) -> None:
         )  # fmt: skip
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    special = ["<|im_start|>", "<|im_end|>"]
-    vocab = {token: number for number, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|im_end|>", additional_special_tokens=special
-    )
-    tokenizer.chat_template = CHATML
-    tokenizer.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
 
 
 def write_data(file: Path, num_words: int) -> Path:
