@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 ROOT = Path(__file__).parents[1]
 # Of every kind: latent attention, indexers, convolutions, state spaces, fused or alternating on disk, beside pictures.
 FAMILIES = ("deepseek_v32", "deepseek_v4", "qwen3_next", "nemotron_h", "granitemoehybrid", "jamba", "kimi_linear",
-            "lfm2_moe", "laguna", "inkling2_text", "gemma4_text", "minimax_m2", "qwen3_5_moe")  # fmt: skip
-UNKNOWN = ("dbrx", "doge", "jetmoe", "llama4", "longcat_flash")
+            "lfm2_moe", "laguna", "inkling2_text", "gemma4_text", "minimax_m2", "qwen3_5_moe", "llama4")  # fmt: skip
+UNKNOWN = ("dbrx", "doge", "jetmoe", "longcat_flash")
 
 
 def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:

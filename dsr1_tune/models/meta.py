@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dsr1_tune.moe.known import check_known
+from dsr1_tune.moe.llama4 import adopt
 
 
 def meta_model(config: Any) -> Any:
@@ -20,6 +21,7 @@ def meta_model(config: Any) -> Any:
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(deepcopy(config))
+    adopt(model)
     check_known(model)
     return model
 
