@@ -19,9 +19,9 @@ FAMILIES = {
     "linear attention and convolutions": ("qwen3_next", "kimi_linear", "lfm2_moe"),
     "state spaces": ("nemotron_h", "granitemoehybrid", "jamba"),
     "fused or alternating on disk": ("laguna", "inkling2_text", "gemma4_text"),
-    "beside pictures": ("qwen3_5_moe",),
+    "beside pictures": ("qwen3_5_moe", "llama4"),
 }
-UNKNOWN = ("dbrx", "doge", "jetmoe", "llama4", "longcat_flash")
+UNKNOWN = ("dbrx", "doge", "jetmoe", "longcat_flash")
 WANTED = ("lora", "qlora", "full", "esft", "dpo", "lora-merged", "full-merged", "esft-merged", "nf4", "int8", "w4a16",
           "fp8")  # fmt: skip
 

@@ -27,10 +27,11 @@ from dsr1_tune.models.weights.checkpoint import Checkpoint
 from dsr1_tune.models.weights.converted import LazyTensor, open_fp8, open_w4a16
 from dsr1_tune.models.weights.index import COPY_AGAIN, gist, weight_files
 from dsr1_tune.models.weights.stored_format import NF4_BYTES, StoredFormat
+from dsr1_tune.moe.llama4 import adopt
 
 _log = logging.getLogger(__name__)
-_IN_LARGER = r"^model\.language_model\."
-"""What the names of a text model begin with in a checkpoint that has a tower for pictures beside it."""
+_IN_LARGER = {r"^model\.language_model\.": "model.", r"^language_model\.": ""}
+"""What names of a text model begin with in a checkpoint that has a tower for pictures too, and what by themselves."""
 _SMALLER = "try qlora, or --set base.dtype=bfloat16, choose a smaller model, or use a machine with more memory"
 
 
@@ -143,6 +144,7 @@ def load_located(located: Located, dtype: str = "auto", for_training: bool = Fal
         said = "those of some experts are missing or of other shapes" if "conversion" in str(error) else gist(error)
         raise ModelError(f"{located.name}: its weights cannot be loaded: {said}", hint=COPY_AGAIN) from error
     _check_report(report, located.name)
+    adopt(model)
     _forget_larger(model)
     model.train(for_training)
     model.config.use_cache = not for_training
@@ -161,7 +163,7 @@ def _read_model(
     config = deepcopy(located.config)
     settings: dict[str, Any] = {"config": config, "dtype": dtype, "device_map": {"": device}}
     settings |= {"trust_remote_code": False, "ignore_mismatched_sizes": True, "output_loading_info": True}
-    settings["key_mapping"] = {_IN_LARGER: "model."}
+    settings["key_mapping"] = _IN_LARGER
     stored = StoredFormat.of(config)
     if stored.is_bitsandbytes:
         from dsr1_tune.models.weights.load_bnb import open_prequantized
@@ -194,10 +196,11 @@ def _from_tensors(folder: Path, weights: Any, settings: dict[str, Any]) -> tuple
 def load_tensors(located: Located, weights: Mapping[str, LazyTensor]) -> Any:
     """The model of a quantized folder in float32, of other tensors than its own, by transformers' own conversion."""
     settings: dict[str, Any] = {"config": deepcopy(located.config), "dtype": torch.float32, "output_loading_info": True}
-    settings |= {"device_map": {"": pick_device()}, "key_mapping": {_IN_LARGER: "model."}}
+    settings |= {"device_map": {"": pick_device()}, "key_mapping": _IN_LARGER}
     with _quiet():
         model, report = _from_tensors(located.folder, weights, settings)
     _check_report(report, located.name)
+    adopt(model)
     return model.eval()
 
 
@@ -208,7 +211,7 @@ def _forget_larger(model: Any) -> None:
     model._weight_conversions = [
         one
         for one in model._weight_conversions
-        if not isinstance(one, PrefixChange) and one.source_patterns != [_IN_LARGER]
+        if not isinstance(one, PrefixChange) and not set(one.source_patterns) & _IN_LARGER.keys()
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeGuard
 
 from torch import Tensor, nn
 
+from dsr1_tune.moe.llama4 import Llama4Experts
 from dsr1_tune.quant.nf4 import Nf4Linear
 
 Part = Literal["attention", "dense_ffn", "shared_experts", "routed_experts", "router", "embeddings", "norms", "other"]
@@ -44,6 +45,11 @@ class ExpertBlock:
 
     name: str
     module: nn.Module
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether the weights are (E, in, out), whatever PEFT takes them for."""
+        return bool(self.module.is_transposed) or isinstance(self.module, Llama4Experts)
 
     @property
     def num_experts(self) -> int:

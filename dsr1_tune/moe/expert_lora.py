@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
 from dsr1_tune.moe.expert_rows import RoutedRows, UnpackedLora, as_out_in
+from dsr1_tune.moe.llama4 import InOut, Llama4Experts
 from dsr1_tune.quant.nf4 import QuantizedWeight, stored_weight
 
 GateFunction = Callable[[Tensor], Tensor]
@@ -84,6 +86,10 @@ class GroupedExpertLora(ParamWrapper):
                 wrapper.lora_A[adapter].weight, wrapper.lora_B[adapter].weight, wrapper.scaling[adapter]
             )
             wrapper = wrapper.base_layer
+        if isinstance(experts, Llama4Experts):
+            updates = {name: update.transposed(experts.num_experts) for name, update in updates.items()}
+            compute = partial(apply_experts, InOut(experts), updates=updates)
+            return experts.weigh_first(compute, x, index_TK, weight_TK)
         return apply_experts(experts, x, index_TK, weight_TK, updates)
 
 
@@ -112,9 +118,16 @@ class PackedLora:
     packed_b: Tensor | None = None
     scale: float = 0.0
 
+    def transposed(self, num_experts: int) -> PackedLora:
+        """The same update of (E, in, out) weights, which PEFT took for (E, out, in): A and B have changed places."""
+        assert self.packed_a is not None and self.packed_b is not None
+        a_ERO = self.packed_a.view(num_experts, -1, self.packed_a.shape[1])
+        b_IRE = self.packed_b.view(len(self.packed_b), -1, num_experts)
+        return PackedLora(b_IRE.permute(2, 1, 0).flatten(0, 1), a_ERO.permute(2, 1, 0).flatten(1), self.scale)
+
 
 def apply_experts(
-    experts: nn.Module, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor, updates: dict[str, PackedLora]
+    experts: Any, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor, updates: dict[str, PackedLora]
 ) -> Tensor:
     """The experts' output (T, D) for the router's choice, with low-rank updates on the named fused weights."""
     up_name = "gate_up_proj" if experts.has_gate else "up_proj"

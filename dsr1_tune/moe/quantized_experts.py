@@ -17,6 +17,7 @@ from dsr1_tune.errors import ModelError
 from dsr1_tune.moe.anatomy import PARTS, Anatomy, Part, find_experts, find_linears
 from dsr1_tune.moe.expert_lora import apply_experts, is_known_layout
 from dsr1_tune.moe.known import check_known
+from dsr1_tune.moe.llama4 import adopt, compute_by
 from dsr1_tune.moe.past import read_past
 from dsr1_tune.quant.nf4 import (
     Nf4,
@@ -51,6 +52,7 @@ def weights_to_hold(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     read past their layer) or does not divide into blocks of 64 stays as well.
     Raises ModelError for experts that cannot be held.
     """
+    adopt(model)
     blocks = find_experts(model)
     check_known(model)
     for block in blocks:
@@ -92,7 +94,7 @@ def finish_nf4(model: nn.Module, implementation: str = EXPERTS_IMPLEMENTATION) -
         renew_placeholder(module, name)
         keep_placeholder_out(module, name)
     if find_experts(model):
-        model.set_experts_implementation(implementation)
+        compute_by(model, implementation)
 
 
 def is_in_nf4(model: nn.Module) -> bool:

@@ -22,6 +22,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from dsr1_tune.errors import ModelError
 from dsr1_tune.moe.anatomy import ExpertBlock, find_experts
 from dsr1_tune.moe.expert_rows import RoutedRows, as_out_in
+from dsr1_tune.moe.llama4 import compute_by
 
 Chosen = Mapping[str, Sequence[int]]
 
@@ -102,7 +103,7 @@ def _switch(model: nn.Module, blocks: list[ExpertBlock]) -> None:
     """Let the model compute its experts by `_forward`."""
     if IMPLEMENTATION not in ALL_EXPERTS_FUNCTIONS:
         ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _forward)
-    model.set_experts_implementation(IMPLEMENTATION)
+    compute_by(model, IMPLEMENTATION)
     for block in blocks:
         if block.module.config._experts_implementation != IMPLEMENTATION:
             raise ModelError(
@@ -147,7 +148,7 @@ class ChosenLora(nn.Module):
         self.numbers, self.rank, self.scale = tuple(sorted(numbers)), rank, scale
         self.lora_A, self.lora_B = nn.ParameterDict(), nn.ParameterDict()
         for name in block.parameters:
-            weight_EOI = as_out_in(getattr(block.module, name), block.module.is_transposed)
+            weight_EOI = as_out_in(getattr(block.module, name), block.is_transposed)
             num_chosen, (_, num_out, num_in) = len(self.numbers), weight_EOI.shape
             a = weight_EOI.new_empty(num_chosen, rank, num_in, dtype=torch.float32)
             for expert in a:

@@ -16,7 +16,7 @@ from dsr1_tune.models import load
 from dsr1_tune.models.meta import meta_model
 from tests.families import WRAPPED, config_of, names, save_family
 
-UNKNOWN = {"dbrx", "doge", "jetmoe", "llama4_text", "longcat_flash"}
+UNKNOWN = {"dbrx", "doge", "jetmoe", "longcat_flash"}
 
 
 @pytest.mark.parametrize("family", sorted(UNKNOWN))

@@ -27,6 +27,7 @@ from dsr1_tune.models.weights.checkpoint import Checkpoint, Spec
 from dsr1_tune.models.weights.converted import LazyTensor, open_bitsandbytes
 from dsr1_tune.models.weights.layout import Piece
 from dsr1_tune.moe.anatomy import find_experts
+from dsr1_tune.moe.llama4 import compute_by
 
 _TOKENS = 64
 _SHARE = 0.05
@@ -54,7 +55,7 @@ def check_as_loaded(source: Source, folder: Path, kind: Kind) -> dict[str, Any]:
 
     plain = load_tensors(located, _multiplied_out(source, folder, kind))
     if find_experts(plain):
-        plain.set_experts_implementation("eager")  # the grouped one refuses widths that 16 bytes do not divide
+        compute_by(plain, "eager")  # the grouped one refuses widths that 16 bytes do not divide
     want_TV = logits(plain)
     del plain
     gc.collect()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dsr1_tune.models.load import Loaded, Located, pick_device
 from dsr1_tune.models.meta import layer_stack
 from dsr1_tune.models.weights.layout import Layout
+from dsr1_tune.moe.llama4 import adopt
 
 
 def load_streamed(located: Located, read: Callable[[str], Tensor], layout: Layout) -> Loaded:
@@ -28,6 +29,7 @@ def load_streamed(located: Located, read: Callable[[str], Tensor], layout: Layou
 
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(deepcopy(located.config), dtype=torch.float32)
+    adopt(model)
     model.eval().requires_grad_(False)
     device = pick_device()
     places = _places(model, layout)

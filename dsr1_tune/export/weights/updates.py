@@ -285,7 +285,7 @@ def of_experts(folder: Path, model: nn.Module, layout: Layout) -> Updates:
     for name, layer in config.layers.items():
         if name not in blocks or blocks[name].num_experts != layer.num_experts:
             raise ModelError(f"{folder}: the base has no {layer.num_experts} experts called {name}", hint=RIGHT_BASE)
-        is_transposed = bool(blocks[name].module.is_transposed)
+        is_transposed = blocks[name].is_transposed
         for parameter, keys in _keys_of(config, name, layer.chosen, blocks[name].module):
             used |= set(keys)
             if missing := [key for key in keys if key not in file]:

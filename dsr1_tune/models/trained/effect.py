@@ -117,6 +117,6 @@ def low_rank_updates(model: nn.Module) -> Iterator[LowRank]:
         if not isinstance(chosen, ChosenLora):
             continue
         for name in chosen.lora_A:
-            weight_EOI = as_out_in(getattr(block.module, name), block.module.is_transposed)
+            weight_EOI = as_out_in(getattr(block.module, name), block.is_transposed)
             factors = chosen.lora_A[name], chosen.lora_B[name]
             yield LowRank(block.name, *factors, weight_EOI, chosen.scale, chosen.numbers, is_linear=False)

@@ -160,7 +160,7 @@ def _inside(model: Any, pieces: Iterable[Piece], stored: Collection[str]) -> dic
     found = {}
     for piece in pieces:
         rest = piece.stored.removeprefix("model.")
-        for name in (f"model.language_model.{rest}", f"{model.base_model_prefix}.{piece.stored}"):
+        for name in (f"model.language_model.{rest}", f"{type(model).base_model_prefix}.{piece.stored}"):
             if name in stored:
                 found[name] = replace(piece, stored=name)
     return found

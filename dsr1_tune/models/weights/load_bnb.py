@@ -28,6 +28,7 @@ from dsr1_tune.models.weights.converted import LazyTensor
 from dsr1_tune.models.weights.index import COPY_AGAIN
 from dsr1_tune.models.weights.layout import Layout, Piece
 from dsr1_tune.models.weights.stored_format import StoredFormat
+from dsr1_tune.moe.llama4 import adopt
 from dsr1_tune.moe.quantized_experts import finish_nf4
 from dsr1_tune.quant import int8, nf4
 
@@ -54,6 +55,7 @@ class PrequantizedQuantizer(HfQuantizer):
     requires_calibration = False
 
     def _process_model_before_weight_loading(self, model: Any, **more: Any) -> None:
+        adopt(model)
         for name, num_parts in self.quantization_config.parts.items():
             owner, _, leaf = name.rpartition(".")
             module = model.get_submodule(owner)

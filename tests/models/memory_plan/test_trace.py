@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
+from dsr1_tune.models import meta
 from dsr1_tune.models.load import load
 from dsr1_tune.models.memory_plan import trace as memory_trace
 from dsr1_tune.models.memory_plan.base import describe
@@ -54,6 +56,20 @@ def test_trace_of_checkpointing_and_smaller_batches_is_less() -> None:
     assert trace(config, with_lora, torch.float32, 2, 128).peak == pytest.approx(whole.peak / 2, rel=0.15)
 
 
-def test_a_family_that_cannot_be_imagined_is_named() -> None:
+def test_what_stands_for_a_layer_that_asks_for_numbers_keeps_what_that_layer_keeps() -> None:
+    from trl.trainer.utils import add_fused_lm_head
+
+    config = config_of("qwen4_exp_text", dtype=torch.float32)
+    imagined = trace(config, with_lora, torch.float32, 2, 24)
+    model = with_lora(AutoModelForCausalLM.from_config(config)).train()
+    model.config.use_cache = False
+    add_fused_lm_head(model.get_base_model(), outputs=("log_probs", "entropy", "is_top1"))
+    with memory_trace._Alive(model, 258) as alive:
+        memory_trace._supervised(model, torch.randint(0, 258, (2, 24)))
+    assert imagined.peak == pytest.approx(alive.peak, rel=0.02)
+
+
+def test_a_family_that_cannot_be_imagined_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meta, "_ASKS_FOR_NUMBERS", "")
     with pytest.raises(ModelError, match=r"^qwen4_exp_text: what it takes cannot be planned"):
         trace(config_of("qwen4_exp_text"), own, torch.float32, 2, 16)
