@@ -109,7 +109,9 @@ COMMANDS = {
     "gguf": _quantize("gguf", "--gguf", "bf16"),
     "compare": Command(("compare", "lora-merged", "nf4", "--data", "rows.json", "--out", "compared"), "nf4",
                        ("compare.max_rows=6", "compare.answers=0")),
-    "convert-adapter": Command(("convert-adapter", "lora", "--out", "per-expert"), "lora"),
+    "convert-adapter": Command(("convert-adapter", "lora", "--out", "convert-adapter"), "lora", (), True),
+    "convert-back": Command(("convert-adapter", "convert-adapter", "--to", "peft-fused", "--out", "convert-back"),
+                            "convert-adapter", (), True),
     "chat": Command(("chat", "lora", "--max-new-tokens", "4"), "lora", (), False, "What helps?\n"),
     "check-serve": Command(("check-serve", "lora-merged"), "lora-merged"),
     "adapt": Command(

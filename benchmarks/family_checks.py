@@ -8,12 +8,15 @@ Prints one JSON object, a line for each thing that was there: {"lora-merged": {"
 - a merged folder: its logits are those of the base with the adapter (or of the run's own model) in float32, no further
   apart than 1e-4 or 4 times what other orders of summation and other last digits make; the router is the base's;
 - a quantized folder: read by the few lines below, each matrix is as near to the merged one as its format must be, and
-  the logits of the two are as near as those matrices make them.
+  the logits of the two are as near as those matrices make them;
+- a converted adapter: what each pair of factors adds is what PEFT adds with the adapter that it was made of; and one
+  that was converted back is that adapter, bit for bit.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 import warnings
@@ -24,6 +27,7 @@ from typing import Any
 import torch
 from bitsandbytes.functional import create_dynamic_map
 from peft import PeftModel
+from peft.tuners.lora.layer import ParamWrapper
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -70,6 +74,10 @@ def _checks(folder: Path, ids: Tensor) -> dict[str, Check]:
     for kind in ERRORS:
         if (folder / kind).is_dir():
             checks[kind] = format_of(kind)
+    if (folder / "convert-adapter").is_dir():
+        checks["convert-adapter"] = lambda converted: _converted(folder, converted)
+    if (folder / "convert-back").is_dir():
+        checks["convert-back"] = lambda back: _same(folder / "lora" / "adapter", back)
     return checks
 
 
@@ -175,6 +183,44 @@ def _with_experts(base: Any, folder: Path) -> Any:
     return base
 
 
+# --- adapters in another form ----------------------------------------------------------------------------------------
+
+
+def _converted(folder: Path, converted: Path) -> dict[str, Any]:
+    """Whether what each expert's pairs add is what PEFT adds with the adapter that they were made of."""
+    adapter = PeftModel.from_pretrained(_load(folder / "base"), str(folder / "lora" / "adapter"))
+    wanted = {
+        f"{re.sub(r'^base_model[.]model[.]|[.]base_layer', '', name)}.{layer.parameter_name}": layer.get_delta_weight(
+            "default"
+        ).detach()
+        for name, layer in adapter.named_modules()
+        if isinstance(layer, ParamWrapper) and layer.lora_A and layer.get_param().dim() == 3
+    }
+    told = json.loads((converted / "adapter_config.json").read_text())
+    factors = load_file(converted / "adapter_model.safetensors")
+    adds = {}
+    for key, a in factors.items():
+        if key.endswith(".lora_A.weight"):
+            name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            alpha = next((value for pattern, value in told["alpha_pattern"].items()
+                          if re.match(rf"(.*\.)?({pattern})$", name)), told["lora_alpha"])  # fmt: skip
+            scale = alpha / (len(a) ** 0.5 if told["use_rslora"] else len(a))
+            adds[f"{name}.weight"] = scale * factors[key.replace("lora_A", "lora_B")].float() @ a.float()
+    found = _put_together(adds, _load(folder / "base"))
+    worst = max((float((found[name] - one).abs().max() / one.abs().max().clamp(min=1e-6)) if name in found else 9.0
+                 for name, one in wanted.items()), default=9.0)  # fmt: skip
+    ok = worst < 1e-4
+    return {"ok": ok, "worst": worst, "num": len(wanted)} | ({} if ok else {"why": f"an update is off by {worst:.1%}"})
+
+
+def _same(adapter: Path, back: Path) -> dict[str, Any]:
+    """Whether two adapters are the same, bit for bit."""
+    mine, theirs = (load_file(place / "adapter_model.safetensors") for place in (adapter, back))
+    other = [name for name in mine.keys() | theirs.keys()
+             if name not in mine or name not in theirs or not torch.equal(mine[name], theirs[name])]  # fmt: skip
+    return {"ok": not other, "num": len(mine)} | ({"why": f"not the same: {sorted(other)[:2]}"} if other else {})
+
+
 # --- quantized folders -----------------------------------------------------------------------------------------------
 
 
@@ -187,6 +233,8 @@ def _quantized(merged: Path, folder: Path, kind: str, ids: Tensor) -> dict[str, 
     own = {name: theirs[name] for name in stored if name not in original and name in theirs}
     original |= own
     dense = {"nf4": _nf4, "int8": _int8, "w4a16": _w4a16, "fp8": _fp8}[kind](stored, original)
+    apart = {name: dense[name] for name in dense.keys() - original.keys()}
+    put = _put_together(apart, reference) if kind in ("w4a16", "fp8") else {}
     is_quantized = {name for name in dense if name not in stored or stored[name].shape != dense[name].shape
                     or stored[name].dtype != dense[name].dtype}  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
@@ -194,12 +242,14 @@ def _quantized(merged: Path, folder: Path, kind: str, ids: Tensor) -> dict[str, 
         for file in merged.iterdir():
             if file.suffix in (".json", ".jinja") and "index" not in file.name:
                 (place / file.name).write_bytes(file.read_bytes())
-        save_file(
-            {name: one.contiguous() for name, one in dense.items()}, place / "model.safetensors", {"format": "pt"}
-        )
+        # What is not under the merged model's own names is put into the model itself.
+        kept = {name: dense.get(name, original[name]) for name in (original.keys() - own.keys() if put else dense)}
+        save_file({name: one.contiguous() for name, one in kept.items()}, place / "model.safetensors", {"format": "pt"})
         model = _load(place)
     for name in own:
         model.state_dict()[name].copy_(dense[name])
+    for name, one in put.items():
+        model.state_dict()[name].copy_(one)
     expected = _logits(reference, ids)
     apart = float((_logits(model, ids) - expected).norm() / (expected - expected.mean(-1, keepdim=True)).norm())
     worst, what = 0.0, ""
@@ -210,6 +260,30 @@ def _quantized(merged: Path, folder: Path, kind: str, ids: Tensor) -> dict[str, 
     ok = 0 < worst <= ERRORS[kind] and bool(is_quantized) and apart <= 8 * ERRORS[kind]
     found = {"ok": ok, "worst": worst, "logits": apart, "num": len(is_quantized), "of": len(original)}
     return found if ok else {**found, "why": f"{what} is off by {worst:.1%}, the logits by {apart:.1%}"}
+
+
+def _put_together(apart: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    """Matrices (and biases) of single experts as the model holds them: all of a layer's in one tensor."""
+    found = {}
+    for block, module in model.named_modules():
+        if not hasattr(module, "is_transposed") or not hasattr(module, "down_proj"):
+            continue
+        place = re.escape(re.sub(r"^.*?(\.\d+\.)", r"\1", block))  # a larger model has other names before that
+        for kind in ("weight", "bias"):
+            parts = {
+                part: {int(match[1]): one for name, one in apart.items()
+                       if (match := re.search(rf"{place}\.(\d+)\.(?:{part}_proj|{short})\.{kind}$", name))}
+                for part, short in (("gate", "w1"), ("up", "w3"), ("down", "w2"))
+            }  # fmt: skip
+            stacked = {part: torch.stack([one[n] for n in range(len(one))]) for part, one in parts.items() if one}
+            if "gate" in stacked:
+                gate, up = stacked.pop("gate"), stacked.pop("up")
+                both = torch.cat([gate, up], 1) if module.is_concatenated else torch.stack([gate, up], 2).flatten(1, 2)
+                stacked = {"gate_up": both, **stacked}
+            for part, one in stacked.items():
+                turned = one.mT if module.is_transposed and kind == "weight" else one
+                found[f"{block}.{part}_proj" + ("_bias" if kind == "bias" else "")] = turned
+    return found
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:

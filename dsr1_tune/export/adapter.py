@@ -47,11 +47,14 @@ class Names:
 
     @classmethod
     def of(cls, model: Any) -> Names:
-        """Those of a model, which may be one without weights; on disk as transformers writes it."""
+        """Those of a model, which may be one without weights; on disk as transformers writes it.
+
+        Experts that it writes as one tensor have the names of those that are taken apart.
+        """
         blocks = find_experts(model)
         order = {b.name: tuple(n for n, _ in b.module.named_parameters(recurse=False)) for b in blocks}
         return cls(
-            Layout.of(model, _names_on_disk(model)),
+            Layout.of(model, _names_on_disk(model)).taken_apart(),
             {b.name: tuple(name for name in order[b.name] if name in b.parameters) for b in blocks},
             frozenset(b.name for b in blocks if b.module.is_transposed),
             model.config.model_type,

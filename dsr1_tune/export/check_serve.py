@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from packaging.version import InvalidVersion, Version
 
 from dsr1_tune.errors import ConfigError, ModelError
+from dsr1_tune.export import check_experts as experts
 from dsr1_tune.export import lineage
 from dsr1_tune.export.engine_table import Engine, engines, format_of, table
 from dsr1_tune.export.formats.registry import formats
@@ -24,7 +25,6 @@ from dsr1_tune.models import artifact as artifacts
 from dsr1_tune.models.artifact import Artifact, command_for
 from dsr1_tune.models.folder import ModelFolder
 from dsr1_tune.models.llama_cpp import client
-from dsr1_tune.models.ref import local_path
 from dsr1_tune.models.tokenizer_files import GENERATION, unnamed_ends
 from dsr1_tune.text.amount import amount
 
@@ -131,7 +131,7 @@ def _problems(artifact: Artifact, engine: Engine) -> Iterator[str]:
             yield f"transformers does not know its model_type, {model_type}"
     if not artifact.has_tokenizer:
         yield "it has no tokenizer: copy tokenizer.json and tokenizer_config.json of the base into the folder"
-    for check in (_topk_method, _shape, _arithmetic, _router_is_quantized, _group_size, _block_size):
+    for check in (_topk_method, _shape, _arithmetic, _router_is_quantized, _group_size, _block_size, experts.problems):
         yield from check(artifact, engine)
 
 
@@ -168,21 +168,8 @@ def _shape(artifact: Artifact, engine: Engine) -> Iterator[str]:
 
 def _arithmetic(artifact: Artifact, engine: Engine) -> Iterator[str]:
     """What llama.cpp would compute in another way than the model was trained with, for which no GGUF is written."""
-    if engine.name == "llama.cpp" and artifact.kind != "gguf" and (config := _own_config(artifact)) is not None:
+    if engine.name == "llama.cpp" and artifact.kind != "gguf" and (config := experts.own_config(artifact)) is not None:
         yield from (f"it has {what}, which {engine.title} does not compute" for what in unsupported(config))
-
-
-def _own_config(artifact: Artifact) -> Any:
-    """transformers' config of a model, or of an adapter's base; None where there is none that it can use."""
-    from transformers import AutoConfig
-
-    tree: Mapping[str, Any] = artifact.config
-    try:
-        if artifact.kind == "adapter":
-            tree = ModelFolder(local_path(artifact.base), artifact.base).config_json
-        return AutoConfig.for_model(**{name: value for name, value in tree.items() if name != "quantization_config"})
-    except Exception:  # its values reach validators of many kinds, and what cannot be read is told of elsewhere
-        return None
 
 
 def _router_is_quantized(artifact: Artifact, engine: Engine) -> Iterator[str]:
@@ -243,7 +230,7 @@ def _adapter_problems(artifact: Artifact, engine: Engine) -> Iterator[str]:
     if not facts["forms"]:
         yield _NO_ADAPTERS[engine.name]
         return
-    if artifact.form not in facts["forms"]:
+    if artifact.form not in facts["forms"] and not experts.may_take_fused(artifact, engine):
         hint = facts["fused_hint"] or "its library fuses the experts, and does not know this adapter's names"
         yield f"the adapter is {artifact.form}: {hint}"
     for setting in (*facts["refuses"], *facts.get("ignores", ())):
@@ -269,7 +256,9 @@ def _not_known(artifact: Artifact, engine: Engine) -> Iterator[str]:
         whose = "its base's" if artifact.kind == "adapter" else "its"
         further = "" if engine.is_llama_cpp else f"; {title} may run it through transformers, or not"
         yield f"{whose} architecture, {name}, is none of those that were looked up for {title}{further}"
-    elif not engine.is_own and artifact.kind == "model":
+    elif engine.is_own:
+        yield from experts.not_known(artifact, engine)
+    elif artifact.kind == "model":
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 

@@ -2,7 +2,8 @@
 
 PEFT keeps one A (R·E, in), expert by expert, and one B (out, R·E), rank by rank, for all experts of a layer, and gate
 and up share an A. vLLM, SGLang and older versions of PEFT want a pair for each expert's gate, up and down projection,
-under the names that the base has on disk. Unfused and fused again is the same file, bit for bit.
+under the names that the base has on disk, or that its experts have once they are taken apart where it stores them as
+one tensor. Unfused and fused again is the same file, bit for bit.
 
 Letters: E experts, R rank, I inputs, O outputs.
 """
@@ -158,7 +159,7 @@ def _unfuse_block(
     for piece in names.layout.pieces_of(parameter):
         if piece.expert is None or piece.is_transposed:
             raise ModelError(
-                f"{parameter}: {names.family} stores its experts fused, so nobody wants their factors one by one",
+                f"{parameter}: how {names.family} stores the matrices of its experts is not known here",
                 hint="use the adapter as it is, or merge it: dsr1-tune merge",
             )
         stored = piece.stored.removesuffix(".weight")
@@ -248,21 +249,20 @@ class _Fused:
 
     @classmethod
     def of(cls, adapter: Adapter, names: Names, parameter: str, pieces: Mapping[Piece, str]) -> _Fused:
-        block = parameter.rpartition(".")[0]
-        if block in names.transposed or any(piece.is_transposed for piece in pieces):
-            raise ModelError(f"{parameter}: {names.family} stores its experts fused", hint="use the adapter as it is")
+        num_experts, num_out, num_in = names.layout.shapes[parameter]
+        if parameter.rpartition(".")[0] in names.transposed:
+            num_out, num_in = num_in, num_out
+        shape = (num_experts, num_out, num_in)
         scales, dtype = {}, None
         for piece, module in pieces.items():
             key_a, key_b = adapter.pair(module)
             (rank, num_in), (num_out, rank_b) = adapter.file.spec(key_a).shape, adapter.file.spec(key_b).shape
-            shape = names.layout.shapes[parameter]
             if (rank, num_in, num_out) != (rank_b, shape[2], shape[1] // (piece.rows[2] if piece.rows else 1)):
-                raise ModelError(f"{module}: its factors do not fit {tuple(shape)}", hint=RIGHT_BASE)
+                raise ModelError(f"{module}: its factors do not fit {shape}", hint=RIGHT_BASE)
             scales[piece] = scale_of(adapter.config, module, rank)
             own = DTYPES[adapter.file.spec(key_a).dtype]
             dtype = own if dtype is None else torch.promote_types(dtype, own)
-        num_experts, num_out, num_in = names.layout.shapes[parameter]
-        scale, shape = next(iter(scales.values())), (num_experts, num_out, num_in)
+        scale = next(iter(scales.values()))
         made = cls(adapter, parameter, pieces, shape, dtype or torch.float32, scale, is_shared=False)
         parts = len(names.layout.pieces_of(parameter))
         if len(pieces) == parts and len(set(scales.values())) == 1 and made._share_their_a():

@@ -18,13 +18,13 @@ from dsr1_tune import __version__
 from dsr1_tune.atomic import new_folder
 from dsr1_tune.config import Base, Merge
 from dsr1_tune.data.encode.example import Example
-from dsr1_tune.errors import RunError
+from dsr1_tune.errors import ModelError, RunError
 from dsr1_tune.export import lineage
 from dsr1_tune.export.lineage import Stage
 from dsr1_tune.export.weights.certificate import Certificate, check_tensors, kept_by_part, too_coarse_for
 from dsr1_tune.export.weights.load_streamed import load_streamed
 from dsr1_tune.export.weights.loss import LossCheck, Losses, Recorded, check_loss, with_other_digits
-from dsr1_tune.export.weights.merged import Merged, MergedFp8, MergedWeights, kept_of
+from dsr1_tune.export.weights.merged import Merged, MergedFp8, MergedWeights, Together, kept_of
 from dsr1_tune.export.weights.outputs import OutputCheck, check_outputs, compare_outputs, logits_of
 from dsr1_tune.export.weights.progress import counted
 from dsr1_tune.export.weights.sidecars import copy_sidecars
@@ -68,6 +68,12 @@ def run(trained: Path, out: Path, merge: Merge = USUAL, console: Console | None 
         narrator.say(_ROUNDED_BEFORE)
     merged = Merged(base.plain, updates)
     size = base.plain.block_size
+    if merge.fp8 == "keep" and isinstance(base.plain, Together):
+        raise ModelError(
+            f"{base.located.name}: {base.config.get('model_type')} stores the experts of a layer in one tensor, and "
+            "this base's, which are in block-FP8 one by one, are put together when they are merged into",
+            hint="leave out merge.fp8=keep, and make block-FP8 of the merged model: dsr1-tune quantize MERGED --to fp8",
+        )
     weights: MergedWeights = MergedFp8(merged, size) if size and merge.fp8 == "keep" else merged
     if isinstance(weights, MergedFp8):
         _tell_what_float8_keeps(weights, base, narrator)

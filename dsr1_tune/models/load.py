@@ -21,11 +21,14 @@ from dsr1_tune.models import embedded, hub
 from dsr1_tune.models.context import with_context
 from dsr1_tune.models.folder import CONVERT, EXAMPLE, PICKLES, ModelFolder
 from dsr1_tune.models.memory import GIB, main_memory
+from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.ref import Hub, Missing, ModelRef, local_path
 from dsr1_tune.models.tokenizer_files import ends_in
+from dsr1_tune.models.weights.apart import put_together
 from dsr1_tune.models.weights.checkpoint import Checkpoint
 from dsr1_tune.models.weights.converted import LazyTensor, open_fp8, open_w4a16
 from dsr1_tune.models.weights.index import COPY_AGAIN, gist, weight_files
+from dsr1_tune.models.weights.layout import Layout, stores_fused
 from dsr1_tune.models.weights.stored_format import NF4_BYTES, StoredFormat
 from dsr1_tune.moe.llama4 import adopt
 
@@ -173,11 +176,17 @@ def _read_model(
     if quantized and stored is not StoredFormat.NF4:
         settings["quantization_config"] = Nf4Config()
     if stored is StoredFormat.W4A16:
-        return _from_tensors(folder, open_w4a16(Checkpoint(folder)), settings)
+        return _from_tensors(folder, _as_usual(open_w4a16(Checkpoint(folder)), located), settings)
     if stored is not StoredFormat.BLOCK_FP8:
         return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **settings)
     rows, cols = config.quantization_config["weight_block_size"]
-    return _from_tensors(folder, open_fp8(Checkpoint(folder), (rows, cols)), settings)
+    return _from_tensors(folder, _as_usual(open_fp8(Checkpoint(folder), (rows, cols)), located), settings)
+
+
+def _as_usual(weights: dict[str, LazyTensor], located: Located) -> dict[str, LazyTensor]:
+    """The tensors as transformers stores those of this family: experts that were taken apart are put together."""
+    model = meta_model(located.config)
+    return put_together(weights, Layout.of(model, weights)) if stores_fused(model) else weights
 
 
 def _from_tensors(folder: Path, weights: Any, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -25,6 +25,7 @@ from dsr1_tune.models.weights.layout import Layout
 from dsr1_tune.moe.anatomy import plain_name
 from tests.conftest import TinyModel, save_tiny
 from tests.export.conftest import TinyRun
+from tests.families import save_family
 
 Made = Callable[..., Path]
 _FILE = "adapter_model.safetensors"
@@ -40,7 +41,15 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Calla
         key = json.dumps([family, router, settings])
         if key not in known:
             folder = tmp_path_factory.mktemp(family)
-            located = locate(Base(model=str(save_tiny(folder / "base", tiny_tokenizer, family))))
+            located = locate(
+                Base(
+                    model=str(
+                        (save_family if family.endswith("_text") else save_tiny)(
+                            folder / "base", tiny_tokenizer, family
+                        )
+                    )
+                )
+            )
             model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
             wrapped = add_lora(model, Adapter(**settings), Router.model_validate({"mode": router}))
             torch.manual_seed(1)
@@ -226,10 +235,34 @@ def test_adapter_that_cannot_be_converted_is_refused(made: Made, tmp_path: Path,
     assert "is no LoRA adapter (IA3)" in refused(apart, "peft-fused")
 
 
-def test_adapter_of_a_family_with_fused_experts_is_refused(made: Made, tmp_path: Path) -> None:
-    adapter = made("gpt_oss")
-    with pytest.raises(ModelError, match="gpt_oss stores its experts fused"):
-        convert(adapter, "per-expert", tmp_path / "out")
+@pytest.mark.parametrize("family", ["gpt_oss", "aria_text", "inkling2_text"])
+def test_adapter_of_experts_in_one_tensor_says_the_same_for_each_and_comes_back(
+    made: Made, tmp_path: Path, family: str
+) -> None:
+    """Gate and up that alternate, (in, out) matrices, and another order on disk than in the model."""
+    adapter = made(family)
+    apart, _ = convert(adapter, "per-expert", tmp_path / "apart")
+    together, _ = convert(apart, "peft-fused", tmp_path / "together")
+    before, after = tensors(adapter), tensors(together)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    model = AutoModelForCausalLM.from_pretrained(adapter.parent / "base", dtype=torch.float32)
+    with quiet_patterns():
+        wrapped = PeftModel.from_pretrained(model, str(adapter))
+    deltas = {
+        f"{plain_name(name)}.{layer.parameter_name}": layer.get_delta_weight("default").detach()
+        for name, layer in wrapped.named_modules()
+        if isinstance(layer, ParamWrapper) and layer.lora_A
+    }
+    ours = plain_updates(apart)
+    block = "model.layers.1.mlp.experts"
+    gate_up, down = deltas[f"{block}.gate_up_proj"], deltas[f"{block}.down_proj"]
+    if family != "inkling2_text":
+        gate_up, down = gate_up.mT, down.mT
+    gate, up = (gate_up[:, ::2], gate_up[:, 1::2]) if family == "gpt_oss" else gate_up.chunk(2, dim=1)
+    stored = block.replace("model.", "model.llm.", 1) if family == "inkling2_text" else block
+    for part, delta in (("gate_proj", gate), ("up_proj", up), ("down_proj", down)):
+        for expert in range(len(delta)):
+            assert torch.allclose(ours[f"{stored}.{expert}.{part}.weight"], delta[expert], atol=1e-5), (part, expert)
 
 
 def test_run_is_taken_for_its_adapter(tiny_run: TinyRun, tmp_path: Path) -> None:

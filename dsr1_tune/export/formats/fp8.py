@@ -9,7 +9,6 @@ from zlib import crc32
 from torch import Tensor
 
 from dsr1_tune.config.export import Quantize
-from dsr1_tune.errors import ModelError
 from dsr1_tune.export.formats.encoding import Encoding, distance, write_encoded
 from dsr1_tune.export.formats.format import Format
 from dsr1_tune.export.weights.accounting import Group, Quantized, chosen
@@ -26,15 +25,10 @@ BLOCK = (128, 128)
 def write(source: Source, folder: Path, settings: Quantize, narrator: Narrator) -> Quantized:
     """Write the source's weights, config and tokenizer to `folder`, its matrices in block-FP8.
 
-    Raises ModelError for experts that are not stored as a matrix each.
+    Experts that one tensor holds are taken apart: scales are of a matrix each, and so engines read them.
     """
+    source = source.taken_apart(narrator.say)
     names = chosen(source.layout, settings.all)
-    if fused := sorted(name for name in names if len(source.weights.spec(name).shape) != 2):
-        raise ModelError(
-            f"{source.name}: {source.config.get('model_type')} stores the matrices of its experts in one tensor "
-            f"({fused[0]}), which block-FP8 has no place for",
-            hint="choose another format: --to nf4, int8 or gguf",
-        )
     # A base in block-FP8 is not first rounded to 16 bits: what is not merged into comes out as it was.
     exact = getattr(source.weights, "exact", None)
     return write_encoded(Encoding(names, _specs, _encode, _config, exact), source, folder, narrator)

@@ -54,7 +54,8 @@ def write(source: Source, folder: Path, settings: Quantize, narrator: Narrator) 
     Raises RunError if no rows are known, and ModelError if no group size divides a matrix, the library fails or its
     result is not whole.
     """
-    group_size = pick_group_size(source, chosen(source.layout, settings.all), settings.group_size)
+    apart = source.taken_apart(narrator.say)
+    group_size = pick_group_size(apart, chosen(apart.layout, settings.all), settings.group_size)
     run = source.run
     if run is None:
         raise RunError(
@@ -80,13 +81,13 @@ def write(source: Source, folder: Path, settings: Quantize, narrator: Narrator) 
         unreached = _unreached(before.routing)
         _tell_reach(rows, before.routing, unreached, narrator, are_all=len(rows) < settings.calibration_rows)
         narrator.stage(f"Calibrating with GPTQ on {len(rows):,} training rows, in groups of {group_size}")
-        made = _calibrate(environment, plain, work, source, rows, settings, group_size, narrator)
+        made = _calibrate(environment, plain, work, apart, rows, settings, group_size, narrator)
         taken = _Taken(made, group_size)
-        quantized = write_rounded(source, folder, settings, group_size, narrator, taken)
+        quantized = write_rounded(apart, folder, settings, group_size, narrator, taken)
         taken.tell(narrator)
         rtn = work / "rtn"
         rtn.mkdir()
-        write_rounded(source, rtn, settings, group_size, Narrator(Console(quiet=True)))
+        write_rounded(apart, rtn, settings, group_size, Narrator(Console(quiet=True)))
         losses = {"16 bits": before.loss, "rtn": _look(rtn, held_out).loss, "gptq": _look(folder, held_out).loss}
     _tell_losses(losses, len(held_out), narrator)
     facts = {

@@ -62,14 +62,7 @@ def pick_group_size(source: Source, names: frozenset[str], wanted: int) -> int:
         )
     columns: dict[int, str] = {}
     for name in sorted(names):
-        shape = source.weights.spec(name).shape
-        if len(shape) != 2:
-            raise ModelError(
-                f"{source.name}: {source.config.get('model_type')} stores the matrices of its experts in one tensor "
-                f"({name}, {shape}), which W4A16 has no place for",
-                hint="choose --to nf4, int8 or gguf",
-            )
-        columns.setdefault(shape[1], name)
+        columns.setdefault(source.weights.spec(name).shape[1], name)
     for size in (wanted,) if wanted else GROUP_SIZES:
         uneven = next((count for count in columns if count % size), None)
         if uneven is None:

@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 def write(source: Source, folder: Path, settings: Quantize, narrator: Narrator) -> Quantized:
     """Write the model to `folder` in W4A16, each weight rounded to the nearest, or as GPTQ calibrates it.
 
+    Experts that one tensor holds are taken apart: scales are of a matrix each, and so engines read them.
+
     Raises ModelError for matrices that no group size divides.
     """
     from dsr1_tune.export.formats import gptq, rounding
 
     if settings.method == "gptq":
         return gptq.write(source, folder, settings, narrator)
+    source = source.taken_apart(narrator.say)
     group_size = rounding.pick_group_size(source, chosen(source.layout, settings.all), settings.group_size)
     narrator.stage(f"Rounding to W4A16 in groups of {group_size}")
     return rounding.write_rounded(source, folder, settings, group_size, narrator)

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from dsr1_tune.errors import ModelError
 from dsr1_tune.export.weights.updates import Updates
+from dsr1_tune.models.weights.apart import assembled, stored_shape
 from dsr1_tune.models.weights.checkpoint import DTYPES, Checkpoint, Spec, Stored, Weights
 from dsr1_tune.models.weights.index import COPY_AGAIN
+from dsr1_tune.models.weights.layout import Layout
 from dsr1_tune.quant.fp8 import SCALE, dequantize, to_blocks
 
 _PIECE = 4 << 20  # bytes compared, or numbers computed with, at a time
@@ -31,6 +33,9 @@ class Plain:
             for file, names in base.shards.items()
             if (kept := tuple(n for n in names if owner_of(n, base) == n))
         }
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.base
 
     def _is_scaled(self, name: str) -> bool:
         return name + SCALE in self.base
@@ -56,6 +61,41 @@ class Plain:
         if self.block_size is None:
             raise ModelError(f"{name}: has scales, but config.json says nothing of FP8", hint=COPY_AGAIN)
         return dequantize(weight, self.base.read(name + SCALE), self.block_size)
+
+
+class Together(Plain):
+    """A checkpoint whose experts are stored one by one, put together as transformers stores them."""
+
+    def __init__(self, base: Checkpoint, block_size: tuple[int, int] | None, layout: Layout) -> None:
+        super().__init__(base, block_size)
+        self._layout = layout
+        self._made = {one.piece.stored: one for one in layout.apart}
+        instead = {matrix.stored: name for name, one in self._made.items() for matrix in one.matrices[:1]}
+        gone = {matrix.stored for one in self._made.values() for matrix in one.matrices[1:]}
+        self.shards = {
+            file: kept
+            for file, names in self.shards.items()
+            if (kept := tuple(instead.get(name, name) for name in names if name not in gone))
+        }
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._made or name in self.base
+
+    def spec(self, name: str) -> Spec:
+        """As that of a matrix, with the shape that all have together."""
+        if (one := self._made.get(name)) is None:
+            return super().spec(name)
+        return Spec(super().spec(one.matrices[0].stored).dtype, stored_shape(one, self._layout))
+
+    def stored(self, name: str) -> Stored | None:
+        """Where its bytes are, unless they are to be put together or dequantized."""
+        return None if name in self._made else super().stored(name)
+
+    def exact(self, name: str) -> Tensor:
+        """The tensor as exactly as its parts are stored."""
+        if (one := self._made.get(name)) is None:
+            return super().exact(name)
+        return assembled(one, self._layout, super().exact)
 
 
 class Merged:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +13,12 @@ from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError, RunError
 from dsr1_tune.export import lineage
 from dsr1_tune.export.lineage import Stage
-from dsr1_tune.export.weights.merged import Merged, Plain
+from dsr1_tune.export.weights.merged import Merged, Plain, Together
 from dsr1_tune.export.weights.updates import Updates, of_adapter, of_experts, of_model
 from dsr1_tune.models.load import Located, locate, with_weights
 from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.ref import Adapter, Experts, ModelRef, RewardModel, base_of, local_path
+from dsr1_tune.models.weights.apart import Apart
 from dsr1_tune.models.weights.checkpoint import Checkpoint, Weights
 from dsr1_tune.models.weights.index import read_json
 from dsr1_tune.models.weights.layout import Layout
@@ -46,6 +47,16 @@ class Source:
     """Where it came from, so far."""
     run: RunFolder | None
     """The run that its training and held-out rows come from, where it is known and still there."""
+
+    def taken_apart(self, say: Callable[[str], None]) -> Source:
+        """The same with a matrix for each expert, where one tensor holds those of a layer."""
+        if not self.layout.together:
+            return self
+        say(
+            f"{self.config.get('model_type')} stores the experts of a layer in one tensor; they are written one by one "
+            f"({self.layout.together[0].matrices[0].stored}): dsr1-tune check-serve says which engine reads that."
+        )
+        return replace(self, weights=Apart(self.weights, self.layout), layout=self.layout.taken_apart())
 
 
 def open_source(path: Path | str, progress: Callable[[str], None] | None = None) -> Source:
@@ -172,7 +183,10 @@ def open_base(located: Located) -> OpenBase:
     plain = Plain(Checkpoint(folder), block_size)
     model = meta_model(located.config)
     told = router_words(located.config) | _as_stretched(config, located.config)
-    return OpenBase(located, plain, folder, told, config, model, Layout.of(model, plain.base.names))
+    layout = Layout.of(model, plain.base.names)
+    if layout.apart:
+        plain, layout = Together(plain.base, block_size, layout), layout.put_together()
+    return OpenBase(located, plain, folder, told, config, model, layout)
 
 
 def open_trained(trained: Trained, progress: Callable[[str], None] | None = None) -> tuple[OpenBase, Updates]:
@@ -186,7 +200,7 @@ def open_trained(trained: Trained, progress: Callable[[str], None] | None = None
         return base, of_adapter(trained.folder, model, base.layout, routers_move)
     if trained.kind == "experts":
         return base, of_experts(trained.folder, model, base.layout)
-    return base, of_model(trained.folder, base.plain.base, base.layout, model)
+    return base, of_model(trained.folder, base.plain, base.layout, model)
 
 
 def _as_stretched(config: dict[str, Any], read: Any) -> dict[str, Any]:

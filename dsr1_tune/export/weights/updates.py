@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
@@ -336,7 +336,16 @@ def _pair(file: _File, a: str, b: str) -> tuple[Tensor, Tensor]:
     return file.read(a), file.read(b)
 
 
-def _places(trained: Checkpoint, base: Checkpoint, layout: Layout, model: Any) -> dict[str, str]:
+class Stored(Protocol):
+    """The names of a base's tensors, and what each is."""
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def spec(self, name: str) -> Spec:
+        """Number format and shape."""
+
+
+def _places(trained: Checkpoint, base: Stored, layout: Layout, model: Any) -> dict[str, str]:
     """By the name of each trained tensor that of the base's it takes the place of, which may be in a larger model."""
     if all(name in base for name in trained.names):
         return {name: name for name in trained.names}
@@ -345,7 +354,7 @@ def _places(trained: Checkpoint, base: Checkpoint, layout: Layout, model: Any) -
     return {name: in_base.get(replace(own[name], stored=""), name) if name in own else name for name in trained.names}
 
 
-def of_model(folder: Path, base: Checkpoint, layout: Layout, model: Any) -> Updates:
+def of_model(folder: Path, base: Stored, layout: Layout, model: Any) -> Updates:
     """Those of a whole model that `full` trained. Raises ModelError if it is not of the base's shape."""
     trained = Checkpoint(folder)
     updates: dict[str, Update] = {}

@@ -8,7 +8,8 @@ are written down here.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from dsr1_tune.errors import ModelError
-from dsr1_tune.moe.anatomy import Anatomy, Part
+from dsr1_tune.moe.anatomy import Anatomy, ExpertBlock, Part, find_experts
 
 _ROWS, _COLS = 6, 2  # that two parts, or three, divide, and in which no part looks like another
 _NUMBER = 32  # bits
+_NUMBERED = re.compile(r".*?\.\d+\.")  # up to the number of a layer
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Piece:
     """Whether the rows of the two halves of each expert, which the model holds one below the other, alternate in it."""
     span: tuple[int, int] | None = None
     """The first row, and the one behind the last, of a parameter without experts; None for all."""
+    is_of_columns: bool = False
+    """Whether the model holds the expert's matrix as (in, out), whose columns are then what is called rows here."""
 
     @property
     def is_itself(self) -> bool:
@@ -71,7 +75,7 @@ class Piece:
 
     def of_expert(self, matrix: Tensor) -> Tensor:
         """The same from the expert's own matrix."""
-        matrix = self.rows_of(matrix)
+        matrix = self.rows_of(matrix.T if self.is_of_columns else matrix)
         return matrix.T if self.is_transposed else matrix
 
     def rows_of(self, matrix: Tensor) -> Tensor:
@@ -88,6 +92,27 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Fused:
+    """A parameter that transformers stores as one tensor for all experts of a layer: its matrices, or their biases."""
+
+    piece: Piece
+    """As which tensor it is stored, or would be if it was not taken apart."""
+    matrices: tuple[Piece, ...]
+    """What it is taken apart into: the weights (or biases) of linear layers, gate, up and down of each expert."""
+
+    def is_apart_in(self, stored: Collection[str]) -> bool:
+        """Whether those names hold it taken apart. Raises ModelError if only some of its matrices are there."""
+        if self.piece.stored in stored:
+            return False
+        missing = [matrix.stored for matrix in self.matrices if matrix.stored not in stored]
+        if missing and len(missing) < len(self.matrices):
+            raise ModelError(
+                f"{len(missing)} matrices of experts are missing, such as {missing[0]}", hint="copy the model again"
+            )
+        return not missing
+
+
+@dataclass(frozen=True)
 class Layout:
     """Where each stored tensor belongs in a model, and to which part of it."""
 
@@ -98,6 +123,8 @@ class Layout:
     _parts: Mapping[str, Part] = field(repr=False)
     _linears: frozenset[str] = field(repr=False)
     """The weights of linear layers."""
+    _fused: tuple[Fused, ...] = field(default=(), repr=False)
+    """The parameters that transformers stores as one tensor for all experts of a layer."""
 
     @classmethod
     def of(cls, model: nn.Module, stored: Iterable[str]) -> Layout:
@@ -111,13 +138,17 @@ class Layout:
         converted = _converted_names(model, state)
         # What is stored under the model's own name is the parameter itself, unless a conversion gives it that name.
         pieces = {name: Piece(name, name) for name in state if name in stored}
+        usual: Iterable[Piece] = pieces.values()
         if converted or len(pieces) < len(state):
             found = _converted(model, state, converted)
+            usual = found.values()
             taken = {piece.parameter for name, piece in found.items() if name in stored}
             pieces = {name: piece for name, piece in pieces.items() if name not in taken}
             pieces |= {name: piece for name, piece in found.items() if name in stored}
             if len({piece.parameter for piece in pieces.values()}) < len(state):
-                pieces |= _inside(model, found.values(), stored)
+                pieces |= _inside(model, usual, stored)
+        fused = tuple(_fused_in(model, usual, stored))
+        pieces |= {matrix.stored: matrix for one in fused if one.is_apart_in(stored) for matrix in one.matrices}
         tied: Any = getattr(model, "all_tied_weights_keys", None) or ()  # another's, and so perhaps not stored
         whole = {piece.parameter for piece in pieces.values()}
         if absent := [name for name in state if name not in whole and name not in tied]:
@@ -127,7 +158,31 @@ class Layout:
             )
         parts = {name: part_of(piece.parameter) for name, piece in pieces.items()}
         linears = frozenset(f"{name}.weight" for name, one in model.named_modules() if isinstance(one, nn.Linear))
-        return cls(pieces, {name: tuple(tensor.shape) for name, tensor in state.items()}, parts, linears)
+        return cls(pieces, {name: tuple(tensor.shape) for name, tensor in state.items()}, parts, linears, fused)
+
+    @property
+    def together(self) -> tuple[Fused, ...]:
+        """The experts' parameters that are stored as one tensor each."""
+        return tuple(one for one in self._fused if one.piece.stored in self.pieces)
+
+    @property
+    def apart(self) -> tuple[Fused, ...]:
+        """Those whose matrices are stored one by one, though transformers stores them as one tensor."""
+        return tuple(one for one in self._fused if one.piece.stored not in self.pieces)
+
+    def taken_apart(self) -> Layout:
+        """The same checkpoint's once the matrices of all experts are stored one by one."""
+        return self._with({one.piece.stored: one.matrices for one in self.together})
+
+    def put_together(self) -> Layout:
+        """The other way round: experts as transformers stores them."""
+        return self._with({matrix.stored: (one.piece,) for one in self.apart for matrix in one.matrices})
+
+    def _with(self, instead: Mapping[str, tuple[Piece, ...]]) -> Layout:
+        """With other tensors in the places of those named."""
+        found = [(self.part(name), one) for name, piece in self.pieces.items() for one in instead.get(name, (piece,))]
+        parts = {piece.stored: part for part, piece in found}
+        return replace(self, pieces={piece.stored: piece for _, piece in found}, _parts=parts)
 
     def part(self, stored: str) -> Part:
         """The part of the model that a stored tensor belongs to; "other" for one that the model has no place for."""
@@ -157,13 +212,65 @@ class Layout:
 
 def _inside(model: Any, pieces: Iterable[Piece], stored: Collection[str]) -> dict[str, Piece]:
     """The pieces that are stored under the names that they have in a larger model, with a tower for pictures say."""
-    found = {}
-    for piece in pieces:
-        rest = piece.stored.removeprefix("model.")
-        for name in (f"model.language_model.{rest}", f"{type(model).base_model_prefix}.{piece.stored}"):
-            if name in stored:
-                found[name] = replace(piece, stored=name)
-    return found
+    return {
+        name: replace(piece, stored=name)
+        for piece in pieces
+        for name in _names_inside(model, piece.stored)
+        if name in stored
+    }
+
+
+def stores_fused(model: Any) -> bool:
+    """Whether transformers stores all experts of a layer of `model` as one tensor: sooner said than a whole layout."""
+    for block in find_experts(model):
+        name = f"{block.name}.down_proj"
+        found = _converted(model, {name: block.module.down_proj}, {name})
+        return [piece.expert for piece in found.values()] == [None]
+    return False
+
+
+def _names_inside(model: Any, stored: str) -> tuple[str, str]:
+    return f"model.language_model.{stored.removeprefix('model.')}", f"{type(model).base_model_prefix}.{stored}"
+
+
+def _fused_in(model: Any, usual: Iterable[Piece], stored: Collection[str]) -> Iterator[Fused]:
+    """The experts' parameters that transformers stores as one tensor each, under names that go with those stored."""
+    by_parameter = {piece.parameter: piece for piece in usual if piece.expert is None}
+    for block in find_experts(model):
+        for leaf in (leaf for name in block.parameters for leaf in (name, f"{name}_bias")):
+            if (whole := by_parameter.get(f"{block.name}.{leaf}")) is None or not hasattr(block.module, leaf):
+                continue
+            names = (whole.stored, *_names_inside(model, whole.stored))
+            around = [replace(whole, stored=name) for name in names] + [Piece(whole.parameter, whole.parameter)]
+            found = [Fused(piece, _matrices(block, leaf, piece.stored)) for piece in around]
+            yield from [one for one in found if one.piece.stored in stored or one.matrices[0].stored in stored][:1]
+
+
+def _matrices(block: ExpertBlock, leaf: str, beside: str) -> tuple[Piece, ...]:
+    """What a parameter is taken apart into, in the layer that `beside` is stored in.
+
+    The names are those that the layers have where each expert is a module of linear layers: so write compressed-tensors
+    and LLM Compressor, and so engines look for them.
+    """
+    name = leaf.removesuffix("_bias")
+    is_bias = leaf != name
+    parts: list[tuple[str, tuple[int, int, int] | None]] = [(name, None)]
+    if name == "gate_up_proj":
+        gate, up = ((0, 1, 2), (1, 1, 2)) if block.module.is_concatenated else ((0, 2, 2), (1, 2, 2))
+        parts = [("gate_proj", gate), ("up_proj", up)]
+    layers, number = _NUMBERED.match(block.name), _NUMBERED.match(beside)
+    place = block.name if not layers or not number else number[0] + block.name.removeprefix(layers[0])
+    return tuple(
+        Piece(
+            f"{place}.{expert}.{part}.{'bias' if is_bias else 'weight'}",
+            f"{block.name}.{leaf}",
+            expert,
+            rows,
+            is_of_columns=bool(block.module.is_transposed) and not is_bias,
+        )
+        for expert in range(block.num_experts)
+        for part, rows in parts
+    )
 
 
 def _converted_names(model: nn.Module, names: Iterable[str]) -> set[str]:

@@ -29,6 +29,7 @@ from dsr1_tune.quant.w4a16 import dequantize
 from dsr1_tune.runs.console import Narrator
 from tests.conftest import TinyModel
 from tests.export.conftest import TinyRun
+from tests.families import save_family
 
 FAMILIES = ("qwen3_moe", "deepseek_v3", "mixtral")
 IDS = torch.arange(2, 66)[None]
@@ -142,9 +143,33 @@ def test_w4a16_refuses_groups_that_do_not_fit(tiny_model: TinyModel, tmp_path: P
         quantize(narrow, tmp_path / "out2")
 
 
-def test_w4a16_refuses_experts_in_one_tensor(tiny_model: TinyModel, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="gpt_oss stores the matrices of its experts in one tensor"):
-        quantize(tiny_model("gpt_oss"), tmp_path / "out")
+@pytest.mark.parametrize("family", ["aria_text", "granitemoehybrid"])
+def test_w4a16_of_experts_in_one_tensor_is_of_each_matrix_and_read_as_the_model_has_them(
+    family: str, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    base, out = save_family(tmp_path / "base", tiny_tokenizer, family), tmp_path / "out"
+    quantized = quantize(base, out)
+    assert {group.part: group.share for group in quantized.groups}["routed_experts"] == 1
+    block = f"model.layers.1.{'mlp' if family == 'aria_text' else 'block_sparse_moe'}.experts"
+    before, after = (load(Base(model=str(folder), dtype="float32")).model.state_dict() for folder in (base, out))
+    gate_up, down = (before[f"{block}.{name}_proj"] for name in ("gate_up", "down"))
+    if family == "aria_text":  # which multiplies from the other side
+        gate_up, down = gate_up.mT, down.mT
+    gate, up = gate_up.chunk(2, dim=1)
+    weights = open_w4a16(Checkpoint(out))
+    read = {"gate_proj": [], "up_proj": [], "down_proj": []}
+    for part, matrices in zip(read, (gate, up, down), strict=True):
+        for expert, matrix in enumerate(matrices):
+            read[part].append(dequantize(*round_to_nearest(matrix.contiguous(), 64)))
+            assert torch.equal(weights[f"{block}.{expert}.{part}.weight"][...], read[part][-1]), (part, expert)
+    together = torch.cat([torch.stack(read["gate_proj"]), torch.stack(read["up_proj"])], dim=1)
+    together, apart = (together.mT, after[f"{block}.down_proj"].mT) if family == "aria_text" else (
+        together, after[f"{block}.down_proj"]
+    )  # fmt: skip
+    assert torch.equal(after[f"{block}.gate_up_proj"], together) and torch.equal(apart, torch.stack(read["down_proj"]))
+    router = "mlp.router" if family == "aria_text" else "block_sparse_moe.router.layer"
+    ignored = json.loads((out / "config.json").read_text())["quantization_config"]["ignore"]
+    assert f"model.layers.1.{router}" in ignored and not any("experts.0" in name for name in ignored)
 
 
 def test_w4a16_refuses_weights_that_are_no_numbers(tiny_model: TinyModel, tmp_path: Path) -> None:
@@ -180,6 +205,17 @@ def test_w4a16_without_a_scale_is_refused(tiny_model: TinyModel, tmp_path: Path)
     del stored["model.layers.0.mlp.experts.1.up_proj.weight_scale"]
     save_file(stored, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelError, match="experts"):
+        load(Base(model=str(tmp_path / "out")))
+
+
+def test_w4a16_without_a_matrix_of_experts_that_were_in_one_tensor_is_refused(
+    tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    quantize(save_family(tmp_path / "base", tiny_tokenizer, "granitemoe"), tmp_path / "out")
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    del stored["model.layers.0.block_sparse_moe.experts.1.up_proj.weight_packed"]
+    save_file(stored, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 matrices of experts are missing, such as .*experts\.1\.up_proj\.weight"):
         load(Base(model=str(tmp_path / "out")))
 
 
