@@ -66,6 +66,7 @@ FLAGS = {
     "data init": ["--domain", "--language", "--format", "--out"],
     "score": ["MODEL", "FILE", "--out", "--map", "--config", "--set"],
     "quantize": ["SOURCE", "--to", "--out", "--all", "--method", "--gguf", "--config", "--set"],
+    "dequantize": ["SOURCE", "--out", "--dtype"],
     "merge": ["RUN", "--out", "--config", "--set"],
     "chat": [
         "MODEL",
