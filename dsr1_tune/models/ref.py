@@ -34,6 +34,11 @@ def beside(name: Path | str, label: str) -> Path:
     return place.with_name(f"{place.name}-{label}")
 
 
+def copy_command(name: Path | str) -> str:
+    """The command that makes a 16-bit copy of a quantized model."""
+    return f"dsr1-tune dequantize {name} --out {beside(name, 'bf16')}"
+
+
 @dataclass(frozen=True)
 class ModelRef:
     """A model as the user names it, and where it is; `ModelRef.resolve` gives one of the classes below."""

@@ -17,7 +17,7 @@ from dsr1_tune.export.weights.merged import Merged, Plain
 from dsr1_tune.export.weights.updates import Updates, of_adapter, of_experts, of_model
 from dsr1_tune.models.load import Located, locate, with_weights
 from dsr1_tune.models.meta import meta_model
-from dsr1_tune.models.ref import Adapter, Experts, ModelRef, RewardModel, base_of, local_path
+from dsr1_tune.models.ref import Adapter, Experts, ModelRef, RewardModel, base_of, copy_command, local_path
 from dsr1_tune.models.weights.checkpoint import Checkpoint, Weights
 from dsr1_tune.models.weights.index import read_json
 from dsr1_tune.models.weights.layout import Layout
@@ -163,7 +163,7 @@ def open_base(located: Located) -> OpenBase:
     if stored not in (StoredFormat.PLAIN, StoredFormat.BLOCK_FP8):
         raise ModelError(
             f"{located.name}: is quantized already ({quant_method(config)})",
-            hint="give the model in 16 bits, or the run that it came from",
+            hint=f"give the run that it came from, or make a 16-bit copy of it: {copy_command(located.name)}",
         )
     block_size = None
     if stored is StoredFormat.BLOCK_FP8:
