@@ -67,7 +67,7 @@ FLAGS = {
     "score": ["MODEL", "FILE", "--out", "--map", "--config", "--set"],
     "quantize": ["SOURCE", "--to", "--out", "--all", "--method", "--gguf", "--config", "--set"],
     "dequantize": ["SOURCE", "--out", "--dtype"],
-    "merge": ["RUN", "--out", "--config", "--set"],
+    "merge": ["RUN", "--out", "--base", "--config", "--set"],
     "chat": [
         "MODEL",
         "--prompt",

@@ -13,17 +13,18 @@ from dsr1_tune.cli.options import ConfigFile, MaxGeneralDrop, MaxLossIncrease, M
 def merge(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run, or an adapter's folder.")],
     out: Annotated[Path | None, typer.Option(help="The folder to write. [default: RUN-merged]")] = None,
+    base: Annotated[str | None, typer.Option(help="The 16-bit copy of a quantized base, to merge into.")] = None,
     config: ConfigFile = None,
     sets: Sets = None,
 ) -> None:
     """Merge a run into its base, tensor by tensor in a gigabyte of memory, and certify that nothing was lost.
 
-    A merge that fails its certificate leaves nothing. Settings: merge.fp8, merge.rows, merge.streamed, as
-    `dsr1-tune settings` tells.
+    A merge that fails its certificate leaves nothing. What was trained over a quantized base goes into a copy of that,
+    which dsr1-tune dequantize makes. Settings: merge.fp8, merge.rows, merge.streamed, as `dsr1-tune settings` tells.
     """
     from dsr1_tune.config import ExportRun
 
-    settings = compose(ExportRun, config, sets, {})
+    settings = compose(ExportRun, config, sets, {"merge.base": base})
 
     from dsr1_tune.export.merge import run as run_merge
 

@@ -30,7 +30,7 @@ def as_numbers(scale: Tensor) -> Tensor:
         scale = scale.view(torch.uint8)
     if scale.dtype != torch.uint8:
         return scale.float()
-    power = torch.ldexp(torch.ones(()), scale.to(torch.int32) - _BIAS)
+    power = torch.ldexp(torch.ones(scale.shape), scale.to(torch.int32) - _BIAS)
     return torch.where(scale == 255, math.nan, power)
 
 

@@ -64,10 +64,14 @@ class Dequantized:
 
     def read(self, name: str) -> Tensor:
         """The tensor as its spec says."""
+        return self.read_as(name, DTYPES[self.spec(name).dtype])
+
+    def read_as(self, name: str, dtype: torch.dtype) -> Tensor:
+        """The tensor in a number format. Raises ModelError, naming it, where that cannot hold it."""
         if one := self.quantized.get(name):
-            return one.read(self.dtype)
+            return one.read(dtype)
         stored = self.checkpoint.read(name)
-        tensor = stored.to(DTYPES[self.spec(name).dtype])
+        tensor = stored.to(dtype)
         if tensor.dtype != stored.dtype and not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{name}: does not fit into {NAMES[tensor.dtype]}", hint="give --dtype bfloat16")
         return tensor
