@@ -66,7 +66,8 @@ FLAGS = {
     "data init": ["--domain", "--language", "--format", "--out"],
     "score": ["MODEL", "FILE", "--out", "--map", "--config", "--set"],
     "quantize": ["SOURCE", "--to", "--out", "--all", "--method", "--gguf", "--config", "--set"],
-    "merge": ["RUN", "--out", "--config", "--set"],
+    "dequantize": ["SOURCE", "--out", "--dtype"],
+    "merge": ["RUN", "--out", "--base", "--config", "--set"],
     "chat": [
         "MODEL",
         "--prompt",

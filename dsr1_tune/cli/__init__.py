@@ -47,6 +47,7 @@ _VERBS: tuple[Callable[..., None], ...] = (
     rewards.score,
     export.merge,
     export.quantize,
+    export.dequantize,
     serve.chat,
     base.base,
     doctor.doctor,

@@ -1,4 +1,4 @@
-"""`dsr1-tune merge`, `quantize`, `export` and `convert-adapter`: what makes a model or an adapter of a run."""
+"""`dsr1-tune merge`, `quantize`, `dequantize`, `export`, `convert-adapter`: what makes a model or adapter of a run."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from dsr1_tune.cli.options import ConfigFile, MaxGeneralDrop, MaxLossIncrease, M
 def merge(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run, or an adapter's folder.")],
     out: Annotated[Path | None, typer.Option(help="The folder to write. [default: RUN-merged]")] = None,
+    base: Annotated[str | None, typer.Option(help="The 16-bit copy of a quantized base, to merge into.")] = None,
     config: ConfigFile = None,
     sets: Sets = None,
 ) -> None:
     """Merge a run into its base, tensor by tensor in a gigabyte of memory, and certify that nothing was lost.
 
-    A merge that fails its certificate leaves nothing. Settings: merge.fp8, merge.rows, merge.streamed, as
-    `dsr1-tune settings` tells.
+    A merge that fails its certificate leaves nothing. What was trained over a quantized base goes into a copy of that,
+    which dsr1-tune dequantize makes. Settings: merge.fp8, merge.rows, merge.streamed, as `dsr1-tune settings` tells.
     """
     from dsr1_tune.config import ExportRun
 
-    settings = compose(ExportRun, config, sets, {})
+    settings = compose(ExportRun, config, sets, {"merge.base": base})
 
     from dsr1_tune.export.merge import run as run_merge
 
@@ -59,6 +60,30 @@ def quantize(
 
     folder = run(source, out, settings.quantize)
     typer.echo(f"\nThe model is in {folder}. {next_step(settings.quantize, folder)}")
+
+
+def dequantize(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A quantized model's folder or Hub id.")],
+    out: Annotated[Path | None, typer.Option(help="The folder to write. [default: SOURCE-bf16]")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(metavar="bfloat16|float16|float32", help="[default: as its config.json says]")
+    ] = None,
+) -> None:
+    """Write a 16-bit copy of a quantized model, one tensor at a time; it can be trained and merged into.
+
+    Reads GPTQ, AWQ, MXFP4 (gpt-oss), NVFP4, FP8 and int8 with scales for tensors, rows, groups or blocks,
+    compressed-tensors' and ModelOpt's layouts of those, and what dsr1-tune quantize writes. All other files are kept.
+    """
+    from dsr1_tune.errors import ConfigError
+
+    if dtype not in (None, "bfloat16", "float16", "float32"):
+        raise ConfigError(f"--dtype: {dtype} is unknown", hint="--dtype bfloat16, float16 or float32")
+
+    from dsr1_tune.export.dequantize import run
+    from dsr1_tune.models.ref import beside
+
+    folder = run(source, out or beside(source, "bf16"), dtype)
+    typer.echo(f"\nThe model is in {folder}. Train it: dsr1-tune lora --model {folder} --data FILE")
 
 
 def export(

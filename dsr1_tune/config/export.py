@@ -14,6 +14,9 @@ from dsr1_tune.config.sections import ConfigSection, Count
 class Merge(ConfigSection):
     """How an adapter is merged into its base."""
 
+    base: str | None = None
+    """The 16-bit copy, made with dsr1-tune dequantize, of a quantized base: what was trained over that is merged into
+    the copy. Any other model is refused."""
     fp8: Literal["bfloat16", "keep"] = "bfloat16"
     """What a block-FP8 base becomes. Most of what is learned is less than half a step of float8: bfloat16 keeps it;
     keep writes block-FP8 again, in half the space, where it is kept on average only, by rounding up or down by chance.

@@ -63,7 +63,7 @@ def run(trained: Path, out: Path, merge: Merge = USUAL, console: Console | None 
     if found is None:
         raise RunError(f"{trained}: is no finished run and no adapter", hint="give the folder that training left")
     narrator.stage("Merge")
-    base, updates = open_trained(found, narrator.say)
+    base, updates = open_trained(found, narrator.say, merge.base)
     if found.is_qlora:
         narrator.say(_ROUNDED_BEFORE)
     merged = Merged(base.plain, updates)
@@ -184,7 +184,7 @@ def _compare(
     del model
     _let_go()
     before, after = (float(evaluation[when]["loss"]) for when in ("before", "after"))
-    recorded = Recorded(before, after, _computed_in(found), found.is_qlora)
+    recorded = Recorded(before, after, _computed_in(found), found.is_qlora, merge.base is not None)
 
     def loss_of(read: Callable[[str], Tensor]) -> float:
         return held_out_loss(load_streamed(base.located, read, base.layout).model, examples, pad_token).loss

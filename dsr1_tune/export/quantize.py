@@ -16,7 +16,7 @@ from dsr1_tune.export.lineage import Stage
 from dsr1_tune.export.weights.accounting import Group, Quantized, chosen
 from dsr1_tune.export.weights.progress import num_bytes
 from dsr1_tune.export.weights.source import open_source
-from dsr1_tune.models.ref import local_path
+from dsr1_tune.models.ref import beside
 from dsr1_tune.runs.console import Narrator, plain_table, quiet_libraries
 from dsr1_tune.runs.environment import package_versions
 
@@ -34,7 +34,7 @@ def run(source: Path | str, out: Path | None, quantize: Quantize, console: Conso
         names = ", ".join(registry.formats())
         raise ConfigError("quantize.to: none leaves the model as it is", hint=f"give --to one of {names}")
     opened = open_source(source, narrator.say)
-    folder = out or _beside(source, form.label(quantize))
+    folder = out or beside(source, form.label(quantize))
     if not form.takes_every_model and not chosen(opened.layout, quantize.all):
         raise ModelError(
             f"{opened.name}: has no routed experts, and only those are quantized unless told otherwise",
@@ -57,15 +57,6 @@ def next_step(quantize: Quantize, folder: Path) -> str:
     """What to do with the result."""
     form = registry.pick(quantize)
     return form.next_step.format(folder=folder) if form else ""
-
-
-def _beside(source: Path | str, label: str) -> Path:
-    place = local_path(str(source))
-    if not place.exists():  # a model on the Hub
-        return Path(f"{place.name}-{label}")
-    if place.name in ("", ".."):  # a folder named by where it lies
-        place = place.resolve()
-    return place.with_name(f"{place.name}-{label}")
 
 
 def _check_experts(groups: tuple[Group, ...], are_kept: bool) -> None:

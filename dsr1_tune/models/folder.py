@@ -13,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 from dsr1_tune.data.encode.end_tokens import end_tokens
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models import embedded
-from dsr1_tune.models.ref import Adapter, ModelRef, RewardModel
+from dsr1_tune.models.ref import Adapter, ModelRef, RewardModel, copy_command
 from dsr1_tune.models.tokenizer_files import legacy_template
 from dsr1_tune.models.weights.checkpoint import Checkpoint
+from dsr1_tune.models.weights.dequantized import num_parameters as count_quantized
 from dsr1_tune.models.weights.index import COPY_AGAIN, INDEX, ONE_FILE, gist, read_json, weight_files
 from dsr1_tune.models.weights.stored_format import StoredFormat, quant_method
 from dsr1_tune.quant import w4a16
@@ -26,7 +27,7 @@ EXAMPLE = (
 PICKLES = {".bin", ".pt", ".pth", ".ckpt"}
 CONVERT = "convert it to safetensors: pickled weights can run code when they are opened"
 # GPTQ and AWQ, compressed-tensors, bitsandbytes, FP8: what tensors are called that only quantized weights come with.
-_ONLY_QUANTIZED = (".qweight", ".weight_packed", ".weight.absmax", ".weight_scale", ".weight_scale_inv")
+_ONLY_QUANTIZED = (".qweight", ".weight_packed", ".weight.absmax", ".weight_scale", ".weight_scale_inv", "_proj_blocks")
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,9 @@ class ModelFolder:
             )
         if self.stored_format is StoredFormat.UNKNOWN:
             raise ModelError(
-                f"{self.name}: its weights are stored quantized ({quant_method(self.config_json)})",
-                hint="give its copy in bfloat16, float16 or float32",
+                f"{self.name}: its weights are stored quantized ({quant_method(self.config_json)}) in a way not "
+                "read while loading",
+                hint=f"make a 16-bit copy, where its tensors are of a kind that is known: {copy_command(self.name)}",
             )
         if text is not config and (quantized := getattr(config, "quantization_config", None)):
             text.quantization_config = quantized
@@ -179,12 +181,12 @@ class ModelFolder:
                             raise ModelError(
                                 f"{name}: its weights are stored quantized ({key}), but its config.json has no "
                                 "quantization_config that says how",
-                                hint="give its copy in bfloat16, float16 or float32",
+                                hint=f"make a 16-bit copy of it: {copy_command(self.name)}",
                             )
                         num_parameters += math.prod(weights.get_slice(key).get_shape()) * w4a16.per_number(key)
             except (SafetensorError, OSError) as error:
                 raise ModelError(f"{folder / file}: is damaged: {gist(error)}", hint=again) from error
-        return num_parameters
+        return count_quantized(folder) if self.stored_format.is_multiplied_out else num_parameters
 
     def read_tokenizer(self) -> Any:
         """The tokenizer, with a chat template and a padding token."""

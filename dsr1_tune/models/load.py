@@ -27,6 +27,7 @@ from dsr1_tune.models.tokenizer_files import ends_in
 from dsr1_tune.models.weights.apart import put_together
 from dsr1_tune.models.weights.checkpoint import Checkpoint
 from dsr1_tune.models.weights.converted import LazyTensor, open_fp8, open_w4a16
+from dsr1_tune.models.weights.dequantized import open_quantized
 from dsr1_tune.models.weights.index import COPY_AGAIN, gist, weight_files
 from dsr1_tune.models.weights.layout import Layout, stores_fused
 from dsr1_tune.models.weights.stored_format import NF4_BYTES, StoredFormat
@@ -177,6 +178,8 @@ def _read_model(
         settings["quantization_config"] = Nf4Config()
     if stored is StoredFormat.W4A16:
         return _from_tensors(folder, _as_usual(open_w4a16(Checkpoint(folder)), located), settings)
+    if stored.is_multiplied_out:
+        return _from_tensors(folder, _as_usual(open_quantized(folder, dtype), located), settings)
     if stored is not StoredFormat.BLOCK_FP8:
         return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **settings)
     rows, cols = config.quantization_config["weight_block_size"]
@@ -315,9 +318,7 @@ def _check_remote_weights(folder: Path, repo_id: str, commit: str, config: Any) 
             hint=CONVERT if pickles else f"give {EXAMPLE}",
         )
     stored_as = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
-    if StoredFormat.of(config) is StoredFormat.BLOCK_FP8:
-        stored_as = torch.float8_e4m3fn
-    return sum(on_hub[file] for file in files) // stored_as.itemsize
+    return int(sum(on_hub[file] for file in files) / (StoredFormat.of(config).bytes_per_weight or stored_as.itemsize))
 
 
 def with_weights(located: Located) -> Path:

@@ -24,6 +24,21 @@ def local_path(name: str) -> Path:
     return Path(os.path.expanduser(name))  # noqa: PTH111 - pathlib's raises for an unknown user
 
 
+def beside(name: Path | str, label: str) -> Path:
+    """Where what is made of a model goes, if nothing else is said: beside its folder, `label` behind the name."""
+    place = local_path(str(name))
+    if not place.exists():  # a model on the Hub
+        return Path(f"{place.name}-{label}")
+    if place.name in ("", ".."):  # a folder named by where it lies
+        place = place.resolve()
+    return place.with_name(f"{place.name}-{label}")
+
+
+def copy_command(name: Path | str) -> str:
+    """The command that makes a 16-bit copy of a quantized model."""
+    return f"dsr1-tune dequantize {name} --out {beside(name, 'bf16')}"
+
+
 @dataclass(frozen=True)
 class ModelRef:
     """A model as the user names it, and where it is; `ModelRef.resolve` gives one of the classes below."""

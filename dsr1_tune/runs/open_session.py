@@ -18,6 +18,7 @@ from dsr1_tune.errors import ModelError, RunError, TuneError
 from dsr1_tune.models import embedded
 from dsr1_tune.models.context import check_length
 from dsr1_tune.models.load import Located, locate, pick_device
+from dsr1_tune.models.ref import beside, copy_command
 from dsr1_tune.models.trained.attach import was_quantized
 from dsr1_tune.models.trained.start import with_start
 from dsr1_tune.models.weights.stored_format import StoredFormat
@@ -136,13 +137,20 @@ def _locate_base(config: TuneRun, command: str, quantized: bool, narrator: Narra
     base = group.main_first(lambda: locate(config.base, narrator.say, quantized=quantized))
     stored = StoredFormat.of(base.config)
     if stored is StoredFormat.BNB_INT8:
-        raise ModelError(f"{base.name}: is stored in 8 bits, for use only", hint="train its 16-bit original")
+        raise ModelError(
+            f"{base.name}: is stored in 8 bits, for use only",
+            hint=f"train its 16-bit original, or a 16-bit copy: {copy_command(base.name)}",
+        )
     if not quantized and stored.is_4bit:
-        raise ModelError(f"{base.name}: is stored in 4 bits", hint=f"train it with qlora instead of {command}")
+        raise ModelError(
+            f"{base.name}: is stored in 4 bits",
+            hint=f"train it with qlora instead of {command}, or train a 16-bit copy: {copy_command(base.name)}",
+        )
     if stored not in (StoredFormat.PLAIN, StoredFormat.BLOCK_FP8):
         narrator.say(
             f"{base.name}: is stored in {stored.value}: what is trained over it can be used beside it, but not merged "
-            "into it; train over its 16-bit original where a merged model is wanted."
+            f"into it, only into a 16-bit copy of it: {copy_command(base.name)}, then dsr1-tune merge RUN --base "
+            f"{beside(base.name, 'bf16')}."
         )
     return base
 

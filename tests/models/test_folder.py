@@ -62,11 +62,11 @@ def test_model_folder_reads_a_template_that_lies_in_json(tiny_base: Path, tmp_pa
 
 
 def test_model_folder_refuses_a_format_that_is_not_read(tiny_base: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "gptq"
+    folder = tmp_path / "aqlm"
     shutil.copytree(tiny_base, folder)
     tree = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(tree | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
-    with pytest.raises(ModelError, match=r"its weights are stored quantized \(gptq\)"):
+    (folder / "config.json").write_text(json.dumps(tree | {"quantization_config": {"quant_method": "aqlm"}}))
+    with pytest.raises(ModelError, match=r"its weights are stored quantized \(aqlm\)"):
         ModelFolder(folder, "named").read_config()
 
 
@@ -88,7 +88,7 @@ def test_model_folder_check_refuses_an_adapter_with_its_base(adapter_run: tuple[
 
 @pytest.mark.parametrize(
     "stored_as",
-    [{"quant_method": "gptq"}, {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}],
+    [{"quant_method": "quark"}, {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}],
 )
 def test_model_folder_refuses_other_quantized_checkpoints(tiny_model: Any, stored_as: dict[str, Any]) -> None:
     folder = tiny_model("deepseek_v3")

@@ -150,6 +150,10 @@ def not_causal(folder: Path) -> None:
 
 
 def quantized(folder: Path) -> None:
+    edit_json(folder / "config.json", lambda tree: tree.update(quantization_config={"quant_method": "eetq"}))
+
+
+def quantized_as_said(folder: Path) -> None:
     edit_json(folder / "config.json", lambda tree: tree.update(quantization_config={"quant_method": "fp8"}))
 
 
@@ -220,10 +224,11 @@ def no_template(folder: Path) -> None:
         (
             quantized_unsaid,
             r"stored quantized \(model\.layers\.0\.mlp\.down_proj\.qweight\), but .* says how",
-            "bfloat16",
+            "dsr1-tune dequantize",
         ),
         (not_causal, "is a clip, which is no causal language model", "give a folder"),
-        (quantized, r"stored quantized \(fp8\)", "bfloat16"),
+        (quantized, r"stored quantized \(eetq\)", "dsr1-tune dequantize"),
+        (quantized_as_said, "none of its weights is quantized", "as it is"),
         (no_weights, "has no weights", "give a folder"),
         (pickled, r"only as \.bin", "convert it to safetensors"),
         (only_gguf, r"only as \.gguf", "give a folder"),

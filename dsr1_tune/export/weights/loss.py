@@ -46,6 +46,8 @@ class Recorded:
     after: float
     dtype: torch.dtype
     is_qlora: bool = False
+    is_copy: bool = False
+    """Whether it was merged into a 16-bit copy of its base, whose numbers were rounded once."""
 
     @property
     def gain(self) -> float:
@@ -103,9 +105,10 @@ def check_loss(run: Recorded, merged: float, losses: Losses, too_coarse: str) ->
 def _own_noise(run: Recorded, exact: float, losses: Losses) -> float:
     """How far above the run's own loss that of base and update may be, as the run computed in another arithmetic."""
     noise = losses.noise(run.dtype, exact) * (1.0 if run.dtype == torch.float32 else OTHER_ARITHMETIC)
-    if not run.is_qlora:
+    if not (run.is_qlora or run.is_copy):
         return noise
-    return noise + MAY_DIFFER_4BIT * run.gain + max(0.0, losses.of(losses.base) - run.before)
+    noise += MAY_DIFFER_4BIT * run.gain if run.is_qlora else 0.0
+    return noise + max(0.0, losses.of(losses.base) - run.before)
 
 
 def with_other_digits(read: Read, dtype: torch.dtype, seed: int = 0) -> Read:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +31,7 @@ def copy_sidecars(
     The one names every token that ends an answer, and `say` is told where the source's own did not; the other says
     what `config` says, without one what the source's is to say.
     """
-    for file in sorted(source.folder.iterdir()):
-        is_ours = file.name in OURS
-        if file.is_file() and not file.name.startswith(".") and not is_ours and not file.name.endswith(WEIGHT_FILES):
-            shutil.copyfile(file, folder / file.name)
-    copy_tokenizer(source.folder, folder)
+    copy_files(source.folder, folder)
     tokenizer = ModelFolder(source.folder, str(source.folder)).read_tokenizer()
     if added := write_generation_config(source.folder, tokenizer, folder):
         say(added)
@@ -43,5 +39,19 @@ def copy_sidecars(
     if read_json(source.folder / "config.json") == tree:
         shutil.copyfile(source.folder / "config.json", folder / "config.json")
     else:
-        text = json.dumps(dict(tree), indent=2, ensure_ascii=False)
-        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        write_config(tree, folder)
+
+
+def copy_files(source: Path, folder: Path, but: Collection[str] = OURS) -> None:
+    """Every file of a model's folder as it is, but for weights, hidden ones and those named."""
+    for file in sorted(source.iterdir()):
+        is_other = file.name in but or file.name.startswith(".")
+        if file.is_file() and not is_other and not file.name.endswith(WEIGHT_FILES):
+            shutil.copyfile(file, folder / file.name)
+    copy_tokenizer(source, folder)
+
+
+def write_config(tree: Mapping[str, Any], folder: Path) -> None:
+    """config.json, as transformers writes it."""
+    text = json.dumps(dict(tree), indent=2, ensure_ascii=False)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")

@@ -13,11 +13,21 @@ from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError, RunError
 from dsr1_tune.export import lineage
 from dsr1_tune.export.lineage import Stage
+from dsr1_tune.export.weights.base_copy import check_copy
 from dsr1_tune.export.weights.merged import Merged, Plain, Together
 from dsr1_tune.export.weights.updates import Updates, of_adapter, of_experts, of_model
 from dsr1_tune.models.load import Located, locate, with_weights
 from dsr1_tune.models.meta import meta_model
-from dsr1_tune.models.ref import Adapter, Experts, ModelRef, RewardModel, base_of, local_path
+from dsr1_tune.models.ref import (
+    Adapter,
+    Experts,
+    ModelRef,
+    RewardModel,
+    base_of,
+    beside,
+    copy_command,
+    local_path,
+)
 from dsr1_tune.models.weights.apart import Apart
 from dsr1_tune.models.weights.checkpoint import Checkpoint, Weights
 from dsr1_tune.models.weights.index import read_json
@@ -25,6 +35,9 @@ from dsr1_tune.models.weights.layout import Layout
 from dsr1_tune.models.weights.stored_format import StoredFormat, quant_method
 from dsr1_tune.moe.anatomy import router_words
 from dsr1_tune.runs.folder import FINISHED, RunFolder
+
+MERGED_INTO = (StoredFormat.PLAIN, StoredFormat.BLOCK_FP8)
+"""The formats that what was trained can be added to."""
 
 
 @dataclass(frozen=True)
@@ -171,10 +184,10 @@ def open_base(located: Located) -> OpenBase:
     folder = with_weights(located)
     config = read_json(folder / "config.json")
     stored = StoredFormat.of(config)
-    if stored not in (StoredFormat.PLAIN, StoredFormat.BLOCK_FP8):
+    if stored not in MERGED_INTO:
         raise ModelError(
             f"{located.name}: is quantized already ({quant_method(config)})",
-            hint="give the model in 16 bits, or the run that it came from",
+            hint=f"give the run that it came from, or make a 16-bit copy of it: {copy_command(located.name)}",
         )
     block_size = None
     if stored is StoredFormat.BLOCK_FP8:
@@ -189,9 +202,26 @@ def open_base(located: Located) -> OpenBase:
     return OpenBase(located, plain, folder, told, config, model, layout)
 
 
-def open_trained(trained: Trained, progress: Callable[[str], None] | None = None) -> tuple[OpenBase, Updates]:
-    """The base of what was trained, and the updates to it. Raises ModelError where they do not go together."""
-    base = open_base(locate(base_of(trained.folder), progress, is_loaded=False))
+def open_trained(
+    trained: Trained, progress: Callable[[str], None] | None = None, copy: str | None = None
+) -> tuple[OpenBase, Updates]:
+    """The base of what was trained, and the updates to it. Raises ModelError where they do not go together.
+
+    Of a quantized base it is `copy`, its 16-bit copy, that is opened; one of another base is refused.
+    """
+    recorded = base_of(trained.folder)
+    located = locate(recorded, progress, is_loaded=False)
+    if copy is not None:
+        quantized = located
+        located = locate(recorded.model_copy(update={"model": copy, "revision": None}), progress, is_loaded=False)
+        check_copy(quantized, located, progress or (lambda line: None))
+    elif StoredFormat.of(located.config) not in MERGED_INTO:
+        raise ModelError(
+            f"{trained.path}: was trained over {located.name}, which is quantized ({quant_method(located.config)})",
+            hint=f"merge it into a 16-bit copy of that: {copy_command(located.name)}, then dsr1-tune merge "
+            f"{trained.path} --base {beside(located.name, 'bf16')}",
+        )
+    base = open_base(located)
     # PEFT changes the model that it is given.
     model = meta_model(base.located.config)
     if trained.kind == "adapter":

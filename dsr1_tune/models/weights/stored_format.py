@@ -28,6 +28,14 @@ class StoredFormat(Enum):
     BNB_INT8 = "bitsandbytes int8"
     W4A16 = "w4a16"
     """compressed-tensors' "pack-quantized": symmetric 4-bit integers in groups."""
+    MXFP4 = "mxfp4"
+    NVFP4 = "nvfp4"
+    FP8 = "fp8"
+    """Float8 with a scale for each tensor or row."""
+    AWQ = "awq"
+    GPTQ = "gptq"
+    COMPRESSED = "compressed-tensors"
+    """Any other of that library's layouts."""
     GGUF = "gguf"
     UNKNOWN = "unknown"
     """Quantized in a way that is not read here."""
@@ -47,7 +55,10 @@ class StoredFormat(Enum):
             return cls.BNB_NF4 if stored_as.get("bnb_4bit_quant_type") == "nf4" else cls.UNKNOWN
         if fp8.is_block_fp8(stored_as):
             return cls.BLOCK_FP8
-        return cls.W4A16 if w4a16.is_w4a16(stored_as) else cls.UNKNOWN
+        if w4a16.is_w4a16(stored_as):
+            return cls.W4A16
+        algorithm = str(stored_as.get("quant_algo")).lower() if isinstance(stored_as, Mapping) else ""
+        return _BY_NAME.get(algorithm if method == "modelopt" else method, cls.UNKNOWN)
 
     @classmethod
     def in_folder(cls, folder: Path) -> StoredFormat:
@@ -62,9 +73,33 @@ class StoredFormat(Enum):
         return self in (StoredFormat.NF4, StoredFormat.BNB_NF4)
 
     @property
+    def is_multiplied_out(self) -> bool:
+        """Whether it is one of others' formats, of which each weight is multiplied out as it is loaded."""
+        return self in _BY_NAME.values()
+
+    @property
+    def bytes_per_weight(self) -> float | None:
+        """About how many a weight takes on disk, scales included; None where the format does not say."""
+        if self in (StoredFormat.BLOCK_FP8, StoredFormat.FP8, StoredFormat.BNB_INT8):
+            return 1.0
+        fours = (StoredFormat.W4A16, StoredFormat.MXFP4, StoredFormat.NVFP4, StoredFormat.AWQ, StoredFormat.GPTQ)
+        return NF4_BYTES if self in fours or self.is_4bit else None
+
+    @property
     def is_bitsandbytes(self) -> bool:
         """Whether it is one of the layouts of bitsandbytes that are read."""
         return self in (StoredFormat.BNB_NF4, StoredFormat.BNB_INT8)
+
+
+_BY_NAME = {
+    "mxfp4": StoredFormat.MXFP4,
+    "nvfp4": StoredFormat.NVFP4,
+    "fp8": StoredFormat.FP8,
+    "fbgemm_fp8": StoredFormat.FP8,
+    "awq": StoredFormat.AWQ,
+    "gptq": StoredFormat.GPTQ,
+    "compressed-tensors": StoredFormat.COMPRESSED,
+}
 
 
 def quant_method(config: Any) -> str:
