@@ -18,9 +18,11 @@ from dsr1_tune.errors import ModelError, RunError, TuneError
 from dsr1_tune.models import embedded
 from dsr1_tune.models.context import check_length
 from dsr1_tune.models.load import Located, locate, pick_device
+from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.ref import beside, copy_command
 from dsr1_tune.models.trained.attach import was_quantized
 from dsr1_tune.models.trained.start import with_start
+from dsr1_tune.models.weights.layout import check_conversions
 from dsr1_tune.models.weights.stored_format import StoredFormat
 from dsr1_tune.runs.console import Narrator, quiet_libraries
 from dsr1_tune.runs.distributed import group
@@ -152,6 +154,11 @@ def _locate_base(config: TuneRun, command: str, quantized: bool, narrator: Narra
             f"into it, only into a 16-bit copy of it: {copy_command(base.name)}, then dsr1-tune merge RUN --base "
             f"{beside(base.name, 'bf16')}."
         )
+    model = meta_model(base.config)
+    try:
+        check_conversions(model)
+    except ModelError as error:
+        narrator.say(f"{error.message}; {error.hint}.")
     return base
 
 

@@ -229,6 +229,17 @@ def stores_fused(model: Any) -> bool:
     return False
 
 
+def check_conversions(model: Any) -> None:
+    """Raise ModelError, naming the family, where weights are stored in a way that nothing can be merged into.
+
+    All but the experts of further layers are looked at, so that it takes no time to speak of before a run.
+    """
+    state = dict(model.state_dict())
+    alike = {f"{block.name}.{name}" for block in find_experts(model)[1:] for name in block.parameters}
+    converted = _converted_names(model, state.keys() - alike)
+    _converted(model, {name: state[name] for name in state if name in converted}, converted)
+
+
 def _names_inside(model: Any, stored: str) -> tuple[str, str]:
     return f"model.language_model.{stored.removeprefix('model.')}", f"{type(model).base_model_prefix}.{stored}"
 
@@ -298,7 +309,14 @@ def _converted(model: nn.Module, state: Mapping[str, Tensor], converted: set[str
     pieces = {}
     for stored, probe in arrived.items():
         name = names[int(probe.flatten()[0]) >> _NUMBER]
-        pieces[stored] = _recognised(stored, name, probe, probes[name]) if name in converted else Piece(stored, name)
+        piece = _recognised(stored, name, probe, probes[name]) if name in converted else Piece(stored, name)
+        if piece is None:
+            family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+            raise ModelError(
+                f"{family}: {stored} is made of {name} in a way not known here, so nothing can be merged into it",
+                hint="what is trained over it can be used beside it; please report it with the model's name",
+            )
+        pieces[stored] = piece
     return pieces
 
 
@@ -312,8 +330,8 @@ def _numbered(shape: Sequence[int], number: int) -> Tensor:
     return torch.arange(math.prod(sizes)).view(sizes) + (number << _NUMBER)
 
 
-def _recognised(stored: str, name: str, probe: Tensor, whole: Tensor) -> Piece:
-    """Which part of the numbered parameter `whole` has arrived as `probe`. Raises ModelError for an unknown one."""
+def _recognised(stored: str, name: str, probe: Tensor, whole: Tensor) -> Piece | None:
+    """Which part of the numbered parameter `whole` has arrived as `probe`; None for an unknown one."""
     first = int(probe.flatten()[0]) - int(whole.flatten()[0])
     own = whole[0].numel()
     if whole.dim() == 3 and probe.dim() == 2:
@@ -327,10 +345,7 @@ def _recognised(stored: str, name: str, probe: Tensor, whole: Tensor) -> Piece:
     for piece in candidates:
         if (part := piece.of(whole)).shape == probe.shape and torch.equal(part, probe):
             return piece
-    raise ModelError(
-        f"{stored}: transformers makes it of {name} in a way that is not known here",
-        hint="please report it with the model's name",
-    )
+    return None
 
 
 _PARTS = [

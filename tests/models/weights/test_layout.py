@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.weights.checkpoint import Checkpoint
-from dsr1_tune.models.weights.layout import Layout, Piece
+from dsr1_tune.models.weights.layout import Layout, Piece, check_conversions
+from dsr1_tune.train import lora
 from tests.conftest import TinyModel, tiny_config
 from tests.families import config_of
 
@@ -141,3 +146,34 @@ def test_layout_finds_the_parts_of_experts_of_any_number_and_shape(
         assert sum(piece.of(fused).numel() for piece in pieces) == fused.numel()
         if pieces[0].expert is not None:
             assert {piece.expert for piece in pieces} == set(range(experts))
+
+
+def _qkv_in_one(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    """Have transformers store q, k and v of a family in one tensor, as it does those of some."""
+    from transformers import conversion_mapping
+    from transformers.core_model_loading import Split, WeightConverter
+
+    known = conversion_mapping.get_checkpoint_conversion_mapping(family) or []
+    one = WeightConverter("self_attn.qkv", [f"self_attn.{part}_proj" for part in "qkv"], operations=[Split(dim=0)])
+    monkeypatch.setitem(conversion_mapping._checkpoint_conversion_mapping_cache, family, [*known, one])
+
+
+def test_conversions_that_are_not_known_are_told_of_any_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    for family in FAMILIES:
+        check_conversions(meta_model(tiny_config(family)))
+    _qkv_in_one(monkeypatch, "qwen3_moe")
+    model = meta_model(tiny_config("qwen3_moe"))
+    with pytest.raises(ModelError, match=r"^qwen3_moe: model\.layers\.0\.self_attn\.qkv\.weight is made of"):
+        check_conversions(model)
+
+
+def test_what_cannot_be_merged_is_said_before_training(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: TinyModel, configure_lora: Any, tmp_path: Path
+) -> None:
+    model = tiny_model("qwen3_moe")
+    _qkv_in_one(monkeypatch, "qwen3_moe")
+    said = StringIO()
+    config = configure_lora(tmp_path / "run", base=Base(model=str(model)), max_steps=1)
+    lora.run(config, None, Console(file=said, width=1000))
+    before, _, after = said.getvalue().partition("Training")
+    assert "nothing can be merged into it; what is trained over it can be used beside it" in before and after
