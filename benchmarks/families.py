@@ -144,10 +144,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a JSON file of every cell")
     parser.add_argument("--keep", type=Path, help="a folder that the models are built and left in")
     parser.add_argument("--workers", type=int, default=2, help="families at a time")
-    parser.add_argument("--table", type=Path, help="an earlier run's JSON file, to write the tables of")
+    parser.add_argument("--table", type=Path, nargs="+", help="earlier runs' JSON files, to write the tables of")
     options = parser.parse_args()
     if options.table:
-        import_module("benchmarks.families_table").write(json.loads(options.table.read_text()), ROOT / "docs")
+        import_module("benchmarks.families_table").write(
+            [json.loads(file.read_text()) for file in options.table], ROOT / "docs"
+        )
         return
     wanted = MAIN if "main" in options.commands else options.commands
     _import()

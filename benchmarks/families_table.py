@@ -29,12 +29,13 @@ transformers {transformers} has as a causal language model ({num}), the commands
 ✓ works, and was found right · R refused, before any weights are loaded; why stands below · ✗ fails · – needs a step
 that does not work. Tiny random models say nothing of how well a family learns, nor of GPUs.
 
-The table is the output of `python benchmarks/families.py --commands main --out families.json` and
-`python benchmarks/families.py --table families.json`.""",
+The tables are the output of `python benchmarks/families.py --commands main --out families.json` on each version and
+`python benchmarks/families.py --table families.json ...`; an empty cell was not tried.""",
         "family": "family",
         "refused": "Why it is refused",
         "failed": "What fails",
         "number": "Families of {num} that work",
+        "and": " and ",
     },
     "families.zh.md": {
         "title": "混合专家模型家族一览",
@@ -52,39 +53,56 @@ The table is the output of `python benchmarks/families.py --commands main --out 
 ✓ 可用且结果正确 · R 在加载权重之前即被拒绝，原因见下 · ✗ 失败 · – 所需的前一步不可用。
 极小的随机模型不能说明一个家族学得多好，也不代表 GPU 上的情形。
 
-此表由 `python benchmarks/families.py --commands main --out families.json` 与
-`python benchmarks/families.py --table families.json` 生成。""",
+这些表由各版本上的 `python benchmarks/families.py --commands main --out families.json` 与
+`python benchmarks/families.py --table families.json ...` 生成；空格表示未试。""",
         "family": "家族",
         "refused": "拒绝的原因",
         "failed": "失败之处",
         "number": "{num} 个家族中可用的数目",
+        "and": " 与 ",
     },
 }
 
 
-def write(results: dict[str, Any], docs: Path) -> None:
-    """Write both files."""
+def write(runs: list[dict[str, Any]], docs: Path) -> None:
+    """Write both files, with a table for each version of transformers; of two runs on one the later cells count."""
+    by_version: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        one = by_version.setdefault(run["versions"]["transformers"], {"versions": {}, "families": {}})
+        one["versions"] |= run["versions"]
+        for family, cells in run["families"].items():
+            one["families"].setdefault(family, {}).update(cells)
     for name, texts in TEXTS.items():
-        (docs / name).write_text(_page(results, texts), encoding="utf-8")
+        (docs / name).write_text(_page(list(by_version.values()), texts), encoding="utf-8")
 
 
-def _page(results: dict[str, Any], texts: dict[str, str]) -> str:
-    families: dict[str, dict[str, Any]] = results["families"]
-    commands = list(next(iter(families.values())))
-    numbers = {"num": len(families), **results["versions"]}
-    lines = [f"# {texts['title']}", "", texts["other"], "", texts["about"].format(**numbers), ""]
-    lines += _row([texts["family"], *(HEADS.get(command, command) for command in commands)])
-    lines += _row(["---"] * (len(commands) + 1))
-    for name, cells in families.items():
-        lines += _row([f"`{name}`", *(MARKS[cells[command]["state"]] for command in commands)])
-    works = Counter(
-        command for cells in families.values() for command in commands if cells[command]["state"] == "works"
-    )
-    lines += _row([f"**{texts['number'].format(**numbers)}**", *(str(works[command]) for command in commands)])
-    for state, head in (("refused", texts["refused"]), ("failed", texts["failed"])):
-        if told := _told(families, state):
-            lines += ["", f"## {head}", "", *told]
+def _page(versions: list[dict[str, Any]], texts: dict[str, str]) -> str:
+    named = {name: _and(texts["and"], [one["versions"][name] for one in versions]) for name in versions[0]["versions"]}
+    counts = _and(texts["and"], [str(len(one["families"])) for one in versions])
+    lines = [f"# {texts['title']}", "", texts["other"], "", texts["about"].format(num=counts, **named)]
+    for one in versions:
+        lines += ["", f"## transformers {one['versions']['transformers']}", "", *_table(one["families"], texts)]
+        for state, head in (("refused", texts["refused"]), ("failed", texts["failed"])):
+            if told := _told(one["families"], state):
+                lines += ["", f"### {head}", "", *told]
     return "\n".join(lines) + "\n"
+
+
+def _and(word: str, names: list[str]) -> str:
+    return word.join(dict.fromkeys(names))
+
+
+def _table(families: dict[str, dict[str, Any]], texts: dict[str, str]) -> list[str]:
+    commands = list(dict.fromkeys(command for cells in families.values() for command in cells))
+    lines = _row([texts["family"], *(HEADS.get(command, command) for command in commands)])
+    lines += _row(["---"] * (len(commands) + 1))
+    for name, cells in sorted(families.items()):
+        states = [cells[command]["state"] if command in cells else None for command in commands]
+        lines += _row([f"`{name}`", *(MARKS[state] if state else "" for state in states)])
+    works = Counter(
+        command for cells in families.values() for command, cell in cells.items() if cell["state"] == "works"
+    )
+    return lines + _row([f"**{texts['number'].format(num=len(families))}**", *(str(works[one]) for one in commands)])
 
 
 def _row(cells: list[str]) -> list[str]:
