@@ -145,8 +145,20 @@ def _targets(model: nn.Module, groups: Iterable[Group]) -> list[_Targets]:
         if group == "routed_experts":
             leaves = {(block.name.rpartition(".")[2], parameter) for block in blocks for parameter in block.parameters}
             parameters |= {f"{leaf}.{parameter}" for leaf, parameter in leaves}
+        if group == "shared_experts":
+            parameters |= {".".join(name.split(".")[-2:]) for name in _fused_shared(model)}
         targets.append(_Targets(group, tuple(sorted(suffixes - bare)), tuple(sorted(parameters))))
     return targets
+
+
+def _fused_shared(model: nn.Module) -> list[str]:
+    """The weights of shared experts that are held by one module in place of linear layers, (S, out, in) each."""
+    part_of = Anatomy(model)
+    return [
+        name
+        for name, weight in model.named_parameters()
+        if weight.dim() == 3 and ".lora_" not in name and part_of(name) == "shared_experts"
+    ]
 
 
 def _reached(model: nn.Module) -> list[tuple[str, nn.Linear, Part]]:

@@ -24,6 +24,7 @@ from dsr1_tune.models.trained.lora import (
 )
 from dsr1_tune.moe.anatomy import Anatomy, plain_name
 from dsr1_tune.moe.expert_lora import GroupedExpertLora
+from tests.families import config_of
 
 IDS = torch.randint(2, 258, (2, 19), generator=torch.Generator().manual_seed(0))
 
@@ -141,6 +142,29 @@ def test_lora_leaves_a_linear_router_alone_too() -> None:
     model = add_lora(base, Adapter())
     assert adapted_weights(model) == wanted
     assert not any("gate.lora_" in name for name, _ in model.named_parameters())
+
+
+def test_shared_experts_that_are_fused_learn_too(tmp_path: Path) -> None:
+    def base() -> Any:
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config_of("inkling_text", n_shared_experts=2)).eval()
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=0.2)
+        return model
+
+    model = add_lora(base(), Adapter(rank=2, groups=("shared_experts",)))
+    assert {name.rpartition(".")[2] for name in adapted_weights(model)} == {"gate_proj", "up_proj", "down_proj"}
+    line = next(line for line in audit(model) if line.part == "shared_experts")
+    assert line.num_adapted == line.num_base > 0
+    model(IDS, labels=IDS).loss.backward()
+    assert check_gradients(model)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(tmp_path)
+    theirs, ours = load_plain_adapter(base(), tmp_path)(IDS).logits, model.eval()(IDS).logits
+    assert (theirs - ours).abs().max() < 1e-5 < (base()(IDS).logits - ours).abs().max()
 
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "deepseek_v2"])
