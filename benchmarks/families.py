@@ -148,7 +148,8 @@ def main() -> None:
     if options.table:
         import_module("benchmarks.families_table").write(json.loads(options.table.read_text()), ROOT / "docs")
         return
-    wanted = MAIN if "main" in options.commands else options.commands
+    main_ones = MAIN if "main" in options.commands else ()
+    wanted = [*main_ones, *(name for name in options.commands if name != "main")]
     _import()
     families = import_module("tests.families")
     names = options.families or families.names()

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 ROOT = Path(__file__).parents[1]
 # Of every kind: latent attention, indexers, convolutions, state spaces, fused or alternating on disk, beside pictures.
 FAMILIES = ("deepseek_v32", "deepseek_v4", "qwen3_next", "nemotron_h", "granitemoehybrid", "jamba", "kimi_linear",
-            "lfm2_moe", "laguna", "inkling2_text", "gemma4_text", "minimax_m2", "qwen3_5_moe")  # fmt: skip
+            "lfm2_moe", "laguna", "inkling2_text", "gemma4_text", "minimax_m2", "qwen3_5_moe", "gpt_oss",
+            "aria_text")  # fmt: skip
 UNKNOWN = ("dbrx", "doge", "jetmoe", "llama4", "longcat_flash")
 
 
@@ -28,8 +29,8 @@ def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the main commands made of the families, and what was said of it."""
     folder = tmp_path_factory.mktemp("families")
-    done = run("families.py", "--families", *FAMILIES, *UNKNOWN, "--commands", "main", "--keep", str(folder), "--out",
-               str(folder / "cells.json"))  # fmt: skip
+    done = run("families.py", "--families", *FAMILIES, *UNKNOWN, "--commands", "main", "convert-back", "--keep",
+               str(folder), "--out", str(folder / "cells.json"))  # fmt: skip
     assert done.returncode in (0, 1), done.stderr[-3000:]
     (folder / "said.txt").write_text(done.stdout)
     return folder
@@ -41,7 +42,22 @@ def test_family_goes_through_the_main_commands(kept: Path, family: str) -> None:
     cells: dict[str, dict[str, Any]] = json.loads((kept / "cells.json").read_text())["families"][family]
     assert {name: cell["said"] for name, cell in cells.items() if cell["state"] == "failed"} == {}
     works = {name for name, cell in cells.items() if cell["state"] == "works"}
-    assert works >= {"plan", "lora", "qlora", "full", "esft", "dpo", "lora-merged", "full-merged", "nf4", "int8"}
+    assert works >= {
+        "plan",
+        "lora",
+        "qlora",
+        "full",
+        "esft",
+        "dpo",
+        "lora-merged",
+        "full-merged",
+        "nf4",
+        "int8",
+        "w4a16",
+        "fp8",
+        "convert-adapter",
+        "convert-back",
+    }
 
 
 @pytest.mark.slow
@@ -62,12 +78,21 @@ def test_independent_check_sees_what_is_wrong(kept: Path) -> None:
         weights = load_file(file)
         change(weights)
         save_file(weights, file, {"format": "pt"})
+    file = folder / "convert-adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    weights[next(name for name in weights if ".experts.1." in name and "lora_B" in name)] *= 1.01
+    save_file(weights, file, {"format": "pt"})
     weights = load_file(folder / "lora" / "adapter" / "adapter_model.safetensors")
     name = next(name for name in weights if "lora_B" in name and "experts" not in name)
     weights[name] = torch.zeros_like(weights[name])
     save_file(weights, folder / "lora" / "adapter" / "adapter_model.safetensors", {"format": "pt"})
     wrong = json.loads(run("family_checks.py", str(folder)).stdout.splitlines()[-1])
-    assert {name for name, found in wrong.items() if not found["ok"]} >= {"lora", "lora-merged", "fp8"}
+    assert {name for name, found in wrong.items() if not found["ok"]} >= {
+        "lora",
+        "lora-merged",
+        "fp8",
+        "convert-adapter",
+    }
 
 
 def _one_per_cent_more(weights: dict[str, torch.Tensor]) -> None:
