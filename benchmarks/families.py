@@ -151,7 +151,8 @@ def main() -> None:
             [json.loads(file.read_text()) for file in options.table], ROOT / "docs"
         )
         return
-    wanted = MAIN if "main" in options.commands else options.commands
+    main_ones = MAIN if "main" in options.commands else ()
+    wanted = [*main_ones, *(name for name in options.commands if name != "main")]
     _import()
     families = import_module("tests.families")
     names = options.families or families.names()

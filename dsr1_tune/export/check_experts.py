@@ -47,7 +47,8 @@ def not_known(artifact: Artifact, engine: Engine) -> Iterator[str]:
 
 def _stores_fused(artifact: Artifact) -> bool:
     """Whether transformers stores all experts of a layer of such a model, or of an adapter's base, in one tensor."""
-    if (config := own_config(artifact)) is None:
+    is_made = artifact.kind == "adapter" or artifact.format != "none"  # 16 bits are as the family stores them
+    if not is_made or (config := own_config(artifact)) is None:
         return False
     try:
         return stores_fused(meta_model(config.get_text_config(decoder=True)))

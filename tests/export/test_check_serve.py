@@ -25,6 +25,7 @@ from dsr1_tune.models.llama_cpp import client
 from dsr1_tune.models.tokenizer_files import write_generation_config
 from dsr1_tune.serve.engines import ENGINES
 from tests.conftest import CHATML, save_tiny
+from tests.families import config_of
 from tests.real_templates import tokenizer_of
 
 QWEN = {
@@ -228,6 +229,45 @@ def test_check_serve_table_says_which_engine_has_code_for_it(
     folder: Folder, architecture: str, engine: str, answer: str
 ) -> None:
     assert check_serve.run(folder(QWEN | {"architectures": [architecture]}), engine).answer == answer
+
+
+@pytest.mark.parametrize(
+    ("family", "engine", "answer"),
+    [
+        ("gemma4_text", "vllm", "loads"),
+        ("gemma4_text", "sglang", "not known"),
+        ("granitemoe", "vllm", "not known"),
+        ("granitemoe", "transformers", "does not load"),
+        ("qwen3_moe", "vllm", "loads"),
+        ("qwen3_moe", "transformers", "loads"),
+    ],
+)
+def test_check_serve_tells_who_reads_experts_one_by_one_of_families_that_store_them_in_one_tensor(
+    folder: Folder, tmp_path: Path, family: str, engine: str, answer: str
+) -> None:
+    plain = config_of(family).to_dict() | {"architectures": [NAMED[family]]}
+    verdict = check_serve.run(folder(plain | w4a16([])), engine)
+    assert verdict.answer == answer
+    assert answer == "loads" or "experts are stored one by one" in (*verdict.problems, *verdict.unknown)[0]
+    if engine == "transformers":
+        return
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps(plain))
+    fused, apart = (
+        check_serve.run(adapter(tmp_path, *form, base_model_name_or_path=str(tmp_path / "base")), engine).answer
+        for form in (FUSED, APART)
+    )
+    if family == "qwen3_moe":
+        assert (fused, apart) == ("does not load", "loads")
+    else:
+        assert (fused, apart) == ("not known" if engine == "vllm" else "does not load", "not known")
+
+
+NAMED = {
+    "gemma4_text": "Gemma4ForCausalLM",
+    "granitemoe": "GraniteMoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
 
 
 def test_check_serve_asks_llama_cpp_what_it_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

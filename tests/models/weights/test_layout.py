@@ -17,10 +17,10 @@ from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.weights.checkpoint import Checkpoint
-from dsr1_tune.models.weights.layout import Layout, Piece, check_conversions
+from dsr1_tune.models.weights.layout import Layout, Piece, check_conversions, stores_fused
 from dsr1_tune.train import lora
 from tests.conftest import TinyModel, tiny_config
-from tests.families import config_of
+from tests.families import config_of, save_family
 
 FAMILIES = ["deepseek_v3", "deepseek_v2", "glm4_moe", "qwen3_moe", "mixtral", "gpt_oss", "llama"]
 
@@ -146,6 +146,27 @@ def test_layout_finds_the_parts_of_experts_of_any_number_and_shape(
         assert sum(piece.of(fused).numel() for piece in pieces) == fused.numel()
         if pieces[0].expert is not None:
             assert {piece.expert for piece in pieces} == set(range(experts))
+
+
+@pytest.mark.parametrize("family", ["gemma4", "inkling2_text", "qwen3_moe"])
+def test_layout_of_experts_in_one_tensor_taken_apart_is_that_of_their_names(
+    tmp_path: Path, tiny_tokenizer: Any, family: str
+) -> None:
+    folder = save_family(tmp_path / "base", tiny_tokenizer, family)
+    config = AutoConfig.from_pretrained(folder).get_text_config(decoder=True)
+    model, names = meta_model(config), list(Checkpoint(folder).names)
+    layout = Layout.of(model, names)
+    assert stores_fused(model) is (family != "qwen3_moe")
+    assert len(layout.together) == (0 if family == "qwen3_moe" else 4) and layout.apart == ()
+    apart = layout.taken_apart()
+    assert all(len(apart.shapes[p.parameter]) == 3 and p.expert is not None for n, p in apart.pieces.items()
+               if apart.part(n) == "routed_experts")  # fmt: skip
+    again = Layout.of(model, apart.pieces)
+    assert again.pieces == apart.pieces and again.put_together().pieces == layout.pieces
+    if family != "qwen3_moe":
+        missing = set(apart.pieces) - {layout.together[0].matrices[3].stored}
+        with pytest.raises(ModelError, match="1 matrices of experts are missing"):
+            Layout.of(model, missing)
 
 
 def _qkv_in_one(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
