@@ -68,10 +68,10 @@ def _check_known(file: Path, settings: dict[str, Any], name: str) -> None:
     if module is None or differs or file.name != FILE:
         other = f": its {code.name} is another than is known here" if differs else ""
         raise ModelError(
-            f"{name}: all that it has of a tokenizer is {file.name}, and how that cuts texts stands in Python, which is "
-            f"not run{other}",
-            hint="put the model's tokenizer.json into the folder; its publisher, or a conversion, may have one, or make "
-            "it with transformers.integrations.tiktoken.convert_tiktoken_to_fast of the encoding that its code builds",
+            f"{name}: all that it has of a tokenizer is {file.name}, and how that cuts texts stands in Python, which "
+            f"is not run{other}",
+            hint="put the model's tokenizer.json into the folder: its publisher may have one, or make it with "
+            "transformers.integrations.tiktoken.convert_tiktoken_to_fast of the encoding that its code builds",
         )
 
 
