@@ -14,6 +14,8 @@ from dsr1_tune.data.encode.end_tokens import end_tokens
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models import embedded
 from dsr1_tune.models.ref import Adapter, ModelRef, RewardModel, copy_command
+from dsr1_tune.models.tiktoken_files import FILE as TIKTOKEN
+from dsr1_tune.models.tiktoken_files import read_tiktoken, tiktoken_file
 from dsr1_tune.models.tokenizer_files import legacy_template
 from dsr1_tune.models.weights.checkpoint import Checkpoint
 from dsr1_tune.models.weights.dequantized import num_parameters as count_quantized
@@ -96,7 +98,9 @@ class ModelFolder:
     @property
     def has_tokenizer(self) -> bool:
         """Whether a tokenizer's vocabulary is there."""
-        return any((self.path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+        return any(
+            (self.path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", TIKTOKEN)
+        )
 
     @property
     def has_template(self) -> bool:
@@ -193,7 +197,12 @@ class ModelFolder:
         from transformers import AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
+            if file := tiktoken_file(self.path):
+                tokenizer = read_tiktoken(file, self.name)
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
+        except ModelError:
+            raise
         except Exception as error:  # a missing or damaged tokenizer shows in many ways, down to the Rust library's
             raise ModelError(
                 f"{self.name}: has no tokenizer that can be read: {gist(error)}",
