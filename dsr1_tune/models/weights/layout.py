@@ -277,7 +277,7 @@ def _matrices(block: ExpertBlock, leaf: str, beside: str) -> tuple[Piece, ...]:
             f"{block.name}.{leaf}",
             expert,
             rows,
-            is_of_columns=bool(block.module.is_transposed) and not is_bias,
+            is_of_columns=block.is_transposed and not is_bias,
         )
         for expert in range(block.num_experts)
         for part, rows in parts
