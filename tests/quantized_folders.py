@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,23 @@ def as_published_gpt_oss(folder: Path) -> dict[str, Tensor]:
         expected[name] = numbers.transpose(1, 2)
         tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
     _save(folder, tensors, {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]})
+    return expected
+
+
+def as_published_deepseek_v4(folder: Path) -> dict[str, Tensor]:
+    """A saved DeepSeek-V4 in the layout that it is published in: float8 in blocks, experts in FP4, `.scale` beside."""
+    rng, file = np.random.default_rng(0), folder / "model.safetensors"
+    tensors, expected = load_file(file), {}
+    for name in [name for name in tensors if re.search(r"\.(w[qkv]\w*|wo_b|w[123])\.weight$", name)]:
+        shape = tensors.pop(name).shape
+        if ".experts." in name:
+            blocks, powers, expected[name] = mxfp4(rng, *shape)
+            parts = {"weight": blocks.flatten(1).view(torch.int8), "scale": powers.view(torch.float8_e8m0fnu)}
+        else:
+            parts, expected[name] = fp8(rng, *shape, scale="block", name="scale")
+        tensors |= {f"{name.removesuffix('weight')}{part}": tensor for part, tensor in parts.items()}
+    told = {"quant_method": "fp8", "fmt": "e4m3", "scale_fmt": "ue8m0", "weight_block_size": [48, 48]}
+    _save(folder, tensors, told | {"activation_scheme": "dynamic"})
     return expected
 
 

@@ -20,6 +20,7 @@ from dsr1_tune.models.tokenizer_files import legacy_template
 from dsr1_tune.models.weights.checkpoint import Checkpoint
 from dsr1_tune.models.weights.dequantized import num_parameters as count_quantized
 from dsr1_tune.models.weights.index import COPY_AGAIN, INDEX, ONE_FILE, gist, read_json, weight_files
+from dsr1_tune.models.weights.quantized import is_scaled_otherwise
 from dsr1_tune.models.weights.stored_format import StoredFormat, quant_method
 from dsr1_tune.quant import w4a16
 
@@ -69,10 +70,12 @@ class ModelFolder:
         """The object in config.json. Raises ModelError."""
         return read_json(self.path / "config.json")
 
-    @property
+    @cached_property
     def stored_format(self) -> StoredFormat:
-        """How its weights are stored."""
-        return StoredFormat.of(self.config_json)
+        """How its weights are stored: as config.json declares, but for scales that are not called as DeepSeek-V3's."""
+        declared = StoredFormat.of(self.config_json)
+        has_weights = declared is StoredFormat.BLOCK_FP8 and any(self.path.glob("*.safetensors"))
+        return StoredFormat.FP8 if has_weights and is_scaled_otherwise(self.checkpoint) else declared
 
     @property
     def architecture(self) -> str:
@@ -144,6 +147,8 @@ class ModelFolder:
             )
         if text is not config and (quantized := getattr(config, "quantization_config", None)):
             text.quantization_config = quantized
+        if self.stored_format is StoredFormat.FP8:
+            text.quantization_config.pop("weight_block_size", None)  # which says that its scales are DeepSeek-V3's
         return text
 
     def _unknown_family(self) -> ModelError:

@@ -16,6 +16,7 @@ from dsr1_tune.export.lineage import Stage
 from dsr1_tune.export.weights.base_copy import check_copy
 from dsr1_tune.export.weights.merged import Merged, Plain, Together
 from dsr1_tune.export.weights.updates import Updates, of_adapter, of_experts, of_model
+from dsr1_tune.models.folder import ModelFolder
 from dsr1_tune.models.load import Located, locate, with_weights
 from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.ref import (
@@ -183,7 +184,7 @@ def open_base(located: Located) -> OpenBase:
     """
     folder = with_weights(located)
     config = read_json(folder / "config.json")
-    stored = StoredFormat.of(config)
+    stored = ModelFolder(folder, located.name).stored_format
     if stored not in MERGED_INTO:
         raise ModelError(
             f"{located.name}: is quantized already ({quant_method(config)})",

@@ -28,6 +28,7 @@ from dsr1_tune.errors import ModelError
 from dsr1_tune.models.weights.checkpoint import Checkpoint, Spec
 from dsr1_tune.models.weights.index import COPY_AGAIN
 from dsr1_tune.quant import scaled, words
+from dsr1_tune.quant.fp8 import SCALE
 
 NOT_READ = "give the model in 16 bits"
 _FLOAT8 = ("F8_E4M3", "F8_E5M2")
@@ -39,9 +40,10 @@ _FOR_ACTIVATIONS = tuple(
     for what in ("scale", "zero_point")
 )
 _LEFT_OVER = (
-    *(".qweight", ".qzeros", ".scales", ".g_idx", "_packed", "_blocks", "_scales", "_scale", "_scale_inv", "_scale_2"),
-    *("_zero_point", ".pre_quant_scale", ".absmax", ".SCB", ".weight_shape", ".weight_g_idx"),
+    *(".qweight", ".qzeros", ".scales", ".g_idx", "_packed", "_blocks", "_scales", "_zero_point", ".pre_quant_scale"),
+    *(".absmax", ".SCB", ".weight_shape", ".weight_g_idx"),
 )
+_LEFT_BESIDE = ("_scale", "_scale_inv", "_scale_2")  # of a weight; some layers have parameters with such names
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,21 @@ def find(checkpoint: Checkpoint, told: Mapping[str, Any]) -> dict[str, Quantized
             found[one.name] = one
     used = {part for one in found.values() for part in one.parts}
     for name in checkpoint.names:
-        if name not in used and name.endswith(_LEFT_OVER) and not is_for_activations(name):
+        if name not in used and _is_left_over(name, checkpoint) and not is_for_activations(name):
             raise ModelError(f"{name}: belongs to no quantized weight of a kind that is read here", hint=NOT_READ)
         if name not in used and checkpoint.spec(name).dtype in _FLOAT8:
             raise ModelError(f"{name}: is in float8, and nothing stored beside it says by what scale", hint=COPY_AGAIN)
     return found
+
+
+def _is_left_over(name: str, checkpoint: Checkpoint) -> bool:
+    beside = next((name.removesuffix(end) for end in _LEFT_BESIDE if name.endswith(end)), None)
+    return name.endswith(_LEFT_OVER) or (beside is not None and beside in checkpoint)
+
+
+def is_scaled_otherwise(checkpoint: Checkpoint) -> bool:
+    """Whether float8 weights have no scales under DeepSeek-V3's names: those of DeepSeek-V4 are called otherwise."""
+    return any(checkpoint.spec(name).dtype in _FLOAT8 and name + SCALE not in checkpoint for name in checkpoint.names)
 
 
 def is_for_activations(name: str) -> bool:

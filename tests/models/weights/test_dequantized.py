@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from dsr1_tune.config import Base
+from dsr1_tune.errors import ModelError
+from dsr1_tune.export.weights.source import open_base
 from dsr1_tune.models.load import load, locate
+from dsr1_tune.models.weights.checkpoint import Checkpoint
+from dsr1_tune.models.weights.layout import Layout
 from dsr1_tune.models.weights.stored_format import StoredFormat
 from tests import quantized_folders as packed
+from tests.families import save_family
 
 FORMS: dict[str, tuple[Any, dict[str, Any]]] = {
     "gptq": (packed.gptq, {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True}),
@@ -46,3 +52,18 @@ def test_the_parameters_of_a_quantized_folder_are_those_of_the_model(tiny_model:
     packed.as_published_gpt_oss(folder)
     assert ModelFolder(folder, "after").check_weights() == before
     assert locate(Base(model=str(folder))).config.model_type == "gpt_oss"
+
+
+def test_deepseek_v4_as_it_is_published_is_multiplied_out(tmp_path: Path, tiny_tokenizer: Any) -> None:
+    """Its config says what DeepSeek-V3's says; its scales are called otherwise, and its experts are in FP4."""
+    folder = save_family(tmp_path / "base", tiny_tokenizer, "deepseek_v4")
+    expected = packed.as_published_deepseek_v4(folder)
+    loaded = load(Base(model=str(folder), dtype="float32"))
+    layout = Layout.of(loaded.model, Checkpoint(folder).names)
+    state = loaded.model.state_dict()
+    for name, weight in expected.items():
+        piece = layout.pieces[name]
+        assert torch.equal(piece.of(state[piece.parameter]), weight), name
+    with pytest.raises(ModelError, match="is quantized already") as refused:
+        open_base(locate(Base(model=str(folder))))
+    assert f"dsr1-tune dequantize {folder}" in str(refused.value.hint)
