@@ -268,7 +268,8 @@ def _put_together(apart: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
     for block, module in model.named_modules():
         if not hasattr(module, "is_transposed") or not hasattr(module, "down_proj"):
             continue
-        place = re.escape(re.sub(r"^.*?(\.\d+\.)", r"\1", block))  # a larger model has other names before that
+        number = re.search(r"\.\d+\.", block)  # of the layer; around it the names on disk may be others
+        place = re.escape(number[0]) + r"(?:\w+\.)*?experts" if number else re.escape(block)
         for kind in ("weight", "bias"):
             parts = {
                 part: {int(match[1]): one for name, one in apart.items()

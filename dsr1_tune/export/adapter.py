@@ -67,14 +67,18 @@ class Names:
             name = name.removesuffix(".base_layer")
         return name if name in self.blocks else None
 
-    def parameter_of(self, block: str, num_in: int, num_out: int) -> tuple[str, int] | None:
-        """Which fused parameter takes so many inputs to so many outputs, and its number of experts."""
+    def parameter_of(self, block: str, num_in: int, num_out: int, depth: int = 0) -> tuple[str, int] | None:
+        """Which fused parameter takes so many inputs to so many outputs, and its number of experts.
+
+        Where several do, as square ones, the last of them is wrapped outermost, at depth 0.
+        """
+        found = []
         for parameter in self.blocks[block]:
             full = f"{block}.{parameter}"
             num_experts, rows, columns = self.layout.shapes[full]
             if (num_in, num_out) == ((rows, columns) if block in self.transposed else (columns, rows)):
-                return full, num_experts
-        return None
+                found.append((full, num_experts))
+        return found[max(-1 - depth, -len(found))] if found else None
 
     def on_disk(self, parameter: str) -> str:
         """The stored name of a parameter that is stored whole. Raises ModelError if there is none."""

@@ -147,7 +147,7 @@ def _unfuse_block(
 ) -> None:
     key_a, key_b = adapter.pair(module)
     spec_a, spec_b = adapter.file.spec(key_a), adapter.file.spec(key_b)
-    found = names.parameter_of(block, spec_a.shape[1], spec_b.shape[0])
+    found = names.parameter_of(block, spec_a.shape[1], spec_b.shape[0], module.count(".base_layer"))
     if found is None:
         raise ModelError(f"{module}: its factors are {spec_a.shape} and {spec_b.shape}", hint=RIGHT_BASE)
     parameter, num_experts = found

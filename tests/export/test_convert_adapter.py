@@ -29,7 +29,9 @@ from tests.families import save_family
 
 Made = Callable[..., Path]
 _FILE = "adapter_model.safetensors"
-FAMILIES = ("deepseek_v3", "qwen3_moe", "mixtral", pytest.param("deepseek_v2", marks=pytest.mark.slow))
+OTHERS = ("aria_text", "inkling2_text", "nemotron_h")
+"""Of tests/families.py."""
+FAMILIES = ("deepseek_v3", "qwen3_moe", "mixtral", "nemotron_h", pytest.param("deepseek_v2", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +45,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Calla
             folder = tmp_path_factory.mktemp(family)
             located = locate(
                 Base(
-                    model=str(
-                        (save_family if family.endswith("_text") else save_tiny)(
-                            folder / "base", tiny_tokenizer, family
-                        )
-                    )
+                    model=str((save_family if family in OTHERS else save_tiny)(folder / "base", tiny_tokenizer, family))
                 )
             )
             model = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
