@@ -266,7 +266,8 @@ def _put_together(apart: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
     """Matrices (and biases) of single experts as the model holds them: all of a layer's in one tensor."""
     found = {}
     for block, module in model.named_modules():
-        if not hasattr(module, "is_transposed") or not hasattr(module, "down_proj"):
+        is_llama4 = type(module).__name__ == "Llama4TextExperts"  # which do not say how they lie
+        if not (is_llama4 or hasattr(module, "is_transposed")) or not hasattr(module, "down_proj"):
             continue
         number = re.search(r"\.\d+\.", block)  # of the layer; around it the names on disk may be others
         place = re.escape(number[0]) + r"(?:\w+\.)*?experts" if number else re.escape(block)
@@ -279,10 +280,14 @@ def _put_together(apart: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
             stacked = {part: torch.stack([one[n] for n in range(len(one))]) for part, one in parts.items() if one}
             if "gate" in stacked:
                 gate, up = stacked.pop("gate"), stacked.pop("up")
-                both = torch.cat([gate, up], 1) if module.is_concatenated else torch.stack([gate, up], 2).flatten(1, 2)
+                both = (
+                    torch.cat([gate, up], 1)
+                    if is_llama4 or module.is_concatenated
+                    else torch.stack([gate, up], 2).flatten(1, 2)
+                )
                 stacked = {"gate_up": both, **stacked}
             for part, one in stacked.items():
-                turned = one.mT if module.is_transposed and kind == "weight" else one
+                turned = one.mT if (is_llama4 or module.is_transposed) and kind == "weight" else one
                 found[f"{block}.{part}_proj" + ("_bias" if kind == "bias" else "")] = turned
     return found
 

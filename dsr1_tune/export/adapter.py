@@ -44,6 +44,8 @@ class Names:
     """Those of the modules that hold (in, out) matrices."""
     family: str
     """Its model_type, for messages."""
+    swapped: frozenset[str] = frozenset()
+    """Those that hold (in, out) matrices, which PEFT takes for (out, in): A there is at the outputs."""
 
     @classmethod
     def of(cls, model: Any) -> Names:
@@ -58,6 +60,7 @@ class Names:
             {b.name: tuple(name for name in order[b.name] if name in b.parameters) for b in blocks},
             frozenset(b.name for b in blocks if b.module.is_transposed),
             model.config.model_type,
+            frozenset(b.name for b in blocks if b.is_transposed and not b.module.is_transposed),
         )
 
     def block_of(self, module: str) -> str | None:

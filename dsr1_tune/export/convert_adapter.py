@@ -145,6 +145,7 @@ def unfuse(adapter: Adapter, names: Names) -> Converted:
 def _unfuse_block(
     adapter: Adapter, names: Names, module: str, block: str, tensors: Tensors, scales: dict[str, Scale]
 ) -> None:
+    _refuse_swapped(names, block)
     key_a, key_b = adapter.pair(module)
     spec_a, spec_b = adapter.file.spec(key_a), adapter.file.spec(key_b)
     found = names.parameter_of(block, spec_a.shape[1], spec_b.shape[0], module.count(".base_layer"))
@@ -172,6 +173,15 @@ def _unfuse_block(
         tensors[f"{PREFIX}{stored}.lora_B.weight"] = (
             Spec(spec_b.dtype, (num_out, rank)),
             partial(_b_of, adapter.file, key_b, num_experts, piece),
+        )
+
+
+def _refuse_swapped(names: Names, block: str) -> None:
+    if block in names.swapped:
+        raise ModelError(
+            f"{names.family}: PEFT puts A at the outputs of its experts and B at their inputs, and no engine is known to "
+            "read that of single experts",
+            hint="use the adapter as it is, or merge it: dsr1-tune merge",
         )
 
 
@@ -204,6 +214,7 @@ def fuse(adapter: Adapter, names: Names) -> Converted:
     for module, parts in adapter.layers.items():
         piece = names.in_memory(f"{module}.weight")
         if piece.expert is not None:
+            _refuse_swapped(names, piece.parameter.rpartition(".")[0])
             experts.setdefault(piece.parameter, {})[piece] = module
             continue
         name = piece.parameter.removesuffix(".weight")
