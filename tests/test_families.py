@@ -40,17 +40,17 @@ def cells_of(folder: Path, *families: str) -> dict[str, dict[str, dict[str, Any]
     return json.loads(place.read_text())["families"]
 
 
-def check(cells: dict[str, dict[str, Any]]) -> None:
+def check(cells: dict[str, dict[str, Any]], *refused: str) -> None:
     assert {name: cell["said"] for name, cell in cells.items() if cell["state"] == "failed"} == {}
     works = {name for name, cell in cells.items() if cell["state"] == "works"}
-    assert works >= set(WANTED)
+    assert works == set(WANTED) - set(refused)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_families_go_through_the_main_commands(tmp_path: Path, kind: str) -> None:
-    for cells in cells_of(tmp_path, *FAMILIES[kind]).values():
-        check(cells)
+    for family, cells in cells_of(tmp_path, *FAMILIES[kind]).items():
+        check(cells, *(["convert-adapter", "convert-back"] if family == "llama4" else []))
 
 
 @pytest.mark.slow

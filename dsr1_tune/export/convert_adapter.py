@@ -179,8 +179,8 @@ def _unfuse_block(
 def _refuse_swapped(names: Names, block: str) -> None:
     if block in names.swapped:
         raise ModelError(
-            f"{names.family}: PEFT puts A at the outputs of its experts and B at their inputs, and no engine is known to "
-            "read that of single experts",
+            f"{names.family}: PEFT puts A at the outputs of its experts and B at their inputs, and no engine is "
+            "known to read that of single experts",
             hint="use the adapter as it is, or merge it: dsr1-tune merge",
         )
 
