@@ -180,6 +180,8 @@ def as_published_deepseek_v4(folder: Path) -> dict[str, Tensor]:
         tensors |= {f"{name.removesuffix('weight')}{part}": tensor for part, tensor in parts.items()}
     told = {"quant_method": "fp8", "fmt": "e4m3", "scale_fmt": "ue8m0", "weight_block_size": [48, 48]}
     _save(folder, tensors, told | {"activation_scheme": "dynamic"})
+    tree = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(tree | {"expert_dtype": "fp4"}))
     return expected
 
 

@@ -21,8 +21,10 @@ from dsr1_tune.models import hub
 from dsr1_tune.models.folder import EXAMPLE, ModelFolder
 from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.ref import Folder, Hub, ModelRef
-from dsr1_tune.models.weights.checkpoint import NAMES, write_weights
+from dsr1_tune.models.weights.apart import as_transformers_stores
+from dsr1_tune.models.weights.checkpoint import NAMES, Weights, write_weights
 from dsr1_tune.models.weights.dequantized import TOLD_BESIDE, Dequantized
+from dsr1_tune.models.weights.index import weight_files
 from dsr1_tune.models.weights.layout import Layout
 from dsr1_tune.models.weights.quantized import forms
 from dsr1_tune.runs.console import Narrator, quiet_libraries
@@ -31,7 +33,9 @@ from dsr1_tune.text.amount import amount
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # The model card stays: what it says of the model's origin and licence is true of the copy.
 _NOT_COPIED = OURS - {"README.md"} | {*TOLD_BESIDE}
-_ENTRIES = ("quantization_config", "compression_config")
+_BESIDE = ("README*", "LICENSE*", "*.tiktoken")
+"""What else of a model on the Hub is kept."""
+_ENTRIES = ("quantization_config", "compression_config", "expert_dtype")
 
 
 def run(source: Path | str, out: Path, dtype: str | None = None, console: Console | None = None) -> Path:
@@ -55,15 +59,16 @@ def run(source: Path | str, out: Path, dtype: str | None = None, console: Consol
         model = _without_weights(ModelFolder(part, str(source)), narrator)
         shapes = {name: tuple(tensor.shape) for name, tensor in _state(model).items()}
         weights = Dequantized(folder, number, shapes)
-        if model is not None:
-            Layout.of(model, names_of(weights))  # a copy that no one could load is refused before it is written
+        copy: Weights = weights
+        if model is not None:  # a copy that no one could load is refused before it is written
+            copy = as_transformers_stores(weights, Layout.of(model, names_of(weights)))
         narrator.say(
             f"{amount(len(weights.quantized), 'weight')} of {len(names_of(weights)):,} are stored in "
             f"{forms(weights.quantized.values())}; as {str(number).removeprefix('torch.')} all take "
             f"{num_bytes(weights) / 2**30:,.1f} GiB in place of {weights.checkpoint.num_bytes / 2**30:,.1f}."
         )
-        with counted(narrator, weights) as advance:
-            write_weights(weights, part, advance, num_threads=torch.get_num_threads())
+        with counted(narrator, copy) as advance:
+            write_weights(copy, part, advance, num_threads=torch.get_num_threads())
         facts: dict[str, Any] = {
             "from": str(folder.absolute()),
             "was": forms(weights.quantized.values()),
@@ -78,7 +83,8 @@ def _find(source: Path | str) -> tuple[Path, str | None]:
     """The folder, and the commit of a model on the Hub, which is downloaded."""
     ref = ModelRef.resolve(source)
     if isinstance(ref, Hub):
-        return hub.fetch(ref.name, None, (*hub.DESCRIPTIVE, "*.safetensors"))
+        folder, revision = hub.fetch(ref.name)
+        return hub.fetch(ref.name, revision, (*hub.DESCRIPTIVE, *_BESIDE, *weight_files(folder)))
     if isinstance(ref, Folder):
         return ref.path, None
     raise ModelError(f"{source}: is no folder of a model in safetensors", hint=f"give {EXAMPLE}")

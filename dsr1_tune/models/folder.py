@@ -74,8 +74,9 @@ class ModelFolder:
     def stored_format(self) -> StoredFormat:
         """How its weights are stored: as config.json declares, but for scales that are not called as DeepSeek-V3's."""
         declared = StoredFormat.of(self.config_json)
-        has_weights = declared is StoredFormat.BLOCK_FP8 and any(self.path.glob("*.safetensors"))
-        return StoredFormat.FP8 if has_weights and is_scaled_otherwise(self.checkpoint) else declared
+        if declared is StoredFormat.BLOCK_FP8 and all((self.path / file).is_file() for file in self.weight_files):
+            return StoredFormat.FP8 if is_scaled_otherwise(self.checkpoint) else declared
+        return declared
 
     @property
     def architecture(self) -> str:
@@ -147,9 +148,13 @@ class ModelFolder:
             )
         if text is not config and (quantized := getattr(config, "quantization_config", None)):
             text.quantization_config = quantized
-        if self.stored_format is StoredFormat.FP8:
-            text.quantization_config.pop("weight_block_size", None)  # which says that its scales are DeepSeek-V3's
+        self.correct(text)
         return text
+
+    def correct(self, config: Any) -> None:
+        """Have a config say how the weights are stored, which are known only once all of them are there."""
+        if self.stored_format is StoredFormat.FP8:
+            config.quantization_config.pop("weight_block_size", None)  # which says that its scales are DeepSeek-V3's
 
     def _unknown_family(self) -> ModelError:
         """Of a model whose family transformers has no code for."""

@@ -165,6 +165,7 @@ def _read_model(
     from dsr1_tune.models.weights.load_nf4 import Nf4Config
 
     config = deepcopy(located.config)
+    ModelFolder(folder, located.name).correct(config)
     settings: dict[str, Any] = {"config": config, "dtype": dtype, "device_map": {"": device}}
     settings |= {"trust_remote_code": False, "ignore_mismatched_sizes": True, "output_loading_info": True}
     settings["key_mapping"] = _IN_LARGER

@@ -7,6 +7,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, NoReturn
 
 from dsr1_tune.config import Base
@@ -36,7 +37,7 @@ def beside(name: Path | str, label: str) -> Path:
 
 def copy_command(name: Path | str) -> str:
     """The command that makes a 16-bit copy of a quantized model."""
-    return f"dsr1-tune dequantize {name} --out {beside(name, 'bf16')}"
+    return f"dsr1-tune dequantize {quote(str(name))} --out {quote(str(beside(name, 'bf16')))}"
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def block_of(
 ) -> tuple[int, int] | None:
     """How many (rows, cols) of a weight share a scale; None where scales of that shape do not go with it.
 
-    The last blocks may overhang if they are of the given `block_size`.
+    The last blocks may overhang if they are of the given `block_size`; without one their sides are powers of two.
     """
     rows, cols = shape[-2:]
     full = full_shape(scale, len(shape))
@@ -58,7 +58,10 @@ def block_of(
         return block_size
     if not num_rows or not num_cols or rows % num_rows or cols % num_cols:
         return None
-    return rows // num_rows, cols // num_cols
+    high, wide = rows // num_rows, cols // num_cols
+    # With blocks in both directions the last may overhang, so that another size than the true one divides.
+    is_sure = 1 in (num_rows, num_cols, high, wide) or (high & high - 1 == 0 and wide & wide - 1 == 0)
+    return (high, wide) if is_sure else None
 
 
 def full_shape(scale: tuple[int, ...], num_dims: int) -> tuple[int, ...]:

@@ -14,7 +14,8 @@ from torch import Tensor
 from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError, RunError
 from dsr1_tune.export.dequantize import run
-from dsr1_tune.models.load import load
+from dsr1_tune.export.weights.base_copy import check_copy
+from dsr1_tune.models.load import load, locate
 from tests import quantized_folders as packed
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
@@ -131,12 +132,16 @@ def test_numbers_read_as_the_other_kind_are_others(tiny_model: Any, tmp_path: Pa
     assert not any(torch.equal(written[name], weight.bfloat16()) for name, weight in expected.items())
 
 
-@pytest.mark.parametrize("to", ["nf4", "int8", "fp8", "w4a16"])
-def test_what_quantize_wrote_comes_back_as_it_is_loaded(to: str, tiny_base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("to", "family"),
+    [(to, "deepseek_v3") for to in ("nf4", "int8", "fp8", "w4a16")] + [("fp8", "gpt_oss"), ("w4a16", "gpt_oss")],
+)
+def test_what_quantize_wrote_comes_back_as_it_is_loaded(to: str, family: str, tiny_model: Any, tmp_path: Path) -> None:
     from dsr1_tune.config.export import Quantize
     from dsr1_tune.export.quantize import run as quantize
 
-    folder = quantize(tiny_base, tmp_path / to, Quantize(to=to, all=True))
+    base = tiny_model(family)
+    folder = quantize(base, tmp_path / to, Quantize(to=to, all=True))
     copy = run(folder, tmp_path / "copy", "float32")
     ids = torch.arange(2, 40)[None]
     with torch.no_grad():
@@ -144,6 +149,8 @@ def test_what_quantize_wrote_comes_back_as_it_is_loaded(to: str, tiny_base: Path
             load(Base(model=str(one), dtype="float32")).model(input_ids=ids).logits for one in (folder, copy)
         )
     assert (theirs - ours).abs().max() < 1e-4 * theirs.abs().max()
+    assert set(load_file(copy / "model.safetensors")) == set(load_file(base / "model.safetensors"))
+    check_copy(*(locate(Base(model=str(one))) for one in (folder, copy)), lambda line: None)
     assert [stage["name"] for stage in json.loads((copy / "lineage.json").read_text())["stages"]][-2:] == [
         "quantize",
         "dequantize",

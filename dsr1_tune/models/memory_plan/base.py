@@ -74,9 +74,14 @@ class PlannedBase:
         return any(piece in name for name in self.model.state_dict() for piece in pieces)
 
     @property
+    def is_read_through(self) -> bool:
+        """Whether each tensor is multiplied out of what is read for it alone: no page of a file stays mapped."""
+        return self.stored not in _BYTES or self.stored == "nf4"
+
+    @property
     def stored_bytes(self) -> int:
         """About what its files take."""
-        return round(self.num_parameters * _BYTES[self.stored])
+        return round(self.num_parameters * (_BYTES.get(self.stored) or StoredFormat(self.stored).bytes_per_weight or 2))
 
 
 def describe(base: Base) -> PlannedBase:
@@ -98,8 +103,9 @@ def describe(base: Base) -> PlannedBase:
 
 
 def _stored(files: ModelFolder, config: Any) -> str:
-    if files.stored_format in (StoredFormat.BLOCK_FP8, StoredFormat.NF4):
-        return files.stored_format.value
+    stored = files.stored_format
+    if stored in (StoredFormat.BLOCK_FP8, StoredFormat.NF4, StoredFormat.W4A16) or stored.is_multiplied_out:
+        return stored.value
     declared = files.config_json
     kind = str(declared.get("dtype") or declared.get("torch_dtype") or getattr(config, "dtype", None) or "bfloat16")
     kind = kind.removeprefix("torch.")

@@ -331,7 +331,7 @@ def _mapped(base: PlannedBase, method: Method, dtype: torch.dtype) -> tuple[int,
     A tensor that is taken as it is stored is its pages; one that is cast, quantized or put together is a copy of them,
     and the pages stay as long as any tensor of the file is taken as it is.
     """
-    if base.stored == "nf4":
+    if base.is_read_through:
         return 0, 0
     is_as_stored = dtype_named(base.stored) == dtype and base.stored != "block-FP8"
     # transformers keeps some tensors, such as DeepSeek-V3's balancing bias, in float32 whatever the others become.

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from dsr1_tune.models.weights.checkpoint import Spec, Weights
+from dsr1_tune.models.weights.checkpoint import Spec, Stored, Weights
 from dsr1_tune.models.weights.converted import Converted, LazyTensor
 from dsr1_tune.models.weights.layout import Fused, Layout, Piece
 
@@ -48,6 +48,41 @@ class Apart(Converted):
     def exact(self, name: str) -> Tensor:
         """The tensor before it is rounded to what its spec says, where the weights that it is made of have that."""
         return self._exactly.read(name).contiguous() if self._exactly else self.read(name)
+
+
+class PutTogether:
+    """`weights` with the experts that are stored one by one as transformers stores them; see checkpoint.Weights."""
+
+    def __init__(self, weights: Weights, layout: Layout) -> None:
+        self._weights, self._layout = weights, layout
+        self._made = {one.piece.stored: one for one in layout.apart}
+        instead = {matrix.stored: name for name, one in self._made.items() for matrix in one.matrices[:1]}
+        gone = {matrix.stored for one in self._made.values() for matrix in one.matrices[1:]}
+        self.shards = {
+            file: kept
+            for file, names in weights.shards.items()
+            if (kept := tuple(instead.get(name, name) for name in names if name not in gone))
+        }
+
+    def spec(self, name: str) -> Spec:
+        """Number format and shape; raises KeyError for an unknown name."""
+        if (one := self._made.get(name)) is None:
+            return self._weights.spec(name)
+        return Spec(self._weights.spec(one.matrices[0].stored).dtype, stored_shape(one, self._layout))
+
+    def stored(self, name: str) -> Stored | None:
+        """Where its bytes are, unless it is put together."""
+        return None if name in self._made else self._weights.stored(name)
+
+    def read(self, name: str) -> Tensor:
+        """The tensor."""
+        one = self._made.get(name)
+        return self._weights.read(name) if one is None else assembled(one, self._layout, self._weights.read)
+
+
+def as_transformers_stores(weights: Weights, layout: Layout) -> Weights:
+    """The weights, with experts that are stored one by one put together where transformers stores them so."""
+    return PutTogether(weights, layout) if layout.apart else weights
 
 
 def put_together(weights: Mapping[str, LazyTensor], layout: Layout) -> dict[str, LazyTensor]:

@@ -9,8 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from dsr1_tune.errors import ModelError
 from dsr1_tune.models.weights import bnb_layout
 from dsr1_tune.models.weights.checkpoint import DTYPES, Checkpoint, Spec, Stored, Weights
+from dsr1_tune.models.weights.index import COPY_AGAIN
+from dsr1_tune.models.weights.quantized import FLOAT8
 from dsr1_tune.quant import fp8, w4a16
 
 
@@ -114,6 +117,8 @@ def open_fp8(checkpoint: Checkpoint, block_size: tuple[int, int]) -> dict[str, L
     def scaled(name: str) -> LazyTensor:
         scale = name + fp8.SCALE
         if scale not in checkpoint:
+            if checkpoint.spec(name).dtype in FLOAT8:
+                raise ModelError(f"{name}: is in float8, and no {scale} is stored beside it", hint=COPY_AGAIN)
             return LazyTensor.as_stored(checkpoint, name)
         spec = Spec("F32", checkpoint.spec(name).shape)
         return LazyTensor(spec, lambda: fp8.dequantize(checkpoint.read(name), checkpoint.read(scale), block_size))

@@ -16,13 +16,13 @@ from dsr1_tune.models.weights.checkpoint import DTYPES, NAMES, Checkpoint, Spec,
 from dsr1_tune.models.weights.converted import LazyTensor
 from dsr1_tune.models.weights.index import ONE_FILE, read_json
 from dsr1_tune.models.weights.quantized import NOT_READ, Quantized, find, is_for_activations
-from dsr1_tune.models.weights.stored_format import StoredFormat
+from dsr1_tune.models.weights.stored_format import StoredFormat, quantization
 from dsr1_tune.quant import nf4
 
 SHARD_BYTES = 5_000_000_000
 TOLD_BESIDE = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 """Where GPTQ's, AWQ's and ModelOpt's tools say what others write into config.json."""
-_WIDE = ("F16", "BF16")
+WIDE = ("F16", "BF16")
 
 
 class Dequantized:
@@ -38,7 +38,7 @@ class Dequantized:
         if not self.quantized:
             raise ModelError(
                 f"{folder}: none of its weights is quantized in a way that is read here",
-                hint="use it as it is if it is in 16 or 32 bits already",
+                hint="if it is in 16 or 32 bits already, take any quantization_config out of its config.json",
             )
         parts = {part for one in self.quantized.values() for part in one.parts}
         begins = {one.parts[0]: one.name for one in self.quantized.values()}
@@ -55,7 +55,7 @@ class Dequantized:
         if one := self.quantized.get(name):
             return Spec(NAMES[self.dtype], one.shape)
         spec = self.checkpoint.spec(name)
-        return Spec(NAMES[self.dtype], spec.shape) if spec.dtype in _WIDE else spec
+        return Spec(NAMES[self.dtype], spec.shape) if spec.dtype in WIDE else spec
 
     def stored(self, name: str) -> Stored | None:
         """Where its bytes are, if it stays as it is."""
@@ -63,17 +63,14 @@ class Dequantized:
         return self.checkpoint.stored(name) if stays else None
 
     def read(self, name: str) -> Tensor:
-        """The tensor as its spec says."""
-        return self.read_as(name, DTYPES[self.spec(name).dtype])
-
-    def read_as(self, name: str, dtype: torch.dtype) -> Tensor:
-        """The tensor in a number format. Raises ModelError, naming it, where that cannot hold it."""
+        """The tensor as its spec says. Raises ModelError, naming it, where that number format cannot hold it."""
+        dtype = DTYPES[self.spec(name).dtype]
         if one := self.quantized.get(name):
             return one.read(dtype)
         stored = self.checkpoint.read(name)
         tensor = stored.to(dtype)
         if tensor.dtype != stored.dtype and not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"{name}: does not fit into {NAMES[tensor.dtype]}", hint="give --dtype bfloat16")
+            raise ModelError(f"{name}: does not fit into {NAMES[tensor.dtype]}", hint="choose bfloat16")
         return tensor
 
 
@@ -92,15 +89,11 @@ def num_parameters(folder: Path) -> int:
 def told(folder: Path) -> dict[str, Any]:
     """How its weights are quantized, as the folder says; {} where it says nothing."""
     config = read_json(folder / "config.json")
-    text = config.get("text_config")
     beside = next((read_json(folder / name) for name in TOLD_BESIDE if (folder / name).is_file()), {})
     nested = beside.get("quantization")
-    for said in (
-        config.get("quantization_config"),
-        text.get("quantization_config") if isinstance(text, dict) else None,
-    ):
-        if isinstance(said, dict) and said:
-            return said
+    said = quantization(config)
+    if isinstance(said, dict) and said:
+        return said
     return nested if isinstance(nested, dict) else beside
 
 

@@ -31,7 +31,7 @@ from dsr1_tune.quant import scaled, words
 from dsr1_tune.quant.fp8 import SCALE
 
 NOT_READ = "give the model in 16 bits"
-_FLOAT8 = ("F8_E4M3", "F8_E5M2")
+FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _SCALES = ("_scale_inv", "_scale")
 # What engines scale activations and caches with: weights in 16 bits have no use for it.
 _FOR_ACTIVATIONS = tuple(
@@ -64,7 +64,7 @@ class Quantized:
         """The weight in a number format. Raises ModelError, naming it, where that cannot hold it."""
         weight = self.make(dtype)
         if not bool(torch.isfinite(weight).all()):
-            why = "; float16 may be too narrow for it: --dtype bfloat16" if dtype == torch.float16 else ""
+            why = "; float16 may be too narrow for it, where bfloat16 is not" if dtype == torch.float16 else ""
             raise ModelError(f"{self.name}: comes out as numbers that are infinite or none", hint=COPY_AGAIN + why)
         return weight
 
@@ -85,7 +85,7 @@ def find(checkpoint: Checkpoint, told: Mapping[str, Any]) -> dict[str, Quantized
     for name in checkpoint.names:
         if name not in used and _is_left_over(name, checkpoint) and not is_for_activations(name):
             raise ModelError(f"{name}: belongs to no quantized weight of a kind that is read here", hint=NOT_READ)
-        if name not in used and checkpoint.spec(name).dtype in _FLOAT8:
+        if name not in used and checkpoint.spec(name).dtype in FLOAT8:
             raise ModelError(f"{name}: is in float8, and nothing stored beside it says by what scale", hint=COPY_AGAIN)
     return found
 
@@ -97,7 +97,7 @@ def _is_left_over(name: str, checkpoint: Checkpoint) -> bool:
 
 def is_scaled_otherwise(checkpoint: Checkpoint) -> bool:
     """Whether float8 weights have no scales under DeepSeek-V3's names: those of DeepSeek-V4 are called otherwise."""
-    return any(checkpoint.spec(name).dtype in _FLOAT8 and name + SCALE not in checkpoint for name in checkpoint.names)
+    return any(checkpoint.spec(name).dtype in FLOAT8 and name + SCALE not in checkpoint for name in checkpoint.names)
 
 
 def is_for_activations(name: str) -> bool:
@@ -133,7 +133,7 @@ def _quantized(name: str, checkpoint: Checkpoint, told: Mapping[str, Any]) -> Qu
         return made(name, checkpoint)
     if name.endswith("_blocks") and f"{name.removesuffix('_blocks')}_scales" in checkpoint:
         return _gpt_oss(name, checkpoint)
-    if stored.dtype in (*_FLOAT8, "I8", "U8"):
+    if stored.dtype in (*FLOAT8, "I8", "U8"):
         return _scaled(name, checkpoint, told)
     return None
 

@@ -43,7 +43,7 @@ class StoredFormat(Enum):
     @classmethod
     def of(cls, config: Any) -> StoredFormat:
         """The format that a config (config.json's object, or transformers' config) declares."""
-        stored_as = _quantization(config)
+        stored_as = quantization(config)
         if not stored_as:
             return cls.PLAIN
         method = quant_method(config)
@@ -104,11 +104,14 @@ _BY_NAME = {
 
 def quant_method(config: Any) -> str:
     """What a config's `quantization_config` calls its method; "unknown" where it does not say."""
-    stored_as = _quantization(config)
+    stored_as = quantization(config)
     return str(stored_as.get("quant_method", "unknown")) if isinstance(stored_as, Mapping) else "unknown"
 
 
-def _quantization(config: Any) -> Any:
+def quantization(config: Any) -> Any:
+    """What a config, or that of its text model, says of how its weights are quantized; None where it says nothing."""
     if isinstance(config, Mapping):
-        return config.get("quantization_config")
+        text = config.get("text_config")
+        inside = text.get("quantization_config") if isinstance(text, Mapping) else None
+        return config.get("quantization_config") or inside
     return getattr(config, "quantization_config", None)

@@ -17,14 +17,15 @@ FORMATS: list[tuple[Any, StoredFormat]] = [
     (None, StoredFormat.PLAIN),
     ({}, StoredFormat.PLAIN),
     ({"quant_method": "fp8", "weight_block_size": [128, 128]}, StoredFormat.BLOCK_FP8),
-    ({"quant_method": "fp8"}, StoredFormat.UNKNOWN),
+    ({"quant_method": "fp8"}, StoredFormat.FP8),
     ({"quant_method": "dsr1_nf4"}, StoredFormat.NF4),
     ({"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "nf4"}, StoredFormat.BNB_NF4),
     ({"quant_method": "bitsandbytes", "bnb_4bit_quant_type": "fp4"}, StoredFormat.UNKNOWN),
     ({"quant_method": "bitsandbytes", "load_in_8bit": True}, StoredFormat.BNB_INT8),
     (W4A16, StoredFormat.W4A16),
-    ({**W4A16, "format": "int-quantized"}, StoredFormat.UNKNOWN),
-    ({"quant_method": "gptq"}, StoredFormat.UNKNOWN),
+    ({**W4A16, "format": "int-quantized"}, StoredFormat.COMPRESSED),
+    ({"quant_method": "gptq"}, StoredFormat.GPTQ),
+    ({"quant_method": "auto-round"}, StoredFormat.UNKNOWN),
     (["of no known form"], StoredFormat.UNKNOWN),
 ]
 
