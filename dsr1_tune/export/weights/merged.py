@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dsr1_tune.errors import ModelError
 from dsr1_tune.export.weights.updates import Updates
-from dsr1_tune.models.weights.apart import assembled, stored_shape
+from dsr1_tune.models.weights.apart import assembled, shards_together, stored_shape
 from dsr1_tune.models.weights.checkpoint import DTYPES, Checkpoint, Spec, Stored, Weights
 from dsr1_tune.models.weights.index import COPY_AGAIN
 from dsr1_tune.models.weights.layout import Layout
@@ -70,13 +70,7 @@ class Together(Plain):
         super().__init__(base, block_size)
         self._layout = layout
         self._made = {one.piece.stored: one for one in layout.apart}
-        instead = {matrix.stored: name for name, one in self._made.items() for matrix in one.matrices[:1]}
-        gone = {matrix.stored for one in self._made.values() for matrix in one.matrices[1:]}
-        self.shards = {
-            file: kept
-            for file, names in self.shards.items()
-            if (kept := tuple(instead.get(name, name) for name in names if name not in gone))
-        }
+        self.shards = shards_together(self.shards, layout)
 
     def __contains__(self, name: object) -> bool:
         return name in self._made or name in self.base

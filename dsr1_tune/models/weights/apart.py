@@ -56,13 +56,7 @@ class PutTogether:
     def __init__(self, weights: Weights, layout: Layout) -> None:
         self._weights, self._layout = weights, layout
         self._made = {one.piece.stored: one for one in layout.apart}
-        instead = {matrix.stored: name for name, one in self._made.items() for matrix in one.matrices[:1]}
-        gone = {matrix.stored for one in self._made.values() for matrix in one.matrices[1:]}
-        self.shards = {
-            file: kept
-            for file, names in weights.shards.items()
-            if (kept := tuple(instead.get(name, name) for name in names if name not in gone))
-        }
+        self.shards = shards_together(weights.shards, layout)
 
     def spec(self, name: str) -> Spec:
         """Number format and shape; raises KeyError for an unknown name."""
@@ -78,6 +72,17 @@ class PutTogether:
         """The tensor."""
         one = self._made.get(name)
         return self._weights.read(name) if one is None else assembled(one, self._layout, self._weights.read)
+
+
+def shards_together(shards: Mapping[str, tuple[str, ...]], layout: Layout) -> dict[str, tuple[str, ...]]:
+    """The names in each file, with a layer's experts where the first of their matrices is."""
+    instead = {one.matrices[0].stored: one.piece.stored for one in layout.apart}
+    gone = {matrix.stored for one in layout.apart for matrix in one.matrices[1:]}
+    return {
+        file: kept
+        for file, names in shards.items()
+        if (kept := tuple(instead.get(name, name) for name in names if name not in gone))
+    }
 
 
 def as_transformers_stores(weights: Weights, layout: Layout) -> Weights:

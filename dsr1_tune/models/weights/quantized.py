@@ -295,10 +295,7 @@ def _scaled(name: str, checkpoint: Checkpoint, told: Mapping[str, Any]) -> Quant
 
 def _block_size(told: Mapping[str, Any]) -> tuple[int, int] | None:
     """Rows and columns of a block, where the config says so: under a name of its own, or compressed-tensors'."""
-    groups = told.get("config_groups")
-    weights = (
-        [one.get("weights") for one in groups.values() if isinstance(one, dict)] if isinstance(groups, dict) else []
-    )
+    weights = [group.get("weights") for group in _groups(told)]
     named = [told.get("weight_block_size"), *(one.get("block_structure") for one in weights if isinstance(one, dict))]
     size = next((one for one in named if isinstance(one, (list, tuple)) and len(one) == 2), None)
     return (int(size[0]), int(size[1])) if size else None
