@@ -376,8 +376,9 @@ class Parallel(ConfigSection):
 
     processes: Count = 1
     """World size: processes to start on this machine, one per GPU; `accelerate launch` starts them itself."""
-    strategy: Literal["ddp", "fsdp2", "zero3"] = "ddp"
-    """ddp replicates the model in every process; fsdp2 and zero3 shard its weights."""
+    strategy: Literal["ddp", "fsdp2", "zero3", "experts"] = "ddp"
+    """ddp replicates the model in every process; fsdp2 and zero3 shard its weights; experts (expert parallelism) gives
+    every process a part of each layer's routed experts, to which tokens travel, and replicates the rest."""
     powersgd_rank: Annotated[int, Field(ge=0)] = 0
     """Gradient compression with ddp: rank of PowerSGD's products (arXiv 1905.13727); 0 sends gradients whole."""
 

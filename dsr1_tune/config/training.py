@@ -76,8 +76,8 @@ class QloraRun(LoraRun):
             )
         if self.adapter.dora:
             raise ValueError("adapter.dora needs the norms of the base weights, which qlora holds in 4 bits; use lora")
-        if self.parallel.strategy != "ddp":
-            raise ValueError(f"qlora's 4-bit weights cannot be shared out by {self.parallel.strategy}; use ddp")
+        if self.parallel.strategy not in ("ddp", "experts"):
+            raise ValueError(f"qlora's 4-bit weights cannot be shared out by {self.parallel.strategy}; use experts")
 
 
 class Train(ConfigSection):
@@ -105,6 +105,8 @@ class FullRun(TuneRun):
     def _check(self) -> None:
         super()._check()
         refuse_float16(self.base)
+        if self.parallel.strategy == "experts":
+            raise ValueError("parallel.strategy=experts shares out frozen experts, which full trains; use fsdp2")
 
 
 def refuse_float16(base: Base) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeGuard
 
 from torch import Tensor, nn
 
+from dsr1_tune.moe.expert_shard import shard_of
 from dsr1_tune.moe.llama4 import Llama4Experts
 from dsr1_tune.quant.nf4 import Nf4Linear
 
@@ -53,8 +54,9 @@ class ExpertBlock:
 
     @property
     def num_experts(self) -> int:
-        """E, the number of routed experts."""
-        return int(self.module.down_proj.shape[0])
+        """E, the number of the layer's routed experts, in all processes together."""
+        shard = shard_of(self.module)
+        return shard.num_experts if shard else int(self.module.down_proj.shape[0])
 
     @property
     def parameters(self) -> tuple[str, ...]:
