@@ -38,7 +38,7 @@ class Dequantized:
         if not self.quantized:
             raise ModelError(
                 f"{folder}: none of its weights is quantized in a way that is read here",
-                hint="if they are in 16 or 32 bits, take quantization_config out of its config.json and use it as it is",
+                hint="in 16 or 32 bits take quantization_config out of its config.json, and use it as it is",
             )
         parts = {part for one in self.quantized.values() for part in one.parts}
         begins = {one.parts[0]: one.name for one in self.quantized.values()}
