@@ -130,7 +130,7 @@ class Checkpoint:
         return read_stored(*self._found[name])
 
     def part(self, rows: Mapping[str, range | None]) -> Checkpoint:
-        """Of the same files the tensors named alone, each whole or those of its rows (of dimension 0) that are given."""
+        """Of the same files the tensors named alone, each whole or those of its rows (dimension 0) that are given."""
         found = copy(self)
         found._found = {name: _of_rows(*self._found[name], rows[name]) for name in self._found if name in rows}
         found.shards = {file: tuple(n for n in names if n in rows) for file, names in self.shards.items()}

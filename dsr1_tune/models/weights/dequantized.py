@@ -81,9 +81,7 @@ class Dequantized:
         return tensor
 
 
-def open_quantized(
-    folder: Path, dtype: torch.dtype, checkpoint: Checkpoint | None = None
-) -> dict[str, LazyTensor]:
+def open_quantized(folder: Path, dtype: torch.dtype, checkpoint: Checkpoint | None = None) -> dict[str, LazyTensor]:
     """Every weight of a folder that others have quantized by its name, in `dtype` where it is quantized.
 
     A `checkpoint` may be a part of the folder's.
