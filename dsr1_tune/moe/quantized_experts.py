@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from dsr1_tune.errors import ModelError
 from dsr1_tune.moe.anatomy import PARTS, Anatomy, Part, find_experts, find_linears
-from dsr1_tune.moe.expert_lora import apply_experts, is_known_layout
+from dsr1_tune.moe.expert_lora import is_known_layout, plain_experts
 from dsr1_tune.moe.known import check_known
 from dsr1_tune.moe.llama4 import adopt, compute_by
 from dsr1_tune.moe.past import read_past
@@ -36,13 +36,8 @@ HELD_WHOLE: set[Part] = {"router", "embeddings", "norms"}
 _MAX_ERROR = 0.5
 
 
-def _experts_in_nf4(experts: nn.Module, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
-    """The forward of fused experts held in NF4, without an update on them."""
-    return apply_experts(experts, x_TD, index_TK, weight_TK, {})
-
-
-ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, _experts_in_nf4)
-ALL_EXPERTS_FUNCTIONS.register("int8", _experts_in_nf4)  # held the same way
+ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, plain_experts)
+ALL_EXPERTS_FUNCTIONS.register("int8", plain_experts)  # held the same way
 
 
 def weights_to_hold(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:

@@ -31,6 +31,7 @@ from dsr1_tune.moe.anatomy import PARTS, Anatomy, Part, find_experts, find_linea
 from dsr1_tune.moe.expert_lora import use_grouped_products
 from dsr1_tune.moe.routing import check_routers, open_routers
 from dsr1_tune.moe.selected_experts import ChosenLora, are_chosen_rows
+from dsr1_tune.moe.shared_factors import sharing_factors
 
 # PEFT rewrites these module names to the fused experts of a mixture of experts, wherever they stand, full names and
 # regular expressions too; a linear layer of such a name is reached through its weight, which PEFT takes as it is.
@@ -58,7 +59,7 @@ def add_lora(model: nn.Module, adapter: Adapter, router: Router = _FROZEN) -> Pe
         use_dora=adapter.dora,
         modules_to_save=_router_names(model) if router.mode != "frozen" else None,
     )
-    with quiet_patterns():
+    with quiet_patterns(), sharing_factors():
         peft_model = get_peft_model(model, config)
     use_grouped_products(peft_model)
     open_routers(peft_model, router.mode)
