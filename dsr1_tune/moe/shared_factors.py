@@ -70,6 +70,15 @@ def find_shared(model: nn.Module) -> list[SharedFactor]:
     return found
 
 
+def shards_by_parameter(model: nn.Module) -> dict[int, ExpertShard]:
+    """Of every parameter that is shared out, by its id, which experts of it are held here."""
+    found = {id(factor.parameter): factor.shard for factor in find_shared(model)}
+    for module in model.modules():
+        if shard := shard_of(module):
+            found |= {id(parameter): shard for parameter in module.parameters(recurse=False)}
+    return found
+
+
 @contextmanager
 def sharing_factors() -> Iterator[None]:
     """While PEFT puts LoRA on experts that are shared out: drawn for all experts as one process would, then cut.
