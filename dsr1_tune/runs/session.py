@@ -302,7 +302,8 @@ class Session(Generic[Run]):
         together = ", each process with its own experts" if self.shares_experts else ""
         self.facts |= {"dtype": str(dtype).removeprefix("torch."), "reloaded_loss": loss}
         self.narrator.say(
-            f"Loaded afresh{how}{together}, what was saved gives the loss {loss:.4f} (difference {abs(loss - after.loss):.1e})."
+            f"Loaded afresh{how}{together}, what was saved gives the loss {loss:.4f} "
+            f"(difference {abs(loss - after.loss):.1e})."
         )
 
     def _for_any(self, flag: bool) -> bool:
