@@ -1,4 +1,4 @@
-"""Several processes that share a layer's experts out, for tests: started quickly, and models cut from whole ones."""
+"""Several processes that share a layer's experts out, for tests: started quickly, and layers cut from whole ones."""
 
 from __future__ import annotations
 
@@ -16,11 +16,8 @@ from torch import distributed, nn
 from dsr1_tune.moe.anatomy import find_experts
 from dsr1_tune.moe.expert_lora import BY_ROWS
 from dsr1_tune.moe.expert_shard import ExpertParallel, ExpertShard, mark_sharded
-from dsr1_tune.moe.llama4 import compute_by
-from dsr1_tune.quant.nf4 import is_held, renew_placeholder
 
 _TIMEOUT = 240
-_PARTS = ("packed", "absmax", "scale", "offset", "error")
 
 
 def in_processes(function: Callable[..., Any], number: int, folder: Path, *args: Any) -> list[Any]:
@@ -53,25 +50,13 @@ def _join(function: Callable[..., Any], parallel: ExpertParallel, port: int, fil
     distributed.destroy_process_group()
 
 
-def share_out(model: nn.Module, parallel: ExpertParallel) -> None:
-    """Leave of a whole model's experts those that this process is to hold."""
-    for block in find_experts(model):
-        module = block.module
-        shard = ExpertShard(block.num_experts, parallel)
-        mine, held = slice(shard.mine.start, shard.mine.stop), []
+def share_out(layer: nn.Module, parallel: ExpertParallel) -> None:
+    """Leave of a whole layer's experts in 16 or 32 bits those that this process is to hold."""
+    for block in find_experts(layer):
+        module, shard = block.module, ExpertShard(block.num_experts, parallel)
+        mine = slice(shard.mine.start, shard.mine.stop)
         for name, weight in list(module.named_parameters(recurse=False)):
-            if is_held(module, name):
-                held.append(name)
             module._parameters[name] = nn.Parameter(weight.data[mine].clone(), requires_grad=False)
-        for name in held:
-            for part in _PARTS:
-                buffer = getattr(module, f"{name}_{part}")
-                each = len(buffer) // shard.num_experts
-                setattr(module, f"{name}_{part}", buffer[mine.start * each : mine.stop * each].clone())
-            renew_placeholder(module, name)
         module.num_experts = len(shard.mine)
         mark_sharded(module, shard)
-        if not held and getattr(module, "config", None) is not None:
-            module.config._experts_implementation = BY_ROWS
-    if hasattr(model, "set_experts_implementation") and not held:
-        compute_by(model, BY_ROWS)
+        module.config._experts_implementation = BY_ROWS

@@ -58,7 +58,8 @@ def attach_adapter(loaded: Loaded, adapter: Path) -> Any:
         with warnings.catch_warnings(), sharing_factors():  # of missing weights, which are refused below
             warnings.simplefilter("ignore", UserWarning)
             warnings.simplefilter("ignore", RuntimeWarning)  # of ranks of single groups, which it does not ignore
-            model = PeftModel.from_pretrained(loaded.model, str(adapter))
+            # Read on the CPU: of experts that are shared out the file holds all.
+            model = PeftModel.from_pretrained(loaded.model, str(adapter), torch_device="cpu")
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"{adapter}: does not go onto {loaded.name}: {gist(error)}", hint=_RIGHT_BASE) from error
     # PEFT only warns of weights that the file lacks, and says nothing of those that the model has no place for.

@@ -351,4 +351,5 @@ def _with_own(patterns: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 def load_plain_adapter(base: Any, folder: Any) -> PeftModel:
     """The adapter in `folder` on `base`, by PEFT alone: what any other user of the adapter gets."""
     with quiet_patterns(), sharing_factors():
-        return PeftModel.from_pretrained(base, str(folder)).eval()
+        # Read on the CPU: of experts that are shared out the file holds all.
+        return PeftModel.from_pretrained(base, str(folder), torch_device="cpu").eval()

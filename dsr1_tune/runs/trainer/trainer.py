@@ -119,6 +119,12 @@ class Resumable(Trainer):
         with whole_factors(self.model):
             super().save_model(*args, **kwargs)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self._shared is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:  # on the CPU: the file holds the factors of all experts, of which each process takes its own
+            self.model.load_adapter(resume_from_checkpoint, "default", is_trainable=True, torch_device="cpu")
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self._shared is None or self.optimizer is None:
             super()._save_optimizer_and_scheduler(output_dir)

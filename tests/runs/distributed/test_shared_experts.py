@@ -1,4 +1,4 @@
-"""Processes that share the experts out take the steps that one takes with the same micro-batches, and save its files."""
+"""Processes that share the experts out take the steps of one with the same micro-batches, and save its files."""
 
 from __future__ import annotations
 
