@@ -131,11 +131,11 @@ def test_plain_peft_computes_the_loss_with_the_saved_adapter(runs: Runs, family:
 
 @pytest.fixture(scope="module")
 def resumed(runs: Runs) -> Runs:
-    """Runs of 8 steps interrupted in their third, that go on in as many processes or in others; and DDP's."""
+    """Runs of 8 steps interrupted in the middle of an epoch, that go on in as many processes or in others; and DDP's."""
     few = {"max_steps": 8, "save_steps": 100}
     in_two: list[dict[str, Any]] = [runs.plan("whole", **few)]
     for strategy in ("experts", "ddp"):
-        in_two += [runs.plan(f"{strategy}-stopped", strategy=strategy, **few) | {"interrupt": [1, 3]}]
+        in_two += [runs.plan(f"{strategy}-stopped", strategy=strategy, **few) | {"interrupt": [1, 6]}]
     in_processes(2, in_two, runs.place / "stopping")
     for strategy in ("experts", "ddp"):
         for copy in ("again", "one", "one-two"):
@@ -147,7 +147,7 @@ def resumed(runs: Runs) -> Runs:
     both = ("experts", "ddp")
     in_processes(
         1,
-        [go_on(f"{one}-{copy}", **({"interrupt": [0, 6]} if copy == "one-two" else {}))
+        [go_on(f"{one}-{copy}", **({"interrupt": [0, 7]} if copy == "one-two" else {}))
          for one in both for copy in ("one", "one-two")],
         runs.place / "by-one",
     )  # fmt: skip
