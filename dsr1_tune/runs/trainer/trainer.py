@@ -29,6 +29,7 @@ from dsr1_tune.moe.anatomy import is_balancing_bias
 from dsr1_tune.moe.monitor import is_token
 from dsr1_tune.moe.routing import AuxiliaryLoss
 from dsr1_tune.runs.trainer.callbacks import BiasRule, real_tokens
+from dsr1_tune.runs.trainer.fused_head import as_trl_reads_it, check_fused_head
 from dsr1_tune.runs.trainer.optimizers import cosine_after_warmup, for_run, forget_8_bit
 
 # PowerSGD's first steps send gradients whole: the beginning does not take well to approximations.
@@ -58,7 +59,10 @@ class Resumable(Trainer):
         frozen += [name for name, _ in given["model"].named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(given["model"], frozen)
         its_own = getattr(given["model"].config, "router_aux_loss_coef", None)
-        super().__init__(**given)
+        with as_trl_reads_it(given["model"].config):
+            super().__init__(**given)
+        if vars(self._patched).get("forward") is not self._forward:
+            check_fused_head(given["model"], getattr(args, "temperature", 1.0))
         if its_own is not None:
             # TRL's own auxiliary loss is off (see arguments.py); the model's config is saved as it was.
             given["model"].config.router_aux_loss_coef = its_own
