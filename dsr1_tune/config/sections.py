@@ -192,6 +192,8 @@ class Base(ConfigSection):
     qlora, else float32."""
     context: Annotated[int, Field(ge=0)] = 0
     """Stretch the context to so many tokens with YaRN (arXiv 2309.00071), where the rope allows it; 0 leaves it."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "auto"
+    """What computes attention; flash_attention_2 and 3 need a GPU and their package, auto is transformers' choice."""
 
 
 class Sequences(ConfigSection):
