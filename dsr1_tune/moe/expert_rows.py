@@ -5,6 +5,7 @@ Letters: T tokens, E experts, K chosen per token, S = T·K routed rows, P those 
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
@@ -20,6 +21,9 @@ AnyWeight = TypeVar("AnyWeight", Tensor, QuantizedWeight, Tensor | QuantizedWeig
 
 PORTION_BYTES = 2**30
 """On a GPU, so much of a layer's 4-bit experts is dequantized at a time."""
+
+IMAGINED_ON_GPU: ContextVar[bool] = ContextVar("imagined on a GPU", default=False)
+"""Whether rows that are only imagined, take the way of a GPU: their tensors say that they are the CPU's."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +115,19 @@ class RoutedRows:
     @classmethod
     def _even(cls, index_TK: Tensor, num_experts: int) -> RoutedRows:
         """Rows of a choice that is only imagined, to plan with: as if each expert had the same share."""
-        num_rows = index_TK.numel()
+        num_rows, like = index_TK.numel(), index_TK.new_empty
+        if IMAGINED_ON_GPU.get():
+            each, offsets_E = like(num_rows), like(num_experts, dtype=torch.int32)
+            on_gpu = cls(like(num_rows), each, like(num_rows), offsets_E, index_TK.shape[-1], 1, each, ())
+            few = min(num_experts, 40)  # all rows in the hands of so many make a portion or two
+            vars(on_gpu)["ends"] = [min(expert + 1, few) * num_rows // few for expert in range(num_experts)]
+            return on_gpu
         tile = _tile_rows(num_rows / num_experts)
         num_tiles = num_experts * -(-num_rows // (num_experts * tile))
         # All rows in the hands of a few: as many bytes, and not hundreds of products to imagine.
         few = min(num_experts, 4)
         spans = [(place * num_rows // few, num_rows // few) for place in range(few)]
         spans += [(0, 0)] * (num_experts - few)
-        like = index_TK.new_empty
         rows = like(num_tiles * tile), like(num_tiles * tile), like(num_rows), like(num_experts, dtype=torch.int32)
         return cls(*rows, index_TK.shape[-1], tile, like(num_tiles), tuple(spans))
 

@@ -70,15 +70,7 @@ def as_launched(config: Run, is_resumed: bool, say: Callable[[str], None]) -> Ru
         raise ConfigError("zero3 needs DeepSpeed, which is not installed", hint="pip install deepspeed, or use fsdp2")
     if strategy == "zero3" and not ACCELERATES_STRATEGY:
         raise ConfigError("zero3 is set up by accelerate", hint=f"accelerate launch {_ZERO3} -m dsr1_tune lora ...")
-    if strategy != "ddp" and world_size() == 1:
-        raise ConfigError(
-            f"{strategy} shares the weights out, but there is one process", hint="--processes 2 starts two; or use ddp"
-        )
-    if parallel.powersgd_rank and world_size() == 1:
-        raise ConfigError(
-            "parallel.powersgd_rank is for gradients sent between processes, and there is one",
-            hint="start more, or leave it 0",
-        )
+    check_number(strategy, parallel, world_size())
     if world_size() > 1:
         schedule = config.schedule
         sizes = (
@@ -99,6 +91,19 @@ def as_launched(config: Run, is_resumed: bool, say: Callable[[str], None]) -> Ru
         message = error.errors()[0]["msg"]
         hint = "choose another parallel.strategy" if "strategy" in message else "start fewer processes, or change that"
         raise ConfigError(message, hint=hint) from None
+
+
+def check_number(strategy: str, parallel: Parallel, number: int) -> None:
+    """Refuse one process where there must be several. Raises ConfigError."""
+    if strategy != "ddp" and number == 1:
+        raise ConfigError(
+            f"{strategy} shares the weights out, but there is one process", hint="--processes 2 starts two; or use ddp"
+        )
+    if parallel.powersgd_rank and number == 1:
+        raise ConfigError(
+            "parallel.powersgd_rank is for gradients sent between processes, and there is one",
+            hint="start more, or leave it 0",
+        )
 
 
 def global_batch(config: TuneRun) -> int:
