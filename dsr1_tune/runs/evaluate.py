@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
@@ -16,6 +17,7 @@ from dsr1_tune.data.encode.chat import USUAL
 from dsr1_tune.data.encode.end_tokens import end_tokens
 from dsr1_tune.data.encode.example import IGNORED, Example, prompt_ids
 from dsr1_tune.data.record import Record
+from dsr1_tune.models.head import logits_in_pieces
 
 MAX_BATCH_TOKENS = 2048
 
@@ -65,18 +67,28 @@ def held_out_loss(
     total, num_tokens = 0.0, 0
     for numbers in like_lengths([len(example.input_ids) for example in examples]):
         batch = [examples[number] for number in numbers]
-        ids = pad_sequence([torch.tensor(example.input_ids) for example in batch], True, pad_token)
-        labels = pad_sequence([torch.tensor(example.labels) for example in batch], True, IGNORED)
-        mask = pad_sequence([torch.ones(len(example.input_ids), dtype=torch.long) for example in batch], True)
-        logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits
-        is_learned = labels[:, 1:] != IGNORED
-        wanted = labels[:, 1:][is_learned].to(model.device)
-        # Their copy in float32 is not kept: with a large vocabulary it is the largest tensor of all.
-        total += float(cross_entropy(logits[:, :-1][is_learned.to(model.device)].float(), wanted, reduction="sum"))
-        num_tokens += wanted.numel()
+        wanted_BT = pad_sequence([torch.tensor([*example.labels[1:], IGNORED]) for example in batch], True, IGNORED)
+        losses_N = token_losses(model, [example.input_ids for example in batch], wanted_BT, pad_token)
+        total += float(losses_N.double().sum())
+        num_tokens += len(losses_N)
         advance(len(batch))
     model.train(was_training)
     return HeldOut(total / num_tokens, num_tokens, len(examples))
+
+
+@torch.no_grad()
+def token_losses(model: Any, rows: Sequence[Sequence[int]], wanted_BT: Tensor, pad_token: int) -> Tensor:
+    """The loss (N,) of every token that is wanted behind another one, in their order; IGNORED stands for none."""
+    ids_BT = pad_sequence([torch.tensor(row) for row in rows], True, pad_token).to(model.device)
+    mask_BT = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], True).to(model.device)
+    wanted_S = wanted_BT.flatten()
+    places_N = (wanted_S != IGNORED).nonzero().squeeze(1)
+    wanted_N, losses = wanted_S[places_N], list[Tensor]()
+    for logits_CV in logits_in_pieces(model, places_N, input_ids=ids_BT, attention_mask=mask_BT):
+        start = sum(map(len, losses))
+        wanted_C = wanted_N[start : start + len(logits_CV)].to(logits_CV.device)
+        losses.append(cross_entropy(logits_CV.float(), wanted_C, reduction="none").cpu())
+    return torch.cat(losses) if losses else torch.zeros(0)
 
 
 @torch.no_grad()
