@@ -30,7 +30,9 @@ from dsr1_tune.models.weights.converted import LazyTensor, open_fp8, open_w4a16
 from dsr1_tune.models.weights.dequantized import open_quantized
 from dsr1_tune.models.weights.index import COPY_AGAIN, gist, weight_files
 from dsr1_tune.models.weights.layout import Layout, stores_fused
+from dsr1_tune.models.weights.shard import OwnPart, holding_own
 from dsr1_tune.models.weights.stored_format import NF4_BYTES, StoredFormat
+from dsr1_tune.moe.expert_shard import ExpertParallel
 from dsr1_tune.moe.llama4 import adopt
 
 _log = logging.getLogger(__name__)
@@ -127,20 +129,28 @@ def locate(
     return located
 
 
-def load_located(located: Located, dtype: str = "auto", for_training: bool = False, quantized: bool = False) -> Loaded:
+def load_located(
+    located: Located,
+    dtype: str = "auto",
+    for_training: bool = False,
+    quantized: bool = False,
+    expert_parallel: ExpertParallel | None = None,
+) -> Loaded:
     """Load the weights of a located base, in `dtype` (see config.Base), onto this process's GPU or the CPU.
 
-    `quantized` holds experts and linear layers in 4 bits, see moe.quantized_experts. For training the model is left in
-    train mode without a key-value cache, otherwise in eval mode. Its generation config names every token that ends an
-    answer, so whatever generates with it stops there. Raises ModelError when weights are missing, damaged, of other
-    shapes than the config says, or more than the memory holds.
+    `quantized` holds experts and linear layers in 4 bits, see moe.quantized_experts. With `expert_parallel` the model
+    holds this process's share of every layer's experts, and others are not read: see moe.expert_shard. For training the
+    model is left in train mode without a key-value cache, otherwise in eval mode. Its generation config names every
+    token that ends an answer, so whatever generates with it stops there. Raises ModelError when weights are missing,
+    damaged, of other shapes than the config says, or more than the memory holds, and where experts cannot be shared.
     """
 
     folder = with_weights(located)
     device = pick_device()
     try:
         with _quiet():
-            model, report = _read_model(located, folder, pick_dtype(dtype, device, quantized), device, quantized)
+            number = pick_dtype(dtype, device, quantized)
+            model, report = _read_model(located, folder, number, device, quantized, expert_parallel)
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{located.name}: does not fit on {device}", hint=_SMALLER) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -157,7 +167,12 @@ def load_located(located: Located, dtype: str = "auto", for_training: bool = Fal
 
 
 def _read_model(
-    located: Located, folder: Path, dtype: torch.dtype, device: torch.device, quantized: bool
+    located: Located,
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantized: bool,
+    parallel: ExpertParallel | None,
 ) -> tuple[Any, dict[str, Any]]:
     """transformers' loader, in 4 bits where that is asked for; float8 weights are dequantized one by one."""
     from transformers import AutoModelForCausalLM
@@ -170,37 +185,49 @@ def _read_model(
     settings |= {"trust_remote_code": False, "ignore_mismatched_sizes": True, "output_loading_info": True}
     settings["key_mapping"] = _IN_LARGER
     stored = StoredFormat.of(config)
+    part = OwnPart.of(folder, config, parallel) if parallel else None
     if stored.is_bitsandbytes:
         from dsr1_tune.models.weights.load_bnb import open_prequantized
 
-        settings["quantization_config"], held = open_prequantized(folder, config, located.name)
-        return _from_tensors(folder, held, settings)
+        settings["quantization_config"], weights = open_prequantized(folder, config, located.name, part)
+        return _from_tensors(folder, weights, settings, parallel)
     if quantized and stored is not StoredFormat.NF4:
         settings["quantization_config"] = Nf4Config()
-    if stored is StoredFormat.W4A16:
-        return _from_tensors(folder, _as_usual(open_w4a16(Checkpoint(folder)), located), settings)
-    if stored.is_multiplied_out:
-        return _from_tensors(folder, _as_usual(open_quantized(folder, dtype), located), settings)
-    if stored is not StoredFormat.BLOCK_FP8:
+    if part is None and stored in (StoredFormat.PLAIN, StoredFormat.NF4):
         return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, **settings)
-    rows, cols = config.quantization_config["weight_block_size"]
-    return _from_tensors(folder, _as_usual(open_fp8(Checkpoint(folder), (rows, cols)), located), settings)
+    weights = _opened(folder, config, dtype, part.checkpoint if part else Checkpoint(folder))
+    if part or stores_fused(model := meta_model(located.config)):
+        weights = put_together(weights, part.layout if part else Layout.of(model, weights))
+    return _from_tensors(folder, weights, settings, parallel)
 
 
-def _as_usual(weights: dict[str, LazyTensor], located: Located) -> dict[str, LazyTensor]:
-    """The tensors as transformers stores those of this family: experts that were taken apart are put together."""
-    model = meta_model(located.config)
-    return put_together(weights, Layout.of(model, weights)) if stores_fused(model) else weights
+def _opened(folder: Path, config: Any, dtype: torch.dtype, checkpoint: Checkpoint) -> dict[str, LazyTensor]:
+    """The weights of a folder, or of a part of it, in 16 or 32 bits by the names they have there; our NF4 as it is."""
+    stored = StoredFormat.of(config)
+    if stored is StoredFormat.W4A16:
+        return open_w4a16(checkpoint)
+    if stored.is_multiplied_out:
+        return open_quantized(folder, dtype, checkpoint)
+    if stored is StoredFormat.BLOCK_FP8:
+        rows, cols = config.quantization_config["weight_block_size"]
+        return open_fp8(checkpoint, (rows, cols))
+    return {name: LazyTensor.as_stored(checkpoint, name) for name in checkpoint.names}
 
 
-def _from_tensors(folder: Path, weights: Any, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _from_tensors(
+    folder: Path, weights: Any, settings: dict[str, Any], parallel: ExpertParallel | None = None
+) -> tuple[Any, dict[str, Any]]:
     """transformers' loader, given tensors that are read when they are indexed in place of files."""
     from transformers import GenerationConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     config = settings["config"]
-    del config.quantization_config
-    model, report = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(None, state_dict=weights, **settings)
+    if StoredFormat.of(config) not in (StoredFormat.PLAIN, StoredFormat.NF4):
+        del config.quantization_config
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    made = holding_own(kind, parallel) if parallel else kind
+    model, report = made.from_pretrained(None, state_dict=weights, **settings)
+    model.__class__ = kind
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model, report

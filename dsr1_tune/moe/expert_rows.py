@@ -15,12 +15,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
+from dsr1_tune.moe.expert_tiles import Tiles, tile_rows
 from dsr1_tune.quant.nf4 import QuantizedWeight
 
 AnyWeight = TypeVar("AnyWeight", Tensor, QuantizedWeight, Tensor | QuantizedWeight)
 
 PORTION_BYTES = 2**30
 """On a GPU, so much of a layer's 4-bit experts is dequantized at a time."""
+_FUSED_ON = (9, 10)
+"""Compute capabilities of the GPUs, Hopper's and Blackwell's, for which torch has a kernel of grouped products."""
 
 IMAGINED_ON_GPU: ContextVar[bool] = ContextVar("imagined on a GPU", default=False)
 """Whether rows that are only imagined, take the way of a GPU: their tensors say that they are the CPU's."""
@@ -73,7 +76,10 @@ class RoutedRows:
     On a CPU thousands of narrow products, one an expert, cost more in overhead than in arithmetic. So each expert's
     rows start on a tile of `tile` rows there (P ≥ S rows in all, the ones between are padding with gate weight 0), the
     wide products of the frozen weights run expert by expert over the real rows, and the narrow ones of the update run
-    as one batched product over the N tiles. On a GPU the tile is 1 row and all of them are grouped products.
+    as one batched product over the N tiles. On a GPU the tile is 1 row and all of them are grouped products; where
+    torch has no kernel for those, the narrow ones are batched over tiles that the rows are copied to.
+
+    Nothing on a GPU's way waits for the GPU: how many rows an expert has is never asked for.
     """
 
     token_P: Tensor
@@ -100,7 +106,7 @@ class RoutedRows:
         if _is_grouped(index_TK.device):
             position_S[order_S] = arange_S
             return cls(token_S, expert_S, position_S, offsets_E.to(torch.int32), index_TK.shape[-1], 1, expert_S, ())
-        tile = tile or _tile_rows(order_S.numel() / num_experts)
+        tile = tile or tile_rows(order_S.numel() / num_experts)
         tiles_E = (counts_E + tile - 1) // tile
         starts_E = (tiles_E.cumsum(0) - tiles_E) * tile
         expert_N = torch.repeat_interleave(tiles_E)
@@ -118,11 +124,8 @@ class RoutedRows:
         num_rows, like = index_TK.numel(), index_TK.new_empty
         if IMAGINED_ON_GPU.get():
             each, offsets_E = like(num_rows), like(num_experts, dtype=torch.int32)
-            on_gpu = cls(like(num_rows), each, like(num_rows), offsets_E, index_TK.shape[-1], 1, each, ())
-            few = min(num_experts, 40)  # all rows in the hands of so many make a portion or two
-            vars(on_gpu)["ends"] = [min(expert + 1, few) * num_rows // few for expert in range(num_experts)]
-            return on_gpu
-        tile = _tile_rows(num_rows / num_experts)
+            return cls(like(num_rows), each, like(num_rows), offsets_E, index_TK.shape[-1], 1, each, ())
+        tile = tile_rows(num_rows / num_experts)
         num_tiles = num_experts * -(-num_rows // (num_experts * tile))
         # All rows in the hands of a few: as many bytes, and not hundreds of products to imagine.
         few = min(num_experts, 4)
@@ -141,9 +144,9 @@ class RoutedRows:
         return rows_C, self.sort(place_C1, len(numbers), tile=1)
 
     @cached_property
-    def ends(self) -> list[int]:
-        """`offsets_E` on the host: waited for once a layer."""
-        return list(self.offsets_E.tolist())
+    def tiles(self) -> Tiles:
+        """Where rows without padding stand in tiles; found once a layer."""
+        return Tiles.of(self.expert_P, self.offsets_E)
 
     def pad_rank(self, rank: int, itemsize: int) -> int:
         """The smallest width ≥ `rank` of the update that the products take: a GPU's want whole 16 bytes a row."""
@@ -175,6 +178,8 @@ class RoutedRows:
         y = self.times(x, weight.transpose(1, 2))
         if lora is None:
             return y, None
+        if not self.spans and not is_fused(x.device, x.dtype):
+            return self.tiles.add_update(y, x, lora.a, lora.bt, lora.scale)
         if not self.spans:
             h = functional.grouped_mm(x, lora.a.transpose(1, 2), offs=self.offsets_E)
             return y.add_(functional.grouped_mm(h, lora.bt, offs=self.offsets_E), alpha=lora.scale), h
@@ -199,7 +204,10 @@ class RoutedRows:
         dx = self.times(dy, weight)
         if lora is None or x is None or h is None:
             return dx, None, None
-        if not self.spans:
+        if not self.spans and not is_fused(dy.device, dy.dtype):
+            da, dbt = self.tiles.add_gradients(dx, dy, x, h, (lora.a, lora.bt), lora.scale, weight_P1)
+            da, dbt = da[:, : lora.rank], dbt[:, : lora.rank]
+        elif not self.spans:
             dh = functional.grouped_mm(dy, lora.bt.transpose(1, 2), offs=self.offsets_E)
             dx.add_(functional.grouped_mm(dh, lora.a, offs=self.offsets_E), alpha=lora.scale)
             h, dh = _weighted(h, weight_P1), _weighted(dh, weight_P1)
@@ -232,18 +240,35 @@ class RoutedRows:
         return y
 
     def _by_portions(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
-        """The same by grouped products over the chosen experts alone, as many at a time as PORTION_BYTES hold."""
-        ends = self.ends
-        starts = [0, *ends[:-1]]
-        chosen = [expert for expert, end in enumerate(ends) if end > starts[expert]]
+        """The same by grouped products over as many experts at a time as PORTION_BYTES hold.
+
+        Which rows are a portion's is known on the GPU alone. So it is given all rows from its first on and computes its
+        own; what then stands in the places of later ones is overwritten by the portions that follow.
+        """
+        num_rows, num_experts = x.shape[0], weight.shape[0]
         at_once = max(1, PORTION_BYTES // (weight.rows * weight.cols * weight.element_size()))
-        y = x.new_empty(x.shape[0], weight.shape[-1])
-        for first in range(0, len(chosen), at_once):
-            portion = chosen[first : first + at_once]
-            start, end = starts[portion[0]], ends[portion[-1]]
-            offsets = self.offsets_E.new_tensor([ends[expert] - start for expert in portion])
-            y[start:end] = functional.grouped_mm(x[start:end], weight.matrices(portion), offs=offsets)
-        return y
+        if num_rows < num_experts:
+            return self._row_by_row(x, weight, at_once)
+        if num_experts <= at_once:
+            return functional.grouped_mm(x, weight.matrices(slice(None)), offs=self.offsets_E)
+        y = x.new_empty(num_rows + 1, weight.shape[-1])  # the last takes what is nobody's
+        arange_P = torch.arange(num_rows, device=x.device)
+        start = self.offsets_E.new_zeros(())
+        for first in range(0, num_experts, at_once):
+            ends = self.offsets_E[first : first + at_once]
+            place_P = arange_P + start
+            own = x.index_select(0, place_P.clamp(max=num_rows - 1)) if first else x
+            portion = weight.matrices(slice(first, first + at_once))
+            product = functional.grouped_mm(own, portion, offs=ends - start)
+            y.index_copy_(0, place_P.clamp(max=num_rows), product)
+            start = ends[-1]
+        return y[:-1]
+
+    def _row_by_row(self, x: Tensor, weight: QuantizedWeight, at_once: int) -> Tensor:
+        """The same where there are fewer rows than experts, as while one answer is written: a matrix for each row."""
+        parts = zip(x.split(at_once), self.expert_P.split(at_once), strict=True)
+        products = [torch.bmm(rows.unsqueeze(1), weight.matrices(expert)).squeeze(1) for rows, expert in parts]
+        return torch.cat(products)
 
     def outer(self, left: Tensor, right: Tensor) -> Tensor:
         """Each expert's leftᵀ right, padding left out: (P, M), (P, N) → (E, M, N), 0 for an expert without rows."""
@@ -277,14 +302,20 @@ class RoutedRows:
         return per_tile.new_zeros(len(self.spans), *per_tile.shape[1:]).index_add_(0, self.expert_N, per_tile)
 
 
+def is_fused(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a grouped product is one kernel there.
+
+    On other GPUs, and in other formats, torch makes it of a product for each expert, and waits for their numbers of
+    rows. An accelerator that is no CUDA device is taken at its word.
+    """
+    if device.type != "cuda":
+        return True
+    return dtype == torch.bfloat16 and torch.cuda.get_device_capability(device)[0] in _FUSED_ON
+
+
 def _is_grouped(device: torch.device) -> bool:
     """Whether one kernel does the products of all experts; on a CPU one after the other is faster."""
     return device.type != "cpu"
-
-
-def _tile_rows(mean_rows: float) -> int:
-    """Rows of a tile: most experts fit into one, in steps that suit vector units; measured, not derived."""
-    return min(max(8 * round(1.5 * mean_rows / 8), 8), 64)
 
 
 def as_out_in(weight: AnyWeight, is_transposed: bool) -> AnyWeight:

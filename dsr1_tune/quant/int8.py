@@ -63,10 +63,10 @@ class Int8:
         """One matrix, dequantized."""
         return self.matrices(slice(index, index + 1))[0]
 
-    def matrices(self, index: slice | Sequence[int]) -> Tensor:
+    def matrices(self, index: slice | Sequence[int] | Tensor) -> Tensor:
         """Some of the matrices, dequantized: (N, rows, cols), or a view (N, cols, rows) if flipped."""
         if not isinstance(index, slice):
-            index = torch.tensor(index, device=self.packed.device)
+            index = torch.as_tensor(index, device=self.packed.device)
         # In the order in which bitsandbytes multiplies, to the last bit; its product of mixed formats is slower.
         exact = self.packed[index].float().mul_(self.scale[index].unsqueeze(2)).mul_(1 / LARGEST)
         matrices = exact.to(self.dtype)

@@ -78,7 +78,7 @@ class Nf4:
         """One matrix, dequantized."""
         return self.matrices(slice(index, index + 1))[0]
 
-    def matrices(self, index: slice | Sequence[int]) -> Tensor:
+    def matrices(self, index: slice | Sequence[int] | Tensor) -> Tensor:
         """Some of the matrices, dequantized: (N, rows, cols), or a view (N, cols, rows) if flipped."""
         index = self._parts(index)
         # Scales of one matrix need not fill their last block, so they are unfolded here, by rows.
@@ -97,13 +97,13 @@ class Nf4:
         matrices = flat.view(-1, self.rows, self.cols)
         return matrices.transpose(1, 2) if self.is_flipped else matrices
 
-    def _parts(self, index: slice | Sequence[int]) -> slice | Tensor:
+    def _parts(self, index: slice | Sequence[int] | Tensor) -> slice | Tensor:
         """Where the parts of some of the matrices are."""
         if isinstance(index, slice):
             first, last, step = index.indices(self.packed.shape[0] // self.num_parts)
             assert step == 1
             return slice(first * self.num_parts, last * self.num_parts)
-        chosen = torch.tensor(index, device=self.packed.device)
+        chosen = torch.as_tensor(index, device=self.packed.device)
         if self.num_parts == 1:
             return chosen
         return (chosen[:, None] * self.num_parts + torch.arange(self.num_parts, device=chosen.device)).view(-1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from dsr1_tune.config import Adapter
@@ -21,7 +24,7 @@ from dsr1_tune.models.trained.lora import add_lora
 from dsr1_tune.models.weights.load_nf4 import Nf4Config
 from dsr1_tune.moe import expert_lora, expert_rows
 from dsr1_tune.moe.anatomy import Anatomy, find_experts
-from dsr1_tune.moe.expert_rows import RoutedRows
+from dsr1_tune.moe.expert_lora import PackedLora
 from dsr1_tune.moe.quantized_experts import audit_bits, is_in_nf4, memory_of, reserve_nf4
 from dsr1_tune.quant.nf4 import Nf4, stored_weight
 from tests.families import config_of, save_family
@@ -125,41 +128,131 @@ def test_nf4_experts_have_the_same_gradients_under_checkpointing(tiny_model: Any
     assert max(relative(got[name], gradient) for name, gradient in want.items()) < 1e-6
 
 
-@pytest.mark.parametrize("portion", [1, 2**30])
-def test_nf4_dequantizes_only_chosen_experts_as_a_gpu_groups_them(
-    tiny_model: Any, monkeypatch: pytest.MonkeyPatch, portion: int
+@pytest.fixture(scope="module")
+def nf4_experts(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> dict[str, Any]:
+    """A layer of four experts in NF4 of two families, the second with biases and its weights the other way round."""
+    folder = tmp_path_factory.mktemp("experts")
+    models = {
+        name: load_nf4(save_family(folder / name, tiny_tokenizer, name, intermediate_size=64))
+        for name in ("qwen3_moe", "gpt_oss")
+    }
+    return {name: find_experts(model)[0].module for name, model in models.items()}
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Rows are grouped as on a GPU, and there are no others."""
+    monkeypatch.setattr(expert_rows, "_is_grouped", lambda device: True)
+    return monkeypatch
+
+
+class Waits(TorchFunctionMode):
+    """What a GPU would have to be waited for, or be sent numbers for, by name; `of` also asks below Python."""
+
+    ASKED = ("tolist", "item", "cpu", "numpy", "nonzero", "unique", "tensor", "as_tensor", "new_tensor")
+    BELOW = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "repeat_interleave.Tensor", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", str(func))
+        if name in self.ASKED and not (name == "as_tensor" and isinstance(args[0], Tensor)):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+    @classmethod
+    @contextmanager
+    def of(cls) -> Iterator[list[str]]:
+        waits = cls()
+
+        class Below(TorchDispatchMode):
+            def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                name = str(func).removeprefix("aten.")
+                is_mask = name.startswith("index.") and any(i is not None and i.dtype == torch.bool for i in args[1])
+                if is_mask or name.startswith(cls.BELOW):
+                    waits.found.append(name)
+                return func(*args, **(kwargs or {}))
+
+        with waits, Below():
+            yield waits.found
+
+
+def step(experts: nn.Module, index: Tensor, updates: dict[str, PackedLora]) -> list[Tensor]:
+    """The output of a layer of experts, and every gradient."""
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randn(len(index), 64, generator=draw).requires_grad_()
+    weight = torch.rand(index.shape, generator=draw).requires_grad_()
+    leaves = [
+        x,
+        weight,
+        *(part for one in updates.values() for part in (one.packed_a, one.packed_b) if part is not None),
+    ]
+    out = expert_lora.apply_experts(experts, x, index, weight, updates)
+    return [out, *torch.autograd.grad(out.square().sum(), leaves)]
+
+
+def random_updates(experts: Any, rank: int = 3) -> dict[str, PackedLora]:
+    draw = torch.Generator().manual_seed(4)
+
+    def factor(*shape: int) -> Tensor:
+        return (torch.randn(shape, generator=draw) * 0.1).requires_grad_()
+
+    names = {name: getattr(experts, name).shape for name in ("gate_up_proj", "down_proj")}
+    sizes = {name: (shape[1:] if not experts.is_transposed else shape[:0:-1]) for name, shape in names.items()}
+    return {
+        name: PackedLora(factor(4 * rank, inputs), factor(outputs, 4 * rank), 0.5)
+        for name, (outputs, inputs) in sizes.items()
+    }
+
+
+ROUTINGS = {
+    "of all": torch.tensor([[0, 3], [1, 2], [2, 3], [0, 1]] * 9),
+    "of two": torch.tensor([[0, 3]] * 16),
+    "of the last": torch.tensor([[3, 2]] * 16),
+    "of few rows": torch.tensor([[2, 0]]),
+}
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+@pytest.mark.parametrize("is_fused", [True, False])
+@pytest.mark.parametrize("matrices", [1, 2, 3, 100])
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_nf4_layer_on_a_gpu_is_the_cpus_and_waits_for_nothing(
+    nf4_experts: dict[str, Any],
+    as_on_a_gpu: pytest.MonkeyPatch,
+    family: str,
+    matrices: int,
+    is_fused: bool,
+    routing: str,
 ) -> None:
-    """Rows grouped as on a GPU, all experts at once or one at a time: the CPU's numbers, and no unused expert."""
-    experts = next(m for m in load_nf4(tiny_model("qwen3_moe")).modules() if hasattr(m, "is_transposed"))
-    x = torch.randn(16, 64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    index, weight = torch.tensor([[0, 3]] * 16), torch.full((16, 2), 0.5)
-    want = expert_lora.apply_experts(experts, x, index, weight, {})
-    (want_dx,) = torch.autograd.grad(want.square().sum(), x)
+    """So many matrices dequantized at a time, with a kernel of grouped products or without."""
+    experts, index = nf4_experts[family], ROUTINGS[routing]
+    updates = random_updates(experts)
+    as_on_a_gpu.setattr(expert_rows, "PORTION_BYTES", matrices * 128 * 64 * 4)
+    as_on_a_gpu.setattr(expert_rows, "is_fused", lambda device, dtype: is_fused)
+    with Waits.of() as waits:
+        got = step(experts, index, updates)
+    assert not waits
+    as_on_a_gpu.setattr(expert_rows, "_is_grouped", lambda device: False)
+    for one, want in zip(got, step(experts, index, updates), strict=True):
+        assert relative(one, want) < 1e-5
 
-    chosen: list[int] = []
+
+def test_nf4_of_fewer_rows_than_experts_dequantizes_a_matrix_a_row(
+    nf4_experts: dict[str, Any], as_on_a_gpu: pytest.MonkeyPatch
+) -> None:
+    dequantized: list[int] = []
     matrices = Nf4.matrices
-    monkeypatch.setattr(Nf4, "matrices", lambda self, index: chosen.extend(index) or matrices(self, index))
-    monkeypatch.setattr(expert_rows, "PORTION_BYTES", portion)
-
-    def there(index_TK: Tensor) -> Tensor:
-        return index_TK.as_subclass(Elsewhere)
-
-    sort = RoutedRows.sort.__func__  # type: ignore[attr-defined]
-
-    class Elsewhere(Tensor):
-        __torch_function__ = torch._C._disabled_torch_function_impl
-
-        @property
-        def device(self) -> torch.device:
-            return torch.device("cuda")
-
-    monkeypatch.setattr(
-        RoutedRows, "sort", classmethod(lambda cls, i, num_experts: sort(cls, i.as_subclass(Elsewhere), num_experts))
+    as_on_a_gpu.setattr(
+        Nf4, "matrices", lambda self, index: (dequantized.append(len(out := matrices(self, index))), out)[1]
     )
-    got = expert_lora.apply_experts(experts, x, index, weight, {})
-    (got_dx,) = torch.autograd.grad(got.square().sum(), x)
-    assert relative(got, want) < 1e-5 and relative(got_dx, want_dx) < 1e-5
-    assert set(chosen) == {0, 3} and len(chosen) == 8  # two weights, forward and backward
+    step(nf4_experts["qwen3_moe"], ROUTINGS["of few rows"], {})
+    assert sum(dequantized) == 8  # two rows, two weights, forward and backward
+    dequantized.clear()
+    step(nf4_experts["qwen3_moe"], ROUTINGS["of two"], {})
+    assert sum(dequantized) == 16  # all experts: which are chosen is known on the GPU alone
 
 
 def test_nf4_dequantizes_only_chosen_experts_on_a_cpu(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -129,7 +129,14 @@ class Checkpoint:
         """The tensor, on the CPU."""
         return read_stored(*self._found[name])
 
-    @cached_property
+    def part(self, rows: Mapping[str, range | None]) -> Checkpoint:
+        """Of the same files the tensors named alone, each whole or those of its rows (dimension 0) that are given."""
+        found = copy(self)
+        found._found = {name: _of_rows(*self._found[name], rows[name]) for name in self._found if name in rows}
+        found.shards = {file: tuple(n for n in names if n in rows) for file, names in self.shards.items()}
+        return found
+
+    @property
     def num_bytes(self) -> int:
         """Of all tensors."""
         return sum(spec.num_bytes for spec, _ in self._found.values())
@@ -163,6 +170,15 @@ def read_header(file: Path) -> dict[str, tuple[Spec, Stored]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{file}: is damaged: {error}", hint=COPY_AGAIN) from error
     return found
+
+
+def _of_rows(spec: Spec, stored: Stored, rows: range | None) -> tuple[Spec, Stored]:
+    """Where some of a stored tensor's rows are, which are neighbours; None for all."""
+    if rows is None:
+        return spec, stored
+    size = spec.num_bytes // spec.shape[0]
+    begin = stored.begin + rows.start * size
+    return Spec(spec.dtype, (len(rows), *spec.shape[1:])), replace(stored, begin=begin, end=begin + len(rows) * size)
 
 
 def read_stored(spec: Spec, stored: Stored) -> Tensor:

@@ -29,11 +29,18 @@ class Dequantized:
     """The weights of a folder in `dtype` where they are quantized or in 16 bits; float32 stays. See checkpoint.Weights.
 
     `shapes` are those of the model's parameters, for bitsandbytes' layouts, of which one tensor may hold all experts.
-    Raises ModelError, naming the tensor, for what cannot be read, and where nothing is quantized.
+    A `checkpoint` may be a part of the folder's. Raises ModelError, naming the tensor, for what cannot be read, and
+    where nothing is quantized.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self.checkpoint, self.dtype = Checkpoint(folder), dtype
+    def __init__(
+        self,
+        folder: Path,
+        dtype: torch.dtype,
+        shapes: Mapping[str, tuple[int, ...]],
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        self.checkpoint, self.dtype = checkpoint or Checkpoint(folder), dtype
         self.quantized = quantized_in(folder, self.checkpoint, shapes)
         if not self.quantized:
             raise ModelError(
@@ -74,9 +81,12 @@ class Dequantized:
         return tensor
 
 
-def open_quantized(folder: Path, dtype: torch.dtype) -> dict[str, LazyTensor]:
-    """Every weight of a folder that others have quantized by its name, in `dtype` where it is quantized."""
-    weights = Dequantized(folder, dtype, {})
+def open_quantized(folder: Path, dtype: torch.dtype, checkpoint: Checkpoint | None = None) -> dict[str, LazyTensor]:
+    """Every weight of a folder that others have quantized by its name, in `dtype` where it is quantized.
+
+    A `checkpoint` may be a part of the folder's.
+    """
+    weights = Dequantized(folder, dtype, {}, checkpoint)
     names = (name for names in weights.shards.values() for name in names)
     return {name: LazyTensor(weights.spec(name), partial(weights.read, name)) for name in names}
 

@@ -178,6 +178,23 @@ class Layout:
         """The other way round: experts as transformers stores them."""
         return self._with({matrix.stored: (one.piece,) for one in self.apart for matrix in one.matrices})
 
+    def of_experts(self, held: Mapping[str, range]) -> Layout:
+        """The same of a model that holds these of its experts alone, by the parameter, and counts them from 0."""
+
+        def kept(pieces: Iterable[Piece]) -> Iterator[Piece]:
+            for piece in pieces:
+                mine = held.get(piece.parameter)
+                if mine is None or piece.expert is None:
+                    yield piece
+                elif piece.expert in mine:
+                    yield replace(piece, expert=piece.expert - mine.start)
+
+        pieces = {piece.stored: piece for piece in kept(self.pieces.values())}
+        shapes = {name: (len(held[name]), *shape[1:]) if name in held else shape for name, shape in self.shapes.items()}
+        fused = tuple(replace(one, matrices=tuple(kept(one.matrices))) for one in self._fused)
+        parts = {name: part for name, part in self._parts.items() if name in pieces}
+        return replace(self, pieces=pieces, shapes=shapes, _parts=parts, _fused=fused)
+
     def _with(self, instead: Mapping[str, tuple[Piece, ...]]) -> Layout:
         """With other tensors in the places of those named."""
         found = [(self.part(name), one) for name, piece in self.pieces.items() for one in instead.get(name, (piece,))]

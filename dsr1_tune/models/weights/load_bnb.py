@@ -27,6 +27,7 @@ from dsr1_tune.models.weights.checkpoint import DTYPES, NAMES, Checkpoint, Spec
 from dsr1_tune.models.weights.converted import LazyTensor
 from dsr1_tune.models.weights.index import COPY_AGAIN
 from dsr1_tune.models.weights.layout import Layout, Piece
+from dsr1_tune.models.weights.shard import OwnPart
 from dsr1_tune.models.weights.stored_format import StoredFormat
 from dsr1_tune.moe.llama4 import adopt
 from dsr1_tune.moe.quantized_experts import finish_nf4
@@ -86,20 +87,23 @@ def _sizes(kind: str, shape: tuple[int, ...], num_parts: int) -> dict[str, tuple
     return nf4.sizes(num_matrices * num_parts, rows // num_parts, cols)
 
 
-def open_prequantized(folder: Path, config: Any, name: str) -> tuple[PrequantizedConfig, dict[str, LazyTensor]]:
+def open_prequantized(
+    folder: Path, config: Any, name: str, own: OwnPart | None = None
+) -> tuple[PrequantizedConfig, dict[str, LazyTensor]]:
     """How to hold the weights of a folder in bitsandbytes' layout, and its tensors by the names they are loaded under.
 
+    `own` is the part of it that a process with some of the experts alone reads.
     Raises ModelError, naming the tensor, for a layout that is another than `bnb_layout`'s.
     """
     stored_as: dict[str, Any] = config.quantization_config
     kind: Kind = "int8" if StoredFormat.of(config) is StoredFormat.BNB_INT8 else "nf4"
     plain = deepcopy(config)
     del plain.quantization_config
-    checkpoint = Checkpoint(folder)
+    checkpoint = own.checkpoint if own else Checkpoint(folder)
     quantized = bnb_layout.find(kind, checkpoint.names)
     inside = {part for parts in quantized.values() for part in parts}
     rest = [stored for stored in checkpoint.names if stored not in inside]
-    layout = Layout.of(meta_model(plain), [*rest, *quantized])
+    layout = own.layout if own else Layout.of(meta_model(plain), [*rest, *quantized])
     tensors = {stored: LazyTensor.as_stored(checkpoint, stored) for stored in rest}
     worst = max((stored_as.get(OURS) or {}).get("worst_error", {}).values(), default=0.0)
     parts: dict[str, int] = {}
