@@ -32,8 +32,9 @@ from dsr1_tune.models.weights.index import COPY_AGAIN, gist, weight_files
 from dsr1_tune.models.weights.layout import Layout, stores_fused
 from dsr1_tune.models.weights.shard import OwnPart, holding_own
 from dsr1_tune.models.weights.stored_format import NF4_BYTES, StoredFormat
+from dsr1_tune.moe.expert_lora import BY_ROWS
 from dsr1_tune.moe.expert_shard import ExpertParallel
-from dsr1_tune.moe.llama4 import adopt
+from dsr1_tune.moe.llama4 import adopt, compute_by
 
 _log = logging.getLogger(__name__)
 _IN_LARGER = {r"^model\.language_model\.": "model.", r"^language_model\.": ""}
@@ -159,6 +160,8 @@ def load_located(
         raise ModelError(f"{located.name}: its weights cannot be loaded: {said}", hint=COPY_AGAIN) from error
     _check_report(report, located.name)
     adopt(model)
+    if expert_parallel:
+        compute_by(model, BY_ROWS)
     _forget_larger(model)
     model.train(for_training)
     model.config.use_cache = not for_training

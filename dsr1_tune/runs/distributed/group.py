@@ -18,6 +18,7 @@ from torch import distributed
 
 from dsr1_tune.config import Parallel, TuneRun
 from dsr1_tune.errors import ConfigError, RunError, TuneError
+from dsr1_tune.moe.expert_shard import ExpertParallel
 from dsr1_tune.runs.distributed.launch import is_launched
 
 Value = TypeVar("Value")
@@ -66,6 +67,8 @@ def as_launched(config: Run, is_resumed: bool, say: Callable[[str], None]) -> Ru
     """
     parallel = config.parallel
     strategy = ACCELERATES_STRATEGY or parallel.strategy
+    if strategy == "experts" and is_resumed and world_size() == 1:
+        strategy = "ddp"  # one process holds all experts
     if strategy == "zero3" and find_spec("deepspeed") is None:
         raise ConfigError("zero3 needs DeepSpeed, which is not installed", hint="pip install deepspeed, or use fsdp2")
     if strategy == "zero3" and not ACCELERATES_STRATEGY:
@@ -133,6 +136,11 @@ def rank() -> int:
 def is_main() -> bool:
     """Whether this is the process that speaks and writes."""
     return rank() == 0
+
+
+def expert_parallel(parallel: Parallel) -> ExpertParallel | None:
+    """Which of the processes that share the experts out this is; None where each has all of them."""
+    return ExpertParallel(rank(), world_size()) if parallel.strategy == "experts" else None
 
 
 def barrier() -> None:

@@ -283,12 +283,14 @@ def test_group_of_one_needs_no_communication() -> None:
     assert not group.any_of(False)
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero3", "multi-node"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero3", "multi-node", "experts"])
 def test_group_configs_are_read_by_accelerate(name: str) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(Path(__file__).parents[3] / "configs" / "accelerate" / f"{name}.yaml"))
-    kinds = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero3": "DEEPSPEED", "multi-node": "MULTI_GPU"}
+    kinds = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero3": "DEEPSPEED", "multi-node": "MULTI_GPU"} | {
+        "experts": "MULTI_GPU"
+    }
     assert config.distributed_type == kinds[name]
     assert config.num_processes == (16 if name == "multi-node" else 2)
     if name == "fsdp2":
