@@ -20,6 +20,11 @@ def places_in_a_piece(model: Any) -> int:
     return max(1, PIECE_NUMBERS // int(model.config.get_text_config().vocab_size))
 
 
+def num_pieces(model: Any, num_places: int) -> int:
+    """In how many pieces so many places come."""
+    return max(1, -(-num_places // places_in_a_piece(model)))
+
+
 def logits_in_pieces(
     model: Any, places_N: Tensor, size: int = 0, at_least: int = 1, **inputs: Tensor
 ) -> Iterator[Tensor]:

@@ -219,7 +219,13 @@ class Session(Generic[Run]):
         questions = self.data.asked(self.config.samples)
         with self.narrator.counting("answering", len(questions)) as advance:
             answers = sample_answers(
-                model, self.base.tokenizer, questions, self.config.sample_tokens, advance, self.config.encoding
+                model,
+                self.base.tokenizer,
+                questions,
+                self.config.sample_tokens,
+                advance,
+                self.config.encoding,
+                is_in_step=self.config.parallel.strategy == "experts",
             )
         return held_out, answers
 

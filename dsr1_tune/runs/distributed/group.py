@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import timedelta
 from importlib.util import find_spec
 from typing import Any, Literal, TypeVar
@@ -26,6 +27,9 @@ Run = TypeVar("Run", bound=TuneRun)
 
 # One process may build, load or answer for long while the others wait; a process that died is noticed by the launcher.
 _TIMEOUT = timedelta(hours=4)
+
+
+_is_alone: ContextVar[bool] = ContextVar("_is_alone", default=False)
 
 
 # What `accelerate launch` is configured with, read before accelerate itself writes into the environment.
@@ -124,8 +128,8 @@ def leave() -> None:
 
 
 def world_size() -> int:
-    """How many processes train together."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+    """How many processes compute together: 1 inside what `from_main` makes, while the others wait."""
+    return distributed.get_world_size() if distributed.is_initialized() and not _is_alone.get() else 1
 
 
 def rank() -> int:
@@ -180,7 +184,11 @@ def from_main(make: Callable[[], Value]) -> Value:
     box: list[Any] = [None, False]
     try:
         if is_main():
-            box = [make(), True]
+            token = _is_alone.set(True)
+            try:
+                box = [make(), True]
+            finally:
+                _is_alone.reset(token)
     finally:
         distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     if not box[1]:
