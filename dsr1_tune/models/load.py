@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ from dsr1_tune.moe.llama4 import adopt, compute_by
 _log = logging.getLogger(__name__)
 _IN_LARGER = {r"^model\.language_model\.": "model.", r"^language_model\.": ""}
 """What names of a text model begin with in a checkpoint that has a tower for pictures too, and what by themselves."""
+_NOT_AHEAD = "HF_DEACTIVATE_ASYNC_LOAD"
 
 
 @dataclass(frozen=True)
@@ -233,11 +234,25 @@ def _from_tensors(
         del config.quantization_config
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     made = holding_own(kind, parallel) if parallel else kind
-    model, report = made.from_pretrained(None, state_dict=weights, **settings)
+    with _in_turn() if parallel else nullcontext():
+        model, report = made.from_pretrained(None, state_dict=weights, **settings)
     model.__class__ = kind
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model, report
+
+
+@contextmanager
+def _in_turn() -> Iterator[None]:
+    """Have transformers read each tensor when its turn comes; its threads would read ahead by half of the model."""
+    before = os.environ.get(_NOT_AHEAD)
+    os.environ[_NOT_AHEAD] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[_NOT_AHEAD]
+        if before is not None:
+            os.environ[_NOT_AHEAD] = before
 
 
 def load_tensors(located: Located, weights: Mapping[str, LazyTensor]) -> Any:

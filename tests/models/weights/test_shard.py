@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,15 +142,18 @@ def test_a_share_of_what_is_stored_in_fewer_bits(
 def test_experts_of_others_are_neither_read_nor_held(save: Save, family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save(family)
     read: list[int] = []
+    threads: set[int] = set()
     usual = checkpoint.read_stored
 
     def counted(spec: checkpoint.Spec, stored: checkpoint.Stored) -> Tensor:
         read.append(stored.end - stored.begin)
+        threads.add(threading.get_ident())
         return usual(spec, stored)
 
     monkeypatch.setattr(checkpoint, "read_stored", counted)
     part, whole = loaded(folder, (2, 3)), loaded(folder)
     assert sum(read) == sum(tensor.nbytes for tensor in part.state_dict().values())
+    assert threads == {threading.get_ident()}  # others would read ahead, and hold what is not needed yet
     experts = {block.name for block in find_experts(whole)}
     of_experts = sum(t.nbytes for name, t in whole.state_dict().items() if name.rpartition(".")[0] in experts)
     assert memory_of(part) == memory_of(whole) - of_experts // 2
