@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from dsr1_tune.config import Parallel
+from dsr1_tune.errors import ModelError
 from dsr1_tune.models.memory import GIB
 from dsr1_tune.models.memory_plan.base import PlannedBase
 from dsr1_tune.models.memory_plan.estimate import METHODS, Batch, Estimator, MemoryEstimate, Method, Settings
+from dsr1_tune.models.weights.shard import check_shared
 from dsr1_tune.moe.anatomy import find_experts
+from dsr1_tune.moe.expert_shard import ExpertParallel
 
 Refuse = Callable[[Method, Parallel], str]
 """Why the command of a method would refuse to run so; "" where it would not."""
@@ -86,6 +90,7 @@ def plan(
     refuse: Refuse = lambda method, parallel: "",
 ) -> Plan:
     """What each of `methods` takes on `base`, and what to turn where that is more than there is or `refuse` says no."""
+    refuse = partial(_refusal, base, refuse)
     possible = [method for method in methods if method != "esft" or find_experts(base.model)]
     refused = {method: why for method in possible if (why := refuse(method, settings.parallel))}
     estimator = Estimator(base, settings, batch)
@@ -93,6 +98,18 @@ def plan(
     advisor = _Advisor(estimator, room, estimates, refuse)
     advice = {method: advisor.advise(one) for method, one in estimates.items() if not room.holds(one)}
     return Plan(base, room, batch, tuple(estimates.values()), refused, advice)
+
+
+def _refusal(base: PlannedBase, refuse: Refuse, method: Method, parallel: Parallel) -> str:
+    """Why a run would not begin: for its settings, or for what the base is."""
+    why = refuse(method, parallel)
+    if why or parallel.strategy != "experts":
+        return why
+    try:
+        check_shared(base.model, ExpertParallel(0, parallel.processes))
+    except ModelError as error:
+        return f"{error.message}; {error.hint}"
+    return ""
 
 
 @dataclass(frozen=True)

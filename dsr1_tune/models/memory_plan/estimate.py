@@ -19,7 +19,7 @@ from dsr1_tune.models.load import pick_dtype
 from dsr1_tune.models.memory import GIB
 from dsr1_tune.models.memory_plan.base import PlannedBase, dtype_named
 from dsr1_tune.models.memory_plan.counting import Counted, Held, bytes_of, count, optimizer_bytes, trained_by_esft
-from dsr1_tune.models.memory_plan.trace import SMALL, Step, Trace, trace
+from dsr1_tune.models.memory_plan.trace import Step, Trace, trace
 from dsr1_tune.models.trained.full import enable_full_training
 from dsr1_tune.models.trained.lora import add_lora
 from dsr1_tune.moe.quantized_experts import finish_nf4, reserve_nf4
@@ -345,14 +345,13 @@ class _Placed:
     def _activations(self, step: Trace) -> tuple[int, int]:
         """(what a step makes beside gradients, what the allocator keeps beyond what is in use)."""
         # The trace holds the gradients of its own trained tensors, all of them at its end.
-        traced = self.estimator.counted(self.method).trained
-        activations = max(step.peak - bytes_of(traced), 0)
+        activations = max(step.peak - step.gradients, 0)
         if not self.is_cpu:
             return activations, round(_CACHED * activations)
         is_checkpointed = self.settings.schedule.gradient_checkpointing
         of_small = _FRAGMENTATION_CHECKPOINTED if is_checkpointed else _FRAGMENTATION
         most = _MAX_FRAGMENTATION * (2 if self.dtype.itemsize < 4 else 1)  # products in 16 bits pack their operands
-        small = max(step.small - bytes_of(one for one in traced if one.num_bytes < SMALL * one.count), 0)
+        small = max(step.small - step.small_gradients, 0)
         return activations, round(min(small * of_small, activations * most))
 
 

@@ -41,11 +41,22 @@ def few_and_more(kinds: Sequence[Hashable]) -> tuple[int, int]:
     return min(_LONGEST_PERIOD, len(kinds)), min(_LONGEST_PERIOD + 2, len(kinds))
 
 
-def with_layers(config: Any, number: int) -> Any:
-    """The config of the same model with its first layers only; what it lists for each layer is cut too."""
+def alike_at_first(config: Any, kinds: Sequence[Hashable]) -> int:
+    """How many of the first dense layers are more than one."""
+    dense = int(getattr(config, "first_k_dense_replace", 0) or 0)
+    return dense - 1 if 1 < dense < len(kinds) and len(set(kinds[:dense])) == 1 else 0
+
+
+def with_layers(config: Any, number: int, left_out: int = 0) -> Any:
+    """The config of the same model with `number` of its layers only, the first ones, or those behind `left_out` dense.
+
+    What it lists for each layer is cut too.
+    """
     before, short = config.num_hidden_layers, deepcopy(config)
     for name, value in vars(short).items():
         if isinstance(value, list) and len(value) == before and name not in ("architectures",):
-            setattr(short, name, value[:number])
+            setattr(short, name, value[left_out : left_out + number])
+    if left_out:
+        short.first_k_dense_replace -= left_out
     short.num_hidden_layers = number
     return short

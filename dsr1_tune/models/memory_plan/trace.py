@@ -21,8 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.head import logits_in_pieces
-from dsr1_tune.models.memory_plan.layers import few_and_more, layer_kinds, with_layers
+from dsr1_tune.models.memory_plan.layers import alike_at_first, few_and_more, layer_kinds, with_layers
 from dsr1_tune.models.meta import imagine, meta_model
+from dsr1_tune.models.trained.own_precision import OwnPrecision
 from dsr1_tune.moe.expert_rows import IMAGINED_ON_GPU
 
 Step = Literal["sft", "dpo", "evaluation"]
@@ -51,6 +52,10 @@ class Trace:
     """The most that blocks of less than SMALL bytes take together."""
     largest: int
     """The largest single tensor."""
+    gradients: int = 0
+    """Of all that is trained; they are a part of the peak if it is at the end."""
+    small_gradients: int = 0
+    """Of those, what blocks of less than SMALL bytes take."""
 
     def beyond(self, other: Trace, times: float) -> Trace:
         """This trace, and `times` what it is more than a trace of fewer layers."""
@@ -58,6 +63,8 @@ class Trace:
             round(self.peak + times * (self.peak - other.peak)),
             round(self.small + times * (self.small - other.small)),
             max(self.largest, other.largest),
+            round(self.gradients + times * (self.gradients - other.gradients)),
+            round(self.small_gradients + times * (self.small_gradients - other.small_gradients)),
         )
 
 
@@ -80,13 +87,15 @@ def trace(
     """
     traced = (prepare, dtype, rows, tokens, step, is_checkpointed, is_on_gpu)
     num_layers = int(config.num_hidden_layers)
-    few, more = (num_layers, num_layers) if num_layers <= MAX_TRACED_LAYERS else few_and_more(
-        kinds or layer_kinds(meta_model(config))
-    )  # fmt: skip
-    if more >= num_layers:
+    if num_layers <= MAX_TRACED_LAYERS:
         return _trace(config, *traced)
-    most = _trace(with_layers(config, more), *traced)
-    return most.beyond(_trace(with_layers(config, few), *traced), (num_layers - more) / (more - few))
+    kinds = kinds or layer_kinds(meta_model(config))
+    left_out = alike_at_first(config, kinds)
+    few, more = few_and_more(kinds[left_out:])
+    if more + left_out >= num_layers:
+        return _trace(config, *traced)
+    most = _trace(with_layers(config, more, left_out), *traced)
+    return most.beyond(_trace(with_layers(config, few, left_out), *traced), (num_layers - more) / (more - few))
 
 
 def _trace(
@@ -114,7 +123,9 @@ def _trace(
         imagine(model)
         ids_BT = torch.zeros(rows * (2 if step == "dpo" else 1), tokens, dtype=torch.long)
         alive = stack.enter_context(_Alive(model, config.get_text_config().vocab_size))
-        stack.enter_context(torch.autocast("cpu", dtype, enabled=dtype != torch.float32))
+        if dtype != torch.float32 and step != "evaluation":
+            stack.enter_context(torch.autocast("cpu", dtype))
+            OwnPrecision(model, dtype)
         if is_on_gpu:
             stack.enter_context(_as_on_gpu())
         try:
@@ -125,7 +136,9 @@ def _trace(
                 f"imagined here ({type(error).__name__})",
                 hint="train it without a plan, as with dsr1-tune lora",
             ) from error
-    return Trace(alive.peak, alive.small_peak, alive.largest)
+    gradients = [one.numel() * one.element_size() for one in model.parameters() if one.requires_grad]
+    small = sum(size for size in gradients if size < SMALL)
+    return Trace(alive.peak, alive.small_peak, alive.largest, sum(gradients), small)
 
 
 @contextmanager

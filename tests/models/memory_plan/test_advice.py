@@ -67,6 +67,15 @@ def in_processes(settings: Settings, number: int) -> Settings:
     return replace(settings, parallel=Parallel(processes=number, strategy="experts" if number > 1 else "ddp"))
 
 
+def test_experts_are_not_shared_among_more_processes_than_there_are_nor_of_a_dense_base(tiny_base: Path) -> None:
+    base = describe(Base(model=str(tiny_base)))
+    five = plan(base, in_processes(Settings(), 5), SMALL, Room(GIB), ("lora",))
+    assert "4 experts, which cannot be shared out among 5 processes" in five.refused["lora"]
+    dense = PlannedBase("dense", Path(), tiny_config("llama"), "float32")
+    assert "dense model" in plan(dense, in_processes(Settings(), 2), SMALL, Room(GIB), ("lora",)).refused["lora"]
+    assert plan(base, in_processes(Settings(), 4), SMALL, Room(4 * GIB), ("lora",)).fits("lora")
+
+
 def test_nothing_is_traced_of_what_is_far_too_much(tiny_base: Path) -> None:
     base = describe(Base(model=str(tiny_base)))
     made = plan(base, Settings(), SMALL, Room(100_000), ("full",))
