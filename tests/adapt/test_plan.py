@@ -37,19 +37,24 @@ def test_plan_needs_no_more_than_a_config(qwen: Path, tmp_path: Path) -> None:
 
 
 def test_memory_that_is_said_is_a_gpus_unless_a_device_is_said(qwen: Path) -> None:
-    words = ("--model", str(qwen), "--memory", "8GiB", "--set", "schedule.max_tokens=64")
-    there, here = called(*words), called(*words, "--set", "device=cpu")
-    assert there.stdout.startswith("For a GPU") and "device=cpu plans for the CPU" in there.stdout.split("\n")[0]
-    assert here.stdout.startswith("For this machine's CPU")
-    assert plan.device_of(PlanRun(memory=8)) == "cuda" and plan.device_of(PlanRun(memory=8, device="cpu")) == "cpu"
+    def first_line(**settings: Any) -> str:
+        out = io.StringIO()
+        config = PlanRun.model_validate({"base": {"model": str(qwen)}, "memory": "8GiB", **settings})
+        plan.run(config, Console(file=out, width=200), methods=())
+        return out.getvalue().split("\n")[0]
+
+    assert first_line().startswith("For a GPU") and "device=cpu plans for the CPU" in first_line()
+    assert first_line(device="cpu").startswith("For this machine's CPU")
 
 
 def test_what_the_command_would_refuse_is_said_in_place_of_whether_it_fits(qwen: Path) -> None:
-    words = ("--model", str(qwen), "--memory", "8GiB", "--set", "schedule.max_tokens=64", "--processes", "4")
-    done = called(*words, "--set", "parallel.strategy=fsdp2")
-    assert "qlora: refused: qlora's 4-bit weights cannot be shared out by fsdp2; use experts" in done.stdout
-    assert "Take: dsr1-tune lora" in done.stdout and done.exit_code == 0
-    told = json.loads(called(*words, "--set", "parallel.strategy=fsdp2", "--json").stdout)["methods"]
+    out = io.StringIO()
+    tree = {"base": {"model": str(qwen)}, "memory": 8, "schedule": {"max_tokens": 64}}
+    config = PlanRun.model_validate({**tree, "parallel": {"processes": 4, "strategy": "fsdp2"}})
+    made = plan.run(config, Console(file=out, width=200))
+    assert "qlora: refused: qlora's 4-bit weights cannot be shared out by fsdp2; use experts" in out.getvalue()
+    assert "Take: dsr1-tune lora" in out.getvalue()
+    told = plan.as_json(made)["methods"]
     assert [name for name, one in told.items() if one["fits"]] == ["lora", "full"]
     assert told["dpo"]["refused"].startswith("parallel.strategy=fsdp2: alignment shares no weights out")
 

@@ -14,7 +14,7 @@ from dsr1_tune.models.load import load
 from dsr1_tune.models.memory import GIB
 from dsr1_tune.models.memory_plan.base import PlannedBase, describe
 from dsr1_tune.models.memory_plan.counting import count
-from dsr1_tune.models.memory_plan.estimate import Batch, Method, Settings, _prepare, estimate
+from dsr1_tune.models.memory_plan.estimate import Batch, Estimator, Method, Settings, _prepare, estimate
 from dsr1_tune.models.trained.lora import audit
 from dsr1_tune.moe.anatomy import find_experts
 from dsr1_tune.moe.quantized_experts import memory_of
@@ -83,9 +83,9 @@ def test_estimate_of_a_part_of_the_weights(tiny_base: Path) -> None:
 
 def test_estimate_divides_a_step_of_fsdp_and_adds_buckets_for_ddp(tiny_base: Path) -> None:
     base = describe(Base(model=str(tiny_base)))
-    alone = estimate(base, "full", Settings(), SMALL)
-    ddp = estimate(base, "full", Settings(parallel=Parallel(processes=4)), SMALL)
-    shared = estimate(base, "full", Settings(parallel=Parallel(processes=4, strategy="fsdp2")), SMALL)
+    estimator = Estimator(base, Settings(), SMALL)
+    alone, ddp = estimator.estimate("full"), estimator.estimate("full", Parallel(processes=4))
+    shared = estimator.estimate("full", Parallel(processes=4, strategy="fsdp2"))
     assert ddp.parts["gradients"] == 2 * alone.parts["gradients"]
     assert shared.parts["optimizer"] == alone.parts["optimizer"] // 4
     assert shared.parts["weights"] == alone.parts["weights"] // 4
@@ -107,8 +107,8 @@ def test_fsdp_holds_what_is_trained_in_float32(tiny_base: Path) -> None:
 
 def test_experts_are_shared_out_and_the_rest_is_not(tiny_base: Path) -> None:
     base = describe(Base(model=str(tiny_base)))
-    settings = Settings(dtype="float32", parallel=Parallel(processes=3, strategy="experts"))
-    alone, shared = estimate(base, "lora", Settings(dtype="float32"), SMALL), estimate(base, "lora", settings, SMALL)
+    estimator = Estimator(base, Settings(dtype="float32"), SMALL)
+    alone, shared = (estimator.estimate("lora", one) for one in (None, Parallel(processes=3, strategy="experts")))
     experts = 4 * base.sizes["routed_experts"]
     assert alone.parts["weights"] - shared.parts["weights"] == experts // 2  # 4 experts among 3: one of them has 2
     assert alone.phases["loading"] - shared.phases["loading"] >= experts // 2
