@@ -2,9 +2,11 @@
 
     python benchmarks/plan.py                             # two tiny families, lora, qlora, full and dpo
     python benchmarks/plan.py --models embedded --rows 4  # the embedded base: up to 12 GB, a quarter of an hour
+    python benchmarks/plan.py --methods lora qlora --processes 2  # two processes that share the experts out
 
 Each method runs as a user runs it, `dsr1-tune METHOD`, in a process of its own, for a few steps; dpo on pairs of which
-both answers are as long as those of the others. The peak is VmHWM: resident memory, pages of mapped files included.
+both answers are as long as those of the others. The peak is VmHWM: resident memory, pages of mapped files included; of
+several processes that of the one that takes the most.
 Results are added to --out as they come.
 """
 
@@ -16,8 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).parents[1]
 MIB = 2**20
@@ -46,6 +51,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4, help="sequences of a batch")
     parser.add_argument("--words", type=int, default=60, help="length of a text")
     parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=1, help="more than one share the experts out")
     parser.add_argument("--set", action="append", default=[])
     parser.add_argument("--out", type=Path, help="a JSON-lines file that results are added to")
     options = parser.parse_args()
@@ -110,8 +116,11 @@ def measure(method: str, base: str | None, data: Path, scratch: Path, options: A
     """The prediction, and the peak of the process."""
     settings = [f"schedule.batch_size={options.rows}", f"schedule.max_steps={options.steps}", "samples=0", *options.set]
     sets = [part for setting in settings for part in ("--set", setting)]
+    if options.processes > 1:
+        sets += ["--processes", str(options.processes), "--set", "parallel.strategy=experts"]
     model = ["--model", base] if base else []
     asked = [sys.executable, "-m", "dsr1_tune", "plan", "--data", str(data), *model, *sets, "--memory", "1000GiB"]
+    asked += ["--set", "device=cpu"]
     planned = json.loads(
         subprocess.run([*asked, "--json"], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     )
@@ -131,14 +140,13 @@ def measure(method: str, base: str | None, data: Path, scratch: Path, options: A
 
 
 def watched(process: subprocess.Popen[bytes]) -> int:
-    """The largest VmHWM of a process until it ends, in bytes."""
-    peak = 0
+    """The largest VmHWM of a process, or one of those that it starts, until it ends, in bytes."""
+    peak, several = 0, psutil.Process(process.pid)
     while process.poll() is None:
-        try:
-            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-        except OSError:
-            break
-        peak = max([peak, *(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))])
+        with suppress(OSError, psutil.Error):
+            for one in (several, *several.children()):
+                lines = Path(f"/proc/{one.pid}/status").read_text().splitlines()
+                peak = max([peak, *(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))])
         time.sleep(0.02)
     process.wait()
     return peak

@@ -18,7 +18,7 @@ from dsr1_tune.adapt import plan as planning
 from dsr1_tune.adapt.page import write_report
 from dsr1_tune.adapt.state import MISSED, PLAN, STAGES, StageName, State, begin
 from dsr1_tune.atomic import atomic_write
-from dsr1_tune.config import RUNS, AdaptRun, CleanRun, ExportRun, TuneRun
+from dsr1_tune.config import RUNS, AdaptRun, CleanRun, ExportRun, TuneRun, as_run
 from dsr1_tune.data.clean import run as cleaning
 from dsr1_tune.data.inspect.tables import show_cleaned
 from dsr1_tune.errors import ConfigError, ModelError, RunError, TuneError
@@ -26,8 +26,10 @@ from dsr1_tune.export import lineage
 from dsr1_tune.export.comparison.gates import GatesMissed
 from dsr1_tune.export.formats import registry
 from dsr1_tune.export.steps import Steps
+from dsr1_tune.models.load import pick_device
 from dsr1_tune.models.memory import GIB
-from dsr1_tune.models.memory_plan.estimate import Method, Plan
+from dsr1_tune.models.memory_plan.advice import Plan
+from dsr1_tune.models.memory_plan.estimate import Method
 from dsr1_tune.runs.console import Narrator, quiet_libraries
 from dsr1_tune.runs.distributed.launch import run_in_processes
 from dsr1_tune.runs.folder import FINISHED, RunFolder
@@ -129,12 +131,16 @@ class _Adapt:
         """Which way of training fits. Raises ModelError where none does and none was asked for."""
         asked = self.config.method
         methods: tuple[Method, ...] = ("lora", "qlora") if asked == "auto" else (asked,)
-        made = planning.run(self.config, self.narrator.console, methods)
+        # It is trained here, whatever memory is said.
+        here = pick_device().type if self.config.device == "auto" else self.config.device
+        made = planning.run(self.config.model_copy(update={"device": here}), self.narrator.console, methods)
         with atomic_write(self.state.folder / PLAN, binary=True) as file:
             file.write(orjson.dumps(planning.as_json(made), option=orjson.OPT_INDENT_2))
+        if asked != "auto" and asked in made.refused:
+            raise ConfigError(f"method={asked}: {made.refused[asked]}", hint="change that, or take another method")
         method = made.choice if asked == "auto" else asked
         if method is None:
-            tips = "; ".join(f"{name}: {tip}" for name, tip in made.advice.items())
+            tips = "; ".join(f"{name}: {tip}" for name, tip in {**made.refused, **made.advice}.items())
             raise ModelError(f"{made.base.name}: neither lora nor qlora fits in {made.memory / GIB:.1f} GiB", hint=tips)
         reason = _reason(made, method, asked)
         self.narrator.say(reason)
@@ -181,15 +187,8 @@ class _Adapt:
         return {"files": files, **counts}
 
     def _training(self, method: str) -> TuneRun:
-        kind = RUNS[method]
-        shared = self.config.model_dump(include=set(kind.model_fields))
-        shared["data"] |= {"files": (self.data,), "map": {}, "rules": None, "weights": {}}
-        shared["out"] = self.trained
-        if method == "esft" and self.config.esft.method == "weights":
-            shared.pop("adapter")
-        elif method == "esft":
-            shared["adapter"] |= {"groups": ("routed_experts",)}
-        return kind.model_validate(shared)
+        data = self.config.data.model_dump() | {"files": (self.data,), "map": {}, "rules": None, "weights": {}}
+        return as_run(self.config, RUNS[method], data=data, out=self.trained)
 
     def _train(self, method: str, config: TuneRun, resume: Path | None) -> None:
         number = config.parallel.processes
@@ -268,6 +267,8 @@ def _reason(made: Plan, method: Method, asked: str) -> str:
         return f"{method}, as asked: {need}" + ("" if made.fits(method) else f", which it may not fit in; {tip}")
     if method == "lora":
         return f"lora: it fits ({need}), and trains over the base in its own number format"
+    if "lora" in made.refused:
+        return f"qlora: lora is refused ({made.refused['lora']}), {need}"
     return f"qlora: lora would need {made.of('lora').needed / GIB:.2f} GiB, {need}"
 
 

@@ -64,7 +64,11 @@ def plan(
     data: DataFiles = None,
     model: ModelName = None,
     memory: Annotated[
-        str | None, typer.Option(metavar="24GiB", help="For each process. [default: what is free]")
+        str | None,
+        typer.Option(metavar="24GiB", help="Of each GPU, which need not be here. [default: what is free here]"),
+    ] = None,
+    host_memory: Annotated[
+        str | None, typer.Option(metavar="512GiB", help="Main memory beside the GPUs, for all processes together.")
     ] = None,
     processes: Annotated[int | None, typer.Option(help="GPUs that share the work. [default: 1]")] = None,
     map_: Map = None,
@@ -82,7 +86,13 @@ def plan(
     from dsr1_tune.adapt import plan as planning
     from dsr1_tune.config import PlanRun
 
-    flags = {"data.files": data, "base.model": model, "memory": memory, "parallel.processes": processes}
+    flags = {
+        "data.files": data,
+        "base.model": model,
+        "memory": memory,
+        "host_memory": host_memory,
+        "parallel.processes": processes,
+    }
     settings = compose(PlanRun, config, sets, flags, map_)
     made = planning.run(settings, None if as_json else Console())
     if as_json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dsr1_tune.config.adapt import AdaptRun, PlanRun
+from dsr1_tune.config.adapt import AdaptRun, PlanRun, as_run
 from dsr1_tune.config.align import (
     REWARD_NUMBERS,
     AlignRun,

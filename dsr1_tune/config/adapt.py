@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field
 
 from dsr1_tune.config.clean import Dedup, Judge, Privacy
 from dsr1_tune.config.export import Compare, Gates, Merge, Quantize
 from dsr1_tune.config.sections import Adapter
-from dsr1_tune.config.training import Esft, Train, TuneRun
+from dsr1_tune.config.training import Esft, EsftRun, FullRun, Train, TuneRun
 
+Run = TypeVar("Run", bound=TuneRun)
 Way = Literal["auto", "lora", "qlora", "full", "esft"]
 
 
@@ -31,16 +32,39 @@ def _gib(value: Any) -> Any:
 _UNITS = {"gib": 1.0, "gb": 1e9 / 2**30, "mib": 1 / 1024, "mb": 1e6 / 2**30, "tib": 1024.0, "g": 1.0}
 
 
+Gib = Annotated[float, BeforeValidator(_gib), Field(gt=0)]
+
+
 class PlanRun(TuneRun):
     """Everything `dsr1-tune plan` needs to know; a training run's YAML can be given as it is."""
 
     adapter: Adapter = Adapter()
     train: Train = Train()
     esft: Esft = Esft()
-    memory: Annotated[float, BeforeValidator(_gib), Field(gt=0)] | None = None
+    memory: Gib | None = None
     """GiB for each process; without it what this machine has free."""
+    host_memory: Gib | None = None
+    """GiB of the machine's main memory beside its GPUs, for all processes together; not looked at without it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where it would be trained: cuda plans for GPUs that need not be here; auto is this machine's."""
+    """Where it would be trained: cuda plans for GPUs that need not be here; auto is this machine's, and of a machine
+    without a GPU cuda if `memory` is given."""
+
+
+def as_run(config: PlanRun, kind: type[Run], **sections: Any) -> Run:
+    """The run of that kind that a plan is about, with some `sections` otherwise.
+
+    What the plan says for other methods is left out: which weights full trains, an adapter for esft's weights. Raises
+    ValidationError for settings that the method refuses.
+    """
+    tree = config.model_dump(include=set(kind.model_fields)) | sections
+    if issubclass(kind, EsftRun):
+        adapter = tree.pop("adapter")
+        if config.esft.method == "lora":
+            tree["adapter"] = adapter | {"groups": ("routed_experts",)}
+    if not issubclass(kind, FullRun):
+        tree.pop("train", None)
+    tree.pop("method", None)  # adapt's, which alignment has another of
+    return kind.model_validate(tree)
 
 
 class AdaptRun(PlanRun):

@@ -17,13 +17,14 @@ from safetensors import SafetensorError
 from dsr1_tune.config import Base
 from dsr1_tune.data.encode.end_tokens import EndTokens
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models import embedded, hub
+from dsr1_tune.models import embedded, hub, room
 from dsr1_tune.models.attention import with_attention
 from dsr1_tune.models.context import with_context
 from dsr1_tune.models.folder import CONVERT, EXAMPLE, PICKLES, ModelFolder
-from dsr1_tune.models.memory import GIB, main_memory
+from dsr1_tune.models.memory import main_memory
 from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.ref import Hub, Missing, ModelRef, local_path
+from dsr1_tune.models.room import Holding, check_room, out_of_memory_hint
 from dsr1_tune.models.tokenizer_files import ends_in
 from dsr1_tune.models.weights.apart import put_together
 from dsr1_tune.models.weights.checkpoint import Checkpoint
@@ -32,7 +33,7 @@ from dsr1_tune.models.weights.dequantized import open_quantized
 from dsr1_tune.models.weights.index import COPY_AGAIN, gist, weight_files
 from dsr1_tune.models.weights.layout import Layout, stores_fused
 from dsr1_tune.models.weights.shard import OwnPart, holding_own
-from dsr1_tune.models.weights.stored_format import NF4_BYTES, StoredFormat
+from dsr1_tune.models.weights.stored_format import StoredFormat
 from dsr1_tune.moe.expert_lora import BY_ROWS
 from dsr1_tune.moe.expert_shard import ExpertParallel
 from dsr1_tune.moe.llama4 import adopt, compute_by
@@ -41,7 +42,6 @@ _log = logging.getLogger(__name__)
 _IN_LARGER = {r"^model\.language_model\.": "model.", r"^language_model\.": ""}
 """What names of a text model begin with in a checkpoint that has a tower for pictures too, and what by themselves."""
 _NOT_AHEAD = "HF_DEACTIVATE_ASYNC_LOAD"
-_SMALLER = "try qlora, or --set base.dtype=bfloat16, choose a smaller model, or use a machine with more memory"
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,14 @@ def locate(
     quantized: bool = False,
     is_loaded: bool = True,
     may_score: bool = False,
+    holding: Holding | None = None,
 ) -> Located:
     """Find `base` and check all that can be checked without its weights; builds the embedded base if it is asked for.
 
     Raises ModelError, saying where and what to do, for anything that is not a causal language model in safetensors
     with a tokenizer that has a chat template. Code that comes with a model is never run. One that `is_loaded` must fit
-    into the memory; weights can also be read one by one. A reward model's trunk is refused unless it `may_score`.
+    into the memory, shared out as `holding` says; weights can also be read one by one. A reward model's trunk is
+    refused unless it `may_score`.
     """
     repo_id = None
     if base.model in (None, embedded.NAME):
@@ -127,7 +129,9 @@ def locate(
     if is_loaded:
         stored = files.stored_format
         stays_as_stored = (stored.is_4bit or stored.is_bitsandbytes) and repo_id is None
-        _check_room(num_parameters, name, base.dtype, quantized, folder if stays_as_stored else None)
+        device, held = pick_device(), folder if stays_as_stored else None
+        number = pick_dtype(base.dtype, device, quantized and held is not None)
+        check_room(room.Base(name, config, num_parameters, number, held), holding or Holding(quantized), device)
     located = Located(folder, name, revision, files.read_tokenizer(), config, repo_id)
     if (remark := located.ends.remark) and progress:
         progress(f"{name}: {remark}")
@@ -157,7 +161,7 @@ def load_located(
             number = pick_dtype(dtype, device, quantized)
             model, report = _read_model(located, folder, number, device, quantized, expert_parallel)
     except torch.OutOfMemoryError as error:
-        raise ModelError(f"{located.name}: does not fit on {device}", hint=_SMALLER) from error
+        raise ModelError(f"{located.name}: does not fit on {device}", hint=out_of_memory_hint(quantized)) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         # Experts are stored one by one and stacked while loading; what that said is a traceback, in a log.
         said = "those of some experts are missing or of other shapes" if "conversion" in str(error) else gist(error)
@@ -329,26 +333,6 @@ def pick_dtype(dtype: str, device: torch.device, quantized: bool = False) -> tor
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float32
-
-
-def _check_room(num_parameters: int, name: str, dtype: str, quantized: bool, held: Path | None) -> None:
-    """Refuse what cannot fit: the kernel would end the process without a word. `held` is a folder of low precision."""
-    device = pick_device()
-    number = pick_dtype(dtype, device, quantized and held is not None)
-    need = num_parameters * (NF4_BYTES if quantized else number.itemsize)
-    as_what = "in 4 bits" if quantized else f"as {str(number).removeprefix('torch.')}"
-    if held:
-        checkpoint, as_what = Checkpoint(held), "as they are stored"
-        specs = [checkpoint.spec(name) for name in checkpoint.names]
-        wide = ("F32", "F16", "BF16")  # these become `number`, what is quantized stays as it is
-        need = sum(spec.num_elements * (number.itemsize if spec.dtype in wide else 1) for spec in specs)
-    have = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else main_memory().free
-    if need > have:
-        raise ModelError(
-            f"{name}: its {num_parameters / 1e9:.1f} B weights need {need / GIB:.1f} GiB {as_what}, "
-            f"{device} has {have / GIB:.1f} GiB free",
-            hint=_SMALLER,
-        )
 
 
 def _check_remote_weights(folder: Path, repo_id: str, commit: str, config: Any) -> int:

@@ -5,6 +5,7 @@ Letters: T tokens, E experts, K chosen per token, S = T·K routed rows, P those 
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
@@ -23,6 +24,9 @@ PORTION_BYTES = 2**30
 """On a GPU, so much of a layer's 4-bit experts is dequantized at a time."""
 _FUSED_ON = (9, 10)
 """Compute capabilities of the GPUs, Hopper's and Blackwell's, for which torch has a kernel of grouped products."""
+
+IMAGINED_ON_GPU: ContextVar[bool] = ContextVar("imagined on a GPU", default=False)
+"""Whether rows that are only imagined, take the way of a GPU: their tensors say that they are the CPU's."""
 
 
 @dataclass(frozen=True)
@@ -117,14 +121,16 @@ class RoutedRows:
     @classmethod
     def _even(cls, index_TK: Tensor, num_experts: int) -> RoutedRows:
         """Rows of a choice that is only imagined, to plan with: as if each expert had the same share."""
-        num_rows = index_TK.numel()
+        num_rows, like = index_TK.numel(), index_TK.new_empty
+        if IMAGINED_ON_GPU.get():
+            each, offsets_E = like(num_rows), like(num_experts, dtype=torch.int32)
+            return cls(like(num_rows), each, like(num_rows), offsets_E, index_TK.shape[-1], 1, each, ())
         tile = tile_rows(num_rows / num_experts)
         num_tiles = num_experts * -(-num_rows // (num_experts * tile))
         # All rows in the hands of a few: as many bytes, and not hundreds of products to imagine.
         few = min(num_experts, 4)
         spans = [(place * num_rows // few, num_rows // few) for place in range(few)]
         spans += [(0, 0)] * (num_experts - few)
-        like = index_TK.new_empty
         rows = like(num_tiles * tile), like(num_tiles * tile), like(num_rows), like(num_experts, dtype=torch.int32)
         return cls(*rows, index_TK.shape[-1], tile, like(num_tiles), tuple(spans))
 
@@ -248,7 +254,8 @@ class RoutedRows:
         y = x.new_empty(num_rows + 1, weight.shape[-1])  # the last takes what is nobody's
         arange_P = torch.arange(num_rows, device=x.device)
         start = self.offsets_E.new_zeros(())
-        for first in range(0, num_experts, at_once):
+        firsts = range(0, num_experts, at_once)
+        for first in firsts[:2] if IMAGINED_ON_GPU.get() else firsts:  # the others would be like them
             ends = self.offsets_E[first : first + at_once]
             place_P = arange_P + start
             own = x.index_select(0, place_P.clamp(max=num_rows - 1)) if first else x

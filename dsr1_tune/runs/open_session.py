@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 
 from dsr1_tune.atomic import is_disk_full
-from dsr1_tune.config import AlignRun, TuneRun
+from dsr1_tune.config import AlignRun, LoraRun, TuneRun
 from dsr1_tune.data.encode.template import check_arguments
 from dsr1_tune.data.prepare import prepare
 from dsr1_tune.errors import ModelError, RunError, TuneError
@@ -20,6 +20,7 @@ from dsr1_tune.models.context import check_length
 from dsr1_tune.models.load import Located, locate, pick_device
 from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.ref import beside, copy_command
+from dsr1_tune.models.room import Holding
 from dsr1_tune.models.trained.attach import was_quantized
 from dsr1_tune.models.trained.start import with_start
 from dsr1_tune.models.weights.layout import check_conversions
@@ -136,7 +137,10 @@ def _locate_base(config: TuneRun, command: str, quantized: bool, narrator: Narra
     """The base model's folder, config and tokenizer. Raises ModelError where it is stored in a format not trained."""
     if config.base.model is None:
         narrator.say(f"No --model given: this is {embedded.DESCRIPTION}.")
-    base = group.main_first(lambda: locate(config.base, narrator.say, quantized=quantized))
+    shares = isinstance(config, LoraRun)
+    in_4_bits = "train it with qlora" if shares else "--method qlora" if isinstance(config, AlignRun) else ""
+    holding = Holding(quantized, config.parallel, shares, in_4_bits)
+    base = group.main_first(lambda: locate(config.base, narrator.say, quantized=quantized, holding=holding))
     stored = StoredFormat.of(base.config)
     if stored is StoredFormat.BNB_INT8:
         raise ModelError(

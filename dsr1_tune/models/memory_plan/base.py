@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from dsr1_tune.errors import ModelError
 from dsr1_tune.models import embedded, hub
 from dsr1_tune.models.context import with_context
 from dsr1_tune.models.folder import ModelFolder
+from dsr1_tune.models.memory_plan.layers import layer_kinds
 from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.ref import Hub, Missing, ModelRef, local_path
 from dsr1_tune.models.weights.index import INDEX
@@ -64,7 +66,34 @@ class PlannedBase:
     @cached_property
     def largest(self) -> int:
         """The numbers of the largest weight."""
-        return max(weight.numel() for weight in self.model.parameters())
+        return self.largest_part(1)
+
+    def largest_part(self, processes: int) -> int:
+        """The numbers of the largest weight that one of several processes loads which share experts out."""
+        fused = {id(w): w for block in find_experts(self.model) for w in block.module.parameters(recurse=False)}
+        weights = {id(weight): weight.numel() for weight in self.model.parameters()}
+        return max(
+            -(-len(fused[key]) // processes) * (numel // len(fused[key])) if key in fused else numel
+            for key, numel in weights.items()
+        )
+
+    @cached_property
+    def num_experts(self) -> int:
+        """E, of the layer that has the most routed experts; 0 for a dense model."""
+        return max((block.num_experts for block in find_experts(self.model)), default=0)
+
+    @property
+    def num_chosen(self) -> int:
+        """K, the routed experts that answer each token."""
+        names = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k", "moe_topk", "moe_k")
+        configs = (self.config, getattr(self.config, "ffn_config", None))
+        said = [getattr(config, name, None) for config in configs for name in names]
+        return min(next((int(number) for number in said if isinstance(number, int)), 8), self.num_experts)
+
+    @cached_property
+    def layer_kinds(self) -> tuple[Hashable, ...]:
+        """What each of its layers is: equal for those that are made alike."""
+        return layer_kinds(self.model)
 
     @cached_property
     def keeps_float32(self) -> bool:
@@ -76,7 +105,7 @@ class PlannedBase:
     @property
     def is_read_through(self) -> bool:
         """Whether each tensor is multiplied out of what is read for it alone: no page of a file stays mapped."""
-        return self.stored not in _BYTES or self.stored == "nf4"
+        return self.stored not in _BYTES or self.stored in ("nf4", "block-FP8")
 
     @property
     def stored_bytes(self) -> int:

@@ -1,37 +1,34 @@
 """Will it fit? Bytes for every way of training, from a base's config alone, before anything is downloaded or loaded.
 
-Weights, adapter, gradients and optimizer state are counted on the meta model that would be trained; what a step keeps
-and throws away is traced (see `trace`); what libraries take, and memory that is freed but not given back, is measured.
+Weights, adapter, gradients and optimizer state are counted on the meta model that would be trained (see `counting`);
+what a step keeps and throws away is traced (see `trace`); what libraries take, and memory that is freed but not given
+back, is measured. How much of it one of several processes has, and in which phase of a run, is as the code does it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
 
 from dsr1_tune.config import Adapter, Esft, Parallel, Router, Schedule, Train
 from dsr1_tune.models.load import pick_dtype
 from dsr1_tune.models.memory import GIB
 from dsr1_tune.models.memory_plan.base import PlannedBase, dtype_named
-from dsr1_tune.models.memory_plan.trace import SMALL, Step, Trace, trace
-from dsr1_tune.models.meta import meta_model
+from dsr1_tune.models.memory_plan.counting import Counted, Held, bytes_of, count, optimizer_bytes, trained_by_esft
+from dsr1_tune.models.memory_plan.trace import Step, Trace, trace
 from dsr1_tune.models.trained.full import enable_full_training
 from dsr1_tune.models.trained.lora import add_lora
-from dsr1_tune.moe.anatomy import find_experts
-from dsr1_tune.moe.expert_rows import PORTION_BYTES
 from dsr1_tune.moe.quantized_experts import finish_nf4, reserve_nf4
 from dsr1_tune.moe.routing import open_routers
 from dsr1_tune.quant.nf4 import scale_map
 
 Method = Literal["lora", "qlora", "full", "esft", "dpo"]
 METHODS: tuple[Method, ...] = get_args(Method)
-Trained = tuple[tuple[tuple[int, ...], int], ...]
-Phase = Literal["loading", "step", "evaluation", "saving", "checking"]
+Phase = Literal["loading", "sharing out", "step", "evaluation", "saving", "checking"]
 
 # Measured with benchmarks/plan.py.
 _LIBRARIES = {"cpu": 0.56 * GIB, "cuda": 0.6 * GIB}
@@ -41,6 +38,12 @@ _FRAGMENTATION, _FRAGMENTATION_CHECKPOINTED, _MAX_FRAGMENTATION = 0.8, 4.5, 1.15
 gradient checkpointing), and at most this share of all that a step makes."""
 _CACHED = 0.08
 """On a GPU, what torch's allocator holds beyond what is in use, as a share of activations."""
+_HOST_LIBRARIES = 2.0 * GIB
+"""What a process that trains on a GPU takes of main memory: libraries, and CUDA's own. Not measured."""
+_IMBALANCE = 2
+"""So many times the mean number of rows is expected where experts of a process are chosen more often than others'."""
+_HOPELESS = 1.5
+"""What takes so many times what there is before its first step is not traced."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,17 @@ class MemoryEstimate:
     method: Method
     num_trained: int
     parts: Mapping[str, int]
-    """weights, adapter, gradients, optimizer, activations, largest (temporary), files (mapped), libraries, gaps (what
-    allocator fragmentation takes)."""
+    """weights, adapter, gradients, optimizer, activations, exchange (rows that travel between processes), largest
+    (temporary), files (mapped), libraries, gaps (what allocator fragmentation takes)."""
     phases: Mapping[Phase, int]
+    mapped: Mapping[Phase, int]
+    """Of each phase, the pages of mapped files, which the system takes back when memory is short."""
+    host: int
+    """Main memory that the process takes beside its GPU; 0 on a CPU."""
     batch: Batch
-    remark: str = ""
+    parallel: Parallel
+    is_traced: bool = True
+    """Whether activations are counted; they are not where all else is far too much."""
 
     @property
     def peak(self) -> int:
@@ -92,8 +101,8 @@ class MemoryEstimate:
 
     @property
     def needed(self) -> int:
-        """The peak less the pages of mapped files, which the system takes back when memory is short."""
-        return max(size - self.parts["files"] for size in self.phases.values())
+        """The most of all phases less mapped files."""
+        return max(size - self.mapped.get(phase, 0) for phase, size in self.phases.items())
 
     @property
     def fixed(self) -> int:
@@ -102,72 +111,78 @@ class MemoryEstimate:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Estimates for the ways of training, what there is, and what to turn where it is not enough."""
+class Estimator:
+    """Estimates for one base and one kind of run; what was counted and traced once serves for every placement."""
 
     base: PlannedBase
-    memory: int
-    estimates: tuple[MemoryEstimate, ...]
-    advice: Mapping[Method, str] = field(default_factory=dict)
+    settings: Settings
+    batch: Batch
+    _counts: dict[tuple[Method, torch.dtype], Counted] = field(default_factory=dict)
+    _traces: dict[tuple[Any, ...], Trace] = field(default_factory=dict)
 
-    def fits(self, method: Method) -> bool:
-        """Whether a way of training fits in the memory."""
-        return self.of(method).needed <= self.memory
+    def estimate(self, method: Method, parallel: Parallel | None = None, memory: int | None = None) -> MemoryEstimate:
+        """What one way of training takes; activations are left out where all else is far more than `memory`."""
+        placed = _Placed(self, method, parallel or self.settings.parallel)
+        is_hopeless = memory is not None and placed.least > _HOPELESS * memory
+        return placed.estimate(_NOTHING if is_hopeless else None)
 
-    def of(self, method: Method) -> MemoryEstimate:
-        """The estimate for one of them."""
-        return next(one for one in self.estimates if one.method == method)
+    def dtype(self, method: Method) -> torch.dtype:
+        """The number format that is computed in."""
+        asked, device = self.settings.dtype, self.settings.device
+        if device == "cuda" and not torch.cuda.is_available():  # a GPU that is not here: one that computes in bfloat16
+            return dtype_named("bfloat16" if asked == "auto" else asked)
+        return pick_dtype(asked, torch.device(device), quantized=method == "qlora")
 
-    @property
-    def choice(self) -> Method | None:
-        """The first that fits of lora, qlora: adapters first, in 16 or 32 bits where there is room."""
-        fitting = {one.method for one in self.estimates if self.fits(one.method)}
-        return "lora" if "lora" in fitting else "qlora" if "qlora" in fitting else None
+    def counted(self, method: Method) -> Counted:
+        """The tensors of the model that is trained, in one process."""
+        like: Method = "lora" if method == "dpo" else method
+        key = like, self.dtype(method)
+        if key not in self._counts:
+            by_number = method == "full" and any(name.startswith("last:") for name in self.settings.train.only)
+            self._counts[key] = count(self.base, _prepare(method, self.settings), key[1], by_number)
+        return self._counts[key]
 
-
-def plan(
-    base: PlannedBase, settings: Settings, batch: Batch, memory: int, methods: tuple[Method, ...] = METHODS
-) -> Plan:
-    """What each of `methods` takes on `base`, and what to turn where that is more than `memory` bytes a process."""
-    possible = [method for method in methods if method != "esft" or find_experts(base.model)]
-    made = Plan(base, memory, tuple(estimate(base, method, settings, batch) for method in possible))
-    advice = {one.method: _advise(one, made, settings) for one in made.estimates if not made.fits(one.method)}
-    return replace(made, advice=advice)
+    def traced(self, method: Method, step: Step) -> Trace:
+        """What a step holds, or an evaluation, beside the model."""
+        batch, dtype = self.batch, self.dtype(method)
+        is_measured = step == "evaluation"
+        made_by = method == "qlora" if is_measured else method
+        key = step, made_by, dtype
+        if key not in self._traces:
+            scale_map(torch.device("cpu"))  # it is kept for good, and so must not be made of imagined numbers
+            bare = _in_nf4 if method == "qlora" else lambda model: model
+            self._traces[key] = trace(
+                self.base.model.config,
+                bare if is_measured else _prepare(method, self.settings, is_cut=True),
+                dtype,
+                batch.eval_rows if is_measured else batch.rows,
+                batch.eval_tokens if is_measured else batch.tokens,
+                step,
+                self.settings.schedule.gradient_checkpointing,
+                self.settings.device == "cuda",
+                self.base.layer_kinds,
+            )
+        return self._traces[key]
 
 
 def estimate(base: PlannedBase, method: Method, settings: Settings, batch: Batch) -> MemoryEstimate:
     """What one way of training takes."""
-    dtype = _dtype(base, method, settings)
-    prepare = _prepare(method, settings)
-    config = base.model.config
-    with torch.device("meta"):
-        own = _Counted.of(prepare(meta_model(config).to(dtype)))
-    trained = _trained_by_esft(base, settings) if method == "esft" else own.trained
-    optimizer, working = _optimizer(trained, method, settings)
-    step: Step = "dpo" if method == "dpo" else "sft"
-    checkpointed = settings.schedule.gradient_checkpointing
-    scale_map(torch.device("cpu"))  # it is kept for good, and so must not be made of imagined numbers
-    stepped = trace(config, prepare, dtype, batch.rows, batch.tokens, step, checkpointed)
-    bare = _in_nf4 if method == "qlora" else lambda model: model
-    measured = trace(config, bare, dtype, batch.eval_rows, batch.eval_tokens, "evaluation")
-    costs = _Costs(base, method, settings, dtype, own, trained, optimizer, working, stepped, measured)
-    num_trained = sum(math.prod(shape) for shape, _ in trained)
-    return MemoryEstimate(method, num_trained, *costs.in_phases(), batch)
+    return Estimator(base, settings, batch).estimate(method)
 
 
-def _dtype(base: PlannedBase, method: Method, settings: Settings) -> torch.dtype:
-    device = torch.device(settings.device) if settings.device == "cpu" or torch.cuda.is_available() else None
-    if device is None:  # a GPU that is not here: one that computes in bfloat16
-        return dtype_named("bfloat16" if settings.dtype == "auto" else settings.dtype)
-    return pick_dtype(settings.dtype, device, quantized=method == "qlora")
+_NOTHING = Trace(0, 0, 0)
 
 
-def _prepare(method: Method, settings: Settings) -> Callable[[Any], Any]:
-    """What makes a meta model into the model that is trained."""
+def _prepare(method: Method, settings: Settings, is_cut: bool = False) -> Callable[[Any], Any]:
+    """What makes a meta model into the model that is trained; one that `is_cut` has a few layers that stand for all."""
 
     def prepare(model: Any) -> Any:
         if method == "full":
-            enable_full_training(model, settings.train.only)
+            only = settings.train.only
+            if is_cut:
+                number = model.config.num_hidden_layers
+                only = tuple(name for name in only if not name.startswith("last:") or int(name[5:]) <= number)
+            enable_full_training(model, only)
             open_routers(model, settings.router.mode)
             return model
         adapter = settings.adapter
@@ -185,144 +200,159 @@ def _in_nf4(model: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class _Counted:
-    """The bytes of a model's own tensors, and what of them is trained."""
+class _Placed:
+    """One way of training in one of several processes, or alone, and what each phase of a run takes by it."""
 
-    weights: int
-    adapter: int
-    trained: Trained
-    """Shape and bytes a number of every trained tensor."""
-
-    @classmethod
-    def of(cls, model: nn.Module) -> _Counted:
-        weights = adapter = 0
-        trained = []
-        seen: dict[int, Tensor] = {}
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            if id(tensor) in seen:
-                continue
-            seen[id(tensor)] = tensor
-            is_placeholder = tensor.numel() > 1 and all(stride == 0 for stride in tensor.stride())
-            size = tensor.element_size() * (1 if is_placeholder else tensor.numel())
-            is_added = ".lora_" in name or ".modules_to_save." in name
-            weights, adapter = weights + size * (not is_added), adapter + size * is_added
-            if tensor.requires_grad:
-                trained.append((tuple(tensor.shape), tensor.element_size()))
-        return cls(weights, adapter, tuple(trained))
-
-
-def _trained_by_esft(base: PlannedBase, settings: Settings) -> Trained:
-    """The chosen experts: at most the share of them whose share of the gate weight is asked for."""
-    size = _dtype(base, "esft", settings).itemsize
-    trained: list[tuple[tuple[int, ...], int]] = []
-    for block in find_experts(base.model):
-        chosen = math.ceil(settings.esft.share * block.num_experts)
-        for name in block.parameters:
-            shape = getattr(block.module, name).shape
-            rows = (settings.adapter.rank, shape[1] + shape[2])
-            trained += [(tuple(shape[1:]) if settings.esft.method == "weights" else rows, size)] * chosen
-    return tuple(trained)
-
-
-def _optimizer(trained: Trained, method: Method, settings: Settings) -> tuple[int, int]:
-    """(bytes of state, of temporaries) of the optimizer, as runs.optimizers builds it."""
-    name = settings.schedule.optimizer
-    if name == "auto":
-        name = "paged_adamw_8bit" if method == "qlora" and settings.device == "cuda" else "adamw"
-    numels = [math.prod(shape) for shape, _ in trained]
-    largest = max(numels, default=0)
-    if name == "adafactor":  # rows and columns in place of a second moment; an update at a time
-        return sum(4 * _factored(shape) for shape, _ in trained), 8 * largest
-    if "8bit" in name:
-        return sum(round(numel * (2.03 if numel >= 4096 else 8)) for numel in numels), 0
-    is_narrow = any(size < 4 for _, size in trained)
-    return 8 * sum(numels), 20 * min(largest, 2**24) if is_narrow else 0
-
-
-def _factored(shape: tuple[int, ...]) -> int:
-    """Numbers of Adafactor's second moment: those of its rows and of its columns."""
-    numel = math.prod(shape)
-    return numel // shape[-1] + numel // shape[-2] if len(shape) > 1 else numel
-
-
-@dataclass(frozen=True)
-class _Costs:
-    """What was counted and traced of one way of training, and what each phase of a run takes by it."""
-
-    base: PlannedBase
+    estimator: Estimator
     method: Method
-    settings: Settings
-    dtype: torch.dtype
-    own: _Counted
-    trained: Trained
-    optimizer: int
-    """Bytes of the optimizer's state."""
-    working: int
-    """Bytes of its temporaries."""
-    step: Trace
-    evaluation: Trace
+    parallel: Parallel
 
-    def in_phases(self) -> tuple[dict[str, int], dict[Phase, int]]:
-        """(the parts that take memory in a step, the sum of all that is there in each phase)."""
-        is_cpu = self.settings.device == "cpu"
-        weights, gradients, optimizer, buckets, gathered = self._of_each_process()
-        mapped, while_loading = _mapped(self.base, self.method, self.dtype) if is_cpu else (0, 0)
-        activations, fragmentation = self._activations(gathered)
-        libraries = round(_LIBRARIES[self.settings.device])
-        held = libraries + weights + self.own.adapter + mapped
-        largest = self.base.largest * self.dtype.itemsize
-        evaluated = self.evaluation.peak
-        checking = round(min(fragmentation, activations * _MAX_FRAGMENTATION)) if is_cpu else 0
+    @property
+    def base(self) -> PlannedBase:
+        return self.estimator.base
+
+    @property
+    def settings(self) -> Settings:
+        return self.estimator.settings
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.settings.device == "cpu"
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        return self.estimator.dtype(self.method)
+
+    @property
+    def strategy(self) -> str:
+        """How the work is shared out; "" for one process."""
+        return self.parallel.strategy if self.parallel.processes > 1 else ""
+
+    @property
+    def experts_among(self) -> int:
+        """How many processes share the experts out."""
+        return self.parallel.processes if self.strategy == "experts" else 1
+
+    @cached_property
+    def loaded(self) -> Counted:
+        """What the process loads, and has whenever no step is made."""
+        return self.estimator.counted(self.method).of_process(self.experts_among)
+
+    @cached_property
+    def trained(self) -> tuple[Held, ...]:
+        """What the process trains, before any of it is shared out by FSDP."""
+        if self.method != "esft":
+            return self.loaded.trained
+        esft = self.settings.esft
+        return trained_by_esft(self.base, esft, self.settings.adapter.rank, self.dtype.itemsize)
+
+    @cached_property
+    def in_step(self) -> dict[str, int]:
+        """Bytes of weights, adapter, gradients, optimizer state, its temporaries, and layers that FSDP gathers."""
+        is_paged = self.method == "qlora" and not self.is_cpu
+        optimizer, working = optimizer_bytes(self.trained, self.settings.schedule, is_paged)
+        weights, adapter, gradients, gathered = self.loaded.weights, self.loaded.adapter, bytes_of(self.trained), 0
+        if self.strategy == "ddp":  # the buckets that are sent
+            gradients *= 2
+        elif self.strategy == "experts":  # what every process trains is summed in one piece
+            gradients += bytes_of(one for one in self.trained if not one.num_experts)
+        elif self.strategy:
+            gathered = 2 * weights // max(len(self.base.layer_kinds), 1)
+            # What is trained is held, and gets its gradients, in float32.
+            number = self.parallel.processes
+            weights, adapter = (weights + self._widened(False)) // number, (adapter + self._widened(True)) // number
+            gradients = round(sum(4 * one.numel for one in self.trained)) // number
+            optimizer //= number
+        return {"weights": weights, "adapter": adapter, "gradients": gradients, "optimizer": optimizer,
+                "working": working, "gathered": gathered}  # fmt: skip
+
+    def _widened(self, is_added: bool) -> int:
+        """Bytes that float32 takes of the model's own trained weights, or the adapter's, beyond their own format."""
+        trained = (one for one in self.trained if one.is_added == is_added)
+        return round(sum(max(4 - one.itemsize, 0) * one.numel for one in trained))
+
+    @property
+    def least(self) -> int:
+        """What a step takes without any activations."""
+        return sum(self.in_step[name] for name in ("weights", "adapter", "gradients", "optimizer"))
+
+    def estimate(self, instead: Trace | None) -> MemoryEstimate:
+        """All of it; activations are those of `instead`, where that is given."""
+        step = instead or self.estimator.traced(self.method, "dpo" if self.method == "dpo" else "sft")
+        evaluation = instead or self.estimator.traced(self.method, "evaluation")
+        held, libraries = self.in_step, round(_LIBRARIES[self.settings.device])
+        files = _mapped(self.base, self.method, self.dtype) if self.is_cpu else (0, 0)
+        mapped, while_loading = (round(size * self._share_of_files) for size in files)
+        activations, fragmentation = self._activations(step)
+        exchange = self._exchange(self.estimator.batch.rows * self.estimator.batch.tokens)
+        largest = self.base.largest_part(self.experts_among) * self.dtype.itemsize
+        loaded = libraries + self.loaded.weights
+        whole = loaded + self.loaded.adapter + mapped
+        training = libraries + held["weights"] + held["adapter"] + held["optimizer"] + mapped
+        kept_small = round(evaluation.small * _FRAGMENTATION) if self.is_cpu else 0
+        checking = round(min(fragmentation, activations * _MAX_FRAGMENTATION)) if self.is_cpu else 0
+        evaluated = evaluation.peak + self._exchange(self.estimator.batch.eval_rows * self.estimator.batch.eval_tokens)
         phases: dict[Phase, int] = {
-            "loading": libraries + weights + while_loading + largest * (2 if self.method == "qlora" else 1),
-            "evaluation": held + evaluated + (round(self.evaluation.small * _FRAGMENTATION) if is_cpu else 0),
-            "step": held + optimizer + fragmentation + buckets
-            + max(activations + gradients, gradients + self.working),
-            "checking": libraries + weights + while_loading + checking + evaluated,
+            "loading": loaded + while_loading + largest * (2 if self.method == "qlora" else 1),
+            "evaluation": whole + evaluated + kept_small,
+            "step": training + fragmentation + exchange
+            + max(activations + held["gathered"] + held["gradients"], held["gradients"] + held["working"]),
+            "checking": loaded + while_loading + checking + evaluated,
         }  # fmt: skip
         if self.method == "full":
-            phases["saving"] = held + optimizer + gradients + fragmentation
+            phases["saving"] = training + held["gradients"] + fragmentation
+        if self.strategy == "fsdp2":
+            phases["sharing out"] = whole + self._widened(False) + self._widened(True)
+            # Every process has all weights again, and still its part.
+            phases["saving"] = whole + held["weights"] + held["adapter"] + held["optimizer"] + fragmentation
         parts = {
-            "weights": weights,
-            "adapter": self.own.adapter,
-            "gradients": gradients + buckets,
-            "optimizer": optimizer,
-            "activations": activations,
-            "largest": max(self.step.largest, self.working),
+            "weights": held["weights"],
+            "adapter": held["adapter"],
+            "gradients": held["gradients"],
+            "optimizer": held["optimizer"],
+            "activations": activations + held["gathered"],
+            "exchange": exchange,
+            "largest": max(step.largest, held["working"]),
             "files": mapped,
             "libraries": libraries,
             "gaps": fragmentation,
         }
-        return parts, phases
+        while_loaded: tuple[Phase, ...] = ("loading", "checking")
+        pages = {phase: while_loading if phase in while_loaded else mapped for phase in phases}
+        host = 0 if self.is_cpu else round(_HOST_LIBRARIES) + 2 * largest
+        num_trained = round(sum(one.numel for one in self._trained_by_all))
+        return MemoryEstimate(
+            self.method, num_trained, parts, phases, pages, host, self.estimator.batch, self.parallel, instead is None
+        )
 
-    def _of_each_process(self) -> tuple[int, int, int, int, int]:
-        """(weights, gradients, optimizer state, DDP's buckets, layers that FSDP gathers) of one of the processes."""
-        weights, gradients = self.own.weights, _bytes_of(self.trained)
-        number = self.settings.parallel.processes
-        if number == 1:
-            return weights, gradients, self.optimizer, 0, 0
-        if self.settings.parallel.strategy == "ddp":
-            return weights, gradients, self.optimizer, gradients, 0
-        layer = weights // max(self.base.config.num_hidden_layers, 1)
-        return weights // number, gradients // number, self.optimizer // number, 0, 2 * layer
+    @property
+    def _trained_by_all(self) -> tuple[Held, ...]:
+        return self.trained if self.method == "esft" else self.estimator.counted(self.method).trained
 
-    def _activations(self, gathered: int) -> tuple[int, int]:
+    @property
+    def _share_of_files(self) -> float:
+        """The part of the files that the process reads."""
+        experts = self.base.sizes.get("routed_experts", 0) / max(self.base.num_parameters, 1)
+        return 1 - experts + experts / self.experts_among
+
+    def _exchange(self, num_tokens: int) -> int:
+        """The rows that travel to other processes' experts and back, K for each token."""
+        if self.strategy != "experts":
+            return 0
+        rows = num_tokens * self.base.num_chosen * _IMBALANCE
+        return 2 * rows * int(self.base.model.config.get_text_config().hidden_size) * self.dtype.itemsize
+
+    def _activations(self, step: Trace) -> tuple[int, int]:
         """(what a step makes beside gradients, what the allocator keeps beyond what is in use)."""
         # The trace holds the gradients of its own trained tensors, all of them at its end.
-        small_gradients = sum(size for one in self.own.trained if (size := _bytes_of([one])) < SMALL)
-        activations = max(self.step.peak - _bytes_of(self.own.trained), 0) + gathered
-        if self.settings.device != "cpu":
-            dequantized = min(PORTION_BYTES, self.base.largest * self.dtype.itemsize) if self.method == "qlora" else 0
-            return activations + dequantized, round(_CACHED * activations)
+        activations = max(step.peak - step.gradients, 0)
+        if not self.is_cpu:
+            return activations, round(_CACHED * activations)
         is_checkpointed = self.settings.schedule.gradient_checkpointing
         of_small = _FRAGMENTATION_CHECKPOINTED if is_checkpointed else _FRAGMENTATION
         most = _MAX_FRAGMENTATION * (2 if self.dtype.itemsize < 4 else 1)  # products in 16 bits pack their operands
-        return activations, round(min(max(self.step.small - small_gradients, 0) * of_small, activations * most))
-
-
-def _bytes_of(trained: Iterable[tuple[tuple[int, ...], int]]) -> int:
-    """Of tensors given as (shape, bytes a number)."""
-    return sum(math.prod(shape) * size for shape, size in trained)
+        small = max(step.small - step.small_gradients, 0)
+        return activations, round(min(small * of_small, activations * most))
 
 
 def _mapped(base: PlannedBase, method: Method, dtype: torch.dtype) -> tuple[int, int]:
@@ -333,7 +363,7 @@ def _mapped(base: PlannedBase, method: Method, dtype: torch.dtype) -> tuple[int,
     """
     if base.is_read_through:
         return 0, 0
-    is_as_stored = dtype_named(base.stored) == dtype and base.stored != "block-FP8"
+    is_as_stored = dtype_named(base.stored) == dtype
     # transformers keeps some tensors, such as DeepSeek-V3's balancing bias, in float32 whatever the others become.
     is_partly = base.stored == "float32" and base.keeps_float32
     if method == "qlora" or not is_as_stored:
@@ -341,34 +371,3 @@ def _mapped(base: PlannedBase, method: Method, dtype: torch.dtype) -> tuple[int,
         return (whole if is_as_stored or is_partly else 0), whole
     copied = round(base.stored_bytes * base.num_fused / max(base.num_parameters, 1))
     return copied, copied
-
-
-def _advise(one: MemoryEstimate, made: Plan, settings: Settings) -> str:
-    """The setting to turn for a way of training that does not fit."""
-    room = made.memory - one.fixed
-    by_batch = one.needed - one.fixed
-    if room <= 0 or by_batch <= 0:
-        return _other_method(one, made, settings)
-    if not settings.schedule.gradient_checkpointing:
-        return "schedule.gradient_checkpointing=true"
-    share = room / by_batch
-    if (rows := math.floor(one.batch.rows * share)) >= 1:
-        accumulate = settings.schedule.gradient_accumulation_steps * math.ceil(one.batch.rows / rows)
-        return f"schedule.batch_size={rows} schedule.gradient_accumulation_steps={accumulate}"
-    tokens = math.floor(one.batch.tokens * one.batch.rows * share / 64) * 64
-    shorter = f"schedule.batch_size=1 schedule.max_tokens={tokens} or " if tokens >= 64 else ""
-    return shorter + _other_method(one, made, settings)
-
-
-def _other_method(one: MemoryEstimate, made: Plan, settings: Settings) -> str:
-    """Where a smaller batch does not help."""
-    is_in_32_bits = one.method in ("full", "esft") and settings.schedule.optimizer in ("auto", "adamw")
-    if is_in_32_bits and one.fixed - one.parts["optimizer"] * 3 // 4 < made.memory:
-        return "schedule.optimizer=adamw_8bit"
-    if one.method != "qlora" and any(o.method == "qlora" and o.fixed < made.memory for o in made.estimates):
-        return "qlora"
-    if one.method in ("full", "lora", "dpo") and settings.parallel.strategy == "ddp":
-        number = math.ceil(one.fixed / max(made.memory * 0.8, 1))
-        if number > 1:
-            return f"{number} GPUs or more with parallel.strategy=fsdp2"
-    return "a smaller base, or a machine with more memory"

@@ -76,15 +76,7 @@ def as_launched(config: Run, is_resumed: bool, say: Callable[[str], None]) -> Ru
     strategy = ACCELERATES_STRATEGY or parallel.strategy
     if strategy == "experts" and is_resumed and world_size() == 1:
         strategy = "ddp"  # one process holds all experts
-    if strategy != "ddp" and world_size() == 1:
-        raise ConfigError(
-            f"{strategy} shares the weights out, but there is one process", hint="--processes 2 starts two; or use ddp"
-        )
-    if parallel.powersgd_rank and world_size() == 1:
-        raise ConfigError(
-            "parallel.powersgd_rank is for gradients sent between processes, and there is one",
-            hint="start more, or leave it 0",
-        )
+    check_number(strategy, parallel, world_size())
     if world_size() > 1:
         schedule = config.schedule
         sizes = (
@@ -105,6 +97,19 @@ def as_launched(config: Run, is_resumed: bool, say: Callable[[str], None]) -> Ru
         message = error.errors()[0]["msg"]
         hint = "choose another parallel.strategy" if "strategy" in message else "start fewer processes, or change that"
         raise ConfigError(message, hint=hint) from None
+
+
+def check_number(strategy: str, parallel: Parallel, number: int) -> None:
+    """Refuse one process where there must be several. Raises ConfigError."""
+    if strategy != "ddp" and number == 1:
+        raise ConfigError(
+            f"{strategy} shares the weights out, but there is one process", hint="--processes 2 starts two; or use ddp"
+        )
+    if parallel.powersgd_rank and number == 1:
+        raise ConfigError(
+            "parallel.powersgd_rank is for gradients sent between processes, and there is one",
+            hint="start more, or leave it 0",
+        )
 
 
 def global_batch(config: TuneRun) -> int:

@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from dsr1_tune.config import Base, Parallel, Schedule, Train
+from dsr1_tune.config import Adapter, Base, Parallel, Schedule, Train
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.load import load
 from dsr1_tune.models.memory import GIB
 from dsr1_tune.models.memory_plan.base import PlannedBase, describe
-from dsr1_tune.models.memory_plan.estimate import Batch, Method, Settings, estimate, plan
+from dsr1_tune.models.memory_plan.counting import count
+from dsr1_tune.models.memory_plan.estimate import Batch, Estimator, Method, Settings, _prepare, estimate
 from dsr1_tune.models.trained.lora import audit
+from dsr1_tune.moe.anatomy import find_experts
 from dsr1_tune.moe.quantized_experts import memory_of
+from tests.conftest import tiny_config
 from tests.models.memory_plan.conftest import own, with_lora
 
 SMALL = Batch(2, 32, 2, 32)
@@ -78,36 +81,73 @@ def test_estimate_of_a_part_of_the_weights(tiny_base: Path) -> None:
         estimate(base, "full", Settings(train=Train(only=("last:9",))), SMALL)
 
 
-def test_estimate_divides_for_fsdp_and_adds_buckets_for_ddp(tiny_base: Path) -> None:
+def test_estimate_divides_a_step_of_fsdp_and_adds_buckets_for_ddp(tiny_base: Path) -> None:
     base = describe(Base(model=str(tiny_base)))
-    alone = estimate(base, "full", Settings(), SMALL)
-    ddp = estimate(base, "full", Settings(parallel=Parallel(processes=4)), SMALL)
-    shared = estimate(base, "full", Settings(parallel=Parallel(processes=4, strategy="fsdp2")), SMALL)
+    estimator = Estimator(base, Settings(), SMALL)
+    alone, ddp = estimator.estimate("full"), estimator.estimate("full", Parallel(processes=4))
+    shared = estimator.estimate("full", Parallel(processes=4, strategy="fsdp2"))
     assert ddp.parts["gradients"] == 2 * alone.parts["gradients"]
     assert shared.parts["optimizer"] == alone.parts["optimizer"] // 4
+    assert shared.parts["weights"] == alone.parts["weights"] // 4
+    # Every process loads and measures all of it, and has it all again when it saves.
+    assert shared.phases["loading"] == alone.phases["loading"]
+    assert shared.phases["evaluation"] == alone.phases["evaluation"]
+    assert shared.phases["saving"] > alone.parts["weights"] + shared.parts["weights"]
 
 
-def test_plan_advice_that_is_taken_makes_it_fit(tiny_base: Path) -> None:
+def test_fsdp_holds_what_is_trained_in_float32(tiny_base: Path) -> None:
     base = describe(Base(model=str(tiny_base)))
-    batch = Batch(64, 256, 1, 256)
-    large = estimate(base, "lora", Settings(), batch)
-    have = large.fixed + (large.needed - large.fixed) // 3
-    advised = plan(base, Settings(), batch, have, ("lora",)).advice["lora"]
-    assert advised.startswith("schedule.batch_size=")
-    rows = int(advised.split("=")[1].split()[0])
-    assert 1 <= rows < 64
-    assert plan(base, Settings(), Batch(rows, 256, 1, 256), have, ("lora",)).fits("lora")
+    parallel = Parallel(processes=2, strategy="fsdp2")
+    narrow = estimate(base, "full", Settings(dtype="bfloat16", parallel=parallel), SMALL)
+    wide = estimate(base, "full", Settings(dtype="float32", parallel=parallel), SMALL)
+    assert narrow.parts["gradients"] == wide.parts["gradients"] == 4 * narrow.num_trained // 2
+    # 16 bits of every weight, and as much again for those that are trained.
+    assert narrow.parts["weights"] == pytest.approx(wide.parts["weights"], rel=0.01)
 
 
-def test_plan_chooses_what_fits(tiny_base: Path) -> None:
+def test_experts_are_shared_out_and_the_rest_is_not(tiny_base: Path) -> None:
     base = describe(Base(model=str(tiny_base)))
-    both: tuple[Method, ...] = ("lora", "qlora")
-    made = plan(base, Settings(), SMALL, 64 * GIB, both)
-    assert made.choice == "lora" and not made.advice
-    assert plan(base, Settings(), SMALL, GIB // 8, both).choice is None
+    estimator = Estimator(base, Settings(dtype="float32"), SMALL)
+    alone, shared = (estimator.estimate("lora", one) for one in (None, Parallel(processes=3, strategy="experts")))
+    experts = 4 * base.sizes["routed_experts"]
+    assert alone.parts["weights"] - shared.parts["weights"] == experts // 2  # 4 experts among 3: one of them has 2
+    assert alone.phases["loading"] - shared.phases["loading"] >= experts // 2
+    rank = Adapter().rank
+    of_experts = sum(4 * rank * (sum(w.shape[1:])) * len(w) for w in fused(base))
+    assert alone.parts["adapter"] - shared.parts["adapter"] == of_experts // 2
+    assert shared.num_trained == alone.num_trained
+    # K = 2 of 32 tokens in each of 2 rows, there and back, and twice as many where experts are chosen unevenly.
+    assert shared.parts["exchange"] == 2 * 2 * (2 * 32) * 2 * 64 * 4
+    assert alone.parts["exchange"] == 0
+
+
+def fused(base: PlannedBase) -> list[torch.Tensor]:
+    return [getattr(one.module, name) for one in find_experts(base.model) for name in one.parameters]
+
+
+def test_files_that_are_mapped_while_loading_need_not_be_there(tiny_base: Path) -> None:
+    base = describe(Base(model=str(tiny_base)))
+    planned = estimate(base, "qlora", Settings(), SMALL)
+    assert planned.mapped["loading"] == base.stored_bytes
+    assert planned.needed <= max(planned.phases.values()) - base.stored_bytes
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_layers_that_are_alike_are_made_once_and_counted_as_all(method: Method) -> None:
+    config = tiny_config("deepseek_v3", num_hidden_layers=7, first_k_dense_replace=2)
+    base = PlannedBase("tiny", Path(), config, "float32")
+    settings = Settings(dtype="float32")
+    prepare = _prepare(method, settings)
+    some, every = (count(base, prepare, torch.float32, is_whole) for is_whole in (False, True))
+    assert (some.weights, some.adapter) == (every.weights, every.adapter)
+    assert {one: one.count for one in some.held} == {one: one.count for one in every.held}
 
 
 @pytest.mark.slow
 def test_estimate_of_qlora_of_671_b(v3: PlannedBase) -> None:
-    made = estimate(v3, "qlora", Settings(device="cuda"), Batch(1, 1024, 1, 1024))
+    batch = Batch(1, 1024, 1, 1024)
+    made = estimate(v3, "qlora", Settings(device="cuda"), batch)
     assert made.parts["weights"] / GIB == pytest.approx(325, rel=0.01)  # 4.127 bits, and what is not quantized
+    shared = estimate(v3, "qlora", Settings(device="cuda", parallel=Parallel(processes=8, strategy="experts")), batch)
+    assert (shared.fixed - shared.parts["libraries"]) / 1e9 == pytest.approx(57, rel=0.1)
+    assert shared.phase == "step" and shared.needed < 80 * GIB
