@@ -239,10 +239,11 @@ def _device(name: str, model: str, free: int, total: int) -> Device:
 
 
 def _has_fused_groups(device: str) -> bool | None:
-    """As torch's `_grouped_mm_cuda` decides: Hopper (9.x) and Blackwell for data centres (10.x) have the kernel."""
     import torch
 
-    return torch.cuda.get_device_capability(device)[0] in (9, 10) if device.startswith("cuda") else None
+    from dsr1_tune.moe.expert_rows import is_fused
+
+    return is_fused(torch.device(device), torch.bfloat16) if device.startswith("cuda") else None
 
 
 def _try(step: Callable[[], None]) -> Trial:
