@@ -23,6 +23,7 @@ from dsr1_tune.data.prepare import write
 from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Record, Row
 from dsr1_tune.errors import ModelError
+from dsr1_tune.models.attention import is_flash
 from dsr1_tune.models.load import Loaded, Located, load_located, locate
 from dsr1_tune.models.trained.lora import audit, not_adapted, not_reached
 from dsr1_tune.models.trained.reach import as_lines
@@ -219,7 +220,13 @@ class Session(Generic[Run]):
         questions = self.data.asked(self.config.samples)
         with self.narrator.counting("answering", len(questions)) as advance:
             answers = sample_answers(
-                model, self.base.tokenizer, questions, self.config.sample_tokens, advance, self.config.encoding
+                model,
+                self.base.tokenizer,
+                questions,
+                self.config.sample_tokens,
+                advance,
+                self.config.encoding,
+                is_in_step=self.shares_experts,
             )
         return held_out, answers
 
@@ -245,7 +252,9 @@ class Session(Generic[Run]):
     def trainer(self, model: Any, callbacks: list[TrainerCallback]) -> Resumable:
         """The trainer for the rows that this session learns from."""
         (rows, remark), pad_token = training_set(self.data, self.config), self.base.tokenizer.pad_token_id
-        collator = PackedCollator(pad_token) if self.config.sequences.packing else None  # None leaves it to TRL
+        collator = (
+            PackedCollator(pad_token, is_flash(model)) if self.config.sequences.packing else None
+        )  # None leaves it to TRL
         if collator:
             self.narrator.say(remark)
             use_packing(model, pad_token)
@@ -282,7 +291,7 @@ class Session(Generic[Run]):
     def _check(self, reload: Callable[[Loaded], Any], how: str, whole: Path | None) -> None:
         self.narrator.stage("Checking what was saved")
         with self.timed("check"):
-            saved = Base(model=str(whole), dtype=self.config.base.dtype)
+            saved = Base(model=str(whole), dtype=self.config.base.dtype, attention=self.config.base.attention)
             base = locate(saved, may_score=True) if whole else self.base
             loaded = self._load_weights(base)
             dtype = compute_dtype(loaded.model)
@@ -290,10 +299,10 @@ class Session(Generic[Run]):
             loss = self.reloaded_loss(model)
             after = self.result_type.from_json(self.folder.evaluation()["after"])
             tolerance = SURELY_NOISE[dtype]
-            if self._for_any(not abs(loss - after.loss) <= tolerance):
+            if group.any_of(not abs(loss - after.loss) <= tolerance):
                 noise = loss_noise(model, lambda: self.reloaded_loss(model), dtype, loss)
                 tolerance = max(tolerance, NOISE_DEVIATIONS * noise)
-        if self._for_any(not abs(loss - after.loss) <= tolerance):
+        if group.any_of(not abs(loss - after.loss) <= tolerance):
             raise ModelError(
                 f"{self.folder.path}: loaded afresh, what the run saved gives the held-out loss {loss:.4f}, but the "
                 f"trained model had {after.loss:.4f}; rounding explains a difference of {tolerance:.4f} at most",
@@ -305,10 +314,6 @@ class Session(Generic[Run]):
             f"Loaded afresh{how}{together}, what was saved gives the loss {loss:.4f} "
             f"(difference {abs(loss - after.loss):.1e})."
         )
-
-    def _for_any(self, flag: bool) -> bool:
-        """Whether it is so in any of the processes that check."""
-        return group.any_of(flag) if self.shares_experts else flag
 
     def reloaded_loss(self, model: Any) -> float:
         """The loss of what was saved, loaded afresh; it must be that of the trained model."""

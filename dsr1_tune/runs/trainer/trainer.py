@@ -27,12 +27,14 @@ from trl import SFTTrainer
 from dsr1_tune.config import TuneRun
 from dsr1_tune.data.encode.example import IGNORED
 from dsr1_tune.models.tokenizer_files import copy_tokenizer
+from dsr1_tune.models.trained.own_precision import OwnPrecision
 from dsr1_tune.moe.anatomy import is_balancing_bias
 from dsr1_tune.moe.monitor import is_token
 from dsr1_tune.moe.routing import AuxiliaryLoss
 from dsr1_tune.moe.shared_factors import whole_factors
 from dsr1_tune.runs.distributed import group
 from dsr1_tune.runs.trainer.callbacks import BiasRule, real_tokens
+from dsr1_tune.runs.trainer.fused_head import as_trl_reads_it, check_fused_head
 from dsr1_tune.runs.trainer.optimizers import cosine_after_warmup, for_run, forget_8_bit
 from dsr1_tune.runs.trainer.shared_experts import SharedExperts, in_8_bits, own_state, save_own_state
 
@@ -65,7 +67,13 @@ class Resumable(Trainer):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(given["model"], frozen)
         self._shared = SharedExperts(given["model"]) if self._config.parallel.strategy == "experts" else None
         its_own = getattr(given["model"].config, "router_aux_loss_coef", None)
-        super().__init__(**given)
+        with as_trl_reads_it(given["model"].config):
+            super().__init__(**given)
+        if vars(self._patched).get("forward") is not self._forward:
+            check_fused_head(given["model"], getattr(args, "temperature", 1.0))
+        is_mixed = args.bf16 or args.fp16
+        dtype = torch.bfloat16 if args.bf16 else torch.float16
+        self._own_precision = OwnPrecision(given["model"], dtype) if is_mixed else None
         if its_own is not None:
             # TRL's own auxiliary loss is off (see arguments.py); the model's config is saved as it was.
             given["model"].config.router_aux_loss_coef = its_own
@@ -114,6 +122,8 @@ class Resumable(Trainer):
     def close(self) -> None:
         """Remove hooks and TRL's forward from the model, also when training ended by an error."""
         forget_8_bit()
+        if self._own_precision:
+            self._own_precision.close()
         vars(self._patched).pop("forward", None)
         if self._forward is not None:
             self._patched.forward = self._forward

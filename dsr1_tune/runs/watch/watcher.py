@@ -37,10 +37,12 @@ WINDOW = 20
 
 @contextmanager
 def noting_routing(model: nn.Module, folder: RunFolder, stage: str) -> Iterator[None]:
-    """What the model routes inside becomes the run's profile of `stage`: before or after training."""
+    """What the model routes inside, in all processes together, becomes the run's profile of `stage`: before or after
+    training.
+    """
     with closing(RoutingMonitor(model)) as monitor:
         yield
-        routing = monitor.take()
+        routing = monitor.take(of_all_processes=True)
     if routing.layers and processes.is_main():
         note_routing(folder.path, **{stage: routing})
 

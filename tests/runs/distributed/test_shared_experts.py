@@ -131,7 +131,7 @@ def test_plain_peft_computes_the_loss_with_the_saved_adapter(runs: Runs, family:
 
 @pytest.fixture(scope="module")
 def resumed(runs: Runs) -> Runs:
-    """Runs of 8 steps interrupted in the middle of an epoch, that go on in as many processes or in others; and DDP's."""
+    """Runs of 8 steps interrupted amid the second epoch, that go on in as many processes or in others; and DDP's."""
     few = {"max_steps": 8, "save_steps": 100}
     in_two: list[dict[str, Any]] = [runs.plan("whole", **few)]
     for strategy in ("experts", "ddp"):
