@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -74,19 +75,24 @@ class SharedExperts:
     def cut_state(self, saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Of an optimizer's saved state what is for this process's experts, and all that is for no expert."""
         parameters = [one for several in optimizer.param_groups for one in several["params"]]
-        state = dict(saved["state"])
-        for number, one in enumerate(parameters):
-            factor = self.factors.get(one)
-            if factor and number in state:
-                size = factor.shard.of_all(one.numel())
-                whole = {name: value for name, value in state[number].items() if getattr(value, "numel", int)() == size}
-                if any(value.dtype == torch.uint8 for value in whole.values()):
-                    raise RunError(
-                        "the checkpoint's optimizer has 8-bit state, which cannot be shared out among processes",
-                        hint="go on with as many processes as it began with",
-                    )
-                state[number] = {**state[number], **{name: factor.cut(value) for name, value in whole.items()}}
-        return {**saved, "state": state}
+        return {
+            **saved,
+            "state": {number: self._cut(parameters[number], one) for number, one in saved["state"].items()},
+        }
+
+    def _cut(self, parameter: nn.Parameter, state: dict[str, Any]) -> dict[str, Any]:
+        """Copies, as the whole may be read from the disk only where it is asked for."""
+        factor = self.factors.get(parameter)
+        if factor is None:
+            return deepcopy(state)
+        size = factor.shard.of_all(parameter.numel())
+        whole = {name: one for name, one in state.items() if isinstance(one, Tensor) and one.numel() == size}
+        if any(one.dtype == torch.uint8 for one in whole.values()):
+            raise RunError(
+                "the checkpoint's optimizer has 8-bit state, which cannot be shared out among processes",
+                hint="go on with as many processes as it began with",
+            )
+        return {name: factor.cut(one) if name in whole else deepcopy(one) for name, one in state.items()}
 
 
 def _by_kind(parameters: list[nn.Parameter]) -> Iterator[list[Tensor]]:

@@ -159,7 +159,8 @@ class Resumable(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         assert self.optimizer is not None and self.lr_scheduler is not None
-        saved = torch.load(own or Path(checkpoint, OPTIMIZER_NAME), map_location="cpu", weights_only=True)
+        file = own or Path(checkpoint, OPTIMIZER_NAME)  # one file of all experts' state is read only where it is cut
+        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=own is None)
         self.optimizer.load_state_dict(saved if own else self._shared.cut_state(saved, self.optimizer))
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
 

@@ -131,7 +131,7 @@ def sharded(tiny_base: Path, data_file: Path, tmp_path_factory: pytest.TempPathF
 
 
 def stopped_and_resumed(plan: Plan, place: Path, strategy: str) -> dict[str, Any]:
-    """A run from end to end, and one of which only the second process is interrupted, in the middle of its second epoch."""
+    """A run from end to end, and one of which only the second process is interrupted, amid the second epoch."""
     return {
         strategy: plan(strategy, strategy=strategy),
         "stopped": plan("stopped", strategy=strategy) | {"interrupt": [1, 6]},

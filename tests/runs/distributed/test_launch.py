@@ -77,7 +77,8 @@ def two() -> Iterator[list[launch._Process]]:
 def test_launch_ends_all_when_one_stays_stopped(
     two: list[launch._Process], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(launch, "_STOPPED_SECONDS", 1.0)
+    monkeypatch.setattr(launch, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(launch, "_STOPPED_SECONDS", 1.5)
     monkeypatch.setattr(launch, "_PATIENCE_SECONDS", 0.2)
     two[1].popen.send_signal(signal.SIGSTOP)
     failed = launch._wait(two)
@@ -90,23 +91,23 @@ def test_launch_ends_all_when_one_stays_stopped(
 
 def test_launch_lets_a_whole_job_pause(two: list[launch._Process], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "_LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(launch, "_STOPPED_SECONDS", 0.4)
+    monkeypatch.setattr(launch, "_STOPPED_SECONDS", 1.0)
     stops = launch._Stops()
 
     def watched(seconds: float) -> list[launch._Process]:
         end, found = time.monotonic() + seconds, list[launch._Process]()
-        while time.monotonic() < end:
+        while time.monotonic() < end and not found:
             time.sleep(0.05)
-            found += stops.too_long(two)
+            found = stops.too_long(two)
         return found
 
     for process in two:
         process.popen.send_signal(signal.SIGSTOP)
-    assert not watched(1.0)  # all of them, as a cluster does it
+    assert not watched(1.5)  # all of them, as a cluster does it
     two[0].popen.send_signal(signal.SIGCONT)
     time.sleep(1.0)  # the command itself was stopped, as by Ctrl-Z
     assert not stops.too_long(two)
-    assert two[1] in watched(1.0)
+    assert watched(10.0) == [two[1]]
 
 
 @pytest.mark.slow
