@@ -18,6 +18,7 @@ from dsr1_tune.config import Base
 from dsr1_tune.data.encode.end_tokens import EndTokens
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models import embedded, hub, room
+from dsr1_tune.models.attention import with_attention
 from dsr1_tune.models.context import with_context
 from dsr1_tune.models.folder import CONVERT, EXAMPLE, PICKLES, ModelFolder
 from dsr1_tune.models.memory import main_memory
@@ -119,6 +120,8 @@ def locate(
     files = ModelFolder(folder, name)
     files.check(may_score)
     config = with_context(files.read_config(), base.context, name)
+    if is_loaded:
+        config = with_attention(config, base.attention, base.dtype, name)
     if all((folder / file).is_file() for file in files.weight_files) or repo_id is None:
         num_parameters = files.check_weights()
     else:

@@ -23,6 +23,7 @@ from dsr1_tune.data.prepare import write
 from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Record, Row
 from dsr1_tune.errors import ModelError
+from dsr1_tune.models.attention import is_flash
 from dsr1_tune.models.load import Loaded, Located, load_located, locate
 from dsr1_tune.models.trained.lora import audit, not_adapted, not_reached
 from dsr1_tune.models.trained.reach import as_lines
@@ -251,7 +252,9 @@ class Session(Generic[Run]):
     def trainer(self, model: Any, callbacks: list[TrainerCallback]) -> Resumable:
         """The trainer for the rows that this session learns from."""
         (rows, remark), pad_token = training_set(self.data, self.config), self.base.tokenizer.pad_token_id
-        collator = PackedCollator(pad_token) if self.config.sequences.packing else None  # None leaves it to TRL
+        collator = (
+            PackedCollator(pad_token, is_flash(model)) if self.config.sequences.packing else None
+        )  # None leaves it to TRL
         if collator:
             self.narrator.say(remark)
             use_packing(model, pad_token)
@@ -288,7 +291,7 @@ class Session(Generic[Run]):
     def _check(self, reload: Callable[[Loaded], Any], how: str, whole: Path | None) -> None:
         self.narrator.stage("Checking what was saved")
         with self.timed("check"):
-            saved = Base(model=str(whole), dtype=self.config.base.dtype)
+            saved = Base(model=str(whole), dtype=self.config.base.dtype, attention=self.config.base.attention)
             base = locate(saved, may_score=True) if whole else self.base
             loaded = self._load_weights(base)
             dtype = compute_dtype(loaded.model)

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import timedelta
-from importlib.util import find_spec
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -34,17 +33,21 @@ _is_alone: ContextVar[bool] = ContextVar("_is_alone", default=False)
 
 # What `accelerate launch` is configured with, read before accelerate itself writes into the environment.
 _IS_SET = {name for name, value in os.environ.items() if value.lower() in ("1", "true", "yes")}
-ACCELERATES_STRATEGY: Literal["fsdp2", "zero3", None] = (
-    "fsdp2" if "ACCELERATE_USE_FSDP" in _IS_SET else "zero3" if "ACCELERATE_USE_DEEPSPEED" in _IS_SET else None
-)
-_ZERO3 = "--config_file configs/accelerate/zero3.yaml"
+ACCELERATES_STRATEGY: Literal["fsdp2", None] = "fsdp2" if "ACCELERATE_USE_FSDP" in _IS_SET else None
+_IS_DEEPSPEED = "ACCELERATE_USE_DEEPSPEED" in _IS_SET
 
 
 def join(parallel: Parallel) -> None:
     """Meet the other processes, if this one was started as one of several.
 
-    Raises ConfigError where `parallel` asks for several and there is only this one, and RunError for too few GPUs.
+    Raises ConfigError where `parallel` asks for several and there is only this one, or accelerate for DeepSpeed, and
+    RunError for too few GPUs.
     """
+    if _IS_DEEPSPEED:
+        raise ConfigError(
+            "accelerate is configured for DeepSpeed, which is not used",
+            hint="launch with configs/accelerate/fsdp2.yaml, or --set parallel.strategy=experts without accelerate",
+        )
     if not is_launched():
         if parallel.processes > 1:
             raise ConfigError(
@@ -73,10 +76,6 @@ def as_launched(config: Run, is_resumed: bool, say: Callable[[str], None]) -> Ru
     strategy = ACCELERATES_STRATEGY or parallel.strategy
     if strategy == "experts" and is_resumed and world_size() == 1:
         strategy = "ddp"  # one process holds all experts
-    if strategy == "zero3" and find_spec("deepspeed") is None:
-        raise ConfigError("zero3 needs DeepSpeed, which is not installed", hint="pip install deepspeed, or use fsdp2")
-    if strategy == "zero3" and not ACCELERATES_STRATEGY:
-        raise ConfigError("zero3 is set up by accelerate", hint=f"accelerate launch {_ZERO3} -m dsr1_tune lora ...")
     check_number(strategy, parallel, world_size())
     if world_size() > 1:
         schedule = config.schedule

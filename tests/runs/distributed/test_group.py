@@ -268,11 +268,24 @@ def test_group_of_several_processes_must_be_started() -> None:
         group.join(Parallel(processes=2))
 
 
-@pytest.mark.parametrize(("strategy", "said"), [("fsdp2", "one process"), ("zero3", "DeepSpeed|accelerate")])
-def test_group_of_one_cannot_shard(strategy: str, said: str) -> None:
+@pytest.mark.parametrize("strategy", ["fsdp2", "experts"])
+def test_group_of_one_cannot_shard(strategy: str) -> None:
     config = LoraRun.model_validate({"parallel": {"strategy": strategy}})
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match="one process"):
         group.as_launched(config, False, print)
+
+
+def test_group_of_deepspeed_is_refused(tiny_base: Path, data_file: Path, tmp_path: Path) -> None:
+    words = ["lora", "--model", str(tiny_base), "--data", str(data_file), "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-m", "dsr1_tune", *words],
+        env=environment(ACCELERATE_USE_DEEPSPEED="true"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert "configured for DeepSpeed, which is not used" in done.stderr and "fsdp2.yaml" in done.stderr
 
 
 def test_group_of_one_needs_no_communication() -> None:
@@ -283,14 +296,12 @@ def test_group_of_one_needs_no_communication() -> None:
     assert not group.any_of(False)
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero3", "multi-node", "experts"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp2", "multi-node", "experts"])
 def test_group_configs_are_read_by_accelerate(name: str) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(Path(__file__).parents[3] / "configs" / "accelerate" / f"{name}.yaml"))
-    kinds = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero3": "DEEPSPEED", "multi-node": "MULTI_GPU"} | {
-        "experts": "MULTI_GPU"
-    }
+    kinds = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "multi-node": "MULTI_GPU", "experts": "MULTI_GPU"}
     assert config.distributed_type == kinds[name]
     assert config.num_processes == (16 if name == "multi-node" else 2)
     if name == "fsdp2":
