@@ -226,7 +226,7 @@ class Session(Generic[Run]):
                 self.config.sample_tokens,
                 advance,
                 self.config.encoding,
-                is_in_step=self.config.parallel.strategy == "experts",
+                is_in_step=self.shares_experts,
             )
         return held_out, answers
 
@@ -299,10 +299,10 @@ class Session(Generic[Run]):
             loss = self.reloaded_loss(model)
             after = self.result_type.from_json(self.folder.evaluation()["after"])
             tolerance = SURELY_NOISE[dtype]
-            if self._for_any(not abs(loss - after.loss) <= tolerance):
+            if group.any_of(not abs(loss - after.loss) <= tolerance):
                 noise = loss_noise(model, lambda: self.reloaded_loss(model), dtype, loss)
                 tolerance = max(tolerance, NOISE_DEVIATIONS * noise)
-        if self._for_any(not abs(loss - after.loss) <= tolerance):
+        if group.any_of(not abs(loss - after.loss) <= tolerance):
             raise ModelError(
                 f"{self.folder.path}: loaded afresh, what the run saved gives the held-out loss {loss:.4f}, but the "
                 f"trained model had {after.loss:.4f}; rounding explains a difference of {tolerance:.4f} at most",
@@ -314,10 +314,6 @@ class Session(Generic[Run]):
             f"Loaded afresh{how}{together}, what was saved gives the loss {loss:.4f} "
             f"(difference {abs(loss - after.loss):.1e})."
         )
-
-    def _for_any(self, flag: bool) -> bool:
-        """Whether it is so in any of the processes that check."""
-        return group.any_of(flag) if self.shares_experts else flag
 
     def reloaded_loss(self, model: Any) -> float:
         """The loss of what was saved, loaded afresh; it must be that of the trained model."""

@@ -52,6 +52,7 @@ class Resumable(Trainer):
         self.optimizer: torch.optim.Optimizer | None = None
         self.lr_scheduler: LambdaLR | None = None
         self._config = config or TuneRun()
+        self._sampler: LengthGrouped | None = None
         self.before_clipping: Callable[[float], None] = lambda scale: None
         self._quantized = quantized
         # TRL's trainers replace the forward of the model itself, under PEFT that of the base.
@@ -99,7 +100,9 @@ class Resumable(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         lengths = self.lengths(train_dataset or self.train_dataset)
         num_fillers = len(lengths) - self._num_records
-        return LengthGrouped(lengths[: self._num_records], self._global_batch, self.args.seed, num_fillers)
+        records = lengths[: self._num_records]
+        self._sampler = LengthGrouped(records, self._global_batch, self.args.seed, num_fillers)
+        return self._sampler
 
     def _clip_grad_norm(self, model: Any) -> Any:
         scaler = self.accelerator.scaler
@@ -109,6 +112,9 @@ class Resumable(Trainer):
         return self._shared.clip(self.args.max_grad_norm) if self._shared else super()._clip_grad_norm(model)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # In an epoch that several processes go on with in its middle, accelerate does not tell the sampler which it is.
+        if self._sampler:
+            self._sampler.set_epoch(kwargs["epoch"])
         # Going on from its very last step, in the middle of an epoch, the trainer would take one more.
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)

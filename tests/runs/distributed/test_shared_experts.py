@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,7 +24,7 @@ from dsr1_tune.models.trained.lora import load_plain_adapter
 from dsr1_tune.runs.trainer import shared_experts
 from dsr1_tune.train import lora
 from tests.conftest import save_tiny
-from tests.runs.distributed.conftest import log_of
+from tests.runs.distributed.conftest import TIMEOUT, environment, log_of
 from tests.runs.distributed.test_group import after, curve_of, in_processes, manifest_of, settings
 
 STEPS = 50
@@ -127,11 +131,11 @@ def test_plain_peft_computes_the_loss_with_the_saved_adapter(runs: Runs, family:
 
 @pytest.fixture(scope="module")
 def resumed(runs: Runs) -> Runs:
-    """Runs of 8 steps interrupted in their third, that go on in as many processes or in others; and DDP's."""
+    """Runs of 8 steps interrupted amid the second epoch, that go on in as many processes or in others; and DDP's."""
     few = {"max_steps": 8, "save_steps": 100}
     in_two: list[dict[str, Any]] = [runs.plan("whole", **few)]
     for strategy in ("experts", "ddp"):
-        in_two += [runs.plan(f"{strategy}-stopped", strategy=strategy, **few) | {"interrupt": [1, 3]}]
+        in_two += [runs.plan(f"{strategy}-stopped", strategy=strategy, **few) | {"interrupt": [1, 6]}]
     in_processes(2, in_two, runs.place / "stopping")
     for strategy in ("experts", "ddp"):
         for copy in ("again", "one", "one-two"):
@@ -143,7 +147,7 @@ def resumed(runs: Runs) -> Runs:
     both = ("experts", "ddp")
     in_processes(
         1,
-        [go_on(f"{one}-{copy}", **({"interrupt": [0, 6]} if copy == "one-two" else {}))
+        [go_on(f"{one}-{copy}", **({"interrupt": [0, 7]} if copy == "one-two" else {}))
          for one in both for copy in ("one", "one-two")],
         runs.place / "by-one",
     )  # fmt: skip
@@ -189,6 +193,59 @@ def test_8_bit_state_stays_with_the_processes_that_made_it(runs: Runs) -> None:
         shared_experts.own_state(checkpoint)
     in_processes(2, [goes_on], runs.place / "8bit-again")
     assert curve_of(runs.place / "8bit-stopped") == pytest.approx(curve_of(runs.place / "8bit"), abs=1e-6)
+
+
+FAULT = """
+import os, signal, sys, threading, time
+if os.environ.get("RANK") == "1":
+    def disturbed(self, *given, train=None):
+        if self.state.global_step == 2:
+            if os.environ["DYING"] == "raise":
+                raise ValueError("a fault of process 1")
+            os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[os.environ["DYING"]])
+        return train(self, *given)
+    def wait():
+        while True:
+            kind = getattr(sys.modules.get("dsr1_tune.runs.trainer.trainer"), "ResumableTrainer", None)
+            if kind:
+                train = kind.training_step
+                kind.training_step = lambda self, *given: disturbed(self, *given, train=train)
+                return
+            time.sleep(0.01)
+    threading.Thread(target=wait, daemon=True).start()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dying", "said"), [("kill", "killed by SIGKILL"), ("stop", "was stopped"), ("raise", "a fault of process 1")]
+)
+def test_a_process_that_dies_ends_all_and_the_run_goes_on(runs: Runs, tmp_path: Path, dying: str, said: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FAULT)  # python runs it in every process, before anything else
+    run, unbroken = (runs.plan(name, max_steps=4, save_steps=1) for name in (f"dies-{dying}", f"lives-{dying}"))
+    settings_file = tmp_path / "run.json"
+    settings_file.write_text(json.dumps(run["config"]))
+    command = [sys.executable, "-m", "dsr1_tune", "lora"]
+    processes = ["--config", str(settings_file), "--processes", "2"]
+    began = time.monotonic()
+    done = subprocess.run(
+        [*command, *processes],
+        env=environment(PYTHONPATH=f"{tmp_path}:{Path.cwd()}", DYING=dying),
+        capture_output=True,
+        timeout=TIMEOUT,
+        text=True,
+    )
+    last_step = max((runs.place / f"dies-{dying}" / "checkpoints").glob("checkpoint-*/.whole")).stat().st_mtime
+    assert time.time() - last_step < 30, time.monotonic() - began
+    assert done.returncode not in (0, 130)
+    assert said in done.stderr
+    assert done.stderr.count("error: ") + done.stderr.count("Traceback") == 1
+    mine = [one for one in psutil.process_iter(["cmdline"]) if str(settings_file) in (one.info["cmdline"] or ())]
+    assert not mine
+    resume = ["--resume", str(runs.place / f"dies-{dying}")]
+    subprocess.run([*command, *resume], env=environment(), check=True, capture_output=True, timeout=TIMEOUT)
+    in_processes(2, [unbroken], runs.place / f"lives-{dying}-two")
+    assert curve_of(runs.place / f"dies-{dying}") == pytest.approx(curve_of(runs.place / f"lives-{dying}"), abs=1e-6)
 
 
 @pytest.mark.parametrize(
