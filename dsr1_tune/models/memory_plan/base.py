@@ -42,6 +42,8 @@ class PlannedBase:
         config = self.config
         if getattr(config, "quantization_config", None):
             config = type(config).from_dict({k: v for k, v in config.to_dict().items() if k != "quantization_config"})
+            # Which attention computes is no part of what is written to a config.json.
+            config._attn_implementation = self.config._attn_implementation
         built: nn.Module = meta_model(config)
         return built
 
@@ -128,6 +130,8 @@ def describe(base: Base) -> PlannedBase:
     files = ModelFolder(folder, name)
     files.check()
     config = with_context(files.read_config(), base.context, name)
+    if base.attention == "eager":  # the others keep alike
+        config._attn_implementation = "eager"
     return PlannedBase(name, folder, config, _stored(files, config))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dsr1_tune.config import Esft, Schedule
 from dsr1_tune.models.memory_plan.base import PlannedBase
-from dsr1_tune.models.memory_plan.layers import with_layers
+from dsr1_tune.models.memory_plan.layers import alike_at_first, with_layers
 from dsr1_tune.models.meta import layer_stack, meta_model
 from dsr1_tune.moe.anatomy import find_experts, plain_name
 from dsr1_tune.moe.expert_shard import ExpertParallel
@@ -89,10 +89,13 @@ def count(base: PlannedBase, prepare: Prepare, dtype: torch.dtype, is_whole: boo
 
     `is_whole` makes every layer, for what is done to some layers by their numbers.
     """
-    kinds = base.layer_kinds
-    first = {kind: number for number, kind in reversed(list(enumerate(kinds)))}
-    number = len(kinds) if is_whole else max(max(first.values(), default=0) + 1, min(2, len(kinds)))
-    config = base.model.config if number == len(kinds) else with_layers(base.model.config, number)
+    config, kinds = base.model.config, base.layer_kinds
+    left_out = 0 if is_whole else alike_at_first(config, kinds)
+    behind = kinds[left_out:]
+    first = {kind: number for number, kind in reversed(list(enumerate(behind)))}
+    number = len(kinds) if is_whole else max(max(first.values(), default=0) + 1, min(2, len(behind)))
+    if number < len(kinds):
+        config = with_layers(config, number, left_out)
     bare = meta_model(config).to(dtype)
     stack = layer_stack(bare)
     with torch.device("meta"):  # an adapter's A and B too
@@ -100,7 +103,7 @@ def count(base: PlannedBase, prepare: Prepare, dtype: torch.dtype, is_whole: boo
     times: dict[int, int] = dict.fromkeys(range(number), 1)
     if number < len(kinds):
         of_kind = Counter(kinds)
-        times = {place: of_kind[kinds[place]] if first[kinds[place]] == place else 0 for place in range(number)}
+        times = {place: of_kind[behind[place]] if first[behind[place]] == place else 0 for place in range(number)}
     in_layer = re.compile(rf"{re.escape(stack)}\.(\d+)\.")
     held: Counter[Held] = Counter()
     for name, one in _tensors(model):

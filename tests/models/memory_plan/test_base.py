@@ -45,6 +45,12 @@ def test_planned_base_takes_what_its_stored_format_does(
     assert "quantization_config" not in base.model.config.to_dict()
 
 
+@pytest.mark.parametrize(("asked", "planned"), [("auto", "sdpa"), ("eager", "eager"), ("flash_attention_2", "sdpa")])
+def test_planned_base_computes_attention_as_the_run_will(v3: PlannedBase, asked: Any, planned: str) -> None:
+    base = describe(Base(model=str(v3.folder), attention=asked))
+    assert base.model.config._attn_implementation == planned
+
+
 def test_planned_base_counts_by_part_and_by_what_is_fused(tiny_base: Path) -> None:
     base = describe(Base(model=str(tiny_base)))
     assert base.num_parameters == sum(weight.numel() for weight in base.model.parameters())

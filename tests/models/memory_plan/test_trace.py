@@ -73,6 +73,9 @@ def test_attention_on_a_gpu_keeps_no_scores() -> None:
     assert peak(1024, False) - peak(1024, True) > 2 * scores
     assert peak(1024, True) < 2.5 * peak(512, True)
     assert peak(1024, False) > 3 * peak(512, False)
+    fused = peak(1024, True)
+    config._attn_implementation = "eager"
+    assert peak(1024, True) - fused > 2 * scores
 
 
 def test_fused_attention_that_is_imagined_gives_gradients_of_the_right_shapes() -> None:
