@@ -36,6 +36,7 @@ from dsr1_tune.runs.distributed import group
 from dsr1_tune.runs.trainer.callbacks import BiasRule, real_tokens
 from dsr1_tune.runs.trainer.fused_head import as_trl_reads_it, check_fused_head
 from dsr1_tune.runs.trainer.optimizers import cosine_after_warmup, for_run, forget_8_bit
+from dsr1_tune.runs.trainer.shard_first import shard_first
 from dsr1_tune.runs.trainer.shared_experts import SharedExperts, in_8_bits, own_state, save_own_state
 
 # PowerSGD's first steps send gradients whole: the beginning does not take well to approximations.
@@ -189,6 +190,7 @@ class Resumable(Trainer):
             plugin.mixed_precision_policy = MixedPrecisionPolicy(
                 param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
             )
+            self.accelerator._prepare_fsdp2 = shard_first(self.accelerator._prepare_fsdp2)
 
     def _build_accelerator_args(self, **given: Any) -> dict[str, Any]:
         built: dict[str, Any] = super()._build_accelerator_args(**given)
