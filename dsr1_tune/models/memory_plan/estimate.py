@@ -281,8 +281,9 @@ class _Placed:
         step = instead or self.estimator.traced(self.method, "dpo" if self.method == "dpo" else "sft")
         evaluation = instead or self.estimator.traced(self.method, "evaluation")
         held, libraries = self.in_step, round(_LIBRARIES[self.settings.device])
-        files = _mapped(self.base, self.method, self.dtype) if self.is_cpu else (0, 0)
-        mapped, while_loading = (round(size * self._share_of_files) for size in files)
+        # A part of the experts is read with plain reads.
+        is_mapped = self.is_cpu and self.experts_among == 1
+        mapped, while_loading = _mapped(self.base, self.method, self.dtype) if is_mapped else (0, 0)
         activations, fragmentation = self._activations(step)
         exchange = self._exchange(self.estimator.batch.rows * self.estimator.batch.tokens)
         largest = self.base.largest_part(self.experts_among) * self.dtype.itemsize
@@ -328,12 +329,6 @@ class _Placed:
     @property
     def _trained_by_all(self) -> tuple[Held, ...]:
         return self.trained if self.method == "esft" else self.estimator.counted(self.method).trained
-
-    @property
-    def _share_of_files(self) -> float:
-        """The part of the files that the process reads."""
-        experts = self.base.sizes.get("routed_experts", 0) / max(self.base.num_parameters, 1)
-        return 1 - experts + experts / self.experts_among
 
     def _exchange(self, num_tokens: int) -> int:
         """The rows that travel to other processes' experts and back, K for each token."""

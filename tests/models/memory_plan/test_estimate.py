@@ -119,6 +119,7 @@ def test_experts_are_shared_out_and_the_rest_is_not(tiny_base: Path) -> None:
     # K = 2 of 32 tokens in each of 2 rows, there and back, and twice as many where experts are chosen unevenly.
     assert shared.parts["exchange"] == 2 * 2 * (2 * 32) * 2 * 64 * 4
     assert alone.parts["exchange"] == 0
+    assert alone.parts["files"] > 0 == shared.parts["files"]  # a part is read with plain reads, which map nothing
 
 
 def fused(base: PlannedBase) -> list[torch.Tensor]:
