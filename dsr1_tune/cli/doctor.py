@@ -12,7 +12,7 @@ from dsr1_tune.text.amount import amount
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from dsr1_tune.runs.environment import Capabilities, Device, Problem, Requirement
+    from dsr1_tune.runs.environment import Capabilities, Problem, Requirement
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables")] = False) -> None:
@@ -97,26 +97,14 @@ def _devices(here: Capabilities) -> Table:
     table = Table("device", "model", "memory free / GiB", "bfloat16", "4-bit kernels", "grouped_mm")
     for device in here.devices:
         memory = f"{device.free_gib:.1f} of {device.total_gib:.1f}"
-        trials = (device.bf16, device.four_bit)
+        trials = (device.bf16, device.four_bit, device.grouped_mm)
         table.add_row(
             device.name,
             device.model,
             memory,
             *("[green]works[/]" if trial.works else "[red]fails[/]" for trial in trials),
-            _grouped(device),
         )
     return table
-
-
-def _grouped(device: Device) -> str:
-    """Whether grouped products work, and whether torch makes them of one for each expert, which is slower."""
-    import torch
-
-    from dsr1_tune.moe.expert_rows import is_fused
-
-    if not device.grouped_mm.works:
-        return "[red]fails[/]"
-    return "[green]works[/]" + ("" if is_fused(torch.device(device.name), torch.bfloat16) else ", expert by expert")
 
 
 def _packages(needs: list[Requirement]) -> Table:

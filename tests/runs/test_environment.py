@@ -106,16 +106,6 @@ def test_environment_without_problems_has_none(healthy: environment.Capabilities
     assert environment.problems(healthy) == []
 
 
-@pytest.mark.parametrize(("capability", "said"), [((9, 0), "works"), ((8, 9), "works, expert by expert")])
-def test_doctor_says_where_grouped_products_are_no_kernel(
-    here: environment.Capabilities, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], said: str
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    gpu = dataclasses.replace(here.devices[0], name="cuda:0")
-    table = doctor._devices(dataclasses.replace(here, devices=(gpu,)))
-    assert list(table.columns[-1].cells) == [said.replace("works", "[green]works[/]")]
-
-
 def test_environment_without_grouped_products_cannot_train(healthy: environment.Capabilities) -> None:
     broken = environment.Trial(False, "no kernel")
     (problem,) = environment.problems(ailing(healthy, grouped_mm=broken))
