@@ -27,6 +27,8 @@ from dsr1_tune.models.trained.reward_model import (
     template_hash,
 )
 from dsr1_tune.runs.console import plain_table
+from dsr1_tune.runs.distributed import group
+from dsr1_tune.runs.evaluate import in_order
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.open_session import open_session
 from dsr1_tune.runs.session import Session
@@ -135,9 +137,12 @@ class RewardSession(Session[RewardRun]):
 
 
 def score_pairs(model: ScalarModel, pairs: Sequence[PairExample], advance: Any = lambda count: None) -> PairScores:
-    """Score both answers of every pair."""
+    """Score both answers of every pair; of several processes each takes its share."""
     chosen, rejected = zip(*(pair.conversations for pair in pairs), strict=True)
-    scores = model.score([*chosen, *rejected], advance=advance).tolist()
+    every, size = [*chosen, *rejected], group.world_size()
+    mine = range(group.rank(), len(every), size)
+    found = model.score([every[number] for number in mine], advance=lambda count: advance(count * size))
+    scores = in_order(dict(zip(mine, found.tolist(), strict=True)))
     lengths = [(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in pairs]
     differs = [differs_in(pair.preference.row) or None for pair in pairs]
     return calibration.compare(scores[: len(pairs)], scores[len(pairs) :], lengths, differs)

@@ -98,12 +98,10 @@ def _devices(here: Capabilities) -> Table:
     for device in here.devices:
         memory = f"{device.free_gib:.1f} of {device.total_gib:.1f}"
         trials = (device.bf16, device.four_bit, device.grouped_mm)
-        table.add_row(
-            device.name,
-            device.model,
-            memory,
-            *("[green]works[/]" if trial.works else "[red]fails[/]" for trial in trials),
-        )
+        told = ["[green]works[/]" if trial.works else "[red]fails[/]" for trial in trials]
+        if device.grouped_mm.works and device.has_fused_groups is not None:
+            told[-1] += ", one kernel" if device.has_fused_groups else ", a loop over experts"
+        table.add_row(device.name, device.model, memory, *told)
     return table
 
 

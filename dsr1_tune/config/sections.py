@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from dsr1_tune.config.pairs import json_or_text, no_argument
 from dsr1_tune.errors import ConfigError
@@ -192,6 +192,8 @@ class Base(ConfigSection):
     qlora, else float32."""
     context: Annotated[int, Field(ge=0)] = 0
     """Stretch the context to so many tokens with YaRN (arXiv 2309.00071), where the rope allows it; 0 leaves it."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = "auto"
+    """What computes attention; flash_attention_2 and 3 need a GPU and their package, auto is transformers' choice."""
 
 
 class Sequences(ConfigSection):
@@ -371,13 +373,19 @@ class Watch(ConfigSection):
     """Language of report.html; auto takes the language of most records."""
 
 
+def _not_zero3(strategy: Any) -> Any:
+    if strategy in ("zero3", "deepspeed"):
+        raise ValueError("DeepSpeed is not used; fsdp2 shards all weights, experts those of routed experts alone")
+    return strategy
+
+
 class Parallel(ConfigSection):
     """Distributed training in several processes."""
 
     processes: Count = 1
     """World size: processes to start on this machine, one per GPU; `accelerate launch` starts them itself."""
-    strategy: Literal["ddp", "fsdp2", "zero3", "experts"] = "ddp"
-    """ddp replicates the model in every process; fsdp2 and zero3 shard its weights; experts (expert parallelism) gives
+    strategy: Annotated[Literal["ddp", "fsdp2", "experts"], BeforeValidator(_not_zero3)] = "ddp"
+    """ddp replicates the model in every process; fsdp2 shards its weights; experts (expert parallelism) gives
     every process a part of each layer's routed experts, to which tokens travel, and replicates the rest."""
     powersgd_rank: Annotated[int, Field(ge=0)] = 0
     """Gradient compression with ddp: rank of PowerSGD's products (arXiv 1905.13727); 0 sends gradients whole."""

@@ -55,6 +55,8 @@ class TuneRun(ConfigSection):
             raise ValueError(
                 f"schedule.optimizer={optimizer} needs whole weights, which {strategy} shares out; use adamw"
             )
+        if strategy == "experts" and self.base.dtype == "float16":
+            raise ValueError("parallel.strategy=experts scales no losses, as base.dtype=float16 needs it; use bfloat16")
         if strategy != "ddp" and self.watch.on_alarm == "rollback":
             raise ValueError(f"watch.on_alarm=rollback cannot put back weights that {strategy} shares out; use stop")
 

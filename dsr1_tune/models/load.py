@@ -18,6 +18,7 @@ from dsr1_tune.config import Base
 from dsr1_tune.data.encode.end_tokens import EndTokens
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models import embedded, hub
+from dsr1_tune.models.attention import with_attention
 from dsr1_tune.models.context import with_context
 from dsr1_tune.models.folder import CONVERT, EXAMPLE, PICKLES, ModelFolder
 from dsr1_tune.models.memory import GIB, main_memory
@@ -32,8 +33,9 @@ from dsr1_tune.models.weights.index import COPY_AGAIN, gist, weight_files
 from dsr1_tune.models.weights.layout import Layout, stores_fused
 from dsr1_tune.models.weights.shard import OwnPart, holding_own
 from dsr1_tune.models.weights.stored_format import NF4_BYTES, StoredFormat
+from dsr1_tune.moe.expert_lora import BY_ROWS
 from dsr1_tune.moe.expert_shard import ExpertParallel
-from dsr1_tune.moe.llama4 import adopt
+from dsr1_tune.moe.llama4 import adopt, compute_by
 
 _log = logging.getLogger(__name__)
 _IN_LARGER = {r"^model\.language_model\.": "model.", r"^language_model\.": ""}
@@ -116,6 +118,8 @@ def locate(
     files = ModelFolder(folder, name)
     files.check(may_score)
     config = with_context(files.read_config(), base.context, name)
+    if is_loaded:
+        config = with_attention(config, base.attention, base.dtype, name)
     if all((folder / file).is_file() for file in files.weight_files) or repo_id is None:
         num_parameters = files.check_weights()
     else:
@@ -160,6 +164,8 @@ def load_located(
         raise ModelError(f"{located.name}: its weights cannot be loaded: {said}", hint=COPY_AGAIN) from error
     _check_report(report, located.name)
     adopt(model)
+    if expert_parallel:
+        compute_by(model, BY_ROWS)
     _forget_larger(model)
     model.train(for_training)
     model.config.use_cache = not for_training

@@ -18,12 +18,18 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from dsr1_tune.moe.expert_parallel import by_their_holders
 from dsr1_tune.moe.expert_rows import RoutedRows, UnpackedLora, as_out_in
+from dsr1_tune.moe.expert_shard import shard_of
 from dsr1_tune.moe.llama4 import InOut, Llama4Experts
 from dsr1_tune.quant.nf4 import QuantizedWeight, stored_weight
 
 GateFunction = Callable[[Tensor], Tensor]
+
+BY_ROWS = "by_rows"
+"""The name by which transformers knows `plain_experts`."""
 
 
 def use_grouped_products(model: nn.Module) -> int:
@@ -87,7 +93,7 @@ class GroupedExpertLora(ParamWrapper):
             )
             wrapper = wrapper.base_layer
         if isinstance(experts, Llama4Experts):
-            updates = {name: update.transposed(experts.num_experts) for name, update in updates.items()}
+            updates = {name: update.transposed(experts.down_proj.shape[0]) for name, update in updates.items()}
             compute = partial(apply_experts, InOut(experts), updates=updates)
             return experts.weigh_first(compute, x, index_TK, weight_TK)
         return apply_experts(experts, x, index_TK, weight_TK, updates)
@@ -142,10 +148,26 @@ def apply_experts(
     )
     weights = stored_weight(experts, up_name), stored_weight(experts, "down_proj")
     loras = up.packed_a, up.packed_b, down.packed_a, down.packed_b
+    shard = shard_of(experts)
+
+    def compute(x: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        out: Tensor = _ExpertsWithUpdates.apply(layer, x, index, weight, *weights, *loras)
+        return out
+
     # In the weights' own dtype, as transformers' experts compute under autocast too.
     with torch.autocast(x_TD.device.type, enabled=False):
-        out_TD: Tensor = _ExpertsWithUpdates.apply(layer, x_TD, index_TK, weight_TK, *weights, *loras)
-    return out_TD
+        if shard is None:
+            return compute(x_TD, index_TK, weight_TK)
+        rows_TD = x_TD.to(weights[0].dtype)
+        return by_their_holders(shard, compute, rows_TD, index_TK, weight_TK).to(x_TD.dtype)
+
+
+def plain_experts(experts: nn.Module, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
+    """The forward of frozen fused experts, held in fewer bits or shared out, without an update on them."""
+    return apply_experts(experts, x_TD, index_TK, weight_TK, {})
+
+
+ALL_EXPERTS_FUNCTIONS.register(BY_ROWS, plain_experts)
 
 
 @dataclass(frozen=True)

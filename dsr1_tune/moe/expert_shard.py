@@ -39,6 +39,10 @@ class ExpertShard:
         bounds = self.bounds
         return range(bounds[self.parallel.rank], bounds[self.parallel.rank + 1])
 
+    def of_all(self, number: int) -> int:
+        """How much all of the layer's experts have together, of whose like those held here have `number`."""
+        return number // len(self.mine) * self.num_experts
+
 
 def shard_of(experts: nn.Module) -> ExpertShard | None:
     """Which of its experts a module of fused experts holds; None where it holds all of them."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from dsr1_tune.errors import ModelError
 from dsr1_tune.moe.anatomy import PARTS, Anatomy, Part, find_experts, find_linears
-from dsr1_tune.moe.expert_lora import apply_experts, is_known_layout
+from dsr1_tune.moe.expert_lora import is_known_layout, plain_experts
+from dsr1_tune.moe.expert_shard import shard_of
 from dsr1_tune.moe.known import check_known
 from dsr1_tune.moe.llama4 import adopt, compute_by
 from dsr1_tune.moe.past import read_past
@@ -36,13 +37,8 @@ HELD_WHOLE: set[Part] = {"router", "embeddings", "norms"}
 _MAX_ERROR = 0.5
 
 
-def _experts_in_nf4(experts: nn.Module, x_TD: Tensor, index_TK: Tensor, weight_TK: Tensor) -> Tensor:
-    """The forward of fused experts held in NF4, without an update on them."""
-    return apply_experts(experts, x_TD, index_TK, weight_TK, {})
-
-
-ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, _experts_in_nf4)
-ALL_EXPERTS_FUNCTIONS.register("int8", _experts_in_nf4)  # held the same way
+ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, plain_experts)
+ALL_EXPERTS_FUNCTIONS.register("int8", plain_experts)  # held the same way
 
 
 def weights_to_hold(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
@@ -134,7 +130,7 @@ class PartBits:
 
 
 def audit_bits(model: nn.Module) -> list[PartBits]:
-    """What a model that was to be quantized really holds, by part.
+    """What a model that was to be quantized really holds, by part, with what other processes hold of its experts.
 
     Raises ModelError if routed experts are left in 16 bits, nothing is in 4 bits, or a matrix is badly represented.
     """
@@ -146,17 +142,20 @@ def audit_bits(model: nn.Module) -> list[PartBits]:
             if weight is None or id(weight) in seen:  # tied to another
                 continue
             seen.add(id(weight))
-            line = found[part_of(f"{owner}.{name}")]
-            line.num_weights += weight.numel()
+            line, shard = found[part_of(f"{owner}.{name}")], shard_of(module)
+            num, num_bytes = weight.numel(), weight.numel() * weight.element_size()
             held = stored_weight(module, name)
             if isinstance(held, Nf4):
-                line.num_in_4bit += weight.numel()
-                line.num_bytes += held.num_bytes
-                line.num_bytes_4bit += held.num_bytes
+                num_bytes = held.num_bytes
+            if shard:
+                num, num_bytes = shard.of_all(num), shard.of_all(num_bytes)
+            line.num_weights += num
+            line.num_bytes += num_bytes
+            if isinstance(held, Nf4):
+                line.num_in_4bit += num
+                line.num_bytes_4bit += num_bytes
                 error = float(getattr(module, f"{name}_error").max())
                 line.worst_error = max(line.worst_error, error) if error == error else error
-            else:
-                line.num_bytes += weight.numel() * weight.element_size()
     lines = [line for line in found.values() if line.num_weights]
     _check_bits(model, lines)
     return lines

@@ -70,6 +70,9 @@ class Device:
     bf16: Trial
     four_bit: Trial
     grouped_mm: Trial
+    has_fused_groups: bool | None = None
+    """Of a GPU: whether grouped products in bfloat16 are one kernel, or a loop over experts that waits for their sizes.
+    """
 
 
 @dataclass(frozen=True)
@@ -231,8 +234,15 @@ def _cpu_model() -> str:
 
 
 def _device(name: str, model: str, free: int, total: int) -> Device:
-    trials = [_try(partial(kernel, name)) for kernel in (try_bf16, try_four_bit, try_grouped_mm)]
-    return Device(name, model, total / GIB, free / GIB, *trials)
+    bf16, four_bit, grouped_mm = (_try(partial(one, name)) for one in (try_bf16, try_four_bit, try_grouped_mm))
+    return Device(name, model, total / GIB, free / GIB, bf16, four_bit, grouped_mm, _has_fused_groups(name))
+
+
+def _has_fused_groups(device: str) -> bool | None:
+    """As torch's `_grouped_mm_cuda` decides: Hopper (9.x) and Blackwell for data centres (10.x) have the kernel."""
+    import torch
+
+    return torch.cuda.get_device_capability(device)[0] in (9, 10) if device.startswith("cuda") else None
 
 
 def _try(step: Callable[[], None]) -> Trial:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from operator import itemgetter
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 
@@ -16,6 +18,12 @@ from dsr1_tune.data.encode.chat import USUAL
 from dsr1_tune.data.encode.end_tokens import end_tokens
 from dsr1_tune.data.encode.example import IGNORED, Example, prompt_ids
 from dsr1_tune.data.record import Record
+from dsr1_tune.models.head import logits_in_pieces, num_pieces
+from dsr1_tune.moe.monitor import uncounted
+from dsr1_tune.runs.distributed import group
+
+Share = TypeVar("Share")
+Value = TypeVar("Value")
 
 MAX_BATCH_TOKENS = 2048
 
@@ -59,24 +67,77 @@ class Sample:
 def held_out_loss(
     model: Any, examples: Sequence[Example], pad_token: int, advance: Callable[[int], None] = lambda count: None
 ) -> HeldOut:
-    """The mean loss of `examples` under `model`, every learned token weighing the same; `advance` counts records."""
+    """The mean loss of `examples` under `model`, every learned token weighing the same; `advance` counts records.
+
+    Of several processes each computes its share of the batches, and all get the mean over all of them.
+    """
+    rows = [example.input_ids for example in examples]
+    wanted = [torch.tensor([*example.labels[1:], IGNORED]) for example in examples]
+    sums = torch.zeros(2, dtype=torch.float64)
+    for _, losses_N in losses_of_batches(model, rows, wanted, pad_token, advance):
+        sums += torch.tensor([float(losses_N.double().sum()), len(losses_N)], dtype=torch.float64)
+    total, num_tokens = group.all_reduce(sums).tolist()
+    return HeldOut(total / num_tokens, int(num_tokens), len(examples))
+
+
+@torch.no_grad()
+def losses_of_batches(
+    model: Any, rows: Sequence[Sequence[int]], wanted: Sequence[Tensor], pad_token: int, advance: Callable[[int], None]
+) -> Iterator[tuple[list[int], Tensor]]:
+    """The numbers of rows that share a batch, and their tokens' losses: of the batches that this process computes.
+
+    Of each row `wanted` says what is to follow each token; `advance` counts the rows of all processes.
+    """
     was_training = model.training
     model.eval()
-    total, num_tokens = 0.0, 0
-    for numbers in like_lengths([len(example.input_ids) for example in examples]):
-        batch = [examples[number] for number in numbers]
-        ids = pad_sequence([torch.tensor(example.input_ids) for example in batch], True, pad_token)
-        labels = pad_sequence([torch.tensor(example.labels) for example in batch], True, IGNORED)
-        mask = pad_sequence([torch.ones(len(example.input_ids), dtype=torch.long) for example in batch], True)
-        logits = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False).logits
-        is_learned = labels[:, 1:] != IGNORED
-        wanted = labels[:, 1:][is_learned].to(model.device)
-        # Their copy in float32 is not kept: with a large vocabulary it is the largest tensor of all.
-        total += float(cross_entropy(logits[:, :-1][is_learned.to(model.device)].float(), wanted, reduction="sum"))
-        num_tokens += wanted.numel()
-        advance(len(batch))
+    for mine, together in rounds(list(like_lengths([len(row) for row in rows]))):
+        counts = [sum(int((wanted[number] != IGNORED).sum()) for number in batch) for batch in together]
+        pieces = max(num_pieces(model, count) for count in counts)
+        if mine is None:
+            with uncounted():
+                short = rows[together[0][0]][:2]
+                token_losses(model, [short], torch.full((1, len(short)), IGNORED), pad_token, pieces)
+        else:
+            wanted_BT = pad_sequence([wanted[number] for number in mine], True, IGNORED)
+            yield mine, token_losses(model, [rows[number] for number in mine], wanted_BT, pad_token, pieces)
+        advance(sum(map(len, together)))
     model.train(was_training)
-    return HeldOut(total / num_tokens, num_tokens, len(examples))
+
+
+def rounds(shares: Sequence[Share]) -> Iterator[tuple[Share | None, Sequence[Share]]]:
+    """The shares of some work, as many at a time as there are processes: this process's one, and those of all.
+
+    It is None where there is none left for this process. Where the processes must call the model equally often, since
+    each holds a part of it, it then has to call it for nothing.
+    """
+    for start in range(0, len(shares), group.world_size()):
+        together = shares[start : start + group.world_size()]
+        yield (together[group.rank()] if group.rank() < len(together) else None), together
+
+
+def in_order(mine: dict[int, Value]) -> list[Value]:
+    """What all processes have found together, each some numbers' values, by these numbers."""
+    return [value for _, value in sorted(group.all_gather(list(mine.items())), key=itemgetter(0))]
+
+
+@torch.no_grad()
+def token_losses(
+    model: Any, rows: Sequence[Sequence[int]], wanted_BT: Tensor, pad_token: int, at_least: int = 1
+) -> Tensor:
+    """The loss (N,) of every token that is wanted behind another one, in their order; IGNORED stands for none.
+
+    The model's head is called `at_least` so often.
+    """
+    ids_BT = pad_sequence([torch.tensor(row) for row in rows], True, pad_token).to(model.device)
+    mask_BT = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], True).to(model.device)
+    wanted_S = wanted_BT.flatten()
+    places_N = (wanted_S != IGNORED).nonzero().squeeze(1)
+    wanted_N, losses = wanted_S[places_N], list[Tensor]()
+    for logits_CV in logits_in_pieces(model, places_N, 0, at_least, input_ids=ids_BT, attention_mask=mask_BT):
+        start = sum(map(len, losses))
+        wanted_C = wanted_N[start : start + len(logits_CV)].to(logits_CV.device)
+        losses.append(cross_entropy(logits_CV.float(), wanted_C, reduction="none").cpu())
+    return torch.cat(losses) if losses else torch.zeros(0)
 
 
 @torch.no_grad()
@@ -87,26 +148,48 @@ def sample_answers(
     max_new_tokens: int,
     advance: Callable[[int], None] = lambda count: None,
     encoding: Encoding = USUAL,
+    is_in_step: bool = False,
 ) -> list[Sample]:
-    """The model's greedy answer to each record's last question, with the earlier turns before it."""
+    """The model's greedy answer to each record's last question, with the earlier turns before it.
+
+    Of several processes each answers its share, and all get all answers. With `is_in_step` they call the model equally
+    often, as they must where each holds a part of it.
+    """
     was_training = model.training
     model.eval()
     # Caching is off in training; an answer without it would take a full pass per token.
     use_cache, model.config.use_cache = model.config.use_cache, True
-    samples = []
-    for record in records:
-        ids_BT = torch.tensor([prompt_ids(record, tokenizer, encoding)], device=model.device)
-        greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        inputs = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
-        output = model.generate(**inputs, **greedy, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id)
-        ends = end_tokens(tokenizer, model.generation_config.eos_token_id).ids  # of which not all are special tokens
-        said = [token for token in output[0, ids_BT.shape[1] :].tolist() if token not in ends]
-        answer = tokenizer.decode(said, skip_special_tokens=True)
-        samples.append(Sample(record.question, answer.strip(), record.answer))
-        advance(1)
+    is_in_step = is_in_step and group.world_size() > 1
+    answers: dict[int, str] = {}
+    for mine, together in rounds(range(len(records))):
+        if mine is not None or is_in_step:
+            ids = prompt_ids(records[together[0] if mine is None else mine], tokenizer, encoding)
+            said = _greedy(model, tokenizer, ids, 1 if mine is None else max_new_tokens, is_in_step)
+            if mine is not None:
+                answers[mine] = said
+        advance(len(together))
     model.config.use_cache = use_cache
     model.train(was_training)
-    return samples
+    return [Sample(one.question, said, one.answer) for one, said in zip(records, in_order(answers), strict=True)]
+
+
+def _greedy(model: Any, tokenizer: Any, ids: Sequence[int], max_new_tokens: int, is_in_step: bool) -> str:
+    ids_BT = torch.tensor([list(ids)], device=model.device)
+    output = model.generate(
+        input_ids=ids_BT,
+        attention_mask=torch.ones_like(ids_BT),
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        synced_gpus=is_in_step,
+    )
+    ends = end_tokens(tokenizer, model.generation_config.eos_token_id).ids  # of which not all are special tokens
+    said = [token for token in output[0, ids_BT.shape[1] :].tolist() if token not in ends]
+    text: str = tokenizer.decode(said, skip_special_tokens=True)
+    return text.strip()
 
 
 def like_lengths(lengths: Sequence[int]) -> Iterator[list[int]]:

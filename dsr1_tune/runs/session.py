@@ -23,12 +23,14 @@ from dsr1_tune.data.prepare import write
 from dsr1_tune.data.prepared import Prepared
 from dsr1_tune.data.record import Record, Row
 from dsr1_tune.errors import ModelError
+from dsr1_tune.models.attention import is_flash
 from dsr1_tune.models.load import Loaded, Located, load_located, locate
 from dsr1_tune.models.trained.lora import audit, not_adapted, not_reached
 from dsr1_tune.models.trained.reach import as_lines
 from dsr1_tune.models.trained.untrained import take_out
 from dsr1_tune.moe.anatomy import plain_name
 from dsr1_tune.moe.quantized_experts import audit_bits, memory_of
+from dsr1_tune.moe.shared_factors import whole_factors
 from dsr1_tune.runs.console import Narrator
 from dsr1_tune.runs.data import RunData, encode_and_split, training_set
 from dsr1_tune.runs.distributed import group
@@ -90,6 +92,11 @@ class Session(Generic[Run]):
         return self.folder.is_written_here
 
     @property
+    def shares_experts(self) -> bool:
+        """Whether each process holds a part of the experts alone, so that all compute whenever one does."""
+        return self.config.parallel.strategy == "experts"
+
+    @property
     def loop(self) -> Loop:
         """The training loop's surroundings."""
         return Loop(self.config, self.folder, self.narrator, self.watches_loss)
@@ -123,9 +130,13 @@ class Session(Generic[Run]):
         """Load the base for training and seed all random generators."""
         self.narrator.stage("Model")
         with self.timed("load"):
-            loaded = load_located(self.base, self.config.base.dtype, for_training=True, quantized=self.quantized)
+            loaded = self._load_weights(self.base, for_training=True)
         set_seed(self.config.schedule.seed)
         return loaded
+
+    def _load_weights(self, base: Located, for_training: bool = False) -> Loaded:
+        parallel = group.expert_parallel(self.config.parallel)
+        return load_located(base, self.config.base.dtype, for_training, self.quantized, parallel)
 
     def run(self, model: Any, save: Callable[[], None]) -> None:
         """Audit, evaluate, train, save and evaluate again; of several processes one calls `save`, the others wait.
@@ -138,7 +149,8 @@ class Session(Generic[Run]):
         self.train(model)
         check_changed(model, beginning, self.folder)
         self.take_untrained_out(model, beginning)
-        group.from_main(save)
+        with whole_factors(model):
+            group.from_main(save)
         self.evaluate_after(model)
 
     def audit(self, model: Any) -> None:
@@ -165,9 +177,14 @@ class Session(Generic[Run]):
     def audit_bits(self, model: Any) -> None:
         """Show which weights are stored in 4 bits. Raises ModelError if the experts are not."""
         bits = audit_bits(model)
-        self.narrator.bits(bits, memory_of(model))
+        for line in bits:
+            line.worst_error = max(group.all_gather([line.worst_error]))
+        held = memory_of(model)
+        self.narrator.bits(bits, sum(line.num_bytes for line in bits) if self.shares_experts else held)
+        if self.shares_experts:
+            self.narrator.say(f"this process, of {group.world_size()}, holds {held / 2**20:,.1f} MiB of them")
         self.facts["bits"] = [asdict(line) | {"bits": round(line.bits, 3)} for line in bits]
-        self.facts["weights_bytes"] = memory_of(model)
+        self.facts["weights_bytes"] = held
 
     def evaluate_before(self, model: Any) -> None:
         """Evaluate the held-out rows and sample answers before training; a resumed run keeps its first evaluation."""
@@ -203,7 +220,13 @@ class Session(Generic[Run]):
         questions = self.data.asked(self.config.samples)
         with self.narrator.counting("answering", len(questions)) as advance:
             answers = sample_answers(
-                model, self.base.tokenizer, questions, self.config.sample_tokens, advance, self.config.encoding
+                model,
+                self.base.tokenizer,
+                questions,
+                self.config.sample_tokens,
+                advance,
+                self.config.encoding,
+                is_in_step=self.shares_experts,
             )
         return held_out, answers
 
@@ -229,7 +252,9 @@ class Session(Generic[Run]):
     def trainer(self, model: Any, callbacks: list[TrainerCallback]) -> Resumable:
         """The trainer for the rows that this session learns from."""
         (rows, remark), pad_token = training_set(self.data, self.config), self.base.tokenizer.pad_token_id
-        collator = PackedCollator(pad_token) if self.config.sequences.packing else None  # None leaves it to TRL
+        collator = (
+            PackedCollator(pad_token, is_flash(model)) if self.config.sequences.packing else None
+        )  # None leaves it to TRL
         if collator:
             self.narrator.say(remark)
             use_packing(model, pad_token)
@@ -258,31 +283,36 @@ class Session(Generic[Run]):
         is loaded in place of the base. The trained model must be freed before, to leave memory for another.
         """
         gc.collect()
-        group.from_main(lambda: self._check(reload, how, whole))
+        if self.shares_experts:  # no process has them all
+            self._check(reload, how, whole)
+        else:
+            group.from_main(lambda: self._check(reload, how, whole))
 
     def _check(self, reload: Callable[[Loaded], Any], how: str, whole: Path | None) -> None:
         self.narrator.stage("Checking what was saved")
         with self.timed("check"):
-            saved = Base(model=str(whole), dtype=self.config.base.dtype)
+            saved = Base(model=str(whole), dtype=self.config.base.dtype, attention=self.config.base.attention)
             base = locate(saved, may_score=True) if whole else self.base
-            loaded = load_located(base, self.config.base.dtype, quantized=self.quantized)
+            loaded = self._load_weights(base)
             dtype = compute_dtype(loaded.model)
             model = reload(loaded)
             loss = self.reloaded_loss(model)
             after = self.result_type.from_json(self.folder.evaluation()["after"])
             tolerance = SURELY_NOISE[dtype]
-            if not abs(loss - after.loss) <= tolerance:
+            if group.any_of(not abs(loss - after.loss) <= tolerance):
                 noise = loss_noise(model, lambda: self.reloaded_loss(model), dtype, loss)
                 tolerance = max(tolerance, NOISE_DEVIATIONS * noise)
-        if not abs(loss - after.loss) <= tolerance:
+        if group.any_of(not abs(loss - after.loss) <= tolerance):
             raise ModelError(
                 f"{self.folder.path}: loaded afresh, what the run saved gives the held-out loss {loss:.4f}, but the "
                 f"trained model had {after.loss:.4f}; rounding explains a difference of {tolerance:.4f} at most",
                 hint="do not use it, and please report it with the model's name",
             )
+        together = ", each process with its own experts" if self.shares_experts else ""
         self.facts |= {"dtype": str(dtype).removeprefix("torch."), "reloaded_loss": loss}
         self.narrator.say(
-            f"Loaded afresh{how}, what was saved gives the loss {loss:.4f} (difference {abs(loss - after.loss):.1e})."
+            f"Loaded afresh{how}{together}, what was saved gives the loss {loss:.4f} "
+            f"(difference {abs(loss - after.loss):.1e})."
         )
 
     def reloaded_loss(self, model: Any) -> float:

@@ -76,6 +76,25 @@ def test_kernel_trial_fails_where_it_raises_or_miscalculates(monkeypatch: pytest
     assert said.startswith("wrong result: relative error")
 
 
+@pytest.mark.parametrize(
+    ("capability", "said"), [((9, 0), "one kernel"), ((8, 0), "loop over experts"), ((12, 0), "loop over experts")]
+)
+def test_doctor_says_whether_a_gpu_loops_over_experts(
+    here: environment.Capabilities,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    capability: tuple[int, int],
+    said: str,
+) -> None:
+    assert here.devices[0].has_fused_groups is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    fused = environment._has_fused_groups("cuda:0")
+    gpu = dataclasses.replace(here.devices[0], name="cuda:0", has_fused_groups=fused)
+    monkeypatch.setenv("COLUMNS", "200")
+    doctor._print_tables([], dataclasses.replace(here, devices=(gpu,)), [])
+    assert said in capsys.readouterr().out
+
+
 def test_requirements_are_checked_against_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = ["torch>=2.13", "rich>=1000", "zebra>=1", "pytest>=9; extra == 'dev'", "never>=1; python_version < '3'"]
     monkeypatch.setattr(metadata, "requires", lambda name: asked)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,9 @@ from dsr1_tune.data.encode.example import IGNORED, Example, encode
 from dsr1_tune.data.record import Message, Place, Record
 from dsr1_tune.models.load import Loaded, load
 from dsr1_tune.runs import evaluate
+from dsr1_tune.runs.distributed import group
 from dsr1_tune.runs.evaluate import HeldOut, held_out_loss, sample_answers
+from tests.runs import shares
 
 TALKS = [
     ("hi", "yes"),
@@ -113,3 +120,32 @@ def test_sample_answers_are_greedy(loaded: Loaded, monkeypatch: pytest.MonkeyPat
             break
     assert sample.answer == loaded.tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
     assert sample.answer
+
+
+def test_rounds_give_every_process_as_many_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "world_size", lambda: 3)
+    taken = []
+    for rank in range(3):
+        monkeypatch.setattr(group, "rank", lambda rank=rank: rank)
+        taken.append([mine for mine, _ in evaluate.rounds("abcdefg")])
+    assert taken == [["a", "d", "g"], ["b", "e", None], ["c", "f", None]]
+
+
+@pytest.mark.slow
+def test_two_processes_share_evaluation_out(tiny_base: Path, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, str(Path(__file__).with_name("shares.py")), str(tiny_base), str(tmp_path / "told")]
+    started = [subprocess.Popen(words, env={**os.environ, **given, "RANK": str(rank)}) for rank in range(2)]
+    assert [one.wait(240) for one in started] == [0, 0]
+    first, second = (json.loads((tmp_path / f"told.{rank}").read_text()) for rank in range(2))
+    alone = shares.found(str(tiny_base))
+    assert first == second, "both know all of it, and called the model equally often"
+    for what in ("loss", "routed", "answers", "apart", "rollout"):
+        assert first[what] == pytest.approx(alone[what], rel=1e-6) if what == "loss" else first[what] == alone[what]
+    assert first["log_probs"] == pytest.approx(alone["log_probs"], rel=1e-6)
+    assert first["alone"] == pytest.approx(alone["alone"], rel=1e-6)
+    assert (alone["calls"]["layers"], first["calls"]["layers"]) == (7, 4)
+    assert len(set(first["answers"])) > 1 and first["steps"]["layers"] < alone["steps"]["layers"]

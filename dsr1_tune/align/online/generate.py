@@ -17,6 +17,7 @@ from dsr1_tune.config import Rollout
 from dsr1_tune.data.encode.end_tokens import end_tokens
 from dsr1_tune.moe.monitor import uncounted
 from dsr1_tune.moe.replay import RoutingReplay, as_sequences
+from dsr1_tune.runs.evaluate import in_order, rounds
 
 Ids = tuple[int, ...]
 
@@ -65,6 +66,27 @@ def generate(
             advance(len(batch))
     ids = tuple(found[number] for number in range(len(prompts)))
     return Answers(ids, tuple(answer[-1] in ends for answer in ids), tuple(routing[n] for n in sorted(routing)))
+
+
+def shared_answers(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    tokenizer: Any,
+    rollout: Rollout,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Answers:
+    """The greedy answer to each prompt, in the batches of one process; of several, each generates its share."""
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    batches = [order[first : first + rollout.batch_size] for first in range(0, len(order), rollout.batch_size)]
+    found: dict[int, tuple[Ids, bool]] = {}
+    for mine, together in rounds(batches):
+        if mine is not None:
+            batch = [prompts[number] for number in mine]
+            answers = generate(model, batch, tokenizer, rollout, is_greedy=True)
+            found |= zip(mine, zip(answers.ids, answers.have_ended, strict=True), strict=True)
+        advance(sum(map(len, together)))
+    ids, have_ended = zip(*in_order(found), strict=True)
+    return Answers(ids, have_ended)
 
 
 @contextmanager

@@ -17,11 +17,13 @@ from peft import PeftModel
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dsr1_tune.align.online.losses import log_probs
 from dsr1_tune.config import PpoRun
 from dsr1_tune.errors import ModelError
+from dsr1_tune.models.head import places_in_a_piece
 from dsr1_tune.models.trained.lora import quiet_patterns
 from dsr1_tune.models.trained.start import ReferencePolicy
 from dsr1_tune.moe.expert_lora import use_grouped_products
@@ -145,9 +147,23 @@ class Policy:
         With `counts_replay`, how often routers would now choose other experts than in the rollout is counted.
         """
         hidden_BTD = self._hidden(micro_batch, counts_replay)
-        logits_BTV = self.model.get_output_embeddings()(hidden_BTD)
-        logp_BT, entropy_BT = log_probs(logits_BTV, micro_batch.answer_BT, self._temperature, learns_entropy)
+        logp_BT, entropy_BT = self._log_probs(hidden_BTD, micro_batch.answer_BT, learns_entropy)
         return PolicyOutput(logp_BT, entropy_BT, None if self._has_own_value_trunk else self._value(hidden_BTD))
+
+    def _log_probs(self, hidden_BTD: Tensor, answer_BT: Tensor, learns_entropy: bool) -> tuple[Tensor, Tensor]:
+        """As `losses.log_probs`, with the logits of a piece of the tokens in memory at once, also in the backward."""
+        head, size = self.model.get_output_embeddings(), places_in_a_piece(self.model)
+
+        def of_piece(hidden_CD: Tensor, answer_C: Tensor) -> tuple[Tensor, Tensor]:
+            return log_probs(head(hidden_CD), answer_C, self._temperature, learns_entropy)
+
+        pieces = list(zip(hidden_BTD.flatten(0, 1).split(size), answer_BT.flatten().split(size), strict=True))
+        if len(pieces) == 1:
+            found = [of_piece(*pieces[0])]
+        else:
+            found = [checkpoint(of_piece, *piece, use_reentrant=False) for piece in pieces]
+        logp_S, entropy_S = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return logp_S.view(answer_BT.shape), entropy_S.view(answer_BT.shape)
 
     def values(self, micro_batch: MicroBatch) -> Tensor:
         """The values (B, T) where they come from a trunk with an adapter of its own.

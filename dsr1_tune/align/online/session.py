@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from dsr1_tune.align.online.generate import Answers, generate
+from dsr1_tune.align.online.generate import Answers, shared_answers
 from dsr1_tune.align.preference.encode import encode_all
 from dsr1_tune.align.preference.log_probs import log_probs
 from dsr1_tune.align.rewards.layered import Answered, LayeredReward, RewardResult
@@ -26,6 +26,7 @@ from dsr1_tune.models.load import Loaded
 from dsr1_tune.runs.console import plain_table
 from dsr1_tune.runs.data import RunData
 from dsr1_tune.runs.distributed import group
+from dsr1_tune.runs.evaluate import in_order
 from dsr1_tune.runs.session import Session
 from dsr1_tune.text.amount import amount
 
@@ -162,7 +163,7 @@ class RolloutSession(Session[Run]):
         """Score each answer; rewards that fail are counted, and end the run with on_reward_error=stop.
 
         Nor does a run go on after a step in which no answer could be scored. Of several processes each scores its
-        share of a step, or, outside of steps, all of them the same answers.
+        share of a step, or, outside of steps, its share of the same answers.
         """
         said = [ids[:-1] if ended else ids for ids, ended in zip(answers.ids, answers.have_ended, strict=True)]
         texts = self.base.tokenizer.batch_decode(said, skip_special_tokens=True)
@@ -170,7 +171,7 @@ class RolloutSession(Session[Run]):
             Answered(one.prompt.messages, text.strip(), one.prompt.answer, len(ids), ended, one.opens_thought)
             for one, text, ids, ended in zip(examples, texts, answers.ids, answers.have_ended, strict=True)
         ]
-        results = self.rewards.score(answered)
+        results = self.rewards.score(answered) if step is not None else _shared(self.rewards.score, answered)
         self.errors.note(answered, results, step)
         return results
 
@@ -179,7 +180,7 @@ class RolloutSession(Session[Run]):
         examples: list[PromptExample] = self.data.eval_subset
         prompts, tokenizer = [example.input_ids for example in examples], self.base.tokenizer
         with self.narrator.counting("answering", len(examples)) as advance:
-            answers = generate(model, prompts, tokenizer, self.config.rollout, is_greedy=True, advance=advance)
+            answers = shared_answers(model, prompts, tokenizer, self.config.rollout, advance)
         results = self.score(examples, answers)
         return HeldOutRewards(
             reward=mean([result.total for result in results if result.is_scored]),
@@ -220,6 +221,13 @@ class RolloutSession(Session[Run]):
         self.narrator.console.print(table)
         if failed := self.errors.summary():
             self.narrator.say(failed)
+
+
+def _shared(score: Callable[[Sequence[Answered]], list[RewardResult]], every: Sequence[Answered]) -> list[RewardResult]:
+    """What `score` gives all of them, of which this process asks for its share."""
+    mine = range(group.rank(), len(every), group.world_size())
+    found = score([every[number] for number in mine]) if mine else []
+    return in_order(dict(zip(mine, found, strict=True)))
 
 
 def mean(values: Sequence[float]) -> float:

@@ -15,7 +15,7 @@ from datasets import Dataset
 from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
-from dsr1_tune.align.preference.log_probs import PromptAndAnswer, shared_log_probs
+from dsr1_tune.align.preference.log_probs import PromptAndAnswer, log_probs
 from dsr1_tune.align.preference.metrics import as_table, compared
 from dsr1_tune.runs.distributed import group
 from dsr1_tune.runs.session import Session
@@ -82,7 +82,7 @@ class PreferenceSession(Session[Any]):
         """The answers' log-probabilities under the model as it begins, computed once, also for a run rolled back."""
         if self.reference is None:
             with self.narrator.counting("asking the reference", len(answers)) as advance, self.timed("reference"):
-                self.reference = shared_log_probs(model, answers, self.base.tokenizer.pad_token_id, advance)
+                self.reference = log_probs(model, answers, self.base.tokenizer.pad_token_id, advance)
         return self.reference
 
     def trainer(self, model: Any, callbacks: list[TrainerCallback]) -> PrecomputedReference:

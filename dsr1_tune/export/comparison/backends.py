@@ -14,6 +14,7 @@ from torch import Tensor
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models import artifact, embedded, hub
 from dsr1_tune.models.folder import ModelFolder
+from dsr1_tune.models.head import logits_in_pieces
 from dsr1_tune.models.llama_cpp import client
 from dsr1_tune.models.llama_cpp.client import LlamaCpp
 from dsr1_tune.models.load import Loaded
@@ -38,8 +39,11 @@ class Scorer(Protocol):
     context: int
     """The most tokens that it reads."""
 
-    def logits(self, ids: Sequence[int]) -> Tensor:
-        """(T, V): behind each token, how likely each next one is; any constant may be added to a row."""
+    def logits(self, ids: Sequence[int], places_N: Tensor, size: int) -> Iterator[Tensor]:
+        """(C, V) behind the tokens at these places, how likely each next one is; any constant may be added to a row.
+
+        In their order, `size` at a time.
+        """
 
     def answer(self, ids: Sequence[int], max_new_tokens: int) -> list[int]:
         """The likeliest next token again and again; without the token that ends the turn."""
@@ -133,10 +137,9 @@ class _Transformers:
         self.context = int(getattr(self.model.config, "max_position_embeddings", 0) or _ANY)
 
     @torch.inference_mode()
-    def logits(self, ids: Sequence[int]) -> Tensor:
-        device = self.model.device
-        result: Tensor = self.model(input_ids=torch.tensor([list(ids)], device=device), use_cache=False).logits[0]
-        return result
+    def logits(self, ids: Sequence[int], places_N: Tensor, size: int) -> Iterator[Tensor]:
+        ids_1T = torch.tensor([list(ids)], device=self.model.device)
+        yield from logits_in_pieces(self.model, places_N, size, input_ids=ids_1T)
 
     @torch.inference_mode()
     def answer(self, ids: Sequence[int], max_new_tokens: int) -> list[int]:
@@ -171,8 +174,8 @@ class _LlamaCpp:
         self.num_bytes = engine.file.stat().st_size
         self.context = engine.context
 
-    def logits(self, ids: Sequence[int]) -> Tensor:
-        return self.engine.logprobs(ids)
+    def logits(self, ids: Sequence[int], places_N: Tensor, size: int) -> Iterator[Tensor]:
+        yield from self.engine.logprobs(ids)[places_N].split(size)
 
     def answer(self, ids: Sequence[int], max_new_tokens: int) -> list[int]:
         return self.engine.generate(ids, max_new_tokens)

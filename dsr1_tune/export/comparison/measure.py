@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 from typing import IO, Self
 
 import numpy as np
@@ -122,15 +123,13 @@ def _encoded(rows: RowSet, scorer: Scorer, settings: Rows, measured: Measured) -
 def score_row(scorer: Scorer, example: Example, kept: Distributions, place: str) -> RowScore:
     """A row's loss and likeliest tokens; its distributions go to `kept`, or are compared with those that are there."""
     labels_T = torch.tensor(example.labels[1:])
-    is_learned_T = labels_T != IGNORED
-    logits_TV = scorer.logits(example.input_ids)[:-1]
-    logits_TV = logits_TV[is_learned_T.to(logits_TV.device)]
-    wanted_T = labels_T[is_learned_T]
+    places_N = (labels_T != IGNORED).nonzero().squeeze(1)
+    wanted_N = labels_T[places_N]
     nats, tops, divergence, num_diverged = 0.0, [], 0.0, 0
     is_known = kept.begin(place, example.input_ids)
-    for at in range(0, len(wanted_T), _PIECE):
-        log_probs_TV = log_probs(logits_TV[at : at + _PIECE]).cpu()
-        nats -= float(log_probs_TV.gather(1, wanted_T[at : at + _PIECE, None]).double().sum())
+    for logits_TV, at in zip(scorer.logits(example.input_ids, places_N, _PIECE), count(0, _PIECE), strict=False):
+        log_probs_TV = log_probs(logits_TV).cpu()
+        nats -= float(log_probs_TV.gather(1, wanted_N[at : at + _PIECE, None]).double().sum())
         tops.append(log_probs_TV.argmax(-1).numpy())
         if kept.is_full:
             if is_known:
@@ -142,7 +141,7 @@ def score_row(scorer: Scorer, example: Example, kept: Distributions, place: str)
         example.input_ids,
         example.labels,
         nats,
-        len(wanted_T),
+        len(wanted_N),
         sum(len(said.said.encode()) for said in example.record.messages if said.role == "assistant"),
         np.concatenate(tops),
         divergence,

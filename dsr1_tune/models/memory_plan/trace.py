@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dsr1_tune.errors import ModelError
+from dsr1_tune.models.head import logits_in_pieces
 from dsr1_tune.models.meta import imagine, meta_model
 
 Step = Literal["sft", "dpo", "evaluation"]
@@ -135,11 +136,13 @@ def _preferences(model: Any, ids_BT: Tensor) -> None:
 
 
 def _evaluated(model: Any, ids_BT: Tensor) -> None:
-    """As runs.evaluate measures a loss: from whole logits, all of them taken to be of learned tokens."""
+    """As runs.evaluate measures a loss, all tokens taken to be learned."""
+    places_N = torch.arange(ids_BT.numel())
     with torch.no_grad():
-        logits_BTV = model.eval()(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT), use_cache=False).logits
-        chosen_NV = logits_BTV[:, :-1].reshape(-1, logits_BTV.shape[-1]).clone().float()
-        functional.cross_entropy(chosen_NV, ids_BT[:, 1:].reshape(-1), reduction="sum")
+        inputs = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT)}
+        for logits_CV in logits_in_pieces(model.eval(), places_N, **inputs):
+            wanted_C = torch.zeros(len(logits_CV), dtype=torch.long)
+            functional.cross_entropy(logits_CV.float(), wanted_C, reduction="none")
 
 
 _STEPS: dict[Step, Callable[[Any, Tensor], None]] = {"sft": _supervised, "dpo": _preferences, "evaluation": _evaluated}

@@ -18,6 +18,7 @@ from dsr1_tune.models.ref import Adapter, Experts, ModelRef, RewardModel, Run, m
 from dsr1_tune.models.trained.experts import attach_experts
 from dsr1_tune.models.weights.index import gist
 from dsr1_tune.moe.expert_lora import use_grouped_products
+from dsr1_tune.moe.shared_factors import sharing_factors
 
 _RIGHT_BASE = "give an adapter together with the base that it was trained on"
 
@@ -54,10 +55,11 @@ def attach_adapter(loaded: Loaded, adapter: Path) -> Any:
     try:
         with safe_open(file, framework="pt") as weights:
             in_file = set(weights.keys())
-        with warnings.catch_warnings():  # of missing weights, which are refused below
+        with warnings.catch_warnings(), sharing_factors():  # of missing weights, which are refused below
             warnings.simplefilter("ignore", UserWarning)
             warnings.simplefilter("ignore", RuntimeWarning)  # of ranks of single groups, which it does not ignore
-            model = PeftModel.from_pretrained(loaded.model, str(adapter))
+            # Read on the CPU: of experts that are shared out the file holds all.
+            model = PeftModel.from_pretrained(loaded.model, str(adapter), torch_device="cpu")
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"{adapter}: does not go onto {loaded.name}: {gist(error)}", hint=_RIGHT_BASE) from error
     # PEFT only warns of weights that the file lacks, and says nothing of those that the model has no place for.

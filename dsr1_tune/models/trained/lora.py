@@ -9,7 +9,7 @@ import copy
 import math
 import re
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from dsr1_tune.moe.anatomy import PARTS, Anatomy, Part, find_experts, find_linea
 from dsr1_tune.moe.expert_lora import use_grouped_products
 from dsr1_tune.moe.routing import check_routers, open_routers
 from dsr1_tune.moe.selected_experts import ChosenLora, are_chosen_rows
+from dsr1_tune.moe.shared_factors import shards_by_parameter, sharing_factors
 
 # PEFT rewrites these module names to the fused experts of a mixture of experts, wherever they stand, full names and
 # regular expressions too; a linear layer of such a name is reached through its weight, which PEFT takes as it is.
@@ -58,7 +59,7 @@ def add_lora(model: nn.Module, adapter: Adapter, router: Router = _FROZEN) -> Pe
         use_dora=adapter.dora,
         modules_to_save=_router_names(model) if router.mode != "frozen" else None,
     )
-    with quiet_patterns():
+    with quiet_patterns(), sharing_factors():
         peft_model = get_peft_model(model, config)
     use_grouped_products(peft_model)
     open_routers(peft_model, router.mode)
@@ -211,11 +212,19 @@ class PartCoverage:
 
 
 def audit(model: nn.Module) -> list[PartCoverage]:
-    """What is trained and what is not, by part of the model, from the model as it stands."""
-    part_of = Anatomy(model)
+    """What is trained and what is not, by part of the model, from the model as it stands.
+
+    Experts that several processes share out count as one process's.
+    """
+    part_of, shards = Anatomy(model), shards_by_parameter(model)
+
+    def size(parameter: Tensor) -> int:
+        shard = shards.get(id(parameter))
+        return shard.of_all(parameter.numel()) if shard else parameter.numel()
+
     found = {part: PartCoverage(part) for part in PARTS}
     for name, parameter in model.named_parameters():
-        line, num, is_rows = found[part_of(name)], parameter.numel(), are_chosen_rows(name)
+        line, num, is_rows = found[part_of(name)], size(parameter), are_chosen_rows(name)
         if not is_rows and ".lora_" not in name and ".modules_to_save." not in name:
             line.num_base += num
         if parameter.requires_grad and ".lora_" not in name:
@@ -228,7 +237,7 @@ def audit(model: nn.Module) -> list[PartCoverage]:
             line.num_frozen -= num
     for name, layer in model.named_modules():
         if isinstance(layer, ParamWrapper):
-            found[part_of(f"{name}.{layer.parameter_name}")].num_adapted += layer.get_param().numel()
+            found[part_of(f"{name}.{layer.parameter_name}")].num_adapted += size(layer.get_param())
         elif isinstance(layer, LoraLayer):
             found[part_of(f"{name}.weight")].num_adapted += layer.get_base_layer().weight.numel()
         elif isinstance(layer, ChosenLora):
@@ -253,11 +262,16 @@ def not_reached(coverage: Collection[PartCoverage], groups: Collection[Group]) -
     ]
 
 
-def check_gradients(model: nn.Module, may_overflow: bool = False) -> bool:
+def check_gradients(
+    model: nn.Module,
+    may_overflow: bool = False,
+    all_gather: Callable[[list[dict[Part, float]]], list[dict[Part, float]]] = lambda mine: mine,
+) -> bool:
     """After a backward pass: raise ModelError if a part that is trained received no gradient, or a bad one.
 
     With `may_overflow`, as float16's loss scaling does in its first steps, an infinite gradient raises nothing and
-    False is returned: look again after the next step.
+    False is returned: look again after the next step. `all_gather` adds what other processes have found, whose experts
+    may have got tokens where those held here got none.
     """
     part_of = Anatomy(model)
     largest: dict[Part, float] = {}
@@ -273,7 +287,8 @@ def check_gradients(model: nn.Module, may_overflow: bool = False) -> bool:
                     hint="the base or its numbers are at fault: try --set base.dtype=float32",
                 )
             largest[part] = max(largest.get(part, 0.0), size)
-    if idle := sorted(part for part, size in largest.items() if size == 0.0):
+    of_all = all_gather([largest])
+    if idle := sorted(part for part in largest if all(one[part] == 0.0 for one in of_all)):
         setting = "adapter.groups" if any(".lora_" in name for name, _ in model.named_parameters()) else "train.only"
         raise ModelError(
             f"after the first step these trained parts have received no gradient: {', '.join(idle)}; "
@@ -335,5 +350,6 @@ def _with_own(patterns: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 def load_plain_adapter(base: Any, folder: Any) -> PeftModel:
     """The adapter in `folder` on `base`, by PEFT alone: what any other user of the adapter gets."""
-    with quiet_patterns():
-        return PeftModel.from_pretrained(base, str(folder)).eval()
+    with quiet_patterns(), sharing_factors():
+        # Read on the CPU: of experts that are shared out the file holds all.
+        return PeftModel.from_pretrained(base, str(folder), torch_device="cpu").eval()

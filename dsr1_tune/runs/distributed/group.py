@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import timedelta
-from importlib.util import find_spec
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -18,6 +18,7 @@ from torch import distributed
 
 from dsr1_tune.config import Parallel, TuneRun
 from dsr1_tune.errors import ConfigError, RunError, TuneError
+from dsr1_tune.moe.expert_shard import ExpertParallel
 from dsr1_tune.runs.distributed.launch import is_launched
 
 Value = TypeVar("Value")
@@ -27,19 +28,26 @@ Run = TypeVar("Run", bound=TuneRun)
 _TIMEOUT = timedelta(hours=4)
 
 
+_is_alone: ContextVar[bool] = ContextVar("_is_alone", default=False)
+
+
 # What `accelerate launch` is configured with, read before accelerate itself writes into the environment.
 _IS_SET = {name for name, value in os.environ.items() if value.lower() in ("1", "true", "yes")}
-ACCELERATES_STRATEGY: Literal["fsdp2", "zero3", None] = (
-    "fsdp2" if "ACCELERATE_USE_FSDP" in _IS_SET else "zero3" if "ACCELERATE_USE_DEEPSPEED" in _IS_SET else None
-)
-_ZERO3 = "--config_file configs/accelerate/zero3.yaml"
+ACCELERATES_STRATEGY: Literal["fsdp2", None] = "fsdp2" if "ACCELERATE_USE_FSDP" in _IS_SET else None
+_IS_DEEPSPEED = "ACCELERATE_USE_DEEPSPEED" in _IS_SET
 
 
 def join(parallel: Parallel) -> None:
     """Meet the other processes, if this one was started as one of several.
 
-    Raises ConfigError where `parallel` asks for several and there is only this one, and RunError for too few GPUs.
+    Raises ConfigError where `parallel` asks for several and there is only this one, or accelerate for DeepSpeed, and
+    RunError for too few GPUs.
     """
+    if _IS_DEEPSPEED:
+        raise ConfigError(
+            "accelerate is configured for DeepSpeed, which is not used",
+            hint="launch with configs/accelerate/fsdp2.yaml, or --set parallel.strategy=experts without accelerate",
+        )
     if not is_launched():
         if parallel.processes > 1:
             raise ConfigError(
@@ -66,10 +74,8 @@ def as_launched(config: Run, is_resumed: bool, say: Callable[[str], None]) -> Ru
     """
     parallel = config.parallel
     strategy = ACCELERATES_STRATEGY or parallel.strategy
-    if strategy == "zero3" and find_spec("deepspeed") is None:
-        raise ConfigError("zero3 needs DeepSpeed, which is not installed", hint="pip install deepspeed, or use fsdp2")
-    if strategy == "zero3" and not ACCELERATES_STRATEGY:
-        raise ConfigError("zero3 is set up by accelerate", hint=f"accelerate launch {_ZERO3} -m dsr1_tune lora ...")
+    if strategy == "experts" and is_resumed and world_size() == 1:
+        strategy = "ddp"  # one process holds all experts
     if strategy != "ddp" and world_size() == 1:
         raise ConfigError(
             f"{strategy} shares the weights out, but there is one process", hint="--processes 2 starts two; or use ddp"
@@ -116,8 +122,8 @@ def leave() -> None:
 
 
 def world_size() -> int:
-    """How many processes train together."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+    """How many processes compute together: 1 inside what `from_main` makes, while the others wait."""
+    return distributed.get_world_size() if distributed.is_initialized() and not _is_alone.get() else 1
 
 
 def rank() -> int:
@@ -128,6 +134,11 @@ def rank() -> int:
 def is_main() -> bool:
     """Whether this is the process that speaks and writes."""
     return rank() == 0
+
+
+def expert_parallel(parallel: Parallel) -> ExpertParallel | None:
+    """Which of the processes that share the experts out this is; None where each has all of them."""
+    return ExpertParallel(rank(), world_size()) if parallel.strategy == "experts" else None
 
 
 def barrier() -> None:
@@ -167,7 +178,11 @@ def from_main(make: Callable[[], Value]) -> Value:
     box: list[Any] = [None, False]
     try:
         if is_main():
-            box = [make(), True]
+            token = _is_alone.set(True)
+            try:
+                box = [make(), True]
+            finally:
+                _is_alone.reset(token)
     finally:
         distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     if not box[1]:

@@ -23,6 +23,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+import psutil
+
 from dsr1_tune.errors import TuneError
 
 INTERRUPTED = 130
@@ -30,8 +32,11 @@ INTERRUPTED = 130
 _POLL_SECONDS = 0.05
 # When one process has failed the others notice and end, or they hang: so long they have for each step of the way out.
 _PATIENCE_SECONDS = 10.0
+# A process that is stopped (SIGSTOP) while others run keeps them waiting without end; so long it may be.
+_STOPPED_SECONDS = 8.0
+_LOOK_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1
-_USERS_ERROR, _OTHER, _CONSEQUENCE = range(3)
+_USERS_ERROR, _KILLED, _OTHER, _CONSEQUENCE = range(4)
 
 
 def is_launched() -> bool:
@@ -78,13 +83,24 @@ def run_in_processes(arguments: Sequence[str], number: int) -> int:
         return INTERRUPTED if is_stopped else cause.report()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Process:
     """One of the processes, and the file that its stderr goes to."""
 
     rank: int
     popen: subprocess.Popen[bytes]
     stderr: IO[bytes]
+    was_stopped: bool = False
+    """Whether it had been stopped for too long, and was ended for that."""
+    is_told_to_end: bool = False
+    """Whether it was ended because another one had failed."""
+
+    def is_stopped(self) -> bool:
+        """Whether it is stopped now, as by SIGSTOP."""
+        try:
+            return bool(psutil.Process(self.popen.pid).status() == psutil.STATUS_STOPPED)
+        except psutil.Error:
+            return False
 
     def report(self) -> int:
         """Repeat what it wrote to stderr; returns its exit code as a shell gives it."""
@@ -95,8 +111,13 @@ class _Process:
         code: int = self.popen.returncode
         if code >= 0:
             return code
-        print(f"error: process {self.rank} was killed by {signal.Signals(-code).name}", file=sys.stderr)
-        print("hint: if memory ran out, lower schedule.batch_size; go on with --resume and the folder", file=sys.stderr)
+        what = f"was killed by {signal.Signals(-code).name}"
+        hint = "if memory ran out, lower schedule.batch_size; go on with --resume and the folder"
+        if self.was_stopped:
+            what = f"was stopped, and ended after {_STOPPED_SECONDS:.0f} seconds in which the others waited for it"
+            hint = "go on with --resume and the folder; to make a pause, stop the command itself by Ctrl-C"
+        print(f"error: process {self.rank} {what}", file=sys.stderr)
+        print(f"hint: {hint}", file=sys.stderr)
         return 128 - code
 
 
@@ -145,7 +166,7 @@ def _passing_signals_to(processes: list[_Process]) -> Iterator[Callable[[], bool
 def _wait(processes: Sequence[_Process]) -> list[_Process]:
     """Until all have ended; returns those that failed, the first to fail first."""
     failed: list[_Process] = []
-    running = list(processes)
+    running, stops = list(processes), _Stops()
     deadline, stronger = 0.0, [signal.SIGKILL, signal.SIGTERM]
     while running:
         for process in [process for process in running if process.popen.poll() is not None]:
@@ -157,13 +178,40 @@ def _wait(processes: Sequence[_Process]) -> list[_Process]:
             number = stronger.pop()
             deadline = time.monotonic() + _PATIENCE_SECONDS
             for process in running:
+                process.is_told_to_end = True
                 process.popen.send_signal(number)
+        for process in stops.too_long(running):
+            process.was_stopped = True
+            process.popen.kill()
         time.sleep(_POLL_SECONDS)
     return failed
 
 
+class _Stops:
+    """Notices processes that are stopped while others run and wait for them."""
+
+    def __init__(self) -> None:
+        self._looked = self._since = time.monotonic()
+
+    def too_long(self, running: Sequence[_Process]) -> list[_Process]:
+        """Those that have been stopped for too long; none while all are, as a cluster pauses a whole job."""
+        now = time.monotonic()
+        away = now - self._looked
+        if away < _LOOK_SECONDS:
+            return []
+        self._looked = now
+        stopped = [process for process in running if process.is_stopped()]
+        # Where this command was itself stopped meanwhile, as by Ctrl-Z, the time does not count.
+        if not stopped or len(stopped) == len(running) or away > _STOPPED_SECONDS / 2:
+            self._since = now
+            return []
+        return stopped if now - self._since > _STOPPED_SECONDS else []
+
+
 def _cause(process: _Process) -> int:
-    """Sorts first what made the others fail: an error that a user can mend, then whatever came first."""
+    """Sorts first what made the others fail: an error that a user can mend, a death, then whatever came first."""
+    if process.popen.returncode < 0 and not process.is_told_to_end:
+        return _KILLED
     if process.popen.returncode != TuneError.exit_code:
         return _OTHER
     is_silent = process.stderr.seek(0, os.SEEK_END) == 0  # it ended because another one did

@@ -39,7 +39,7 @@ class GradientCheck(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Look once, when gradients are complete and not yet used."""
         if not self._is_done and self.is_due():
-            self._is_done = check_gradients(model, may_overflow=args.fp16)
+            self._is_done = check_gradients(model, may_overflow=args.fp16, all_gather=group.all_gather)
 
 
 class TrainLog(TrainerCallback):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers.masking_utils import create_masks_for_generate, find_packed_se
 from dsr1_tune.data.encode.example import IGNORED
 from dsr1_tune.data.encode.packing import Packed
 from dsr1_tune.errors import ModelError
+from dsr1_tune.models.attention import is_flash
 
 # How far the logits of a packed example may be from its own alone, as a share of their size. In 16 bits products of
 # other shapes round otherwise; an example that sees another one is off by several tenths.
@@ -35,15 +37,20 @@ class PackedCollator:
     """Makes a batch (B, T) of packed sequences: input_ids, labels, and position_ids that restart with every example.
 
     There is no attention mask: without one, transformers takes from the positions where examples begin, and lets each
-    see itself alone. Padding, at the end, has position 0 at every token, and so sees only itself.
+    see itself alone. Padding, at the end, has position 0 at every token, and so sees only itself. Flash attention is
+    told where examples begin in a single row alone: with `is_one_row` the sequences are laid end to end, (1, B·T).
     """
 
-    def __init__(self, pad_token: int) -> None:
-        self._pad_token = pad_token
+    def __init__(self, pad_token: int, is_one_row: bool = False) -> None:
+        self._pad_token, self._is_one_row = pad_token, is_one_row
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """Rows of `as_dataset` → a batch."""
         positions = [torch.cat([torch.arange(count) for count in row["seq_lengths"]]) for row in rows]
+        if self._is_one_row:
+            ids, labels = (torch.cat([torch.tensor(row[one]) for row in rows]) for one in ("input_ids", "labels"))
+            columns = {"input_ids": ids, "labels": labels, "position_ids": torch.cat(positions)}
+            return {name: column.unsqueeze(0) for name, column in columns.items()}
         return {
             "input_ids": pad_sequence([torch.tensor(row["input_ids"]) for row in rows], True, self._pad_token),
             "labels": pad_sequence([torch.tensor(row["labels"]) for row in rows], True, IGNORED),
@@ -80,6 +87,8 @@ def largest_difference(model: Any, pad_token: int = 0) -> float:
     Infinite where the model takes no positions at all.
     """
     sequences = _drawn(model.get_input_embeddings().weight.shape[0])
+    if is_flash(model):  # of which a batch is one row
+        sequences = [Packed(*(sum(parts, ()) for parts in zip(*map(astuple, sequences), strict=True)))]
     batch = PackedCollator(pad_token)(as_dataset(sequences))
     was_training = model.training
     model.eval()

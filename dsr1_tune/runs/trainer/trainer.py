@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 from transformers import Trainer
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.utils import SAFE_WEIGHTS_NAME
 from trl import SFTTrainer
@@ -25,11 +27,16 @@ from trl import SFTTrainer
 from dsr1_tune.config import TuneRun
 from dsr1_tune.data.encode.example import IGNORED
 from dsr1_tune.models.tokenizer_files import copy_tokenizer
+from dsr1_tune.models.trained.own_precision import OwnPrecision
 from dsr1_tune.moe.anatomy import is_balancing_bias
 from dsr1_tune.moe.monitor import is_token
 from dsr1_tune.moe.routing import AuxiliaryLoss
+from dsr1_tune.moe.shared_factors import whole_factors
+from dsr1_tune.runs.distributed import group
 from dsr1_tune.runs.trainer.callbacks import BiasRule, real_tokens
+from dsr1_tune.runs.trainer.fused_head import as_trl_reads_it, check_fused_head
 from dsr1_tune.runs.trainer.optimizers import cosine_after_warmup, for_run, forget_8_bit
+from dsr1_tune.runs.trainer.shared_experts import SharedExperts, in_8_bits, own_state, save_own_state
 
 # PowerSGD's first steps send gradients whole: the beginning does not take well to approximations.
 POWERSGD_START = 10
@@ -45,6 +52,7 @@ class Resumable(Trainer):
         self.optimizer: torch.optim.Optimizer | None = None
         self.lr_scheduler: LambdaLR | None = None
         self._config = config or TuneRun()
+        self._sampler: LengthGrouped | None = None
         self.before_clipping: Callable[[float], None] = lambda scale: None
         self._quantized = quantized
         # TRL's trainers replace the forward of the model itself, under PEFT that of the base.
@@ -57,8 +65,15 @@ class Resumable(Trainer):
         frozen = [name for name, weight in given["model"].named_parameters() if not weight.requires_grad]
         frozen += [name for name, _ in given["model"].named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(given["model"], frozen)
+        self._shared = SharedExperts(given["model"]) if self._config.parallel.strategy == "experts" else None
         its_own = getattr(given["model"].config, "router_aux_loss_coef", None)
-        super().__init__(**given)
+        with as_trl_reads_it(given["model"].config):
+            super().__init__(**given)
+        if vars(self._patched).get("forward") is not self._forward:
+            check_fused_head(given["model"], getattr(args, "temperature", 1.0))
+        is_mixed = args.bf16 or args.fp16
+        dtype = torch.bfloat16 if args.bf16 else torch.float16
+        self._own_precision = OwnPrecision(given["model"], dtype) if is_mixed else None
         if its_own is not None:
             # TRL's own auxiliary loss is off (see arguments.py); the model's config is saved as it was.
             given["model"].config.router_aux_loss_coef = its_own
@@ -85,14 +100,21 @@ class Resumable(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         lengths = self.lengths(train_dataset or self.train_dataset)
         num_fillers = len(lengths) - self._num_records
-        return LengthGrouped(lengths[: self._num_records], self._global_batch, self.args.seed, num_fillers)
+        records = lengths[: self._num_records]
+        self._sampler = LengthGrouped(records, self._global_batch, self.args.seed, num_fillers)
+        return self._sampler
 
     def _clip_grad_norm(self, model: Any) -> Any:
         scaler = self.accelerator.scaler
+        if self._shared:
+            self._shared.average_gradients()
         self.before_clipping(scaler.get_scale() if scaler else 1.0)
-        return super()._clip_grad_norm(model)
+        return self._shared.clip(self.args.max_grad_norm) if self._shared else super()._clip_grad_norm(model)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # In an epoch that several processes go on with in its middle, accelerate does not tell the sampler which it is.
+        if self._sampler:
+            self._sampler.set_epoch(kwargs["epoch"])
         # Going on from its very last step, in the middle of an epoch, the trainer would take one more.
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
@@ -100,11 +122,47 @@ class Resumable(Trainer):
     def close(self) -> None:
         """Remove hooks and TRL's forward from the model, also when training ended by an error."""
         forget_8_bit()
+        if self._own_precision:
+            self._own_precision.close()
         vars(self._patched).pop("forward", None)
         if self._forward is not None:
             self._patched.forward = self._forward
         if self.neftune_noise_alpha is not None and hasattr(self, "neftune_hook_handle"):
             self.neftune_hook_handle.remove()
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """As upstream, with the experts' factors of all processes."""
+        with whole_factors(self.model):
+            super().save_model(*args, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self._shared is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:  # on the CPU: the file holds the factors of all experts, of which each process takes its own
+            self.model.load_adapter(resume_from_checkpoint, "default", is_trainable=True, torch_device="cpu")
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self._shared is None or self.optimizer is None:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        group.barrier()  # until the folder is there
+        if in_8_bits(self.optimizer):
+            save_own_state(self.optimizer, Path(output_dir))
+            super()._save_optimizer_and_scheduler(output_dir)
+        else:
+            with self._shared.whole_state(self.optimizer):
+                super()._save_optimizer_and_scheduler(output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        own = own_state(Path(checkpoint)) if checkpoint else None
+        if self._shared is None or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        assert self.optimizer is not None and self.lr_scheduler is not None
+        file = own or Path(checkpoint, OPTIMIZER_NAME)  # one file of all experts' state is read only where it is cut
+        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=own is None)
+        self.optimizer.load_state_dict(saved if own else self._shared.cut_state(saved, self.optimizer))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         model = self.accelerator.unwrap_model(self.model)
@@ -123,6 +181,9 @@ class Resumable(Trainer):
         if is_fsdp and PartialState().distributed_type == DistributedType.MULTI_CPU:
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
         super().create_accelerator_and_postprocess()
+        if self._config.parallel.strategy == "experts":
+            # Without DDP, which would take other processes' experts for copies of these.
+            self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         if is_fsdp and (plugin := self.accelerator.state.fsdp_plugin) and self.args.bf16:
             # accelerate's own policy hands even the loss over in 16 bits, and sums gradients in them.
             plugin.mixed_precision_policy = MixedPrecisionPolicy(

@@ -22,6 +22,7 @@ from dsr1_tune.config import TuneRun
 from dsr1_tune.models.memory import GIB
 from dsr1_tune.moe.anatomy import Anatomy, Part
 from dsr1_tune.moe.monitor import Routing, RoutingMonitor, uncounted
+from dsr1_tune.moe.shared_factors import find_shared
 from dsr1_tune.runs.distributed import group as processes
 from dsr1_tune.runs.folder import RunFolder
 from dsr1_tune.runs.trainer.callbacks import read_log
@@ -36,10 +37,12 @@ WINDOW = 20
 
 @contextmanager
 def noting_routing(model: nn.Module, folder: RunFolder, stage: str) -> Iterator[None]:
-    """What the model routes inside becomes the run's profile of `stage`: before or after training."""
+    """What the model routes inside, in all processes together, becomes the run's profile of `stage`: before or after
+    training.
+    """
     with closing(RoutingMonitor(model)) as monitor:
         yield
-        routing = monitor.take()
+        routing = monitor.take(of_all_processes=True)
     if routing.layers and processes.is_main():
         note_routing(folder.path, **{stage: routing})
 
@@ -243,6 +246,7 @@ class GradientNorms:
     def __init__(self) -> None:
         self._trained: list[tuple[Part, nn.Parameter]] = []
         self._groups: list[Part] = []
+        self._shared: set[int] = set()
         self._squares_G: Tensor | None = None
 
     @torch.no_grad()
@@ -252,21 +256,23 @@ class GradientNorms:
             part_of = Anatomy(model)
             self._trained = [(part_of(name), one) for name, one in model.named_parameters() if one.requires_grad]
             self._groups = sorted({part for part, _ in self._trained})
-        found = [(one.grad, self._groups.index(part)) for part, one in self._trained if one.grad is not None]
+            self._shared = {id(factor.parameter) for factor in find_shared(model)}
+        found = [(one, one.grad, self._groups.index(part)) for part, one in self._trained if one.grad is not None]
         self._squares_G = None
         if not found:
             return
         # Of a weight that is shared out among processes each sums up its own part.
-        is_shared_out = any(hasattr(gradient, "to_local") for gradient, _ in found)
-        local = [_local(gradient) for gradient, _ in found]
+        is_shared = [id(one) in self._shared or hasattr(gradient, "to_local") for one, gradient, _ in found]
+        local = [_local(gradient) for _, gradient, _ in found]
         device = local[0].device
         norms = torch._foreach_norm(local, 2, dtype=torch.float32)
         norm_P = torch.stack([norm.to(device) for norm in norms]).double() / scale
-        squares_G = torch.zeros(len(self._groups), dtype=torch.float64, device=device)
-        squares_G.index_add_(0, torch.tensor([group for _, group in found], device=device), norm_P.square())
-        if is_shared_out and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(squares_G)
-        self._squares_G = squares_G
+        squares_2G = torch.zeros(2, len(self._groups), dtype=torch.float64, device=device)
+        row_P, group_P = torch.tensor([[*is_shared], [group for *_, group in found]], dtype=torch.int64, device=device)
+        squares_2G.index_put_((row_P, group_P), norm_P.square(), accumulate=True)
+        if any(is_shared) and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(squares_2G[1])
+        self._squares_G = squares_2G.sum(0)
 
     def take(self) -> dict[str, float]:
         """The norms of the last measurement, by group; empty if there was none."""

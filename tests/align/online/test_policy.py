@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dsr1_tune.align.online import losses
+from dsr1_tune.align.online import policy as policy_module
 from dsr1_tune.align.online.generate import generate
 from dsr1_tune.align.online.policy import MicroBatch, Policy
+from dsr1_tune.models import head
 from dsr1_tune.models.load import load
 from dsr1_tune.models.trained.start import begin_adapter
 from tests.align.online.conftest import ANSWERS, FAMILIES, PROMPTS, PpoConfig, policy_of
@@ -41,6 +44,27 @@ def test_policy_log_probs_are_those_of_the_whole_model(tiny_model: TinyModel, pp
         logits = policy.model(input_ids=torch.tensor([[*prompt, *answer]]), use_cache=False).logits[0]
         told = logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, torch.tensor(answer).unsqueeze(1)).squeeze(1)
         torch.testing.assert_close(ours[row, : len(answer)], told, rtol=1e-4, atol=1e-4)
+
+
+def test_policy_learns_alike_from_pieces_of_the_logits(
+    tiny_model: TinyModel, ppo_run: PpoConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found() -> list[torch.Tensor]:
+        config = ppo_run(tiny_model("qwen3_moe"))
+        policy = policy_of(tiny_model("qwen3_moe"), config, is_trained=True)
+        micro_batch = MicroBatch.of(PROMPTS, ANSWERS, "cpu")
+        output = policy.forward(micro_batch, learns_entropy=True)
+        ((output.logp_BT + output.entropy_BT) * micro_batch.mask_BT).sum().backward()
+        gradients = [weight.grad for weight in policy.trained.values() if weight.grad is not None]
+        return [output.logp_BT.detach(), output.entropy_BT.detach(), *gradients]
+
+    whole, heads = found(), list[int]()
+    monkeypatch.setattr(head, "PIECE_NUMBERS", 3 * 258)
+    told = losses.log_probs
+    monkeypatch.setattr(policy_module, "log_probs", lambda x, *more: (heads.append(len(x)), told(x, *more))[1])
+    for one, other in zip(found(), whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert max(heads) == 3 and sum(heads) == 2 * whole[0].numel(), "each piece again in the backward pass"
 
 
 def test_own_value_trunk_gives_the_policy_no_gradient(tiny_model: TinyModel, ppo_run: PpoConfig) -> None:

@@ -54,7 +54,7 @@ LOG2 = math.log(2)
 @pytest.mark.slow
 def test_preference_session_keeps_its_reference_after_a_rollback(configure_dpo: ConfigureDpo, tmp_path: Path) -> None:
     asked: list[int] = []
-    ask = session.shared_log_probs
+    ask = session.log_probs
 
     def once(*given: Any) -> list[float]:
         asked.append(1)
@@ -71,7 +71,7 @@ def test_preference_session_keeps_its_reference_after_a_rollback(configure_dpo: 
         return loss
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "shared_log_probs", once)
+        patch.setattr(session, "log_probs", once)
         patch.setattr(dpo.DPOTrainer, "training_step", fault)
         folder = go(
             configure_dpo(

@@ -170,7 +170,7 @@ def test_ranks_that_an_init_cannot_have_are_refused(tiny_model: Any, adapter: Ad
         (LoraRun, {"base": {"dtype": "float16"}, "router": {"mode": "aux_loss"}}, "float16"),
         (LoraRun, {"schedule": {"optimizer": "adamw_8bit"}, "parallel": {"strategy": "fsdp2"}}, "whole weights"),
         (LoraRun, {"schedule": {"optimizer": "adafactor"}, "parallel": {"strategy": "fsdp2"}}, "whole weights"),
-        (LoraRun, {"schedule": {"optimizer": "adafactor"}, "parallel": {"strategy": "zero3"}}, "whole weights"),
+        (LoraRun, {"parallel": {"strategy": "zero3"}}, "fsdp2 shards all weights, experts"),
         (LoraRun, {"adapter": {"dora": True, "init": "olora"}}, "choose one"),
         (LoraRun, {"adapter": {"dropout": 0.1, "groups": ["routed_experts"]}}, "linear layers"),
         (LoraRun, {"adapter": {"ranks": {"attention": 2}, "groups": ["routed_experts"]}}, "leaves out"),

@@ -131,10 +131,10 @@ def sharded(tiny_base: Path, data_file: Path, tmp_path_factory: pytest.TempPathF
 
 
 def stopped_and_resumed(plan: Plan, place: Path, strategy: str) -> dict[str, Any]:
-    """A run from end to end, and one of which only the second process is interrupted, in its third step."""
+    """A run from end to end, and one of which only the second process is interrupted, amid the second epoch."""
     return {
         strategy: plan(strategy, strategy=strategy),
-        "stopped": plan("stopped", strategy=strategy) | {"interrupt": [1, 3]},
+        "stopped": plan("stopped", strategy=strategy) | {"interrupt": [1, 6]},
         "resumed": plan("stopped") | {"resume": str(place / "stopped")},
     }
 
@@ -177,7 +177,7 @@ def test_group_stops_together_and_resumes(request: pytest.FixtureRequest, runs: 
     assert curve_of(done["stopped"]) == pytest.approx(curve_of(done[strategy]), abs=1e-6)
     assert after(done["stopped"]) == pytest.approx(after(done[strategy]), abs=1e-6)
     assert manifest_of(done["stopped"])["status"] == "finished"
-    assert (done["stopped"] / "checkpoints" / "checkpoint-3" / ".whole").exists()
+    assert (done["stopped"] / "checkpoints" / "checkpoint-6" / ".whole").exists()
 
 
 @pytest.mark.slow
@@ -268,11 +268,24 @@ def test_group_of_several_processes_must_be_started() -> None:
         group.join(Parallel(processes=2))
 
 
-@pytest.mark.parametrize(("strategy", "said"), [("fsdp2", "one process"), ("zero3", "DeepSpeed|accelerate")])
-def test_group_of_one_cannot_shard(strategy: str, said: str) -> None:
+@pytest.mark.parametrize("strategy", ["fsdp2", "experts"])
+def test_group_of_one_cannot_shard(strategy: str) -> None:
     config = LoraRun.model_validate({"parallel": {"strategy": strategy}})
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match="one process"):
         group.as_launched(config, False, print)
+
+
+def test_group_of_deepspeed_is_refused(tiny_base: Path, data_file: Path, tmp_path: Path) -> None:
+    words = ["lora", "--model", str(tiny_base), "--data", str(data_file), "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-m", "dsr1_tune", *words],
+        env=environment(ACCELERATE_USE_DEEPSPEED="true"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert "configured for DeepSpeed, which is not used" in done.stderr and "fsdp2.yaml" in done.stderr
 
 
 def test_group_of_one_needs_no_communication() -> None:
@@ -283,12 +296,12 @@ def test_group_of_one_needs_no_communication() -> None:
     assert not group.any_of(False)
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero3", "multi-node"])
+@pytest.mark.parametrize("name", ["ddp", "experts", "fsdp2", "multi-node"])
 def test_group_configs_are_read_by_accelerate(name: str) -> None:
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(Path(__file__).parents[3] / "configs" / "accelerate" / f"{name}.yaml"))
-    kinds = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero3": "DEEPSPEED", "multi-node": "MULTI_GPU"}
+    kinds = {"ddp": "MULTI_GPU", "experts": "MULTI_GPU", "fsdp2": "FSDP", "multi-node": "MULTI_GPU"}
     assert config.distributed_type == kinds[name]
     assert config.num_processes == (16 if name == "multi-node" else 2)
     if name == "fsdp2":

@@ -6,14 +6,18 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from dsr1_tune.runs.distributed import launch
 from dsr1_tune.runs.distributed.launch import processes_of, run_in_processes
 from tests.runs.distributed.conftest import TIMEOUT, environment, log_of
 
@@ -54,6 +58,56 @@ def test_launch_from_another_thread_leaves_signals_to_the_program() -> None:
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(run_in_processes, ["--help"], 2).result() == 0
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.fixture
+def two() -> Iterator[list[launch._Process]]:
+    """Two processes that would run for a minute."""
+    with ExitStack() as opened:
+        processes = []
+        for rank in range(2):
+            popen = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+            opened.callback(popen.wait)
+            opened.callback(popen.kill)
+            stderr = opened.enter_context(tempfile.TemporaryFile())
+            processes.append(launch._Process(rank, popen, stderr))
+        yield processes
+
+
+def test_launch_ends_all_when_one_stays_stopped(
+    two: list[launch._Process], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(launch, "_STOPPED_SECONDS", 1.5)
+    monkeypatch.setattr(launch, "_PATIENCE_SECONDS", 0.2)
+    two[1].popen.send_signal(signal.SIGSTOP)
+    failed = launch._wait(two)
+    assert sorted(process.rank for process in failed) == [0, 1]
+    cause = min(failed, key=launch._cause)
+    assert cause.rank == 1
+    assert cause.report() == 137
+    assert "process 1 was stopped" in capsys.readouterr().err
+
+
+def test_launch_lets_a_whole_job_pause(two: list[launch._Process], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(launch, "_STOPPED_SECONDS", 1.0)
+    stops = launch._Stops()
+
+    def watched(seconds: float) -> list[launch._Process]:
+        end, found = time.monotonic() + seconds, list[launch._Process]()
+        while time.monotonic() < end and not found:
+            time.sleep(0.05)
+            found = stops.too_long(two)
+        return found
+
+    for process in two:
+        process.popen.send_signal(signal.SIGSTOP)
+    assert not watched(1.5)  # all of them, as a cluster does it
+    two[0].popen.send_signal(signal.SIGCONT)
+    time.sleep(1.0)  # the command itself was stopped, as by Ctrl-Z
+    assert not stops.too_long(two)
+    assert watched(10.0) == [two[1]]
 
 
 @pytest.mark.slow

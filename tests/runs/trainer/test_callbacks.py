@@ -165,7 +165,7 @@ def test_gradient_check_repeats_until_gradients_are_fine(
 ) -> None:
     looks: list[tuple[Any, bool]] = []
 
-    def look(model: Any, may_overflow: bool) -> bool:
+    def look(model: Any, may_overflow: bool, all_gather: Any) -> bool:
         looks.append((model, may_overflow))
         return outcomes[len(looks) - 1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from dsr1_tune.data.encode.packing import Packed, pack
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.trained.lora import add_lora
 from dsr1_tune.moe.monitor import is_token
-from dsr1_tune.runs.trainer.collate import largest_difference, use_packing
+from dsr1_tune.runs.trainer import collate
+from dsr1_tune.runs.trainer.collate import PackedCollator, as_dataset, largest_difference, use_packing
 from tests.runs.trainer.conftest import EXAMPLES, FAMILIES, MAX_TOKENS, PAD, alone, batch_of, check_logits, load
 
 
@@ -181,3 +183,17 @@ def test_packing_check_tolerates_rounding_to_16_bits(tiny_model: Any, family: st
     assert largest_difference(model) < 0.05
     if family != "gpt_oss":
         assert not model.base_model._forward_pre_hooks
+
+
+@torch.no_grad()
+def test_sequences_in_one_row_have_the_loss_of_several_rows(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(tiny_base).eval()
+    sequences = pack(EXAMPLES, MAX_TOKENS, seed=3)
+    rows, row = (PackedCollator(PAD, is_one_row)(as_dataset(sequences)) for is_one_row in (False, True))
+    assert row["input_ids"].shape == (1, sum(map(sum, (one.lengths for one in sequences))))
+    assert len(rows["input_ids"]) == len(sequences) > 1
+    losses = [float(model(**batch, use_cache=False, num_items_in_batch=1).loss) for batch in (rows, row)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    # Flash attention reads where examples begin from a single row: packing is tried out as it will be used.
+    monkeypatch.setattr(collate, "is_flash", lambda model: True)
+    assert largest_difference(model, PAD) < 1e-3

@@ -125,7 +125,7 @@ def test_rollback_keeps_the_lower_rate_after_a_resume(
     assert rates == pytest.approx([rate / 2 for rate in wanted])
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", "zero3"])
+@pytest.mark.parametrize("strategy", ["fsdp2", "experts"])
 def test_rollback_is_refused_with_sharded_weights(strategy: str) -> None:
     with pytest.raises(ValueError, match="rollback"):
         LoraRun.model_validate({"watch": {"on_alarm": "rollback"}, "parallel": {"strategy": strategy}})
