@@ -303,7 +303,7 @@ class _Placed:
         if self.method == "full":
             phases["saving"] = training + held["gradients"] + fragmentation
         if self.strategy == "fsdp2":
-            phases["sharing out"] = whole + self._widened(False) + self._widened(True)
+            phases["sharing out"] = whole + held["weights"] + held["adapter"]
             # Every process has all weights again, and still its part.
             phases["saving"] = whole + held["weights"] + held["adapter"] + held["optimizer"] + fragmentation
         parts = {
