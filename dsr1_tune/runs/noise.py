@@ -10,9 +10,12 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
+
+from dsr1_tune.moe.shared_factors import shards_by_parameter
 
 SAMPLES = 3
 NOISE_DEVIATIONS = 5.0
@@ -25,7 +28,8 @@ def nudged(weight: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Te
 
     Their variance is that of rounding to `dtype`; what is no matrix of numbers comes back as it is.
     """
-    if weight.dim() < 2 or not weight.is_floating_point() or weight.element_size() < 2:
+    is_placeholder = 0 in weight.stride()  # one number in the place of a weight that is held in fewer bits
+    if weight.dim() < 2 or not weight.is_floating_point() or weight.element_size() < 2 or is_placeholder:
         return weight
     moved = weight.detach().clone()
     flat = moved.view(-1) if moved.is_contiguous() else moved.reshape(-1)
@@ -42,12 +46,14 @@ def loss_noise(model: Any, measure: Callable[[], float], dtype: torch.dtype, fir
 
     `measure` gives the loss of `model`, which was `first` before; the model's weights are moved in place, and stay so.
     """
-    losses = [first]
+    losses, shards = [first], shards_by_parameter(model)
     for seed in range(SAMPLES):
-        generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for parameter in model.parameters():
-                moved = nudged(parameter, dtype, generator)
+            for name, parameter in model.named_parameters():
+                # The same in all processes for what all hold, and not for the experts of each.
+                shard = shards.get(id(parameter))
+                drawn = crc32(f"{seed} {name} {shard.parallel.rank if shard else 0}".encode())
+                moved = nudged(parameter, dtype, torch.Generator().manual_seed(drawn))
                 if moved is not parameter:
                     parameter.data.copy_(moved)
         losses.append(measure())

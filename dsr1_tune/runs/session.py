@@ -136,7 +136,8 @@ class Session(Generic[Run]):
 
     def _load_weights(self, base: Located, for_training: bool = False) -> Loaded:
         parallel = group.expert_parallel(self.config.parallel)
-        return load_located(base, self.config.base.dtype, for_training, self.quantized, parallel)
+        dtype, quantized = self.config.base.dtype, self.quantized
+        return group.together(lambda: load_located(base, dtype, for_training, quantized, parallel))
 
     def run(self, model: Any, save: Callable[[], None]) -> None:
         """Audit, evaluate, train, save and evaluate again; of several processes one calls `save`, the others wait.
@@ -176,7 +177,7 @@ class Session(Generic[Run]):
 
     def audit_bits(self, model: Any) -> None:
         """Show which weights are stored in 4 bits. Raises ModelError if the experts are not."""
-        bits = audit_bits(model)
+        bits = group.together(lambda: audit_bits(model))
         for line in bits:
             line.worst_error = max(group.all_gather([line.worst_error]))
         held = memory_of(model)

@@ -286,6 +286,8 @@ class _Placed:
         mapped, while_loading = _mapped(self.base, self.method, self.dtype) if is_mapped else (0, 0)
         activations, fragmentation = self._activations(step)
         exchange = self._exchange(self.estimator.batch.rows * self.estimator.batch.tokens)
+        if not self.estimator.settings.schedule.gradient_checkpointing:  # every layer keeps its rows
+            exchange *= len(find_experts(self.base.model))
         largest = self.base.largest_part(self.experts_among) * self.dtype.itemsize
         loaded = libraries + self.loaded.weights
         whole = loaded + self.loaded.adapter + mapped

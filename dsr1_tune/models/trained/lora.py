@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -262,10 +262,18 @@ def not_reached(coverage: Collection[PartCoverage], groups: Collection[Group]) -
     ]
 
 
+@dataclass
+class _Gradients:
+    """What one process sees of the first gradients: the largest of each part, and which are not finite."""
+
+    largest: dict[Part, float] = field(default_factory=dict)
+    not_finite: list[str] = field(default_factory=list)
+
+
 def check_gradients(
     model: nn.Module,
     may_overflow: bool = False,
-    all_gather: Callable[[list[dict[Part, float]]], list[dict[Part, float]]] = lambda mine: mine,
+    all_gather: Callable[[list[_Gradients]], list[_Gradients]] = lambda mine: mine,
 ) -> bool:
     """After a backward pass: raise ModelError if a part that is trained received no gradient, or a bad one.
 
@@ -274,21 +282,23 @@ def check_gradients(
     may have got tokens where those held here got none.
     """
     part_of = Anatomy(model)
-    largest: dict[Part, float] = {}
+    mine = _Gradients()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             part = part_of(name)
             size = 0.0 if parameter.grad is None else float(parameter.grad.detach().abs().max())
             if not math.isfinite(size):
-                if may_overflow:
-                    return False
-                raise ModelError(
-                    f"the first gradient of {plain_name(name)} is not finite",
-                    hint="the base or its numbers are at fault: try --set base.dtype=float32",
-                )
-            largest[part] = max(largest.get(part, 0.0), size)
-    of_all = all_gather([largest])
-    if idle := sorted(part for part in largest if all(one[part] == 0.0 for one in of_all)):
+                mine.not_finite.append(plain_name(name))
+            mine.largest[part] = max(mine.largest.get(part, 0.0), size)
+    of_all = all_gather([mine])
+    if wrong := [name for one in of_all for name in one.not_finite]:
+        if may_overflow:
+            return False
+        raise ModelError(
+            f"the first gradient of {wrong[0]} is not finite",
+            hint="the base or its numbers are at fault: try --set base.dtype=float32",
+        )
+    if idle := sorted(part for part in mine.largest if all(one.largest[part] == 0.0 for one in of_all)):
         setting = "adapter.groups" if any(".lora_" in name for name, _ in model.named_parameters()) else "train.only"
         raise ModelError(
             f"after the first step these trained parts have received no gradient: {', '.join(idle)}; "

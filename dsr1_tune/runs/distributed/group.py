@@ -196,6 +196,21 @@ def from_main(make: Callable[[], Value]) -> Value:
     return value
 
 
+def together(make: Callable[[], Value]) -> Value:
+    """What `make` returns, in each process for itself; an error that a user can mend in one of them is raised in all."""
+    error: TuneError | None = None
+    try:
+        value = make()
+    except TuneError as caught:
+        error = caught
+    told = all_gather([(type(error), error.message, error.hint) if error else None])
+    if error:
+        raise error
+    for kind, message, hint in filter(None, told):
+        raise kind(message, hint=hint)
+    return value
+
+
 def main_first(make: Callable[[], Value]) -> Value:
     """What `make` returns, in each process for itself, but in the others only after the main one has succeeded."""
     if not is_main():

@@ -30,10 +30,12 @@ class SharedExperts:
         trained = [one for one in model.parameters() if one.requires_grad]
         self._common = [one for one in trained if one not in self.factors]
         self._own = [one for one in trained if one in self.factors]
+        for one in self._common:  # each has drawn or computed them for itself
+            distributed.broadcast(one.data, 0)
 
     def average_gradients(self) -> None:
         """The mean over all processes' losses, as DDP gives it, once a step when gradients are complete."""
-        for gradients in _by_kind(self._common):
+        for gradients in _by_kind(self._with_gradient()):
             flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
             distributed.all_reduce(flat)
             flat /= group.world_size()
@@ -42,6 +44,16 @@ class SharedExperts:
         for one in self._own:
             if one.grad is not None:
                 one.grad /= group.world_size()
+
+    def _with_gradient(self) -> list[nn.Parameter]:
+        """What of the common ones has a gradient in any process; zeros are put where this one has none."""
+        has_gradient = torch.tensor([one.grad is not None for one in self._common], dtype=torch.uint8)
+        distributed.all_reduce(has_gradient, op=distributed.ReduceOp.MAX)
+        found = [one for one, has in zip(self._common, has_gradient.tolist(), strict=True) if has]
+        for one in found:
+            if one.grad is None:
+                one.grad = torch.zeros_like(one)
+        return found
 
     def clip(self, max_norm: float) -> Tensor:
         """Scale all gradients down to this norm together; returns the norm that they had in all processes."""
@@ -96,10 +108,7 @@ class SharedExperts:
 
 
 def _by_kind(parameters: list[nn.Parameter]) -> Iterator[list[Tensor]]:
-    """The gradients, those of one dtype and device together; zeros where there is none."""
-    for one in parameters:
-        if one.grad is None:
-            one.grad = torch.zeros_like(one)
+    """The gradients, those of one dtype and device together."""
     kinds: dict[Any, list[Tensor]] = {}
     for one in parameters:
         assert one.grad is not None

@@ -147,7 +147,7 @@ class Resumable(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         group.barrier()  # until the folder is there
-        if in_8_bits(self.optimizer):
+        if group.any_of(in_8_bits(self.optimizer)):
             save_own_state(self.optimizer, Path(output_dir))
             super()._save_optimizer_and_scheduler(output_dir)
         else:
