@@ -95,6 +95,8 @@ def sharing_factors() -> Iterator[None]:
         num_held, wrapper.num_experts = wrapper.num_experts, shard.num_experts
         update_layer(wrapper, adapter_name, *args, **kwargs)
         wrapper.num_experts = num_held
+        if num_held == 1:
+            wrapper.get_delta_weight = partial(_update_of_one, wrapper)
         for by_name, is_b in ((wrapper.lora_A, False), (wrapper.lora_B, True)):
             linear = by_name[adapter_name]
             factor = SharedFactor(linear.weight, shard, is_b)
@@ -106,6 +108,14 @@ def sharing_factors() -> Iterator[None]:
         yield
     finally:
         ParamWrapper.update_layer = update_layer
+
+
+def _update_of_one(wrapper: ParamWrapper, adapter_name: str) -> Tensor:
+    """The update of a single expert, which PEFT would take for a layer's that is stored (out, in)."""
+    update_OI = wrapper.lora_B[adapter_name].weight @ wrapper.lora_A[adapter_name].weight
+    update = update_OI if wrapper._did_swap_in_out_features else update_OI.t()
+    weight = wrapper.get_param()
+    return (update.unsqueeze(0) * wrapper.scaling[adapter_name]).to(weight.device, weight.dtype)
 
 
 def _cut_loaded(factor: SharedFactor, linear: nn.Linear, state: dict[str, Any], prefix: str, *rest: Any) -> None:

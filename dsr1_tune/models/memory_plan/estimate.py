@@ -287,7 +287,7 @@ class _Placed:
         activations, fragmentation = self._activations(step)
         exchange = self._exchange(self.estimator.batch.rows * self.estimator.batch.tokens)
         if not self.estimator.settings.schedule.gradient_checkpointing:  # every layer keeps its rows
-            exchange *= len(find_experts(self.base.model))
+            exchange *= int(self.base.model.config.get_text_config().num_hidden_layers)
         largest = self.base.largest_part(self.experts_among) * self.dtype.itemsize
         loaded = libraries + self.loaded.weights
         whole = loaded + self.loaded.adapter + mapped

@@ -101,7 +101,7 @@ def low_rank_updates(model: nn.Module) -> Iterator[LowRank]:
         weight = stored_weight(base, layer.parameter_name if is_parameter else "weight")
         if isinstance(weight, Tensor) and weight.dim() == 2:
             weight = weight.unsqueeze(0)
-        is_transposed = is_parameter and layer.num_experts > 1 and not layer._did_swap_in_out_features
+        is_transposed = is_parameter and layer._param_ndim == 3 and not layer._did_swap_in_out_features
         yield LowRank(
             name,
             layer.lora_A["default"].weight,

@@ -85,12 +85,6 @@ def check_shared(model: nn.Module, parallel: ExpertParallel) -> None:
             f"{family}: its layers have {fewest} experts, which cannot be shared out among {parallel.size} processes",
             hint=f"start {fewest} processes or fewer",
         )
-    # Of a single expert PEFT takes weights that are stored (in, out) for (out, in).
-    if any(block.is_transposed for block in blocks) and fewest < 2 * parallel.size:
-        raise ModelError(
-            f"{family}: of its {fewest} experts each of {parallel.size} processes would not have two, as its layout needs",
-            hint=f"start {fewest // 2} processes or fewer" if fewest >= 4 else _BY_DATA,
-        )
 
 
 def hold_own(model: nn.Module, parallel: ExpertParallel) -> None:

@@ -197,7 +197,7 @@ def from_main(make: Callable[[], Value]) -> Value:
 
 
 def together(make: Callable[[], Value]) -> Value:
-    """What `make` returns, in each process for itself; an error that a user can mend in one of them is raised in all."""
+    """What `make` returns, in each process for itself; a TuneError in one of them is raised in all."""
     error: TuneError | None = None
     try:
         value = make()
