@@ -59,12 +59,21 @@ def test_flash_attention_is_refused_without_gpu_package_and_16_bits(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))
     refused("Tesla V100 is not one", "base.attention=auto")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(attention, "find_spec", lambda name: None)
-    refused("a package that is missing: flash_attn", "--no-build-isolation")
-    monkeypatch.setattr(attention, "find_spec", lambda name: name)
+    refused("a package that is missing: flash-attn", "--no-build-isolation")
+    package, _, *rest = attention._FLASH[chosen]
+    monkeypatch.setitem(attention._FLASH, chosen, (package, lambda: True, *rest))
     refused("computes in 16 bits", "base.attention=auto", "float32")
 
 
 def test_attention_that_an_architecture_lacks_is_refused(tiny_model: TinyModel) -> None:
     with pytest.raises(ModelError, match="gpt_oss has no attention by sdpa"):
         load(Base(model=str(tiny_model("gpt_oss")), attention="sdpa"))
+
+
+@pytest.mark.parametrize("chosen", ["flash_attention_2", "flash_attention_3"])
+def test_flash_attention_that_transformers_would_replace_by_a_kernel_from_the_hub_is_refused(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch, chosen: str
+) -> None:
+    monkeypatch.setattr(attention, "_check_flash", lambda *given: None)
+    with pytest.raises(ModelError, match=f"gpt_oss has no attention by {chosen}"):
+        load(Base(model=str(tiny_model("gpt_oss")), attention=chosen))
