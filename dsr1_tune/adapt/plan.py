@@ -55,7 +55,7 @@ def fitted(config: PlanRun, base: PlannedBase, batch: Batch, methods: tuple[Meth
         dtype=config.base.dtype,
         device=device,
     )
-    return fit(base, settings, batch, _room(config, device), methods, partial(refusal, config, device))
+    return fit(base, settings, batch, _room(config, device), methods, partial(refusal, config, base, device))
 
 
 def device_of(config: PlanRun) -> Device:
@@ -151,7 +151,7 @@ def _table(made: Plan) -> Any:
     add("reached in", lambda one: one.phase)
     add("must be there", lambda one: _least(one) + _gib(one.needed))
     if made.room.host:
-        add("main memory, all processes", lambda one: _gib(one.host * one.parallel.processes))
+        add("main memory, all processes", lambda one: _gib(one.host_of_all))
     words = f"fits in {made.memory / GIB:,.1f}" + (f" and {made.room.host / GIB:,.1f}" if made.room.host else "")
     table.add_row(words, *(_fits(made, method) for method in made.methods))
     return table
@@ -196,6 +196,7 @@ def as_json(made: Plan) -> dict[str, Any]:
             "peak": one.peak,
             "reached_in": one.phase,
             "needed": one.needed,
+            "host_of_all": one.host_of_all,
             "fits": made.fits(one.method),
             "refused": "",
             "advice": made.advice.get(one.method, ""),

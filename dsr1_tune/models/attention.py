@@ -37,33 +37,41 @@ def with_attention(config: Any, attention: str, dtype: str, name: str = "the bas
     """
     if attention == "auto":
         return config
+    if why := unsupported(config, attention, dtype, "cuda" if torch.cuda.is_available() else "cpu"):
+        raise ModelError(f"{name}: {why}", hint=_OTHERS)
     if attention in _FLASH:
-        _check_flash(attention, dtype)
+        _check_flash(attention)
+    chosen = copy.deepcopy(config)
+    chosen._attn_implementation = attention
+    return chosen
+
+
+def unsupported(config: Any, attention: str, dtype: str, device_type: str) -> str:
+    """Why attention could not be computed so on any machine with such a device; "" where it could."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     # A family that names kernels of its own, as gpt-oss does, would be given one from the Hub in place of others.
     its_own = kind._compatible_flash_implementations
     has_flash = kind._supports_flash_attn and (its_own is None or attention in its_own)
-    if not {"sdpa": kind._supports_sdpa, "eager": True}.get(attention, has_flash):
-        raise ModelError(f"{name}: {config.model_type} has no attention by {attention}", hint=_OTHERS)
-    chosen = copy.deepcopy(config)
-    chosen._attn_implementation = attention
-    return chosen
+    if not {"auto": True, "sdpa": kind._supports_sdpa, "eager": True}.get(attention, has_flash):
+        return f"{config.model_type} has no attention by {attention}"
+    if attention in _FLASH and device_type == "cpu":
+        return f"base.attention={attention} needs a GPU, and there is none"
+    if attention in _FLASH and dtype == "float32":
+        return f"base.attention={attention} computes in 16 bits, base.dtype is float32"
+    return ""
 
 
-def _check_flash(attention: str, dtype: str) -> None:
+def _check_flash(attention: str) -> None:
+    """Raises ModelError where this machine's GPU or packages are not those that it needs."""
     package, is_there, capability, install = _FLASH[attention]
-    if not torch.cuda.is_available():
-        raise ModelError(f"base.attention={attention} needs a GPU, and there is none", hint=_OTHERS)
     if torch.cuda.get_device_capability() < capability:
         least = f"{capability[0]}.{capability[1]}"
         have = f"{torch.cuda.get_device_name()} is not one"
         raise ModelError(f"base.attention={attention} needs a GPU of capability {least} or more; {have}", hint=_OTHERS)
     if not is_there():
         raise ModelError(f"base.attention={attention} needs a package that is missing: {package}", hint=install)
-    if dtype == "float32":
-        raise ModelError(f"base.attention={attention} computes in 16 bits, base.dtype is float32", hint=_OTHERS)
 
 
 def is_flash(model: Any) -> bool:

@@ -64,7 +64,16 @@ STRATEGIES = get_args(Parallel.model_fields["strategy"].annotation)
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("changes", [{}, {"schedule": {"optimizer": "paged_adamw_8bit"}}, {"adapter": {"dora": True}}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"schedule": {"optimizer": "paged_adamw_8bit"}},
+        {"adapter": {"dora": True}},
+        {"base": {"attention": "flash_attention_2"}},
+        {"base": {"attention": "flash_attention_2", "dtype": "float32"}},
+    ],
+)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_what_fits_is_what_the_commands_own_config_accepts(
     monkeypatch: pytest.MonkeyPatch, strategy: Any, device: Any, changes: dict[str, Any], processes: int
@@ -85,6 +94,12 @@ def test_what_fits_is_what_the_commands_own_config_accepts(
         assert accepted or len(made.refused[method]) > 20
 
 
+def test_attention_that_an_architecture_does_not_have_is_refused() -> None:
+    config = PlanRun.model_validate({"base": {"attention": "flash_attention_2"}, "device": "cuda", "memory": 8})
+    made = plan.fitted(config, PlannedBase("tiny", Path(), tiny_config("gpt_oss"), "float32"), SMALL, ("lora",))
+    assert "gpt_oss has no attention by flash_attention_2" in made.refused["lora"]
+
+
 def is_accepted(config: PlanRun, method: str, device: str) -> bool:
     """Whether the settings go with the method's own command, and its run would begin with them."""
     shared = {"parallel": config.parallel.model_dump(), "schedule": config.schedule.model_dump()}
@@ -96,11 +111,13 @@ def is_accepted(config: PlanRun, method: str, device: str) -> bool:
         return False
     if run.schedule.optimizer == "paged_adamw_8bit" and device == "cpu":
         return False
+    if config.base.attention.startswith("flash") and (device == "cpu" or config.base.dtype == "float32"):
+        return False
     return run.parallel.strategy == "ddp" or run.parallel.processes > 1
 
 
 def nothing_needed(method: Any) -> MemoryEstimate:
-    return MemoryEstimate(method, 1, {}, {"step": 1}, {}, 0, SMALL, Parallel())
+    return MemoryEstimate(method, 1, {}, {"step": 1}, {}, 0, 0, SMALL, Parallel())
 
 
 def test_plan_where_nothing_fits_exits_1_and_advises(qwen: Path) -> None:

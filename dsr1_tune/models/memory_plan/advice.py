@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
-from dsr1_tune.config import Parallel
+from dsr1_tune.config import Parallel, Schedule
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.memory import GIB
 from dsr1_tune.models.memory_plan.base import PlannedBase
@@ -38,9 +38,8 @@ class Room:
 
     def holds(self, one: MemoryEstimate) -> bool:
         """Whether there is enough for an estimate."""
-        processes = one.parallel.processes
-        fits_host = self.host is None or one.host * processes <= self.host
-        return one.needed <= self.of(processes) and fits_host and one.is_traced
+        fits_host = self.host is None or one.host_of_all <= self.host
+        return one.needed <= self.of(one.parallel.processes) and fits_host and one.is_traced
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def plan(
     refuse: Refuse = lambda method, parallel: "",
 ) -> Plan:
     """What each of `methods` takes on `base`, and what to turn where that is more than there is or `refuse` says no."""
-    refuse = partial(_refusal, base, refuse)
+    refuse = partial(refusal_on, base, refuse)
     possible = [method for method in methods if method != "esft" or find_experts(base.model)]
     refused = {method: why for method in possible if (why := refuse(method, settings.parallel))}
     estimator = Estimator(base, settings, batch)
@@ -100,7 +99,7 @@ def plan(
     return Plan(base, room, batch, tuple(estimates.values()), refused, advice)
 
 
-def _refusal(base: PlannedBase, refuse: Refuse, method: Method, parallel: Parallel) -> str:
+def refusal_on(base: PlannedBase, refuse: Refuse, method: Method, parallel: Parallel) -> str:
     """Why a run would not begin: for its settings, or for what the base is."""
     why = refuse(method, parallel)
     if why or parallel.strategy != "experts":
@@ -123,44 +122,72 @@ class _Advisor:
 
     def advise(self, one: MemoryEstimate) -> str:
         """The settings to turn for a way of training that does not fit."""
-        have = self.room.of(one.parallel.processes)
-        left, by_batch = have - one.fixed, one.needed - one.fixed
-        schedule = self.estimator.settings.schedule
-        if one.needed <= have:
+        if one.needed <= self.room.of(one.parallel.processes):
             return "a machine with more main memory, or fewer processes"
-        if not one.is_traced or left <= 0 or by_batch <= 0:
-            return self._otherwise(one)
-        if not schedule.gradient_checkpointing:
-            return "schedule.gradient_checkpointing=true"
-        share = left / by_batch
-        if (rows := math.floor(one.batch.rows * share)) >= 1:
-            accumulate = schedule.gradient_accumulation_steps * math.ceil(one.batch.rows / rows)
-            return f"schedule.batch_size={rows} schedule.gradient_accumulation_steps={accumulate}"
-        tokens = math.floor(one.batch.tokens * one.batch.rows * share / 64) * 64
-        shorter = f"schedule.batch_size=1 schedule.max_tokens={tokens} or " if tokens >= 64 else ""
-        return shorter + self._otherwise(one)
+        if lighter := self._lighter(one):
+            return lighter
+        shorter = self._shorter(one)
+        return (f"{shorter} or " if shorter else "") + self._otherwise(one)
+
+    def _lighter(self, one: MemoryEstimate) -> str:
+        """The settings to train on the same sequences in less memory; "" where there are none."""
+        schedule, whole = self.estimator.settings.schedule, one.batch.rows
+        checkpointed = schedule.model_copy(update={"gradient_checkpointing": True})
+        added = "" if schedule.gradient_checkpointing else " schedule.gradient_checkpointing=true"
+        if added and self._share_left(one):
+            one = self._with(one, checkpointed, one.batch)
+            if self.room.holds(one):
+                return added.strip()
+        rows = min(math.floor(whole * self._share_left(one)), whole - 1)
+        while rows >= 1:
+            if self.room.holds(self._with(one, checkpointed, replace(one.batch, rows=rows))):
+                accumulate = schedule.gradient_accumulation_steps * math.ceil(whole / rows)
+                return f"schedule.batch_size={rows} schedule.gradient_accumulation_steps={accumulate}{added}"
+            rows //= 2
+        return ""
+
+    def _shorter(self, one: MemoryEstimate) -> str:
+        """Single sequences, cut to fewer tokens; "" where that would not do."""
+        schedule, batch = self.estimator.settings.schedule, one.batch
+        tokens = math.floor(batch.tokens * batch.rows * self._share_left(one) / 64) * 64
+        cut = Batch(1, tokens, batch.eval_rows, min(batch.eval_tokens, tokens))
+        fits = 64 <= tokens < batch.tokens and self.room.holds(self._with(one, schedule, cut))
+        return f"schedule.batch_size=1 schedule.max_tokens={tokens}" if fits else ""
+
+    def _share_left(self, one: MemoryEstimate) -> float:
+        """There is room for so much of what a batch takes; 0 where none helps, as another phase takes too much."""
+        have = self.room.of(one.parallel.processes)
+        phases = {phase: size - one.mapped.get(phase, 0) for phase, size in one.phases.items()}
+        # What a step leaves behind is in the phases after it, too.
+        others = max(size - one.parts["gaps"] for phase, size in phases.items() if phase != "step")
+        by_batch = phases["step"] - one.fixed
+        if not one.is_traced or others > have or by_batch <= 0:
+            return 0.0
+        return max((have - one.fixed) / by_batch, 0.0)
+
+    def _with(self, one: MemoryEstimate, schedule: Schedule, batch: Batch) -> MemoryEstimate:
+        """The same way of training with another schedule and other batches: what is advised is tried before."""
+        have = self.room.of(one.parallel.processes)
+        return self.estimator.otherwise(schedule, batch).estimate(one.method, one.parallel, have)
 
     def _otherwise(self, one: MemoryEstimate) -> str:
         """Where a smaller batch does not help."""
         settings = self.estimator.settings
         is_in_32_bits = one.method in ("full", "esft") and settings.schedule.optimizer in ("auto", "adamw")
+        in_8_bits = settings.schedule.model_copy(update={"optimizer": "adamw_8bit"})
         may_be_8bit = is_in_32_bits and one.parallel.strategy == "ddp"
-        have = self.room.of(one.parallel.processes)
-        if may_be_8bit and one.fixed - one.parts["optimizer"] * 3 // 4 < have:
+        if may_be_8bit and self.room.holds(self._with(one, in_8_bits, one.batch)):
             return "schedule.optimizer=adamw_8bit"
-        ways = []
         in_4_bits = self.estimates.get("qlora")
-        if one.method != "qlora" and in_4_bits and in_4_bits.fixed < have:
-            if self.room.holds(in_4_bits):
-                return "qlora"
-            ways.append("qlora")
-        placed = next(self._placements(one.method), None)
-        if placed:
+        if one.method != "qlora" and in_4_bits and self.room.holds(in_4_bits):
+            return "qlora"
+        if placed := next(self._placements(one.method), None):
             number, strategy = placed.parallel.processes, placed.parallel.strategy
             each = f"{placed.needed / GIB:,.1f} GiB each"
             where = "processes" if settings.device == "cpu" else "GPUs"
-            ways.append(f"--processes {number} --set parallel.strategy={strategy} ({number} {where}, {each})")
-        return " or ".join(ways) or "a smaller base, or a machine with more memory"
+            whole = " parallel.powersgd_rank=0" if settings.parallel.powersgd_rank else ""
+            return f"--processes {number} --set parallel.strategy={strategy}{whole} ({number} {where}, {each})"
+        return "a smaller base, or a machine with more memory"
 
     def _placements(self, method: Method) -> Iterator[MemoryEstimate]:
         """Numbers of processes and ways to share the work out that fit, the fewest first."""

@@ -151,14 +151,16 @@ def bytes_of(held: Iterable[Held]) -> int:
     return round(sum(one.num_bytes for one in held))
 
 
-def optimizer_bytes(trained: Iterable[Held], schedule: Schedule, is_paged: bool) -> tuple[int, int]:
-    """(bytes of state, of temporaries) of the optimizer, as runs.trainer.optimizers builds it.
+def optimizer_name(schedule: Schedule, is_paged: bool) -> str:
+    """The optimizer; auto is paged 8-bit AdamW if `is_paged`, else AdamW."""
+    if schedule.optimizer == "auto":
+        return "paged_adamw_8bit" if is_paged else "adamw"
+    return schedule.optimizer
 
-    `is_paged` says what auto is: paged 8-bit AdamW, or AdamW.
-    """
-    trained, name = list(trained), schedule.optimizer
-    if name == "auto":
-        name = "paged_adamw_8bit" if is_paged else "adamw"
+
+def optimizer_bytes(trained: Iterable[Held], schedule: Schedule, is_paged: bool) -> tuple[int, int]:
+    """(bytes of state, of temporaries) of the optimizer, as runs.trainer.optimizers builds it."""
+    trained, name = list(trained), optimizer_name(schedule, is_paged)
     largest = max((math.prod(one.shape) for one in trained), default=0)
     if name == "adafactor":  # rows and columns in place of a second moment; an update at a time
         return round(sum(4 * _factored(one.shape) * one.count for one in trained)), 8 * largest

@@ -8,7 +8,7 @@ back, is measured. How much of it one of several processes has, and in which pha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -18,7 +18,15 @@ from dsr1_tune.config import Adapter, Esft, Parallel, Router, Schedule, Train
 from dsr1_tune.models.load import pick_dtype
 from dsr1_tune.models.memory import GIB
 from dsr1_tune.models.memory_plan.base import PlannedBase, dtype_named
-from dsr1_tune.models.memory_plan.counting import Counted, Held, bytes_of, count, optimizer_bytes, trained_by_esft
+from dsr1_tune.models.memory_plan.counting import (
+    Counted,
+    Held,
+    bytes_of,
+    count,
+    optimizer_bytes,
+    optimizer_name,
+    trained_by_esft,
+)
 from dsr1_tune.models.memory_plan.trace import Step, Trace, trace
 from dsr1_tune.models.trained.full import enable_full_training
 from dsr1_tune.models.trained.lora import add_lora
@@ -84,6 +92,8 @@ class MemoryEstimate:
     """Of each phase, the pages of mapped files, which the system takes back when memory is short."""
     host: int
     """Main memory that the process takes beside its GPU; 0 on a CPU."""
+    host_of_first: int
+    """What the first of several processes takes of it besides."""
     batch: Batch
     parallel: Parallel
     is_traced: bool = True
@@ -103,6 +113,11 @@ class MemoryEstimate:
     def needed(self) -> int:
         """The most of all phases less mapped files."""
         return max(size - self.mapped.get(phase, 0) for phase, size in self.phases.items())
+
+    @property
+    def host_of_all(self) -> int:
+        """Main memory that all processes take beside their GPUs."""
+        return self.host * self.parallel.processes + self.host_of_first
 
     @property
     def fixed(self) -> int:
@@ -125,6 +140,10 @@ class Estimator:
         placed = _Placed(self, method, parallel or self.settings.parallel)
         is_hopeless = memory is not None and placed.least > _HOPELESS * memory
         return placed.estimate(_NOTHING if is_hopeless else None)
+
+    def otherwise(self, schedule: Schedule, batch: Batch) -> Estimator:
+        """For another schedule and other batches."""
+        return Estimator(self.base, replace(self.settings, schedule=schedule), batch, self._counts)
 
     def dtype(self, method: Method) -> torch.dtype:
         """The number format that is computed in."""
@@ -246,11 +265,27 @@ class _Placed:
         esft = self.settings.esft
         return trained_by_esft(self.base, esft, self.settings.adapter.rank, self.dtype.itemsize)
 
+    @property
+    def _is_paged(self) -> bool:
+        return self.method == "qlora" and not self.is_cpu
+
+    @cached_property
+    def put_together(self) -> tuple[int, int]:
+        """Bytes of main memory for all experts' A and B, and for their optimizer's state, where they are shared out.
+
+        Both are put together in the first process to be saved, 8-bit state excepted; an adapter that is gone on with
+        is read whole in every process.
+        """
+        if self.strategy != "experts":
+            return 0, 0
+        whole, schedule = self.estimator.counted(self.method), self.settings.schedule
+        is_8bit = "8bit" in optimizer_name(schedule, self._is_paged)
+        return whole.adapter, 0 if is_8bit else optimizer_bytes(whole.trained, schedule, self._is_paged)[0]
+
     @cached_property
     def in_step(self) -> dict[str, int]:
         """Bytes of weights, adapter, gradients, optimizer state, its temporaries, and layers that FSDP gathers."""
-        is_paged = self.method == "qlora" and not self.is_cpu
-        optimizer, working = optimizer_bytes(self.trained, self.settings.schedule, is_paged)
+        optimizer, working = optimizer_bytes(self.trained, self.settings.schedule, self._is_paged)
         weights, adapter, gradients, gathered = self.loaded.weights, self.loaded.adapter, bytes_of(self.trained), 0
         if self.strategy == "ddp":  # the buckets that are sent
             gradients *= 2
@@ -308,6 +343,9 @@ class _Placed:
             phases["sharing out"] = whole + held["weights"] + held["adapter"]
             # Every process has all weights again, and still its part.
             phases["saving"] = whole + held["weights"] + held["adapter"] + held["optimizer"] + fragmentation
+        whole_adapter, whole_state = self.put_together
+        if self.strategy == "experts" and self.is_cpu:
+            phases["saving"] = training + fragmentation + whole_adapter + whole_state
         parts = {
             "weights": held["weights"],
             "adapter": held["adapter"],
@@ -322,10 +360,19 @@ class _Placed:
         }
         while_loaded: tuple[Phase, ...] = ("loading", "checking")
         pages = {phase: while_loading if phase in while_loaded else mapped for phase in phases}
-        host = 0 if self.is_cpu else round(_HOST_LIBRARIES) + 2 * largest
+        host = 0 if self.is_cpu else round(_HOST_LIBRARIES) + 2 * largest + whole_adapter
         num_trained = round(sum(one.numel for one in self._trained_by_all))
         return MemoryEstimate(
-            self.method, num_trained, parts, phases, pages, host, self.estimator.batch, self.parallel, instead is None
+            method=self.method,
+            num_trained=num_trained,
+            parts=parts,
+            phases=phases,
+            mapped=pages,
+            host=host,
+            host_of_first=0 if self.is_cpu else whole_state,
+            batch=self.estimator.batch,
+            parallel=self.parallel,
+            is_traced=instead is None,
         )
 
     @property

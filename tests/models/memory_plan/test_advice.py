@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from dsr1_tune.config import Base, Parallel
+from dsr1_tune.config import Base, Parallel, Schedule
 from dsr1_tune.models.memory import GIB
 from dsr1_tune.models.memory_plan.advice import Room, plan
 from dsr1_tune.models.memory_plan.base import PlannedBase, describe
@@ -25,6 +25,37 @@ def test_advice_that_is_taken_makes_it_fit(tiny_base: Path) -> None:
     rows = int(advised.split("=")[1].split()[0])
     assert 1 <= rows < 64
     assert plan(base, Settings(), Batch(rows, 256, 1, 256), room, ("lora",)).fits("lora")
+
+
+def test_a_smaller_batch_is_not_advised_where_another_phase_than_the_step_is_too_large() -> None:
+    base = PlannedBase("wide", Path(), tiny_config("deepseek_v3", moe_intermediate_size=8192), "float32")
+    parallel = Parallel(processes=8, strategy="fsdp2")
+    settings, batch = Settings(dtype="float32", device="cuda", parallel=parallel), Batch(64, 256, 1, 256)
+    large = estimate(base, "lora", settings, batch)
+    # What a step leaves behind would be less with fewer sequences.
+    others = max(size for phase, size in large.phases.items() if phase != "step") - large.parts["gaps"]
+    assert large.fixed < others < large.phases["step"]
+    short, enough = (
+        plan(base, settings, batch, Room((others + more) // 2), ("lora",))
+        for more in (large.fixed, large.phases["step"])
+    )
+    assert "batch_size" not in short.advice["lora"] and "max_tokens" not in short.advice["lora"]
+    rows = int(enough.advice["lora"].removeprefix("schedule.batch_size=").split()[0])
+    fewer = Batch(rows, 256, 1, 256)
+    assert enough.room.holds(estimate(base, "lora", settings, fewer))
+
+
+def test_checkpointing_is_advised_only_where_it_makes_it_fit(tiny_base: Path) -> None:
+    base = describe(Base(model=str(tiny_base)))
+    batch, every = Batch(64, 256, 1, 256), Settings(schedule=Schedule(gradient_checkpointing=False), device="cuda")
+    kept = estimate(base, "lora", every, batch)
+    thrown = estimate(base, "lora", Settings(device="cuda"), batch)
+    assert thrown.needed < kept.needed
+    room = Room((thrown.needed + kept.needed) // 2)
+    assert plan(base, every, batch, room, ("lora",)).advice["lora"] == "schedule.gradient_checkpointing=true"
+    room = Room(thrown.fixed + round((thrown.needed - thrown.fixed) * 0.7))
+    advised = plan(base, every, batch, room, ("lora",)).advice["lora"]
+    assert re.fullmatch(r"schedule.batch_size=\d+ .*_steps=\d+ schedule.gradient_checkpointing=true", advised)
 
 
 def test_plan_chooses_what_fits(tiny_base: Path) -> None:

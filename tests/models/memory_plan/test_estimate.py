@@ -122,6 +122,27 @@ def test_experts_are_shared_out_and_the_rest_is_not(tiny_base: Path) -> None:
     assert alone.parts["files"] > 0 == shared.parts["files"]  # a part is read with plain reads, which map nothing
 
 
+@pytest.mark.parametrize(("optimizer", "is_gathered"), [("adamw", True), ("adamw_8bit", False)])
+def test_the_whole_adapter_is_put_together_in_main_memory_to_be_saved(
+    tiny_base: Path, optimizer: Any, is_gathered: bool
+) -> None:
+    base = describe(Base(model=str(tiny_base)))
+    shared, schedule = Parallel(processes=2, strategy="experts"), Schedule(optimizer=optimizer)
+    here, on_gpus = (
+        Estimator(base, Settings(schedule=schedule, dtype="float32", device=device), SMALL)
+        for device in ("cpu", "cuda")
+    )
+    alone = here.estimate("lora")
+    state = alone.parts["optimizer"] if is_gathered else 0
+    one = here.estimate("lora", shared)
+    names = ("weights", "adapter", "optimizer", "libraries", "gaps")
+    assert one.phases["saving"] - sum(one.parts[name] for name in names) == alone.parts["adapter"] + state
+    whole, parts = (on_gpus.estimate("lora", each) for each in (Parallel(processes=2), shared))
+    experts = base.largest - base.largest_part(2)  # a part is loaded by way of main memory too, and is smaller
+    assert parts.host - whole.host == alone.parts["adapter"] - 2 * 4 * experts
+    assert parts.host_of_all == 2 * parts.host + state and whole.host_of_first == 0
+
+
 def fused(base: PlannedBase) -> list[torch.Tensor]:
     return [getattr(one.module, name) for one in find_experts(base.model) for name in one.parameters]
 
