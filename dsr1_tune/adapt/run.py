@@ -140,8 +140,7 @@ class _Adapt:
             raise ConfigError(f"method={asked}: {made.refused[asked]}", hint="change that, or take another method")
         method = made.choice if asked == "auto" else asked
         if method is None:
-            tips = "; ".join(f"{name}: {tip}" for name, tip in {**made.refused, **made.advice}.items())
-            raise ModelError(f"{made.base.name}: neither lora nor qlora fits in {made.memory / GIB:.1f} GiB", hint=tips)
+            raise _none_fits(made)
         reason = _reason(made, method, asked)
         self.narrator.say(reason)
         needed = made.of(method).needed
@@ -257,6 +256,16 @@ class _Adapt:
             self.narrator.say(f"\nAll of it on one page: {file}")
         except Exception as error:
             self.narrator.say(f"{self.state.folder}: no report could be written: {type(error).__name__}: {error}")
+
+
+def _none_fits(made: Plan) -> TuneError:
+    """Why neither lora nor qlora is taken."""
+    if not made.estimates:
+        refused = "; ".join(f"{name}: {why}" for name, why in made.refused.items())
+        return ConfigError(refused, hint="change that, or take another method")
+    what = "neither lora nor qlora fits" if not made.refused else f"{made.estimates[0].method} does not fit"
+    tips = "; ".join(f"{name}: {tip}" for name, tip in {**made.refused, **made.advice}.items())
+    return ModelError(f"{made.base.name}: {what} in {made.memory / GIB:.1f} GiB", hint=tips)
 
 
 def _reason(made: Plan, method: Method, asked: str) -> str:

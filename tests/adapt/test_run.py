@@ -97,6 +97,15 @@ def test_adapt_without_data_is_refused() -> None:
         run(AdaptRun(), quiet())
 
 
+def test_adapt_says_why_both_ways_are_refused_in_place_of_that_they_do_not_fit(
+    qwen: Path, short: Path, tmp_path: Path
+) -> None:
+    config = settings(qwen, short, tmp_path / "out", parallel={"processes": 5, "strategy": "experts"}, device="cpu")
+    with pytest.raises(ConfigError, match=r"lora: .*cannot be shared out among 5.*qlora: ") as raised:
+        run(config, quiet())
+    assert "GiB" not in str(raised.value)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
 def test_adapt_stopped_while_training_goes_on_from_the_checkpoint(
