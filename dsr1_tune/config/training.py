@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from dsr1_tune.config.sections import (
     GROUPS,
@@ -46,6 +46,16 @@ class TuneRun(ConfigSection):
     def encoding(self) -> Encoding:
         """How rows become tokens."""
         return Encoding(self.sequences, self.template, self.data.special_tokens)
+
+    @property
+    def may_share_experts(self) -> bool:
+        """Whether the same run could begin with parallel.strategy=experts."""
+        parallel = self.parallel.model_dump() | {"strategy": "experts"}
+        try:
+            type(self).model_validate(self.model_dump() | {"parallel": parallel})
+        except ValidationError:
+            return False
+        return True
 
     def _check(self) -> None:
         if self.router.mode in ("train", "aux_loss"):

@@ -30,6 +30,7 @@ class Holding:
     parallel: Parallel | None = None
     """How training shares the work out; None for a command that does not train."""
     may_share_experts: bool = False
+    """Whether the command would begin with parallel.strategy=experts."""
     in_4_bits: str = ""
     """How the same is done over a base in 4 bits, where it can be."""
 

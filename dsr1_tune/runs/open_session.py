@@ -137,9 +137,9 @@ def _locate_base(config: TuneRun, command: str, quantized: bool, narrator: Narra
     """The base model's folder, config and tokenizer. Raises ModelError where it is stored in a format not trained."""
     if config.base.model is None:
         narrator.say(f"No --model given: this is {embedded.DESCRIPTION}.")
-    shares = isinstance(config, LoraRun)
-    in_4_bits = "train it with qlora" if shares else "--method qlora" if isinstance(config, AlignRun) else ""
-    holding = Holding(quantized, config.parallel, shares, in_4_bits)
+    has_qlora = isinstance(config, LoraRun)
+    in_4_bits = "train it with qlora" if has_qlora else "--method qlora" if isinstance(config, AlignRun) else ""
+    holding = Holding(quantized, config.parallel, config.may_share_experts, in_4_bits)
     base = group.main_first(lambda: locate(config.base, narrator.say, quantized=quantized, holding=holding))
     stored = StoredFormat.of(base.config)
     if stored is StoredFormat.BNB_INT8:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dsr1_tune.config import Parallel
+from dsr1_tune.config import DpoRun, EsftRun, FullRun, LoraRun, Parallel, QloraRun
 from dsr1_tune.errors import ModelError
 from dsr1_tune.models.memory import GIB, main_memory
 from dsr1_tune.models.room import Base, Holding, check_room, refuse_more_than
@@ -52,6 +52,22 @@ def test_several_gpus_are_not_advised_to_what_cannot_share_experts_nor_on_a_cpu(
     assert "experts" not in refused(80, base_of(671), Holding(parallel=Parallel())).hint
     shares = Holding(quantized=True, parallel=Parallel(), may_share_experts=True)
     assert "experts" not in refused(80, base_of(671), shares, torch.device("cpu")).hint
+
+
+@pytest.mark.parametrize(
+    ("changes", "may"),
+    [
+        ({}, True),
+        ({"watch": {"on_alarm": "rollback"}}, False),
+        ({"schedule": {"optimizer": "adafactor"}}, False),
+        ({"base": {"dtype": "float16"}}, False),
+        ({"parallel": {"processes": 2, "powersgd_rank": 2}}, False),
+    ],
+)
+def test_sharing_experts_is_advised_only_to_a_run_that_would_begin_so(changes: dict[str, Any], may: bool) -> None:
+    for run in (LoraRun, QloraRun):
+        assert run.model_validate(changes).may_share_experts == may
+    assert not FullRun().may_share_experts and not EsftRun().may_share_experts and not DpoRun().may_share_experts
 
 
 def test_float32_is_told_of_16_bits_where_they_would_fit() -> None:
