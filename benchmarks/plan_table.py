@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from dsr1_tune.config import Parallel, Schedule
+from dsr1_tune.adapt.allowed import refusal
+from dsr1_tune.config import Parallel, PlanRun, Schedule
 from dsr1_tune.models.memory import GIB
-from dsr1_tune.models.memory_plan.advice import Room
+from dsr1_tune.models.memory_plan.advice import Room, refusal_on
 from dsr1_tune.models.memory_plan.base import PlannedBase
 from dsr1_tune.models.memory_plan.counting import bytes_of
-from dsr1_tune.models.memory_plan.estimate import Batch, Estimator, MemoryEstimate, Settings
+from dsr1_tune.models.memory_plan.estimate import Batch, Estimator, MemoryEstimate, Method, Settings
 
 _QWEN: dict[str, Any] = {"vocab_size": 151936, "head_dim": 128, "num_key_value_heads": 4, "num_experts": 128,
                          "num_experts_per_tok": 8, "tie_word_embeddings": False}  # fmt: skip
@@ -70,6 +72,7 @@ class Machine:
 
 MACHINES = (Machine(8, 80), Machine(8, 24, 512), Machine(1, 80, 400), Machine(1, 24, 128))
 BATCH = Batch(1, 2048, 1, 2048)
+METHODS: tuple[Method, ...] = ("lora", "qlora")
 
 
 def main() -> None:
@@ -92,13 +95,16 @@ def main() -> None:
 def best(estimator: Estimator, machine: Machine) -> str:
     """How the model can be trained there."""
     room = Room(machine.each * 10**9, host=machine.host * 10**9 if machine.host else None)
-    for method in ("lora", "qlora"):
-        for parallel in placements(machine):
+    config = PlanRun(schedule=estimator.settings.schedule)
+    would_refuse = partial(refusal_on, estimator.base, partial(refusal, config, estimator.base, "cuda"))
+    for method in METHODS:
+        allowed = [parallel for parallel in placements(machine) if not would_refuse(method, parallel)]
+        for parallel in allowed:
             one = estimator.estimate(method, parallel, room.each)
             if room.holds(one):
                 shared = f", {parallel.strategy}" if machine.gpus > 1 else ""
                 return f"{method}{shared}: {one.needed / GIB:,.1f} GiB"
-    last = estimator.estimate("qlora", placements(machine)[-1])
+    last = estimator.estimate(method, allowed[-1])
     return "not yet: experts in RAM" if fits_with_experts_in_host_memory(estimator, last, room) else "no"
 
 

@@ -42,7 +42,8 @@ class PlanRun(TuneRun):
     train: Train = Train()
     esft: Esft = Esft()
     memory: Gib | None = None
-    """GiB for each process; without it what this machine has free."""
+    """GiB of each GPU, or with device=cpu for each process; on a machine without a GPU one is planned for. Without it
+    what this machine has free."""
     host_memory: Gib | None = None
     """GiB of the machine's main memory beside its GPUs, for all processes together; not looked at without it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
