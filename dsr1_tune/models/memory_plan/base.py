@@ -114,6 +114,23 @@ class PlannedBase:
         """About what its files take."""
         return round(self.num_parameters * (_BYTES.get(self.stored) or StoredFormat(self.stored).bytes_per_weight or 2))
 
+    def mapped(self, dtype: torch.dtype, is_quantized: bool) -> tuple[int, int]:
+        """Bytes of the files that stay mapped once the model is loaded in `dtype` or in 4 bits, and while it is.
+
+        A tensor that is taken as it is stored is its pages; one that is cast, quantized or put together is a copy of
+        them, and the pages stay as long as any tensor of the file is taken as it is.
+        """
+        if self.is_read_through:
+            return 0, 0
+        is_as_stored = dtype_named(self.stored) == dtype
+        # transformers keeps some tensors, such as DeepSeek-V3's balancing bias, in float32 whatever the others become.
+        is_partly = self.stored == "float32" and self.keeps_float32
+        if is_quantized or not is_as_stored:
+            whole = self.stored_bytes
+            return (whole if is_as_stored or is_partly else 0), whole
+        copied = round(self.stored_bytes * self.num_fused / max(self.num_parameters, 1))
+        return copied, copied
+
 
 def describe(base: Base) -> PlannedBase:
     """The base by its config.json alone. Raises ModelError for what is not there, or no causal language model."""

@@ -318,11 +318,9 @@ class _Placed:
         held, libraries = self.in_step, round(_LIBRARIES[self.settings.device])
         # A part of the experts is read with plain reads.
         is_mapped = self.is_cpu and self.experts_among == 1
-        mapped, while_loading = _mapped(self.base, self.method, self.dtype) if is_mapped else (0, 0)
+        mapped, while_loading = self.base.mapped(self.dtype, self.method == "qlora") if is_mapped else (0, 0)
         activations, fragmentation = self._activations(step)
-        exchange = self._exchange(self.estimator.batch.rows * self.estimator.batch.tokens)
-        if not self.estimator.settings.schedule.gradient_checkpointing:  # every layer keeps its rows
-            exchange *= int(self.base.model.config.get_text_config().num_hidden_layers)
+        exchange = self._exchange(self.estimator.batch.rows * self.estimator.batch.tokens, is_step=True)
         largest = self.base.largest_part(self.experts_among) * self.dtype.itemsize
         loaded = libraries + self.loaded.weights
         whole = loaded + self.loaded.adapter + mapped
@@ -361,10 +359,9 @@ class _Placed:
         while_loaded: tuple[Phase, ...] = ("loading", "checking")
         pages = {phase: while_loading if phase in while_loaded else mapped for phase in phases}
         host = 0 if self.is_cpu else round(_HOST_LIBRARIES) + 2 * largest + whole_adapter
-        num_trained = round(sum(one.numel for one in self._trained_by_all))
         return MemoryEstimate(
             method=self.method,
-            num_trained=num_trained,
+            num_trained=round(sum(one.numel for one in self._trained_by_all)),
             parts=parts,
             phases=phases,
             mapped=pages,
@@ -379,12 +376,15 @@ class _Placed:
     def _trained_by_all(self) -> tuple[Held, ...]:
         return self.trained if self.method == "esft" else self.estimator.counted(self.method).trained
 
-    def _exchange(self, num_tokens: int) -> int:
+    def _exchange(self, num_tokens: int, is_step: bool = False) -> int:
         """The rows that travel to other processes' experts and back, K for each token."""
         if self.strategy != "experts":
             return 0
+        config = self.base.model.config.get_text_config()
         rows = num_tokens * self.base.num_chosen * _IMBALANCE
-        return 2 * rows * int(self.base.model.config.get_text_config().hidden_size) * self.dtype.itemsize
+        if is_step and not self.settings.schedule.gradient_checkpointing:  # every layer keeps its rows
+            rows *= int(config.num_hidden_layers)
+        return 2 * rows * int(config.hidden_size) * self.dtype.itemsize
 
     def _activations(self, step: Trace) -> tuple[int, int]:
         """(what a step makes beside gradients, what the allocator keeps beyond what is in use)."""
@@ -397,21 +397,3 @@ class _Placed:
         most = _MAX_FRAGMENTATION * (2 if self.dtype.itemsize < 4 else 1)  # products in 16 bits pack their operands
         small = max(step.small - step.small_gradients, 0)
         return activations, round(min(small * of_small, activations * most))
-
-
-def _mapped(base: PlannedBase, method: Method, dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes of the files that stay mapped once a model is loaded, and while it is.
-
-    A tensor that is taken as it is stored is its pages; one that is cast, quantized or put together is a copy of them,
-    and the pages stay as long as any tensor of the file is taken as it is.
-    """
-    if base.is_read_through:
-        return 0, 0
-    is_as_stored = dtype_named(base.stored) == dtype
-    # transformers keeps some tensors, such as DeepSeek-V3's balancing bias, in float32 whatever the others become.
-    is_partly = base.stored == "float32" and base.keeps_float32
-    if method == "qlora" or not is_as_stored:
-        whole = base.stored_bytes
-        return (whole if is_as_stored or is_partly else 0), whole
-    copied = round(base.stored_bytes * base.num_fused / max(base.num_parameters, 1))
-    return copied, copied
