@@ -49,7 +49,7 @@ FLAGS = {
         *["--data", "--model", "--gpu-memory", "--method", "--to", "--out", "--map", "--epochs", "--processes"],
         *["--config", "--set"],
     ],
-    "plan": ["--data", "--model", "--memory", "--processes", "--map", "--config", "--set", "--json"],
+    "plan": ["--data", "--model", "--memory", "--host-memory", "--processes", "--map", "--config", "--set", "--json"],
     "experts": ["FILES", "--model", "--out", "--map", "--config", "--set"],
     "reward-test": ["REWARDS", "FILES", "--out", "--show", "--map"],
     "data check": ["FILES", "--map", "--json", "--rejects"],

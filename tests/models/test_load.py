@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from dsr1_tune.config import Base
 from dsr1_tune.errors import ModelError
-from dsr1_tune.models import embedded, hub, load
+from dsr1_tune.models import embedded, hub, load, room
 from dsr1_tune.models.folder import ModelFolder
 from dsr1_tune.models.memory import Memory
 
@@ -309,9 +309,11 @@ def test_locate_refuses_an_empty_folder(tmp_path: Path) -> None:
 
 
 def test_locate_refuses_what_does_not_fit_into_memory(tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "main_memory", lambda: Memory(total=10**6, free=10**5))
+    folder = tiny_model()
+    in_float32 = (folder / "model.safetensors").stat().st_size
+    monkeypatch.setattr(room, "main_memory", lambda: Memory(total=10**6, free=in_float32 * 3 // 4))
     with pytest.raises(ModelError, match="GiB as float32, cpu has") as caught:
-        locate(tiny_model())
+        locate(folder)
     assert "base.dtype=bfloat16" in caught.value.hint
 
 

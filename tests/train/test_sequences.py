@@ -179,9 +179,9 @@ def test_truncated_records_are_not_sampled(go: Go, monkeypatch: pytest.MonkeyPat
     asked: list[int] = []
     as_before = session.sample_answers
 
-    def watch(model: Any, tokenizer: Any, records: Any, *args: Any) -> Any:
+    def watch(model: Any, tokenizer: Any, records: Any, *args: Any, **kwargs: Any) -> Any:
         asked.extend(len(record.messages) for record in records)
-        return as_before(model, tokenizer, records, *args)
+        return as_before(model, tokenizer, records, *args, **kwargs)
 
     monkeypatch.setattr(session, "sample_answers", watch)
     go("cut", Sequences(longer="truncate"), max_tokens=80)
