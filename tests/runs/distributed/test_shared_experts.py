@@ -27,7 +27,7 @@ from tests.conftest import save_tiny
 from tests.runs.distributed.conftest import TIMEOUT, environment, log_of
 from tests.runs.distributed.test_group import after, curve_of, in_processes, manifest_of, settings
 
-STEPS = 50
+STEPS, FEWER_STEPS = 50, 20
 FAMILIES = ("deepseek_v3", "deepseek_v2", "qwen3_moe", "mixtral", "gpt_oss")
 CASES = [(family, "lora", False) for family in FAMILIES]
 CASES += [("deepseek_v3", "qlora", False), ("gpt_oss", "qlora", False), ("deepseek_v3", "lora", True)]
@@ -99,12 +99,18 @@ def name_of(family: str, command: str, is_packed: bool, number: int) -> str:
     return f"{family}-{command}{'-packed' * is_packed}-{number}"
 
 
+def steps_of(command: str, number: int) -> int:
+    return STEPS if (command, number) == ("lora", 2) else FEWER_STEPS
+
+
 def trained(runs: Runs, case: tuple[str, str, bool], number: int) -> Path:
     """The case's run by so many processes that share the experts out, and beside it that by one; done once."""
     family, command, is_packed = case
     name = name_of(*case, number)
     if not (runs.place / name).exists():
-        planned = runs.plan(name, family, command, packing=is_packed, batch_size=5 - number)
+        planned = runs.plan(
+            name, family, command, packing=is_packed, batch_size=5 - number, max_steps=steps_of(command, number)
+        )
         in_processes(number, [planned], runs.place / f"{name}-together")
         in_processes(1, alone(runs, planned, number=number), runs.place / f"{name}-by-one")
     return runs.place / name
@@ -114,14 +120,15 @@ def trained(runs: Runs, case: tuple[str, str, bool], number: int) -> Path:
 @pytest.mark.parametrize("number", [2, 3])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[1]}{'-packed' * case[2]}")
 def test_families_take_the_steps_of_one_process(runs: Runs, case: tuple[str, str, bool], number: int) -> None:
+    family, command, is_packed = case
     run = trained(runs, case, number)
-    check_same(run, Path(f"{run}-alone"))
+    check_same(run, Path(f"{run}-alone"), steps_of(command, number))
+    if command == "lora" and not is_packed:
+        check_plain_peft(runs, family, run)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-def test_plain_peft_computes_the_loss_with_the_saved_adapter(runs: Runs, family: str) -> None:
-    run = trained(runs, (family, "lora", False), 2)
+def check_plain_peft(runs: Runs, family: str, run: Path) -> None:
+    """Plain PEFT computes the loss with the saved adapter."""
     base = load(Base(model=str(runs.base(family)), dtype="float32"))
     ids = base.tokenizer("what is 3 times 2? it is 6", return_tensors="pt").input_ids
     with torch.no_grad():
