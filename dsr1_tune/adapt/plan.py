@@ -114,7 +114,9 @@ def show(made: Plan, config: PlanRun, console: Console) -> None:
     if any(not one.is_traced for one in made.estimates):
         say("≥: far too much before the first step, so activations were not looked at.")
     if made.choice:
-        say(f"Take: dsr1-tune {made.choice}")
+        parallel = config.parallel
+        several = f" --processes {parallel.processes} --set parallel.strategy={parallel.strategy}"
+        say(f"Take: dsr1-tune {made.choice}{several if parallel.processes > 1 else ''}")
 
 
 def _first_line(made: Plan, config: PlanRun) -> str:
