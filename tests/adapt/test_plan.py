@@ -53,7 +53,7 @@ def test_what_the_command_would_refuse_is_said_in_place_of_whether_it_fits(qwen:
     config = PlanRun.model_validate({**tree, "parallel": {"processes": 4, "strategy": "fsdp2"}})
     made = plan.run(config, Console(file=out, width=200))
     assert "qlora: refused: qlora's 4-bit weights cannot be shared out by fsdp2; use experts" in out.getvalue()
-    assert "Take: dsr1-tune lora" in out.getvalue()
+    assert "Take: dsr1-tune lora --processes 4 --set parallel.strategy=fsdp2" in out.getvalue()
     told = plan.as_json(made)["methods"]
     assert [name for name, one in told.items() if one["fits"]] == ["lora", "full"]
     assert told["dpo"]["refused"].startswith("parallel.strategy=fsdp2: alignment shares no weights out")
