@@ -16,6 +16,7 @@ from dsr1_tune.models.meta import meta_model
 from dsr1_tune.models.weights.checkpoint import Checkpoint
 from dsr1_tune.models.weights.stored_format import NF4_BYTES
 from dsr1_tune.moe.anatomy import find_experts
+from dsr1_tune.moe.expert_shard import most_held
 
 _ANYWAY = "choose a smaller model, or use a machine with more memory"
 _FILLED = 0.8
@@ -123,7 +124,7 @@ def _largest_share(base: Base, processes: int) -> float:
     if processes == 1:
         return 1.0
     blocks = find_experts(meta_model(base.config))
-    return max((-(-block.num_experts // processes) / block.num_experts for block in blocks), default=1.0)
+    return max((most_held(block.num_experts, processes) / block.num_experts for block in blocks), default=1.0)
 
 
 def _ways(base: Base, holding: Holding, device: torch.device, have: float) -> list[str]:
@@ -139,7 +140,7 @@ def _ways(base: Base, holding: Holding, device: torch.device, have: float) -> li
         rest, experts = _split(base, need)
         most = max((block.num_experts for block in find_experts(meta_model(base.config))), default=0)
         fitting = (
-            number for number in range(2, most + 1) if rest + experts * -(-most // number) / most <= have * _FILLED
+            number for number in range(2, most + 1) if rest + experts * most_held(most, number) / most <= have * _FILLED
         )
         if number := next(fitting, 0):
             ways.append(f"--processes {number} --set parallel.strategy=experts, on {number} GPUs like this one")

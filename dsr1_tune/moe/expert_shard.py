@@ -21,6 +21,11 @@ class ExpertParallel:
         return tuple(rank * num_experts // self.size for rank in range(self.size + 1))
 
 
+def most_held(num_experts: int, processes: int) -> int:
+    """The most of a layer's experts that any of the processes holds which share them out."""
+    return -(-num_experts // processes)
+
+
 @dataclass(frozen=True)
 class ExpertShard:
     """A layer of `num_experts` experts of which this process holds those of `mine` alone, in fused weights."""

@@ -253,9 +253,8 @@ class Session(Generic[Run]):
     def trainer(self, model: Any, callbacks: list[TrainerCallback]) -> Resumable:
         """The trainer for the rows that this session learns from."""
         (rows, remark), pad_token = training_set(self.data, self.config), self.base.tokenizer.pad_token_id
-        collator = (
-            PackedCollator(pad_token, is_flash(model)) if self.config.sequences.packing else None
-        )  # None leaves it to TRL
+        is_packed = self.config.sequences.packing
+        collator = PackedCollator(pad_token, is_flash(model)) if is_packed else None  # None leaves it to TRL
         if collator:
             self.narrator.say(remark)
             use_packing(model, pad_token)

@@ -22,6 +22,7 @@ from dsr1_tune.models.ref import Hub, Missing, ModelRef, local_path
 from dsr1_tune.models.weights.index import INDEX
 from dsr1_tune.models.weights.stored_format import StoredFormat
 from dsr1_tune.moe.anatomy import Anatomy, Part, find_experts
+from dsr1_tune.moe.expert_shard import most_held
 
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "block-FP8": 1.0, "nf4": 0.52}
 
@@ -75,7 +76,7 @@ class PlannedBase:
         fused = {id(w): w for block in find_experts(self.model) for w in block.module.parameters(recurse=False)}
         weights = {id(weight): weight.numel() for weight in self.model.parameters()}
         return max(
-            -(-len(fused[key]) // processes) * (numel // len(fused[key])) if key in fused else numel
+            most_held(len(fused[key]), processes) * (numel // len(fused[key])) if key in fused else numel
             for key, numel in weights.items()
         )
 

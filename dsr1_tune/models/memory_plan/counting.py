@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from dsr1_tune.models.memory_plan.base import PlannedBase
 from dsr1_tune.models.memory_plan.layers import alike_at_first, with_layers
 from dsr1_tune.models.meta import layer_stack, meta_model
 from dsr1_tune.moe.anatomy import find_experts, plain_name
-from dsr1_tune.moe.expert_shard import ExpertParallel
+from dsr1_tune.moe.expert_shard import most_held
 
 Prepare = Callable[[Any], Any]
 
@@ -53,9 +52,7 @@ class Held:
         """As each of `number` processes holds it that share experts out: the one that holds the most of them."""
         if not self.num_experts:
             return self
-        bounds = ExpertParallel(0, number).bounds(self.num_experts)
-        most = max(end - start for start, end in pairwise(bounds))
-        return replace(self, count=self.count * most / self.num_experts)
+        return replace(self, count=self.count * most_held(self.num_experts, number) / self.num_experts)
 
 
 @dataclass(frozen=True)
